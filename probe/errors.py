@@ -1,0 +1,56 @@
+"""What can go wrong that a user can cause or repair; each error is one sentence and one hint."""
+
+from __future__ import annotations
+
+
+class ProbeError(Exception):
+    """A stated failure: `message` says what, `hint` says what to do. The shell prints both and exits with 1."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UnknownModel(ProbeError):
+    """No model goes by that name, here or on the Hub."""
+
+
+class BadModel(ProbeError):
+    """There is something at that name, but not a causal language model that can be loaded."""
+
+
+class BadPlace(ProbeError):
+    """A place (`SITE[@LAYERS[.HEADS]][:POSITIONS]`) that cannot be read."""
+
+
+class UnknownSite(BadPlace):
+    """A site that does not exist."""
+
+
+class OutOfRange(BadPlace):
+    """A layer, head or position that the model or the text does not have."""
+
+
+class SiteAbsent(BadPlace):
+    """A site that exists in general, but that no verified equation finds in this model."""
+
+
+class BadPrompt(ProbeError):
+    """A prompt that cannot be run: empty, too long, or not readable."""
+
+
+class BadOption(ProbeError):
+    """An option whose value makes no sense, or not with the others."""
+
+
+class NonFinite(ProbeError):
+    """The model produced NaN or infinite logits."""
+
+
+class RunError(ProbeError):
+    """A run directory that is missing, unfinished, altered, in the way or locked."""
+
+
+class StorageFull(RunError):
+    """The disk is full or the directory cannot be written; what is finished is kept."""

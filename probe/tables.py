@@ -1,0 +1,137 @@
+"""The tables of a run: their columns, types and units. The only module that names columns; it writes nothing."""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+
+class Column(NamedTuple):
+    """One column: its Arrow type and what a value means (unit or range)."""
+
+    name: str
+    type: pa.DataType
+    doc: str
+
+
+class Table(NamedTuple):
+    """One table. `keys` order and identify its rows; a `large` table stays a folder of part files."""
+
+    name: str
+    row: str
+    keys: tuple[str, ...]
+    columns: tuple[Column, ...]
+    large: bool = False
+
+
+def _list(value: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("element", value, nullable=False))
+
+
+def _words() -> pa.DataType:
+    return pa.dictionary(pa.int32(), pa.string())
+
+
+INTS, FLOATS = _list(pa.int32()), _list(pa.float32())
+
+RUN = Column("run_id", _words(), "the run's id")
+PROMPT = Column("prompt_id", pa.int32(), "which prompt of the run")
+BRANCH = Column("branch", pa.int32(), "which continuation of the prompt")
+POS = Column("pos", pa.int32(), "position, 0 is the first token")
+LAYER = Column("layer", pa.int16(), "layer, from 0; -1 where a site has none")
+HEAD = Column("head", pa.int16(), "head, from 0; -1 where a site has none")
+QUERY = Column("query", pa.int32(), "position that looks")
+
+
+def _f(name: str, doc: str) -> Column:
+    return Column(name, pa.float32(), doc)
+
+
+def _i(name: str, doc: str) -> Column:
+    return Column(name, pa.int32(), doc)
+
+
+def _s(name: str, doc: str) -> Column:
+    return Column(name, pa.string(), doc)
+
+
+_HEAD_STATISTICS = (
+    _f("entropy", "nats, of the row"),
+    _f("perplexity", "effective number of keys exp(entropy)"),
+    _f("ess", "effective number of keys 1/sum(w^2)"),
+    _f("sink", "weight on position 0"),
+    _f("prev", "weight on the position before"),
+    _f("duplicate", "weight on earlier positions holding the query's own token"),
+    _f("induction", "weight on positions whose predecessor holds the query's own token"),
+    _f("distance", "mean of query - key, tokens"),
+)
+
+_TABLES = (
+    Table("prompts", "an input", ("prompt_id",), (
+        PROMPT, _s("text", "as given"), _s("rendered", "as the model saw it, after the chat template"),
+        _i("n_tokens", "tokens of the prompt"), _s("error", "why this prompt was not run; empty if it was"),
+    )),
+    Table("tokens", "a position of a sequence", ("prompt_id", "branch", "pos"), (
+        PROMPT, BRANCH, POS,
+        _i("token_id", "vocabulary id"), _s("token", "text of the token as decoded in context"),
+        _i("text_start", "first character in the decoded text"), _i("text_end", "one past the last character"),
+        Column("segment", _words(), "prompt or completion"), _i("step", "reasoning step; null in the prompt"),
+        _f("logprob", "nats, given all earlier tokens; null at a first token"),
+        _f("entropy", "nats, of the distribution this token was drawn from"),
+        _f("varentropy", "nats^2, variance of the surprisal under that distribution"),
+        _i("rank", "0 is the most probable token"), _f("prob", "exp(logprob)"), _f("surprisal", "-logprob, nats"),
+        Column("top_ids", INTS, "most probable tokens here, best first"),
+        Column("top_logprobs", FLOATS, "their log-probs, nats"),
+        _f("sample_logprob", "nats, after temperature and filters; null unless sampled here"),
+        _i("kept", "tokens left after the filters; null unless generated here"),
+        _f("noise", "the exponential that decided the race; null unless sampled here"),
+    )),
+    Table("steps", "a reasoning step", ("prompt_id", "branch", "step"), (
+        PROMPT, BRANCH, _i("step", "from 0"),
+        _i("start", "first token position"), _i("end", "one past the last token position"),
+        _i("text_start", "first character"), _i("text_end", "one past the last character"),
+        Column("kind", _words(), "heuristic label of what the step does"), _s("text", "the step"),
+        Column("mid_token", pa.bool_(), "the boundary fell inside a token"),
+        Column("logprob", pa.float64(), "nats, summed over its tokens"),
+        _f("mean_entropy", "nats"), _f("max_entropy", "nats"),
+    )),
+    Table("activations", "one site at one position", ("prompt_id", "branch", "site", "layer", "head", "pos"), (
+        PROMPT, BRANCH, Column("site", _words(), "see sites.py"), LAYER, HEAD, POS,
+        Column("vector", FLOATS, "the activation"), _f("norm", "its Euclidean norm"),
+    ), large=True),
+    Table("heads", "a head's summary", ("prompt_id", "branch", "layer", "head"), (
+        PROMPT, BRANCH, LAYER, HEAD, _i("rows", "query positions averaged"), *_HEAD_STATISTICS,
+    )),
+    Table("attention_rows", "one row of a pattern, summarised", ("prompt_id", "branch", "layer", "head", "query"), (
+        PROMPT, BRANCH, LAYER, HEAD, QUERY, *_HEAD_STATISTICS,
+        _i("max_key", "position with the largest weight"), _f("max_weight", "that weight"),
+    ), large=True),
+    Table("attention", "one row of a pattern", ("prompt_id", "branch", "layer", "head", "query"), (
+        PROMPT, BRANCH, LAYER, HEAD, QUERY,
+        Column("keys", INTS, "positions looked at; null where weights has every position"),
+        Column("weights", FLOATS, "their weights"), _f("kept_mass", "sum of the weights kept"),
+    ), large=True),
+    Table("scores", "one row of attention scores before the softmax", ("prompt_id", "branch", "layer", "head", "query"), (
+        PROMPT, BRANCH, LAYER, HEAD, QUERY, Column("scores", FLOATS, "scaled and capped, one a visible key"),
+    ), large=True),
+    Table("lens", "a layer's guess at a position", ("prompt_id", "branch", "layer", "pos"), (
+        PROMPT, BRANCH, LAYER, POS, Column("top_ids", INTS, "best first"), Column("top_logprobs", FLOATS, "nats"),
+        _i("target_id", "the token that follows"), _i("target_rank", "0 is the top"), _f("target_logprob", "nats"),
+        _f("entropy", "nats"), _f("kl_to_final", "nats, KL(final || this layer)"),
+    )),
+)
+
+TABLES: dict[str, Table] = {t.name: t for t in _TABLES}
+
+
+def schema(name: str) -> pa.Schema:
+    """Arrow schema of a table, `run_id` first, with units in its metadata (keys `probe` and `PANDAS_ATTRS`)."""
+    table = TABLES[name]
+    units = {c.name: c.doc for c in (RUN, *table.columns)}
+    probe = {"schema_version": SCHEMA_VERSION, "table": name, "row": table.row, "units": units}
+    metadata = {"probe": json.dumps(probe), "PANDAS_ATTRS": json.dumps({"probe": probe})}
+    return pa.schema([pa.field(c.name, c.type) for c in (RUN, *table.columns)], metadata=metadata)
