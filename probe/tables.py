@@ -73,7 +73,9 @@ _HEAD_STATISTICS = (
 _TABLES = (
     Table("prompts", "an input", ("prompt_id",), (
         PROMPT, _s("text", "as given"), _s("rendered", "as the model saw it, after the chat template"),
-        _i("n_tokens", "tokens of the prompt"), _s("error", "why this prompt was not run; empty if it was"),
+        _i("n_tokens", "tokens of the prompt"),
+        Column("stop_reason", _words(), "eos, stop, length or context; null where nothing was generated"),
+        _s("error", "why this prompt was not run; empty if it was"),
     )),
     Table("tokens", "a position of a sequence", ("prompt_id", "branch", "pos"), (
         PROMPT, BRANCH, POS,
