@@ -1,0 +1,23 @@
+"""A run on disk or in memory: written by units, whole or resumable at any moment, read as DataFrames."""
+
+from probe.store.catalog import Listed, check, describe, is_run, list_runs, remove
+from probe.store.exporting import export
+from probe.store.run import Run, open_run
+from probe.store.shelves import Limits
+from probe.store.writer import Writer, create, fresh_path
+
+__all__ = [
+    "Limits",
+    "Listed",
+    "Run",
+    "Writer",
+    "check",
+    "create",
+    "describe",
+    "export",
+    "fresh_path",
+    "is_run",
+    "list_runs",
+    "open_run",
+    "remove",
+]

@@ -1,0 +1,194 @@
+"""Files that are either absent or whole: hashing sink, fsync, rename, lock. Knows nothing of runs or tables."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+from probe.errors import RunError, StorageFull
+
+TEMPORARY = ".tmp"  # a name that ends so holds nothing; `*.parquet` does not match it
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Written(NamedTuple):
+    """What a file holds, known while it was written: nothing is read back."""
+
+    bytes: int
+    sha256: str
+
+
+class Sink(io.RawIOBase):
+    """A write-only file that hashes what goes through it, and ignores writes once it was abandoned."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("wb", buffering=0)
+        self._hash = hashlib.sha256()
+        self._size = 0
+        self._abandoned = False
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._size
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`; raises the OSError of a full disk rather than a short count."""
+        view = memoryview(data).cast("B")
+        if self._abandoned:  # Parquet writers write a footer when they are dropped
+            return len(view)
+        self._hash.update(view)
+        done = 0
+        while done < len(view):
+            done += os.write(self._file.fileno(), view[done:])
+        self._size += len(view)
+        return len(view)
+
+    def seal(self) -> Written:
+        """Put it on the disk and close it. The name is still the temporary one."""
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return Written(self._size, self._hash.hexdigest())
+
+    def abandon(self) -> None:
+        """Close and remove the file."""
+        self._abandoned = True
+        self._file.close()
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
+
+    def __del__(self) -> None:
+        if not self._file.closed:
+            self._file.close()
+
+
+def temporary(path: Path) -> Path:
+    """The name under which `path` is written."""
+    return path.with_name(path.name + TEMPORARY)
+
+
+def settle(path: Path) -> None:
+    """Give a sealed file its own name. Its folder still has to be synced (`sync_folder`)."""
+    temporary(path).replace(path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk."""
+    if os.name == "nt":  # no such call there
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: Path, data: bytes) -> Written:
+    """Write a whole file, durably: after a crash at any moment it has its old content or the new."""
+    sink = Sink(temporary(path))
+    try:
+        sink.write(data)
+        written = sink.seal()
+    except BaseException:
+        sink.abandon()
+        raise
+    settle(path)
+    sync_folder(path.parent)
+    return written
+
+
+def write_json(path: Path, value: Any) -> Written:
+    """`write_bytes` of JSON; `value` must hold no NaN (`jsonable`)."""
+    return write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in a file; RunError when it is torn."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise RunError(f"'{path}' is damaged: it is not JSON", hint=f"probe runs check {path.parent}") from error
+    except OSError as error:
+        raise RunError(f"cannot read '{path}': {error.strerror}") from error
+
+
+@contextmanager
+def stated(path: Path) -> Iterator[None]:
+    """Turn what a disk can do to us while writing `path` into one clear error."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            hint = "free some space and run the same command with --resume: what is finished is kept"
+            raise StorageFull(f"the disk is full: could not write '{path}'", hint=hint) from error
+        if error.errno == errno.EIO:
+            hint = "when the disk works again, run the same command with --resume"
+            raise StorageFull(f"the disk failed while writing '{path}'", hint=hint) from error
+        if error.errno is None:
+            raise
+        raise StorageFull(f"cannot write '{path}': {error.strerror}", hint="choose another --out") from error
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let a Ctrl-C wait until the file in hand is consistent. Does nothing outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[tuple[int, FrameType | None]] = []
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before):  # ignored, or not Python's
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: waiting.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if waiting:
+            before(*waiting[0])
+
+
+class Lock:
+    """One process at a time in a folder; the system lets go of it when the process dies."""
+
+    NAME = "lock"
+
+    def __init__(self, folder: Path) -> None:
+        from filelock import FileLock, Timeout
+
+        self._lock = FileLock(folder / self.NAME, timeout=0, thread_local=False)
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            hint = "wait for it to finish, or choose another --out"
+            raise RunError(f"'{folder}' is locked: another process is writing it", hint=hint) from error
+        if not (folder / self.NAME).exists():  # it was finished and renamed while we opened it
+            self._lock.release()
+            raise RunError(f"'{folder}' was finished by another process just now")
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+def locked(folder: Path) -> bool:
+    """Whether a living process writes in this folder."""
+    if not (folder / Lock.NAME).exists():
+        return False
+    try:
+        Lock(folder).release()
+    except RunError:
+        return True
+    return False

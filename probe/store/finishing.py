@@ -1,0 +1,111 @@
+"""The end of a run: small tables become one sorted file each, the manifest is written, the folder gets its name."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from probe import tables
+from probe.store import durable, manifest, merging, parts
+from probe.store.journal import FOLDER, STATE
+from probe.store.shelves import Disk
+
+
+def finish(path: Path, shelf: Disk, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """From units on a shelf to the whole run `path`. A kill in between leaves what `--resume` completes."""
+    if shelf.journal.records:
+        shelf.flush()
+        listed = _compacted(shelf)
+    else:  # nothing was flushed: no need to write anything twice
+        listed = _directly(shelf)
+    described = _manifest(state, about, _listing(listed), seconds=shelf.journal.seconds)
+    durable.write_bytes(shelf.folder / "README.md", manifest.readme(described).encode())
+    durable.write_json(shelf.folder / manifest.NAME, described)
+    conclude(path, shelf.folder)
+
+
+def conclude(path: Path, folder: Path) -> None:
+    """Remove what only an unfinished run needs, and rename. The manifest is there already."""
+    for name, table in durable.read_json(folder / manifest.NAME)["tables"].items():
+        if not tables.TABLES[name].large:
+            assert table["files"][0]["path"] == f"{name}.parquet"
+            shutil.rmtree(folder / name, ignore_errors=True)
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    (folder / STATE).unlink(missing_ok=True)
+    durable.sync_folder(folder)
+    folder.rename(path)
+    durable.sync_folder(path.parent)
+
+
+def discard(folder: Path) -> None:
+    """Remove a partial run in which nothing was finished. Its state goes last: without it the folder is not ours."""
+    for child in folder.iterdir():
+        if child.is_dir():
+            shutil.rmtree(child)
+        elif child.name != STATE:
+            child.unlink()
+    (folder / STATE).unlink(missing_ok=True)
+    folder.rmdir()
+
+
+def in_memory(state: Mapping[str, Any], about: Mapping[str, Any], found: Mapping[str, pa.Table]) -> dict[str, Any]:
+    """The manifest of a run that has no files."""
+    listing = {name: {"rows": table.num_rows, "bytes": table.nbytes, "files": []} for name, table in found.items()}
+    return _manifest(state, about, listing, seconds=None)
+
+
+def _manifest(
+    state: Mapping[str, Any], about: Mapping[str, Any], listing: Mapping[str, Any], *, seconds: float | None
+) -> dict[str, Any]:
+    return {
+        **state,
+        "ended": manifest.now(),
+        "wall_seconds": None if seconds is None else round(seconds, 3),
+        "peak_memory_bytes": manifest.peak_memory(),
+        **manifest.jsonable(about),
+        "tables": dict(listing),
+    }
+
+
+def _listing(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    listing: dict[str, Any] = {}
+    for entry in entries:
+        table = listing.setdefault(entry["table"], {"rows": 0, "bytes": 0, "files": []})
+        table["rows"] += entry["rows"]
+        table["bytes"] += entry["bytes"]
+        table["files"].append({key: entry[key] for key in ("path", "rows", "bytes", "sha256")})
+    return dict(sorted(listing.items()))
+
+
+def _directly(shelf: Disk) -> list[dict[str, Any]]:
+    listed = shelf.seal_large()
+    for name in shelf.small_names():
+        listed.append(_one_file(shelf, name, [shelf.read(name)]))
+    durable.sync_folder(shelf.folder)
+    return listed
+
+
+def _compacted(shelf: Disk) -> list[dict[str, Any]]:
+    found = shelf.journal.parts
+    listed = [part for part in found if tables.TABLES[part["table"]].large]
+    for name in sorted({part["table"] for part in found} - {part["table"] for part in listed}):
+        paths = [shelf.folder / part["path"] for part in found if part["table"] == name]
+        listed.append(_one_file(shelf, name, merging.merged(paths, tables.TABLES[name].keys)))
+    return listed
+
+
+def _one_file(shelf: Disk, name: str, batches: Any) -> dict[str, Any]:
+    path = shelf.folder / f"{name}.parquet"
+    rows, written = parts.write_file(path, tables.schema(name), _chunks(batches))
+    return {"table": name, "path": path.name, "rows": rows, "bytes": written.bytes, "sha256": written.sha256}
+
+
+def _chunks(batches: Any) -> Any:
+    """Row groups of CHUNK rows whether the rows came in one table or in many: same rows, same bytes."""
+    for table in batches:
+        for start in range(0, max(table.num_rows, 1), merging.CHUNK):
+            yield merging.fresh(table.slice(start, merging.CHUNK))

@@ -1,0 +1,181 @@
+"""One Parquet file: how it is encoded, and a part that can forget its last rows. Knows no runs or journals."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from probe.store import durable
+
+COALESCE_ROWS = 256  # fewer rows than this wait for more, or every row group would cost more than it holds
+_GROUP_BYTES = 16 << 20
+
+
+def options(schema: pa.Schema) -> dict[str, Any]:
+    """Encodings: floats split by bytes and zstd, everything else a dictionary; statistics of flat columns only."""
+    floats: list[str] = []
+    others: list[str] = []
+    flat: list[str] = []
+    for field in schema:
+        nested = pa.types.is_list(field.type)
+        leaf = field.type.value_type if nested else field.type
+        path = f"{field.name}.list.element" if nested else field.name
+        (floats if pa.types.is_floating(leaf) else others).append(path)
+        if not nested:
+            flat.append(field.name)
+    return {
+        "compression": "zstd",
+        "compression_level": 1,
+        "use_dictionary": others,
+        "use_byte_stream_split": floats,
+        "write_statistics": flat,
+        "write_page_index": True,
+        "write_page_checksum": True,
+        "write_batch_size": 1 << 18,
+    }
+
+
+def group_rows(table: pa.Table) -> int:
+    """Rows of a row group: all of them, or about 16 MB."""
+    each = max(1, table.nbytes // max(1, table.num_rows))
+    return max(1, min(table.num_rows, max(512, _GROUP_BYTES // each)))
+
+
+class File:
+    """A Parquet file under its temporary name, written through the hashing sink."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path = path
+        self._sink = durable.Sink(durable.temporary(path))
+        self._writer = pq.ParquetWriter(pa.PythonFile(self._sink, mode="w"), schema, **options(schema))
+
+    @property
+    def bytes(self) -> int:
+        return self._sink.tell()
+
+    def write(self, table: pa.Table) -> int:
+        """Append rows; how many row groups they became."""
+        size = group_rows(table)
+        self._writer.write_table(table, row_group_size=size)
+        return -(-table.num_rows // size)
+
+    def seal(self) -> durable.Written:
+        """Write the footer and sync; still under the temporary name."""
+        self._writer.close()
+        return self._sink.seal()
+
+    def abandon(self) -> None:
+        self._writer.is_open = False  # its destructor must not write a footer
+        self._sink.abandon()
+
+
+def write_file(path: Path, schema: pa.Schema, batches: Any) -> tuple[int, durable.Written]:
+    """Write one whole file durably from an iterator of tables: its rows, size and hash."""
+    file, rows = File(path, schema), 0
+    try:
+        for table in batches:
+            file.write(table)
+            rows += table.num_rows
+        written = file.seal()
+    except BaseException:
+        file.abandon()
+        raise
+    durable.settle(path)
+    durable.sync_folder(path.parent)
+    return rows, written
+
+
+class Part:
+    """A part of a large table while it grows. Rows can be dropped again (`drop`) until it is sealed."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path, self.schema = path, schema
+        self.rows = 0
+        self.groups = 0
+        self._file = File(path, schema)
+        self._waiting: list[pa.Table] = []
+        self._dropped: list[tuple[int, int]] = []
+        self._written: durable.Written | None = None
+        self._settled = False
+
+    @property
+    def bytes(self) -> int:
+        return self._file.bytes + sum(table.nbytes for table in self._waiting)
+
+    def append(self, table: pa.Table) -> None:
+        """Add rows: a row group of their own, or together with the next ones if they are few."""
+        self._waiting.append(table)
+        self.rows += table.num_rows
+        if sum(t.num_rows for t in self._waiting) >= COALESCE_ROWS:
+            self._push()
+
+    def _push(self) -> None:
+        if self._waiting:
+            table = self._waiting[0] if len(self._waiting) == 1 else together(self._waiting)
+            self._waiting = []
+            self.groups += self._file.write(table)
+
+    def drop(self, start: int) -> None:
+        """Forget the rows from `start` on."""
+        if start < self.rows:
+            self._dropped.append((start, self.rows))
+
+    def close(self) -> None:
+        """No more rows: write the footer."""
+        if self._written is None:
+            self._push()
+            self._written = self._file.seal()
+
+    def seal(self) -> tuple[int, durable.Written]:
+        """Rows, size and hash of what is left; the file has its own name afterwards (its folder is not synced)."""
+        self.close()
+        dropped = sum(end - start for start, end in self._dropped)
+        if not self._settled:
+            if dropped:
+                self._rewrite()
+            durable.settle(self.path)
+            self._settled = True
+        assert self._written is not None
+        return self.rows - dropped, self._written
+
+    def _rewrite(self) -> None:
+        """Copy what was not dropped to a second file that takes the place of the first."""
+        second = File(self.path.with_name("kept-" + self.path.name), self.schema)
+        try:
+            with pq.ParquetFile(durable.temporary(self.path)) as source:
+                start = 0
+                for group in range(source.num_row_groups):
+                    table = source.read_row_group(group)
+                    for a, b in self._kept(start, start + table.num_rows):
+                        second.write(table.slice(a - start, b - a))
+                    start += table.num_rows
+            self._written = second.seal()
+        except BaseException:
+            second.abandon()
+            raise
+        durable.temporary(second.path).replace(durable.temporary(self.path))
+
+    def _kept(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Pieces of the rows [start, end) that were not dropped."""
+        pieces, at = [], start
+        for a, b in self._dropped:
+            if at < min(a, end):
+                pieces.append((at, min(a, end)))
+            at = max(at, b)
+        if at < end:
+            pieces.append((at, end))
+        return pieces
+
+    def abandon(self) -> None:
+        self._file.abandon()
+        with suppress(OSError):
+            durable.temporary(self.path).unlink(missing_ok=True)
+
+
+def together(tables: list[pa.Table]) -> pa.Table:
+    """One table of one chunk a column; dictionaries are unified, or later chunks would be written plain."""
+    return pa.concat_tables(tables).unify_dictionaries().combine_chunks()

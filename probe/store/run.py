@@ -1,0 +1,219 @@
+"""A finished run to read: tables as DataFrames, activations as arrays. Writes nothing; shows nothing of half a run."""
+
+from __future__ import annotations
+
+import difflib
+import html
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from probe import tables
+from probe.errors import RunError
+from probe.store import durable, manifest, reading
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Source(Protocol):
+    """Where the rows of a run are."""
+
+    path: Path | None
+
+    def read(self, name: str, columns: Sequence[str] | None, where: Mapping[str, Any]) -> pa.Table: ...
+    def batches(self, name: str, rows: int) -> Iterator[pa.Table]: ...
+
+
+class MemorySource:
+    """Tables that were never written."""
+
+    path: Path | None = None
+
+    def __init__(self, found: Mapping[str, pa.Table]) -> None:
+        self._found = dict(found)
+
+    def read(self, name: str, columns: Sequence[str] | None, where: Mapping[str, Any]) -> pa.Table:
+        table = reading.filtered(self._found[name], where)
+        return table if columns is None else table.select(list(columns))
+
+    def batches(self, name: str, rows: int) -> Iterator[pa.Table]:
+        for start in range(0, self._found[name].num_rows, rows):
+            yield self._found[name].slice(start, rows)
+
+
+class DiskSource:
+    """Tables in a run directory."""
+
+    def __init__(self, path: Path, listing: Mapping[str, Any]) -> None:
+        self.path: Path | None = path
+        self._parts = {
+            name: reading.Parts(path, [file["path"] for file in entry["files"]], tables.schema(name))
+            for name, entry in listing.items()
+        }
+
+    def read(self, name: str, columns: Sequence[str] | None, where: Mapping[str, Any]) -> pa.Table:
+        return self._parts[name].read(columns, where)
+
+    def batches(self, name: str, rows: int) -> Iterator[pa.Table]:
+        return self._parts[name].batches(rows)
+
+
+def open_run(path: Path | str) -> Run:
+    """The run in a directory. RunError if there is none, if it is unfinished, or of another format."""
+    path = Path(path)
+    found = read_manifest(path)
+    unknown = sorted(set(found["tables"]) - set(tables.TABLES))
+    if unknown:
+        raise RunError(f"'{path}' has tables that this probe does not know: {', '.join(unknown)}", hint="upgrade probe")
+    return Run(DiskSource(path, found["tables"]), found)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a whole run of this format; else a RunError that says what is there instead."""
+    if not (path / manifest.NAME).is_file() or path.suffix == ".partial":
+        beside = path.with_name(path.name + ".partial")
+        if (path.suffix == ".partial" and path.is_dir()) or (beside.is_dir() and not path.exists()):
+            hint = "the command that began it completes it with --resume"
+            raise RunError(f"the run '{path}' is unfinished", hint=hint)
+        if not path.exists():
+            raise RunError(f"there is no run '{path}'", hint="probe runs ls shows those there are")
+        raise RunError(f"'{path}' is not a run: it has no {manifest.NAME}", hint="probe runs ls shows those there are")
+    found = durable.read_json(path / manifest.NAME)
+    version = found.get("schema_version") if isinstance(found, dict) else None
+    if version != tables.SCHEMA_VERSION:
+        hint = "use the version of probe that made it; the Parquet files open in pandas as they are"
+        raise RunError(f"'{path}' has format {version}, and this probe reads {tables.SCHEMA_VERSION}", hint=hint)
+    assert isinstance(found, dict)
+    return found
+
+
+class Run:
+    """A whole run. `run.tokens`, `run.steps` … are DataFrames; `run.activation(site, layer)` is an array."""
+
+    def __init__(self, source: Source, about: Mapping[str, Any]) -> None:
+        self._source = source
+        self.manifest: dict[str, Any] = dict(about)
+        self._small: dict[str, pa.Table] = {}
+
+    @property
+    def path(self) -> Path | None:
+        """Its directory; None if it is only in memory."""
+        return self._source.path
+
+    @property
+    def run_id(self) -> str:
+        return str(self.manifest["run_id"])
+
+    @property
+    def command(self) -> str:
+        return str(self.manifest["command"])
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return dict(self.manifest["summary"])
+
+    @property
+    def tables(self) -> list[str]:
+        """Names of the tables there are."""
+        return list(self.manifest["tables"])
+
+    def table(self, name: str) -> pd.DataFrame:
+        """A table as a DataFrame; units and meanings of its columns are in `.attrs["probe"]`."""
+        found = self.table_arrow(name)
+        frame = found.to_pandas()
+        frame.attrs.update(attributes(found.schema))
+        return frame
+
+    def table_arrow(self, name: str) -> pa.Table:
+        """A table as Arrow."""
+        if name not in self._small:
+            found = self.scan(name)
+            if tables.TABLES[name].large:
+                return found
+            self._small[name] = found
+        return self._small[name]
+
+    def scan(self, name: str, *, columns: Sequence[str] | None = None, **where: Any) -> pa.Table:
+        """The rows where keys have a value or one of several: `scan("lens", layer=5, pos=[0, 1])`; reads only those."""
+        if name not in self.tables:
+            raise RunError(f"the run has no table '{name}'", hint=f"it has: {', '.join(self.tables)}")
+        known = tables.schema(name).names
+        for column in [*(columns or ()), *where]:
+            if column not in known:
+                raise RunError(f"the table '{name}' has no column '{column}'", hint=f"it has: {', '.join(known)}")
+        return self._source.read(name, columns, where)
+
+    def batches(self, name: str, rows: int = 8192) -> Iterator[pa.Table]:
+        """A table piece by piece, for tables larger than memory."""
+        if name not in self.tables:
+            raise RunError(f"the run has no table '{name}'", hint=f"it has: {', '.join(self.tables)}")
+        return self._source.batches(name, rows)
+
+    def activation(
+        self, site: str, layer: int = -1, *, head: int | None = None, prompt_id: int = 0, branch: int = 0
+    ) -> np.ndarray:
+        """float32 (pos, width) of a site, positions ascending; `pattern` and `scores`: (query, key) of one head.
+
+        Sites with heads (z, q, k, v) need `head`. In `pattern`, weights that were not kept are 0; in `scores`, keys
+        that are not visible are -inf. RunError says what was captured if this was not.
+        """
+        from probe.store import activations
+
+        return activations.read(self, site, layer, head=head, prompt_id=prompt_id, branch=branch)
+
+    def text(self, prompt_id: int = 0, branch: int = 0) -> str:
+        """The decoded text of a sequence, prompt and completion."""
+        columns = ["pos", "token", "text_start", "text_end"]
+        rows = self.scan("tokens", columns=columns, prompt_id=prompt_id, branch=branch).to_pylist()
+        if not rows:
+            raise RunError(f"the run has no prompt {prompt_id} with branch {branch}")
+        text = ""
+        for row in rows:
+            if row["text_end"] > len(text):  # several tokens can share a character
+                text += row["token"][len(text) - row["text_end"] :]
+        return text
+
+    def __getattr__(self, name: str) -> pd.DataFrame:
+        if name.startswith("_") or name == "manifest":
+            raise AttributeError(name)
+        if name in self.tables:
+            return self.table(name)
+        near = difflib.get_close_matches(name, self.tables, n=1)
+        meant = f"; did you mean '{near[0]}'?" if near else ""
+        raise AttributeError(f"this run has no table '{name}'{meant} It has: {', '.join(self.tables)}")
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self.tables]
+
+    def __repr__(self) -> str:
+        counts = " · ".join(f"{name} {entry['rows']}" for name, entry in self.manifest["tables"].items())
+        return f"<Run {self.run_id} ({self.command}) {counts} at {self.path or 'memory'}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks; every text is escaped."""
+        rows = "".join(
+            f"<tr><td>{html.escape(name)}</td><td>{entry['rows']}</td><td>{html.escape(tables.TABLES[name].row)}</td></tr>"
+            for name, entry in self.manifest["tables"].items()
+        )
+        facts = "".join(
+            f"<tr><td>{html.escape(str(key))}</td><td>{html.escape(str(value))}</td></tr>"
+            for key, value in self.summary.items()
+        )
+        where = html.escape(str(self.path or "in memory"))
+        return (
+            f"<div><b>{html.escape(self.run_id)}</b> ({html.escape(self.command)}, {where})"
+            f"<table><tr><th>table</th><th>rows</th><th>a row is</th></tr>{rows}</table>"
+            f"<table>{facts}</table></div>"
+        )
+
+
+def attributes(schema: pa.Schema) -> dict[str, Any]:
+    """What `pd.read_parquet` would put into `DataFrame.attrs`."""
+    import json
+
+    packed = (schema.metadata or {}).get(b"PANDAS_ATTRS")
+    return json.loads(packed) if packed else {}

@@ -1,0 +1,222 @@
+"""Where a writer puts its rows: a partial folder on the disk, or memory. Knows parts and units, no manifest."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from probe import tables
+from probe.errors import StorageFull
+from probe.store import durable, merging, parts
+from probe.store.journal import Journal
+
+
+class Limits(NamedTuple):
+    """When finished units are put on the disk, and when a part file is full."""
+
+    seconds: float = 60.0
+    bytes: int = 128 << 20
+    part_bytes: int = 512 << 20
+    part_groups: int = 1500  # a row group costs about 500 bytes of footer
+
+
+class Shelf(Protocol):
+    """Rows come in between `begin` and `commit` or `rollback`."""
+
+    def keeps(self, name: str, rows: int) -> bool: ...
+    def begin(self) -> None: ...
+    def append(self, name: str, table: pa.Table) -> None: ...
+    def commit(self, key: str) -> None: ...
+    def rollback(self) -> None: ...
+    def read(self, name: str) -> pa.Table: ...
+
+
+class Memory:
+    """Rows in memory; nothing is ever on the disk."""
+
+    def __init__(self) -> None:
+        self.rows: defaultdict[str, list[pa.Table]] = defaultdict(list)
+        self._mark: dict[str, int] = {}
+
+    def keeps(self, name: str, rows: int) -> bool:
+        return True
+
+    def begin(self) -> None:
+        self._mark = {name: len(rows) for name, rows in self.rows.items()}
+
+    def append(self, name: str, table: pa.Table) -> None:
+        self.rows[name].append(table)
+
+    def commit(self, key: str) -> None:
+        self._mark = {}
+
+    def rollback(self) -> None:
+        for name in list(self.rows):
+            del self.rows[name][self._mark.get(name, 0) :]
+            if not self.rows[name]:
+                del self.rows[name]
+
+    def read(self, name: str) -> pa.Table:
+        """All rows so far; small tables by key."""
+        if name not in self.rows:
+            return tables.schema(name).empty_table()
+        table = parts.together(self.rows[name])
+        return table if tables.TABLES[name].large else merging.sort(table, tables.TABLES[name].keys)
+
+
+class Disk:
+    """Rows of finished units in part files, each named by a journal record once it is safe."""
+
+    def __init__(self, journal: Journal, limits: Limits) -> None:
+        self.journal, self.limits = journal, limits
+        self.folder = journal.folder
+        self.warnings: list[str] = []
+        self._small = Memory()
+        self._large: defaultdict[str, list[parts.Part]] = defaultdict(list)
+        self._units: list[str] = []
+        self._mark: dict[str, tuple[int, int]] = {}
+        self._flushed = time.monotonic()
+        self._failed: StorageFull | None = None
+
+    def keeps(self, name: str, rows: int) -> bool:
+        return not tables.TABLES[name].large or rows < parts.COALESCE_ROWS
+
+    def begin(self) -> None:
+        if self._failed:
+            raise self._failed
+        self._small.begin()
+        self._mark = {name: (len(open_), open_[-1].rows) for name, open_ in self._large.items()}
+
+    def append(self, name: str, table: pa.Table) -> None:
+        if not tables.TABLES[name].large:
+            self._small.append(name, table)
+            return
+        with self._guarded(), durable.uninterrupted():
+            self._part(name).append(table)
+
+    def commit(self, key: str) -> None:
+        self._units.append(key)
+        self._small.commit(key)
+        held = sum(t.nbytes for rows in self._small.rows.values() for t in rows)
+        held += sum(part.bytes for open_ in self._large.values() for part in open_)
+        if held >= self.limits.bytes or time.monotonic() - self._flushed >= self.limits.seconds:
+            self.flush()
+
+    def rollback(self) -> None:
+        self._small.rollback()
+        for name in list(self._large):
+            count, rows = self._mark.get(name, (0, 0))
+            for part in self._large[name][count:]:
+                part.abandon()
+            del self._large[name][count:]
+            if not self._large[name]:
+                del self._large[name]
+            else:
+                self._large[name][-1].drop(rows)
+
+    def flush(self) -> None:
+        """Put the finished units on the disk. Not inside a unit."""
+        if self._failed:
+            raise self._failed
+        if not self._units:
+            return
+        with self._guarded(), durable.uninterrupted():
+            sealed = self.seal_large() + self._write_small()
+            durable.sync_folder(self.folder)
+            self.journal.record(self._units, sealed, self.warnings)
+            self._forget()
+
+    def abandon(self) -> None:
+        """Remove what no record names."""
+        for open_ in self._large.values():
+            for part in open_:
+                part.abandon()
+        self._forget()
+
+    def read(self, name: str) -> pa.Table:
+        """All rows of a small table so far: those on the disk and those that wait."""
+        assert not tables.TABLES[name].large, f"'{name}' is read when the run is finished"
+        paths = [self.folder / part["path"] for part in self.journal.parts if part["table"] == name]
+        found = [pq.read_table(path, page_checksum_verification=True) for path in paths]
+        found += self._small.rows.get(name, [])
+        if not found:
+            return tables.schema(name).empty_table()
+        return merging.sort(parts.together(found), tables.TABLES[name].keys)
+
+    def _forget(self) -> None:
+        self._small, self._units, self.warnings = Memory(), [], []
+        self._large.clear()
+        self._flushed = time.monotonic()
+
+    def _guarded(self) -> Any:
+        return _Guard(self)
+
+    def fail(self, error: StorageFull) -> None:
+        """After a failed write nothing more is written: what is on the disk is the run so far."""
+        self._failed = error
+        with suppress(OSError):
+            self.abandon()
+
+    def _part(self, name: str) -> parts.Part:
+        open_ = self._large[name]
+        if open_ and not self._full(open_[-1]):
+            return open_[-1]
+        if open_:
+            open_[-1].close()
+        (self.folder / name).mkdir(exist_ok=True)
+        number = self.journal.next_part(name) + len(open_)
+        open_.append(parts.Part(self.folder / name / f"part-{number:05d}.parquet", tables.schema(name)))
+        return open_[-1]
+
+    def _full(self, part: parts.Part) -> bool:
+        return part.bytes >= self.limits.part_bytes or part.groups >= self.limits.part_groups
+
+    def small_names(self) -> list[str]:
+        return sorted(self._small.rows)
+
+    def seal_large(self) -> list[dict[str, Any]]:
+        """Close the open parts under their own names: table, path, rows, bytes, sha256 of each."""
+        sealed = []
+        for name, open_ in sorted(self._large.items()):
+            for part in open_:
+                rows, written = part.seal()
+                sealed.append(self._entry(name, part.path, rows, written))
+            durable.sync_folder(self.folder / name)
+        return sealed
+
+    def _write_small(self) -> list[dict[str, Any]]:
+        sealed = []
+        for name in sorted(self._small.rows):
+            (self.folder / name).mkdir(exist_ok=True)
+            path = self.folder / name / f"part-{self.journal.next_part(name):05d}.parquet"
+            rows, written = parts.write_file(path, tables.schema(name), [self._small.read(name)])
+            sealed.append(self._entry(name, path, rows, written))
+        return sealed
+
+    def _entry(self, name: str, path: Path, rows: int, written: durable.Written) -> dict[str, Any]:
+        inside = path.relative_to(self.folder).as_posix()
+        return {"table": name, "path": inside, "rows": rows, "bytes": written.bytes, "sha256": written.sha256}
+
+
+class _Guard:
+    """States disk errors, and marks the shelf as failed."""
+
+    def __init__(self, shelf: Disk) -> None:
+        self._shelf = shelf
+        self._stated = durable.stated(shelf.folder)
+
+    def __enter__(self) -> None:
+        self._stated.__enter__()
+
+    def __exit__(self, *exc: Any) -> None:
+        try:
+            self._stated.__exit__(*exc)
+        except StorageFull as error:
+            self._shelf.fail(error)
+            raise
