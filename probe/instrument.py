@@ -1,0 +1,281 @@
+"""One forward, hooked: activations read or replaced, attention calls seen; knows modules, not what they mean.
+
+The only module that registers hooks or touches the attention registry of transformers. Everything is a context manager
+and leaves the model as it was, in the middle of an exception too.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor, nn
+
+
+class Tap(NamedTuple):
+    """A tensor that goes into or comes out of a module.
+
+    `key` is the place of the tensor: a positional argument (int) or a keyword (str) of the call, or an element of a
+    tuple (int) or a field of a dict-like (str) that it returns; 0 for an output that is itself a tensor.
+    A block that one forward visits several times has several activations: `call` picks the visit, None is all of them.
+    """
+
+    path: str
+    side: Literal["input", "output"]
+    key: int | str = 0
+    call: int | None = None
+
+
+Reader = Callable[[Tensor], Tensor | None]
+"""Takes an activation, returns None (only read) or a tensor to go on with. It never writes in place."""
+
+Recorder = Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
+"""(path, module, args, kwargs, output) of one call of one module."""
+
+
+class _Visits:
+    """Counts the calls of each module within one forward of the root."""
+
+    def __init__(self) -> None:
+        self.before: Counter[str] = Counter()
+        self.after: Counter[str] = Counter()
+
+    def reset(self, *_: Any) -> None:
+        self.before.clear()
+        self.after.clear()
+
+
+@contextmanager
+def tapping(model: nn.Module, taps: Mapping[Any, Reader]) -> Iterator[None]:
+    """While active, every tap's reader sees its activation at each forward, and what it returns takes its place.
+
+    The mapping's keys are `Tap`s, or anything with `path`, `side` and `key`. Readers of one module are called in the
+    order of the mapping. A path that the model does not have is an `AttributeError`, a key that the call does not have
+    a `LookupError`: then the anatomy is wrong, not the user.
+    """
+    grouped: dict[tuple[str, str], list[tuple[Any, Reader]]] = defaultdict(list)
+    for tap, reader in taps.items():
+        grouped[tap.path, tap.side].append((tap, reader))
+    visits = _Visits()
+    with ExitStack() as undo:
+        if any(getattr(tap, "call", None) is not None for tap in taps):
+            undo.callback(model.register_forward_pre_hook(visits.reset).remove)
+        for (path, side), readers in grouped.items():
+            module = model.get_submodule(path)
+            if side == "input":
+                hook = _input_hook(path, readers, visits)
+                undo.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            else:
+                undo.callback(module.register_forward_hook(_output_hook(path, readers, visits)).remove)
+        yield
+
+
+def _input_hook(path: str, readers: list[tuple[Any, Reader]], visits: _Visits) -> Callable[..., Any]:
+    def hook(
+        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        visit, changed = visits.before[path], False
+        visits.before[path] += 1
+        for tap, reader in readers:
+            if getattr(tap, "call", None) not in (None, visit):
+                continue
+            edited = reader(args[tap.key] if isinstance(tap.key, int) else kwargs[tap.key])
+            if edited is not None:
+                changed = True
+                if isinstance(tap.key, int):
+                    args = (*args[: tap.key], edited, *args[tap.key + 1 :])
+                else:
+                    kwargs = {**kwargs, tap.key: edited}
+        return (args, kwargs) if changed else None
+
+    return hook
+
+
+def _output_hook(path: str, readers: list[tuple[Any, Reader]], visits: _Visits) -> Callable[..., Any]:
+    def hook(_: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        visit, changed = visits.after[path], False
+        visits.after[path] += 1
+        for tap, reader in readers:
+            if getattr(tap, "call", None) not in (None, visit):
+                continue
+            edited = reader(element(output, tap.key))
+            if edited is not None:
+                changed, output = True, _with_element(output, tap.key, edited)
+        return output if changed else None
+
+    return hook
+
+
+def element(output: Any, key: int | str) -> Tensor:
+    """The tensor at `key` of what a module returned: the output itself for key 0 of a plain tensor."""
+    if isinstance(output, Tensor):
+        if key != 0:
+            raise LookupError(f"the output is one tensor and has no element {key!r}")
+        return output
+    return output[key]
+
+
+def _with_element(output: Any, key: int | str, value: Tensor) -> Any:
+    if isinstance(output, Tensor):
+        return value
+    if isinstance(output, (tuple, list)):
+        changed = [value if i == key else old for i, old in enumerate(output)]
+        return type(output)(*changed) if hasattr(output, "_fields") else type(output)(changed)
+    fields = dict(output.items())
+    name = key if isinstance(key, str) else list(fields)[key]
+    return type(output)(**{**fields, name: value})
+
+
+@contextmanager
+def recording(model: nn.Module, recorder: Recorder) -> Iterator[None]:
+    """While active, `recorder` sees every call of every module, the root ("") included, inner calls before outer ones.
+
+    A module that stands in several places goes by its first path; one visited several times is recorded as often.
+    """
+
+    def hook_for(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            recorder(path, module, args, kwargs, output)
+
+        return hook
+
+    with ExitStack() as undo:
+        for path, module in model.named_modules():
+            undo.callback(module.register_forward_hook(hook_for(path), with_kwargs=True).remove)
+        yield
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionCall:
+    """What one attention function was called with. Keys and values are not yet repeated for grouped queries.
+
+    query (batch, head, query, d_head), key and value (batch, kv head, key, d_head or d_value), after rotation.
+    `mask` is bool (True: visible) or additive, broadcastable to (batch, head, query, key); None means causal if
+    `is_causal`, else every key is visible. `sinks` (head,) are extra scores that take mass and give nothing.
+    `visit` counts the calls of this module within one forward of the model. `extra` is whatever else was given.
+    """
+
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Any
+    scaling: float
+    is_causal: bool
+    softcap: float | None = None
+    sinks: Tensor | None = None
+    position_bias: Tensor | None = None
+    sliding_window: int | None = None
+    visit: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+Observer = Callable[[str, AttentionCall, Tensor], Tensor | None]
+"""(path of the calling module, the call, its output (batch, query, head, d_value)) -> None or the output to use."""
+
+
+class _Watch(NamedTuple):
+    paths: dict[int, str]  # id of a module of the model -> its first path
+    observer: Observer
+    visits: Counter[str]
+
+
+_watches: ContextVar[tuple[_Watch, ...]] = ContextVar("watches", default=())  # of this thread or task only
+_lock = threading.Lock()
+_patched: dict[int, tuple[Any, int]] = {}  # id of a registry -> (registry, how many contexts need the patch)
+
+
+@contextmanager
+def attending(model: nn.Module, observer: Observer) -> Iterator[None]:
+    """While active, `observer` sees each attention call of the model that goes through transformers' registry.
+
+    The model's own attention function runs unchanged, with the masks made for it; the observer comes after it, and in
+    the thread that entered the context only. Nested observers are called in the order in which they were entered, each
+    with the output the one before left.
+    """
+    watch = _Watch({id(module): path for path, module in model.named_modules()}, observer, Counter())
+    with ExitStack() as undo:
+        for registry in _registries(model):
+            _patch(registry)
+            undo.callback(_unpatch, registry)
+        undo.callback(model.register_forward_pre_hook(lambda *_: watch.visits.clear()).remove)
+        undo.callback(_watches.reset, _watches.set((*_watches.get(), watch)))
+        yield
+
+
+def goes_through_registry(model: nn.Module) -> bool:
+    """Whether any file that a module of the model comes from uses a registry of attention functions."""
+    return len(_registries(model)) > 0
+
+
+def _registries(model: nn.Module) -> list[Any]:
+    """The registries that the files of the model's classes use: most share one, some declare their own."""
+    from transformers.modeling_utils import AttentionInterface
+
+    files = {type(module).__module__ for module in model.modules()}
+    found = (getattr(sys.modules.get(name), "ALL_ATTENTION_FUNCTIONS", None) for name in files)
+    return list({id(r): r for r in found if isinstance(r, AttentionInterface)}.values())
+
+
+def _patch(registry: Any) -> None:
+    with _lock:
+        _, users = _patched.get(id(registry), (registry, 0))
+        if not users:
+            original = registry.get_interface
+            registry.get_interface = lambda *args, **kwargs: _watched(original(*args, **kwargs))
+        _patched[id(registry)] = (registry, users + 1)
+
+
+def _unpatch(registry: Any) -> None:
+    with _lock:
+        _, users = _patched.pop(id(registry))
+        if users > 1:
+            _patched[id(registry)] = (registry, users - 1)
+        else:
+            del registry.get_interface  # the instance's own: the class's is underneath
+
+
+def _watched(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The attention function, followed by whoever watches the module that called it."""
+    if not _watches.get():
+        return function
+
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any
+    ) -> Any:
+        output, *rest = function(module, query, key, value, attention_mask, **kwargs)
+        for watch in _watches.get():
+            path = watch.paths.get(id(module))
+            if path is None:
+                continue
+            call = _described(module, query, key, value, attention_mask, kwargs, visit=watch.visits[path])
+            watch.visits[path] += 1
+            edited = watch.observer(path, call, output)
+            output = output if edited is None else edited
+        return (output, *rest)
+
+    return attention
+
+
+def _described(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, kwargs: dict[str, Any], *, visit: int
+) -> AttentionCall:
+    """The call in our words; names are those that transformers' attention functions use."""
+    extra = dict(kwargs)
+    scaling, is_causal, sinks = extra.pop("scaling", None), extra.pop("is_causal", None), extra.pop("s_aux", None)
+    sinks = extra.pop("sinks", None) if sinks is None else sinks
+    return AttentionCall(
+        module, query, key, value, mask,
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        is_causal=bool(getattr(module, "is_causal", True) if is_causal is None else is_causal),
+        softcap=extra.pop("softcap", None),
+        sinks=getattr(module, "sinks", None) if sinks is None else sinks,
+        position_bias=extra.pop("position_bias", None), sliding_window=extra.pop("sliding_window", None),
+        visit=visit, extra=extra,
+    )  # fmt: skip
