@@ -1,0 +1,147 @@
+"""`probe runs`: the runs in a folder — list, show, check, export, remove."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli import options as o
+
+if TYPE_CHECKING:
+    from probe.store import Listed
+
+app = typer.Typer(help="List, show, check, export and remove runs.", no_args_is_help=True, rich_markup_mode=None)
+
+Root = Annotated[Path, typer.Argument(help="Folder that holds runs.")]
+RunPath = Annotated[Path, typer.Argument(help="A run directory.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Format = Annotated[
+    str | None, typer.Option("--format", help="csv, jsonl, parquet or safetensors [default: by suffix].")
+]
+
+
+@app.command("ls")
+def ls(root: Root = Path("runs"), as_json: o.AsJson = False) -> None:
+    """List the runs in a folder, oldest first, unfinished ones too."""
+    from cli.terminal import show_table
+    from probe import store
+
+    runs = store.list_runs(root)
+    if as_json:
+        typer.echo(
+            json.dumps({"root": str(root), "command": "runs ls", "summary": {"runs": [_plain(r) for r in runs]}})
+        )
+        return
+    if not runs:
+        typer.echo(f"no runs in '{root}'", err=True)
+        return
+    rows = [(str(r.path), r.command, r.started, _status(r), f"{r.rows:,}", _size(r.bytes)) for r in runs]
+    show_table(("run", "command", "started", "status", "rows", "size"), rows)
+
+
+@app.command("show")
+def show(run: RunPath, as_json: o.AsJson = False) -> None:
+    """Show what a run holds and how it was made."""
+    from cli.terminal import show_table
+    from probe import store
+
+    opened = store.open_run(run)
+    manifest = opened.manifest
+    if as_json:
+        typer.echo(
+            json.dumps({"run": str(run), "command": opened.command, "summary": opened.summary, "manifest": manifest})
+        )
+        return
+    facts: list[tuple[str, str]] = [("run", opened.run_id), ("made by", manifest["typed"])]
+    for key in ("started", "ended", "wall_seconds", "peak_memory_bytes", "seed", "parent"):
+        if manifest.get(key) is not None:
+            facts.append((key.replace("_", " "), str(manifest[key])))
+    facts += [(f"model {key}", _line(value)) for key, value in (manifest.get("model") or {}).items()]
+    facts += [(key, _line(value)) for key, value in opened.summary.items()]
+    facts += [("warning", text) for text in manifest["warnings"]]
+    show_table(("", ""), facts)
+    typer.echo("")
+    tables = manifest["tables"].items()
+    show_table(("table", "rows", "size"), [(name, f"{t['rows']:,}", _size(t["bytes"])) for name, t in tables])
+
+
+@app.command("check")
+def check(run: RunPath, as_json: o.AsJson = False) -> None:
+    """Compare every file of a run with its hash; exit code 1 if anything is missing, torn, altered or extra."""
+    from probe import store
+
+    problems = store.check(run)
+    if as_json:
+        summary = {"whole": not problems, "problems": problems}
+        typer.echo(json.dumps({"run": str(run), "command": "runs check", "summary": summary}))
+    else:
+        for problem in problems:
+            typer.echo(problem)
+        if not problems:
+            typer.echo(f"{run}: whole")
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command("export")
+def export(
+    run: RunPath,
+    table: Annotated[str, typer.Argument(help="A table of the run.")],
+    to: Annotated[Path, typer.Argument(help="File to write; must not exist.")],
+    format: Format = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Write one table of a run as csv, jsonl, parquet, or (activations) safetensors."""
+    from probe import store
+
+    rows = store.export(store.open_run(run), table, to, format=format)
+    if as_json:
+        summary = {"table": table, "rows": rows, "file": str(to)}
+        typer.echo(json.dumps({"run": str(run), "command": "runs export", "summary": summary}))
+    else:
+        typer.echo(f"{to}: {rows:,} rows")
+
+
+@app.command("rm")
+def rm(runs: Annotated[list[Path], typer.Argument(help="Run directories.")], yes: Yes = False) -> None:
+    """Delete runs, whole or unfinished. Anything that is not a run is refused."""
+    from probe import store
+    from probe.errors import BadOption, RunError
+
+    for run in runs:
+        if not store.is_run(run):
+            hint = "nothing was removed; probe runs ls shows those there are"
+            raise RunError(f"'{run}' is not a run", hint=hint)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise BadOption("nothing was removed: there is no terminal to ask on", hint="add --yes")
+        described = [store.describe(run) for run in runs]
+        total = _size(sum(d.bytes for d in described))
+        typer.confirm(f"remove {', '.join(str(run) for run in runs)} ({total})?", abort=True)
+    for run in runs:
+        store.remove(run)
+        typer.echo(f"removed {run}")
+
+
+def _plain(run: Listed) -> dict[str, Any]:
+    return {**run._asdict(), "path": str(run.path)}
+
+
+def _status(run: Listed) -> str:
+    return run.status if run.units is None else f"{run.status}, {run.units} units"
+
+
+def _line(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _size(n: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"
