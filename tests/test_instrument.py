@@ -76,9 +76,9 @@ def test_edits_of_tuple_elements_keyword_arguments_and_fields(llama: nn.Module) 
     with tapping(llama, {Tap("model.layers.0.self_attn", "input", "hidden_states"): torch.zeros_like}):
         without_anything = logits(llama)
     assert torch.equal(without_output, without_input) and torch.equal(without_output, without_anything)
+    plain = logits(llama)
     with tapping(llama, {Tap("", "output", "logits"): lambda x: x * 2}):
-        assert torch.equal(logits(llama), logits_doubled := 2 * llama(IDS).logits / 2)
-    assert torch.equal(logits(llama) * 2, logits_doubled)
+        assert torch.equal(logits(llama), plain * 2)
 
 
 def test_hooks_and_patch_vanish_when_the_forward_fails(llama: nn.Module) -> None:
@@ -120,10 +120,6 @@ def test_visits_of_a_shared_block_are_told_apart_in_every_forward() -> None:
         for _ in range(2):  # visits are counted anew in each forward
             seen.clear()
             loop(x)
-            assert (
-                torch.equal(seen[0], loop.block.weight @ x[0] + loop.block.bias + 0 * seen[0])
-                or seen[0].shape == x.shape
-            )
     with torch.no_grad():
         one = loop.block(x)
         two = loop.block(one)
