@@ -1,0 +1,9 @@
+"""Models by name: found, fetched, converted, loaded, with their tokenizers. What is where in them is `anatomy`'s."""
+
+from __future__ import annotations
+
+from probe.language_model.loading import load
+from probe.language_model.model import Encoded, LanguageModel
+from probe.language_model.pieces import Pieces
+
+__all__ = ["Encoded", "LanguageModel", "Pieces", "load"]

@@ -1,0 +1,171 @@
+"""GGUF files: checked, unpacked by transformers, converted once to safetensors with the same logits. Knows no names."""
+
+from __future__ import annotations
+
+import copy
+import math
+import shutil
+import struct
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probe.errors import BadModel
+from probe.language_model.checkpoint import Checkpoint
+from probe.language_model.hashes import remembered
+from probe.language_model.home import Progress, building, claimed, models_dir, record_of
+
+if TYPE_CHECKING:
+    import torch
+
+# unpacked bytes up to which a user's file is worth a converted copy; larger ones are unpacked at every load
+CONVERT_UP_TO = 4e9
+# values of tokenizer.ggml.pre whose rule in llama.cpp is: every digit apart, the rest as GPT-2 splits it.
+# transformers 5.23 does not know these and leaves out the first half, which joins spaces differently next to digits
+DIGITS_APART = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
+
+
+class Header:
+    """What a GGUF file says about itself. Raises `BadModel` if it is not a whole one that transformers can read."""
+
+    def __init__(self, path: Path) -> None:
+        from gguf import GGMLQuantizationType
+        from transformers.integrations.gguf.reader import GgufHeader, read_gguf_metadata
+
+        try:
+            header = GgufHeader.from_file(str(path))
+            self.metadata: dict[str, Any] = read_gguf_metadata(str(path))[0]
+            end = max((header.data_start + t.offset + t.nbytes for t in header.tensors), default=0)
+        except (ValueError, struct.error, KeyError, IndexError, UnicodeDecodeError, OverflowError, OSError) as error:
+            why = str(error).replace(f"{path} ", "")
+            raise BadModel(f"'{path}' is not a readable GGUF file: {why}", hint="copy or download it again") from error
+        if not header.tensors or end > path.stat().st_size:
+            raise BadModel(
+                f"'{path}' is not a whole GGUF file: its tensors end at byte {end:,} of {path.stat().st_size:,}",
+                hint="copy or download it again",
+            )
+        numbers = Counter[str]()
+        for tensor in header.tensors:
+            numbers[GGMLQuantizationType(tensor.ggml_type).name] += math.prod(tensor.shape)
+        self.parameters = numbers.total()
+        self.quantisation = f"gguf {'+'.join(kind for kind, _ in numbers.most_common())}, dequantised"
+
+
+def obtain(name: str, path: Path, *, progress: Progress | None = None) -> Checkpoint:
+    """The checkpoint of a user's file: a converted copy, made now if need be, or the file itself if it is large."""
+    header = Header(path)
+    if header.parameters * 4 > CONVERT_UP_TO:
+        return Checkpoint(name, path.parent, "gguf", quantisation=header.quantisation, gguf=path)
+    digest = remembered([path], progress=progress)[path.name]
+    target = models_dir() / f"{path.stem}-{digest[:12]}"
+    with claimed(target, progress):
+        if record_of(target) is None:
+            convert(path, target, {"source": str(path), "sha256": digest}, progress=progress)
+    return Checkpoint(name, target, "gguf", revision=digest, quantisation=header.quantisation)
+
+
+def convert(
+    path: Path, target: Path, record: dict[str, Any], *, keep: bool = False, progress: Progress | None = None
+) -> None:
+    """Write `path` to the folder `target` as float32 safetensors with its tokenizer; `keep` moves the file in too.
+
+    The caller has claimed `target`. Nothing is at `target` until all of it is.
+    """
+    import torch
+
+    header = Header(path)
+    facts = {**record, "quantisation": header.quantisation}
+    with building(target, facts, needs=int(header.parameters * 4.2 + 50e6)) as part:
+        model, tokenizer = load(path, dtype=torch.float32, progress=progress)
+        if progress:
+            progress(f"writing {target.name}", 0, 1)
+        _plain(model).save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        if keep:
+            shutil.move(path, part / "source.gguf")
+    if progress:
+        progress(f"writing {target.name}", 1, 1)
+
+
+def load(path: Path, *, dtype: torch.dtype | str, progress: Progress | None = None, **options: Any) -> tuple[Any, Any]:
+    """(model, tokenizer) of a GGUF file, all weights unpacked to `dtype`."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.quantization_config import GgufConfig
+
+    where = {"gguf_file": path.name, "local_files_only": True}
+    with _unpacking(path, progress):
+        model = AutoModelForCausalLM.from_pretrained(
+            str(path.parent), **where, dtype=dtype, quantization_config=GgufConfig(dequantize=True), **options
+        )
+        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), **where)
+    _split_as_llama_cpp(tokenizer, Header(path).metadata)
+    return model, tokenizer
+
+
+def _split_as_llama_cpp(tokenizer: Any, metadata: dict[str, Any]) -> None:
+    """Give the tokenizer the splitting rule that the file names, where transformers leaves it out."""
+    from tokenizers import pre_tokenizers
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+    rule = metadata.get("tokenizer.ggml.pre", "default")
+    if metadata.get("tokenizer.ggml.model") != "gpt2" or rule in GGUF_PRE_TOKENIZER_SPLITS:
+        return
+    if rule in DIGITS_APART:
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+    elif rule not in {"default", "gpt-2", "gpt2", "olmo", "mpt", "jais", "phi-2"}:
+        warnings.warn(
+            f"transformers does not know the file's splitting rule '{rule}': with GPT-2's, tokens may differ",
+            stacklevel=2,
+        )
+
+
+def _plain(model: Any) -> Any:
+    """A model of the same class and weights that was not loaded from GGUF: transformers refuses to save such."""
+    import torch
+
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        plain = type(model)(config)
+    plain.load_state_dict(model.state_dict(), assign=True)
+    plain.tie_weights()
+    plain.generation_config = model.generation_config
+    return plain
+
+
+@contextmanager
+def _unpacking(path: Path, progress: Progress | None) -> Iterator[None]:
+    """Report transformers' steps, for which it draws a bar whatever its settings say, and spare it repeated work.
+
+    It parses the header three times and builds the table of tensor names once for each module: half a minute for
+    SmolLM2, most of it the same again.
+    """
+    import gguf
+    from transformers import modeling_gguf_pytorch_utils as unpacker
+
+    def stepping(tensors: Iterable[Any], **_: Any) -> Iterator[Any]:
+        tensors = list(tensors)
+        for i, tensor in enumerate(tensors):
+            if progress:
+                progress(f"unpacking {path.name}", i, len(tensors))
+            yield tensor
+
+    kept: list[tuple[Any, str, Any]] = [(unpacker, "tqdm", stepping)]
+    kept += [(gguf, name, cache(getattr(gguf, name))) for name in ("GGUFReader", "get_tensor_name_map")]
+    before = [(module, name, getattr(module, name)) for module, name, _ in kept]
+    try:
+        for module, name, value in kept:
+            setattr(module, name, value)
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
+    if progress:
+        progress(f"unpacking {path.name}", 1, 1)

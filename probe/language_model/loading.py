@@ -1,0 +1,257 @@
+"""From a name to a loaded `LanguageModel`; every way that can fail is a stated error. Knows no architecture."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from probe.errors import BadModel, BadOption, ProbeError
+from probe.language_model import gguf, hub, wheel
+from probe.language_model.checkpoint import Checkpoint, check_directory
+from probe.language_model.hashes import remembered
+from probe.language_model.home import Progress
+from probe.language_model.model import LanguageModel
+from probe.language_model.names import DEFAULT, Named, default_name, name_kind
+from probe.language_model.placement import Placement, place
+
+# what transformers, torch and a checkpoint's own code raise about files and configs that don't fit together
+_REFUSALS = (OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError, AttributeError, NotImplementedError)
+
+
+def load(
+    name: str | None = None,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    device_map: Any = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    progress: Progress | None = None,
+) -> LanguageModel:
+    """Load a causal language model by alias, Hub id, directory, `.gguf` file or `tiny:FAMILY` (default `$PROBE_MODEL`).
+
+    Weights are float32 on a CPU and the checkpoint's own type on an accelerator unless `dtype` says otherwise. Only
+    safetensors and GGUF are read unless `allow_pickle`; code that comes with a model runs only if `trust_remote_code`.
+    Raises `UnknownModel`, `BadModel`, `BadOption`, `StorageFull`.
+    """
+    placement = place(device=device, dtype=dtype, device_map=device_map)
+    named = name_kind(name or default_name())
+    if revision is not None and named.kind != "hub":
+        raise BadOption(f"'{named.name}' has no revisions", hint="--revision is for models of the Hub")
+    with quiet():
+        if named.kind == "tiny":
+            return _tiny(named, placement)
+        found = find(named, revision=revision, allow_pickle=allow_pickle, code=trust_remote_code, progress=progress)
+        return _loaded(found, placement, code=trust_remote_code, allow_pickle=allow_pickle, progress=progress)
+
+
+def find(
+    named: Named,
+    *,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    code: bool = False,
+    refresh: bool = False,
+    progress: Progress | None = None,
+) -> Checkpoint:
+    """The files of a model on this machine, fetched or converted if need be; `refresh` asks the Hub for a newer one."""
+    if named.kind == "gguf":
+        return gguf.obtain(named.name, Path(named.where), progress=progress)
+    if named.kind == "directory":
+        return Checkpoint(named.name, Path(named.where), "directory")
+    assert named.kind == "hub", f"no files for a model of kind {named.kind}"
+    default = named.name == DEFAULT and revision is None
+    if default and not refresh and (checkpoint := wheel.converted(DEFAULT)):
+        return checkpoint
+    try:
+        return hub.obtain(
+            named.name, named.where, revision=revision, allow_pickle=allow_pickle, code=code, refresh=refresh,
+            progress=progress,
+        )  # fmt: skip
+    except hub.NoAnswer:
+        if not default:
+            raise
+    return wheel.obtain(DEFAULT, progress=progress)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers says nothing and draws nothing meanwhile unless `TRANSFORMERS_VERBOSITY` is set; errors pass."""
+    from transformers.utils import logging
+
+    if os.environ.get("TRANSFORMERS_VERBOSITY"):
+        yield
+        return
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            for module in ("transformers", "huggingface_hub", "accelerate", "torch"):
+                warnings.filterwarnings("ignore", module=module)
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _tiny(named: Named, placement: Placement) -> LanguageModel:
+    from probe.tiny import tiny
+
+    model: Any
+    model, tokenizer = tiny(named.where)
+    target = (placement.device_map or {}).get("") if not isinstance(placement.device_map, str) else None
+    files = {"weights": _weights_sha256(model)}
+    model.to(device=target, dtype=placement.dtype)
+    return LanguageModel(model, tokenizer, name=named.name, identity={"source": "tiny", "files": files})
+
+
+def _weights_sha256(model: Any) -> str:
+    """Of the names and bytes of all weights of a small model on the CPU."""
+    import torch
+
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(key.encode() + tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _loaded(
+    found: Checkpoint, placement: Placement, *, code: bool, allow_pickle: bool, progress: Progress | None
+) -> LanguageModel:
+    options = {"device_map": placement.device_map} if placement.device_map is not None else {}
+    if found.gguf is not None:
+        files = [found.gguf]
+        with _stated(found.name):
+            model, tokenizer = gguf.load(found.gguf, dtype=placement.dtype or "auto", progress=progress, **options)
+    else:
+        files = check_directory(found.directory, found.name, allow_pickle=allow_pickle)
+        with _stated(found.name):
+            config = _config(found, code=code)
+            tokenizer = _tokenizer(found, code=code)
+            model = _model(found, config, placement, code=code, allow_pickle=allow_pickle, **options)
+    identity = {
+        "revision": found.revision,
+        "source": found.source,
+        "files": remembered(files, progress=progress),
+        "tokenizer_sha256": _tokenizer_sha256(found),
+    }
+    if found.quantisation:
+        identity["quantisation"] = found.quantisation
+    return LanguageModel(
+        model, tokenizer, name=found.name, identity={k: v for k, v in identity.items() if v is not None}
+    )
+
+
+def _config(found: Checkpoint, *, code: bool) -> Any:
+    """The parsed config of something that is a causal language model; else `BadModel`."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    written = hub.config_of(found.directory)
+    config = AutoConfig.from_pretrained(found.directory, local_files_only=True, trust_remote_code=code)
+    if "AutoModelForCausalLM" in written.get("auto_map", {}) and code:
+        return config
+    named = set(written.get("architectures") or [])
+    causal, others = _class_names()
+    known = type(config) in AutoModelForCausalLM._model_mapping
+    if not known or (not named & causal and (config.is_encoder_decoder or (named and named <= others))):
+        what = ", ".join(sorted(named)) or type(config).__name__
+        raise BadModel(
+            f"'{found.name}' is not a causal language model ({what})",
+            hint="probe reads decoders that predict the next token",
+        )
+    return config
+
+
+def _class_names() -> tuple[set[str], set[str]]:
+    """transformers' classes with a causal head, and those with another one (masked, classifying, …) only."""
+    from transformers.models.auto import modeling_auto as families
+
+    causal = set(families.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    # the classes of models that also see have a causal head over their text
+    seeing = ("MODEL_FOR_IMAGE_TEXT", "MODEL_FOR_MULTIMODAL", "MODEL_FOR_PRETRAINING")
+    tables = [t for t in vars(families) if t.startswith("MODEL_FOR_") and t.endswith("_MAPPING_NAMES")]
+    names = [name for t in tables if not t.startswith(seeing) for name in getattr(families, t).values()]
+    return causal, {name for name in names if isinstance(name, str)} - causal
+
+
+def _model(
+    found: Checkpoint, config: Any, placement: Placement, *, code: bool, allow_pickle: bool, **options: Any
+) -> Any:
+    """The model, all of whose weights came from the checkpoint."""
+    from transformers import AutoModelForCausalLM
+
+    quantised = getattr(config, "quantization_config", None) is not None
+    dtype = "auto" if placement.dtype is None or (quantised and not placement.chosen) else placement.dtype
+    loader: Any = AutoModelForCausalLM
+    model, report = loader.from_pretrained(
+        found.directory, config=config, dtype=dtype, local_files_only=True, trust_remote_code=code,
+        use_safetensors=None if allow_pickle else True, output_loading_info=True, **options,
+    )  # fmt: skip
+    missing = sorted(report["missing_keys"])
+    if missing:
+        shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise BadModel(
+            f"'{found.name}' lacks {len(missing)} of its weights ({shown}): they would be random",
+            hint="the checkpoint is of another class, or not whole",
+        )
+    return model
+
+
+def _tokenizer(found: Checkpoint, *, code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(found.directory, local_files_only=True, trust_remote_code=code)
+    if len(tokenizer) < 2:
+        raise BadModel(f"'{found.name}' has an empty tokenizer", hint="save it there with tokenizer.save_pretrained(…)")
+    return tokenizer
+
+
+@contextmanager
+def _stated(name: str) -> Iterator[None]:
+    """What the libraries say about a checkpoint that does not fit becomes one line and a hint."""
+    try:
+        yield
+    except ProbeError:
+        raise
+    except _REFUSALS as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        if "trust_remote_code" in said:
+            hint = "if you trust that code: --trust-remote-code (in Python trust_remote_code=True)"
+            raise BadModel(f"'{name}' comes with code of its own", hint=hint) from error
+        if "out of memory" in said.lower():
+            raise BadModel(
+                f"'{name}' does not fit into memory", hint="try --dtype bfloat16 or --device-map auto"
+            ) from error
+        if isinstance(error, ImportError):
+            raise BadModel(
+                f"'{name}' needs a package that is not installed: {said[:200]}", hint="install it"
+            ) from error
+        first = said if len(said) <= 200 else f"{said[:199]}…"
+        raise BadModel(
+            f"'{name}' cannot be loaded: {first}", hint="is it a causal language model that this transformers knows?"
+        ) from error
+
+
+def _tokenizer_sha256(found: Checkpoint) -> str | None:
+    """Of tokenizer.json, or of the vocabulary file in its place; None if the tokenizer has no file of its own."""
+    for file in (
+        "tokenizer.json",
+        "tokenizer.model",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+        "tekken.json",
+        "vocab.json",
+        "vocab.txt",
+    ):
+        path = found.directory / file
+        if found.gguf is None and path.is_file():
+            return remembered([path])[file]
+    return None

@@ -1,0 +1,185 @@
+"""A loaded model with its tokenizer: texts to ids and back, and what identifies it. Runs no forward pass itself."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from probe.errors import BadOption, BadPrompt
+from probe.language_model.home import home
+from probe.language_model.pieces import Pieces, alone, pieces
+
+if TYPE_CHECKING:
+    import torch
+
+    from probe.anatomy import Anatomy
+
+_LENGTHS = (
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_seq_len",
+    "max_sequence_length",
+    "seq_length",
+    "context_length",
+)
+_VERY_LONG = 1 << 40  # configs write "no bound" as an absurd number
+
+
+class Encoded(NamedTuple):
+    """Token ids, and the text that they were made from (for a chat: the rendered one)."""
+
+    ids: list[int]
+    text: str
+
+
+class LanguageModel:
+    """Hugging Face's own `model` (evaluating, no gradients) and `tokenizer`, untouched, under one name."""
+
+    def __init__(self, model: Any, tokenizer: Any, *, name: str, identity: Mapping[str, Any] | None = None) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self._origin = dict(identity or {})
+        self._alone: dict[int, str] = {}
+
+    def __repr__(self) -> str:
+        return f"LanguageModel('{self.name}', {type(self.model).__name__}, {self.dtype}, {self.device})".replace(
+            "torch.", ""
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return self.model.dtype
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """Where things are in the model; found once for its class, config and transformers version."""
+        from probe.anatomy import cached_find
+
+        return cached_find(self.model, home() / "anatomy")
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """The manifest's `model`: JSON-able, the same for the same weights, tokenizer and placement."""
+        model, template = self.model, self.tokenizer.chat_template
+        devices = {str(parameter.device) for parameter in model.parameters()}
+        return {
+            "name": self.name,
+            "revision": None,
+            "source": "memory",
+            "files": {},
+            "tokenizer_sha256": _text_sha256(_tokenizer_text(self.tokenizer)),
+            "quantisation": _quantisation(model.config),
+            **self._origin,
+            "class": type(model).__name__,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "chat_template_sha256": _text_sha256(str(template)) if template else None,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": ",".join(sorted(devices)),
+            "attention": getattr(model.config, "_attn_implementation", None),
+        }
+
+    @cached_property
+    def context_length(self) -> int | None:
+        """How many positions the model was made for; None if its config sets no bound."""
+        config = self.model.config.get_text_config(decoder=True)
+        lengths = [getattr(config, name, None) for name in _LENGTHS]
+        return next((n for n in lengths if isinstance(n, int) and 0 < n < _VERY_LONG), None)
+
+    @cached_property
+    def eos_ids(self) -> set[int]:
+        """Every token that ends a generation: the generation config's and the tokenizer's."""
+        configured = getattr(self.model.generation_config, "eos_token_id", None)
+        several = configured if isinstance(configured, list | tuple) else [configured]
+        return {int(i) for i in (*several, self.tokenizer.eos_token_id) if i is not None}
+
+    @property
+    def bos_id(self) -> int | None:
+        """The token that begins a text, if the tokenizer has one (whether or not it adds it by itself)."""
+        return self.tokenizer.bos_token_id
+
+    def encode(self, text: str) -> Encoded:
+        """Raw text -> ids, with the special tokens that Hugging Face's tokenizer adds by default and never two BOS.
+
+        The ids are empty if the text is empty and the tokenizer adds nothing. Raises `BadPrompt` if it isn't Unicode.
+        """
+        return Encoded(self._ids(text, special=True), text)
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]] | str,
+        *,
+        add_generation_prompt: bool = True,
+        system: str | None = None,
+    ) -> Encoded:
+        """Messages (a text is one of the user's) through the chat template, once, then tokenised with nothing added.
+
+        Raises `BadOption` if there is no template or it drops the system message, `BadPrompt` if it refuses them.
+        """
+        from jinja2 import TemplateError
+
+        if not self.tokenizer.chat_template:
+            raise BadOption(f"'{self.name}' has no chat template", hint="give the prompt raw, or a model tuned to chat")
+        chat = [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(m) for m in messages]
+        if system is not None:
+            chat = [{"role": "system", "content": system}, *chat]
+        try:
+            text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
+        except (TemplateError, KeyError, TypeError, ValueError) as error:
+            raise BadPrompt(
+                f"the chat template of '{self.name}' refuses these messages: {error}",
+                hint="each needs 'role' and 'content'; some templates know no system role or want strict turns",
+            ) from error
+        if system is not None and system.strip() not in text:
+            raise BadOption(f"the chat template of '{self.name}' drops the system message", hint="put it in the prompt")
+        return Encoded(self._ids(text, special=False), text)
+
+    def pieces(self, ids: Sequence[int]) -> Pieces:
+        """Decode ids at once: the text, each token's piece of it and its character span (see `Pieces`)."""
+        return pieces(self.tokenizer, ids)
+
+    def token_text(self, token_id: int) -> str:
+        """One token as it would read in the middle of a text; for alternatives that were not chosen."""
+        if token_id not in self._alone:
+            self._alone[token_id] = alone(self.tokenizer, token_id)
+        return self._alone[token_id]
+
+    def _ids(self, text: str, *, special: bool) -> list[int]:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise BadPrompt(
+                f"the prompt is not valid text: {error.reason} at {error.start}", hint="give UTF-8"
+            ) from error
+        ids = list(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+        if self.bos_id is not None and ids[:2] == [self.bos_id] * 2:
+            # the text brought its own; a template's double is the same mistake
+            ids = ids[1:]
+        return ids
+
+
+def _tokenizer_text(tokenizer: Any) -> str:
+    """All that a tokenizer made in memory is."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+
+
+def _quantisation(config: Any) -> str | None:
+    quantised = getattr(config, "quantization_config", None)
+    if quantised is None:
+        return None
+    method = quantised.get("quant_method") if isinstance(quantised, dict) else getattr(quantised, "quant_method", None)
+    return str(getattr(method, "value", method))
+
+
+def _text_sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

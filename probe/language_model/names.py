@@ -1,0 +1,72 @@
+"""What a model name means: an alias, a Hub id, a directory, a .gguf file, tiny:FAMILY. Knows names; loads nothing."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from probe.errors import UnknownModel
+
+DEFAULT = "smollm2"
+ALIASES = {
+    "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "smollm2-base": "HuggingFaceTB/SmolLM2-135M",
+    "smollm2-360m": "HuggingFaceTB/SmolLM2-360M-Instruct",
+    "smollm2-1.7b": "HuggingFaceTB/SmolLM2-1.7B-Instruct",
+    "gpt2": "openai-community/gpt2",
+    "pythia-70m": "EleutherAI/pythia-70m-deduped",
+    "pythia-160m": "EleutherAI/pythia-160m-deduped",
+    "qwen3-0.6b": "Qwen/Qwen3-0.6B",
+    "r1-1.5b": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
+}
+TINY = "tiny:"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+class Named(NamedTuple):
+    """`kind` is tiny, directory, gguf or hub; `where` a family, an absolute path, or a Hub id."""
+
+    name: str
+    kind: str
+    where: str
+
+
+def default_name() -> str:
+    """`$PROBE_MODEL`, else smollm2."""
+    return os.environ.get("PROBE_MODEL") or DEFAULT
+
+
+def name_kind(name: str) -> Named:
+    """What `name` refers to. An alias wins over a folder of the same name (`./gpt2` is the folder).
+
+    Raises `UnknownModel` for a path that is not there and for what cannot be a name at all.
+    """
+    if name.startswith(TINY):
+        return Named(name, "tiny", name.removeprefix(TINY))
+    if name in ALIASES:
+        return Named(name, "hub", ALIASES[name])
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        return Named(name, "directory", str(path.absolute()))
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise UnknownModel(f"no file '{name}'", hint="give the path of a .gguf file")
+        return Named(name, "gguf", str(path.absolute()))
+    if path.is_file():
+        raise UnknownModel(f"'{name}' is a file, not a model", hint="give the directory that holds it, or a .gguf file")
+    if not _HUB_ID.fullmatch(name):
+        raise unknown(name, "no such directory")
+    return Named(name, "hub", name)
+
+
+def unknown(name: str, why: str) -> UnknownModel:
+    """The error for a name that leads nowhere, with the nearest aliases."""
+    near = difflib.get_close_matches(name.lower(), ALIASES, n=3)
+    if near:
+        hint = f"did you mean {' or '.join(repr(alias) for alias in near)}?"
+    else:
+        hint = f"aliases: {', '.join(ALIASES)}; or a Hub id OWNER/NAME, a directory, a .gguf file, tiny:FAMILY"
+    return UnknownModel(f"unknown model '{name}': {why}", hint=hint)
