@@ -45,6 +45,8 @@ SIZES: dict[int, str] = {
     "num_nextn_predict_layers",
     0: "num_kv_shared_layers",
 }
+}
+PERIODS = {"attn_layer_period": 2, "attn_layer_offset": 1, "attn_layer_indices": [1]}  # every second layer attends
 SIZE_OF = {name: size for size, names in SIZES.items() for name in names.split()}
 DEPTHS = (
     *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"),
@@ -130,6 +132,8 @@ def _shrink(fields: Mapping[str, Any], layers: int, variant: Variant) -> dict[st
             out[name] = value if value is None else SPECIAL[name]
         elif name in DEPTHS and isinstance(value, int):
             out[name] = layers
+        elif name in PERIODS and layers > 1:
+            out[name] = PERIODS[name]
         elif _is_by_index(value):
             by_index = {int(k): v for k, v in value.items()}
             chosen = {i: by_index[p] for i, p in enumerate(picked) if p in by_index}
@@ -156,7 +160,7 @@ def _size(name: str, value: Any) -> Any:
 def _is_per_layer(name: str, value: Any, depth: int | None) -> bool:
     if not isinstance(value, (list, tuple)) or not value:
         return False
-    return name.endswith(("layer_types", "layers_block_type")) or (depth is not None and len(value) == depth)
+    return name in {"layer_types", "layers_block_type"} if depth is None else len(value) == depth
 
 
 def _is_by_index(value: Any) -> bool:
@@ -166,7 +170,7 @@ def _is_by_index(value: Any) -> bool:
 def _picked(fields: Mapping[str, Any], depth: int | None, layers: int) -> list[int]:
     """Which of the family's own layers to keep: one of each kind in order of appearance, over and over."""
     lists = [v for k, v in fields.items() if _is_per_layer(k, v, depth)]
-    tables = [{int(k): v for k, v in t.items()} for t in fields.values() if _is_by_index(t)]
+    tables = [{int(k): v for k, v in t.items()} for n, t in fields.items() if n not in IDENTITY and _is_by_index(t)]
     kinds: dict[str, int] = {}
     for i in range(min((len(v) for v in lists), default=0)):
         kinds.setdefault(repr([v[i] for v in lists] + [t.get(i) for t in tables]), i)
@@ -212,9 +216,9 @@ def _reconcile(out: dict[str, Any], fields: Mapping[str, Any], variant: Variant)
 
     heads = next((n for n in HEAD_COUNTS if isinstance(out.get(n), int)), None)
     for name in KV_COUNTS:
-        alike = heads and (not variant.grouped or related(name, heads) or "kv_lora_rank" in out)
+        alike = heads is not None and (not variant.grouped or related(name, heads) or "kv_lora_rank" in out)
         if alike and isinstance(out.get(name), int):
-            out[name] = out[heads]
+            out[name] = out[str(heads)]
     for name, other in (("head_dim", "qk_rope_head_dim"), ("head_dim", "qk_head_dim")):
         if related(name, other):
             out[name] = out[other]
