@@ -19,9 +19,7 @@ app = typer.Typer(help="List, show, check, export and remove runs.", no_args_is_
 Root = Annotated[Path, typer.Argument(help="Folder that holds runs.")]
 RunPath = Annotated[Path, typer.Argument(help="A run directory.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-Format = Annotated[
-    str | None, typer.Option("--format", help="csv, jsonl, parquet or safetensors [default: by suffix].")
-]
+Format = Annotated[str | None, typer.Option("--format", help="csv, jsonl, parquet, safetensors [default: by suffix].")]
 
 
 @app.command("ls")
@@ -32,9 +30,8 @@ def ls(root: Root = Path("runs"), as_json: o.AsJson = False) -> None:
 
     runs = store.list_runs(root)
     if as_json:
-        typer.echo(
-            json.dumps({"root": str(root), "command": "runs ls", "summary": {"runs": [_plain(r) for r in runs]}})
-        )
+        summary = {"runs": [_plain(run) for run in runs]}
+        typer.echo(json.dumps({"root": str(root), "command": "runs ls", "summary": summary}))
         return
     if not runs:
         typer.echo(f"no runs in '{root}'", err=True)
@@ -46,7 +43,7 @@ def ls(root: Root = Path("runs"), as_json: o.AsJson = False) -> None:
 @app.command("show")
 def show(run: RunPath, as_json: o.AsJson = False) -> None:
     """Show what a run holds and how it was made."""
-    from cli.terminal import show_table
+    from cli.terminal import printable, show_table
     from probe import store
 
     opened = store.open_run(run)
@@ -63,7 +60,7 @@ def show(run: RunPath, as_json: o.AsJson = False) -> None:
     facts += [(f"model {key}", _line(value)) for key, value in (manifest.get("model") or {}).items()]
     facts += [(key, _line(value)) for key, value in opened.summary.items()]
     facts += [("warning", text) for text in manifest["warnings"]]
-    show_table(("", ""), facts)
+    show_table(("about", "value"), [(key, printable(text)) for key, text in facts])
     typer.echo("")
     tables = manifest["tables"].items()
     show_table(("table", "rows", "size"), [(name, f"{t['rows']:,}", _size(t["bytes"])) for name, t in tables])

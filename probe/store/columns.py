@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -64,10 +65,13 @@ def _rows(columns: Mapping[str, Any]) -> int:
 
 
 def _repeat(value: Any, n: int, type: pa.DataType) -> pa.Array:
+    return _repeated(value.item() if hasattr(value, "item") else value, n, type)
+
+
+@lru_cache(maxsize=64)
+def _repeated(value: Any, n: int, type: pa.DataType) -> pa.Array:
     if value is None:
         return pa.nulls(n, type)
-    if hasattr(value, "item"):
-        value = value.item()
     if pa.types.is_dictionary(type):
         return pa.DictionaryArray.from_arrays(np.zeros(n, np.int32), pa.array([value], type.value_type)).cast(type)
     return pa.repeat(pa.scalar(value, type), n)

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from probe.store import durable
+from probe.store import durable, vectors
 
 COALESCE_ROWS = 256  # fewer rows than this wait for more, or every row group would cost more than it holds
 _GROUP_BYTES = 16 << 20
@@ -46,12 +46,17 @@ def group_rows(table: pa.Table) -> int:
 
 
 class File:
-    """A Parquet file under its temporary name, written through the hashing sink."""
+    """A Parquet file under its temporary name, written through the hashing sink. `raw`: see `vectors.py`."""
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
+    def __init__(self, path: Path, schema: pa.Schema, *, raw: bool = False) -> None:
         self.path = path
         self._sink = durable.Sink(durable.temporary(path))
-        self._writer = pq.ParquetWriter(pa.PythonFile(self._sink, mode="w"), schema, **options(schema))
+        self._writer: Any = None
+        if raw:
+            self._raw: vectors.VectorWriter | None = vectors.VectorWriter(self._sink.write, schema)
+        else:
+            self._raw = None
+            self._writer = pq.ParquetWriter(pa.PythonFile(self._sink, mode="w"), schema, **options(schema))
 
     @property
     def bytes(self) -> int:
@@ -60,16 +65,21 @@ class File:
     def write(self, table: pa.Table) -> int:
         """Append rows; how many row groups they became."""
         size = group_rows(table)
-        self._writer.write_table(table, row_group_size=size)
+        if self._raw is None:
+            self._writer.write_table(table, row_group_size=size)
+        else:
+            for start in range(0, table.num_rows, size):
+                self._raw.write_table(table.slice(start, size))
         return -(-table.num_rows // size)
 
     def seal(self) -> durable.Written:
         """Write the footer and sync; still under the temporary name."""
-        self._writer.close()
+        (self._raw or self._writer).close()
         return self._sink.seal()
 
     def abandon(self) -> None:
-        self._writer.is_open = False  # its destructor must not write a footer
+        if self._raw is None:
+            self._writer.is_open = False  # its destructor must not write a footer
         self._sink.abandon()
 
 
@@ -92,11 +102,12 @@ def write_file(path: Path, schema: pa.Schema, batches: Any) -> tuple[int, durabl
 class Part:
     """A part of a large table while it grows. Rows can be dropped again (`drop`) until it is sealed."""
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self.path, self.schema = path, schema
+    def __init__(self, path: Path, schema: pa.Schema, *, store: str) -> None:
+        self.path, self.schema, self.store = path, schema, store
         self.rows = 0
         self.groups = 0
-        self._file = File(path, schema)
+        self._raw = store == "exact" and vectors.fits(schema)
+        self._file = File(path, schema, raw=self._raw)
         self._waiting: list[pa.Table] = []
         self._dropped: list[tuple[int, int]] = []
         self._written: durable.Written | None = None
@@ -144,7 +155,7 @@ class Part:
 
     def _rewrite(self) -> None:
         """Copy what was not dropped to a second file that takes the place of the first."""
-        second = File(self.path.with_name("kept-" + self.path.name), self.schema)
+        second = File(self.path.with_name("kept-" + self.path.name), self.schema, raw=self._raw)
         try:
             with pq.ParquetFile(durable.temporary(self.path)) as source:
                 start = 0

@@ -31,7 +31,7 @@ class Shelf(Protocol):
 
     def keeps(self, name: str, rows: int) -> bool: ...
     def begin(self) -> None: ...
-    def append(self, name: str, table: pa.Table) -> None: ...
+    def append(self, name: str, table: pa.Table, *, store: str = "exact") -> None: ...
     def commit(self, key: str) -> None: ...
     def rollback(self) -> None: ...
     def read(self, name: str) -> pa.Table: ...
@@ -50,7 +50,7 @@ class Memory:
     def begin(self) -> None:
         self._mark = {name: len(rows) for name, rows in self.rows.items()}
 
-    def append(self, name: str, table: pa.Table) -> None:
+    def append(self, name: str, table: pa.Table, *, store: str = "exact") -> None:
         self.rows[name].append(table)
 
     def commit(self, key: str) -> None:
@@ -93,12 +93,12 @@ class Disk:
         self._small.begin()
         self._mark = {name: (len(open_), open_[-1].rows) for name, open_ in self._large.items()}
 
-    def append(self, name: str, table: pa.Table) -> None:
+    def append(self, name: str, table: pa.Table, *, store: str = "exact") -> None:
         if not tables.TABLES[name].large:
             self._small.append(name, table)
             return
         with self._guarded(), durable.uninterrupted():
-            self._part(name).append(table)
+            self._part(name, store).append(table)
 
     def commit(self, key: str) -> None:
         self._units.append(key)
@@ -163,15 +163,15 @@ class Disk:
         with suppress(OSError):
             self.abandon()
 
-    def _part(self, name: str) -> parts.Part:
+    def _part(self, name: str, store: str) -> parts.Part:
         open_ = self._large[name]
-        if open_ and not self._full(open_[-1]):
+        if open_ and open_[-1].store == store and not self._full(open_[-1]):
             return open_[-1]
         if open_:
             open_[-1].close()
         (self.folder / name).mkdir(exist_ok=True)
         number = self.journal.next_part(name) + len(open_)
-        open_.append(parts.Part(self.folder / name / f"part-{number:05d}.parquet", tables.schema(name)))
+        open_.append(parts.Part(self.folder / name / f"part-{number:05d}.parquet", tables.schema(name), store=store))
         return open_[-1]
 
     def _full(self, part: parts.Part) -> bool:
