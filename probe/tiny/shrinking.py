@@ -45,7 +45,6 @@ SIZES: dict[int, str] = {
     "num_nextn_predict_layers",
     0: "num_kv_shared_layers",
 }
-}
 PERIODS = {"attn_layer_period": 2, "attn_layer_offset": 1, "attn_layer_indices": [1]}  # every second layer attends
 SIZE_OF = {name: size for size, names in SIZES.items() for name in names.split()}
 DEPTHS = (
