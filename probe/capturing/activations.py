@@ -1,0 +1,137 @@
+"""Hands a sink the activations of the sites asked for, as the forward makes them; copies only what the model overwrites."""
+
+from __future__ import annotations
+
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from probe.capturing.sinks import Sink
+from probe.instrument import tapping
+
+if TYPE_CHECKING:
+    from probe.anatomy import Anatomy, Tap
+    from probe.sites import Cell
+
+WRITES = {"attn_out": "attn", "mlp_out": "mlp"}  # site -> kind of a block's writes to the stream
+CALLED = ("q", "k", "v")  # come from the attention call, not from a tap
+ELSEWHERE = (*CALLED, "pattern", "scores", "logits")
+SHORT = 8  # tokens that show whether a model writes into its activations
+
+_overwritten: weakref.WeakKeyDictionary[nn.Module, dict[Tap, bool]] = weakref.WeakKeyDictionary()
+
+
+class ActivationReader:
+    """Taps for the cells of one read, and the way of their tensors to the sink."""
+
+    def __init__(
+        self, model: nn.Module, anatomy: Anatomy, cells: Iterable[Cell], sink: Sink, *, shape: tuple[int, int]
+    ) -> None:
+        """shape: (batch, pos) of the ids. Raises `SiteAbsent` for a cell that this model does not have."""
+        self._model, self._anatomy, self._sink, self._shape = model, anatomy, sink, shape
+        self._heads: dict[tuple[str, int], set[int | None]] = defaultdict(set)
+        self._given: list[tuple[str, weakref.ref[Tensor], int]] = []
+        self._sums: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
+        for cell in cells:
+            if cell.site not in ("pattern", "scores"):
+                self._heads[cell.site, cell.layer].update([None] if cell.heads is None else cell.heads)
+        self._sources = {where: self._find(*where) for where in self._heads if where[0] not in ELSEWHERE}
+
+    def _find(self, site: str, layer: int) -> list[tuple[Tap, float]]:
+        """The taps that sum to a site, with their coefficients."""
+        tap = self._anatomy.tap(site, layer)  # raises where there is none
+        if site in WRITES:
+            writes = [w for w in self._anatomy.layers[layer].writes if w.kind == WRITES[site]]
+            return [(w.tap, w.coefficient) for w in writes]
+        return [(tap, 1.0)]
+
+    @property
+    def wants_logits(self) -> bool:
+        """Whether the site `logits` was asked for."""
+        return ("logits", -1) in self._heads
+
+    def taps(self, ids: Tensor, *, also: dict[Tap, list[Tensor]], **inputs: Any) -> dict[Tap, Callable[[Tensor], None]]:
+        """What to tap in the forward over `ids` with `inputs`; tensors of the taps `also` go into their lists.
+
+        May run a short forward of its own, once a model.
+        """
+        parts = [
+            (tap, site, layer, c, len(found)) for (site, layer), found in self._sources.items() for tap, c in found
+        ]
+        copied = overwritten(self._model, {*also, *(tap for tap, *_ in parts)}, ids, **inputs)
+        readers: dict[Tap, list[Callable[[Tensor], None]]] = defaultdict(list)
+        for tap, kept in also.items():
+            readers[tap].append(_keeper(kept, copy=copied[tap]))
+        for tap, site, layer, coefficient, of in parts:
+            readers[tap].append(self._reader(site, layer, coefficient, of, copy=copied[tap]))
+        return {tap: _all(found) for tap, found in readers.items()}
+
+    def _reader(self, site: str, layer: int, coefficient: float, of: int, *, copy: bool) -> Callable[[Tensor], None]:
+        def read(value: Tensor) -> None:
+            value = value * coefficient if coefficient != 1.0 else value.clone() if copy else value
+            if of == 1:
+                self.emit(site, layer, value)
+                return
+            parts = self._sums[site, layer]
+            parts.append(value)
+            if len(parts) == of:
+                self.emit(site, layer, torch.stack(parts).sum(0))
+                parts.clear()
+
+        return read
+
+    def emit(self, site: str, layer: int, value: Tensor) -> None:
+        """Hand over a site if it was asked for: (batch, pos, …), flat (batch * pos, …), or for q, k, v (batch, head, pos, d)."""
+        for head in sorted(self._heads.get((site, layer), ()), key=lambda h: -1 if h is None else h):
+            if site in CALLED:
+                own = value.transpose(1, 2).flatten(2) if head is None else value[:, head]
+            else:
+                own = value if value.ndim == 3 and value.shape[:2] == self._shape else value.reshape(*self._shape, -1)
+                if head is not None:
+                    n_heads = self._anatomy.n_heads(site, layer)
+                    own = own.unflatten(-1, (n_heads, own.shape[-1] // n_heads))[:, :, head]
+            self._sink.activation(site, layer, head, own)
+            self._given.append((f"{site}@{layer}", weakref.ref(own), own._version))
+
+    def check(self) -> None:
+        """After the forward: what the sink still holds is what it was given."""
+        for name, reference, version in self._given:
+            tensor = reference()
+            assert tensor is None or tensor._version == version, f"the model wrote into {name} after it was read"
+        self._given.clear()
+
+
+def overwritten(model: nn.Module, taps: set[Tap], ids: Tensor, **inputs: Any) -> dict[Tap, bool]:
+    """Which of the taps' tensors the model later writes into, found with a few tokens and remembered for the model."""
+    known = _overwritten.setdefault(model, {})
+    missing = taps - set(known)
+    if missing:
+        held: dict[Tap, list[tuple[Tensor, int]]] = defaultdict(list)
+        readers = {tap: _holder(held[tap]) for tap in missing}
+        with tapping(model, readers):
+            model(ids[:1, :SHORT], **{k: v[:1, :SHORT] if isinstance(v, Tensor) else v for k, v in inputs.items()})
+        known.update({tap: any(t._version != version for t, version in held[tap]) for tap in missing})
+    return known
+
+
+def _holder(held: list[tuple[Tensor, int]]) -> Callable[[Tensor], None]:
+    return lambda value: held.append((value, value._version))
+
+
+def _keeper(kept: list[Tensor], *, copy: bool) -> Callable[[Tensor], None]:
+    return lambda value: kept.append(value.clone() if copy else value)
+
+
+def _all(readers: list[Callable[[Tensor], None]]) -> Callable[[Tensor], None]:
+    if len(readers) == 1:
+        return readers[0]
+
+    def read(value: Tensor) -> None:
+        for reader in readers:
+            reader(value)
+
+    return read

@@ -1,0 +1,254 @@
+"""Watches the attention of one forward and hands a sink what was asked: cards, lines, top-k or full rows, scores, q, k, v.
+
+One layer at a time, one block of rows at a time; only the lines of a layer are ever held whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probe.capturing import rows as lists
+from probe.capturing.masks import Masks
+from probe.capturing.patterns import Block, CalledPattern, GivenPattern, Source, blocks
+from probe.capturing.sinks import Columns, Sink
+from probe.capturing.spec import AttentionSpec
+from probe.capturing.statistics import NAMES, Matches, weigh
+from probe.errors import SiteAbsent
+from probe.instrument import AttentionCall
+
+if TYPE_CHECKING:
+    from probe.sites import Cell
+
+PIECE = 2**22  # weights handed over together: 16 MB
+
+
+@dataclass
+class AttentionReader:
+    """The observer of one read. `layers` says which layers a module's visits are; cells say which heads to keep whole.
+
+    `patterns` and `scores`: layer -> heads whose full rows are wanted. `emit` takes the sites q, k and v.
+    After the forward `told` has a reason for every layer that was asked for and seen: empty if its pattern was read.
+    """
+
+    spec: AttentionSpec
+    ids: Tensor
+    lengths: Sequence[int]
+    sink: Sink
+    layers: dict[str, list[int]]
+    patterns: dict[int, list[int]]
+    scores: dict[int, list[int]]
+    emit: Callable[[str, int, Tensor], None]
+    told: dict[int, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._matches = [Matches(self.ids[b, :n]) for b, n in enumerate(self.lengths)]
+        self._masks = Masks()
+        self._buffers = torch.empty(0)
+        self._emitted: set[tuple[str, int]] = set()
+
+    def observe(self, path: str, call: AttentionCall, output: Tensor) -> None:
+        """Read one attention call; the forward goes on with what it had."""
+        layers = self.layers.get(path, [])
+        if call.visit >= len(layers):
+            return
+        layer = layers[call.visit]
+        for site, tensor in (("q", call.query), ("k", call.key), ("v", call.value)):
+            self.emit(site, layer, tensor)
+            self._emitted.add((site, layer))
+        if not self.wants(layer):
+            return
+        sources: list[Source] = []
+        for prompt, n in enumerate(self.lengths):
+            problem = _unreadable(call)
+            if not problem:
+                source = CalledPattern(call, prompt, n, self._masks)
+                problem = self._disagrees(source, call, output, prompt)
+            if problem:
+                self._refuse(layer, problem)
+                return
+            sources.append(source)
+        self._read(layer, sources)
+
+    def given(self, layer: int, weights: Tensor | None, *, causal: bool) -> bool:
+        """Read a layer from weights (batch, head, query, key) that the model returned; whether they are such weights."""
+        length = self.ids.shape[1]
+        if weights is None or weights.ndim != 4 or weights.shape[2:] != (length, length) or float(weights.min()) < 0:
+            self._refuse(layer, "the model neither calls a shared attention function nor returns weights for it")
+            return False
+        sources: list[Source] = [GivenPattern(weights[b, :, :n, :n], causal=causal) for b, n in enumerate(self.lengths)]
+        self.scores.pop(layer, None)  # they are not what a weight's logarithm is
+        self._read(layer, sources)
+        return True
+
+    def _refuse(self, layer: int, problem: str) -> None:
+        self.told[layer] = problem
+        self.warnings.append(f"no attention recorded at layer {layer}: {problem}")
+
+    def check(self, cells: Sequence[Cell]) -> None:
+        """Raises `SiteAbsent` for a cell of `pattern`, `scores`, `q`, `k` or `v` that was asked for and never came."""
+        for site, layer in {(cell.site, cell.layer) for cell in cells}:
+            came = {
+                "pattern": self.told.get(layer) == "", "scores": self.told.get(layer) == "" and layer in self.scores,
+                **{name: (name, layer) in self._emitted for name in "qkv"},
+            }.get(site, True)  # fmt: skip
+            if not came:
+                why = self.told.get(layer) or "its attention function cannot be observed"
+                raise SiteAbsent(f"this model has no {site}@{layer} to record", hint=why)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything of any layer's pattern was asked for."""
+        return self.spec.mode != "none" or bool(self.patterns or self.scores)
+
+    def wants(self, layer: int) -> bool:
+        """Whether anything of this layer's pattern was asked for."""
+        return self.spec.mode != "none" or layer in self.patterns or layer in self.scores
+
+    def _read(self, layer: int, sources: list[Source]) -> None:
+        cards = []
+        for prompt, source in enumerate(sources):
+            statistics = self._read_prompt(layer, prompt, source)
+            if self.spec.mode != "none":
+                cards.append(card(statistics, self._matches[prompt].rows))
+            if self.spec.mode in ("summary", "topk", "full"):
+                self.sink.rows(prompt, layer, line_columns(statistics))
+        if cards:
+            self.sink.heads(layer, {name: np.stack([c[name] for c in cards]) for name in cards[0]})
+        self.told[layer] = ""
+
+    def _read_prompt(self, layer: int, prompt: int, source: Source) -> dict[str, Tensor]:
+        """All blocks of one prompt in one layer; statistics (head, query)."""
+        mode, matches = self.spec.mode, self._matches[prompt]
+        whole = list(range(source.n_heads)) if mode == "full" else self.patterns.get(layer, [])
+        scores_of = self.scores.get(layer, [])
+        pieces, score_pieces = _Pieces(self.sink.attention, prompt, layer), _Pieces(self.sink.scores, prompt, layer)
+        lines: dict[str, Tensor] = {}
+        tops: list[tuple[Block, Tensor, Tensor]] = []
+        for block in blocks(source, single=bool(whole or scores_of)):
+            heads = range(block.head, block.head + block.n_heads)
+            mine, mine_scores = [h for h in whole if h in heads], [h for h in scores_of if h in heads]
+            if mode == "none" and not mine and not mine_scores:
+                continue
+            scores, mass = self._room(block, source)
+            scores = source.scores(block, scores)
+            if mine_scores:
+                score_pieces.add(lists.score_columns(block, scores, mine_scores, n=None if source.causal else source.n))
+            weighed = weigh(source, block, scores, mass, matches)
+            found = dict(weighed.statistics)
+            if mode in ("summary", "topk", "full"):
+                top, keys = lists.top_of(block, weighed, self.spec.k if mode == "topk" else 1)
+                found["max_weight"], found["max_key"] = top[..., 0], keys[..., 0]
+                if mode == "topk":
+                    tops.append((block, top, keys))
+            for name, values in found.items():
+                if name not in lines:
+                    lines[name] = values.new_zeros(source.n_heads, source.n)
+                lines[name][block.head : heads.stop, block.start : block.end] = values
+            if mine:
+                pieces.add(lists.full_columns(block, weighed, mine, n=None if source.causal else source.n))
+        pieces.flush()
+        score_pieces.flush()
+        if tops:
+            self.sink.attention(prompt, layer, _top_rows(tops, source, without=whole))
+        return lines
+
+    def _room(self, block: Block, source: Source) -> tuple[Tensor, Tensor]:
+        """Two flat buffers with room for a block, kept from one to the next."""
+        dtype = source.dtype
+        size = int(np.prod(block.shape))
+        if self._buffers.numel() < 2 * size or self._buffers.dtype != dtype or self._buffers.device != source.device:
+            self._buffers = torch.empty(2, size, dtype=dtype, device=source.device)
+        return self._buffers[0], self._buffers[1]
+
+    def _disagrees(self, source: CalledPattern, call: AttentionCall, output: Tensor, prompt: int) -> str:
+        """Whether the last row's weights times the values are what the attention function returned; the difference if not."""
+        n = source.n
+        block = Block(0, source.n_heads, n - 1, n, *source.keys(n - 1, n))
+        scores, mass = self._room(block, source)
+        weighed = weigh(source, block, source.scores(block, scores), mass, self._matches[prompt])
+        weights = weighed.mass / weighed.total.unsqueeze(-1)
+        values = call.value[prompt, :, block.low : block.high].to(weights.dtype)
+        expected = weights.view(values.shape[0], -1, weights.shape[-1]) @ values
+        real = output[prompt, n - 1].to(weights.dtype)
+        if real.numel() != expected.numel():
+            return "the attention function's output has another shape than its weights times the values"
+        error = float((expected.reshape(-1) - real.reshape(-1)).abs().max() / real.abs().max().clamp_min(1e-30))
+        tolerance = max(1e-4, 8 * torch.finfo(output.dtype).eps)
+        return "" if error <= tolerance else f"its weights times the values differ from its output by {error:.1e}"
+
+
+class _Pieces:
+    """Collects columns and hands them over when they are many."""
+
+    def __init__(self, hand_over: Callable[[int, int, Columns], None], prompt: int, layer: int) -> None:
+        self._hand_over, self._where = hand_over, (prompt, layer)
+        self._held: list[Columns] = []
+        self._size = 0
+
+    def add(self, columns: Columns) -> None:
+        self._held.append(columns)
+        self._size += len(columns["weights" if "weights" in columns else "scores"].values)
+        if self._size >= PIECE:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._held:
+            self._hand_over(*self._where, lists.joined(self._held))
+        self._held, self._size = [], 0
+
+
+def card(statistics: dict[str, Tensor], matched: dict[str, Tensor]) -> Columns:
+    """Columns of `heads` for one prompt, each (head,): means over queries 1.. (the first has nothing to choose from).
+
+    duplicate and induction: over the queries that have such a position. NaN where there is no query to average.
+    """
+    n_heads, n = statistics["entropy"].shape
+    out: Columns = {"rows": np.full(n_heads, n - 1, np.int32)}
+    for name in NAMES:
+        rows = matched[name].clone() if name in matched else torch.ones(n, dtype=torch.bool)
+        rows[0] = False
+        chosen = statistics[name].cpu()[:, rows].double()
+        out[name] = chosen.mean(-1).to(torch.float32).numpy()
+    return out
+
+
+def line_columns(statistics: dict[str, Tensor]) -> Columns:
+    """Columns of `attention_rows` for one prompt and layer: statistics (head, query) flattened."""
+    n_heads, n = statistics["entropy"].shape
+    flat: dict[str, Any] = {
+        name: statistics[name].flatten().to(torch.float32).cpu().numpy() for name in (*NAMES, "max_weight")
+    }
+    return {
+        "head": np.repeat(np.arange(n_heads, dtype=np.int16), n), "query": np.tile(np.arange(n, dtype=np.int32), n_heads),
+        **flat, "max_key": statistics["max_key"].flatten().cpu().numpy().astype(np.int32),
+    }  # fmt: skip
+
+
+def _top_rows(tops: list[tuple[Block, Tensor, Tensor]], source: Source, *, without: list[int]) -> Columns:
+    """The blocks' largest weights put together by head and query, but for heads whose full rows are kept."""
+    k = max(top.shape[-1] for _, top, _ in tops)
+    weights = tops[0][1].new_zeros(source.n_heads, source.n, k)
+    keys = torch.zeros(weights.shape, dtype=torch.int32, device=weights.device)
+    for block, top, places in tops:
+        where = slice(block.head, block.head + block.n_heads), slice(block.start, block.end), slice(0, top.shape[-1])
+        weights[where], keys[where] = top, places.to(torch.int32)
+    heads = [h for h in range(source.n_heads) if h not in without]
+    columns = lists.top_columns(weights[heads], keys[heads])
+    columns["head"] = np.repeat(np.asarray(heads, np.int16), source.n)
+    return columns
+
+
+def _unreadable(call: AttentionCall) -> str:
+    """Why a call cannot be read at all, or nothing."""
+    if call.key.shape[2] != call.query.shape[2]:
+        return f"{call.query.shape[2]} queries look at {call.key.shape[2]} keys"
+    if call.mask is not None and not isinstance(call.mask, Tensor):
+        return f"its mask is a {type(call.mask).__name__}"
+    return ""

@@ -1,0 +1,106 @@
+"""Which keys a query may see, from the masks that attention functions are given; knows no scores."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+REMEMBERED = 4  # masks: a model alternates between few
+
+
+class View(NamedTuple):
+    """What a block of queries sees: keys [low, high), of which all, those up to the query, or what the mask says."""
+
+    low: int
+    high: int
+    kind: Literal["all", "causal", "mask"]
+
+
+class Mask:
+    """One prompt's mask: `visible` (head or 1, query, key) bool, or None; `additive` likewise if it says more than that."""
+
+    def __init__(self, mask: Tensor | None, n: int, *, causal: bool, window: int | None = None) -> None:
+        """mask (head or 1, n, n), bool or additive; without one, every key is visible, or those up to the query if `causal`."""
+        self.n, self.visible, self.additive = n, mask, None
+        self._views: dict[tuple[int, int], View] = {}
+        if mask is None:
+            self.causal, self._window = causal, window if causal else None
+            return
+        if mask.dtype != torch.bool:
+            self.visible = mask > torch.finfo(mask.dtype).min / 2
+            if not bool(((mask == 0) | ~self.visible).all()):
+                self.additive = mask
+        self.causal, self._window = not bool(self.visible.triu(1).any()), None
+
+    def view(self, start: int, end: int) -> View:
+        """What queries [start, end) see."""
+        if (start, end) not in self._views:
+            self._views[start, end] = self._view(start, end)
+        return self._views[start, end]
+
+    def _view(self, start: int, end: int) -> View:
+        if self.visible is None:
+            low = max(0, start - self._window + 1) if self._window else 0
+            inside = not self._window or end - self._window <= low
+            return View(low, end, "causal" if inside else "mask") if self.causal else View(0, self.n, "all")
+        rows = self.visible[:, start:end]
+        keys = rows.any(0).any(0).nonzero()
+        low, high = (int(keys[0]), int(keys[-1]) + 1) if len(keys) else (0, end)
+        rows = rows[:, :, low:high]
+        if bool(rows.all()):
+            return View(low, high, "all")
+        late = _late(start, end, low, high, rows.device)
+        return View(low, high, "causal" if high == end and bool((rows == ~late).all()) else "mask")
+
+    def hidden(self, start: int, end: int) -> Tensor | None:
+        """The keys [low, high) that queries [start, end) don't see, broadcastable to (head, query, key); None: all are seen.
+
+        For a causal view only its last `end - start` keys, of which alone some are hidden.
+        """
+        low, high, kind = self.view(start, end)
+        if kind == "all":
+            return None
+        device = None if self.visible is None else self.visible.device
+        if kind == "causal":
+            return _late(start, end, start, end, device)
+        if self.visible is not None:
+            return ~self.visible[:, start:end, low:high]
+        assert self._window, "without a mask only a window hides more than what comes later"
+        return _late(start, end, low, high, device) | ~_late(
+            start, end, low + self._window, high + self._window, device
+        )
+
+
+def _late(start: int, end: int, low: int, high: int, device: torch.device | None) -> Tensor:
+    """(query, key): the key comes after the query."""
+    return torch.arange(start, end, device=device)[:, None] < torch.arange(low, high, device=device)
+
+
+class Masks:
+    """The masks of one forward; layers share them, so what was found out about one is remembered."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[int, int, int], tuple[Tensor, Mask]] = OrderedDict()
+
+    def of(self, mask: Tensor | None, prompt: int, n: int, *, causal: bool, window: int | None) -> Mask:
+        """The mask (batch or 1, head or 1, query, key) of one prompt's n tokens. One of (batch, key) only marks padding."""
+        if mask is None or mask.ndim == 2:
+            return Mask(None, n, causal=causal, window=window)
+        where = id(mask), prompt, n
+        if where not in self._known:
+            self._known[where] = (
+                mask,
+                Mask(of_prompt(mask, prompt, n), n, causal=causal),
+            )  # holds the mask, so its id is its own
+            while len(self._known) > REMEMBERED * max(1, mask.shape[0]):
+                self._known.popitem(last=False)
+        return self._known[where][1]
+
+
+def of_prompt(values: Tensor, prompt: int, n: int) -> Tensor:
+    """(batch or 1, head or 1, query or 1, key) -> (head or 1, n, n) of one prompt, not copied."""
+    own = values[prompt if values.shape[0] > 1 else 0]
+    return own.expand(own.shape[0], max(own.shape[1], n), own.shape[2])[:, :n, :n]

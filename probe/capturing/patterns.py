@@ -1,0 +1,175 @@
+"""Rows of one layer's attention scores, in blocks: from an attention call or from given weights. Knows no statistics.
+
+Scores are in bits (base-2 logarithms, so that weights are 2^score up to a row's sum), masked ones are `MASKED`. They are
+float32 whatever the model's dtype (float64 stays), like the softmax of transformers' own attention functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from probe.capturing.masks import Masks, of_prompt
+from probe.instrument import AttentionCall
+
+BITS = 1.4426950408889634  # bits in a nat
+MASKED = -1e30  # finite, because 0 * -inf is not 0
+SAFE = 50.0  # scores up to this size need no shift: neither 2^s, its square nor a long sum of it leaves float32
+ROWS, ELEMENTS = 192, 2**19  # a block's rows when there are many keys, and its weights when there are few: fits a cache
+
+
+class Block(NamedTuple):
+    """Heads [head, head + n_heads) of queries [start, end) looking at keys [low, high)."""
+
+    head: int
+    n_heads: int
+    start: int
+    end: int
+    low: int
+    high: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(head, query, key)."""
+        return self.n_heads, self.end - self.start, self.high - self.low
+
+
+class Source(Protocol):
+    """What gives scores: `n` tokens of one prompt in one layer."""
+
+    n: int
+    n_heads: int
+    groups: int
+    normalized: bool  # the weights are 2^score as they are
+    dtype: torch.dtype  # of the scores
+    device: torch.device
+    safe: bool  # no score is larger than SAFE in size
+    causal: bool
+
+    def keys(self, start: int, end: int) -> tuple[int, int]:
+        """[low, high) of the keys that any of these queries may see."""
+
+    def scores(self, block: Block, out: Tensor) -> Tensor:
+        """Scores (head, query, key) in bits, written into `out`, which has room for them."""
+
+    def sinks(self, block: Block) -> Tensor | None:
+        """Scores (head, query or 1) in bits of the extra column that takes weight and is no key."""
+
+
+def blocks(source: Source, *, single: bool = False) -> Iterator[Block]:
+    """The blocks of a layer: by head, then by query. `single`: one head at a time unless all its queries fit."""
+    n, group = source.n, source.groups
+    rows = min(n, max(32, ROWS // min(group, 6) // 32 * 32))
+    if n <= rows:
+        heads = max(1, ELEMENTS // (n * n) // group) * group
+    else:
+        heads = 1 if single else group
+        rows = min(n, ROWS) if single else rows
+    for head in range(0, source.n_heads, heads):
+        for start in range(0, n, rows):
+            end = min(n, start + rows)
+            yield Block(head, min(heads, source.n_heads - head), start, end, *source.keys(start, end))
+
+
+class CalledPattern:
+    """The scores of one prompt of an attention call, recomputed from its queries and keys."""
+
+    normalized = False
+
+    def __init__(self, call: AttentionCall, prompt: int, n: int, masks: Masks) -> None:
+        """n: tokens of the prompt without padding. masks: those of this forward."""
+        self.n, self.n_heads = n, call.query.shape[1]
+        self.groups = self.n_heads // call.key.shape[1]
+        self.dtype = torch.float64 if call.query.dtype == torch.float64 else torch.float32
+        self.device = call.query.device
+        self._query = call.query[prompt, :, :n].to(self.dtype)
+        self._key = call.key[prompt, :, :n].to(self.dtype).contiguous()
+        self._cap = call.softcap
+        self._scale = call.scaling / self._cap if self._cap else call.scaling * BITS
+        causal = call.is_causal and call.query.shape[2] > 1
+        self._mask = masks.of(call.mask, prompt, n, causal=causal, window=call.sliding_window)
+        self.causal = self._mask.causal
+        self._bias = None if call.position_bias is None else of_prompt(call.position_bias, prompt, n)
+        self._sinks = None if call.sinks is None else _column(call.sinks.to(self.dtype), prompt, self.n_heads) * BITS
+        self.safe = self._bias is None and self._mask.additive is None and self._bound() < SAFE
+
+    def _bound(self) -> float:
+        """No score is larger in size (Cauchy and Schwarz)."""
+        sizes = self._query.norm(dim=-1).amax(-1).view(-1, self.groups) * self._key.norm(dim=-1).amax(-1, keepdim=True)
+        largest = self._cap * BITS if self._cap else float(sizes.max()) * abs(self._scale)
+        return largest if self._sinks is None else max(largest, float(self._sinks.abs().max()))
+
+    def keys(self, start: int, end: int) -> tuple[int, int]:
+        """See `Source`."""
+        return self._mask.view(start, end)[:2]
+
+    def scores(self, block: Block, out: Tensor) -> Tensor:
+        """See `Source`."""
+        head, n_heads, start, end, low, high = block
+        query = self._query[head : head + n_heads, start:end] * self._scale
+        first, last = head // self.groups, (head + n_heads - 1) // self.groups + 1
+        key = self._key[first:last, low:high].transpose(1, 2)
+        flat = out[: n_heads * (end - start) * (high - low)].view(last - first, -1, high - low)
+        if last - first == 1:
+            torch.mm(query.reshape(flat.shape[1], -1), key[0], out=flat[0])
+        else:
+            torch.bmm(query.reshape(last - first, flat.shape[1], -1), key, out=flat)
+        scores = flat.view(n_heads, end - start, high - low)
+        if self._cap:
+            scores.tanh_().mul_(self._cap * BITS)
+        self._add_masks(scores, block)
+        return scores
+
+    def _add_masks(self, scores: Tensor, block: Block) -> None:
+        head, n_heads, start, end, low, high = block
+        for bias in (self._bias, self._mask.additive):
+            if bias is not None:
+                here = (bias[head : head + n_heads] if bias.shape[0] > 1 else bias)[:, start:end, low:high]
+                scores.add_(here.to(scores.dtype) * BITS).clamp_(min=MASKED)
+        hidden = self._mask.hidden(start, end)
+        if hidden is not None:
+            own = hidden[head : head + n_heads] if hidden.ndim == 3 and hidden.shape[0] > 1 else hidden
+            scores[..., high - low - own.shape[-1] :].masked_fill_(own.to(scores.device), MASKED)
+
+    def sinks(self, block: Block) -> Tensor | None:
+        """See `Source`."""
+        if self._sinks is None:
+            return None
+        here = self._sinks[block.head : block.head + block.n_heads]
+        return here if here.shape[1] == 1 else here[:, block.start : block.end]
+
+
+class GivenPattern:
+    """The scores of weights (head, query, key) that the model itself returned: their logarithms."""
+
+    normalized, safe, groups = True, False, 1
+
+    def __init__(self, weights: Tensor, *, causal: bool) -> None:
+        self._weights, self.n_heads, self.n, self.causal = weights, weights.shape[0], weights.shape[1], causal
+        self.dtype = torch.float64 if weights.dtype == torch.float64 else torch.float32
+        self.device = weights.device
+
+    def keys(self, start: int, end: int) -> tuple[int, int]:
+        """See `Source`."""
+        return 0, end if self.causal else self.n
+
+    def scores(self, block: Block, out: Tensor) -> Tensor:
+        """See `Source`."""
+        head, n_heads, start, end, low, high = block
+        weights = self._weights[head : head + n_heads, start:end, low:high].to(out.dtype)
+        scores = out[: weights.numel()].view(weights.shape)
+        return torch.log2(weights, out=scores).clamp_(min=MASKED)
+
+    def sinks(self, block: Block) -> Tensor | None:
+        """See `Source`."""
+        return None
+
+
+def _column(sinks: Tensor, prompt: int, n_heads: int) -> Tensor:
+    """(head,) or (batch or 1, head, query or 1, 1) -> (head, query or 1)."""
+    if sinks.ndim == 4:
+        return sinks[prompt if sinks.shape[0] > 1 else 0, :, :, 0]
+    return sinks.reshape(n_heads, 1)

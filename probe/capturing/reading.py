@@ -1,0 +1,161 @@
+"""One instrumented forward over finished ids, everything asked of it streamed to a sink; knows no file and no table."""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from probe.capturing.activations import CALLED, ActivationReader
+from probe.capturing.attention import AttentionReader
+from probe.capturing.lens import guesses
+from probe.capturing.logits import replays, scored, unembedding
+from probe.capturing.sinks import Sink
+from probe.capturing.spec import AttentionSpec
+from probe.errors import NonFinite
+from probe.instrument import attending, tapping
+
+if TYPE_CHECKING:
+    from probe.anatomy import Anatomy
+    from probe.language_model import LanguageModel
+    from probe.scoring import Scores
+    from probe.sites import Cell
+
+NOTHING = AttentionSpec("none")
+
+
+class Reading(NamedTuple):
+    """What a read returns beside what went to the sink. `scores`: one a prompt, row t tells of the token after position t.
+
+    The last row of a prompt tells of no token: its `logprob` and `rank` mean nothing, its distribution does.
+    """
+
+    scores: list[Scores]
+    warnings: tuple[str, ...]
+
+
+def read(
+    lm: LanguageModel, ids: Tensor, lengths: Sequence[int], *, sink: Sink, cells: Sequence[Cell] = (),
+    attention: AttentionSpec = NOTHING, top: int = 5, lens: bool = False,
+) -> Reading:  # fmt: skip
+    """One forward over ids (batch, pos), right-padded to their `lengths`; what was asked goes to `sink` while it runs.
+
+    cells: sites to record, at all positions (which of them to keep is the sink's business). attention: how much of every
+    layer's pattern. top: alternatives a position. lens: what each layer would answer.
+    Raises `SiteAbsent` for a cell that the model doesn't have, `NonFinite` for logits that are not numbers.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        return _Read(lm.model, lm.anatomy, ids.to(lm.device), list(lengths), sink, cells, attention).run(top, lens=lens)
+
+
+class _Read:
+    """One read: what is hooked, and what the forward leaves for later."""
+
+    def __init__(
+        self, model: nn.Module, anatomy: Anatomy, ids: Tensor, lengths: list[int], sink: Sink, cells: Sequence[Cell],
+        attention: AttentionSpec,
+    ) -> None:  # fmt: skip
+        self.model, self.anatomy, self.ids, self.lengths, self.cells = model, anatomy, ids, lengths, cells
+        self.sink = sink
+        self.inputs = _inputs(model, anatomy, ids, lengths)
+        self.activations = ActivationReader(model, anatomy, cells, sink, shape=(ids.shape[0], ids.shape[1]))
+        self.attention = AttentionReader(
+            attention, ids, lengths, sink, layers=_layers_of_modules(anatomy), emit=self.activations.emit,
+            patterns=_heads_of(cells, "pattern", anatomy), scores=_heads_of(cells, "scores", anatomy),
+        )  # fmt: skip
+
+    def run(self, top: int, *, lens: bool) -> Reading:
+        """The forward, then what can only be told after it."""
+        unembed = unembedding(self.model, self.anatomy)
+        whole = self.activations.wants_logits or unembed is None or not _accepts(self.model, "logits_to_keep")
+        kept: dict[Any, list[Tensor]] = {self.anatomy.final_norm: []} if unembed else {}
+        if lens:
+            kept.update({self.anatomy.tap("resid_post", layer): [] for layer in range(self.anatomy.n_layers)})
+        with ExitStack() as hooked:
+            hooked.enter_context(tapping(self.model, self.activations.taps(self.ids, also=kept, **self.inputs)))
+            if self.attention.wanted or any(cell.site in CALLED for cell in self.cells):
+                hooked.enter_context(attending(self.model, self.attention.observe))
+            logits = self._logits(whole=whole)
+        self.activations.check()
+        hidden = kept[self.anatomy.final_norm][-1] if unembed else None
+        if unembed is not None and hidden is not None and not replays(unembed, hidden, logits):
+            unembed, logits = None, logits if whole else self._logits(whole=True)
+        if self.activations.wants_logits:
+            self.activations.emit("logits", -1, logits)
+        self._read_returned_attention()
+        every = whole or unembed is None
+        scores = scored(
+            self.ids, self.lengths, top, logits=logits if every else None, hidden=hidden, unembed=unembed
+        )  # fmt: skip
+        _check_finite(scores)
+        if lens:
+            resid = [kept[self.anatomy.tap("resid_post", layer)][-1] for layer in range(self.anatomy.n_layers)]
+            guesses(self.model, self.anatomy, unembed, resid, self.ids, self.lengths, top=top, sink=self.sink)
+        return Reading(scores, tuple(dict.fromkeys(self.attention.warnings)))
+
+    def _logits(self, *, whole: bool) -> Tensor:
+        """The model's logits (batch, pos, d_vocab), or, if it can, of the last position only."""
+        few = {} if whole else {"logits_to_keep": 1}
+        logits: Tensor = self.model(self.ids, **self.inputs, **few).logits
+        return logits
+
+    def _read_returned_attention(self) -> None:
+        """Layers whose attention function was not seen: from the weights that the model itself returns, if it does."""
+        attention, n_layers = self.attention, self.anatomy.n_layers
+        missing = [layer for layer in range(n_layers) if attention.wants(layer) and layer not in attention.told]
+        if missing and not attention.told:  # no layer's function was seen: this model has its own
+            found = getattr(self.model(self.ids, **self.inputs, output_attentions=True), "attentions", None) or ()
+            returned = {layer: weights for layer, weights in enumerate(found) if len(found) == n_layers}
+            for layer in missing:
+                if attention.given(layer, returned.get(layer), causal=self.anatomy.causal):
+                    attention.warnings.append(
+                        "attention weights are those that the model returns; its calls can't be seen"
+                    )
+        attention.check(self.cells)
+
+
+def _inputs(model: nn.Module, anatomy: Anatomy, ids: Tensor, lengths: list[int]) -> dict[str, Any]:
+    """What the model is given beside the ids. A causal model needs no mask for padding on the right, and is faster without."""
+    inputs: dict[str, Any] = {"use_cache": False} if _accepts(model, "use_cache") else {}
+    if not anatomy.causal and min(lengths) < ids.shape[1]:
+        ends = torch.tensor(lengths, device=ids.device)[:, None]
+        inputs["attention_mask"] = (torch.arange(ids.shape[1], device=ids.device) < ends).long()
+    return inputs
+
+
+def _accepts(model: nn.Module, name: str) -> bool:
+    return name in inspect.signature(model.forward).parameters
+
+
+def _layers_of_modules(anatomy: Anatomy) -> dict[str, list[int]]:
+    """The layers that each attention module's visits are, in their order; a shared module has several."""
+    layers: dict[str, list[int]] = defaultdict(list)
+    for i, layer in enumerate(anatomy.layers):
+        if layer.attention is not None:
+            layers[layer.attention].append(i)
+    return dict(layers)
+
+
+def _heads_of(cells: Sequence[Cell], site: str, anatomy: Anatomy) -> dict[int, list[int]]:
+    """layer -> heads of which the cells of that site want whole rows; a cell without heads wants all."""
+    found: dict[int, set[int]] = defaultdict(set)
+    for cell in cells:
+        if cell.site == site:
+            found[cell.layer].update(range(anatomy.n_heads(site, cell.layer)) if cell.heads is None else cell.heads)
+    return {layer: sorted(heads) for layer, heads in found.items()}
+
+
+def _check_finite(scores: list[Scores]) -> None:
+    for prompt, one in enumerate(scores):
+        bad = torch.as_tensor(one.entropy).isnan()
+        if bool(bad.any()):
+            where = int(bad.nonzero()[0])
+            raise NonFinite(
+                f"the logits after position {where} of prompt {prompt} are not finite numbers",
+                hint="try --dtype float32; if they stay so, the weights are damaged",
+            )
