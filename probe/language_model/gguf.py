@@ -18,6 +18,7 @@ from probe.errors import BadModel
 from probe.language_model.checkpoint import Checkpoint
 from probe.language_model.hashes import remembered
 from probe.language_model.home import Progress, building, claimed, models_dir, record_of
+from probe.language_model.refusals import stated
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +98,7 @@ def load(path: Path, *, dtype: torch.dtype | str, progress: Progress | None = No
     from transformers.utils.quantization_config import GgufConfig
 
     where = {"gguf_file": path.name, "local_files_only": True}
-    with _unpacking(path, progress):
+    with stated(str(path)), _unpacking(path, progress):
         model = AutoModelForCausalLM.from_pretrained(
             str(path.parent), **where, dtype=dtype, quantization_config=GgufConfig(dequantize=True), **options
         )

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from probe.errors import BadModel, BadOption, ProbeError
+from probe.errors import BadModel, BadOption
 from probe.language_model import gguf, hub, wheel
 from probe.language_model.checkpoint import Checkpoint, check_directory
 from probe.language_model.hashes import remembered
@@ -18,9 +18,7 @@ from probe.language_model.home import Progress
 from probe.language_model.model import LanguageModel
 from probe.language_model.names import DEFAULT, Named, default_name, name_kind
 from probe.language_model.placement import Placement, place
-
-# what transformers, torch and a checkpoint's own code raise about files and configs that don't fit together
-_REFUSALS = (OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError, AttributeError, NotImplementedError)
+from probe.language_model.refusals import stated
 
 
 def load(
@@ -129,11 +127,10 @@ def _loaded(
     options = {"device_map": placement.device_map} if placement.device_map is not None else {}
     if found.gguf is not None:
         files = [found.gguf]
-        with _stated(found.name):
-            model, tokenizer = gguf.load(found.gguf, dtype=placement.dtype or "auto", progress=progress, **options)
+        model, tokenizer = gguf.load(found.gguf, dtype=placement.dtype or "auto", progress=progress, **options)
     else:
         files = check_directory(found.directory, found.name, allow_pickle=allow_pickle)
-        with _stated(found.name):
+        with stated(found.name):
             config = _config(found, code=code)
             tokenizer = _tokenizer(found, code=code)
             model = _model(found, config, placement, code=code, allow_pickle=allow_pickle, **options)
@@ -212,32 +209,6 @@ def _tokenizer(found: Checkpoint, *, code: bool) -> Any:
     if len(tokenizer) < 2:
         raise BadModel(f"'{found.name}' has an empty tokenizer", hint="save it there with tokenizer.save_pretrained(…)")
     return tokenizer
-
-
-@contextmanager
-def _stated(name: str) -> Iterator[None]:
-    """What the libraries say about a checkpoint that does not fit becomes one line and a hint."""
-    try:
-        yield
-    except ProbeError:
-        raise
-    except _REFUSALS as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        if "trust_remote_code" in said:
-            hint = "if you trust that code: --trust-remote-code (in Python trust_remote_code=True)"
-            raise BadModel(f"'{name}' comes with code of its own", hint=hint) from error
-        if "out of memory" in said.lower():
-            raise BadModel(
-                f"'{name}' does not fit into memory", hint="try --dtype bfloat16 or --device-map auto"
-            ) from error
-        if isinstance(error, ImportError):
-            raise BadModel(
-                f"'{name}' needs a package that is not installed: {said[:200]}", hint="install it"
-            ) from error
-        first = said if len(said) <= 200 else f"{said[:199]}…"
-        raise BadModel(
-            f"'{name}' cannot be loaded: {first}", hint="is it a causal language model that this transformers knows?"
-        ) from error
 
 
 def _tokenizer_sha256(found: Checkpoint) -> str | None:

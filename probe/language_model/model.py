@@ -132,12 +132,18 @@ class LanguageModel:
         chat = [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(m) for m in messages]
         if system is not None:
             chat = [{"role": "system", "content": system}, *chat]
+        odd = next(
+            (m for m in chat if not isinstance(m.get("role"), str) or not m.keys() & {"content", "tool_calls"}), None
+        )
+        if odd is not None or not chat:
+            # most templates would render nothing in its place
+            raise BadPrompt(f"not a message: {odd}", hint="each needs a 'role' and a 'content'")
         try:
             text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
         except (TemplateError, KeyError, TypeError, ValueError) as error:
             raise BadPrompt(
                 f"the chat template of '{self.name}' refuses these messages: {error}",
-                hint="each needs 'role' and 'content'; some templates know no system role or want strict turns",
+                hint="some templates know no system role, or want user and assistant in turns",
             ) from error
         if system is not None and system.strip() not in text:
             raise BadOption(f"the chat template of '{self.name}' drops the system message", hint="put it in the prompt")
