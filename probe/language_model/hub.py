@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,12 @@ def obtain(
     """
     snapshot = cached(repo, revision=revision, allow_pickle=allow_pickle)
     if snapshot is None or refresh:
-        snapshot = _download(name, repo, revision=revision, allow_pickle=allow_pickle, code=code, progress=progress)
+        try:
+            snapshot = _download(name, repo, revision=revision, allow_pickle=allow_pickle, code=code, progress=progress)
+        except NoAnswer as error:
+            if snapshot is None:
+                raise
+            warnings.warn(f"kept the copy on this machine: {error.message}", stacklevel=2)
     return Checkpoint(name, snapshot, "hub", revision=snapshot.name)
 
 

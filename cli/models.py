@@ -1,0 +1,178 @@
+"""`probe models`: what is here, fetch, remove, and what is known about one. Options in, library calls, tables out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli import options as o
+
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
+
+app = typer.Typer(
+    help="Models: list, fetch, remove, and what is where in them.", no_args_is_help=True, rich_markup_mode=None
+)
+
+Name = Annotated[
+    str,
+    typer.Argument(
+        envvar="PROBE_MODEL", show_envvar=True,
+        help="Alias, Hugging Face id, local directory, .gguf file, or tiny:FAMILY.",
+    ),
+]  # fmt: skip
+Made = Annotated[str, typer.Argument(help="A model that probe converted, as `probe models ls` names it.")]
+PlaceText = Annotated[str | None, typer.Argument(help="Only what this place matches, e.g. z@all.")]
+
+
+@app.command("ls")
+def ls(as_json: o.AsJson = False) -> None:
+    """List the aliases, the models that probe converted and those in the Hugging Face cache, with their sizes."""
+    from cli.terminal import show_table
+    from probe.language_model import hub
+    from probe.language_model.home import made_here, models_dir
+    from probe.language_model.names import ALIASES
+
+    made, cached = made_here(), hub.cached_models()
+    rows: list[dict[str, Any]] = []
+    for name in dict.fromkeys([*ALIASES, *made, *(repo for repo in cached if repo not in ALIASES.values())]):
+        repo = ALIASES.get(name, name)
+        folder = models_dir() / name if name in made else cached.get(repo)
+        source = made[name]["source"] if name in made else repo if name in ALIASES or name in cached else None
+        where = "probe" if name in made else "hugging face cache" if folder else None
+        size = _size(folder) if folder else None
+        path = str(folder) if folder else None
+        rows.append({"name": name, "source": source, "where": where, "path": path, "bytes": size})
+    if as_json:
+        typer.echo(json.dumps({"models": rows}))
+        return
+    show_table(
+        ("name", "from", "here", "size"),
+        [(r["name"], r["source"] or "", r["where"] or "–", _megabytes(r["bytes"])) for r in rows],
+    )
+
+
+@app.command("pull")
+def pull(
+    name: Name = "smollm2",
+    revision: o.Revision = None,
+    trust_remote_code: o.RemoteCode = False,
+    allow_pickle: o.Pickle = False,
+    as_json: o.AsJson = False,
+    no_progress: o.NoProgress = False,
+) -> None:
+    """Fetch a model, converting it if need be; one of the Hub is brought up to date."""
+    from cli.progress import plain_warnings, progress
+    from probe.errors import BadOption
+    from probe.language_model.loading import find, quiet
+    from probe.language_model.names import name_kind
+
+    named = name_kind(name)
+    if named.kind == "tiny":
+        raise BadOption(f"'{name}' is made in memory", hint="there is nothing to fetch")
+    with plain_warnings(), progress(shown=not no_progress) as report, quiet():
+        found = find(
+            named, revision=revision, allow_pickle=allow_pickle, code=trust_remote_code, refresh=True, progress=report
+        )
+    size = found.gguf.stat().st_size if found.gguf else _size(found.directory)
+    path = str(found.gguf or found.directory)
+    if as_json:
+        typer.echo(json.dumps({"name": name, "path": path, "revision": found.revision, "bytes": size}))
+    else:
+        typer.echo(f"{name}: {path} ({_megabytes(size)})")
+
+
+@app.command("rm")
+def rm(name: Made, as_json: o.AsJson = False) -> None:
+    """Remove a model that probe converted; never one of yours or of the Hugging Face cache."""
+    from probe.errors import UnknownModel
+    from probe.language_model.home import made_here, remove
+
+    try:
+        freed = remove(name)
+    except KeyError as error:
+        made = ", ".join(made_here()) or "nothing yet"
+        raise UnknownModel(f"probe made no model '{name}'", hint=f"it made: {made}") from error
+    typer.echo(json.dumps({"removed": name, "bytes": freed}) if as_json else f"removed {name} ({_megabytes(freed)})")
+
+
+@app.command("show")
+def show(
+    model: Name = "smollm2",
+    revision: o.Revision = None,
+    trust_remote_code: o.RemoteCode = False,
+    allow_pickle: o.Pickle = False,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    as_json: o.AsJson = False,
+) -> None:
+    """Show a model's identity, its sizes, its tokenizer, and in brief what was found in it."""
+    from cli.describe import facts, show_facts
+
+    found = facts(_load(model, revision, trust_remote_code, allow_pickle, device=device, dtype=dtype))
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        show_facts(found)
+
+
+@app.command("check")
+def check(
+    model: Name = "smollm2",
+    revision: o.Revision = None,
+    trust_remote_code: o.RemoteCode = False,
+    allow_pickle: o.Pickle = False,
+    as_json: o.AsJson = False,
+) -> None:
+    """Show what was found in each layer (module, equation, residual error), and what was not and why."""
+    from cli.describe import show_anatomy
+
+    lm = _load(model, revision, trust_remote_code, allow_pickle)
+    anatomy = lm.anatomy
+    if as_json:
+        typer.echo(json.dumps({"model": lm.name, "anatomy": anatomy.to_dict()}))
+        return
+    show_anatomy(anatomy)
+
+
+@app.command("sites")
+def sites(
+    model: Name = "smollm2",
+    place: PlaceText = None,
+    revision: o.Revision = None,
+    trust_remote_code: o.RemoteCode = False,
+    allow_pickle: o.Pickle = False,
+    as_json: o.AsJson = False,
+) -> None:
+    """List the sites that a model has (or those that match a place), with shapes and bytes per token."""
+    from cli.describe import show_sites, site_rows
+
+    lm = _load(model, revision, trust_remote_code, allow_pickle)
+    rows = site_rows(lm, place)
+    if as_json:
+        typer.echo(json.dumps({"model": lm.name, "sites": rows}))
+        return
+    show_sites(rows)
+
+
+def _load(name: str, revision: str | None, code: bool, pickle: bool, **placement: str) -> LanguageModel:
+    import probe
+    from cli.progress import plain_warnings, progress
+
+    with plain_warnings(), progress() as report:
+        lm = probe.load(
+            name, revision=revision, trust_remote_code=code, allow_pickle=pickle, progress=report, **placement
+        )
+        assert lm.anatomy is not None
+    return lm
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _megabytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 1e6:,.1f} MB"
