@@ -79,6 +79,16 @@ def test_a_directory_is_loaded_as_transformers_loads_it(checkpoint: Path) -> Non
     json.dumps(lm.identity)
 
 
+def test_weights_in_parts(tmp_path: Path) -> None:
+    model, tokenizer = tiny("llama")
+    model.save_pretrained(tmp_path / "parts", max_shard_size="100KB")
+    tokenizer.save_pretrained(tmp_path / "parts")
+    lm = probe.load(str(tmp_path / "parts"))
+    assert len(lm.identity["files"]) > 2
+    with torch.no_grad():
+        assert torch.equal(logits(lm), model(IDS).logits)
+
+
 def test_hashes_are_remembered_until_the_file_changes(
     tmp_path: Path, own_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,7 +339,7 @@ def test_transformers_says_nothing(checkpoint: Path) -> None:
 # GGUF
 
 
-def write_gguf(path: Path, *, rule: str = "smollm", kind: str = "Q4_1") -> Path:
+def write_gguf(path: Path, *, rule: str = "smollm", kind: str = "Q4_1", leave_out: str = "") -> Path:
     """A little llama with quantised weights and a byte-level tokenizer of 256 bytes, 3 special tokens and one merge."""
     from gguf import GGMLQuantizationType, GGUFWriter, TokenType, quants
 
@@ -365,6 +375,8 @@ def write_gguf(path: Path, *, rule: str = "smollm", kind: str = "Q4_1") -> Path:
             f"blk.{layer}.ffn_down": (width, inner),
         }  # fmt: skip
     for name, shape in shapes.items():
+        if name == leave_out:
+            continue
         weight = draw.normal(size=shape).astype(np.float32)
         if len(shape) == 1:
             writer.add_tensor(f"{name}.weight", weight)
@@ -376,6 +388,14 @@ def write_gguf(path: Path, *, rule: str = "smollm", kind: str = "Q4_1") -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def test_a_gguf_file_without_some_of_its_tensors(tmp_path: Path, own_home: Path) -> None:
+    """As the parts of a split file are: transformers would fill the rest with random numbers and only warn."""
+    path = write_gguf(tmp_path / "small.gguf", leave_out="blk.1.ffn_up")
+    with pytest.raises(BadModel, match=r"lacks 1 of its weights \(model.layers.1.mlp.up_proj.weight\)"):
+        probe.load(str(path))
+    assert home.made_here() == {}
 
 
 def gguf_logits(path: Path) -> torch.Tensor:

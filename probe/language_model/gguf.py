@@ -18,7 +18,7 @@ from probe.errors import BadModel
 from probe.language_model.checkpoint import Checkpoint
 from probe.language_model.hashes import remembered
 from probe.language_model.home import Progress, building, claimed, models_dir, record_of
-from probe.language_model.refusals import stated
+from probe.language_model.refusals import check_all_there, stated
 
 if TYPE_CHECKING:
     import torch
@@ -98,10 +98,13 @@ def load(path: Path, *, dtype: torch.dtype | str, progress: Progress | None = No
     from transformers.utils.quantization_config import GgufConfig
 
     where = {"gguf_file": path.name, "local_files_only": True}
+    loader: Any = AutoModelForCausalLM
     with stated(str(path)), _unpacking(path, progress):
-        model = AutoModelForCausalLM.from_pretrained(
-            str(path.parent), **where, dtype=dtype, quantization_config=GgufConfig(dequantize=True), **options
-        )
+        model, report = loader.from_pretrained(
+            str(path.parent), **where, dtype=dtype, quantization_config=GgufConfig(dequantize=True),
+            output_loading_info=True, **options,
+        )  # fmt: skip
+        check_all_there(str(path), report)
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent), **where)
     _split_as_llama_cpp(tokenizer, Header(path).metadata)
     return model, tokenizer

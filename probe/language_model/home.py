@@ -132,9 +132,15 @@ def storing(folder: Path) -> Iterator[None]:
 
 def _sync(path: Path) -> None:
     """Have the file or folder on disk, not only in the system's memory."""
-    handle = os.open(path, os.O_RDONLY)
+    if path.is_dir():
+        with contextlib.suppress(OSError):  # not every system can open or sync a folder
+            _flush(os.open(path, os.O_RDONLY))
+    else:
+        _flush(os.open(path, os.O_RDWR))
+
+
+def _flush(handle: int) -> None:
     try:
-        with contextlib.suppress(OSError):  # some file systems cannot sync a folder
-            os.fsync(handle)
+        os.fsync(handle)
     finally:
         os.close(handle)

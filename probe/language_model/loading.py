@@ -18,7 +18,7 @@ from probe.language_model.home import Progress
 from probe.language_model.model import LanguageModel
 from probe.language_model.names import DEFAULT, Named, default_name, name_kind
 from probe.language_model.placement import Placement, place
-from probe.language_model.refusals import stated
+from probe.language_model.refusals import check_all_there, stated
 
 
 def load(
@@ -192,13 +192,7 @@ def _model(
         found.directory, config=config, dtype=dtype, local_files_only=True, trust_remote_code=code,
         use_safetensors=None if allow_pickle else True, output_loading_info=True, **options,
     )  # fmt: skip
-    missing = sorted(report["missing_keys"])
-    if missing:
-        shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        raise BadModel(
-            f"'{found.name}' lacks {len(missing)} of its weights ({shown}): they would be random",
-            hint="the checkpoint is of another class, or not whole",
-        )
+    check_all_there(found.name, report)
     return model
 
 

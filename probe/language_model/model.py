@@ -53,7 +53,12 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where token ids go in."""
-        return self.model.get_input_embeddings().weight.device
+        import torch
+
+        embedding = self.model.get_input_embeddings()
+        # what accelerate keeps elsewhere until it is needed lies on no device meanwhile
+        needed = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+        return embedding.weight.device if needed is None else torch.device(needed)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -80,7 +85,7 @@ class LanguageModel:
     def _widths(self) -> dict[tuple[str, int], int]:
         from probe.language_model.widths import widths
 
-        return widths(self.model, self.anatomy)
+        return widths(self.model, self.anatomy, device=self.device)
 
     @cached_property
     def identity(self) -> dict[str, Any]:

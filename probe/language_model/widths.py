@@ -20,7 +20,7 @@ WHOLE = ("embed", "final_norm", "logits")
 _IDS = ((1, 2, 3),)
 
 
-def widths(model: Any, anatomy: Anatomy) -> dict[tuple[str, int], int]:
+def widths(model: Any, anatomy: Anatomy, *, device: torch.device) -> dict[tuple[str, int], int]:
     """(site, layer) -> values at one position, of one head where the site has heads. Layer -1 where it has none.
 
     Patterns and scores are left out: they have a value a key.
@@ -49,7 +49,7 @@ def widths(model: Any, anatomy: Anatomy) -> dict[tuple[str, int], int]:
             for site, name in CALLED.items():
                 note(site, layer, getattr(call, name))
 
-    ids = torch.tensor(_IDS, device=model.get_input_embeddings().weight.device)
+    ids = torch.tensor(_IDS, device=device)
     with torch.no_grad(), tapping(model, {tap: reader(tap) for tap in sites}), attending(model, observe):
         model(input_ids=ids, use_cache=False)
     return found
