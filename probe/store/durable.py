@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from probe.errors import RunError, StorageFull
 
 TEMPORARY = ".tmp"  # a name that ends so holds nothing; `*.parquet` does not match it
+_SMALL = 1 << 16  # bytes; less than this waits for more
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -35,6 +36,7 @@ class Sink(io.RawIOBase):
         self.path = path
         self._file = path.open("wb", buffering=0)
         self._hash = hashlib.sha256()
+        self._waiting = bytearray()
         self._size = 0
         self._abandoned = False
 
@@ -45,19 +47,32 @@ class Sink(io.RawIOBase):
         return self._size
 
     def write(self, data: Any) -> int:
-        """Write all of `data`; raises the OSError of a full disk rather than a short count."""
+        """Write all of `data`, small pieces together; raises the OSError of a full disk rather than a short count."""
         view = memoryview(data).cast("B")
         if self._abandoned:  # Parquet writers write a footer when they are dropped
             return len(view)
+        self._size += len(view)
+        if len(view) < _SMALL:
+            self._waiting += view
+        if len(self._waiting) >= _SMALL or len(view) >= _SMALL:
+            self._flush()
+        if len(view) >= _SMALL:
+            self._out(view)
+        return len(view)
+
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, bytearray()
+        self._out(memoryview(waiting))
+
+    def _out(self, view: memoryview) -> None:
         self._hash.update(view)
         done = 0
         while done < len(view):
             done += os.write(self._file.fileno(), view[done:])
-        self._size += len(view)
-        return len(view)
 
     def seal(self) -> Written:
         """Put it on the disk and close it. The name is still the temporary one."""
+        self._flush()
         os.fsync(self._file.fileno())
         self._file.close()
         return Written(self._size, self._hash.hexdigest())

@@ -54,7 +54,9 @@ def discard(folder: Path) -> None:
 
 def in_memory(state: Mapping[str, Any], about: Mapping[str, Any], found: Mapping[str, pa.Table]) -> dict[str, Any]:
     """The manifest of a run that has no files."""
-    listing = {name: {"rows": table.num_rows, "bytes": table.nbytes, "files": []} for name, table in found.items()}
+    listing = {
+        name: {"rows": table.num_rows, "bytes": table.nbytes, "files": []} for name, table in sorted(found.items())
+    }
     return _manifest(state, about, listing, seconds=None)
 
 

@@ -37,7 +37,6 @@ def state(command: str, arguments: Mapping[str, Any], *, run_id: str, typed: str
         "arguments": jsonable(arguments),
         "started": now(),
         "versions": versions(),
-        "git": commit(Path.cwd()),
     }
 
 

@@ -119,6 +119,8 @@ class Part:
 
     def append(self, table: pa.Table) -> None:
         """Add rows: a row group of their own, or together with the next ones if they are few."""
+        if table.num_rows >= COALESCE_ROWS:
+            self._push()
         self._waiting.append(table)
         self.rows += table.num_rows
         if sum(t.num_rows for t in self._waiting) >= COALESCE_ROWS:

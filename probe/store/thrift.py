@@ -6,9 +6,13 @@ Source: apache/thrift, doc/specs/thrift-compact-protocol.md.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 TRUE, FALSE, I8, I16, I32, I64, BINARY, LIST, STRUCT = 1, 2, 3, 4, 5, 6, 8, 9, 12
+
+
+_BYTES = [bytes([n]) for n in range(256)]
 
 
 class Value(NamedTuple):
@@ -19,6 +23,8 @@ class Value(NamedTuple):
 
 
 def varint(n: int) -> bytes:
+    if n < 0x80:
+        return _BYTES[n]
     out = bytearray()
     while n > 0x7F:
         out.append((n & 0x7F) | 0x80)
@@ -28,13 +34,14 @@ def varint(n: int) -> bytes:
 
 
 def _zigzag(n: int) -> bytes:
-    return varint((n << 1) ^ (n >> 63))
+    return varint(n << 1 if n >= 0 else ~(n << 1))
 
 
 def i16(n: int) -> Value:
     return Value(I16, _zigzag(n))
 
 
+@lru_cache(maxsize=1024)
 def i32(n: int) -> Value:
     return Value(I32, _zigzag(n))
 
@@ -67,14 +74,15 @@ def flags(values: Iterable[bool]) -> Value:
 
 def struct(fields: dict[int, Value | None]) -> Value:
     """Field numbers (ascending) to values; None is left out."""
-    out, last = bytearray(), 0
+    out: list[bytes] = []
+    last = 0
     for number, value in fields.items():
         if value is not None:
             assert 0 < number - last < 16, "field numbers ascend by less than 16"
-            out.append((number - last) << 4 | value.type)
-            out += value.data
+            out += (_BYTES[(number - last) << 4 | value.type], value.data)
             last = number
-    return Value(STRUCT, bytes(out) + b"\0")
+    out.append(b"\0")
+    return Value(STRUCT, b"".join(out))
 
 
 def fields(data: bytes) -> dict[int, Value]:

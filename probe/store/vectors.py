@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from probe.store import pages
 from probe.store import thrift as t
 
-_PAGE_BYTES, _SMALL = 2 << 20, 1 << 16
+_PAGE_BYTES = 2 << 20
 
 
 def fits(schema: pa.Schema) -> bool:
@@ -40,7 +40,6 @@ class VectorWriter:
     def __init__(self, write: Callable[[bytes | memoryview], int], schema: pa.Schema) -> None:
         self._write, self._schema = write, schema
         self._at = 0
-        self._waiting = bytearray()  # few large writes instead of many small ones
         self._groups: list[_Group] = []
         self._put(b"PAR1")
 
@@ -66,21 +65,11 @@ class VectorWriter:
             4: t.many(t.STRUCT, groups), 5: template[5], 6: t.binary("mechprobe version 1"), 7: template[7],
         })  # fmt: skip
         self._put(footer.data + struct.pack("<i", len(footer.data)) + b"PAR1")
-        self._flush()
 
     def _put(self, data: bytes | memoryview) -> None:
         """Append; `data` is of bytes."""
+        self._write(data)
         self._at += len(data)
-        if len(data) < _SMALL:
-            self._waiting += data
-        else:
-            self._flush()
-            self._write(data)
-
-    def _flush(self) -> None:
-        if self._waiting:
-            self._write(bytes(self._waiting))
-            self._waiting.clear()
 
     def _index(self, value: t.Value | None) -> tuple[int, int] | None:
         if value is None:
@@ -144,10 +133,7 @@ class _Chunk:
 
     def bounds_index(self) -> t.Value | None:
         """ColumnIndex: flat columns have one page, so its bounds are the chunk's."""
-        if self.bounds is None:
-            return None
-        low, high = (t.many(t.BINARY, [t.binary(bound)]) for bound in self.bounds)
-        return t.struct({1: t.flags([False]), 2: low, 3: high, 4: t.i32(0), 5: t.many(t.I64, [t.i64(self.nulls)])})
+        return None if self.bounds is None else _bounds_index(self.nulls, self.bounds)
 
     def pages_index(self) -> t.Value:
         """OffsetIndex."""
@@ -209,6 +195,12 @@ def _head(field: pa.Field, has_dictionary: bool) -> dict[int, t.Value]:
         3: t.many(t.BINARY, [t.binary(name) for name in path]),
         4: t.i32(0),
     }
+
+
+@lru_cache(maxsize=256)
+def _bounds_index(nulls: int, bounds: tuple[bytes, bytes]) -> t.Value:
+    low, high = (t.many(t.BINARY, [t.binary(bound)]) for bound in bounds)
+    return t.struct({1: t.flags([False]), 2: low, 3: high, 4: t.i32(0), 5: t.many(t.I64, [t.i64(nulls)])})
 
 
 @lru_cache(maxsize=256)

@@ -70,7 +70,7 @@ def create(
     name = run_id or (_default_id(command) if path is None else _id_for(path, command))
     state = manifest.state(command, arguments, run_id=name, typed=typed)
     if path is None:
-        return Writer(None, Memory(), state)
+        return Writer(None, Memory(), {**state, "git": manifest.commit(Path.cwd())})
     limits = limits or Limits()
     if path.exists() or path.is_symlink():
         return _whole(path, state, resume=resume)
@@ -93,6 +93,7 @@ def _begin(path: Path, state: dict[str, Any], *, resume: bool, lock: durable.Loc
     if not (folder / STATE).exists():  # reserved, or killed before it began
         if {child.name for child in folder.iterdir()} - {durable.Lock.NAME, STATE + durable.TEMPORARY}:
             raise RunError(f"cannot write '{path}': '{folder}' is not a run", hint="choose another --out")
+        state["git"] = manifest.commit(Path.cwd())
         return Writer(path, Disk(Journal.start(folder, state), limits), state, lock=lock)
     if not resume:
         hint = f"add --resume to go on with it, or remove it: probe runs rm {folder}"
