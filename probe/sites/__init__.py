@@ -1,0 +1,21 @@
+"""What can be read or changed in a model, and the words for it: `SITE[@LAYERS[.HEADS]][:POSITIONS]`. Knows no model."""
+
+from probe.sites.catalogue import SITES, Site, find_site
+from probe.sites.cells import Cell, resolve
+from probe.sites.places import Place, parse_place, parse_places, split_edit
+from probe.sites.positions import Positions
+from probe.sites.ranges import Range
+
+__all__ = [
+    "SITES",
+    "Cell",
+    "Place",
+    "Positions",
+    "Range",
+    "Site",
+    "find_site",
+    "parse_place",
+    "parse_places",
+    "resolve",
+    "split_edit",
+]

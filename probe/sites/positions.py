@@ -1,0 +1,105 @@
+"""Which positions of a text a place means: `last`, `3..9`, `prompt`, `step3`, `tok=Paris#2`. Knows tokens as texts only."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from probe.errors import BadPlace, OutOfRange
+from probe.sites.ranges import NUMBERS, Range, parse_range
+
+# a comma, an equals sign and a number sign in a token's text are written twice
+POSITION = re.compile(
+    rf"tok=(?P<text>(?:[^,=#]|,,|==|##)+)(?:#(?P<nth>[0-9]+))?|step(?P<step>-?[0-9]+)|last|prompt|completion|{NUMBERS}"
+)
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The union of parts such as `last`, `3..9`, `prompt`, `step3`, `tok=Paris#2`, each in its canonical text."""
+
+    parts: tuple[str, ...] = ("all",)
+
+    def __str__(self) -> str:
+        return ",".join(self.parts)
+
+    @property
+    def static(self) -> bool:
+        """Whether they are known before the text is generated and cut into steps: the prompt's first ones, or all."""
+        return not any(part.startswith(("step", "tok=", "completion")) for part in self.parts)
+
+    def indices(
+        self, n: int, n_prompt: int, *, steps: Sequence[tuple[int, int]] = (), tokens: Sequence[str] = ()
+    ) -> list[int]:
+        """Sorted positions in a text of n tokens, n_prompt of them the prompt's. `steps` are token spans, `tokens` texts.
+
+        Raises `OutOfRange` for what the text does not have, `BadPlace` for a token text that does not occur exactly once.
+        """
+        found: set[int] = set()
+        for part in self.parts:
+            match = POSITION.fullmatch(part)
+            assert match is not None, f"{part} is no position"
+            if match["text"]:
+                found.add(_token(_unescaped(match["text"]), match["nth"], tokens))
+            elif match["step"]:
+                found.update(range(*steps[parse_range(match["step"]).of(len(steps), "step")[0]]))
+            elif part == "prompt":
+                found.update(range(n_prompt))
+            elif part == "completion":
+                if n == n_prompt:
+                    raise OutOfRange(
+                        "there is no completion", hint="generate some tokens, or name positions of the prompt"
+                    )
+                found.update(range(n_prompt, n))
+            else:
+                found.update((Range(-1, -1) if part == "last" else parse_range(part)).of(n, "position"))
+        return sorted(found)
+
+
+def parse_positions(parts: Sequence[str]) -> Positions:
+    """Positions from texts that match `POSITION`; each part once, and `all` alone. Raises `BadPlace`."""
+    written = [_canonical(part) for part in parts]
+    return Positions(("all",) if "all" in written else tuple(dict.fromkeys(written)))
+
+
+def token_position(text: str, nth: int | None = None) -> str:
+    """The words for the position of a token: `tok=TEXT`, `tok=TEXT#2`, with `,`, `=` and `#` in the text written twice."""
+    return "tok=" + re.sub("[,=#]", lambda sign: sign[0] * 2, text) + ("" if nth is None else f"#{nth}")
+
+
+def _canonical(part: str) -> str:
+    match = POSITION.fullmatch(part)
+    assert match is not None, f"{part} is no position"
+    if match["text"]:
+        if match["nth"] and int(match["nth"]) < 1:
+            raise BadPlace(f"'{part}' asks for occurrence {match['nth']}", hint="the first one is #1")
+        return token_position(_unescaped(match["text"]), int(match["nth"]) if match["nth"] else None)
+    if match["step"]:
+        return f"step{int(match['step'])}"
+    if part in ("last", "prompt", "completion"):
+        return part
+    numbers = str(parse_range(part))
+    return "last" if numbers == "-1" else numbers
+
+
+def _unescaped(text: str) -> str:
+    return re.sub("([,=#])\\1", "\\1", text)
+
+
+def _token(text: str, nth: str | None, tokens: Sequence[str]) -> int:
+    """Position of the token with that text, spaces around it aside."""
+    found = [i for i, token in enumerate(tokens) if text in (token, token.strip())]
+    if not found:
+        near = difflib.get_close_matches(text.strip(), dict.fromkeys(t.strip() for t in tokens), n=3, cutoff=0.5)
+        hint = f"near it: {', '.join(map(repr, near))}" if near else "a token is a piece of a word or a whole one"
+        raise BadPlace(f"no token is '{text}'", hint=hint)
+    if nth is None and len(found) > 1:
+        shown = ", ".join(map(str, found[:8])) + (", …" if len(found) > 8 else "")
+        raise BadPlace(
+            f"{len(found)} tokens are '{text}', at {shown}", hint=f"say which: {token_position(text, 1)} is the first"
+        )
+    if nth is not None and not 1 <= int(nth) <= len(found):
+        raise OutOfRange(f"no token {nth} is '{text}'", hint=f"it occurs {len(found)} times")
+    return found[int(nth) - 1 if nth else 0]
