@@ -62,7 +62,7 @@ _LENS_NAMES = {
 
 
 def find_site(word: str) -> tuple[str, int | None]:
-    """Our name of a site, and the layer where TransformerLens' name holds one. Raises `UnknownSite` with the nearest."""
+    """Our name of a site, and the layer where TransformerLens' name holds one. Raises `UnknownSite`."""
     if word in SITES:
         return word, None
     number = re.match(r"blocks\.([0-9]+)\.", word)

@@ -31,9 +31,9 @@ def resolve(
 ) -> tuple[Cell, ...]:
     """The cells that places mean in a model, by site and layer; no site, layer, head and position is in two of them.
 
-    n_heads(site, layer), has(site, layer): what the model has; without `has`, every layer has every site. From `all` or a
-    range the layers that have the site are taken; a layer named by its number must have it, or, for a site without heads,
-    whoever reads it says why it can't be. Raises `OutOfRange`, or `SiteAbsent` where nothing is left.
+    n_heads(site, layer), has(site, layer): what the model has; without `has`, every layer has every site. From `all` or
+    a range the layers that have the site are taken. A layer named by its number is kept, and whoever reads it says why it
+    is absent, unless it should have heads and has none. Raises `OutOfRange`, or `SiteAbsent` where nothing is left.
     """
     found: dict[tuple[str, int], dict[int | None, list[str]]] = defaultdict(lambda: defaultdict(list))
     for place in places:

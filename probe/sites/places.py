@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from probe.errors import BadPlace
 from probe.sites.catalogue import SITES, find_site
-from probe.sites.positions import POSITION, Positions, parse_positions
+from probe.sites.positions import EVERYWHERE, POSITION, Positions, parse_positions
 from probe.sites.ranges import NUMBERS, Range, parse_range
 
 Part = tuple[Range, Range | None]
@@ -21,18 +21,18 @@ _OP = re.compile(r"=(?P<op>[a-z][a-z_-]*)(?::(?P<args>.*))?", flags=re.DOTALL)
 
 @dataclass(frozen=True)
 class Place:
-    """A place as written: site, (layers, heads) parts, positions. `str` gives its canonical text, which parses to itself.
+    """A place as written: site, (layers, heads) parts, positions. `str` gives its canonical text.
 
     No parts: every layer (or the one that is, of a site without layers). Heads None: every head.
     """
 
     site: str
     parts: tuple[Part, ...] = ()
-    positions: Positions = Positions()
+    positions: Positions = EVERYWHERE
 
     def __str__(self) -> str:
         parts = ",".join(f"{layers}" if heads is None else f"{layers}.{heads}" for layers, heads in self.parts)
-        where = "" if self.positions == Positions() else f":{self.positions}"
+        where = "" if self.positions == EVERYWHERE else f":{self.positions}"
         return f"{self.site}{'@' if parts else ''}{parts}{where}"
 
 
@@ -87,7 +87,7 @@ def _read_place(text: str, whole: str) -> tuple[Place, str]:
             raise BadPlace(f"'{word[0]}' holds its layer already", hint=f"write {site}@{layer}")
         items, rest = _items(rest[1:], _LAYER, whole)
         parts = _parts(site, items)
-    where = Positions()
+    where = EVERYWHERE
     if rest.startswith(":"):
         items, rest = _items(rest[1:], POSITION, whole)
         where = parse_positions(items)
@@ -114,7 +114,7 @@ def _items(rest: str, form: re.Pattern[str], whole: str) -> tuple[list[str], str
 
 
 def _parts(site: str, items: list[str]) -> tuple[Part, ...]:
-    """What follows the @, each part once; no parts for all. Raises `BadPlace` for layers or heads that the site can't have."""
+    """What follows the @, each part once; no parts for all. Raises `BadPlace` for what the site can't have."""
     if not SITES[site].per_layer:
         raise BadPlace(f"'{site}' has no layers", hint=f"write {site}")
     parts = []

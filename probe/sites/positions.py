@@ -1,4 +1,4 @@
-"""Which positions of a text a place means: `last`, `3..9`, `prompt`, `step3`, `tok=Paris#2`. Knows tokens as texts only."""
+"""Which positions of a text a place means: `last`, `3..9`, `prompt`, `step3`, `tok=Paris#2`. Knows no ids."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Positions:
     def indices(
         self, n: int, n_prompt: int, *, steps: Sequence[tuple[int, int]] = (), tokens: Sequence[str] = ()
     ) -> list[int]:
-        """Sorted positions in a text of n tokens, n_prompt of them the prompt's. `steps` are token spans, `tokens` texts.
+        """Sorted positions among n tokens, n_prompt of them the prompt's. `steps` are token spans, `tokens` texts.
 
-        Raises `OutOfRange` for what the text does not have, `BadPlace` for a token text that does not occur exactly once.
+        Raises `OutOfRange` for what the text does not have, `BadPlace` for a token's text that is not there exactly once.
         """
         found: set[int] = set()
         for part in self.parts:
@@ -58,6 +58,9 @@ class Positions:
         return sorted(found)
 
 
+EVERYWHERE = Positions()
+
+
 def parse_positions(parts: Sequence[str]) -> Positions:
     """Positions from texts that match `POSITION`; each part once, and `all` alone. Raises `BadPlace`."""
     written = [_canonical(part) for part in parts]
@@ -65,7 +68,7 @@ def parse_positions(parts: Sequence[str]) -> Positions:
 
 
 def token_position(text: str, nth: int | None = None) -> str:
-    """The words for the position of a token: `tok=TEXT`, `tok=TEXT#2`, with `,`, `=` and `#` in the text written twice."""
+    """The words for a token's position, `tok=TEXT` or `tok=TEXT#2`: `,`, `=` and `#` in the text are written twice."""
     return "tok=" + re.sub("[,=#]", lambda sign: sign[0] * 2, text) + ("" if nth is None else f"#{nth}")
 
 

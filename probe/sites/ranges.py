@@ -38,7 +38,7 @@ class Range(NamedTuple):
 
 
 def parse_range(text: str) -> Range:
-    """The range that a text of the form `NUMBERS` means, each in one way: `..4` is `0..4`, `3..-1` is `3..`, `0..` is `all`.
+    """The range that a text of the form `NUMBERS` means, each in one way: `..4` is `0..4`, `0..` is `all`.
 
     Raises `BadPlace` where it runs backwards.
     """
