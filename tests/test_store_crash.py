@@ -141,14 +141,17 @@ def child(path: Path, *, at: int, resume: bool) -> tuple[int, int]:
 
 
 def drive(root: Path, every: int) -> None:
-    """Kill a run at every so many changes, kill its resumption, resume: in forks, because importing takes longer."""
+    """Kill a run at every so many changes (and at the last ones, where it gets its name), kill its resumption, resume.
+
+    In forks, because importing takes longer than the run.
+    """
     import filelock  # noqa: F401  (imported late)
     import pandas  # noqa: F401  (by pyarrow)
 
     (root / "count").mkdir()
     status, total = child(root / "count/r", at=-1, resume=False)
     assert status == 0
-    for at in range(1, total + 1, every):
+    for at in sorted({*range(1, total + 1, every), *range(total - 24 // every, total + 1)}):
         folder = root / f"{at:04d}"
         folder.mkdir()
         status, _ = child(folder / "r", at=at, resume=False)

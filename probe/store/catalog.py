@@ -80,7 +80,7 @@ def check(path: Path | str) -> list[str]:
         ours |= {p.relative_to(path).as_posix() for p in (path / FOLDER).glob("*.json")}
     else:
         files = [file for table in read_manifest(path)["tables"].values() for file in table["files"]]
-        ours = {manifest.NAME, "README.md", durable.Lock.NAME}
+        ours = {manifest.NAME, "README.md", durable.Lock.NAME, STATE}
     problems += [f"{file['path']}: {what}" for file in files if (what := _wrong(path / file["path"], file))]
     extra = sorted(set(_inside(path)) - {file["path"] for file in files} - ours)
     return problems + [f"{name}: extra, not of this run" for name in extra]

@@ -35,10 +35,10 @@ def conclude(path: Path, folder: Path) -> None:
             assert table["files"][0]["path"] == f"{name}.parquet"
             shutil.rmtree(folder / name, ignore_errors=True)
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
-    (folder / STATE).unlink(missing_ok=True)
     durable.sync_folder(folder)
     folder.rename(path)
     durable.sync_folder(path.parent)
+    (path / STATE).unlink(missing_ok=True)  # not before: without it a partial folder is not ours
 
 
 def discard(folder: Path) -> None:

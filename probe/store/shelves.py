@@ -78,6 +78,7 @@ class Disk:
         self.folder = journal.folder
         self.warnings: list[str] = []
         self._small = Memory()
+        self._small_bytes = 0  # of units that wait; those of a unit that failed are counted too
         self._large: defaultdict[str, list[parts.Part]] = defaultdict(list)
         self._units: list[str] = []
         self._mark: dict[str, tuple[int, int]] = {}
@@ -96,6 +97,7 @@ class Disk:
     def append(self, name: str, table: pa.Table, *, store: str = "exact") -> None:
         if not tables.TABLES[name].large:
             self._small.append(name, table)
+            self._small_bytes += table.nbytes
             return
         with self._guarded(), durable.uninterrupted():
             self._part(name, store).append(table)
@@ -103,8 +105,7 @@ class Disk:
     def commit(self, key: str) -> None:
         self._units.append(key)
         self._small.commit(key)
-        held = sum(t.nbytes for rows in self._small.rows.values() for t in rows)
-        held += sum(part.bytes for open_ in self._large.values() for part in open_)
+        held = self._small_bytes + sum(part.bytes for open_ in self._large.values() for part in open_)
         if held >= self.limits.bytes or time.monotonic() - self._flushed >= self.limits.seconds:
             self.flush()
 
@@ -150,7 +151,7 @@ class Disk:
         return merging.sort(parts.together(found), tables.TABLES[name].keys)
 
     def _forget(self) -> None:
-        self._small, self._units, self.warnings = Memory(), [], []
+        self._small, self._small_bytes, self._units, self.warnings = Memory(), 0, [], []
         self._large.clear()
         self._flushed = time.monotonic()
 
