@@ -1,0 +1,7 @@
+"""Decoding: next tokens from a cached model, with noise that has an address; nothing is recorded here."""
+
+from probe.decoding.engine import Continuation, decode
+from probe.decoding.noise import exponential
+from probe.decoding.sampler import Sampling
+
+__all__ = ["Continuation", "Sampling", "decode", "exponential"]

@@ -1,0 +1,82 @@
+"""Steps as spans of tokens: character cuts moved to token boundaries. Knows offsets, no tokenizer."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from probe.errors import BadOption
+from probe.spans.cutting import Cut, cuts
+from probe.spans.kinds import kind
+
+
+class Span(NamedTuple):
+    """Half-open range of characters."""
+
+    start: int
+    end: int
+
+
+class Step(NamedTuple):
+    """Tokens [start, end) and their characters [text_start, text_end). `mid_token`: the cut before it fell inside a token.
+
+    Then the whole token belongs to this step.
+    """
+
+    start: int
+    end: int
+    text_start: int
+    text_end: int
+    kind: str
+    text: str
+    mid_token: bool
+
+
+def steps(text: str, offsets: Sequence[tuple[int, int]], how: str = "sentence") -> list[Step]:
+    """Steps of a text whose tokens have these character spans (ascending, tiling it). They tile the tokens; none is empty."""
+    if how == "token":
+        cuts("", how)
+        return _steps(text, offsets, [(i, False) for i in range(1, len(offsets))])
+    return _steps(text, offsets, _boundaries(offsets, cuts(text, how)))
+
+
+def from_spans(text: str, offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[Step]:
+    """Steps from a user's own character spans, which must tile the text in order. Raises `BadOption` where they don't."""
+    at = 0
+    for i, (start, end) in enumerate(spans):
+        if start != at or end <= start:
+            what = "overlaps the one before" if start < at else "leaves a gap" if start > at else "is empty"
+            raise BadOption(f"span {i} ({start}, {end}) {what}", hint=f"spans tile the text: this one starts at {at}")
+        at = end
+    if at != len(text):
+        raise BadOption(f"the spans end at {at}, the text at {len(text)}", hint="spans tile the text")
+    return _steps(text, offsets, _boundaries(offsets, [Cut(start, start) for start, _ in spans[1:]]))
+
+
+def _boundaries(offsets: Sequence[tuple[int, int]], found: Sequence[Cut]) -> list[tuple[int, bool]]:
+    """For each cut, the token that the next step begins with: the last one to begin in the cut, else the one around it."""
+    starts = [start for start, _ in offsets]
+    out: list[tuple[int, bool]] = []
+    for cut in found:
+        token = bisect_right(starts, cut.high) - 1
+        # tokens without characters belong to the character before them, and so to the step before
+        first = bisect_left(starts, starts[token])
+        while first < len(offsets) - 1 and offsets[first][1] == offsets[first][0]:
+            first += 1
+        inside = starts[first] < cut.low
+        last = out[-1][0] if out else 0
+        if first > last:
+            out.append((first, inside))
+    return out
+
+
+def _steps(text: str, offsets: Sequence[tuple[int, int]], boundaries: Sequence[tuple[int, bool]]) -> list[Step]:
+    if not offsets:
+        return []
+    edges = [(0, False), *boundaries, (len(offsets), False)]
+    found = []
+    for (start, inside), (end, _) in zip(edges, edges[1:], strict=False):
+        low, high = offsets[start][0], offsets[end - 1][1]
+        found.append(Step(start, end, low, high, kind(text[low:high]), text[low:high], inside))
+    return found
