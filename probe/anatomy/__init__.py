@@ -1,0 +1,9 @@
+"""Where things are in a model, found by equations that hold numerically; no table of architectures."""
+
+from probe.anatomy.caching import cached_find
+from probe.anatomy.checking import read_out, verify
+from probe.anatomy.finding import find
+from probe.anatomy.parts import Anatomy, Layer, Readout, Write
+from probe.instrument import Tap
+
+__all__ = ["Anatomy", "Layer", "Readout", "Tap", "Write", "cached_find", "find", "read_out", "verify"]

@@ -1,0 +1,68 @@
+"""Finds the blocks: the chain of siblings in which each one's output is the next one's input; knows no sums."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import NamedTuple
+
+from torch import nn
+
+from probe.anatomy.tape import Event, Port, Tape
+
+
+class Block(NamedTuple):
+    """One call of one block: the stream enters at `before` and leaves at `after`."""
+
+    event: Event
+    before: Port
+    after: Port
+
+
+def find_blocks(model: nn.Module, recorded: Tape) -> tuple[Block, ...]:
+    """The chain that holds the most weights, in order of computation; () if there is none.
+
+    Links are calls of modules that stand in one list, or that are siblings of one class. A chain of one counts only
+    where no longer one is there: then it is the only module of its list.
+    """
+    siblings: dict[str, list[Event]] = defaultdict(list)
+    for event in recorded.events:
+        parent, _, name = event.path.rpartition(".")
+        siblings[parent if name.isdigit() else f"{parent}:{type(event.module).__name__}"].append(event)
+    chains = [chain for events in siblings.values() for chain in _chains(events, recorded.n_tokens)]
+    longer = [c for c in chains if len(c) > 1] or [c for c in chains if _is_alone(model, c[0].event)]
+    return max(longer, key=_weights, default=())
+
+
+def _chains(events: list[Event], n_tokens: int) -> list[tuple[Block, ...]]:
+    """Maximal runs of consecutive calls in which the stream goes on."""
+    chains: list[tuple[Block, ...]] = []
+    current: list[Block] = []
+    for event in events:
+        before = next((p for p in event.inputs if current and p.print == current[-1].after.print), None)
+        if before is None:
+            chains.append(tuple(current))
+            current = []
+            before = next((p for p in event.inputs if is_stream(p, n_tokens)), None)
+        after = next((p for p in event.outputs if before is not None and p.shape == before.shape), None)
+        if before is None or after is None:
+            chains.append(tuple(current))
+            current = []
+        else:
+            current.append(Block(event, before, after))
+    chains.append(tuple(current))
+    return [c for c in chains if c]
+
+
+def is_stream(port: Port, n_tokens: int) -> bool:
+    """(1, pos, d), or (1, pos, streams, d)."""
+    return len(port.shape) in {3, 4} and port.shape[:2] == (1, n_tokens) and port.shape[-1] > 1
+
+
+def _weights(chain: tuple[Block, ...]) -> tuple[int, int]:
+    modules = {id(b.event.module): b.event.module for b in chain}.values()
+    return sum(p.numel() for m in modules for p in m.parameters()), len(chain)
+
+
+def _is_alone(model: nn.Module, event: Event) -> bool:
+    parent, _, name = event.path.rpartition(".")
+    return name == "0" and len(list(model.get_submodule(parent).children())) == 1

@@ -1,0 +1,86 @@
+"""Checks an anatomy on a model's actual weights with one forward of a few tokens; finds nothing new."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from probe.anatomy.ends import apply_readout
+from probe.anatomy.mixing import values_at
+from probe.anatomy.parts import LOGITS, Anatomy, Layer
+from probe.anatomy.sums import misfit, tolerance
+from probe.anatomy.tokens import probe_tokens
+from probe.instrument import Tap
+
+
+def verify(model: nn.Module, anatomy: Anatomy) -> list[str]:
+    """What of the anatomy doesn't hold on this model, one sentence each; [] if all of it does."""
+    ids = probe_tokens(model, seed=1)
+    taps = {LOGITS, *(tap for tap in (anatomy.embed, anatomy.final_norm) if tap is not None)}
+    for layer in anatomy.layers:
+        taps |= {*layer.taps.values(), *(write.tap for write in layer.writes)}
+    try:
+        seen = values_at(model, ids, taps)
+    except (AttributeError, LookupError) as error:
+        return [f"a module is not where it was: {error}"]
+    missing = [f"nothing passes '{tap.path}' ({tap.side})" for tap in taps if tap not in seen]
+    if missing:
+        return missing
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    problems: list[str] = []
+    for i, layer in enumerate(anatomy.layers):
+        problems += _layer_problems(i, layer, seen, parameters)
+    for i, (layer, after) in enumerate(zip(anatomy.layers, anatomy.layers[1:], strict=False)):
+        if "resid_post" in layer.taps and "resid_pre" in after.taps:
+            one, other = seen[layer.taps["resid_post"]], seen[after.taps["resid_pre"]]
+            if not torch.equal(one, other.to(one.device)):
+                problems.append(f"resid_post of layer {i} is not resid_pre of layer {i + 1}")
+    return problems + _readout_problems(model, anatomy, seen)
+
+
+def _layer_problems(i: int, layer: Layer, seen: Mapping[Tap, Tensor], parameters: Mapping[str, Tensor]) -> list[str]:
+    """The layer's equation, with the coefficients that the anatomy states."""
+    if not layer.writes:
+        return []
+    wanted = seen[layer.taps["resid_post"]].double()
+    total = layer.carry * _gained(seen[layer.taps["resid_pre"]].double(), layer.carry_gains, parameters)
+    for write in layer.writes:
+        part = seen[write.tap].double().reshape(wanted.shape).to(wanted.device)
+        total = total + write.coefficient * _gained(part, write.gains, parameters)
+    if layer.offset in parameters:
+        total = total + parameters[layer.offset].double().flatten().to(wanted.device)
+    elif layer.offset:
+        total = total + (wanted - total).mean(dim=(0, 1))
+    error = misfit(wanted, total)
+    if error <= 5 * tolerance(seen[layer.taps["resid_post"]].dtype):
+        return []
+    return [f"layer {i}: {layer.equation} is off by {error:.1e}"]
+
+
+def _gained(value: Tensor, gains: tuple[str, ...], parameters: Mapping[str, Tensor]) -> Tensor:
+    for name in gains:
+        value = value * parameters[name].double().flatten().to(value.device)
+    return value
+
+
+def _readout_problems(model: nn.Module, anatomy: Anatomy, seen: Mapping[Tap, Tensor]) -> list[str]:
+    """logits from the last resid_post, where the anatomy says that it is exact."""
+    if not anatomy.readout_exact or anatomy.head is None:
+        return []
+    with torch.no_grad():
+        logits = read_out(model, anatomy, seen[anatomy.layers[-1].taps["resid_post"]])
+    wanted = seen[LOGITS]
+    error = misfit(wanted, logits.reshape(wanted.shape).to(wanted.device))
+    if error <= 10 * tolerance(wanted.dtype):
+        return []
+    return [f"logits are not the readout of the last resid_post (off by {error:.1e})"]
+
+
+def read_out(model: nn.Module, anatomy: Anatomy, resid: Tensor) -> Tensor:
+    """resid (..., d_model) -> logits (..., d_vocab), by the model's own final norm, head, scale and cap."""
+    assert anatomy.head is not None, anatomy.absent.get("head")
+    if anatomy.final_norm is not None:
+        resid = model.get_submodule(anatomy.final_norm.path)(resid)
+    return apply_readout(anatomy.readout, model.get_submodule(anatomy.head)(resid))

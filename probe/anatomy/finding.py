@@ -1,0 +1,121 @@
+"""Runs a few tokens through a model and solves for its anatomy; checks one found before. Knows no disk."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from probe.anatomy.chain import find_blocks
+from probe.anatomy.ends import find_ends
+from probe.anatomy.inside import Inside, insides
+from probe.anatomy.parts import Anatomy, Layer, Write
+from probe.anatomy.roles import Roles, Trials, find_roles
+from probe.anatomy.tape import Tape, tape
+from probe.anatomy.tokens import probe_tokens
+from probe.anatomy.writes import Equation, find_equation
+from probe.instrument import Tap
+
+
+def find(model: nn.Module) -> Anatomy:
+    """The anatomy of a causal language model in eval mode; the model is left as it was.
+
+    What no equation that holds finds is absent, with a reason: this never fails on a model that runs.
+    """
+    ids = probe_tokens(model)
+    recorded = tape(model, ids)
+    blocks = find_blocks(model, recorded)
+    ends = find_ends(model, recorded, blocks)
+    absent = dict(ends.absent)
+    trials, layers = Trials(model, ids), []
+    once = {path for path, n in recorded.calls().items() if n == 1}
+    for inside in insides(blocks, recorded):
+        equation = find_equation(inside)
+        if isinstance(equation, str):
+            layers.append(_unsolved(inside, equation))
+        else:
+            layers.append(_layer(inside, equation, find_roles(inside, equation, trials), once))
+    if not blocks:
+        absent["blocks"] = "no chain of sibling modules hands a (batch, pos, d_model) stream from one to the next"
+    return Anatomy(
+        d_model=blocks[0].before.shape[-1] if blocks else 0,
+        d_vocab=recorded.logits.shape[-1],
+        n_layers=len(blocks),
+        causal=_is_causal(model, ids, recorded),
+        layers=tuple(layers),
+        embed=_tidy(ends.embed, once),
+        final_norm=_tidy(ends.final_norm, once),
+        head=ends.head,
+        readout=ends.readout,
+        readout_exact=ends.exact,
+        readout_error=ends.error,
+        residual_error=max((layer.error for layer in layers), default=0.0),
+        absent=absent,
+    )
+
+
+def _tidy(tap: Tap | None, once: set[str]) -> Tap | None:
+    """Without the call number where the module is called once in a forward."""
+    return tap._replace(call=None) if tap is not None and tap.path in once else tap
+
+
+def _layer(inside: Inside, equation: Equation, roles: Roles, once: set[str]) -> Layer:
+    found = {"resid_pre": inside.block.before.tap, **roles.sites, "resid_post": inside.block.after.tap}
+    taps = {site: tap._replace(call=None) if tap.path in once else tap for site, tap in found.items()}
+    writes = tuple(
+        Write(port.tap._replace(call=None) if port.tap.path in once else port.tap, number, kind, gains)
+        for port, number, kind, gains in zip(
+            equation.terms, equation.coefficients, roles.kinds, equation.gains, strict=True
+        )
+    )
+    attention = roles.attention
+    return Layer(
+        block=inside.block.event.path,
+        carry=equation.carry,
+        writes=writes,
+        taps=taps,
+        attention=attention.path if attention else None,
+        n_heads=attention.n_heads if attention else 0,
+        n_kv_heads=attention.n_kv_heads if attention else 0,
+        d_head=attention.d_head if attention else 0,
+        error=equation.error,
+        equation=_written(inside, equation),
+        carry_gains=equation.carry_gains,
+        offset=equation.offset,
+        visit=attention.visit if attention else 0,
+        absent=roles.absent,
+    )
+
+
+def _unsolved(inside: Inside, reason: str) -> Layer:
+    """A block whose stream is found but whose equation isn't."""
+    absent = dict.fromkeys(("attn_out", "mlp_out", "resid_mid", "z", "mlp_post"), reason)
+    taps = {"resid_pre": inside.block.before.tap, "resid_post": inside.block.after.tap}
+    if len(inside.block.before.shape) != 3:
+        taps, absent = {}, absent | {"resid_pre": reason, "resid_post": reason}
+    return Layer(inside.block.event.path, 1.0, (), taps, error=float("inf"), equation=reason, absent=absent)
+
+
+def _written(inside: Inside, equation: Equation) -> str:
+    """`resid_post = resid_pre + 0.7 self_attn + 0.7 mlp`."""
+
+    def term(number: float, names: tuple[str, ...], what: str) -> str:
+        factors = [f"{number:.4g}"] if number != 1.0 else []
+        return " ".join([*factors, *(inside.relative(n) for n in names), what])
+
+    parts = [term(equation.carry, equation.carry_gains, "resid_pre")] if equation.carry else []
+    for port, number, gains in zip(equation.terms, equation.coefficients, equation.gains, strict=True):
+        parts.append(term(number, gains, inside.relative(port.tap.path)))
+    if equation.offset:
+        parts.append(inside.relative(equation.offset) if "." in equation.offset else equation.offset)
+    post = "" if equation.carry else " (nothing of resid_pre is carried around it)"
+    return f"resid_post = {' + '.join(parts)}{post}"
+
+
+def _is_causal(model: nn.Module, ids: Tensor, recorded: Tape) -> bool:
+    """Whether another last token leaves the logits of the positions before it as they were."""
+    other = ids.clone()
+    other[0, -1] = ids[0, 0] if ids[0, 0] != ids[0, -1] else ids[0, 1]
+    with torch.no_grad():
+        logits = model(input_ids=other, use_cache=False).logits
+    change = (logits[:, :-1].double() - recorded.logits[:, :-1].double()).abs().max()
+    return bool(change <= 1e-3 * recorded.logits.double().abs().max())

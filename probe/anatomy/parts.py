@@ -1,0 +1,155 @@
+"""What an anatomy is: taps, equations and their errors, and the reasons for what is absent; runs no model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from probe.errors import OutOfRange, SiteAbsent
+from probe.instrument import Tap
+
+LAYER_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "mlp_post", "z")
+ATTENTION_SITES = ("q", "k", "v", "pattern", "scores")  # read off the attention call, not off a module
+MODEL_SITES = ("embed", "final_norm", "logits")
+LOGITS = Tap("", "output", "logits")
+
+Kind = Literal["attn", "mlp", "other"]
+
+
+class Write(NamedTuple):
+    """One addition to the residual stream: `coefficient` x the tensor at `tap` (batch, pos, d_model).
+
+    `gains` are parameters of width d_model that the model multiplies it by, elementwise, besides."""
+
+    tap: Tap
+    coefficient: float
+    kind: Kind
+    gains: tuple[str, ...] = ()
+
+
+class Readout(NamedTuple):
+    """logits = cap * tanh(scale * head(x) / cap), or scale * head(x) where cap is None."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One block: resid_post = carry * resid_pre + sum of writes (+ offset), to a relative `error`.
+
+    `carry_gains` are parameters (d_model) that multiply resid_pre; `offset` is the parameter that is added, or says that
+    a constant vector is added that is no parameter."""
+
+    block: str
+    carry: float
+    writes: tuple[Write, ...]
+    taps: Mapping[str, Tap]
+    attention: str | None = None  # path of the module that calls transformers' attention registry
+    n_heads: int = 0
+    n_kv_heads: int = 0
+    d_head: int = 0
+    error: float = 0.0
+    equation: str = ""
+    carry_gains: tuple[str, ...] = ()
+    offset: str = ""
+    visit: int = 0  # which of the attention module's calls in one forward
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Where things are in one model: what holds numerically, to which error, and why the rest is absent."""
+
+    d_model: int
+    d_vocab: int
+    n_layers: int
+    causal: bool
+    layers: tuple[Layer, ...]
+    embed: Tap | None
+    final_norm: Tap | None
+    head: str | None
+    readout: Readout
+    readout_exact: bool
+    readout_error: float
+    residual_error: float
+    absent: Mapping[str, str]
+
+    def tap(self, site: str, layer: int = -1) -> Tap:
+        """Where the site is read. SiteAbsent (with the reason) where no verified equation finds it."""
+        if site in MODEL_SITES:
+            found = {"embed": self.embed, "final_norm": self.final_norm, "logits": LOGITS}[site]
+            if found is None:
+                raise SiteAbsent(f"this model has no '{site}': {self.reason(site)}", hint=self._hint())
+            return found
+        here = self._layer(layer)
+        if site not in here.taps:
+            raise SiteAbsent(f"layer {layer} has no '{site}': {self.reason(site, layer)}", hint=self._hint(layer))
+        return here.taps[site]
+
+    def has(self, site: str, layer: int = -1) -> bool:
+        """Whether the site can be read (those of an attention call: whether the registry shows it)."""
+        if site in MODEL_SITES:
+            return {"embed": self.embed, "final_norm": self.final_norm, "logits": LOGITS}[site] is not None
+        here = self._layer(layer)
+        return here.attention is not None if site in ATTENTION_SITES else site in here.taps
+
+    def n_heads(self, site: str, layer: int = -1) -> int:
+        """How many heads the site has at that layer: 0 where it has none."""
+        if site in {"k", "v"}:
+            return self._layer(layer).n_kv_heads
+        return self._layer(layer).n_heads if site in {"q", "z", "pattern", "scores"} else 0
+
+    def reason(self, site: str, layer: int = -1) -> str:
+        """Why the site is absent."""
+        own = self.layers[layer].absent.get(site) if site not in MODEL_SITES and self.layers else None
+        return own or self.absent.get(site) or self.absent.get("blocks") or "no equation that holds finds it"
+
+    def _layer(self, layer: int) -> Layer:
+        if not -self.n_layers <= layer < self.n_layers:
+            if not self.n_layers:
+                raise SiteAbsent(f"no layers were found: {self.absent.get('blocks', '')}", hint=self._hint())
+            raise OutOfRange(f"there is no layer {layer}", hint=f"layers 0 to {self.n_layers - 1}")
+        return self.layers[layer]
+
+    def _hint(self, layer: int | None = None) -> str:
+        names = [s for s in MODEL_SITES if self.has(s)]
+        if self.layers:
+            names += [s for s in (*LAYER_SITES, *ATTENTION_SITES) if self.has(s, layer or 0)]
+        return f"found here: {', '.join(names)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, dicts, strings and numbers."""
+        return _plain(self)
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Anatomy:
+        """The inverse of `to_dict`, also after a trip through JSON."""
+        fields = dict(plain)
+        fields["layers"] = tuple(_layer_from(entry) for entry in plain["layers"])
+        for name in ("embed", "final_norm"):
+            fields[name] = None if plain[name] is None else Tap(*plain[name])
+        fields["readout"] = Readout(*plain["readout"])
+        return cls(**fields)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _layer_from(plain: Mapping[str, Any]) -> Layer:
+    fields = dict(plain)
+    fields["writes"] = tuple(
+        Write(Tap(*tap), coefficient, kind, tuple(gains)) for tap, coefficient, kind, gains in plain["writes"]
+    )
+    fields["taps"] = {site: Tap(*tap) for site, tap in plain["taps"].items()}
+    fields["carry_gains"] = tuple(plain["carry_gains"])
+    return Layer(**fields)

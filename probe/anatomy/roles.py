@@ -1,0 +1,181 @@
+"""Which write is the attention's, which the MLP's, and the sites between them; takes the block's equation as given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from probe.anatomy.inside import Inside, is_leaf, is_linear
+from probe.anatomy.mixing import Reach, headwise, reach
+from probe.anatomy.parts import Kind
+from probe.anatomy.sums import shortest_sum
+from probe.anatomy.tape import Attended, Event, Port
+from probe.anatomy.writes import Equation
+from probe.instrument import Tap
+
+
+@dataclass
+class Trials:
+    """What was tried on the model, once for each kind of place: layers are built alike, so one of them is asked."""
+
+    model: nn.Module
+    ids: Tensor
+    reaches: dict[tuple[str, ...], Reach] = field(default_factory=dict)
+    gated: dict[tuple[str, ...], str | None] = field(default_factory=dict)
+
+
+@dataclass
+class Roles:
+    """What the writes of one block are, and where its other sites are, or why they are not there."""
+
+    kinds: list[Kind]
+    sites: dict[str, Tap]
+    attention: Attended | None
+    absent: dict[str, str]
+
+
+def find_roles(inside: Inside, equation: Equation, trials: Trials) -> Roles:
+    """Kinds of the writes in the equation's order, and the taps of attn_out, mlp_out, resid_mid, z and mlp_post."""
+    origins = [inside.sources(p) + inside.ancestors(p.tap.path) for p in equation.terms]
+    kinds, attention = _kinds(inside, equation, origins, trials)
+    roles = Roles(kinds, {}, attention, {})
+    for site, kind in (("attn_out", "attn"), ("mlp_out", "mlp")):
+        if kind in kinds:
+            roles.sites[site] = equation.terms[kinds.index(kind)].tap
+        else:
+            roles.absent[site] = _why_no(kind, equation)
+    _find_middle(inside, equation, roles)
+    if attention is None:
+        roles.absent["z"] = "its attention, if there is one, doesn't go through transformers' attention registry"
+    else:
+        _find_heads(inside, attention, trials, roles)
+    if "mlp" in kinds:
+        _find_hidden(inside, equation.terms[kinds.index("mlp")], roles)
+    else:
+        roles.absent["mlp_post"] = roles.absent["mlp_out"]
+    return roles
+
+
+def _why_no(kind: str, equation: Equation) -> str:
+    if equation.carry == 0 and len(equation.terms) == 1:
+        return "the block ends with a norm, so what was written is not added to the stream as it is"
+    what = "mixes positions" if kind == "attn" else "works on each position alone"
+    return f"no write of this block {what}"
+
+
+def _kinds(
+    inside: Inside, equation: Equation, origins: list[list[Event]], trials: Trials
+) -> tuple[list[Kind], Attended | None]:
+    """attn: the write that the registry's attention feeds; else the one whose part mixes most positions. mlp: the one
+    with the most weights among those that mix none; else the last that is left."""
+    if equation.carry == 0 and len(equation.terms) == 1:
+        return ["other"], next(iter(inside.attended), None)
+    parts = [_part(inside, equation, i, origins[i]) for i in range(len(equation.terms))]
+    holds = [
+        any(a.path == e.path or a.path.startswith(f"{e.path}.") for a in inside.attended for e in part)
+        for part in parts
+    ]
+    reaches = [_reach_of(inside, part, trials) for part in parts]
+    attn = next((i for i, held in enumerate(holds) if held), None)
+    if attn is None and not inside.attended:
+        mixers = [i for i, r in enumerate(reaches) if r.others]
+        attn = max(mixers, key=lambda i: reaches[i].others, default=None)
+    rest = [i for i in range(len(parts)) if i != attn and parts[i]]
+    still = [i for i in rest if not reaches[i].others and not holds[i]]
+    mlp = max(still, key=lambda i: _n_weights(parts[i]), default=None)
+    if mlp is None and attn is not None and equation.carry and not any(holds[i] for i in rest):
+        mlp = rest[-1] if rest and not inside.attended else None
+    kinds: list[Kind] = ["attn" if i == attn else "mlp" if i == mlp else "other" for i in range(len(parts))]
+    attention = next((a for a in inside.attended if attn is None or holds[attn]), None)
+    return kinds, attention
+
+
+def _part(inside: Inside, equation: Equation, index: int, origins: list[Event]) -> list[Event]:
+    """The calls that belong to one write alone: not those that hold another write too."""
+    others = [p.tap.path for i, p in enumerate(equation.terms) if i != index]
+    return [
+        e
+        for e in origins
+        if not any(inside.contains(e.path, o) and e.path != equation.terms[index].tap.path for o in others)
+    ]
+
+
+def _n_weights(part: list[Event]) -> int:
+    return max((sum(p.numel() for p in e.module.parameters()) for e in part), default=0)
+
+
+def _reach_of(inside: Inside, part: list[Event], trials: Trials) -> Reach:
+    """The furthest reach of the calls of a part, tried on those that are whole parts (or on leaves if there are none)."""
+    whole = [e for e in part if not is_leaf(e.module)] or part
+    found = [Reach(0, False)]
+    for event in whole:
+        given = next((p for p in event.inputs if inside.is_like_the_stream(p)), None)
+        taken = next((p for p in event.outputs if inside.is_like_the_stream(p)), None)
+        if given is None or taken is None:
+            continue
+        key = (inside.relative(event.path), type(event.module).__name__)
+        if key not in trials.reaches:
+            trials.reaches[key] = reach(trials.model, trials.ids, given, taken)
+        found.append(trials.reaches[key])
+    return max(found)
+
+
+def _find_middle(inside: Inside, equation: Equation, roles: Roles) -> None:
+    """resid_mid: the module input that is the equation's sum without the MLP's write (and what comes after it)."""
+    if {"attn", "mlp"} - set(roles.kinds):
+        roles.absent["resid_mid"] = "there are not two writes to be between"
+        return
+    attn, mlp = roles.kinds.index("attn"), roles.kinds.index("mlp")
+    before = [i for i in range(len(equation.terms)) if i != mlp and (i <= max(attn, mlp) or roles.kinds[i] == "attn")]
+    base = inside.resid_pre
+    terms = [inside.value(equation.terms[i]) for i in before]
+    seen = {inside.block.before.print, inside.block.after.print}
+    for event in inside.events:
+        for port in event.inputs:
+            if not inside.is_like_the_stream(port) or port.print in seen or port.tap.side != "input":
+                continue
+            seen.add(port.print)
+            found = shortest_sum(inside.value(port), base, terms, max_terms=len(terms))
+            if found is not None and before.index(attn) in found.terms:
+                ratio = found.coefficients[found.terms.index(before.index(attn))] / found.carry
+                if equation.carry_gains or abs(ratio * equation.carry / equation.coefficients[attn] - 1) < 1e-3:
+                    roles.sites["resid_mid"] = port.tap
+                    return
+    roles.absent["resid_mid"] = "no module reads resid_pre + attn_out (the MLP doesn't come after the attention)"
+
+
+def _find_heads(inside: Inside, attention: Attended, trials: Trials, roles: Roles) -> None:
+    """z: what the output projection reads, where that is the attention's result, or that times a gate, head by head."""
+    for event in inside.events:
+        for port in event.inputs:
+            if port.print == attention.print:
+                roles.sites["z"] = port.tap
+                return
+    owner = inside.relative(attention.path)
+    after = [e for e in inside.events if e.seq >= attention.seq and inside.contains(attention.path, e.path)]
+    candidates = [p for e in after if is_linear(e.module) for p in e.inputs[:1] if p.shape[-1] % attention.n_heads == 0]
+    key = (owner, *(inside.relative(p.tap.path) for p in candidates))
+    if key not in trials.gated:
+        gated = headwise(trials.model, trials.ids, attention, candidates) if candidates else None
+        trials.gated[key] = None if gated is None else inside.relative(gated.tap.path)
+    found = next((p for p in candidates if inside.relative(p.tap.path) == trials.gated[key]), None)
+    if found is None:
+        roles.absent["z"] = (
+            "no linear layer reads the attention's result head by head: something mixes the heads before"
+        )
+    else:
+        roles.sites["z"] = found.tap
+
+
+def _find_hidden(inside: Inside, write: Port, roles: Roles) -> None:
+    """mlp_post: what the last linear layer of the MLP reads."""
+    origins = inside.sources(write)
+    prints = {p.print for e in origins for p in e.outputs} | {write.print}
+    for event in reversed(inside.events):
+        if is_linear(event.module) and event.inputs and any(p.print in prints for p in event.outputs):
+            if inside.is_like_the_stream(event.inputs[0]) and event in origins and len(origins) > 1:
+                pass
+            roles.sites["mlp_post"] = event.inputs[0].tap
+            return
+    roles.absent["mlp_post"] = "no linear layer gives the MLP's write as it is (a mixture of experts, or a scaled one)"

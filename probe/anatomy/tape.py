@@ -1,0 +1,120 @@
+"""What every module took and gave in one forward of a few tokens; judges nothing."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from probe.instrument import AttentionCall, Tap, attending, recording
+
+Print = int  # a hash of a tensor's bytes: two tensors of one print are the same numbers
+
+
+class Port(NamedTuple):
+    """A tensor at a tap. Its numbers are `tape.values[print]`; `shape` as the module saw it."""
+
+    tap: Tap
+    print: Print
+    shape: tuple[int, ...]
+
+
+class Event(NamedTuple):
+    """One call of one module. `seq` orders the ends of calls: inner ones come before outer ones."""
+
+    seq: int
+    path: str
+    module: nn.Module
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
+class Attended(NamedTuple):
+    """One call of the attention registry by the module at `path`; `print` is that of (batch, pos, head * d_head)."""
+
+    seq: int
+    path: str
+    visit: int
+    print: Print
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+
+
+@dataclass
+class Tape:
+    """Events in order of their ends, attention calls, and the numbers by print (of tensors that can be a stream's)."""
+
+    n_tokens: int
+    events: list[Event] = field(default_factory=list)
+    attended: list[Attended] = field(default_factory=list)
+    values: dict[Print, Tensor] = field(default_factory=dict)
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def calls(self) -> Mapping[str, int]:
+        """How often each module was called."""
+        return Counter(event.path for event in self.events)
+
+    def by_output(self) -> Mapping[Print, list[Event]]:
+        found: dict[Print, list[Event]] = defaultdict(list)
+        for event in self.events:
+            for port in event.outputs:
+                found[port.print].append(event)
+        return found
+
+
+def tape(model: nn.Module, ids: Tensor) -> Tape:
+    """One plain forward over `ids` (1, pos), with every module watched."""
+    recorded = Tape(n_tokens=ids.shape[1])
+    visits: Counter[str] = Counter()
+    kept: list[Tensor] = []  # so that no tensor's address is used twice while prints are remembered by address
+    seen: dict[tuple[int, int, tuple[int, ...]], Print] = {}
+
+    def port(tensor: Tensor, tap: Tap) -> Port:
+        key = (tensor.data_ptr(), tensor._version, tuple(tensor.shape))
+        if key not in seen:
+            kept.append(tensor)
+            seen[key] = _print(tensor)
+            if tensor.shape[0] in {1, recorded.n_tokens} and 2 <= tensor.dim() <= 4:
+                recorded.values.setdefault(seen[key], tensor.detach().clone())
+        return Port(tap, seen[key], tuple(tensor.shape))
+
+    def record(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        visit = visits[path]
+        visits[path] += 1
+        given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+        inputs = tuple(port(t, Tap(path, "input", k, visit)) for k, t in given if _is_activation(t))
+        outputs = tuple(port(t, Tap(path, "output", k, visit)) for k, t in _elements(output) if _is_activation(t))
+        recorded.events.append(Event(len(recorded.events), path, module, inputs, outputs))
+
+    def attend(path: str, call: AttentionCall, output: Tensor) -> None:
+        heads, width = call.query.shape[1], call.query.shape[-1]
+        recorded.attended.append(
+            Attended(len(recorded.events), path, call.visit, _print(output), heads, call.key.shape[1], width)
+        )
+
+    with torch.no_grad(), recording(model, record), attending(model, attend):
+        recorded.logits = model(input_ids=ids, use_cache=False).logits
+    return recorded
+
+
+def _is_activation(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 1
+
+
+def _elements(output: Any) -> Iterator[tuple[int | str, Any]]:
+    if isinstance(output, Tensor):
+        yield 0, output
+    elif isinstance(output, Mapping):
+        yield from output.items()
+    elif isinstance(output, (tuple, list)):
+        yield from enumerate(output)
+
+
+def _print(tensor: Tensor) -> Print:
+    raw = tensor.detach().contiguous().cpu().view(-1).view(torch.uint8)
+    return hash((raw.numel(), raw.numpy().tobytes()))
