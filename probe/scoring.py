@@ -1,4 +1,4 @@
-"""What a text or a distribution scores: log-prob, entropy, rank, alternatives, from logits in blocks of rows. No model inside."""
+"""What a text scores: log-prob, entropy, rank, alternatives, from logits in blocks of rows. No model inside."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class ActivationReader:
         return read
 
     def emit(self, site: str, layer: int, value: Tensor) -> None:
-        """Hand over a site if it was asked for: (batch, pos, …), flat (batch * pos, …), or for q, k, v (batch, head, pos, d)."""
+        """Hand over a site that was asked for: (batch, pos, …), flat (batch * pos, …), or for q, k, v (batch, head, pos, d)."""
         for head in sorted(self._heads.get((site, layer), ()), key=lambda h: -1 if h is None else h):
             if site in CALLED:
                 own = value.transpose(1, 2).flatten(2) if head is None else value[:, head]

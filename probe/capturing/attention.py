@@ -18,13 +18,14 @@ from probe.capturing.masks import Masks
 from probe.capturing.patterns import Block, CalledPattern, GivenPattern, Source, blocks
 from probe.capturing.sinks import Columns, Sink
 from probe.capturing.spec import AttentionSpec
-from probe.capturing.statistics import NAMES, Matches, weigh
+from probe.capturing.statistics import NAMES, NAT, Lines, Matches
 from probe.errors import SiteAbsent
 from probe.instrument import AttentionCall
 
 if TYPE_CHECKING:
     from probe.sites import Cell
 
+LINED = ("summary", "topk", "full")  # modes with a line a row
 PIECE = 2**22  # weights handed over together: 16 MB
 
 
@@ -69,7 +70,7 @@ class AttentionReader:
             problem = _unreadable(call)
             if not problem:
                 source = CalledPattern(call, prompt, n, self._masks)
-                problem = self._disagrees(source, call, output, prompt)
+                problem = self._disagreement(source, call, output, prompt)
             if problem:
                 self._refuse(layer, problem)
                 return
@@ -117,7 +118,7 @@ class AttentionReader:
             statistics = self._read_prompt(layer, prompt, source)
             if self.spec.mode != "none":
                 cards.append(card(statistics, self._matches[prompt].rows))
-            if self.spec.mode in ("summary", "topk", "full"):
+            if self.spec.mode in LINED:
                 self.sink.rows(prompt, layer, line_columns(statistics))
         if cards:
             self.sink.heads(layer, {name: np.stack([c[name] for c in cards]) for name in cards[0]})
@@ -126,38 +127,34 @@ class AttentionReader:
     def _read_prompt(self, layer: int, prompt: int, source: Source) -> dict[str, Tensor]:
         """All blocks of one prompt in one layer; statistics (head, query)."""
         mode, matches = self.spec.mode, self._matches[prompt]
+        n = None if source.causal else source.n
         whole = list(range(source.n_heads)) if mode == "full" else self.patterns.get(layer, [])
         scores_of = self.scores.get(layer, [])
         pieces, score_pieces = _Pieces(self.sink.attention, prompt, layer), _Pieces(self.sink.scores, prompt, layer)
-        lines: dict[str, Tensor] = {}
-        tops: list[tuple[Block, Tensor, Tensor]] = []
+        lines, tops = Lines(source, matches), _Tops(source, self.spec.k if mode == "topk" else 1)
         for block in blocks(source, single=bool(whole or scores_of)):
             heads = range(block.head, block.head + block.n_heads)
             mine, mine_scores = [h for h in whole if h in heads], [h for h in scores_of if h in heads]
             if mode == "none" and not mine and not mine_scores:
                 continue
-            scores, mass = self._room(block, source)
+            scores, room = self._room(block, source)
             scores = source.scores(block, scores)
             if mine_scores:
-                score_pieces.add(lists.score_columns(block, scores, mine_scores, n=None if source.causal else source.n))
-            weighed = weigh(source, block, scores, mass, matches)
-            found = dict(weighed.statistics)
-            if mode in ("summary", "topk", "full"):
-                top, keys = lists.top_of(block, weighed, self.spec.k if mode == "topk" else 1)
-                found["max_weight"], found["max_key"] = top[..., 0], keys[..., 0]
-                if mode == "topk":
-                    tops.append((block, top, keys))
-            for name, values in found.items():
-                if name not in lines:
-                    lines[name] = values.new_zeros(source.n_heads, source.n)
-                lines[name][block.head : heads.stop, block.start : block.end] = values
+                score_pieces.add(lists.score_columns(block, scores, mine_scores, n=n))
+            mass = lines.add(block, scores, room)
+            total = lines.sums["total"][block.head : heads.stop, block.start : block.end]
+            if mode in LINED:
+                tops.add(block, mass, total)
             if mine:
-                pieces.add(lists.full_columns(block, weighed, mine, n=None if source.causal else source.n))
+                pieces.add(lists.full_columns(block, mass, total, mine, n=n))
         pieces.flush()
         score_pieces.flush()
-        if tops:
-            self.sink.attention(prompt, layer, _top_rows(tops, source, without=whole))
-        return lines
+        if mode == "topk":
+            self.sink.attention(prompt, layer, tops.columns(without=whole))
+        statistics = lines.statistics()
+        if mode in LINED:
+            statistics["max_weight"], statistics["max_key"] = tops.weights[..., 0], tops.keys[..., 0]
+        return statistics
 
     def _room(self, block: Block, source: Source) -> tuple[Tensor, Tensor]:
         """Two flat buffers with room for a block, kept from one to the next."""
@@ -167,21 +164,42 @@ class AttentionReader:
             self._buffers = torch.empty(2, size, dtype=dtype, device=source.device)
         return self._buffers[0], self._buffers[1]
 
-    def _disagrees(self, source: CalledPattern, call: AttentionCall, output: Tensor, prompt: int) -> str:
+    def _disagreement(self, source: CalledPattern, call: AttentionCall, output: Tensor, prompt: int) -> str:
         """Whether the last row's weights times the values are what the attention function returned; the difference if not."""
         n = source.n
         block = Block(0, source.n_heads, n - 1, n, *source.keys(n - 1, n))
-        scores, mass = self._room(block, source)
-        weighed = weigh(source, block, source.scores(block, scores), mass, self._matches[prompt])
-        weights = weighed.mass / weighed.total.unsqueeze(-1)
+        scores, sinks = source.scores(block, self._room(block, source)[0]) * NAT, source.sinks(block)
+        if sinks is None:
+            weights = scores.softmax(-1)
+        else:
+            weights = torch.cat([scores, sinks[:, -1:, None] * NAT], dim=-1).softmax(-1)[..., :-1]
         values = call.value[prompt, :, block.low : block.high].to(weights.dtype)
-        expected = weights.view(values.shape[0], -1, weights.shape[-1]) @ values
+        expected = weights.reshape(values.shape[0], -1, weights.shape[-1]) @ values
         real = output[prompt, n - 1].to(weights.dtype)
         if real.numel() != expected.numel():
             return "the attention function's output has another shape than its weights times the values"
         error = float((expected.reshape(-1) - real.reshape(-1)).abs().max() / real.abs().max().clamp_min(1e-30))
         tolerance = max(1e-4, 8 * torch.finfo(output.dtype).eps)
         return "" if error <= tolerance else f"its weights times the values differ from its output by {error:.1e}"
+
+
+class _Tops:
+    """The k largest weights of every row of a layer, best first: `weights` and `keys` (head, query, k), 0 past the last."""
+
+    def __init__(self, source: Source, k: int) -> None:
+        shape = source.n_heads, source.n, min(k, source.n)
+        self.weights = torch.zeros(shape, dtype=source.dtype, device=source.device)
+        self.keys = torch.zeros(shape, dtype=torch.int32, device=source.device)
+
+    def add(self, block: Block, mass: Tensor, total: Tensor) -> None:
+        weights, keys = lists.top_of(block, mass, total, self.weights.shape[-1])
+        where = slice(block.head, block.head + block.n_heads), slice(block.start, block.end), slice(0, keys.shape[-1])
+        self.weights[where], self.keys[where] = weights, keys.to(torch.int32)
+
+    def columns(self, *, without: list[int]) -> Columns:
+        """Columns of `attention`, but for heads whose full rows are kept."""
+        heads = [h for h in range(len(self.weights)) if h not in without]
+        return lists.top_columns(heads, self.weights[heads], self.keys[heads])
 
 
 class _Pieces:
@@ -229,20 +247,6 @@ def line_columns(statistics: dict[str, Tensor]) -> Columns:
         "head": np.repeat(np.arange(n_heads, dtype=np.int16), n), "query": np.tile(np.arange(n, dtype=np.int32), n_heads),
         **flat, "max_key": statistics["max_key"].flatten().cpu().numpy().astype(np.int32),
     }  # fmt: skip
-
-
-def _top_rows(tops: list[tuple[Block, Tensor, Tensor]], source: Source, *, without: list[int]) -> Columns:
-    """The blocks' largest weights put together by head and query, but for heads whose full rows are kept."""
-    k = max(top.shape[-1] for _, top, _ in tops)
-    weights = tops[0][1].new_zeros(source.n_heads, source.n, k)
-    keys = torch.zeros(weights.shape, dtype=torch.int32, device=weights.device)
-    for block, top, places in tops:
-        where = slice(block.head, block.head + block.n_heads), slice(block.start, block.end), slice(0, top.shape[-1])
-        weights[where], keys[where] = top, places.to(torch.int32)
-    heads = [h for h in range(source.n_heads) if h not in without]
-    columns = lists.top_columns(weights[heads], keys[heads])
-    columns["head"] = np.repeat(np.asarray(heads, np.int16), source.n)
-    return columns
 
 
 def _unreadable(call: AttentionCall) -> str:

@@ -25,7 +25,7 @@ def guesses(
 ) -> None:  # fmt: skip
     """Hand `sink.lens` the guesses of every layer from its resid_post (batch, pos, d_model), in order of layers.
 
-    `target_id` is the token that follows; the last position of a prompt has none and gets -1, with rank and log-prob of no meaning.
+    `target_id` is the token that follows; a prompt's last position has none: -1, with rank and log-prob of no meaning.
     Raises `SiteAbsent` where the replay of norm and head was not verified.
     """
     from probe.scoring import score_rows

@@ -30,10 +30,11 @@ class Mask:
             self.causal, self._window = causal, window if causal else None
             return
         if mask.dtype != torch.bool:
-            self.visible = mask > torch.finfo(mask.dtype).min / 2
-            if not bool(((mask == 0) | ~self.visible).all()):
-                self.additive = mask
-        self.causal, self._window = not bool(self.visible.triu(1).any()), None
+            mask, additive = mask > torch.finfo(mask.dtype).min / 2, mask
+            self.visible = mask
+            if not bool(((additive == 0) | ~mask).all()):
+                self.additive = additive
+        self.causal, self._window = not bool(mask.triu(1).any()), None
 
     def view(self, start: int, end: int) -> View:
         """What queries [start, end) see."""

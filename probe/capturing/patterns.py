@@ -85,10 +85,10 @@ class CalledPattern:
         self.groups = self.n_heads // call.key.shape[1]
         self.dtype = torch.float64 if call.query.dtype == torch.float64 else torch.float32
         self.device = call.query.device
-        self._query = call.query[prompt, :, :n].to(self.dtype)
+        query = call.query[prompt, :, :n].to(self.dtype)
         self._key = call.key[prompt, :, :n].to(self.dtype).contiguous()
         self._cap = call.softcap
-        self._scale = call.scaling / self._cap if self._cap else call.scaling * BITS
+        self._query = query * (call.scaling / self._cap if self._cap else call.scaling * BITS)
         causal = call.is_causal and call.query.shape[2] > 1
         self._mask = masks.of(call.mask, prompt, n, causal=causal, window=call.sliding_window)
         self.causal = self._mask.causal
@@ -99,7 +99,7 @@ class CalledPattern:
     def _bound(self) -> float:
         """No score is larger in size (Cauchy and Schwarz)."""
         sizes = self._query.norm(dim=-1).amax(-1).view(-1, self.groups) * self._key.norm(dim=-1).amax(-1, keepdim=True)
-        largest = self._cap * BITS if self._cap else float(sizes.max()) * abs(self._scale)
+        largest = self._cap * BITS if self._cap else float(sizes.max())
         return largest if self._sinks is None else max(largest, float(self._sinks.abs().max()))
 
     def keys(self, start: int, end: int) -> tuple[int, int]:
@@ -109,7 +109,7 @@ class CalledPattern:
     def scores(self, block: Block, out: Tensor) -> Tensor:
         """See `Source`."""
         head, n_heads, start, end, low, high = block
-        query = self._query[head : head + n_heads, start:end] * self._scale
+        query = self._query[head : head + n_heads, start:end]
         first, last = head // self.groups, (head + n_heads - 1) // self.groups + 1
         key = self._key[first:last, low:high].transpose(1, 2)
         flat = out[: n_heads * (end - start) * (high - low)].view(last - first, -1, high - low)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from probe.capturing.patterns import MASKED, Block
 from probe.capturing.sinks import Columns, Ragged
-from probe.capturing.statistics import NAT, Weighed
+from probe.capturing.statistics import NAT
 
 STRIDE = 16  # keys that share one maximum in the search for the largest
 
@@ -30,37 +30,38 @@ def largest(mass: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, places.gather(1, chosen)
 
 
-def top_of(block: Block, weighed: Weighed, k: int) -> tuple[Tensor, Tensor]:
-    """Weights (head, query, k) and absolute keys of a block's largest weights, best first; fewer if there are fewer keys."""
-    values, keys = largest(weighed.mass.flatten(0, 1), k)
-    shape = (*weighed.total.shape, values.shape[-1])
-    return values.view(shape) / weighed.total.unsqueeze(-1), keys.view(shape) + block.low
+def top_of(block: Block, mass: Tensor, total: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """A block's largest weights (head, query, k), best first, and their keys; fewer if there are fewer keys.
+
+    mass (head, query, key) / total (head, query) are the weights.
+    """
+    values, keys = largest(mass.flatten(0, 1), k)
+    shape = (*total.shape, values.shape[-1])
+    return values.view(shape) / total.unsqueeze(-1), keys.view(shape) + block.low
 
 
-def top_columns(weights: Tensor, keys: Tensor) -> Columns:
-    """Columns of `attention` from weights and keys (head, query, k) of whole rows; weights of 0 are left out."""
-    n_heads, n, _ = weights.shape
+def top_columns(heads: list[int], weights: Tensor, keys: Tensor) -> Columns:
+    """Columns of `attention` from weights and keys (head, query, k) of all rows; weights of 0 are left out."""
     kept = weights > 0
     offsets = _offsets(kept.sum(-1).flatten().cpu().numpy())
     values = Ragged(_float32(weights[kept]), offsets)
     return {
-        **_row_keys(range(n_heads), 0, n), "keys": Ragged(keys[kept].to(torch.int32).cpu().numpy(), offsets),
+        **_row_keys(heads, 0, weights.shape[1]),
+        "keys": Ragged(keys[kept].to(torch.int32).cpu().numpy(), offsets),
         "weights": values, "kept_mass": _float32(weights.sum(-1).flatten()),
     }  # fmt: skip
 
 
-def full_columns(block: Block, weighed: Weighed, heads: list[int], *, n: int | None) -> Columns:
-    """Columns of `attention` for some heads of a block: a weight for every key up to the query (of n keys, if given)."""
-    own = [head - block.head for head in heads]
-    total = weighed.total[own]
-    weights = (
-        weighed.mass.div_(weighed.total.unsqueeze(-1))
-        if len(own) == block.n_heads
-        else weighed.mass[own] / total[..., None]
-    )
+def full_columns(block: Block, mass: Tensor, total: Tensor, heads: list[int], *, n: int | None) -> Columns:
+    """Columns of `attention` for some heads of a block: a weight for every key up to the query (of n keys, if given).
+
+    mass (head, query, key) / total (head, query) are the weights; mass is used up.
+    """
+    mass.div_(total.unsqueeze(-1))
+    own = mass if len(heads) == block.n_heads else mass[[head - block.head for head in heads]]
     return {
-        **_row_keys(heads, block.start, block.end), "keys": None, "weights": _cut(_float32(weights), block, 0.0, n=n),
-        "kept_mass": _float32((weighed.kept[own] / total).flatten()),
+        **_row_keys(heads, block.start, block.end), "keys": None,
+        "weights": _cut(_float32(own), block, 0.0, n=n), "kept_mass": _float32(own.sum(-1).flatten()),
     }  # fmt: skip
 
 
@@ -99,7 +100,7 @@ def _cut(rows: np.ndarray, block: Block, empty: float, *, n: int | None) -> Ragg
     return Ragged(values, _offsets(np.tile(lengths, n_heads)))
 
 
-def _row_keys(heads: list[int] | range, start: int, end: int) -> Columns:
+def _row_keys(heads: list[int], start: int, end: int) -> Columns:
     query = np.arange(start, end, dtype=np.int32)
     return {"head": np.repeat(np.asarray(heads, np.int16), end - start), "query": np.tile(query, len(heads))}
 

@@ -1,9 +1,9 @@
-"""What a block of attention rows amounts to: entropy, effective keys, sink, previous, duplicate, induction, distance.
+"""What rows of attention amount to: entropy, effective keys, sink, previous, duplicate, induction, distance.
 
 With w the weights of query i (they sum to less than 1 where a model has attention sinks): entropy -sum w ln w,
-perplexity exp(entropy), ess 1 / sum w^2, sink w[0], prev w[i-1], distance sum w (i - j) (Elhage et al. 2021; Olsson et al. 2022,
-2209.11895). duplicate: mass on earlier positions with the query's own token. induction: mass on positions up to i whose predecessor
-holds it. Both are 0 in a row without such a position.
+perplexity exp(entropy), ess 1 / sum w^2, sink w[0], prev w[i-1], distance sum w (i - j). duplicate: mass on earlier
+positions that hold the query's own token; induction: mass on positions up to i whose predecessor holds it; both are 0 in
+a row without such a position (Elhage et al. 2021; Olsson et al. 2022, 2209.11895).
 """
 
 from __future__ import annotations
@@ -20,33 +20,34 @@ NAT = 0.6931471805599453  # nats in a bit
 DENSE = 1 / 8  # share of a block from which a mask is smaller than a list of its places
 
 
+class _Places(NamedTuple):
+    """Matches of a block: a mask (query, key from 0), or places in the flat (query, key) block and the queries they are of."""
+
+    mask: Tensor | None
+    flat: Tensor
+    query: Tensor
+
+
 class Matches:
-    """Which earlier positions hold a query's token (duplicate) or follow it (induction), for the ids of one prompt."""
+    """Which earlier positions hold a query's token (duplicate) or follow it (induction), in the ids of one prompt."""
 
     def __init__(self, ids: Tensor) -> None:
         """ids (pos,)."""
         self._ids = ids
         self._before = torch.cat([ids.new_full((1,), -1), ids[:-1]])  # the token before each position
-        self._found: dict[tuple[str, int, int], _Places] = {}
+        self._found: dict[tuple[str, int, int, int], _Places] = {}
         self.rows = {name: torch.zeros(len(ids), dtype=torch.bool) for name in ("duplicate", "induction")}
 
-    def mass(self, name: str, weights: Tensor, block: Block) -> Tensor:
-        """Weights (head, query, key) summed over the block's matches: (head, query)."""
-        places = self._places(name, block)
-        if places.mask is not None:
-            return (weights * places.mask[:, block.low :]).sum(-1)
-        total = weights.new_zeros(weights.shape[:2])
-        if len(places.rows):
-            flat = places.rows * weights.shape[2] + places.keys - block.low
-            total.index_add_(1, places.rows, weights.flatten(1)[:, flat])
-        return total
-
-    def _places(self, name: str, block: Block) -> _Places:
-        """The same for every layer and head, unless windows hide some of the keys."""
-        where = name, block.start, block.low
+    def add(self, name: str, mass: Tensor, block: Block, out: Tensor) -> None:
+        """Add the mass (head, query, key) of the block's matches to out (head, pos)."""
+        where = name, block.start, block.low, block.high  # the same for every layer and head
         if where not in self._found:
             self._found[where] = self._find(name, block)
-        return self._found[where]
+        mask, flat, query = self._found[where]
+        if mask is not None:
+            out[:, block.start : block.end] += (mass * mask).sum(-1)
+        elif len(flat):
+            out.index_add_(1, query, mass.flatten(1).index_select(1, flat))
 
     def _find(self, name: str, block: Block) -> _Places:
         rows = torch.arange(block.start, block.end, device=self._ids.device)
@@ -55,57 +56,62 @@ class Matches:
         latest = rows if name == "duplicate" else rows + 1
         mask = (self._ids[rows, None] == held) & (keys < latest[:, None])
         self.rows[name][block.start : block.end] = mask.any(-1).cpu()
-        mask[:, : block.low] = False
-        if int(mask.sum()) > DENSE * mask.numel():
-            return _Places(mask, rows, keys)
-        return _Places(None, *mask.nonzero(as_tuple=True))
+        mask = mask[:, block.low :]
+        query, key = mask.nonzero(as_tuple=True)
+        dense = len(query) > DENSE * mask.numel()
+        return _Places(mask if dense else None, query * mask.shape[1] + key, query + block.start)
 
 
-class _Places(NamedTuple):
-    """A mask (query, key from 0), or the matching rows (counted from the block's start) and keys."""
+class Lines:
+    """One line a row of one prompt and layer. `add` takes a block's scores; what divides and logs waits until all are there."""
 
-    mask: Tensor | None
-    rows: Tensor
-    keys: Tensor
+    def __init__(self, source: Source, matches: Matches) -> None:
+        """Room for the sums of every row (head, pos): of mass (`total` with sinks, `kept` without), its moments and parts."""
+        self._source, self._matches = source, matches
+        names = ("total", "kept", "back", "norm", "score", *NAMES[3:7])
+        sums = torch.zeros(len(names), source.n_heads, source.n, dtype=source.dtype, device=source.device)
+        self.sums = dict(zip(names, sums, strict=True))
+        self._after = sums.new_zeros(source.n)  # how far each row is from its block's first
+        self._distances = torch.arange(source.n, -source.n, -1, dtype=source.dtype, device=source.device)
 
+    def add(self, block: Block, scores: Tensor, room: Tensor) -> Tensor:
+        """Weights of a block times their row's `total`, in `room`; uses up the scores in bits (head, query, key)."""
+        source, (head, n_heads, start, end, low, high) = self._source, block
+        sums = {name: values[head : head + n_heads, start:end] for name, values in self.sums.items()}
+        sinks = source.sinks(block)
+        if not (source.safe or source.normalized):
+            sinks = _shift(scores, sinks)
+        mass = torch.exp2(scores, out=room[: scores.numel()].view(scores.shape))
+        torch.sum(mass, -1, out=sums["kept"])
+        if source.normalized:
+            sums["total"].fill_(1.0)
+        else:
+            sums["total"].copy_(sums["kept"] if sinks is None else sums["kept"] + torch.exp2(sinks))
+        torch.linalg.vector_norm(mass, dim=-1, out=sums["norm"])
+        # distances from the block's first query: small numbers where the weight is
+        sums["back"].copy_(mass @ self._distances[source.n - start + low : source.n - start + high])
+        self._after[start:end] = -self._distances[source.n : source.n + end - start]
+        if low == 0:
+            sums["sink"].copy_(mass[..., 0])
+        offset = start - 1 - low
+        previous = mass.diagonal(offset, dim1=1, dim2=2)
+        first = max(0, -offset)  # the block's rows above it have no previous key
+        sums["prev"][:, first : first + previous.shape[1]].copy_(previous)
+        for name in ("duplicate", "induction"):
+            self._matches.add(name, mass, block, self.sums[name][head : head + n_heads])
+        torch.sum(scores.mul_(mass), -1, out=sums["score"])
+        return mass
 
-class Weighed(NamedTuple):
-    """A block's statistics, each (head, query), and its weights `mass / total` (head, query, key); `kept` is the sum of mass over keys."""
-
-    statistics: dict[str, Tensor]
-    mass: Tensor
-    kept: Tensor
-    total: Tensor
-
-
-def weigh(source: Source, block: Block, scores: Tensor, mass: Tensor, matches: Matches) -> Weighed:
-    """Statistics of a block from its scores in bits (head, query, key); `scores` is used up, `mass` is a flat buffer."""
-    sinks = source.sinks(block)
-    if not (source.safe or source.normalized):
-        sinks = _shift(scores, sinks)
-    mass = torch.exp2(scores, out=mass[: scores.numel()].view(scores.shape))
-    total = kept = mass.sum(-1)
-    if source.normalized:
-        total = torch.ones_like(kept)
-    elif sinks is not None:
-        total = kept + torch.exp2(sinks)
-    _, rows, _ = block.shape
-    query = torch.arange(rows, device=mass.device, dtype=mass.dtype)
-    back = torch.arange(block.start - block.low, block.start - block.high, -1, device=mass.device, dtype=mass.dtype)
-    distance = mass @ back + query * kept  # from the block's first query: small numbers where the weight is
-    square = torch.linalg.vector_norm(mass, dim=-1).square_()
-    found = {
-        "sink": mass[..., 0] / total if block.low == 0 else torch.zeros_like(total),
-        "prev": _previous(mass, block) / total,
-        "duplicate": matches.mass("duplicate", mass, block) / total,
-        "induction": matches.mass("induction", mass, block) / total,
-        "distance": distance / total,
-        "ess": total.square() / square,
-    }
-    surprise = total.log2() * kept - scores.mul_(mass).sum(-1)
-    found["entropy"] = (surprise / total * NAT).clamp_(min=0)
-    found["perplexity"] = found["entropy"].exp()
-    return Weighed(found, mass, kept, total)
+    def statistics(self) -> dict[str, Tensor]:
+        """Each of `NAMES` (head, pos), once all blocks are in."""
+        sums, total = self.sums, self.sums["total"]
+        kept = sums["kept"] / total
+        found = {name: sums[name] / total for name in NAMES[3:7]}
+        found["distance"] = sums["back"] / total + self._after * kept
+        found["ess"] = (total / sums["norm"]).square_()
+        found["entropy"] = ((total.log2() * kept - sums["score"] / total) * NAT).clamp_(min=0)
+        found["perplexity"] = found["entropy"].exp()
+        return found
 
 
 def _shift(scores: Tensor, sinks: Tensor | None) -> Tensor | None:
@@ -117,11 +123,3 @@ def _shift(scores: Tensor, sinks: Tensor | None) -> Tensor | None:
         return sinks
     scores.sub_(top)
     return None if sinks is None else sinks - top.squeeze(-1)
-
-
-def _previous(mass: Tensor, block: Block) -> Tensor:
-    """The weight of each query on the position before it; 0 where there is none among the block's keys."""
-    offset = block.start - 1 - block.low
-    line = mass.diagonal(offset, dim1=1, dim2=2)
-    missing = max(0, -offset)  # rows at the top whose previous key is not there
-    return torch.nn.functional.pad(line, (missing, mass.shape[1] - missing - line.shape[-1]))

@@ -74,7 +74,12 @@ class _Batch:
     """Rows that run together: their ids so far (row, pos), the model's cache, and where each row's results go."""
 
     def __init__(
-        self, lm: LanguageModel, prefixes: list[list[int]], found: list[Continuation], samples: list[int], sampling: Sampling
+        self,
+        lm: LanguageModel,
+        prefixes: list[list[int]],
+        found: list[Continuation],
+        samples: list[int],
+        sampling: Sampling,
     ) -> None:
         self.lm, self.sampling, self.processors = lm, sampling, sampling.processors()
         self.found, self.samples = found, samples

@@ -49,7 +49,9 @@ class Sampling:
             if not fine:
                 raise BadOption(f"{name} is {getattr(self, name)!r}", hint=f"it is {what}")
         if self.temperature == 0.0 and any(x is not None for x in (self.top_k, self.top_p, self.min_p)):
-            raise BadOption("filters do nothing to greedy decoding", hint="add --temperature 1, or drop --top-k, --top-p, --min-p")
+            raise BadOption(
+                "filters do nothing to greedy decoding", hint="add --temperature 1, or drop --top-k, --top-p, --min-p"
+            )
 
     def processors(self) -> LogitsProcessorList:
         """Hugging Face's processors in the order of its `generate`: penalty, temperature, top-k, top-p, min-p."""
@@ -84,11 +86,14 @@ def choose(
 
     Raises `NonFinite` for logits that hold NaN or +inf, or nothing else than -inf.
     """
-    scores = processors(ids, logits.to(torch.float32)) if processors else logits
+    scores = processors(ids, logits.to(torch.float32)) if processors else logits  # type: ignore[arg-type]
     best, top = scores.max(dim=-1)
     if not bool(best.isfinite().all()):
         row = int((~best.isfinite()).nonzero()[0])
-        raise NonFinite(f"the logits of sample {samples[row]} at step {steps[row]} are not finite numbers", hint="try --dtype float32")
+        raise NonFinite(
+            f"the logits of sample {samples[row]} at step {steps[row]} are not finite numbers",
+            hint="try --dtype float32",
+        )
     if sampling.temperature == 0.0:
         n = len(samples)
         return Choice(top.tolist(), [0.0] * n, [1] * n, [None] * n)

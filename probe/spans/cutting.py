@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 from probe.errors import BadOption
@@ -25,12 +26,18 @@ _PROTECTED = re.compile(
     r"|\\begin\{(?P<env>[A-Za-z]+\*?)\}.*?\\end\{(?P=env)\}|(?<![\\\w$])\$(?=[^\s$])[^$\n]*?(?<=[^\s\\])\$(?![\w$])|`[^`\n]+`",
     re.DOTALL,
 )
-_ABBREVIATIONS = frozenset(
-    "e.g i.e eg ie cf vs viz al approx ca etc fig figs eq eqs ref refs sec secs ch vol no nos pp ed eds thm lem prop def ex "
-    "mr mrs ms dr prof st sr jr rev gen col sgt capt lt hon inc ltd co corp dept est min max avg resp "
-    "jan feb mar apr jun jul aug sep sept oct nov dec mon tue wed thu fri sat sun a.m p.m u.s u.k u.n ph.d b.c a.d".split()
-)
-_ENDS_ANYWAY = frozenset("etc a.m p.m u.s u.k u.n ph.d inc ltd co corp no min max al".split())  # if a capital follows
+_ABBREVIATIONS = frozenset((
+    "e.g", "i.e", "eg", "ie", "cf", "vs", "viz", "al", "approx", "ca", "etc", "fig", "figs", "eq", "eqs", "ref",
+    "refs", "sec", "secs", "ch", "vol", "no", "nos", "pp", "ed", "eds", "thm", "lem", "prop", "def", "ex", "mr",
+    "mrs", "ms", "dr", "prof", "st", "sr", "jr", "rev", "gen", "col", "sgt", "capt", "lt", "hon", "inc", "ltd",
+    "co", "corp", "dept", "est", "min", "max", "avg", "resp", "jan", "feb", "mar", "apr", "jun", "jul", "aug",
+    "sep", "sept", "oct", "nov", "dec", "mon", "tue", "wed", "thu", "fri", "sat", "sun", "a.m", "p.m", "u.s", "u.k",
+    "u.n", "ph.d", "b.c", "a.d",
+))  # fmt: skip
+# these end a sentence if a capital follows
+_ENDS_ANYWAY = frozenset((
+    "etc", "a.m", "p.m", "u.s", "u.k", "u.n", "ph.d", "inc", "ltd", "co", "corp", "no", "min", "max", "al",
+))  # fmt: skip
 _LAST_WORD = re.compile(r"[^\s(\[{\"'“‘]+\Z")
 
 
@@ -49,7 +56,9 @@ def check_split(how: str) -> None:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise BadOption(f"the regex '{pattern}' is wrong: {error}", hint="Python's re syntax; a step ends where a match ends") from error
+            raise BadOption(
+                f"the regex '{pattern}' is wrong: {error}", hint="Python's re syntax; a step ends where a match ends"
+            ) from error
         if not pattern:
             raise BadOption("the regex is empty", hint="write regex:PATTERN; a step ends where a match ends")
     elif how not in HOWS[:-1]:
@@ -59,7 +68,7 @@ def check_split(how: str) -> None:
 def split(text: str, how: str = "sentence") -> list[tuple[int, int]]:
     """Half-open character spans of the steps; they tile the text, white space belongs to the step before it."""
     edges = [0, *(cut.high for cut in cuts(text, how)), len(text)]
-    return [(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+    return [(a, b) for a, b in pairwise(edges) if b > a]
 
 
 def cuts(text: str, how: str = "sentence") -> list[Cut]:
@@ -86,7 +95,11 @@ def _ordered(text: str, found: list[Cut]) -> list[Cut]:
             last = joined.pop()
             cut = Cut(last.low, max(last.high, cut.high), last.hard or cut.hard)
         joined.append(cut)
-    return [cut for cut in joined if cut.high > 0 and cut.low < len(text) and cut.high < len(text) and text[: cut.high].strip()]
+    return [
+        cut
+        for cut in joined
+        if cut.high > 0 and cut.low < len(text) and cut.high < len(text) and text[: cut.high].strip()
+    ]
 
 
 def _structure(text: str) -> Iterator[Cut]:

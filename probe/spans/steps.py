@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from probe.errors import BadOption
@@ -76,7 +77,7 @@ def _steps(text: str, offsets: Sequence[tuple[int, int]], boundaries: Sequence[t
         return []
     edges = [(0, False), *boundaries, (len(offsets), False)]
     found = []
-    for (start, inside), (end, _) in zip(edges, edges[1:], strict=False):
+    for (start, inside), (end, _) in pairwise(edges):
         low, high = offsets[start][0], offsets[end - 1][1]
         found.append(Step(start, end, low, high, kind(text[low:high]), text[low:high], inside))
     return found
