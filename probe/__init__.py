@@ -1,0 +1,36 @@
+"""probe: record what a causal language model does, change one thing, measure the difference. Names load on first use."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from probe.errors import ProbeError
+    from probe.language_model import LanguageModel, load
+    from probe.store import Run, list_runs, open_run
+    from probe.tracing import trace
+
+_HOME = {
+    "LanguageModel": "probe.language_model",
+    "ProbeError": "probe.errors",
+    "Run": "probe.store",
+    "list_runs": "probe.store",
+    "load": "probe.language_model",
+    "open_run": "probe.store",
+    "trace": "probe.tracing",
+}
+
+__all__ = ["LanguageModel", "ProbeError", "Run", "list_runs", "load", "open_run", "trace"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'probe' has no attribute '{name}'")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
-def smollm2():  # noqa: ANN201  (a return type would import torch for tests that need none)
+def smollm2():
     """SmolLM2-135M-Instruct with its real weights."""
     import probe
 
@@ -30,7 +30,9 @@ def smollm2():  # noqa: ANN201  (a return type would import torch for tests that
 def shell(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs the real command line in a directory of its own: `shell("trace", "Hello", model="tiny:llama")`."""
 
-    def run(*words: str, stdin: str | None = None, timeout: float = 240, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        *words: str, stdin: str | None = None, timeout: float = 240, **env: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "cli.main", *words],
             cwd=tmp_path, input=stdin, capture_output=True, text=True, timeout=timeout,

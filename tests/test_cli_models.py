@@ -97,7 +97,7 @@ def test_sites_with_shapes_and_bytes() -> None:
     }
     for where, (shape, values) in expected.items():
         assert (rows[where]["shape"], rows[where]["bytes_per_token"]) == (shape, 4 * values), where
-    (only,) = as_json("sites", "tiny:llama", "z@1.0,2")["sites"]
+    (only,) = as_json("sites", "tiny:llama", "z@1.0..1")["sites"]
     assert only == {"site": "z", "layer": 1, "shape": f"(pos, 2, {d_head})", "bytes_per_token": 4 * 2 * d_head}
     assert "resid_post" in run("sites", "tiny:llama") and "0..2" in run("sites", "tiny:llama")
 

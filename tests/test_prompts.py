@@ -12,7 +12,7 @@ from probe.errors import BadPrompt
 from probe.tracing.prompts import as_prompts, parse_prompts, read_prompts
 
 CHAT = [{"role": "user", "content": "Hi"}]
-ROWS = [{"prompt": "a, \"b\"\nc"}, {"prompt": "日本 \u2028 x"}]
+ROWS = [{"prompt": 'a, "b"\nc'}, {"prompt": "日本 \u2028 x"}]
 
 
 def texts(prompts) -> list[str]:

@@ -29,12 +29,12 @@ class Prompt(NamedTuple):
 
 
 def as_prompts(given: Any) -> list[Prompt]:
-    """A text, a list of messages, a path to a file (`Path`), or a sequence of texts and message lists."""
+    """A text, a list of messages, a path to a file (`Path`), or a sequence of texts, message lists and prompts."""
     if isinstance(given, Path):
         return read_prompts(given)
     if isinstance(given, str) or _is_chat(given):
         return [Prompt(0, given)]
-    prompts = [_checked(i, content) for i, content in enumerate(given)]
+    prompts = [content if isinstance(content, Prompt) else _checked(i, content) for i, content in enumerate(given)]
     if not prompts:
         raise BadPrompt("no prompts given", hint="give at least one text")
     return prompts
@@ -94,7 +94,9 @@ def _from_rows(rows: Iterator[Any] | csv.DictReader[str], origin: object) -> lis
     if not prompts:
         raise BadPrompt(f"no prompt in '{origin}'", hint="a column 'prompt' or 'messages', and at least one row")
     if all(p.error for p in prompts):
-        raise BadPrompt(f"no usable prompt in '{origin}': {prompts[0].error}", hint="name the column 'prompt' or 'messages'")
+        raise BadPrompt(
+            f"no usable prompt in '{origin}': {prompts[0].error}", hint="name the column 'prompt' or 'messages'"
+        )
     return prompts
 
 
@@ -111,7 +113,9 @@ def _checked(i: int, content: Any) -> Prompt:
         return Prompt(i, content)
     if _is_chat(content):
         return Prompt(i, [{str(k): v for k, v in message.items() if v is not None} for message in content])
-    return Prompt(i, "", f"a prompt is a text or a list of messages with 'role' and 'content', not {type(content).__name__}")
+    return Prompt(
+        i, "", f"a prompt is a text or a list of messages with 'role' and 'content', not {type(content).__name__}"
+    )
 
 
 def _is_chat(content: Any) -> bool:

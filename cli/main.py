@@ -1,0 +1,77 @@
+"""The `probe` command: one line a subcommand, and the one place where stated failures become words and exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+import cli.models as models
+import cli.runs as runs
+import cli.steps as steps
+import cli.trace as trace
+from probe.errors import ProbeError
+
+
+class Shell(TyperGroup):
+    """Runs a subcommand; exit codes: 1 a stated failure, 2 wrong usage, 130 interrupted."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ProbeError as error:
+            typer.echo(f"error: {error.message}", err=True)
+            if error.hint:
+                typer.echo(f"hint: {error.hint}", err=True)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            typer.echo("interrupted: what was finished is kept", err=True)
+            raise typer.Exit(130) from error
+        except BrokenPipeError as error:
+            # the reader has gone (`probe … | head`): not even the interpreter's last flush can say more on stdout
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    cls=Shell,
+    name="probe",
+    help="A microscope and a scalpel for open-weight language models.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("trace")(trace.command)
+app.command("steps")(steps.command)
+app.add_typer(runs.app, name="runs")
+app.add_typer(models.app, name="models")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"probe {version('mechprobe')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    """A microscope and a scalpel for open-weight language models."""
+
+
+def main() -> None:
+    """Entry point of the `probe` script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Options that several commands share, each defined once; no defaults that need a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", envvar="PROBE_MODEL", show_envvar=True,
+        help="Alias, Hugging Face id, local directory, .gguf file, or tiny:FAMILY (random weights).",
+    ),
+]  # fmt: skip
+Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the Hub.")]
+RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
+Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Load pickled weights, which can run code.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:I or mps.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
+DeviceMap = Annotated[str | None, typer.Option("--device-map", help="accelerate's map, e.g. auto.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="The run directory [default: runs/TIME-COMMAND-WORD].")]
+Resume = Annotated[bool, typer.Option("--resume", help="Complete the interrupted run at --out.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seeds every random choice.")]
+Chat = Annotated[bool, typer.Option("--chat/--raw", help="Apply the model's chat template to the prompt.")]
+System = Annotated[str | None, typer.Option("--system", help="System message; needs --chat.")]
+PromptFile = Annotated[
+    Path | None,
+    typer.Option("--file", "-f", help="Many prompts: .txt (one a line), .jsonl, .csv or .parquet; - for stdin."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Exactly one JSON document on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only where the run is.")]
+NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress bar.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be computed; write nothing.")]
+Temperature = Annotated[float, typer.Option("--temperature", "-t", min=0.0, help="0 is greedy.")]
+TopK = Annotated[int | None, typer.Option("--top-k", min=1, help="Sample among the K most probable tokens.")]
+TopP = Annotated[float | None, typer.Option("--top-p", min=0.0, max=1.0, help="Sample within this mass.")]
+MinP = Annotated[float | None, typer.Option("--min-p", min=0.0, max=1.0, help="Drop below this share of the top.")]
+RepetitionPenalty = Annotated[float, typer.Option("--repetition-penalty", min=1e-6, help="1 is none.")]
+Stop = Annotated[list[str] | None, typer.Option("--stop", help="Stop at this string; repeatable.")]
+Split = Annotated[str, typer.Option("--split", help="sentence, line, paragraph, token or regex:PATTERN.")]

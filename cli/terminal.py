@@ -1,0 +1,126 @@
+"""How a run looks on a terminal: coloured text, tables, JSON. Plain, unwrapped and colourless in a pipe."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from probe.store import Run
+
+# background colours of the terminal's 256, from expected to surprising, and the surprisal (nats) where each begins
+SHADES = ((0.0, None), (0.5, 193), (1.5, 229), (3.0, 222), (5.0, 215), (8.0, 203))
+SHOWN_PROMPTS = 5
+
+
+def show_json(run: Run, command: str) -> None:
+    """Print the run's one JSON document."""
+    typer.echo(json.dumps({"run": _path(run), "command": command, "summary": run.summary}, ensure_ascii=False))
+
+
+def show_plan(plan: dict[str, Any], *, as_json: bool) -> None:
+    """Print what a command would compute."""
+    if as_json:
+        typer.echo(json.dumps({"dry_run": True, **plan}, ensure_ascii=False))
+        return
+    tables = [(name, f"{size['rows']:,}", _bytes(size["bytes"])) for name, size in plan["tables"].items()]
+    for key, value in plan.items():
+        if key != "tables":
+            shown = _bytes(value) if key.endswith("_bytes") else f"{value:,}" if isinstance(value, int) else value
+            typer.echo(f"{key.removesuffix('_bytes').replace('_', ' ')}: {shown}")
+    show_table(("table", "rows", "on disk"), tables)
+
+
+def show_trace(run: Run, *, quiet: bool) -> None:
+    """Print the text coloured by surprisal, the totals, the most surprising tokens, and where the run is."""
+    if quiet:
+        typer.echo(_path(run))
+        return
+    tokens, summary = run.tokens, run.summary
+    prompts = tokens["prompt_id"].unique()
+    for prompt_id in prompts[:SHOWN_PROMPTS]:
+        _coloured(tokens[tokens["prompt_id"] == prompt_id])
+    if len(prompts) > SHOWN_PROMPTS:
+        typer.echo(f"… and {len(prompts) - SHOWN_PROMPTS} more prompts")
+    typer.echo("")
+    for name, unit in (("logprob", "nats"), ("perplexity", ""), ("bits_per_token", "bits"), ("mean_entropy", "nats")):
+        value = summary[name]
+        typer.echo(f"{name.replace('_', ' '):<15}{_number(value)} {unit}".rstrip())
+    typer.echo(f"{'tokens':<15}{summary['tokens']:,} ({summary['scored']:,} scored)")
+    if summary["stop_reasons"]:
+        reasons = ", ".join(f"{reason} {n}" for reason, n in summary["stop_reasons"].items())
+        typer.echo(f"{'generated':<15}{summary['generated']:,} tokens (stopped by: {reasons})")
+    if summary["most_surprising"]:
+        typer.echo("\nmost surprising tokens")
+        rows = [
+            (str(t["pos"]), visible(t["token"]), _number(t["surprisal"]), str(t["rank"]), visible(t["expected"]))
+            for t in summary["most_surprising"]
+        ]
+        show_table(("pos", "token", "surprisal", "rank", "expected"), rows)
+    typer.echo(f"\nrun: {_path(run)}")
+
+
+def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A rich table on a terminal; aligned plain columns in a pipe, however long."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(*header)
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        Console().print(table)
+        return
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def visible(text: str) -> str:
+    """A token as a reader can see it: spaces kept between quotes, control characters escaped."""
+    return json.dumps(text, ensure_ascii=False) if text.isprintable() else json.dumps(text)
+
+
+def printable(text: str) -> str:
+    """Text in which a control character cannot move the cursor: all but newline and tab are escaped."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _coloured(tokens: pd.DataFrame) -> None:
+    if not sys.stdout.isatty():
+        typer.echo(printable("".join(tokens["token"])))
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    text = Text()
+    for token, surprisal, segment in zip(tokens["token"], tokens["surprisal"], tokens["segment"], strict=True):
+        shade = None if math.isnan(surprisal) else [colour for at, colour in SHADES if surprisal >= at][-1]
+        style = "bold " if segment == "completion" else ""
+        text.append(printable(token), style=f"{style}color(16) on color({shade})" if shade else style.strip())
+    Console().print(text, soft_wrap=True)
+
+
+def _path(run: Run) -> str | None:
+    return str(run.path) if run.path else None
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:,.3f}"
+
+
+def _bytes(n: int) -> str:
+    value, unit = float(n), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

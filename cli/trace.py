@@ -1,0 +1,109 @@
+"""`probe trace`: options in, one library verb, the coloured text out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import options as o
+
+PromptText = Annotated[str | None, typer.Argument(help="The prompt; - reads many from standard input, one a line.")]
+Generate = Annotated[int, typer.Option("--generate", "-n", min=0, help="Let the model continue by N tokens.")]
+Capture = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--capture", "--at", help="A place SITE[@LAYERS[.HEADS]][:POSITIONS], e.g. resid_post@all; repeatable."
+    ),
+]
+Attention = Annotated[str, typer.Option("--attention", help="none, heads, summary, topk:K or full.")]
+Lens = Annotated[bool, typer.Option("--lens", help="Record each layer's guess at every position.")]
+Top = Annotated[int, typer.Option("--top", min=0, help="Alternatives a position.")]
+Store = Annotated[str, typer.Option("--store", help="Vectors exact, or rounded to bf16 (less than half the disk).")]
+BatchTokens = Annotated[int, typer.Option("--batch-tokens", min=1, help="At most this many padded tokens a batch.")]
+
+
+def command(
+    prompt: PromptText = None,
+    file: o.PromptFile = None,
+    generate: Generate = 0,
+    capture: Capture = None,
+    attention: Attention = "heads",
+    lens: Lens = False,
+    top: Top = 5,
+    temperature: o.Temperature = 0.0,
+    top_k: o.TopK = None,
+    top_p: o.TopP = None,
+    min_p: o.MinP = None,
+    repetition_penalty: o.RepetitionPenalty = 1.0,
+    stop: o.Stop = None,
+    split: o.Split = "sentence",
+    chat: o.Chat = False,
+    system: o.System = None,
+    model: o.Model = "smollm2",
+    revision: o.Revision = None,
+    trust_remote_code: o.RemoteCode = False,
+    allow_pickle: o.Pickle = False,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    device_map: o.DeviceMap = None,
+    out: o.Out = None,
+    resume: o.Resume = False,
+    seed: o.Seed = 0,
+    store: Store = "exact",
+    batch_tokens: BatchTokens = 4096,
+    dry_run: o.DryRun = False,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+    no_progress: o.NoProgress = False,
+) -> None:
+    """Record what the model does with a prompt: log-probs, entropies, attention, activations."""
+    given = _given(prompt, file)
+    import probe
+    from cli.progress import plain_warnings, progress
+    from cli.terminal import show_json, show_plan, show_trace
+    from probe.decoding import Sampling
+    from probe.tracing import plan_trace
+
+    sampling = Sampling(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        repetition_penalty=repetition_penalty, stop=tuple(stop or ()), seed=seed,
+    )  # fmt: skip
+    what = {
+        "generate": generate, "sampling": sampling, "capture": capture or [], "attention": attention, "lens": lens,
+        "top": top, "split": split, "chat": chat, "system": system, "batch_tokens": batch_tokens, "store": store,
+    }  # fmt: skip
+    with plain_warnings(), progress(shown=not (quiet or no_progress)) as report:
+        lm = probe.load(
+            model, revision=revision, device=device, dtype=dtype, device_map=device_map,
+            trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, progress=report,
+        )  # fmt: skip
+        if dry_run:
+            plan = plan_trace(lm, given, **what)
+        else:
+            run = probe.trace(lm, given, **what, out=out or "auto", resume=resume, progress=report)
+    if dry_run:
+        show_plan(plan, as_json=as_json)
+        return
+    if as_json:
+        show_json(run, "trace")
+    else:
+        show_trace(run, quiet=quiet)
+    failed = run.summary["errors"]
+    if failed:
+        typer.echo(f"error: {failed} of {run.summary['prompts']} prompts could not be run", err=True)
+        typer.echo("hint: the column 'error' of the table 'prompts' says why", err=True)
+        raise typer.Exit(1)
+
+
+def _given(prompt: str | None, file: Path | None) -> object:
+    """The prompt text, a path, or the prompts on standard input."""
+    if (prompt is None) == (file is None):
+        raise typer.BadParameter("give a prompt, or a file of prompts with --file")
+    if prompt == "-" or str(file) == "-":
+        from probe.tracing.prompts import parse_prompts
+
+        return parse_prompts(sys.stdin.read())
+    return prompt if file is None else file

@@ -1,0 +1,73 @@
+"""Prompts into ids and batches: what is too long or empty is said here, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from probe.errors import BadPrompt, ProbeError
+from probe.tracing.prompts import Prompt
+from probe.tracing.rows import Sequence
+
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
+
+
+class Failed(NamedTuple):
+    """A prompt that cannot be run, and the error that says why."""
+
+    prompt: Prompt
+    error: ProbeError
+
+
+def encode(lm: LanguageModel, prompt: Prompt, *, chat: bool, system: str | None) -> Sequence:
+    """One prompt as ids: by the tokenizer's own rules for a text, by the chat template (rendered once) for messages.
+
+    Raises `BadPrompt` if there is no token or more than the context holds, `BadOption` for a chat without a template.
+    """
+    if prompt.error:
+        raise BadPrompt(prompt.error, hint="one prompt a row: a text in 'prompt', or chat messages in 'messages'")
+    if chat or not isinstance(prompt.content, str):
+        awaited = isinstance(prompt.content, str) or prompt.content[-1]["role"] != "assistant"
+        encoded = lm.render_chat(prompt.content, system=system, add_generation_prompt=awaited)
+    else:
+        encoded = lm.encode(prompt.content)
+    n = len(encoded.ids)
+    if n == 0:
+        raise BadPrompt(
+            "the prompt is empty, and this model has no BOS token to start from", hint="give at least one token of text"
+        )
+    if lm.context_length is not None and n > lm.context_length:
+        raise BadPrompt(
+            f"the prompt has {n:,} tokens, and the context of {lm.name} holds {lm.context_length:,}",
+            hint="shorten the prompt, or use a model with a longer context",
+        )
+    return Sequence(prompt, encoded.text, list(encoded.ids), n)
+
+
+def encode_all(
+    lm: LanguageModel, prompts: Iterable[Prompt], *, chat: bool, system: str | None
+) -> tuple[list[Sequence], list[Failed]]:
+    """Every prompt that can be run, and every one that can't with its reason."""
+    sequences, failed = [], []
+    for prompt in prompts:
+        try:
+            sequences.append(encode(lm, prompt, chat=chat, system=system))
+        except BadPrompt as error:
+            failed.append(Failed(prompt._replace(error=error.message), error))
+    return sequences, failed
+
+
+def batches(sequences: list[Sequence], *, generate: int, tokens: int) -> Iterator[list[Sequence]]:
+    """Neighbouring prompts together while the padded batch, with what will be generated, stays within `tokens`."""
+    batch: list[Sequence] = []
+    longest = 0
+    for sequence in sequences:
+        wider = max(longest, len(sequence.ids) + generate)
+        if batch and wider * (len(batch) + 1) > tokens:
+            yield batch
+            batch, wider = [], len(sequence.ids) + generate
+        batch.append(sequence)
+        longest = wider
+    if batch:
+        yield batch

@@ -1,0 +1,109 @@
+"""One instrumented forward over a batch, and what it saw as rows of a run. Knows columns and padding, not attention."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from probe.capturing import Ragged, read
+from probe.sites import Cell
+from probe.store import Writer
+from probe.tracing.rows import Sequence, step_columns, token_columns
+
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
+    from probe.tracing.recording import Request
+
+
+def read_sequences(lm: LanguageModel, batch: list[Sequence], asked: Request, writer: Writer) -> None:
+    """Read a batch of finished sequences in one forward; write everything that was asked for, and their tokens and steps."""
+    lengths = [len(s.ids) for s in batch]
+    sink = RunSink(batch, asked, writer)
+    ids = torch.zeros(len(batch), max(lengths), dtype=torch.long)
+    for row, sequence in zip(ids, batch, strict=True):
+        row[: len(sequence.ids)] = torch.tensor(sequence.ids)
+    reading = read(
+        lm, ids.to(lm.device), lengths, cells=asked.cells, attention=asked.attention, top=asked.top, lens=asked.lens, sink=sink
+    )  # fmt: skip
+    for warning in reading.warnings:
+        writer.warn(warning)
+    for sequence, own in zip(batch, reading.scores, strict=True):
+        columns = token_columns(sequence, own)
+        writer.write("tokens", columns)
+        logprob, entropy = (
+            columns[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in ("logprob", "entropy")
+        )
+        writer.write("steps", step_columns(sequence.prompt.prompt_id, sequence.steps, logprob, entropy))
+
+
+class RunSink:
+    """Puts what a read finds into the tables of a run, while the model runs: nothing waits in memory."""
+
+    def __init__(self, batch: list[Sequence], asked: Request, writer: Writer) -> None:
+        self._batch, self._asked, self._writer = batch, asked, writer
+        self._positions: dict[tuple[str, int, int | None], list[list[np.ndarray]]] = defaultdict(list)
+        for cell in asked.cells:
+            chosen = [_positions(cell, sequence) for sequence in batch]
+            for head in cell.heads or (None,):
+                self._positions[cell.site, cell.layer, head].append(chosen)
+
+    def activation(self, site: str, layer: int, head: int | None, values: Tensor) -> None:
+        for chosen in self._positions[site, layer, head]:
+            for sequence, positions, own in zip(self._batch, chosen, values, strict=True):
+                n = len(sequence.ids)
+                vectors = own[:n] if len(positions) == n else own[torch.from_numpy(positions).to(own.device)]
+                vectors = vectors.float().cpu().contiguous()
+                columns = {
+                    "site": site, "head": -1 if head is None else head, "pos": positions.astype(np.int32),
+                    "vector": vectors.numpy(), "norm": torch.linalg.vector_norm(vectors, dim=-1).numpy(),
+                }  # fmt: skip
+                self._write("activations", sequence, layer, columns, store=self._asked.store)
+
+    def heads(self, layer: int, columns: dict[str, Any]) -> None:
+        n_heads = np.asarray(next(iter(columns.values()))).shape[1]
+        for row, sequence in enumerate(self._batch):
+            own = {name: np.asarray(values)[row] for name, values in columns.items()}
+            self._write("heads", sequence, layer, {"head": np.arange(n_heads, dtype=np.int16), **own})
+
+    def rows(self, prompt: int, layer: int, columns: dict[str, Any]) -> None:
+        self._write("attention_rows", self._batch[prompt], layer, columns)
+
+    def attention(self, prompt: int, layer: int, columns: dict[str, Any]) -> None:
+        self._write("attention", self._batch[prompt], layer, columns)
+
+    def scores(self, prompt: int, layer: int, columns: dict[str, Any]) -> None:
+        self._write("scores", self._batch[prompt], layer, columns)
+
+    def lens(self, layer: int, columns: dict[str, Any]) -> None:
+        for row, sequence in enumerate(self._batch):
+            n = len(sequence.ids)
+            own = {name: np.asarray(values)[row, :n] for name, values in columns.items()}
+            self._write("lens", sequence, layer, {"pos": np.arange(n, dtype=np.int32), **own})
+
+    def _write(
+        self, table: str, sequence: Sequence, layer: int, columns: dict[str, Any], *, store: str = "exact"
+    ) -> None:
+        keys = {"prompt_id": sequence.prompt.prompt_id, "branch": 0, "layer": layer}
+        self._writer.write(
+            table, {**keys, **{name: _arrow(v) for name, v in columns.items() if v is not None}}, store=store
+        )
+
+
+def _arrow(values: Any) -> Any:
+    """Lists of different lengths as Arrow has them; all else as it is."""
+    if isinstance(values, Ragged):
+        return pa.ListArray.from_arrays(pa.array(values.offsets), pa.array(values.values))
+    return values
+
+
+def _positions(cell: Cell, sequence: Sequence) -> np.ndarray:
+    """Positions of a cell in one sequence; raises `OutOfRange` or `BadPlace` before anything runs."""
+    assert sequence.pieces is not None, "finish() comes first"
+    steps = [(step.start, step.end) for step in sequence.steps]
+    found = cell.positions.indices(len(sequence.ids), sequence.n_prompt, steps=steps, tokens=sequence.pieces.tokens)
+    return np.asarray(found, dtype=np.int64)

@@ -1,0 +1,191 @@
+"""The verb `trace`: encode, decode, read, write, batch by batch. Knows the order of things, not how each is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probe import store as stores
+from probe.capturing import AttentionSpec
+from probe.decoding import Sampling, decode
+from probe.errors import BadOption, NonFinite
+from probe.sites import Cell, parse_places, resolve
+from probe.spans import check_split
+from probe.tracing.encoding import Failed, batches, encode_all
+from probe.tracing.planning import estimate
+from probe.tracing.prompts import Prompt, as_prompts
+from probe.tracing.reading import read_sequences
+from probe.tracing.rows import Sequence, prompt_columns
+from probe.tracing.summary import most_surprising, summarize
+
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that decides the numbers of a trace; see `request` for the meaning of each."""
+
+    generate: int
+    sampling: Sampling
+    cells: tuple[Cell, ...]
+    attention: AttentionSpec
+    lens: bool
+    top: int
+    split: str
+    chat: bool
+    system: str | None
+    batch_tokens: int
+    store: str
+
+
+def request(
+    lm: LanguageModel,
+    *,
+    generate: int = 0,
+    sampling: Sampling | None = None,
+    capture: str | Iterable[str] = (),
+    attention: str = "heads",
+    lens: bool = False,
+    top: int = 5,
+    split: str = "sentence",
+    chat: bool = False,
+    system: str | None = None,
+    batch_tokens: int = 4096,
+    store: str = "exact",
+) -> Request:
+    """Check what is asked of a trace against the model; raises `BadOption` or `BadPlace` before anything runs.
+
+    generate: tokens to continue by. sampling: default greedy. capture: places (`resid_post@all`). attention: `none`, `heads`,
+    `summary`, `topk:K`, `full`. lens: every layer's guess. top: alternatives a position. split: how steps are cut.
+    chat, system: apply the chat template. batch_tokens: padded tokens run together. store: `exact` or `bf16` vectors.
+    """
+    for name, value, least in (("generate", generate, 0), ("top", top, 0), ("batch_tokens", batch_tokens, 1)):
+        if value < least:
+            raise BadOption(f"{name} is {value}", hint=f"it is at least {least}")
+    if store not in ("exact", "bf16"):
+        raise BadOption(f"unknown storage '{store}'", hint="exact or bf16")
+    if system is not None and not chat:
+        raise BadOption("a system message needs the chat template", hint="add --chat")
+    check_split(split)
+    anatomy = lm.anatomy
+    texts = [capture] if isinstance(capture, str) else list(capture)
+    places = tuple(place for text in texts for place in parse_places(text))
+    cells = resolve(places, n_layers=anatomy.n_layers, n_heads=anatomy.n_heads, has=anatomy.has)
+    return Request(
+        generate, sampling or Sampling(), cells, AttentionSpec.parse(attention), lens, top, split, chat, system,
+        batch_tokens, store,
+    )  # fmt: skip
+
+
+def trace(
+    lm: LanguageModel, prompts: Any, *, out: str | Path | None = None, resume: bool = False,
+    progress: Progress | None = None, **what: Any,
+) -> stores.Run:  # fmt: skip
+    """Record what `lm` does with one prompt or many, as a run; keywords as in `request`.
+
+    `prompts` is a text, chat messages, a `Path` to a file of prompts, or a sequence of texts and message lists. `out` is the
+    run directory, "auto" for a new one under `runs/`, None to keep the run in memory.
+    One prompt that cannot be run is an error; of several, it is a row of `prompts` with the reason in `error`.
+
+    Raises `BadPrompt`, `BadPlace`, `BadOption`, `NonFinite`, `RunError`.
+    """
+    asked = request(lm, **what)
+    inputs = as_prompts(prompts)
+    sequences, failed = encode_all(lm, inputs, chat=asked.chat, system=asked.system)
+    if len(inputs) == 1 and failed:
+        raise failed[0].error
+    if resume and (out is None or out == "auto"):
+        raise BadOption("which run is to be resumed?", hint="name it with --out")
+    path = stores.fresh_path("trace", word=_word(inputs[0])) if out == "auto" else Path(out) if out else None
+    with stores.create(path, command="trace", arguments=_arguments(lm, asked, what, inputs), resume=resume) as writer:
+        if failed:
+            _record_failed(failed, writer)
+        done = 0
+        for batch in batches(sequences, generate=asked.generate, tokens=asked.batch_tokens):
+            _record(lm, batch, asked, writer, alone=len(inputs) == 1)
+            done += len(batch)
+            if progress:
+                progress("tracing", done, len(sequences))
+        return writer.finish(
+            summary=_summary(lm, writer), model=lm.identity, anatomy=lm.anatomy.to_dict(), seed=asked.sampling.seed
+        )
+
+
+def plan_trace(lm: LanguageModel, prompts: Any, **what: Any) -> dict[str, Any]:
+    """What `trace` would compute and write, without running the model: see `planning.estimate`."""
+    asked = request(lm, **what)
+    sequences, failed = encode_all(lm, as_prompts(prompts), chat=asked.chat, system=asked.system)
+    if not sequences:
+        raise failed[0].error
+    return estimate(lm, asked, sequences)
+
+
+def _record(lm: LanguageModel, batch: list[Sequence], asked: Request, writer: stores.Writer, *, alone: bool) -> None:
+    """Decode, read and write one batch as one unit. If a prompt of it makes NaN logits, each is run by itself."""
+    key = f"prompts-{batch[0].prompt.prompt_id}-{batch[-1].prompt.prompt_id}"
+    if writer.done(key):
+        return
+    try:
+        with writer.unit(key):
+            _decode(lm, batch, asked)
+            writer.write("prompts", prompt_columns(batch, []))
+            read_sequences(lm, batch, asked, writer)
+    except NonFinite as error:
+        if alone:
+            raise
+        if len(batch) == 1:
+            _record_failed([Failed(batch[0].prompt._replace(error=error.message), error)], writer)
+            return
+        for sequence in batch:
+            sequence.restart()
+            _record(lm, [sequence], asked, writer, alone=False)
+
+
+def _decode(lm: LanguageModel, batch: list[Sequence], asked: Request) -> None:
+    """Continue every sequence of the batch, then find its pieces and steps."""
+    continuations: list[Any] = [None] * len(batch)
+    if asked.generate:
+        continuations = decode(
+            lm, [s.ids for s in batch], max_new=asked.generate, sampling=asked.sampling,
+            samples=[s.prompt.prompt_id for s in batch],
+        )  # fmt: skip
+    for sequence, continuation in zip(batch, continuations, strict=True):
+        sequence.finish(lm, continuation, asked.split)
+
+
+def _record_failed(failed: list[Failed], writer: stores.Writer) -> None:
+    key = f"failed-{failed[0].prompt.prompt_id}"
+    if not writer.done(key):
+        with writer.unit(key):
+            writer.write("prompts", prompt_columns([], [f.prompt for f in failed]))
+
+
+def _summary(lm: LanguageModel, writer: stores.Writer) -> dict[str, Any]:
+    tokens = writer.read("tokens")
+    tops = [ids[0] for ids in most_surprising(tokens)["top_ids"].to_pylist() if ids]
+    return summarize(writer.read("prompts"), tokens, expected={i: lm.token_text(i) for i in tops})
+
+
+def _arguments(lm: LanguageModel, asked: Request, what: dict[str, Any], inputs: list[Prompt]) -> dict[str, Any]:
+    """What decides the numbers, as JSON can hold it: a resume must be asked for with the same."""
+    import hashlib
+
+    texts = hashlib.sha256("\x1e".join(p.text for p in inputs).encode("utf-8", "surrogatepass")).hexdigest()
+    capture = what.get("capture", ())
+    return {
+        **{name: value for name, value in asdict(asked).items() if name not in ("cells", "attention")},
+        "sampling": {**asdict(asked.sampling), "stop": list(asked.sampling.stop)},
+        "capture": [capture] if isinstance(capture, str) else list(capture), "attention": what.get("attention", "heads"),
+        "model": lm.name, "dtype": str(lm.dtype), "prompts": len(inputs), "prompts_sha256": texts,
+    }  # fmt: skip
+
+
+def _word(prompt: Prompt) -> str:
+    """A word of the prompt to name the run by: its longest."""
+    words = [word for word in prompt.text.split() if word.isascii() and word.isalpha()]
+    return max(words, key=len, default="")

@@ -1,0 +1,160 @@
+"""Turns what was read and decoded into the columns of `prompts`, `tokens` and `steps`; runs no model, writes no file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from probe.spans import Step, steps
+from probe.tables import FLOATS, INTS
+from probe.tracing.prompts import Prompt
+
+if TYPE_CHECKING:
+    from probe.decoding import Continuation
+    from probe.language_model import LanguageModel, Pieces
+    from probe.scoring import Scores
+
+Columns = dict[str, Any]
+
+
+@dataclass
+class Sequence:
+    """One prompt on its way: its ids, and, once decoded, what the model added."""
+
+    prompt: Prompt
+    rendered: str
+    ids: list[int]
+    n_prompt: int
+    continuation: Continuation | None = None
+    pieces: Pieces | None = None
+    steps: list[Step] = field(default_factory=list)
+
+    def restart(self) -> None:
+        """Forget the continuation."""
+        self.ids, self.continuation = self.ids[: self.n_prompt], None
+
+    def finish(self, lm: LanguageModel, continuation: Continuation | None, split: str) -> None:
+        """Take the continuation in and cut the text into steps: of the completion, or, without one, of the prompt."""
+        self.continuation = continuation
+        if continuation is not None:
+            self.ids = [*self.ids, *continuation.ids]
+        self.pieces = lm.pieces(self.ids)
+        first = self.n_prompt if len(self.ids) > self.n_prompt else 0
+        self.steps = steps_from(self.pieces.text, self.pieces.offsets, first, split)
+
+
+def steps_from(text: str, offsets: list[tuple[int, int]], first: int, split: str) -> list[Step]:
+    """Steps of the tokens from position `first` on; token and character spans count from the start of the whole text."""
+    begin = offsets[first][0]
+    own = [(start - begin, end - begin) for start, end in offsets[first:]]
+    return [
+        step._replace(
+            start=step.start + first, end=step.end + first,
+            text_start=step.text_start + begin, text_end=step.text_end + begin,
+        )
+        for step in steps(text[begin:], own, split)
+    ]  # fmt: skip
+
+
+def prompt_columns(sequences: list[Sequence], failed: list[Prompt]) -> Columns:
+    """Columns of the table `prompts`; a failed prompt has no tokens and says why."""
+    return {
+        "prompt_id": [s.prompt.prompt_id for s in sequences] + [p.prompt_id for p in failed],
+        "text": [s.prompt.text for s in sequences] + [p.text for p in failed],
+        "rendered": [s.rendered for s in sequences] + [None] * len(failed),
+        "n_tokens": [s.n_prompt for s in sequences] + [0] * len(failed),
+        "stop_reason": [s.continuation.stop_reason if s.continuation else None for s in sequences]
+        + [None] * len(failed),
+        "error": [""] * len(sequences) + [p.error for p in failed],
+    }
+
+
+def token_columns(sequence: Sequence, scores: Scores) -> Columns:
+    """Columns of `tokens` for one sequence. `scores` row t tells of the token that follows position t (T rows)."""
+    assert sequence.pieces is not None, "finish() comes first"
+    ids, n = np.asarray(sequence.ids, dtype=np.int32), len(sequence.ids)
+    first_unscored = pa.array([True] + [False] * (n - 1))
+    step = np.full(n, -1, dtype=np.int32)
+    for i, span in enumerate(sequence.steps):
+        step[span.start : span.end] = i
+    logprob = _shifted(scores.logprob)
+    return {
+        "prompt_id": np.full(n, sequence.prompt.prompt_id, dtype=np.int32),
+        "branch": np.zeros(n, dtype=np.int32),
+        "pos": np.arange(n, dtype=np.int32),
+        "token_id": ids,
+        "token": sequence.pieces.tokens,
+        "text_start": np.asarray([start for start, _ in sequence.pieces.offsets], dtype=np.int32),
+        "text_end": np.asarray([end for _, end in sequence.pieces.offsets], dtype=np.int32),
+        "segment": ["prompt"] * sequence.n_prompt + ["completion"] * (n - sequence.n_prompt),
+        "step": pa.array(step, mask=step < 0),
+        "logprob": _nulled(logprob, first_unscored),
+        "entropy": _nulled(_shifted(scores.entropy), first_unscored),
+        "varentropy": _nulled(_shifted(scores.varentropy), first_unscored),
+        "rank": _nulled(_shifted(scores.rank), first_unscored),
+        "prob": _nulled(np.exp(logprob), first_unscored),
+        "surprisal": _nulled(-logprob, first_unscored),
+        "top_ids": _lists(_shifted(scores.top_ids), INTS),
+        "top_logprobs": _lists(_shifted(scores.top_logprobs), FLOATS),
+        **_choice_columns(sequence, n),
+    }
+
+
+def _choice_columns(sequence: Sequence, n: int) -> Columns:
+    """What the sampler saw at each generated token; null elsewhere."""
+    chosen = sequence.continuation
+    before = [None] * sequence.n_prompt
+    if chosen is None or not chosen.ids:
+        empty = [None] * n
+        return {
+            "sample_logprob": pa.array(empty, pa.float32()),
+            "kept": pa.array(empty, pa.int32()),
+            "noise": pa.array(empty, pa.float32()),
+        }
+    return {
+        "sample_logprob": pa.array([*before, *chosen.sample_logprob], pa.float32()),
+        "kept": pa.array([*before, *chosen.kept], pa.int32()),
+        "noise": pa.array([*before, *chosen.noise], pa.float32()),
+    }
+
+
+def step_columns(prompt_id: int, spans: list[Step], logprob: np.ndarray, entropy: np.ndarray) -> Columns:
+    """Columns of `steps` for one sequence, from the log-probs and entropies of all its tokens (T,), NaN where there is none."""
+    inside = [slice(s.start, s.end) for s in spans]
+    return {
+        "prompt_id": [prompt_id] * len(spans),
+        "branch": [0] * len(spans),
+        "step": list(range(len(spans))),
+        **{
+            name: [getattr(s, name) for s in spans]
+            for name in ("start", "end", "text_start", "text_end", "kind", "text", "mid_token")
+        },
+        "logprob": [float(np.nansum(logprob[i], dtype=np.float64)) for i in inside],
+        "mean_entropy": [_over(np.nanmean, entropy[i]) for i in inside],
+        "max_entropy": [_over(np.nanmax, entropy[i]) for i in inside],
+    }
+
+
+def _over(statistic: Any, values: np.ndarray) -> float | None:
+    return None if np.isnan(values).all() else float(statistic(values))
+
+
+def _shifted(rows: Any) -> np.ndarray:
+    """Row t of the scores tells of position t + 1: shift by one; the first row repeats and is nulled by the caller."""
+    values = np.asarray(rows)
+    return np.concatenate([values[:1], values[:-1]])
+
+
+def _nulled(values: np.ndarray, mask: pa.Array) -> pa.Array:
+    return pa.array(values, mask=mask.to_numpy(zero_copy_only=False))
+
+
+def _lists(values: np.ndarray, kind: pa.DataType) -> pa.Array:
+    """(T, K) -> T lists, of which the first is empty: nothing predicted a first token."""
+    n, k = values.shape
+    offsets = np.concatenate([[0], np.arange(n) * k]).astype(np.int32)
+    flat = pa.array(values[1:].reshape(-1), kind.value_type)
+    return pa.ListArray.from_arrays(pa.array(offsets), flat, type=kind)

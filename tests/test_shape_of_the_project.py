@@ -1,0 +1,112 @@
+"""The house keeps its shape: imports go down, files stay small, `--help` imports no torch, only one module registers hooks."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = (
+    {"errors"},
+    {"sites", "tables", "spans", "answers"},
+    {"store"},
+    {"anatomy", "tiny", "instrument", "language_model"},
+    {"decoding", "interventions", "capturing", "lenses", "scoring", "sampling", "stats"},
+    {"tracing", "rewinding", "importance", "patching", "steering", "speculating", "comparing", "heads"},
+    {"scaling", "reporting"},
+)
+# inside a layer of several, who may import whom
+BESIDE = {
+    ("anatomy", "instrument"), ("language_model", "instrument"),
+    ("language_model", "anatomy"), ("language_model", "tiny"), ("capturing", "scoring"),
+    ("capturing", "lenses"), ("lenses", "scoring"), ("decoding", "scoring"),
+}  # fmt: skip
+FILES = sorted(p for top in ("probe", "cli", "recipes") for p in (ROOT / top).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def unit(path: Path) -> str:
+    relative = path.relative_to(ROOT / "probe")
+    return relative.parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_file_is_at_most_300_lines(path: Path) -> None:
+    assert path.read_text().count("\n") <= 300
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "probe").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down_only(path: Path) -> None:
+    level = {name: i for i, names in enumerate(LAYERS) for name in names}
+    here = unit(path)
+    if here == "__init__":
+        return
+    for name in imported(path):
+        top, _, rest = name.partition(".")
+        assert top not in {"cli", "recipes", "typer", "rich", "click"}, name
+        there = rest.split(".")[0]
+        if top == "probe" and there and there != here:
+            below = level[there] < level[here] or (here, there) in BESIDE
+            assert below, f"{here} imports {name}"
+
+
+def test_only_the_instrument_registers_hooks() -> None:
+    for path in FILES:
+        if unit_is_instrument(path):
+            continue
+        text = path.read_text()
+        assert "_hook(" not in text, path
+        assert "ALL_ATTENTION_FUNCTIONS" not in text, path
+
+
+def unit_is_instrument(path: Path) -> bool:
+    return path.is_relative_to(ROOT / "probe") and unit(path) == "instrument"
+
+
+def test_no_family_names_in_the_library() -> None:
+    for path in (ROOT / "probe").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not (isinstance(node, ast.Compare) and "model_type" in ast.unparse(node.left)), path
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["trace", "--help"], ["runs", "--help"], ["models", "--help"], ["steps", "--help"]]
+)
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from cli.main import app\n"
+        f"try:\n    app({words!r})\n"
+        "except SystemExit as stop:\n    assert not stop.code\n"
+        "heavy = {'torch', 'transformers', 'pandas', 'pyarrow', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_the_library_imports_no_torch() -> None:
+    code = "import sys, probe; probe.ProbeError; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_every_public_name_can_be_imported() -> None:
+    import probe
+
+    for name in probe.__all__:
+        assert getattr(probe, name) is not None
+    assert dir(probe) == sorted(probe.__all__)

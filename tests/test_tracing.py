@@ -1,0 +1,206 @@
+"""`probe.trace` against a plain `model(ids)`: log-probs, activations, batches, generation, and what becomes of bad prompts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import probe
+from probe.decoding import Sampling
+from probe.errors import BadOption, BadPrompt, NonFinite, RunError, SiteAbsent
+
+RAGGED = [
+    "The capital of France is",
+    "Hi",
+    "One, two, three, four, five, six, seven",
+    "When Mary and John went to the store,",
+]
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return probe.load("tiny:llama")
+
+
+def plain(lm, ids: list[int], **what):
+    with torch.no_grad():
+        return lm.model(torch.tensor([ids]), **what)
+
+
+def test_log_probs_are_those_of_the_plain_model_in_float64(smollm2) -> None:
+    run = probe.trace(smollm2, RAGGED[0] + " Paris, and the capital of Spain is Madrid.", top=3)
+    ids = run.tokens["token_id"].tolist()
+    exact = plain(smollm2, ids).logits[0].double().log_softmax(-1)
+    target = torch.tensor(ids[1:])
+    expected = exact[:-1].gather(1, target[:, None])[:, 0]
+    found = run.tokens["logprob"].to_numpy()
+    assert np.isnan(found[0])
+    np.testing.assert_allclose(found[1:], expected, atol=1e-5)
+    np.testing.assert_allclose(run.tokens["entropy"][1:], -(exact.exp() * exact).sum(-1)[:-1], atol=1e-5)
+    ranks = (exact[:-1] > expected[:, None]).sum(-1)
+    assert run.tokens["rank"][1:].tolist() == ranks.tolist()
+    assert [list(x) for x in run.tokens["top_ids"][1:]] == exact.topk(3).indices[:-1].tolist()
+    assert run.summary["logprob"] == pytest.approx(float(expected.sum()), abs=1e-4)
+    assert run.summary["perplexity"] == pytest.approx(float((-expected.mean()).exp()), rel=1e-5)
+
+
+def test_activations_are_those_that_transformers_returns(smollm2) -> None:
+    run = probe.trace(
+        smollm2, RAGGED[0], capture=["resid_pre@all", "resid_post@0..28", "final_norm", "logits", "embed"]
+    )
+    out = plain(smollm2, run.tokens["token_id"].tolist(), output_hidden_states=True)
+    n_layers = smollm2.anatomy.n_layers
+    for layer in range(n_layers):
+        assert np.array_equal(run.activation("resid_pre", layer), out.hidden_states[layer][0].numpy())
+    for layer in range(n_layers - 1):
+        assert np.array_equal(run.activation("resid_post", layer), out.hidden_states[layer + 1][0].numpy())
+    assert np.array_equal(run.activation("final_norm"), out.hidden_states[-1][0].numpy())
+    assert np.array_equal(run.activation("embed"), out.hidden_states[0][0].numpy())
+    assert np.array_equal(run.activation("logits"), out.logits[0].numpy())
+
+
+def test_the_stream_is_a_sum(llama) -> None:
+    run = probe.trace(
+        llama, "a text of some length", capture=["resid_pre@1,resid_mid@1,resid_post@1,attn_out@1,mlp_out@1"]
+    )
+    site = {name: run.activation(name, 1) for name in ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")}
+    np.testing.assert_allclose(site["resid_pre"] + site["attn_out"], site["resid_mid"], atol=1e-6)
+    np.testing.assert_allclose(site["resid_mid"] + site["mlp_out"], site["resid_post"], atol=1e-6)
+
+
+def test_positions_choose_the_rows(llama) -> None:
+    run = probe.trace(llama, "abcdef", generate=3, capture=["resid_post@1:last", "z@2.1:completion"])
+    n = len(run.tokens)
+    kept = run.activations.groupby("site", observed=True)["pos"].apply(list)
+    assert kept["resid_post"] == [n - 1] and kept["z"] == [n - 3, n - 2, n - 1]
+
+
+@pytest.mark.parametrize("name", ["smollm2", "tiny:gpt2", "tiny:gemma2", "tiny:falcon_h1", "tiny:qwen3_next"])
+def test_a_batch_of_ragged_prompts_is_each_alone(name: str) -> None:
+    lm = probe.load(name)
+    together = probe.trace(lm, RAGGED, capture=["resid_post@1"], attention="heads")
+    for i, text in enumerate(RAGGED):
+        alone = probe.trace(lm, text, capture=["resid_post@1"], attention="heads")
+        own = together.tokens[together.tokens["prompt_id"] == i]
+        assert own["token_id"].tolist() == alone.tokens["token_id"].tolist()
+        np.testing.assert_allclose(own["logprob"], alone.tokens["logprob"], atol=2e-5)
+        np.testing.assert_allclose(
+            together.activation("resid_post", 1, prompt_id=i), alone.activation("resid_post", 1), rtol=1e-4, atol=1e-3
+        )
+        cards = together.heads[together.heads["prompt_id"] == i] if "heads" in together.tables else None
+        if cards is not None:
+            np.testing.assert_allclose(cards["entropy"], alone.heads["entropy"], atol=1e-4)
+
+
+def test_greedy_continuation_is_that_of_generate(smollm2) -> None:
+    run = probe.trace(smollm2, RAGGED[0], generate=12)
+    ids = torch.tensor([smollm2.encode(RAGGED[0]).ids])
+    expected = smollm2.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+    assert run.tokens["token_id"].tolist() == expected[0].tolist()
+    assert run.tokens["segment"].value_counts()["completion"] == expected.shape[1] - ids.shape[1]
+
+
+def test_what_the_sampler_saw(smollm2) -> None:
+    sampling = Sampling(temperature=0.7, top_k=20, seed=3)
+    run = probe.trace(smollm2, RAGGED[0], generate=10, sampling=sampling)
+    again = probe.trace(smollm2, RAGGED[0], generate=10, sampling=sampling)
+    assert run.tokens["token_id"].tolist() == again.tokens["token_id"].tolist()
+    made = run.tokens[run.tokens["segment"] == "completion"]
+    logits = plain(smollm2, run.tokens["token_id"].tolist()).logits[0].double()
+    for row in made.itertuples():
+        warped = logits[row.pos - 1] / 0.7
+        kept = warped.topk(20)
+        assert row.kept == 20 and row.token_id in kept.indices.tolist()
+        expected = (warped[row.token_id] - kept.values.logsumexp(-1)).item()
+        assert row.sample_logprob == pytest.approx(expected, abs=1e-3)
+        assert row.noise > 0
+    assert run.tokens["kept"].isna().sum() == len(run.tokens) - len(made)
+
+
+def test_steps_tile_the_completion(smollm2) -> None:
+    run = probe.trace(smollm2, "Alice has 3 apples. She buys 4 more.", generate=40)
+    steps, n = run.steps, len(run.tokens)
+    first = (run.tokens["segment"] == "completion").to_numpy().argmax()
+    assert steps["start"].tolist() == [first, *steps["end"].tolist()[:-1]] and steps["end"].iloc[-1] == n
+    for step in steps.itertuples():
+        rows = run.tokens.iloc[step.start : step.end]
+        assert (rows["step"] == step.step).all()
+        assert step.logprob == pytest.approx(rows["logprob"].sum(), abs=1e-4)
+        assert step.text == "".join(rows["token"])
+
+
+def test_lens_at_the_last_layer_is_the_model(smollm2) -> None:
+    run = probe.trace(smollm2, RAGGED[0], lens=True)
+    last = run.lens[run.lens["layer"] == smollm2.anatomy.n_layers - 1]
+    np.testing.assert_allclose(last["kl_to_final"], 0, atol=1e-5)
+    np.testing.assert_allclose(last["target_logprob"].to_numpy()[:-1], run.tokens["logprob"].to_numpy()[1:], atol=1e-4)
+
+
+def test_one_bad_prompt_of_many_is_a_row(llama, tmp_path) -> None:
+    run = probe.trace(llama, ["fine", "x" * 10_000, "also fine"], out=tmp_path / "run")
+    assert run.summary["errors"] == 1 and (run.prompts["error"] != "").tolist() == [False, True, False]
+    assert set(run.tokens["prompt_id"]) == {0, 2}
+    with pytest.raises(BadPrompt, match="context"):
+        probe.trace(llama, "x" * 10_000)
+
+
+def test_nan_logits_are_said_and_cost_only_their_prompt() -> None:
+    lm = probe.load("tiny:llama")
+    poison = lm.encode("z").ids[-1]
+    with torch.no_grad():
+        lm.model.get_input_embeddings().weight[poison] = float("nan")
+    with pytest.raises(NonFinite):
+        probe.trace(lm, "a z b")
+    run = probe.trace(lm, ["ab", "a z b", "cd"])
+    assert (run.prompts.sort_values("prompt_id")["error"] != "").tolist() == [False, True, False]
+    assert set(run.tokens["prompt_id"]) == {0, 2}
+
+
+def test_a_resumed_trace_is_the_undisturbed_one(llama, tmp_path, monkeypatch) -> None:
+    from probe.tracing import recording
+
+    what = {"generate": 2, "batch_tokens": 16, "capture": ["resid_post@1"]}
+    whole = probe.trace(llama, RAGGED, out=tmp_path / "whole", **what)
+    real, calls = recording.read_sequences, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        real(*args)
+
+    monkeypatch.setattr(recording, "read_sequences", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        probe.trace(llama, RAGGED, out=tmp_path / "run", **what)
+    monkeypatch.setattr(recording, "read_sequences", real)
+    with pytest.raises(RunError, match="not finished"):
+        probe.trace(llama, RAGGED, out=tmp_path / "run", **what)
+    with pytest.raises(RunError, match="generate"):
+        probe.trace(llama, RAGGED, out=tmp_path / "run", resume=True, **{**what, "generate": 3})
+    resumed = probe.trace(llama, RAGGED, out=tmp_path / "run", resume=True, **what)
+    for table in whole.tables:
+        a, b = whole.table(table).drop(columns="run_id"), resumed.table(table).drop(columns="run_id")
+        assert a.to_json() == b.to_json(), table
+
+
+def test_bad_requests_are_refused_before_anything_runs(llama) -> None:
+    for what in (
+        {"generate": -1},
+        {"top": -1},
+        {"store": "zip"},
+        {"system": "x"},
+        {"split": "regex:("},
+        {"attention": "all"},
+    ):
+        with pytest.raises(BadOption):
+            probe.trace(llama, "x", **what)
+    with pytest.raises(SiteAbsent):
+        probe.trace(probe.load("tiny:mamba"), "x", capture=["z@0"])
+
+
+def test_a_chat_is_rendered_once(smollm2) -> None:
+    run = probe.trace(smollm2, "Hi!", chat=True, system="Be kind.")
+    text = run.prompts["rendered"][0]
+    assert text.count("<|im_start|>system") == 1 and "Be kind." in text and text.endswith("<|im_start|>assistant\n")
+    assert run.text() == text
