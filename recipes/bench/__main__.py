@@ -1,0 +1,24 @@
+"""`python -m recipes.bench NAME`: prints ratios against a named baseline, measured in the same process."""
+
+from __future__ import annotations
+
+import argparse
+
+from recipes.bench import trace
+
+BENCHES = {"trace": trace.main}
+
+
+def main() -> None:
+    """Run one bench by its name."""
+    parser = argparse.ArgumentParser(prog="python -m recipes.bench", description=__doc__)
+    parser.add_argument("name", choices=sorted(BENCHES))
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--repeat", type=int, default=5, help="timed rounds after one for warming up")
+    parser.add_argument("--quick", action="store_true", help="short texts, to see that it runs")
+    given = parser.parse_args()
+    BENCHES[given.name](given.model, repeat=given.repeat, quick=given.quick)
+
+
+if __name__ == "__main__":
+    main()

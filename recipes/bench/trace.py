@@ -1,0 +1,141 @@
+"""What recording costs: captures, attention, memory, decoding, start-up; each beside the plain thing it is compared with."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+import probe
+from probe.decoding import Sampling, decode
+from recipes.bench.measure import Case, Peak, compare, show
+
+RESIDUAL = ["resid_pre@all", "resid_mid@all", "resid_post@all", "attn_out@all", "mlp_out@all"]
+WORDS = "The quick brown fox jumps over the lazy dog while seven wizards discuss the price of tea in small towns. "
+
+
+def main(model: str, *, repeat: int, quick: bool) -> None:
+    """Print every comparison of `trace` with the plain model."""
+    lm = probe.load(model)
+    print(f"{lm}  torch threads: {torch.get_num_threads()}")
+    lm.anatomy  # noqa: B018  (found before anything is timed)
+    short, long, longest = (64, 128, 256) if quick else (512, 2048, 8192)
+    captures(lm, text_of(lm, short), repeat=repeat)
+    attention(lm, text_of(lm, long), repeat=max(1, repeat // 2))
+    very_long(lm, text_of(lm, longest))
+    decoding(lm, text_of(lm, 32), new=16 if quick else 64, repeat=repeat)
+    start_up(model, repeat=repeat)
+
+
+def text_of(lm: probe.LanguageModel, n: int) -> str:
+    """A text of about `n` tokens that is not the same sentence over and over."""
+    pieces = lm.encode("".join(f"{i}. {WORDS}" for i in range(n // 8 + 2))).ids[:n]
+    return lm.pieces(pieces).text
+
+
+def plain(lm: probe.LanguageModel, text: str) -> Case:
+    ids = torch.tensor([lm.encode(text).ids], device=lm.device)
+
+    def forward() -> None:
+        with torch.no_grad():
+            lm.model(ids)
+
+    return Case(f"plain model(ids), {ids.shape[1]} tokens", forward)
+
+
+def traced(
+    lm: probe.LanguageModel, text: str, name: str, target: float | None, *, disk: bool = False, **what: object
+) -> Case:
+    """A whole `probe.trace` of the text: in memory, or written to a run that is removed again."""
+
+    def run() -> None:
+        if not disk:
+            probe.trace(lm, text, **what)
+            return
+        folder = Path(tempfile.mkdtemp(prefix="probe-bench-"))
+        try:
+            probe.trace(lm, text, out=folder / "run", **what)
+        finally:
+            shutil.rmtree(folder)
+
+    return Case(name, run, target)
+
+
+def captures(lm: probe.LanguageModel, text: str, *, repeat: int) -> None:
+    cases = [
+        captured(lm, text),
+        traced(lm, text, "trace, tokens only", None, attention="none"),
+        traced(lm, text, "trace, all residual sites, written", 1.4, disk=True, attention="none", capture=RESIDUAL),
+        traced(
+            lm, text, "the same, rounded to bf16", None, disk=True, attention="none", capture=RESIDUAL, store="bf16"
+        ),
+    ]
+    show("captures (baseline: plain forward)", compare(plain(lm, text), cases, repeat=repeat))
+
+
+def captured(lm: probe.LanguageModel, text: str) -> Case:
+    """The instrumented forward alone: every residual site of every layer held in memory."""
+    from probe.capturing import capture
+
+    ids = torch.tensor([lm.encode(text).ids], device=lm.device)
+    return Case("all residual sites into memory", lambda: capture(lm, ids, RESIDUAL), 1.10)
+
+
+def attention(lm: probe.LanguageModel, text: str, *, repeat: int) -> None:
+    cases = [
+        traced(lm, text, "trace, heads", 1.15, attention="heads"),
+        traced(lm, text, "trace, summary (a line a row), written", None, disk=True, attention="summary"),
+        traced(lm, text, "trace, topk:8, written", 1.5, disk=True, attention="topk:8"),
+        traced(lm, text, "trace, full rows, written", 1.6, disk=True, attention="full"),
+    ]
+    show("attention (baseline: plain forward, sdpa)", compare(plain(lm, text), cases, repeat=repeat))
+
+
+def very_long(lm: probe.LanguageModel, text: str) -> None:
+    with Peak() as peak:
+        begun = time.perf_counter()
+        probe.trace(lm, text, attention="heads")
+    n = len(lm.encode(text).ids)
+    print(
+        f"\n{n} tokens with head summaries: {time.perf_counter() - begun:.1f} s, {peak.megabytes:.0f} MB above the start"
+    )
+
+
+def decoding(lm: probe.LanguageModel, text: str, *, new: int, repeat: int) -> None:
+    ids = lm.encode(text).ids
+    batch, mask = torch.tensor([ids], device=lm.device), torch.ones(1, len(ids), dtype=torch.long, device=lm.device)
+    hugging = Case(
+        f"model.generate, {new} tokens, greedy",
+        lambda: lm.model.generate(
+            batch, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0
+        ),
+    )
+    ours = Case("decode, greedy", lambda: decode(lm, [ids], max_new=new, sampling=Sampling()), 1.0)
+    noisy = Case("decode, temperature 1", lambda: decode(lm, [ids], max_new=new, sampling=Sampling(temperature=1.0)))
+    show("decoding (baseline: model.generate)", compare(hugging, [ours, noisy], repeat=repeat))
+
+
+def start_up(model: str, *, repeat: int) -> None:
+    """Seconds of `probe --help`, and of a load after imports, each in a process of its own."""
+    helped = statistics.median(_seconds([sys.executable, "-m", "cli.main", "--help"]) for _ in range(repeat))
+    code = (
+        "import time, torch, transformers, probe; from probe import load; t = time.perf_counter();"
+        f"load({model!r}); print(time.perf_counter() - t)"
+    )
+    loads = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        for _ in range(repeat)
+    ]
+    print(f"\nprobe --help: {helped:.2f} s (target 0.5)   second load: {statistics.median(loads):.2f} s (target 2)")
+
+
+def _seconds(command: list[str]) -> float:
+    begun = time.perf_counter()
+    subprocess.run(command, capture_output=True, check=True)
+    return time.perf_counter() - begun
