@@ -25,7 +25,7 @@ Format = Annotated[str | None, typer.Option("--format", help="csv, jsonl, parque
 @app.command("ls")
 def ls(root: Root = Path("runs"), as_json: o.AsJson = False) -> None:
     """List the runs in a folder, oldest first, unfinished ones too."""
-    from cli.terminal import show_table
+    from cli.terminal import show_table, size
     from probe import store
 
     runs = store.list_runs(root)
@@ -36,14 +36,14 @@ def ls(root: Root = Path("runs"), as_json: o.AsJson = False) -> None:
     if not runs:
         typer.echo(f"no runs in '{root}'", err=True)
         return
-    rows = [(str(r.path), r.command, r.started, _status(r), f"{r.rows:,}", _size(r.bytes)) for r in runs]
+    rows = [(str(r.path), r.command, r.started, _status(r), f"{r.rows:,}", size(r.bytes)) for r in runs]
     show_table(("run", "command", "started", "status", "rows", "size"), rows)
 
 
 @app.command("show")
 def show(run: RunPath, as_json: o.AsJson = False) -> None:
     """Show what a run holds and how it was made."""
-    from cli.terminal import printable, show_table
+    from cli.terminal import printable, show_table, size
     from probe import store
 
     opened = store.open_run(run)
@@ -54,16 +54,17 @@ def show(run: RunPath, as_json: o.AsJson = False) -> None:
         )
         return
     facts: list[tuple[str, str]] = [("run", opened.run_id), ("made by", manifest["typed"])]
-    for key in ("started", "ended", "wall_seconds", "peak_memory_bytes", "seed", "parent"):
+    for key in ("started", "ended", "wall_seconds", "seed", "parent"):
         if manifest.get(key) is not None:
             facts.append((key.replace("_", " "), str(manifest[key])))
+    facts.append(("peak memory", size(manifest["peak_memory_bytes"])))
     facts += [(f"model {key}", _line(value)) for key, value in (manifest.get("model") or {}).items()]
-    facts += [(key, _line(value)) for key, value in opened.summary.items()]
+    facts += [(key, _line(value)) for key, value in opened.summary.items() if not isinstance(value, list)]
     facts += [("warning", text) for text in manifest["warnings"]]
     show_table(("about", "value"), [(key, printable(text)) for key, text in facts])
     typer.echo("")
     tables = manifest["tables"].items()
-    show_table(("table", "rows", "size"), [(name, f"{t['rows']:,}", _size(t["bytes"])) for name, t in tables])
+    show_table(("table", "rows", "size"), [(name, f"{t['rows']:,}", size(t["bytes"])) for name, t in tables])
 
 
 @app.command("check")
@@ -106,6 +107,7 @@ def export(
 @app.command("rm")
 def rm(runs: Annotated[list[Path], typer.Argument(help="Run directories.")], yes: Yes = False) -> None:
     """Delete runs, whole or unfinished. Anything that is not a run is refused."""
+    from cli.terminal import size
     from probe import store
     from probe.errors import BadOption, RunError
 
@@ -117,7 +119,7 @@ def rm(runs: Annotated[list[Path], typer.Argument(help="Run directories.")], yes
         if not sys.stdin.isatty():
             raise BadOption("nothing was removed: there is no terminal to ask on", hint="add --yes")
         described = [store.describe(run) for run in runs]
-        total = _size(sum(d.bytes for d in described))
+        total = size(sum(d.bytes for d in described))
         typer.confirm(f"remove {', '.join(str(run) for run in runs)} ({total})?", abort=True)
     for run in runs:
         store.remove(run)
@@ -135,10 +137,3 @@ def _status(run: Listed) -> str:
 def _line(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
-
-def _size(n: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if n < 1000:
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1000
-    return f"{n:.1f} TB"

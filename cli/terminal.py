@@ -30,10 +30,10 @@ def show_plan(plan: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"dry_run": True, **plan}, ensure_ascii=False))
         return
-    tables = [(name, f"{size['rows']:,}", _bytes(size["bytes"])) for name, size in plan["tables"].items()]
+    tables = [(name, f"{found['rows']:,}", size(found["bytes"])) for name, found in plan["tables"].items()]
     for key, value in plan.items():
         if key != "tables":
-            shown = _bytes(value) if key.endswith("_bytes") else f"{value:,}" if isinstance(value, int) else value
+            shown = size(value) if key.endswith("_bytes") else f"{value:,}" if isinstance(value, int) else value
             typer.echo(f"{key.removesuffix('_bytes').replace('_', ' ')}: {shown}")
     show_table(("table", "rows", "on disk"), tables)
 
@@ -90,8 +90,8 @@ def visible(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Text in which a control character cannot move the cursor: all but newline and tab are escaped."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    """Text in which no character can move the cursor or turn the line: all but newline, tab and joiners are escaped."""
+    return "".join(c if c.isprintable() or c in "\n\t\u200c\u200d" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _coloured(tokens: pd.DataFrame) -> None:
@@ -117,7 +117,8 @@ def _number(value: float | None) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:,.3f}"
 
 
-def _bytes(n: int) -> str:
+def size(n: float) -> str:
+    """Bytes in the unit that reads best."""
     value, unit = float(n), "B"
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if value < 1000 or unit == "TB":
