@@ -10,11 +10,17 @@ from torch import Tensor
 
 from probe.errors import NonFinite
 
-BLOCK = 64  # rows at once: a block of a 50k vocabulary in fp32 is 13 MB
+BLOCK = 64  # rows read out at once: few enough that all logits never exist, many enough for a fast product
+CACHED = 2**19  # logits scored at once on a CPU: they stay in its cache from one pass to the next
+BITS, NAT = 1.4426950408889634, 0.6931471805599453  # bits in a nat, nats in a bit: 2^x is far cheaper than e^x
+STRIDE = 16  # neighbours that share one maximum in the search for the largest
 
 
 class Scores(NamedTuple):
-    """Row t tells of the distribution at t and of the token drawn from it. Nats; rank 0 is the top token. CPU tensors."""
+    """Row t tells of the distribution at t and of the token drawn from it. Nats; rank 0 is the top token. CPU tensors.
+
+    Among equal logits the lower id comes first.
+    """
 
     logprob: Tensor  # (T,)
     entropy: Tensor  # (T,)
@@ -35,24 +41,50 @@ def score_rows(logits: Tensor, targets: Tensor, *, top: int, block_rows: int = B
 def score_hidden(
     readout: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, *, top: int, block_rows: int = BLOCK
 ) -> Scores:
-    """Scores of `readout(hidden)`: hidden (T, width) -> logits (rows, d_vocab) one block at a time, so all never exist."""
-    blocks = []
-    space: list[Tensor] = []
+    """Scores of `readout(hidden)`: hidden (T, width) -> logits (rows, d_vocab) one block at a time, so all never exist.
+
+    The memory that `readout` returns may be the same at each call.
+    """
+    found: list[Scores] = []
+    space = torch.empty(0)
     for start in range(0, hidden.shape[0], block_rows):
-        rows = slice(start, start + block_rows)
-        logits = readout(hidden[rows])
-        if not space or space[0].shape[0] != logits.shape[0]:
-            space = [torch.empty_like(logits, dtype=torch.float32) for _ in range(2)]
-        blocks.append(_score(logits.float(), targets[rows].to(logits.device)[:, None], top, start, space))
-    return Scores(*(torch.cat(parts).cpu() for parts in zip(*blocks, strict=True)))
+        logits = readout(hidden[start : start + block_rows])
+        own = targets[start : start + block_rows].to(logits.device)[:, None]
+        step = max(1, CACHED // logits.shape[-1]) if logits.device.type == "cpu" else block_rows
+        for row in range(0, len(logits), step):
+            rows = logits[row : row + step].float()
+            if space.numel() < 2 * rows.numel() or space.device != rows.device:
+                space = torch.empty(2 * rows.numel(), device=rows.device)
+            buffers = space[: 2 * rows.numel()].view(2, *rows.shape)
+            found.append(_score(rows, own[row : row + step], top, start + row, buffers))
+    return Scores(*(torch.cat(parts).cpu() for parts in zip(*found, strict=True)))
 
 
-def _score(logits: Tensor, targets: Tensor, top: int, start: int, space: list[Tensor]) -> Scores:
+def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row (row, place) and where they are, best first; k' = min(k, places) of them.
+
+    The k largest lie in the k columns of a (STRIDE, columns) arrangement that have the largest maxima, or in the rest.
+    """
+    n_rows, n = values.shape
+    columns = n // STRIDE
+    if columns < 2 * k:
+        return values.topk(min(k, n), dim=-1)
+    maxima = values[:, : STRIDE * columns].unflatten(1, (STRIDE, columns)).amax(1)
+    places = maxima.topk(k, dim=-1).indices[:, :, None] + torch.arange(
+        0, STRIDE * columns, columns, device=values.device
+    )
+    rest = torch.arange(STRIDE * columns, n, device=values.device).expand(n_rows, -1)
+    places = torch.cat([places.flatten(1), rest], dim=1)
+    best, chosen = values.gather(1, places).topk(k, dim=-1)
+    return best, places.gather(1, chosen)
+
+
+def _score(logits: Tensor, targets: Tensor, top: int, start: int, space: Tensor) -> Scores:
     """One block (rows, d_vocab), in two buffers of its size: new memory for every pass would cost more than the arithmetic.
 
-    With s = logit - peak and Z = sum e^s: entropy = ln Z - E[s], varentropy = E[s^2] - E[s]^2.
+    With s = logit - peak in bits and Z = sum 2^s: entropy = log Z - E[s], varentropy = E[s^2] - E[s]^2.
     """
-    values, ids = logits.topk(max(1, min(top, logits.shape[-1])), dim=-1)
+    values, ids = _in_order(*largest(logits, max(1, top)))
     peak, target = values[:, :1], logits.gather(1, targets)
     if not bool(peak.isfinite().all()):
         where = int((~peak[:, 0].isfinite()).nonzero()[0]) + start
@@ -62,17 +94,23 @@ def _score(logits: Tensor, targets: Tensor, top: int, start: int, space: list[Te
     tied = torch.eq(logits, target, out=work).sum(-1) > 1
     if bool(tied.any()):
         rank[tied] += _lower_ties(logits[tied], target[tied], targets[tied])
-    torch.sub(logits, peak, out=shifted).clamp_(min=-1e4)  # 0 * -inf is not 0
-    p = torch.exp(shifted, out=work)
+    torch.sub(logits, peak, out=shifted).clamp_(min=-1e4).mul_(BITS)  # 0 * -inf is not 0
+    p = torch.exp2(shifted, out=work)
     total = p.sum(-1)
     mean = torch.linalg.vecdot(p, shifted) / total
     second = torch.linalg.vecdot(p.mul_(shifted), shifted) / total
     logz = total.log()
-    logprob = (target - peak)[:, 0] - logz
     return Scores(
-        logprob, logz - mean, (second - mean * mean).clamp_(min=0.0), rank,
+        (target - peak)[:, 0] - logz, logz - mean * NAT, (second - mean * mean).clamp_(min=0.0) * NAT**2, rank,
         ids[:, :top], (values - peak - logz[:, None])[:, :top],
     )  # fmt: skip
+
+
+def _in_order(values: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """(row, k) best first -> the same with equal values by ascending id, as argmax has it."""
+    ids, order = ids.sort(dim=-1)
+    values, again = values.gather(1, order).sort(dim=-1, descending=True, stable=True)
+    return values, ids.gather(1, again)
 
 
 def _lower_ties(logits: Tensor, target: Tensor, targets: Tensor) -> Tensor:

@@ -16,18 +16,48 @@ Unembed = Callable[[Tensor], Tensor]
 
 
 def unembedding(model: nn.Module, anatomy: Anatomy) -> Unembed | None:
-    """hidden (…, d_model) after the final norm -> logits (…, d_vocab), as the model does it; None if that isn't verified."""
+    """hidden (…, d_model) after the final norm -> logits (…, d_vocab), as the model does it; None if that isn't verified.
+
+    Each call may overwrite the logits of the one before.
+    """
     if anatomy.final_norm is None or anatomy.head is None or not anatomy.readout_exact:
         return None
-    head, readout = model.get_submodule(anatomy.head), anatomy.readout
+    readout = anatomy.readout
+    project = _Projection(model.get_submodule(anatomy.head))
 
     def unembed(hidden: Tensor) -> Tensor:
-        logits = head(hidden)
+        logits = project(hidden)
         if readout.scale != 1.0:
-            logits = logits * readout.scale
-        return torch.tanh(logits / readout.cap) * readout.cap if readout.cap else logits
+            logits.mul_(readout.scale)
+        return logits.div_(readout.cap).tanh_().mul_(readout.cap) if readout.cap else logits
 
     return unembed
+
+
+class _Projection:
+    """The head as it is; if it is a bare matrix, into memory that is kept: new pages cost as much as scoring a block."""
+
+    def __init__(self, head: nn.Module) -> None:
+        self._head, self._memory = head, torch.empty(0)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        head = self._head
+        if not isinstance(head, nn.Linear) or not _bare(head) or head.weight.dtype != hidden.dtype:
+            logits: Tensor = head(hidden)
+            return logits
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        size = len(rows) * head.out_features
+        if self._memory.numel() < size or self._memory.device != hidden.device or self._memory.dtype != hidden.dtype:
+            self._memory = hidden.new_empty(size)
+        out = self._memory[:size].view(len(rows), head.out_features)
+        torch.mm(rows, head.weight.t(), out=out)
+        return out.view(*hidden.shape[:-1], head.out_features)
+
+
+def _bare(head: nn.Linear) -> bool:
+    """Whether calling it is multiplying by its matrix, and nothing else."""
+    watched = head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head)
+    return type(head) is nn.Linear and head.bias is None and head.weight.device.type == "cpu" and not watched
 
 
 def replays(unembed: Unembed, hidden: Tensor, logits: Tensor) -> bool:

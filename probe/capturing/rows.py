@@ -9,25 +9,7 @@ from torch import Tensor
 from probe.capturing.patterns import MASKED, Block
 from probe.capturing.sinks import Columns, Ragged
 from probe.capturing.statistics import NAT
-
-STRIDE = 16  # keys that share one maximum in the search for the largest
-
-
-def largest(mass: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row (row, key) and where, best first; k' = min(k, keys) of them.
-
-    The k largest lie in the k columns of a (STRIDE, columns) arrangement that have the largest maxima, or in the rest.
-    """
-    n_rows, n_keys = mass.shape
-    columns = n_keys // STRIDE
-    if columns < 2 * k:
-        return mass.topk(min(k, n_keys), dim=-1)
-    tops = mass[:, : STRIDE * columns].unflatten(1, (STRIDE, columns)).amax(1).topk(k, dim=-1).indices  # (row, k)
-    places = tops[:, :, None] + torch.arange(0, STRIDE * columns, columns, device=mass.device)
-    rest = torch.arange(STRIDE * columns, n_keys, device=mass.device).expand(n_rows, -1)
-    places = torch.cat([places.flatten(1), rest], dim=1)
-    values, chosen = mass.gather(1, places).topk(k, dim=-1)
-    return values, places.gather(1, chosen)
+from probe.scoring import largest
 
 
 def top_of(block: Block, mass: Tensor, total: Tensor, k: int) -> tuple[Tensor, Tensor]:

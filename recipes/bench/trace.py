@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 
 import probe
+from probe.capturing import MemorySink, read
 from probe.decoding import Sampling, decode
+from probe.sites import parse_places, resolve
 from recipes.bench.measure import Case, Peak, compare, show
 
 RESIDUAL = ["resid_pre@all", "resid_mid@all", "resid_post@all", "attn_out@all", "mlp_out@all"]
@@ -81,10 +83,14 @@ def captures(lm: probe.LanguageModel, text: str, *, repeat: int) -> None:
 
 def captured(lm: probe.LanguageModel, text: str) -> Case:
     """The instrumented forward alone: every residual site of every layer held in memory."""
-    from probe.capturing import capture
-
     ids = torch.tensor([lm.encode(text).ids], device=lm.device)
-    return Case("all residual sites into memory", lambda: capture(lm, ids, RESIDUAL), 1.10)
+    places = [place for text in RESIDUAL for place in parse_places(text)]
+    cells = resolve(places, n_layers=lm.anatomy.n_layers, n_heads=lm.anatomy.n_heads, has=lm.anatomy.has)
+    return Case(
+        "read, all residual sites into memory",
+        lambda: read(lm, ids, [ids.shape[1]], cells=cells, sink=MemorySink()),
+        1.10,
+    )
 
 
 def attention(lm: probe.LanguageModel, text: str, *, repeat: int) -> None:
