@@ -55,6 +55,10 @@ def _i(name: str, doc: str) -> Column:
     return Column(name, pa.int32(), doc)
 
 
+def _d(name: str, doc: str) -> Column:
+    return Column(name, pa.float64(), doc)
+
+
 def _s(name: str, doc: str) -> Column:
     return Column(name, pa.string(), doc)
 
@@ -70,161 +74,104 @@ _HEAD_STATISTICS = (
     _f("distance", "mean of query - key, tokens"),
 )
 
+# fmt: off
 _TABLES = (
-    Table(
-        "prompts",
-        "an input",
-        ("prompt_id",),
-        (
-            PROMPT,
-            _s("text", "as given"),
-            _s("rendered", "as the model saw it, after the chat template"),
-            _i("n_tokens", "tokens of the prompt"),
-            Column("stop_reason", _words(), "eos, stop, length or context; null where nothing was generated"),
-            _s("error", "why this prompt was not run; empty if it was"),
-        ),
-    ),
-    Table(
-        "tokens",
-        "a position of a sequence",
-        ("prompt_id", "branch", "pos"),
-        (
-            PROMPT,
-            BRANCH,
-            POS,
-            _i("token_id", "vocabulary id"),
-            _s("token", "text of the token as decoded in context"),
-            _i("text_start", "first character in the decoded text"),
-            _i("text_end", "one past the last character"),
-            Column("segment", _words(), "prompt or completion"),
-            _i("step", "reasoning step; null in the prompt"),
-            _f("logprob", "nats, given all earlier tokens; null at a first token"),
-            _f("entropy", "nats, of the distribution this token was drawn from"),
-            _f("varentropy", "nats^2, variance of the surprisal under that distribution"),
-            _i("rank", "0 is the most probable token"),
-            _f("prob", "exp(logprob)"),
-            _f("surprisal", "-logprob, nats"),
-            Column("top_ids", INTS, "most probable tokens here, best first"),
-            Column("top_logprobs", FLOATS, "their log-probs, nats"),
-            _f("sample_logprob", "nats, after temperature and filters; null unless sampled here"),
-            _i("kept", "tokens left after the filters; null unless generated here"),
-            _f("noise", "the exponential that decided the race; null unless sampled here"),
-        ),
-    ),
-    Table(
-        "steps",
-        "a reasoning step",
-        ("prompt_id", "branch", "step"),
-        (
-            PROMPT,
-            BRANCH,
-            _i("step", "from 0"),
-            _i("start", "first token position"),
-            _i("end", "one past the last token position"),
-            _i("text_start", "first character"),
-            _i("text_end", "one past the last character"),
-            Column("kind", _words(), "heuristic label of what the step does"),
-            _s("text", "the step"),
-            Column("mid_token", pa.bool_(), "the boundary fell inside a token"),
-            Column("logprob", pa.float64(), "nats, summed over its tokens"),
-            _f("mean_entropy", "nats"),
-            _f("max_entropy", "nats"),
-        ),
-    ),
-    Table(
-        "activations",
-        "one site at one position",
-        ("prompt_id", "branch", "site", "layer", "head", "pos"),
-        (
-            PROMPT,
-            BRANCH,
-            Column("site", _words(), "see sites.py"),
-            LAYER,
-            HEAD,
-            POS,
-            Column("vector", FLOATS, "the activation"),
-            _f("norm", "its Euclidean norm"),
-        ),
-        large=True,
-    ),
-    Table(
-        "heads",
-        "a head's summary",
-        ("prompt_id", "branch", "layer", "head"),
-        (
-            PROMPT,
-            BRANCH,
-            LAYER,
-            HEAD,
-            _i("rows", "query positions averaged"),
-            *_HEAD_STATISTICS,
-        ),
-    ),
-    Table(
-        "attention_rows",
-        "one row of a pattern, summarised",
-        ("prompt_id", "branch", "layer", "head", "query"),
-        (
-            PROMPT,
-            BRANCH,
-            LAYER,
-            HEAD,
-            QUERY,
-            *_HEAD_STATISTICS,
-            _i("max_key", "position with the largest weight"),
-            _f("max_weight", "that weight"),
-        ),
-        large=True,
-    ),
-    Table(
-        "attention",
-        "one row of a pattern",
-        ("prompt_id", "branch", "layer", "head", "query"),
-        (
-            PROMPT,
-            BRANCH,
-            LAYER,
-            HEAD,
-            QUERY,
-            Column("keys", INTS, "positions looked at; null where weights has every position"),
-            Column("weights", FLOATS, "their weights"),
-            _f("kept_mass", "sum of the weights kept"),
-        ),
-        large=True,
-    ),
-    Table(
-        "scores",
-        "one row of attention scores before the softmax",
-        ("prompt_id", "branch", "layer", "head", "query"),
-        (
-            PROMPT,
-            BRANCH,
-            LAYER,
-            HEAD,
-            QUERY,
-            Column("scores", FLOATS, "scaled and capped, one a visible key"),
-        ),
-        large=True,
-    ),
-    Table(
-        "lens",
-        "a layer's guess at a position",
-        ("prompt_id", "branch", "layer", "pos"),
-        (
-            PROMPT,
-            BRANCH,
-            LAYER,
-            POS,
-            Column("top_ids", INTS, "best first"),
-            Column("top_logprobs", FLOATS, "nats"),
-            _i("target_id", "the token that follows"),
-            _i("target_rank", "0 is the top"),
-            _f("target_logprob", "nats"),
-            _f("entropy", "nats"),
-            _f("kl_to_final", "nats, KL(final || this layer)"),
-        ),
-    ),
+    Table("prompts", "an input", ("prompt_id",), (
+        PROMPT, _s("text", "as given"), _s("rendered", "as the model saw it, after the chat template"),
+        _i("n_tokens", "tokens of the prompt"),
+        Column("stop_reason", _words(), "eos, stop, length or context; null where nothing was generated"),
+        _s("error", "why this prompt was not run; empty if it was"),
+    )),
+    Table("tokens", "a position of a sequence", ("prompt_id", "branch", "pos"), (
+        PROMPT, BRANCH, POS,
+        _i("token_id", "vocabulary id"), _s("token", "text of the token as decoded in context"),
+        _i("text_start", "first character in the decoded text"), _i("text_end", "one past the last character"),
+        Column("segment", _words(), "prompt, completion, or edit (put in by a rewind)"),
+        _i("step", "reasoning step; null in the prompt"),
+        _f("logprob", "nats, given all earlier tokens; null at a first token"),
+        _f("entropy", "nats, of the distribution this token was drawn from"),
+        _f("varentropy", "nats^2, variance of the surprisal under that distribution"),
+        _i("rank", "0 is the most probable token"), _f("prob", "exp(logprob)"), _f("surprisal", "-logprob, nats"),
+        Column("top_ids", INTS, "most probable tokens here, best first"),
+        Column("top_logprobs", FLOATS, "their log-probs, nats"),
+        _f("sample_logprob", "nats, after temperature and filters; null unless sampled here"),
+        _i("kept", "tokens left after the filters; null unless generated here"),
+        _f("noise", "the exponential that decided the race; null unless sampled here"),
+    )),
+    Table("steps", "a reasoning step", ("prompt_id", "branch", "step"), (
+        PROMPT, BRANCH, _i("step", "from 0"),
+        _i("start", "first token position"), _i("end", "one past the last token position"),
+        _i("text_start", "first character"), _i("text_end", "one past the last character"),
+        Column("kind", _words(), "heuristic label of what the step does"), _s("text", "the step"),
+        Column("mid_token", pa.bool_(), "the boundary fell inside a token"),
+        Column("logprob", pa.float64(), "nats, summed over its tokens"),
+        _f("mean_entropy", "nats"), _f("max_entropy", "nats"),
+    )),
+    Table("activations", "one site at one position", ("prompt_id", "branch", "site", "layer", "head", "pos"), (
+        PROMPT, BRANCH, Column("site", _words(), "see sites.py"), LAYER, HEAD, POS,
+        Column("vector", FLOATS, "the activation"), _f("norm", "its Euclidean norm"),
+    ), large=True),
+    Table("heads", "a head's summary", ("prompt_id", "branch", "layer", "head"), (
+        PROMPT, BRANCH, LAYER, HEAD, _i("rows", "query positions averaged"), *_HEAD_STATISTICS,
+    )),
+    Table("attention_rows", "one row of a pattern, summarised", ("prompt_id", "branch", "layer", "head", "query"), (
+        PROMPT, BRANCH, LAYER, HEAD, QUERY, *_HEAD_STATISTICS,
+        _i("max_key", "position with the largest weight"), _f("max_weight", "that weight"),
+    ), large=True),
+    Table("attention", "one row of a pattern", ("prompt_id", "branch", "layer", "head", "query"), (
+        PROMPT, BRANCH, LAYER, HEAD, QUERY,
+        Column("keys", INTS, "positions looked at; null where weights has every position"),
+        Column("weights", FLOATS, "their weights"), _f("kept_mass", "sum of the weights kept"),
+    ), large=True),
+    Table("scores", "one row of attention scores before the softmax", ("prompt_id", "branch", "layer", "head", "query"), (
+        PROMPT, BRANCH, LAYER, HEAD, QUERY, Column("scores", FLOATS, "scaled and capped, one a visible key"),
+    ), large=True),
+    Table("lens", "a layer's guess at a position", ("prompt_id", "branch", "layer", "pos"), (
+        PROMPT, BRANCH, LAYER, POS, Column("top_ids", INTS, "best first"), Column("top_logprobs", FLOATS, "nats"),
+        _i("target_id", "the token that follows"), _i("target_rank", "0 is the top"), _f("target_logprob", "nats"),
+        _f("entropy", "nats"), _f("kl_to_final", "nats, KL(final || this layer)"),
+    )),
+    Table("branches", "one continuation", ("prompt_id", "branch"), (
+        PROMPT, BRANCH, _i("parent", "the branch it forks from; -1 for the sequence that was rewound"),
+        Column("arm", _words(), "original, before (the step), control (the step kept) or edited"),
+        _i("sample", "address of its noise; arms with the same sample share it; -1 for the original"),
+        _i("fork_pos", "position from which its tokens are its own: those before are the parent's"),
+        _i("draw_pos", "position of its first drawn token; an edit's tokens stand before"),
+        _i("n_prompt", "tokens of its prompt"), _s("edit", "what was put in, empty if nothing"),
+        _s("text", "what was drawn"), _i("n_tokens", "tokens drawn"),
+        Column("stop_reason", _words(), "eos, stop, length or context"),
+        Column("outcome", _words(), "class of its answer; <none> and <truncated> are classes"),
+        _s("answer", "the answer as written; null where none was found"),
+        Column("logprob", pa.float64(), "nats after the filters, summed over the drawn tokens; 0 where greedy"),
+    )),
+    Table("effects", "one measured difference", ("edit", "metric", "outcome"), (
+        Column("edit", _words(), "what was put in"), Column("metric", _words(), "what was measured"),
+        Column("outcome", _words(), "of which class of answers; empty where it is of all"),
+        _d("control", "in the control arm"), _d("edited", "in the edited arm"), _d("difference", "edited - control"),
+        _d("ci_low", "of the difference, or of the value where there is no difference"), _d("ci_high", "same"),
+        _d("p_value", "that chance alone makes it as large"), _d("null_high", "95 % quantile of the value if nothing differs"),
+        _i("n", "pairs"), Column("method", _words(), "how interval and p were computed"),
+    )),
+    Table("rescored", "a token of the original after the edit", ("prompt_id", "pos"), (
+        PROMPT, POS, _i("token_id", "vocabulary id"), _s("token", "its text"), _i("step", "reasoning step"),
+        _f("logprob", "nats, as it was"), _f("logprob_edited", "nats, with the edit in the step's place"),
+        _f("difference", "nats, edited - as it was"),
+    )),
+    Table("importance", "one step's importance by one method", ("method", "step"), (
+        Column("method", _words(), "how it was measured"), _i("step", "reasoning step"),
+        _d("estimate", "the importance, in the method's unit"), _d("ci_low", "95 % interval"), _d("ci_high", "same"),
+        _d("p_value", "under no effect"), _d("q_value", "Benjamini-Hochberg over the steps"),
+        _d("control", "the method's control, in the same unit"), _i("n", "samples"),
+        Column("unit", _words(), "what the estimate counts"),
+        Column("kind", _words(), "heuristic label of what the step does"), _s("text", "the step"),
+    )),
+    Table("dependence", "how one step depends on an earlier one", ("method", "source", "target"), (
+        Column("method", _words(), "how it was measured"), _i("source", "the step that was changed"),
+        _i("target", "the later step that was looked at"),
+        _d("value", "nats a token that the later step's mean log-prob (rescore) or distribution (suppression) lost"),
+    )),
 )
+# fmt: on
 
 TABLES: dict[str, Table] = {t.name: t for t in _TABLES}
 

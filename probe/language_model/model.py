@@ -134,6 +134,10 @@ class LanguageModel:
         """
         return Encoded(self._ids(text, special=True), text)
 
+    def ids_of(self, text: str) -> list[int]:
+        """Ids of a piece of text with nothing added: for what stands inside a text, not for a prompt."""
+        return self._ids(text, special=False)
+
     def render_chat(
         self,
         messages: Sequence[Mapping[str, Any]] | str,

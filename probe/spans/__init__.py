@@ -2,6 +2,6 @@
 
 from probe.spans.cutting import Cut, check_split, cuts, split
 from probe.spans.kinds import KINDS, kind
-from probe.spans.steps import Span, Step, from_spans, steps
+from probe.spans.steps import Span, Step, from_spans, steps, steps_from
 
-__all__ = ["KINDS", "Cut", "Span", "Step", "check_split", "cuts", "from_spans", "kind", "split", "steps"]
+__all__ = ["KINDS", "Cut", "Span", "Step", "check_split", "cuts", "from_spans", "kind", "split", "steps", "steps_from"]

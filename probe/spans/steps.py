@@ -42,6 +42,19 @@ def steps(text: str, offsets: Sequence[tuple[int, int]], how: str = "sentence") 
     return _steps(text, offsets, _boundaries(offsets, cuts(text, how)))
 
 
+def steps_from(text: str, offsets: Sequence[tuple[int, int]], first: int, how: str = "sentence") -> list[Step]:
+    """Steps of the tokens from position `first` on; token and character spans count from the start of the whole text."""
+    begin = offsets[first][0]
+    own = [(start - begin, end - begin) for start, end in offsets[first:]]
+    return [
+        step._replace(
+            start=step.start + first, end=step.end + first,
+            text_start=step.text_start + begin, text_end=step.text_end + begin,
+        )
+        for step in steps(text[begin:], own, how)
+    ]  # fmt: skip
+
+
 def from_spans(text: str, offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[Step]:
     """Steps from a user's own character spans, which must tile the text in order. Raises `BadOption` where they don't."""
     at = 0

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from probe.errors import RunError
-from probe.spans import check_split
+from probe.spans import check_split, steps_from
 from probe.store import Run
-from probe.tracing.rows import step_columns, steps_from
+from probe.tracing.rows import step_columns
 
 
 def steps_of(run: Run, *, split: str = "sentence", prompt_id: int | None = None) -> pd.DataFrame:

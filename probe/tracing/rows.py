@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from probe.spans import Step, steps
+from probe.spans import Step, steps_from
 from probe.tables import FLOATS, INTS
 from probe.tracing.prompts import Prompt
 
@@ -44,19 +44,6 @@ class Sequence:
         self.pieces = lm.pieces(self.ids)
         first = self.n_prompt if len(self.ids) > self.n_prompt else 0
         self.steps = steps_from(self.pieces.text, self.pieces.offsets, first, split)
-
-
-def steps_from(text: str, offsets: list[tuple[int, int]], first: int, split: str) -> list[Step]:
-    """Steps of the tokens from position `first` on; token and character spans count from the start of the whole text."""
-    begin = offsets[first][0]
-    own = [(start - begin, end - begin) for start, end in offsets[first:]]
-    return [
-        step._replace(
-            start=step.start + first, end=step.end + first,
-            text_start=step.text_start + begin, text_end=step.text_end + begin,
-        )
-        for step in steps(text[begin:], own, split)
-    ]  # fmt: skip
 
 
 def prompt_columns(sequences: list[Sequence], failed: list[Prompt]) -> Columns:
