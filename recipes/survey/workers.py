@@ -1,0 +1,83 @@
+"""Runs a function on many names in processes of their own, so that a crash or a hang costs one name; knows no models."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+
+class Died(NamedTuple):
+    """Instead of a result: how the process ended that was at it."""
+
+    how: str
+
+
+def each(
+    function: Callable[[str], Any], names: Sequence[str], *, jobs: int, timeout: float
+) -> Iterator[tuple[str, Any]]:
+    """(name, function(name) or `Died`), as they come; `timeout` in seconds for one name."""
+    here, workers = threading.local(), []
+
+    def run(name: str) -> Any:
+        if not hasattr(here, "worker"):
+            here.worker = _Worker(function)
+            workers.append(here.worker)
+        return here.worker.ask(name, timeout)
+
+    try:
+        with ThreadPoolExecutor(jobs) as pool:
+            asked = {pool.submit(run, name): name for name in names}
+            for done in as_completed(asked):
+                yield asked[done], done.result()
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+class _Worker:
+    """A process that answers names one by one; a new one takes the place of one that died."""
+
+    def __init__(self, function: Callable[[str], Any]) -> None:
+        self._function = function
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._line, theirs = context.Pipe()
+        self._process = context.Process(target=_answer, args=(self._function, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._line.recv()  # imports are not on the clock
+
+    def ask(self, name: str, timeout: float) -> Any:
+        self._line.send(name)
+        try:
+            if self._line.poll(timeout):
+                return self._line.recv()
+            how = f"it took more than {timeout:.0f} s"
+        except (EOFError, ConnectionError):
+            self._process.join(5)
+            how = f"its process ended with code {self._process.exitcode}"
+        self.stop()
+        self._start()
+        return Died(how)
+
+    def stop(self) -> None:
+        self._line.close()
+        self._process.kill()
+        self._process.join()
+
+
+def _answer(function: Callable[[str], Any], line: Connection) -> None:
+    """The worker's loop: says that it is there, and ends when the other side hangs up."""
+    line.send("ready")
+    while True:
+        try:
+            name = line.recv()
+        except EOFError:
+            return
+        line.send(function(name))
