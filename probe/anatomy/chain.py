@@ -1,8 +1,9 @@
-"""Finds the blocks: the chain of siblings in which each one's output is the next one's input; knows no sums."""
+"""Finds chains of blocks: siblings in which each one's output is the next one's input; knows no sums."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import nn
@@ -18,22 +19,41 @@ class Block(NamedTuple):
     after: Port
 
 
-def find_blocks(model: nn.Module, recorded: Tape) -> tuple[Block, ...]:
-    """The chain that holds the most weights, in order of computation; () if there is none.
+def find_chains(model: nn.Module, recorded: Tape) -> list[tuple[Block, ...]]:
+    """Chains of blocks, each in order of computation; those that hold more weights come first.
 
     Links are calls of modules that stand in one list, or that are siblings of one class. A chain of one counts only
     where no longer one is there: then it is the only module of its list.
     """
+    chains = _chains(recorded, lambda port: is_stream(port, recorded.n_tokens))
+    longer = [c for c in chains if len(c) > 1] or [c for c in chains if _is_alone(model, c[0].event)]
+    return sorted(longer, key=_weights, reverse=True)
+
+
+def why_no_chain(recorded: Tape) -> str:
+    """What was found instead of a chain that hands on (1, pos, d_model)."""
+    others = [c for c in _chains(recorded, lambda port: len(port.shape) in {3, 4} and port.shape[-1] > 1) if len(c) > 1]
+    best = max(others, key=_weights, default=None)
+    if best is None or not _weights(best)[0]:
+        return "no chain of sibling modules hands a (batch, pos, d_model) stream from one to the next"
+    where, shape = best[0].event.path.rpartition(".")[0], best[0].before.shape
+    streams = [n for n in shape[:-1] if n not in {1, recorded.n_tokens}]
+    told = f"'{where}' hands on tensors of shape {shape} for {recorded.n_tokens} tokens"
+    if len(shape) == 4 and len(streams) == 1:
+        return f"there are {streams[0]} residual streams, not one: {told}"
+    return f"{told}, not (batch, pos, d_model)"
+
+
+def _chains(recorded: Tape, may_be: Callable[[Port], bool]) -> list[tuple[Block, ...]]:
+    """All chains of siblings whose first link is given a tensor that may be a stream."""
     siblings: dict[str, list[Event]] = defaultdict(list)
     for event in recorded.events:
         parent, _, name = event.path.rpartition(".")
         siblings[parent if name.isdigit() else f"{parent}:{type(event.module).__name__}"].append(event)
-    chains = [chain for events in siblings.values() for chain in _chains(events, recorded.n_tokens)]
-    longer = [c for c in chains if len(c) > 1] or [c for c in chains if _is_alone(model, c[0].event)]
-    return max(longer, key=_weights, default=())
+    return [chain for events in siblings.values() for chain in _runs(events, may_be)]
 
 
-def _chains(events: list[Event], n_tokens: int) -> list[tuple[Block, ...]]:
+def _runs(events: list[Event], may_be: Callable[[Port], bool]) -> list[tuple[Block, ...]]:
     """Maximal runs of consecutive calls in which the stream goes on."""
     chains: list[tuple[Block, ...]] = []
     current: list[Block] = []
@@ -42,7 +62,7 @@ def _chains(events: list[Event], n_tokens: int) -> list[tuple[Block, ...]]:
         if before is None:
             chains.append(tuple(current))
             current = []
-            before = next((p for p in event.inputs if is_stream(p, n_tokens)), None)
+            before = next((p for p in event.inputs if may_be(p)), None)
         after = next((p for p in event.outputs if before is not None and p.shape == before.shape), None)
         if before is None or after is None:
             chains.append(tuple(current))

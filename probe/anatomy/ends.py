@@ -13,7 +13,7 @@ from probe.anatomy.chain import Block
 from probe.anatomy.inside import is_leaf
 from probe.anatomy.parts import Readout
 from probe.anatomy.sums import misfit, tolerance
-from probe.anatomy.tape import Event, Tape
+from probe.anatomy.tape import Event, Print, Tape
 from probe.instrument import Tap
 
 
@@ -30,26 +30,29 @@ class Ends(NamedTuple):
 
 
 def find_ends(model: nn.Module, recorded: Tape, blocks: tuple[Block, ...]) -> Ends:
-    """logits = readout(head(final_norm(last resid_post))), each link an equality of tensors, all of it replayed."""
-    absent: dict[str, str] = {}
+    """logits = readout(head(final_norm(last resid_post))), replayed by calling those modules alone.
+
+    The head is the innermost module with which that holds; it may be a whole part, such as a dense layer before the
+    unembedding."""
     embed = _embed(recorded, blocks)
-    head, readout = _head(model, recorded)
-    if head is None:
-        absent["head"] = "no module's output is the logits, scaled or capped"
-        absent["final_norm"] = absent["head"]
-        return Ends(embed, None, None, Readout(), False, math.inf, absent)
-    norm = _final_norm(recorded, blocks, head)
-    if norm is None:
-        last = blocks[-1].after.print if blocks else None
-        direct = any(p.print == last for p in head.inputs)
-        absent["final_norm"] = (
-            "the head reads the last resid_post as it is"
-            if direct
-            else "no one module leads from resid_post to the head"
-        )
-    error = _replay(model, recorded, blocks, norm, head, readout)
-    exact = error <= tolerance(recorded.logits.dtype) * 10
-    return Ends(embed, norm, head.path, readout, exact, error, absent)
+    heads = _heads(model, recorded)
+    if not heads:
+        why = "no module's output is the logits, scaled or capped"
+        return Ends(embed, None, None, Readout(), False, math.inf, {"head": why, "final_norm": why})
+    if not blocks:
+        why = "there is no resid_post that it could read"
+        return Ends(None, None, heads[0].path, Readout(), False, math.inf, {"final_norm": why})
+    last = blocks[-1].after.print
+    for head in heads:
+        for norm in _norms(recorded, last, head):
+            found = _replay(model, recorded, last, norm, head)
+            if found is not None:
+                readout, error = found
+                absent = {} if norm else {"final_norm": "the head reads the last resid_post as it is"}
+                return Ends(embed, norm, head.path, readout, True, error, absent)
+    return Ends(
+        embed, None, heads[0].path, Readout(), False, math.inf, {"final_norm": _why_not(recorded, last, heads[0])}
+    )
 
 
 def _embed(recorded: Tape, blocks: tuple[Block, ...]) -> Tap | None:
@@ -64,20 +67,20 @@ def _embed(recorded: Tape, blocks: tuple[Block, ...]) -> Tap | None:
     return first.before.tap
 
 
-def _head(model: nn.Module, recorded: Tape) -> tuple[Event | None, Readout]:
-    """The innermost latest module whose output is the logits up to a scale and a cap."""
-    logits = recorded.logits
-    n = logits.numel()
-    for event in reversed(recorded.events):
-        if not event.path or not is_leaf(event.module):
-            continue
+def _heads(model: nn.Module, recorded: Tape) -> list[Event]:
+    """The modules whose output is the logits up to a scale and a cap: leaves first (the latest first), then whole parts."""
+    logits, numbers = recorded.logits, _config_numbers(model)
+    found: list[Event] = []
+    tried: dict[int, bool] = {}
+    for event in sorted(recorded.events, key=lambda e: (0, -e.seq) if is_leaf(e.module) else (1, e.seq)):
         for port in event.outputs:
             value = recorded.values.get(port.print)
-            if value is not None and value.numel() == n:
-                readout = _fitted(value.reshape(logits.shape), logits, _config_numbers(model))
-                if readout is not None:
-                    return event, readout
-    return None, Readout()
+            if event.path and event.inputs and value is not None and value.numel() == logits.numel():
+                if port.print not in tried:
+                    tried[port.print] = _fitted(value.reshape(logits.shape), logits, numbers) is not None
+                if tried[port.print]:
+                    found.append(event)
+    return found
 
 
 def apply_readout(readout: Readout, raw: Tensor) -> Tensor:
@@ -120,28 +123,59 @@ def _config_numbers(model: nn.Module) -> list[float]:
     return sorted({*numbers(plain), 15.0, 20.0, 30.0, 50.0})
 
 
-def _final_norm(recorded: Tape, blocks: tuple[Block, ...], head: Event) -> Tap | None:
-    """The module that takes the last resid_post and gives what the head reads."""
-    if not blocks or not head.inputs:
-        return None
-    last, read = blocks[-1].after.print, head.inputs[0].print
+def _norms(recorded: Tape, last: Print, head: Event) -> Iterator[Tap | None]:
+    """What may stand between the last resid_post and the head: nothing, or a module whose output the head reads, scaled
+    or as it is."""
+    read = head.inputs[0].print
+    if read == last:
+        yield None
     for event in recorded.events:
-        if event.path and any(p.print == last for p in event.inputs) and any(p.print == read for p in event.outputs):
-            return next(p.tap for p in event.outputs if p.print == read)
-    return None
+        if event.path and any(p.print == last for p in event.inputs):
+            for port in event.outputs:
+                if port.print == read or _is_multiple(recorded, port.print, read):
+                    yield port.tap
+
+
+def _is_multiple(recorded: Tape, one: Print, other: Print) -> bool:
+    x, y = recorded.values.get(one), recorded.values.get(other)
+    if x is None or y is None or x.shape != y.shape:
+        return False
+    scale = float((x.double() * y.double()).sum() / x.double().pow(2).sum().clamp_min(1e-30))
+    return scale > 0 and misfit(y, scale * x.double()) <= tolerance(y.dtype)
 
 
 def _replay(
-    model: nn.Module, recorded: Tape, blocks: tuple[Block, ...], norm: Tap | None, head: Event, readout: Readout
-) -> float:
-    """Error of logits computed anew from the last resid_post, by calling those modules alone."""
-    if not blocks:
-        return math.inf
-    x = recorded.values[blocks[-1].after.print]
-    if norm is None and head.inputs[0].print != blocks[-1].after.print:
-        return math.inf
-    with torch.no_grad():
-        if norm is not None:
-            x = model.get_submodule(norm.path)(x)
-        raw = head.module(x)
-    return misfit(recorded.logits, apply_readout(readout, raw).reshape(recorded.logits.shape))
+    model: nn.Module, recorded: Tape, last: Print, norm: Tap | None, head: Event
+) -> tuple[Readout, float] | None:
+    """Scale, cap and error of logits computed anew from the last resid_post; None if they are not the model's."""
+    x = recorded.values[last]
+    try:
+        with torch.no_grad():
+            raw = head.module(x if norm is None else model.get_submodule(norm.path)(x))
+    except (TypeError, AttributeError, ValueError, LookupError, RuntimeError):
+        return None  # a part that wants more than the stream is neither norm nor head
+    readout = _fitted(raw.reshape(recorded.logits.shape), recorded.logits, _config_numbers(model))
+    if readout is None:
+        return None
+    return readout, misfit(recorded.logits, apply_readout(readout, raw).reshape(recorded.logits.shape))
+
+
+def _why_not(recorded: Tape, last: Print, head: Event) -> str:
+    """What leads from the last resid_post to the head, if not one module."""
+    ways: dict[Print, list[Event]] = {last: []}
+    waiting = [last]
+    while waiting:
+        print_ = waiting.pop(0)
+        for event in recorded.events:
+            if event.path and any(p.print == print_ for p in event.inputs):
+                for port in event.outputs:
+                    if port.print not in ways:
+                        ways[port.print] = [*ways[print_], event]
+                        waiting.append(port.print)
+    way = ways.get(head.inputs[0].print)
+    if not way:
+        return "no module leads from the last resid_post to the head"
+    mixing = [e.path for e in way if len({p.print for p in e.inputs}) > 1]
+    if mixing:
+        return f"the logits come from more than the last resid_post: '{mixing[0]}' reads other tensors too"
+    return f"not one module leads from the last resid_post to the head: {', '.join(e.path for e in way)}"

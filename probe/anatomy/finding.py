@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from probe.anatomy.chain import find_blocks
-from probe.anatomy.ends import find_ends
+from probe.anatomy.chain import Block, find_chains, why_no_chain
+from probe.anatomy.ends import Ends, find_ends
 from probe.anatomy.inside import Inside, insides
 from probe.anatomy.parts import Anatomy, Layer, Write
 from probe.anatomy.roles import Roles, Trials, find_roles
@@ -23,8 +23,7 @@ def find(model: nn.Module) -> Anatomy:
     """
     ids = probe_tokens(model)
     recorded = tape(model, ids)
-    blocks = find_blocks(model, recorded)
-    ends = find_ends(model, recorded, blocks)
+    blocks, ends = _stream(model, recorded)
     absent = dict(ends.absent)
     trials, layers = Trials(model, ids), []
     once = {path for path, n in recorded.calls().items() if n == 1}
@@ -35,7 +34,7 @@ def find(model: nn.Module) -> Anatomy:
         else:
             layers.append(_layer(inside, equation, find_roles(inside, equation, trials), once))
     if not blocks:
-        absent["blocks"] = "no chain of sibling modules hands a (batch, pos, d_model) stream from one to the next"
+        absent["blocks"] = why_no_chain(recorded)
     return Anatomy(
         d_model=blocks[0].before.shape[-1] if blocks else 0,
         d_vocab=recorded.logits.shape[-1],
@@ -51,6 +50,17 @@ def find(model: nn.Module) -> Anatomy:
         residual_error=max((layer.error for layer in layers), default=0.0),
         absent=absent,
     )
+
+
+def _stream(model: nn.Module, recorded: Tape) -> tuple[tuple[Block, ...], Ends]:
+    """The heaviest chain of blocks that leads to the logits; where none does, the heaviest."""
+    chains = find_chains(model, recorded) or [()]
+    found = [(chains[0], find_ends(model, recorded, chains[0]))]
+    for blocks in chains[1:]:
+        if found[-1][1].exact:
+            break
+        found.append((blocks, find_ends(model, recorded, blocks)))
+    return found[-1] if found[-1][1].exact else found[0]
 
 
 def _tidy(tap: Tap | None, once: set[str]) -> Tap | None:

@@ -101,16 +101,18 @@ def _refined(columns: Tensor, chosen: Tensor) -> Sum | None:
 
 
 def _snapped(found: Sum, columns: Tensor) -> Sum:
-    """Coefficients that were meant to be short numbers become them, if the equation holds as well."""
-    exact = [found.carry, *found.coefficients]
-    chosen = columns[[0, *(i + 1 for i in found.terms)]]
-    for digits in (0, 1, 2, 3, 4):
-        short = [round(c, digits) for c in exact]
-        if all(short):
-            error = float((torch.tensor(short, dtype=torch.float64) @ chosen - columns[-1]).pow(2).mean().sqrt())
-            if error <= 1.5 * found.error + 1e-9:
-                return found._replace(carry=short[0], coefficients=tuple(short[1:]), error=error)
-    return found
+    """Each coefficient that was meant to be a short number becomes it, if the equation holds as well."""
+    numbers = [found.carry, *found.coefficients]
+    chosen, target = columns[[0, *(i + 1 for i in found.terms)]], columns[-1]
+    error = found.error
+    for i, exact in enumerate(numbers):
+        for digits in range(5):
+            tried = [*numbers[:i], round(exact, digits), *numbers[i + 1 :]]
+            missed = float((torch.tensor(tried, dtype=torch.float64) @ chosen - target).pow(2).mean().sqrt())
+            if tried[i] and missed <= 1.5 * found.error + 1e-9:
+                numbers, error = tried, missed
+                break
+    return found._replace(carry=numbers[0], coefficients=tuple(numbers[1:]), error=error)
 
 
 def channelwise_sum(target: Tensor, base: Tensor, terms: Sequence[Tensor]) -> ChannelSum | None:
