@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import probe
-from probe.decoding.forced import forced
+from probe.decoding.forced import Prefix, forced, logprobs
+from probe.errors import BadModel
 
 FAMILIES = ["llama", "gpt2", "gemma2", "gpt_oss", "bloom", "mamba", "falcon_h1", "jamba", "rwkv"]
 LENGTHS = (1, 5, 17, 0, 9, 2)
@@ -26,11 +27,11 @@ def test_forced_scores_are_those_of_one_forward(family: str) -> None:
     random = torch.Generator().manual_seed(0)
     draw = lambda n: torch.randint(3, 200, (n,), generator=random).tolist()  # noqa: E731
     prefix, suffixes = draw(40), [draw(n) for n in LENGTHS]
-    found = forced(lm, prefix, suffixes, logits=True)
+    found = forced(lm, prefix, suffixes)
     for suffix, own in zip(suffixes, found, strict=True):
-        assert own.logprob.shape == (len(suffix),) and own.logits.shape[0] == len(suffix)
+        assert own.shape == (len(suffix),)
         if suffix:
-            np.testing.assert_allclose(own.logprob, plain(lm, prefix, suffix), atol=1e-5)
+            np.testing.assert_allclose(own, plain(lm, prefix, suffix), atol=1e-5)
 
 
 @pytest.mark.slow
@@ -40,9 +41,42 @@ def test_forced_scores_on_real_weights(smollm2) -> None:
     ).ids
     suffixes = [text[12:], text[12:14], smollm2.ids_of(" Berlin is where")]
     for suffix, own in zip(suffixes, forced(smollm2, text[:12], suffixes), strict=True):
-        np.testing.assert_allclose(own.logprob, plain(smollm2, text[:12], list(suffix)), atol=1e-4)
+        np.testing.assert_allclose(own, plain(smollm2, text[:12], list(suffix)), atol=1e-4)
 
 
 def test_a_prefix_is_needed() -> None:
     with pytest.raises(ValueError, match="at least one token"):
         forced(probe.load("tiny:llama"), [], [[1]])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prefix_grows_and_is_followed(family: str) -> None:
+    lm = probe.load(f"tiny:{family}")
+    ids = torch.randint(3, 200, (60,), generator=torch.Generator().manual_seed(1)).tolist()
+    stem = Prefix(lm, ids[:20])
+    for start in range(20, 60, 10):
+        (after,) = stem.follow([ids[start + 3 :]])
+        np.testing.assert_allclose(
+            logprobs(after, ids[start + 3 :]), plain(lm, ids[:start], ids[start + 3 :]), atol=1e-5
+        )
+        np.testing.assert_allclose(
+            logprobs(stem.extend(ids[start : start + 10]), ids[start : start + 10]),
+            plain(lm, ids[:start], ids[start : start + 10]), atol=1e-5,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
+def test_a_leap_is_a_text_without_the_gap_but_with_its_positions(family: str) -> None:
+    lm = probe.load(f"tiny:{family}")
+    ids = torch.randint(3, 200, (30,), generator=torch.Generator().manual_seed(2)).tolist()
+    found = Prefix(lm, ids[:10]).leap(ids[15:], 5)
+    positions = torch.tensor([[*range(10), *range(15, 30)]])
+    with torch.no_grad():
+        expected = lm.model(torch.tensor([ids[:10] + ids[15:]]), position_ids=positions).logits[0, 10:]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["mamba", "bloom", "falcon_h1"])
+def test_a_model_without_positions_to_skip_says_so(family: str) -> None:
+    with pytest.raises(BadModel, match="skip positions"):
+        Prefix(probe.load(f"tiny:{family}"), [5, 6, 7]).leap([8, 9], 2)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from probe.errors import BadModel
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -17,63 +20,103 @@ BATCH_TOKENS = 2048  # padded suffix tokens in one forward; their logits are the
 _ROWS = 64  # rows of logits that are normalised at once
 
 
-class Forced(NamedTuple):
-    """What one suffix scored: `logprob` (n,) in nats, float32; `logits` (n, d_vocab) of its tokens if they were asked for."""
-
-    logprob: np.ndarray
-    logits: Tensor | None
-
-
-@torch.inference_mode()
-def forced(
-    lm: LanguageModel, prefix: Sequence[int], suffixes: Sequence[Sequence[int]], *, logits: bool = False
-) -> list[Forced]:
-    """Raw log-probs of the tokens of each suffix, given the prefix (at least one token) and the suffix's tokens before.
+def forced(lm: LanguageModel, prefix: Sequence[int], suffixes: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """Raw log-probs (len(suffix),) in nats, float32, of the tokens of each suffix after the prefix (at least one token).
 
     Equal to one forward over prefix + suffix to fp32 rounding. Suffixes run together, padded on the right, which no causal
-    model can see. `logits` keeps them (CPU, float32): n * d_vocab numbers a suffix.
+    model can see.
     """
-    if not prefix:
-        raise ValueError("a prefix has at least one token")
-    found: list[Forced | None] = [None] * len(suffixes)
-    prefilled = _Prefilled(lm, prefix)
+    stem, found = Prefix(lm, prefix), [np.empty(0, np.float32)] * len(suffixes)
     for rows in _batches(suffixes):
-        given = prefilled.follow([list(suffixes[r]) for r in rows])
-        for row, own in zip(rows, given, strict=True):
-            found[row] = _scored(own, suffixes[row], keep=logits)
-    return [one for one in found if one is not None]
+        for row, logits in zip(rows, stem.follow([suffixes[r] for r in rows]), strict=True):
+            found[row] = logprobs(logits, suffixes[row])
+    return found
 
 
-class _Prefilled:
-    """A prefix and the cache that holds it, if the model's cache can be copied to several rows."""
+def logprobs(logits: Tensor, ids: Sequence[int]) -> np.ndarray:
+    """Log-softmax of logits (n, d_vocab) at ids (n,): nats, float32."""
+    targets = torch.tensor(list(ids), device=logits.device, dtype=torch.long)[:, None]
+    parts = [np.empty(0, np.float32)]
+    for start in range(0, len(ids), _ROWS):
+        rows = logits[start : start + _ROWS].float()
+        own = rows.gather(1, targets[start : start + _ROWS]) - rows.logsumexp(-1, keepdim=True)
+        parts.append(own[:, 0].cpu().numpy())
+    return np.concatenate(parts)
 
-    def __init__(self, lm: LanguageModel, prefix: Sequence[int]) -> None:
-        self.lm, self.prefix = lm, list(prefix)
-        output = self._run([self.prefix], {}, keep=1)
-        self.last = output.logits[:, -1:]  # (1, 1, d_vocab): predicts the first token of every suffix
-        cache = getattr(output, "past_key_values", None)
-        self.cache = cache if _repeats(cache) else None
 
-    def follow(self, suffixes: list[list[int]]) -> list[Tensor]:
-        """Logits (len(suffix), d_vocab) that predict the tokens of each suffix."""
+class Prefix:
+    """Ids and the model's cache of them, which can grow and be followed by other ids again and again.
+
+    A model without a cache that can be copied computes the prefix anew each time; the numbers are the same.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, lm: LanguageModel, ids: Sequence[int]) -> None:
+        if not ids:
+            raise ValueError("a prefix has at least one token")
+        self.lm, self.ids = lm, list(ids)
+        self._accepted = inspect.signature(lm.model.forward).parameters
+        output = self._run([self.ids], keep=1)
+        self._last = output.logits[:, -1]  # (1, d_vocab): predicts the next token
+        self._cache: Any = getattr(output, "past_key_values", None)
+
+    @torch.inference_mode()
+    def extend(self, ids: Sequence[int]) -> Tensor:
+        """Take ids into the prefix; logits (len(ids), d_vocab) that predicted them."""
+        if not ids:
+            return self._last[:0]
+        if self._cache is None:
+            output = self._run([self.ids + list(ids)], keep=len(ids))
+        else:
+            output = self._run([list(ids)], past_key_values=self._cache)
+        found = torch.cat([self._last, output.logits[0, -len(ids) :]])
+        self.ids, self._last = self.ids + list(ids), found[-1:]
+        return found[:-1]
+
+    @torch.inference_mode()
+    def follow(self, suffixes: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Logits (len(suffix), d_vocab) that predict the tokens of each suffix; the prefix stays as it is."""
         longest = max(map(len, suffixes))
         if longest <= 1:
-            return [self.last[0, : len(s)] for s in suffixes]
-        padded = [s[:-1] + [s[0]] * (longest - len(s)) for s in suffixes]
-        if self.cache is None:
-            output = self._run([self.prefix + row for row in padded], {}, keep=longest)
-            return [output.logits[i, -longest:][: len(s)] for i, s in enumerate(suffixes)]
-        cache: Any = copy.deepcopy(self.cache)
-        cache.batch_repeat_interleave(len(suffixes))
-        output = self._run(padded, {"past_key_values": cache}, keep=0)
-        return [torch.cat([self.last[0], output.logits[i, : len(s) - 1]]) for i, s in enumerate(suffixes)]
+            return [self._last[: len(s)] for s in suffixes]
+        padded = [[*s[:-1], *[self.ids[-1]] * (longest - max(1, len(s)))] for s in suffixes]
+        if self._cache is None or (len(suffixes) > 1 and not _repeats(self._cache)):
+            output = self._run([self.ids + row for row in padded], keep=longest - 1)
+        else:
+            cache = copy.deepcopy(self._cache)
+            if len(suffixes) > 1:
+                cache.batch_repeat_interleave(len(suffixes))
+            output = self._run(padded, past_key_values=cache)
+        logits = output.logits[:, 1 - longest :]
+        return [torch.cat([self._last, own])[: len(s)] for s, own in zip(suffixes, logits, strict=True)]
 
-    def _run(self, ids: list[list[int]], more: dict[str, Any], *, keep: int) -> Any:
-        import inspect
+    @torch.inference_mode()
+    def leap(self, ids: Sequence[int], skipped: int) -> Tensor:
+        """Logits (len(ids), d_vocab) *after* each of ids that follow a gap of `skipped` positions: what stood there is gone.
 
-        if keep and "logits_to_keep" in inspect.signature(self.lm.model.forward).parameters:
-            more = {**more, "logits_to_keep": keep}
-        return self.lm.model(torch.tensor(ids, device=self.lm.device), use_cache=True, return_dict=True, **more)
+        The same as forbidding these tokens to look at the gap in all layers and heads (METHODS M12). Raises `BadModel`
+        where positions cannot be given, or a recurrent state or a window counts tokens and not positions.
+        """
+        start = len(self.ids) + skipped
+        if (
+            "position_ids" not in self._accepted
+            or not _repeats(self._cache)
+            or _windowed(self._cache, start + len(ids))
+        ):
+            raise BadModel(
+                f"'{self.lm.name}' cannot skip positions: it has no keys and values of every position to leave out",
+                hint="use another method",
+            )
+        positions = torch.arange(start, start + len(ids), device=self.lm.device)[None]
+        output = self._run([list(ids)], past_key_values=copy.deepcopy(self._cache), position_ids=positions)
+        return output.logits[0]
+
+    def _run(self, ids: list[list[int]], *, keep: int = 0, **more: Any) -> Any:
+        if keep and "logits_to_keep" in self._accepted:
+            more["logits_to_keep"] = keep
+        if "use_cache" in self._accepted:
+            more["use_cache"] = True
+        return self.lm.model(torch.tensor(ids, device=self.lm.device), return_dict=True, **more)
 
 
 def _repeats(cache: Any) -> bool:
@@ -82,6 +125,11 @@ def _repeats(cache: Any) -> bool:
     return bool(layers) and all(
         hasattr(layer, "batch_repeat_interleave") and not hasattr(layer, "update_recurrent_state") for layer in layers
     )
+
+
+def _windowed(cache: Any, n: int) -> bool:
+    """Whether a layer sees fewer than the last n positions."""
+    return any((getattr(layer, "sliding_window", None) or n) < n for layer in cache.layers)
 
 
 def _batches(suffixes: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -95,14 +143,3 @@ def _batches(suffixes: Sequence[Sequence[int]]) -> list[list[int]]:
         else:
             batches.append([row])
     return batches
-
-
-def _scored(logits: Tensor, ids: Sequence[int], *, keep: bool) -> Forced:
-    targets = torch.tensor(list(ids), device=logits.device, dtype=torch.long)[:, None]
-    parts = [
-        (own.gather(1, targets[start : start + _ROWS]) - own.logsumexp(-1, keepdim=True))[:, 0]
-        for start in range(0, len(ids), _ROWS)
-        for own in (logits[start : start + _ROWS].float(),)
-    ]
-    logprob = torch.cat(parts).cpu().numpy() if parts else np.empty(0, np.float32)
-    return Forced(logprob, logits.float().cpu() if keep else None)
