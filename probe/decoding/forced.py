@@ -47,7 +47,8 @@ def logprobs(logits: Tensor, ids: Sequence[int]) -> np.ndarray:
 class Prefix:
     """Ids and the model's cache of them, which can grow and be followed by other ids again and again.
 
-    A model without a cache that can be copied computes the prefix anew each time; the numbers are the same.
+    Where the cache is not keys and values alone the prefix is computed anew each time: some families forget a recurrent
+    state when several tokens follow it (jamba, transformers 5.23). The numbers are the same.
     """
 
     @torch.inference_mode()
@@ -58,7 +59,8 @@ class Prefix:
         self._accepted = inspect.signature(lm.model.forward).parameters
         output = self._run([self.ids], keep=1)
         self._last = output.logits[:, -1]  # (1, d_vocab): predicts the next token
-        self._cache: Any = getattr(output, "past_key_values", None)
+        cache = getattr(output, "past_key_values", None)
+        self._cache: Any = cache if _repeats(cache) else None
 
     @torch.inference_mode()
     def extend(self, ids: Sequence[int]) -> Tensor:
@@ -80,7 +82,7 @@ class Prefix:
         if longest <= 1:
             return [self._last[: len(s)] for s in suffixes]
         padded = [[*s[:-1], *[self.ids[-1]] * (longest - max(1, len(s)))] for s in suffixes]
-        if self._cache is None or (len(suffixes) > 1 and not _repeats(self._cache)):
+        if self._cache is None:
             output = self._run([self.ids + row for row in padded], keep=longest - 1)
         else:
             cache = copy.deepcopy(self._cache)
@@ -98,11 +100,7 @@ class Prefix:
         where positions cannot be given, or a recurrent state or a window counts tokens and not positions.
         """
         start = len(self.ids) + skipped
-        if (
-            "position_ids" not in self._accepted
-            or not _repeats(self._cache)
-            or _windowed(self._cache, start + len(ids))
-        ):
+        if "position_ids" not in self._accepted or self._cache is None or _windowed(self._cache, start + len(ids)):
             raise BadModel(
                 f"'{self.lm.name}' cannot skip positions: it has no keys and values of every position to leave out",
                 hint="use another method",
