@@ -174,7 +174,7 @@ def _why_not(recorded: Tape, last: Print, head: Event) -> str:
                         waiting.append(port.print)
     way = ways.get(head.inputs[0].print)
     if not way:
-        return "no module leads from the last resid_post to the head"
+        return "nothing leads from the last block to the head through modules alone"
     mixing = [e.path for e in way if len({p.print for p in e.inputs}) > 1]
     if mixing:
         return f"the logits come from more than the last resid_post: '{mixing[0]}' reads other tensors too"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from probe.anatomy.chain import Block, find_chains, why_no_chain
 from probe.anatomy.ends import Ends, find_ends
 from probe.anatomy.inside import Inside, insides
 from probe.anatomy.parts import Anatomy, Layer, Write
-from probe.anatomy.roles import Roles, Trials, find_roles
+from probe.anatomy.roles import Roles, Trials, find_attention, find_roles
 from probe.anatomy.tape import Tape, tape
 from probe.anatomy.tokens import probe_tokens
 from probe.anatomy.writes import Equation, find_equation
@@ -30,7 +32,7 @@ def find(model: nn.Module) -> Anatomy:
     for inside in insides(blocks, recorded):
         equation = find_equation(inside)
         if isinstance(equation, str):
-            layers.append(_unsolved(inside, equation))
+            layers.append(_unsolved(inside, equation, find_attention(inside, trials, equation), once))
         else:
             layers.append(_layer(inside, equation, find_roles(inside, equation, trials), once))
     if not blocks:
@@ -69,40 +71,47 @@ def _tidy(tap: Tap | None, once: set[str]) -> Tap | None:
 
 
 def _layer(inside: Inside, equation: Equation, roles: Roles, once: set[str]) -> Layer:
-    found = {"resid_pre": inside.block.before.tap, **roles.sites, "resid_post": inside.block.after.tap}
-    taps = {site: tap._replace(call=None) if tap.path in once else tap for site, tap in found.items()}
     writes = tuple(
         Write(port.tap._replace(call=None) if port.tap.path in once else port.tap, number, kind, gains)
         for port, number, kind, gains in zip(
             equation.terms, equation.coefficients, roles.kinds, equation.gains, strict=True
         )
     )
-    attention = roles.attention
     return Layer(
         block=inside.block.event.path,
         carry=equation.carry,
         writes=writes,
-        taps=taps,
-        attention=attention.path if attention else None,
-        n_heads=attention.n_heads if attention else 0,
-        n_kv_heads=attention.n_kv_heads if attention else 0,
-        d_head=attention.d_head if attention else 0,
         error=equation.error,
         equation=_written(inside, equation),
         carry_gains=equation.carry_gains,
         offset=equation.offset,
-        visit=attention.visit if attention else 0,
-        absent=roles.absent,
+        **_found(inside, roles, once),
     )
 
 
-def _unsolved(inside: Inside, reason: str) -> Layer:
-    """A block whose stream is found but whose equation isn't."""
-    absent = dict.fromkeys(("attn_out", "mlp_out", "resid_mid", "z", "mlp_post"), reason)
-    taps = {"resid_pre": inside.block.before.tap, "resid_post": inside.block.after.tap}
+def _unsolved(inside: Inside, why: str, roles: Roles, once: set[str]) -> Layer:
+    """A block whose equation isn't found: its attention can be read, and the stream if there is one."""
+    fields = _found(inside, roles, once)
     if len(inside.block.before.shape) != 3:
-        taps, absent = {}, absent | {"resid_pre": reason, "resid_post": reason}
-    return Layer(inside.block.event.path, 1.0, (), taps, error=float("inf"), equation=reason, absent=absent)
+        for site in ("resid_pre", "resid_post"):
+            del fields["taps"][site]
+            fields["absent"][site] = why
+    return Layer(inside.block.event.path, 1.0, (), error=float("inf"), equation=why, **fields)
+
+
+def _found(inside: Inside, roles: Roles, once: set[str]) -> dict[str, Any]:
+    """The fields of a layer that its equation doesn't say."""
+    found = {"resid_pre": inside.block.before.tap, **roles.sites, "resid_post": inside.block.after.tap}
+    attention = roles.attention
+    return {
+        "taps": {site: tap._replace(call=None) if tap.path in once else tap for site, tap in found.items()},
+        "attention": attention.path if attention else None,
+        "n_heads": attention.n_heads if attention else 0,
+        "n_kv_heads": attention.n_kv_heads if attention else 0,
+        "d_head": attention.d_head if attention else 0,
+        "visit": attention.visit if attention else 0,
+        "absent": roles.absent,
+    }
 
 
 def _written(inside: Inside, equation: Equation) -> str:

@@ -101,15 +101,18 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def insides(blocks: Sequence[Block], recorded: Tape) -> tuple[Inside, ...]:
-    """Events between the end of one block and the end of the next, as far as they lie in blocks."""
+    """Events between the end of one block and the end of the next, as far as they lie in blocks.
+
+    The blocks may have been visited before the first of these visits: what ran then is left out."""
     owners = tuple(dict.fromkeys(b.event.path for b in blocks))
-    start, found = -1, []
+    ends = [e.seq for e in recorded.events if e.path in owners]
+    found = []
     for block in blocks:
         end = block.event.seq
+        start = max((n for n in ends if n < end), default=-1)
         events = tuple(
             e for e in recorded.events[start + 1 : end] if any(e.path.startswith(f"{owner}.") for owner in owners)
         )
         attended = tuple(a for a in recorded.attended if start < a.seq <= end)
         found.append(Inside(block, events, attended, owners, recorded))
-        start = end
     return tuple(found)

@@ -61,6 +61,25 @@ def reach(model: nn.Module, ids: Tensor, given: Port, taken: Port) -> Reach:
     return Reach(int(felt[1:].sum()), bool(felt[0]))
 
 
+def fed(model: nn.Module, ids: Tensor, calls: Sequence[Attended], terms: Sequence[Port]) -> list[bool]:
+    """Which terms are made of these attention calls' results alone: with those at 0, they are alike at all positions.
+
+    The first half of the positions doesn't count: a convolution sees the start of the text there."""
+    which = {(call.path, call.visit) for call in calls}
+
+    def silence(path: str, call: AttentionCall, output: Tensor) -> Tensor | None:
+        return torch.zeros_like(output) if (path, call.visit) in which else None
+
+    taps = [port.tap for port in terms]
+    plain, silent = values_at(model, ids, taps), values_at(model, ids, taps, observer=silence)
+
+    def spread(x: Tensor) -> float:
+        late = x.double().reshape(ids.shape[1], -1)[ids.shape[1] // 2 :]
+        return float((late - late[0]).abs().max())
+
+    return [spread(silent[tap]) <= VISIBLE * spread(plain[tap]) for tap in taps]
+
+
 def headwise(model: nn.Module, ids: Tensor, attended: Attended, candidates: Sequence[Port]) -> Port | None:
     """The candidate that is the attention's result times something: scaling head h scales slice h alone, by as much."""
     factors = 1 + torch.arange(attended.n_heads) % 7 / 4

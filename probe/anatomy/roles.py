@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from probe.anatomy.inside import Inside, is_leaf, is_linear
-from probe.anatomy.mixing import Reach, headwise, reach
-from probe.anatomy.parts import Kind
-from probe.anatomy.sums import shortest_sum
+from probe.anatomy.mixing import Reach, fed, headwise, reach
+from probe.anatomy.parts import ATTENTION_SITES, Kind
+from probe.anatomy.sums import channelwise_sum, shortest_sum
 from probe.anatomy.tape import Attended, Event, Port
 from probe.anatomy.writes import Equation
 from probe.instrument import Tap
@@ -23,6 +23,7 @@ class Trials:
     ids: Tensor
     reaches: dict[tuple[str, ...], Reach] = field(default_factory=dict)
     gated: dict[tuple[str, ...], str | None] = field(default_factory=dict)
+    fed: dict[tuple[str, ...], list[bool]] = field(default_factory=dict)
 
 
 @dataclass
@@ -44,12 +45,9 @@ def find_roles(inside: Inside, equation: Equation, trials: Trials) -> Roles:
         if kind in kinds:
             roles.sites[site] = equation.terms[kinds.index(kind)].tap
         else:
-            roles.absent[site] = _why_no(kind, equation)
+            roles.absent[site] = _why_no(kind, equation, inside)
     _find_middle(inside, equation, roles)
-    if attention is None:
-        roles.absent["z"] = "its attention, if there is one, doesn't go through transformers' attention registry"
-    else:
-        _find_heads(inside, attention, trials, roles)
+    _find_heads(inside, attention, trials, roles)
     if "mlp" in kinds:
         _find_hidden(inside, equation.terms[kinds.index("mlp")], roles)
     else:
@@ -57,9 +55,19 @@ def find_roles(inside: Inside, equation: Equation, trials: Trials) -> Roles:
     return roles
 
 
-def _why_no(kind: str, equation: Equation) -> str:
+def find_attention(inside: Inside, trials: Trials, why: str) -> Roles:
+    """What can be read in a block whose equation is not known, for the reason `why`: its attention call."""
+    sites = ("attn_out", "mlp_out", "resid_mid", "mlp_post")
+    roles = Roles([], {}, next(iter(inside.attended), None), dict.fromkeys(sites, why))
+    _find_heads(inside, roles.attention, trials, roles)
+    return roles
+
+
+def _why_no(kind: str, equation: Equation, inside: Inside) -> str:
     if equation.carry == 0 and len(equation.terms) == 1:
         return "the block ends with a norm, so what was written is not added to the stream as it is"
+    if kind == "attn" and inside.attended:
+        return "no write of this block is made of the attention's result alone"
     what = "mixes positions" if kind == "attn" else "works on each position alone"
     return f"no write of this block {what}"
 
@@ -78,17 +86,28 @@ def _kinds(
     ]
     reaches = [_reach_of(inside, part, trials) for part in parts]
     attn = next((i for i, held in enumerate(holds) if held), None)
-    if attn is None and not inside.attended:
+    if attn is None and inside.attended:
+        attn = next((i for i, only in enumerate(_fed(inside, equation, trials)) if only), None)
+        holds = [i == attn for i in range(len(parts))] if attn is not None else holds
+    elif attn is None:
         mixers = [i for i, r in enumerate(reaches) if r.others]
         attn = max(mixers, key=lambda i: reaches[i].others, default=None)
     rest = [i for i in range(len(parts)) if i != attn and parts[i]]
     still = [i for i in rest if not reaches[i].others and not holds[i]]
     mlp = max(still, key=lambda i: _n_weights(parts[i]), default=None)
-    if mlp is None and attn is not None and equation.carry and not any(holds[i] for i in rest):
-        mlp = rest[-1] if rest and not inside.attended else None
+    if mlp is None and attn is not None and rest and not any(holds[i] for i in rest):
+        mlp = rest[-1] if len(parts) == 2 or (equation.carry and not inside.attended) else None
     kinds: list[Kind] = ["attn" if i == attn else "mlp" if i == mlp else "other" for i in range(len(parts))]
     attention = next((a for a in inside.attended if attn is None or holds[attn]), None)
     return kinds, attention
+
+
+def _fed(inside: Inside, equation: Equation, trials: Trials) -> list[bool]:
+    paths = [a.path for a in inside.attended] + [port.tap.path for port in equation.terms]
+    key = tuple(inside.relative(path) for path in paths)
+    if key not in trials.fed:
+        trials.fed[key] = fed(trials.model, trials.ids, inside.attended, equation.terms)
+    return trials.fed[key]
 
 
 def _part(inside: Inside, equation: Equation, index: int, origins: list[Event]) -> list[Event]:
@@ -142,11 +161,35 @@ def _find_middle(inside: Inside, equation: Equation, roles: Roles) -> None:
                 if equation.carry_gains or abs(ratio * equation.carry / equation.coefficients[attn] - 1) < 1e-3:
                     roles.sites["resid_mid"] = port.tap
                     return
+    if equation.offset or equation.carry_gains:
+        middle = _middle_by_channel(inside, equation.terms[attn], equation.terms[mlp])
+        if middle is not None:
+            roles.sites["resid_mid"] = middle.tap
+            return
     roles.absent["resid_mid"] = "no module reads resid_pre + attn_out (the MLP doesn't come after the attention)"
 
 
-def _find_heads(inside: Inside, attention: Attended, trials: Trials, roles: Roles) -> None:
+def _middle_by_channel(inside: Inside, attn: Port, mlp: Port) -> Port | None:
+    """The module input that resid_pre and attn_out add up to, and that resid_post is made of with mlp_out; in each
+    channel by numbers of its own."""
+    seen = {inside.block.before.print, inside.block.after.print}
+    for event in inside.events:
+        for port in event.inputs:
+            if inside.is_like_the_stream(port) and port.print not in seen:
+                seen.add(port.print)
+                middle = inside.value(port)
+                before = channelwise_sum(middle, inside.resid_pre, [inside.value(attn)])
+                if before is not None and channelwise_sum(inside.resid_post, middle, [inside.value(mlp)]) is not None:
+                    return port
+    return None
+
+
+def _find_heads(inside: Inside, attention: Attended | None, trials: Trials, roles: Roles) -> None:
     """z: what the output projection reads, where that is the attention's result, or that times a gate, head by head."""
+    if attention is None:
+        why = "its attention, if there is one, doesn't go through transformers' attention registry"
+        roles.absent |= dict.fromkeys(("z", *ATTENTION_SITES), why)
+        return
     for event in inside.events:
         for port in event.inputs:
             if port.print == attention.print:
@@ -174,8 +217,6 @@ def _find_hidden(inside: Inside, write: Port, roles: Roles) -> None:
     prints = {p.print for e in origins for p in e.outputs} | {write.print}
     for event in reversed(inside.events):
         if is_linear(event.module) and event.inputs and any(p.print in prints for p in event.outputs):
-            if inside.is_like_the_stream(event.inputs[0]) and event in origins and len(origins) > 1:
-                pass
             roles.sites["mlp_post"] = event.inputs[0].tap
             return
     roles.absent["mlp_post"] = "no linear layer gives the MLP's write as it is (a mixture of experts, or a scaled one)"

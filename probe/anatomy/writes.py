@@ -38,7 +38,7 @@ def find_equation(inside: Inside) -> Equation | str:
     the one output that is the new stream."""
     if len(inside.block.before.shape) != 3:
         streams = inside.block.before.shape[2]
-        return f"there are {streams} residual streams, not one"
+        return f"there are {streams} residual streams, not one: the block mixes them anew at each position"
     target, base = inside.resid_post, inside.resid_pre
     pools = _pools(inside)
     for pool in pools:
@@ -49,7 +49,21 @@ def find_equation(inside: Inside) -> Equation | str:
         equation = _with_channels(inside, pool)
         if equation is not None:
             return equation
-    return _replaced(inside) or _restarted(inside, pools) or "no sum of outputs of its modules is resid_post"
+    return _replaced(inside) or _restarted(inside, pools) or _why_none(inside)
+
+
+def _why_none(inside: Inside) -> str:
+    """Parts narrower than the stream are written to several streams that lie side by side."""
+    width = inside.block.before.shape[-1]
+    parts = {
+        p.shape[-1] for e in inside.events if inside.depth(e.path) == 1 and not is_leaf(e.module) for p in e.outputs
+    }
+    narrow = max((n for n in parts if 8 <= n < width and width % n == 0), default=0)
+    if narrow:
+        return (
+            f"there are {width // narrow} residual streams side by side ({width} channels), and its parts read {narrow}"
+        )
+    return "no sum of outputs of its modules is resid_post"
 
 
 def _pools(inside: Inside) -> list[list[Port]]:

@@ -149,7 +149,7 @@ def regressions(expected: Mapping[str, Any], row: Row) -> list[str]:
         return [f"{row.family} was placed, and is not: {row.reason}"]
     changed = [
         f"{row.family}: {name} was {expected[name]!r}, and is {getattr(row, name)!r}"
-        for name in ("layers", "equations", "kind", "readout", "causal", "attention")
+        for name in ("layers", "equations", "readout", "causal", "attention")
         if expected[name] != getattr(row, name)
     ]
     before, now = ({(k.partition(":")[0], i) for k, v in a.items() for i in v.split(",")} for a in
