@@ -322,6 +322,17 @@ def test_nothing_is_left_behind_when_a_read_fails(family: str) -> None:
     assert torch.equal(plain(lm, ids), before)
 
 
+def test_a_head_that_cuts_before_its_norm_still_tells_of_every_position() -> None:
+    """Asked for the last logits only, some models norm the last position only: the other scores were lost."""
+    lm = loaded("bert")
+    ids = drawn(lm, 2, 17)
+    for cells in ((), cells_of(lm, ["final_norm"])):
+        scores = read(lm, ids, [17, 17], cells=cells, sink=MemorySink()).scores
+        exact = plain(lm, ids).double().log_softmax(-1)
+        for one, own in zip(scores, exact, strict=True):
+            torch.testing.assert_close(one.entropy.double(), -(own.exp() * own).sum(-1), atol=1e-5, rtol=0)
+
+
 def test_weights_that_are_no_numbers_are_an_error() -> None:
     lm = probe.load("tiny:llama")
     assert lm.anatomy.n_layers == 3

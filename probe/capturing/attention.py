@@ -141,8 +141,7 @@ class AttentionReader:
             scores = source.scores(block, scores)
             if mine_scores:
                 score_pieces.add(lists.score_columns(block, scores, mine_scores, n=n))
-            mass = lines.add(block, scores, room)
-            total = lines.sums["total"][block.head : heads.stop, block.start : block.end]
+            mass, total = lines.add(block, scores, room)
             if mode in LINED:
                 tops.add(block, mass, total)
             if mine:

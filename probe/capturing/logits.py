@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from probe.instrument import Tap, tapping
 
 if TYPE_CHECKING:
     from probe.anatomy import Anatomy
     from probe.scoring import Scores
 
 Unembed = Callable[[Tensor], Tensor]
+
+_norms_all: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
 def unembedding(model: nn.Module, anatomy: Anatomy) -> Unembed | None:
@@ -58,6 +63,21 @@ def _bare(head: nn.Linear) -> bool:
     """Whether calling it is multiplying by its matrix, and nothing else."""
     watched = head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head)
     return type(head) is nn.Linear and head.bias is None and head.weight.device.type == "cpu" and not watched
+
+
+def norms_all(model: nn.Module, norm: Tap, ids: Tensor, **inputs: Any) -> bool:
+    """Whether the final norm sees all positions when only the last one's logits are asked for: some cut before it.
+
+    Runs a few of ids (batch, pos) through the model, once a model.
+    """
+    if model not in _norms_all:
+        seen: list[int] = []
+        few = ids[:1, :2]
+        with tapping(model, {norm: lambda hidden: seen.append(hidden.numel())}):
+            model(few, **{k: v[:1, :2] if isinstance(v, Tensor) else v for k, v in inputs.items()})
+            model(few, **{k: v[:1, :2] if isinstance(v, Tensor) else v for k, v in inputs.items()}, logits_to_keep=1)
+        _norms_all[model] = seen[0] == seen[-1]
+    return _norms_all[model]
 
 
 def replays(unembed: Unembed, hidden: Tensor, logits: Tensor) -> bool:

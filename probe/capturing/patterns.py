@@ -17,7 +17,6 @@ from probe.instrument import AttentionCall
 
 BITS = 1.4426950408889634  # bits in a nat
 MASKED = -1e30  # finite, because 0 * -inf is not 0
-SAFE = 50.0  # scores up to this size need no shift: neither 2^s, its square nor a long sum of it leaves float32
 ROWS, ELEMENTS = 192, 2**19  # a block's rows when there are many keys, and its weights when there are few: fits a cache
 
 
@@ -46,7 +45,6 @@ class Source(Protocol):
     normalized: bool  # the weights are 2^score as they are
     dtype: torch.dtype  # of the scores
     device: torch.device
-    safe: bool  # no score is larger than SAFE in size
     causal: bool
 
     def keys(self, start: int, end: int) -> tuple[int, int]:
@@ -94,13 +92,6 @@ class CalledPattern:
         self.causal = self._mask.causal
         self._bias = None if call.position_bias is None else of_prompt(call.position_bias, prompt, n)
         self._sinks = None if call.sinks is None else _column(call.sinks.to(self.dtype), prompt, self.n_heads) * BITS
-        self.safe = self._bias is None and self._mask.additive is None and self._bound() < SAFE
-
-    def _bound(self) -> float:
-        """No score is larger in size (Cauchy and Schwarz)."""
-        sizes = self._query.norm(dim=-1).amax(-1).view(-1, self.groups) * self._key.norm(dim=-1).amax(-1, keepdim=True)
-        largest = self._cap * BITS if self._cap else float(sizes.max())
-        return largest if self._sinks is None else max(largest, float(self._sinks.abs().max()))
 
     def keys(self, start: int, end: int) -> tuple[int, int]:
         """See `Source`."""
@@ -145,7 +136,7 @@ class CalledPattern:
 class GivenPattern:
     """The scores of weights (head, query, key) that the model itself returned: their logarithms."""
 
-    normalized, safe, groups = True, False, 1
+    normalized, groups = True, 1
 
     def __init__(self, weights: Tensor, *, causal: bool) -> None:
         self._weights, self.n_heads, self.n, self.causal = weights, weights.shape[0], weights.shape[1], causal

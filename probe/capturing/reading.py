@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from probe.capturing.activations import CALLED, ActivationReader
 from probe.capturing.attention import AttentionReader
 from probe.capturing.lens import guesses
-from probe.capturing.logits import replays, scored, unembedding
+from probe.capturing.logits import norms_all, replays, scored, unembedding
 from probe.capturing.sinks import Sink
 from probe.capturing.spec import AttentionSpec
 from probe.errors import NonFinite
@@ -72,7 +72,7 @@ class _Read:
     def run(self, top: int, *, lens: bool) -> Reading:
         """The forward, then what can only be told after it."""
         unembed = unembedding(self.model, self.anatomy)
-        whole = self.activations.wants_logits or unembed is None or not _accepts(self.model, "logits_to_keep")
+        whole = self.activations.wants_logits or unembed is None or not self._can_leave_logits()
         kept: dict[Any, list[Tensor]] = {self.anatomy.final_norm: []} if unembed else {}
         if lens:
             kept.update({self.anatomy.tap("resid_post", layer): [] for layer in range(self.anatomy.n_layers)})
@@ -97,6 +97,15 @@ class _Read:
             resid = [kept[self.anatomy.tap("resid_post", layer)][-1] for layer in range(self.anatomy.n_layers)]
             guesses(self.model, self.anatomy, unembed, resid, self.ids, self.lengths, top=top, sink=self.sink)
         return Reading(scores, tuple(dict.fromkeys(self.attention.warnings)))
+
+    def _can_leave_logits(self) -> bool:
+        """Whether the model can give the last position's logits only, and still norms all positions."""
+        norm = self.anatomy.final_norm
+        return (
+            norm is not None
+            and _accepts(self.model, "logits_to_keep")
+            and norms_all(self.model, norm, self.ids, **self.inputs)
+        )
 
     def _logits(self, *, whole: bool) -> Tensor:
         """The model's logits (batch, pos, d_vocab), or, if it can, of the last position only."""

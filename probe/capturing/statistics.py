@@ -13,19 +13,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from probe.capturing.patterns import SAFE, Block, Source
+from probe.capturing.patterns import Block, Source
 
 NAMES = ("entropy", "perplexity", "ess", "sink", "prev", "duplicate", "induction", "distance")
+MATCHED = ("duplicate", "induction")
+SUMS = ("total", "kept", "back", "norm", "score", "sink", "prev")  # of a row's mass; norm: its length
 NAT = 0.6931471805599453  # nats in a bit
+SMALL, LARGE = 2.0**-50, 2.0**50  # row sums between which neither a mass, its square nor a long sum leaves float32
 DENSE = 1 / 8  # share of a block from which a mask is smaller than a list of its places
 
 
 class _Places(NamedTuple):
-    """Matches of a block: a mask (query, key from 0), or places in the flat (query, key) block and the queries they are of."""
+    """Matches of a block: places in the flat (query, key) block and the flat (name, pos) they count for; masks where dense."""
 
-    mask: Tensor | None
     flat: Tensor
-    query: Tensor
+    into: Tensor
+    masks: list[tuple[int, Tensor]]  # (which of MATCHED, mask (query, key))
 
 
 class Matches:
@@ -35,31 +38,38 @@ class Matches:
         """ids (pos,)."""
         self._ids = ids
         self._before = torch.cat([ids.new_full((1,), -1), ids[:-1]])  # the token before each position
-        self._found: dict[tuple[str, int, int, int], _Places] = {}
-        self.rows = {name: torch.zeros(len(ids), dtype=torch.bool) for name in ("duplicate", "induction")}
+        self._found: dict[tuple[int, int, int], _Places] = {}
+        first: dict[int, int] = {}
+        again = [first.setdefault(token, i) < i for i, token in enumerate(ids.tolist())]
+        self.rows = dict.fromkeys(MATCHED, torch.tensor(again))  # a token seen before also has what followed it
 
-    def add(self, name: str, mass: Tensor, block: Block, out: Tensor) -> None:
-        """Add the mass (head, query, key) of the block's matches to out (head, pos)."""
-        where = name, block.start, block.low, block.high  # the same for every layer and head
+    def add(self, mass: Tensor, block: Block, out: Tensor) -> None:
+        """Add the mass (head, query, key) of the block's matches to out (head, MATCHED, pos)."""
+        where = block.start, block.low, block.high  # the same for every layer and head
         if where not in self._found:
-            self._found[where] = self._find(name, block)
-        mask, flat, query = self._found[where]
-        if mask is not None:
-            out[:, block.start : block.end] += (mass * mask).sum(-1)
-        elif len(flat):
-            out.index_add_(1, query, mass.flatten(1).index_select(1, flat))
+            self._found[where] = self._find(block)
+        places = self._found[where]
+        for i, mask in places.masks:
+            out[:, i, block.start : block.end] += (mass * mask).sum(-1)
+        if len(places.flat):
+            out.flatten(1).index_add_(1, places.into, mass.flatten(1).index_select(1, places.flat))
 
-    def _find(self, name: str, block: Block) -> _Places:
+    def _find(self, block: Block) -> _Places:
         rows = torch.arange(block.start, block.end, device=self._ids.device)
-        keys = torch.arange(block.high, device=self._ids.device)
-        held = self._ids[: block.high] if name == "duplicate" else self._before[: block.high]
-        latest = rows if name == "duplicate" else rows + 1
-        mask = (self._ids[rows, None] == held) & (keys < latest[:, None])
-        self.rows[name][block.start : block.end] = mask.any(-1).cpu()
-        mask = mask[:, block.low :]
-        query, key = mask.nonzero(as_tuple=True)
-        dense = len(query) > DENSE * mask.numel()
-        return _Places(mask if dense else None, query * mask.shape[1] + key, query + block.start)
+        keys = torch.arange(block.low, block.high, device=self._ids.device)
+        flat, into, masks = [], [], []
+        for i, name in enumerate(MATCHED):
+            held = self._ids if name == "duplicate" else self._before
+            latest = rows if name == "duplicate" else rows + 1
+            mask = (self._ids[rows, None] == held[block.low : block.high]) & (keys < latest[:, None])
+            query, key = mask.nonzero(as_tuple=True)
+            if len(query) > DENSE * mask.numel():
+                masks.append((i, mask))
+                continue
+            flat.append(query * len(keys) + key)
+            into.append(query + block.start + i * len(self._ids))
+        none = rows.new_empty(0)
+        return _Places(torch.cat([none, *flat]), torch.cat([none, *into]), masks)
 
 
 class Lines:
@@ -68,58 +78,62 @@ class Lines:
     def __init__(self, source: Source, matches: Matches) -> None:
         """Room for the sums of every row (head, pos): of mass (`total` with sinks, `kept` without), its moments and parts."""
         self._source, self._matches = source, matches
-        names = ("total", "kept", "back", "norm", "score", *NAMES[3:7])
-        sums = torch.zeros(len(names), source.n_heads, source.n, dtype=source.dtype, device=source.device)
-        self.sums = dict(zip(names, sums, strict=True))
-        self._after = sums.new_zeros(source.n)  # how far each row is from its block's first
+        shape = source.n_heads, source.n
+        self._sums = torch.zeros(len(SUMS), *shape, dtype=source.dtype, device=source.device)
+        self._matched = self._sums.new_zeros(shape[0], len(MATCHED), shape[1])
+        self._after = self._sums.new_zeros(source.n)  # how far each row is from its block's first
         self._distances = torch.arange(source.n, -source.n, -1, dtype=source.dtype, device=source.device)
 
-    def add(self, block: Block, scores: Tensor, room: Tensor) -> Tensor:
-        """Weights of a block times their row's `total`, in `room`; uses up the scores in bits (head, query, key)."""
+    def add(self, block: Block, scores: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
+        """Mass and total: the weights of a block (head, query, key), in `room`, are mass / total (head, query).
+
+        The scores in bits (head, query, key) are used up.
+        """
         source, (head, n_heads, start, end, low, high) = self._source, block
-        sums = {name: values[head : head + n_heads, start:end] for name, values in self.sums.items()}
-        sinks = source.sinks(block)
-        if not (source.safe or source.normalized):
-            sinks = _shift(scores, sinks)
-        mass = torch.exp2(scores, out=room[: scores.numel()].view(scores.shape))
-        torch.sum(mass, -1, out=sums["kept"])
-        if source.normalized:
-            sums["total"].fill_(1.0)
-        else:
-            sums["total"].copy_(sums["kept"] if sinks is None else sums["kept"] + torch.exp2(sinks))
-        torch.linalg.vector_norm(mass, dim=-1, out=sums["norm"])
+        total, kept, back, norm, score, sink, prev = self._sums[:, head : head + n_heads, start:end].unbind(0)
+        mass = room[: scores.numel()].view(scores.shape)
+        self._exponentiate(block, scores, mass, kept, total)
+        torch.linalg.vector_norm(mass, dim=-1, out=norm)
+        torch.sum(scores.mul_(mass), -1, out=score)
         # distances from the block's first query: small numbers where the weight is
-        sums["back"].copy_(mass @ self._distances[source.n - start + low : source.n - start + high])
-        self._after[start:end] = -self._distances[source.n : source.n + end - start]
+        back.copy_(mass @ self._distances[source.n - start + low : source.n - start + high])
+        if not head:
+            self._after[start:end] = -self._distances[source.n : source.n + end - start]
         if low == 0:
-            sums["sink"].copy_(mass[..., 0])
+            sink.copy_(mass[..., 0])
         offset = start - 1 - low
         previous = mass.diagonal(offset, dim1=1, dim2=2)
         first = max(0, -offset)  # the block's rows above it have no previous key
-        sums["prev"][:, first : first + previous.shape[1]].copy_(previous)
-        for name in ("duplicate", "induction"):
-            self._matches.add(name, mass, block, self.sums[name][head : head + n_heads])
-        torch.sum(scores.mul_(mass), -1, out=sums["score"])
-        return mass
+        prev[:, first : first + previous.shape[1]].copy_(previous)
+        self._matches.add(mass, block, self._matched[head : head + n_heads])
+        return mass, total
+
+    def _exponentiate(self, block: Block, scores: Tensor, mass: Tensor, kept: Tensor, total: Tensor) -> None:
+        """mass = 2^scores and its sums; scores are shifted, row by row, where that would leave the numbers' range."""
+        torch.sum(torch.exp2(scores, out=mass), -1, out=kept)
+        if self._source.normalized:
+            total.fill_(1.0)
+            return
+        sinks = self._source.sinks(block)
+        torch.add(kept, 0.0 if sinks is None else torch.exp2(sinks), out=total)
+        least, most = (float(x) for x in torch.stack(total.aminmax()))
+        if least > SMALL and most < LARGE:
+            return
+        top = scores.amax(-1, keepdim=True)
+        if sinks is not None:
+            top = torch.maximum(top, sinks.unsqueeze(-1))
+        torch.sum(torch.exp2(scores.sub_(top), out=mass), -1, out=kept)
+        torch.add(kept, 0.0 if sinks is None else torch.exp2(sinks - top.squeeze(-1)), out=total)
 
     def statistics(self) -> dict[str, Tensor]:
         """Each of `NAMES` (head, pos), once all blocks are in."""
-        sums, total = self.sums, self.sums["total"]
+        sums = dict(zip(SUMS, self._sums, strict=True))
+        total = sums["total"]
         kept = sums["kept"] / total
-        found = {name: sums[name] / total for name in NAMES[3:7]}
+        found = {name: sums[name] / total for name in ("sink", "prev")}
+        found |= {name: self._matched[:, i] / total for i, name in enumerate(MATCHED)}
         found["distance"] = sums["back"] / total + self._after * kept
         found["ess"] = (total / sums["norm"]).square_()
         found["entropy"] = ((total.log2() * kept - sums["score"] / total) * NAT).clamp_(min=0)
         found["perplexity"] = found["entropy"].exp()
         return found
-
-
-def _shift(scores: Tensor, sinks: Tensor | None) -> Tensor | None:
-    """Make every row's largest score 0, in place, if any needs it; the sinks' scores after the same shift."""
-    top = scores.amax(-1, keepdim=True)
-    if sinks is not None:
-        top = torch.maximum(top, sinks.unsqueeze(-1))
-    if float(top.abs().max()) < SAFE:
-        return sinks
-    scores.sub_(top)
-    return None if sinks is None else sinks - top.squeeze(-1)
