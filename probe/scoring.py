@@ -50,14 +50,63 @@ def score_hidden(
     for start in range(0, hidden.shape[0], block_rows):
         logits = readout(hidden[start : start + block_rows])
         own = targets[start : start + block_rows].to(logits.device)[:, None]
-        step = max(1, CACHED // logits.shape[-1]) if logits.device.type == "cpu" else block_rows
-        for row in range(0, len(logits), step):
-            rows = logits[row : row + step].float()
-            if space.numel() < 2 * rows.numel() or space.device != rows.device:
-                space = torch.empty(2 * rows.numel(), device=rows.device)
+        for piece in _cached(logits):
+            rows = logits[piece].float()
+            space = _room(space, 2, rows)
             buffers = space[: 2 * rows.numel()].view(2, *rows.shape)
-            found.append(_score(rows, own[row : row + step], top, start + row, buffers))
+            found.append(_score(rows, own[piece], top, start + piece.start, buffers))
     return Scores(*(torch.cat(parts).cpu() for parts in zip(*found, strict=True)))
+
+
+class Distribution(NamedTuple):
+    """What others are compared with, by its row: p = 2^shifted / 2^log_total, finite shifted even where p is 0."""
+
+    p: Tensor  # (rows, d_vocab)
+    shifted: Tensor  # (rows, d_vocab) bits
+    log_total: Tensor  # (rows,) bits
+
+
+def distribution(logits: Tensor) -> Distribution:
+    """logits (rows, d_vocab) -> what they amount to, in fp32."""
+    p = logits.to(torch.float32, copy=True)
+    shifted = torch.empty_like(p)
+    total = torch.cat([_softmax(p[piece], shifted[piece]) for piece in _cached(logits)])
+    return Distribution(p.div_(total[:, None]), shifted, total.log2())
+
+
+def divergence(true: Distribution, logits: Tensor) -> Tensor:
+    """KL(true || softmax of logits) in nats, (rows,); logits (rows, d_vocab). 0 for the logits that `true` is of.
+
+    From differences of scores, so that two distributions that are close lose no digits. torch's own log_softmax is not
+    good enough: over 50,000 tokens it is off by 5e-5 in fp32.
+    """
+    found, space = [], torch.empty(0)
+    for piece in _cached(logits):
+        rows = logits[piece].float()
+        space = _room(space, 2, rows)
+        work, shifted = space[: 2 * rows.numel()].view(2, *rows.shape)
+        total = _softmax(work.copy_(rows), shifted)
+        apart = torch.linalg.vecdot(true.p[piece], torch.sub(true.shifted[piece], shifted, out=work))
+        found.append((apart + total.log2() - true.log_total[piece]).clamp_(min=0.0) * NAT)
+    return torch.cat(found)
+
+
+def _softmax(logits: Tensor, shifted: Tensor) -> Tensor:
+    """Sums (rows,) of 2^shifted, which takes the place of the logits (rows, d_vocab); shifted, in bits, is at most 0."""
+    torch.sub(logits, logits.amax(-1, keepdim=True), out=shifted).clamp_(min=-1e4).mul_(BITS)
+    return torch.exp2(shifted, out=logits).sum(-1)
+
+
+def _cached(logits: Tensor) -> list[slice]:
+    """Slices of the rows of logits (rows, d_vocab), each small enough for a CPU's cache."""
+    step = max(1, CACHED // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
+    return [slice(start, start + step) for start in range(0, len(logits), step)]
+
+
+def _room(space: Tensor, n: int, rows: Tensor) -> Tensor:
+    """Flat fp32 memory for n times `rows`: the one there is, if it is large enough."""
+    enough = space.numel() >= n * rows.numel() and space.device == rows.device
+    return space if enough else torch.empty(n * rows.numel(), device=rows.device)
 
 
 def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:

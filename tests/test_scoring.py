@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from probe.errors import NonFinite
-from probe.scoring import Scores, score_hidden, score_rows
+from probe.scoring import Scores, distribution, divergence, score_hidden, score_rows
 
 V = 3001  # no multiple of anything that the arithmetic is blocked by
 
@@ -167,3 +167,16 @@ def test_no_alternatives_and_no_rows() -> None:
     logits, targets = drawn(4, 1.0)
     assert score_rows(logits, targets, top=0).top_ids.shape == (4, 0)
     assert score_rows(logits[:, :2], targets % 2, top=5).top_ids.shape == (4, 2)
+
+
+def test_divergences_of_near_and_far_and_masked_distributions() -> None:
+    logits, _ = drawn(50, 4.0, vocabulary=49152)
+    other, _ = drawn(50, 6.0, seed=1, vocabulary=49152)
+    logits[40:, 100:] = -torch.inf
+    for q in (logits + 1e-3 * other, other, logits * 1.01):
+        q = torch.where(logits == -torch.inf, -torch.inf, q)
+        true, near = logits.double().log_softmax(-1), q.double().log_softmax(-1)
+        expected = (true.exp() * (true - near).nan_to_num(nan=0.0)).sum(-1)
+        reference = distribution(logits)
+        torch.testing.assert_close(divergence(reference, q).double(), expected, atol=1e-6, rtol=2e-6)
+        assert (divergence(reference, logits) == 0).all()

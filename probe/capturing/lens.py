@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from probe.anatomy import Anatomy
     from probe.capturing.logits import Unembed
 
-ELEMENTS = 2**23  # logits held at a time, of the last layer and of one other each
+ELEMENTS = 2**22  # logits held at a time of one layer; of the last one twice as many
 
 
 def guesses(
@@ -28,7 +28,7 @@ def guesses(
     `target_id` is the token that follows; a prompt's last position has none: -1, with rank and log-prob of no meaning.
     Raises `SiteAbsent` where the replay of norm and head was not verified.
     """
-    from probe.scoring import score_rows
+    from probe.scoring import distribution, divergence, score_rows
 
     if unembed is None or anatomy.final_norm is None:
         raise SiteAbsent("no layer's guess can be read", hint="the model's final norm and head could not be verified")
@@ -39,16 +39,15 @@ def guesses(
         targets = ids[b, :n].roll(-1)
         for start in range(0, n, step):
             where = slice(start, min(n, start + step))
-            final = unembed(norm(resid[-1][b, where])).to(torch.float32).log_softmax(-1)
+            final = distribution(unembed(norm(resid[-1][b, where])))
             for layer, stream in enumerate(resid):
-                logits = unembed(norm(stream[b, where])).to(torch.float32)
+                logits = unembed(norm(stream[b, where]))
                 scores = score_rows(logits, targets[where], top=top)
-                kl = (final.exp() * (final - logits.log_softmax(-1))).nan_to_num(nan=0.0).sum(-1)
                 known = torch.arange(where.start, where.stop, device=ids.device) < n - 1
                 tables[layer].append({
                     "top_ids": scores.top_ids, "top_logprobs": scores.top_logprobs,
                     "target_id": targets[where].where(known, -1), "target_rank": scores.rank,
-                    "target_logprob": scores.logprob, "entropy": scores.entropy, "kl_to_final": kl.clamp_(min=0),
+                    "target_logprob": scores.logprob, "entropy": scores.entropy, "kl_to_final": divergence(final, logits),
                 })  # fmt: skip
     for layer, pieces in enumerate(tables):
         sink.lens(layer, {name: _stacked([p[name] for p in pieces], lengths, ids.shape[1]) for name in pieces[0]})
