@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from probe.anatomy.chain import Block
 from probe.anatomy.inside import is_leaf
-from probe.anatomy.parts import Readout
+from probe.anatomy.mixing import values_at
+from probe.anatomy.parts import LOGITS, Readout
 from probe.anatomy.sums import misfit, tolerance
 from probe.anatomy.tape import Event, Print, Tape
 from probe.instrument import Tap
+
+LOUD = 20.0  # no cap leaves logits of this size as they are
 
 
 class Ends(NamedTuple):
@@ -29,13 +32,14 @@ class Ends(NamedTuple):
     absent: dict[str, str]
 
 
-def find_ends(model: nn.Module, recorded: Tape, blocks: tuple[Block, ...]) -> Ends:
+def find_ends(model: nn.Module, ids: Tensor, recorded: Tape, blocks: tuple[Block, ...]) -> Ends:
     """logits = readout(head(final_norm(last resid_post))), replayed by calling those modules alone.
 
     The head is the innermost module with which that holds; it may be a whole part, such as a dense layer before the
     unembedding."""
     embed = _embed(recorded, blocks)
-    heads = _heads(model, recorded)
+    numbers = _config_numbers(model)
+    heads = _heads(recorded, numbers)
     if not heads:
         why = "no module's output is the logits, scaled or capped"
         return Ends(embed, None, None, Readout(), False, math.inf, {"head": why, "final_norm": why})
@@ -45,9 +49,12 @@ def find_ends(model: nn.Module, recorded: Tape, blocks: tuple[Block, ...]) -> En
     last = blocks[-1].after.print
     for head in heads:
         for norm in _norms(recorded, last, head):
-            found = _replay(model, recorded, last, norm, head)
-            if found is not None:
-                readout, error = found
+            raw = _replay(model, recorded.values[last], norm, head)
+            if raw is None or raw.numel() != recorded.logits.numel():
+                continue
+            readout = _scaled(raw, recorded.logits, _cap(model, ids, recorded, head, numbers), numbers)
+            if readout is not None:
+                error = _error(readout, raw, recorded.logits)
                 absent = {} if norm else {"final_norm": "the head reads the last resid_post as it is"}
                 return Ends(embed, norm, head.path, readout, True, error, absent)
     return Ends(
@@ -67,9 +74,9 @@ def _embed(recorded: Tape, blocks: tuple[Block, ...]) -> Tap | None:
     return first.before.tap
 
 
-def _heads(model: nn.Module, recorded: Tape) -> list[Event]:
+def _heads(recorded: Tape, numbers: list[float]) -> list[Event]:
     """The modules whose output is the logits up to a scale and a cap: leaves first (the latest first), then whole parts."""
-    logits, numbers = recorded.logits, _config_numbers(model)
+    logits = recorded.logits
     found: list[Event] = []
     tried: dict[int, bool] = {}
     for event in sorted(recorded.events, key=lambda e: (0, -e.seq) if is_leaf(e.module) else (1, e.seq)):
@@ -90,22 +97,43 @@ def apply_readout(readout: Readout, raw: Tensor) -> Tensor:
 
 
 def _fitted(raw: Tensor, logits: Tensor, numbers: list[float]) -> Readout | None:
-    """logits = cap * tanh(scale * raw / cap): scale by least squares; the cap is one of the config's numbers."""
-    raw, wanted, tol = raw.double(), logits.double(), tolerance(logits.dtype)
-    for cap in (None, *numbers):
-        if cap is None:
-            linear = wanted
-        elif float(wanted.abs().max()) < cap:
-            linear = cap * torch.atanh(wanted / cap)
-        else:
-            continue
-        scale = float((raw * linear).sum() / (raw * raw).sum())
-        for candidate in (1.0, *numbers, *(1 / n for n in numbers), scale):
-            if abs(candidate - scale) <= 1e-3 * abs(scale):
-                readout = Readout(candidate, cap)
-                if misfit(wanted, apply_readout(readout, raw)) <= tol:
-                    return readout
-    return None
+    """logits = cap * tanh(scale * raw / cap): the cap is one of the config's numbers, the scale too or by least squares.
+
+    A cap must pay: small logits look uncapped too, but fit less well."""
+    caps = [cap for cap in numbers if float(logits.abs().max()) < cap]
+    plain, *capped = (_scaled(raw, logits, cap, numbers) for cap in (None, *caps))
+    best = min((r for r in capped if r is not None), key=lambda r: _error(r, raw, logits), default=plain)
+    if plain is None or best is None:
+        return best
+    return plain if _error(plain, raw, logits) <= 2 * _error(best, raw, logits) else best
+
+
+def _scaled(raw: Tensor, logits: Tensor, cap: float | None, numbers: list[float]) -> Readout | None:
+    """The readout with that cap, at the plainest scale that is about as good as any: 1, a number, a fitted one."""
+    x, wanted = raw.double().reshape(logits.shape), logits.double()
+    linear = wanted if cap is None else cap * torch.atanh((wanted / cap).clamp(-0.999999, 0.999999))
+    scale = float((x * linear).sum() / (x * x).sum().clamp_min(1e-30))
+    near = [c for c in (1.0, *numbers, *(1 / n for n in numbers), scale) if abs(c - scale) <= 1e-2 * abs(scale)]
+    found = [Readout(c, cap) for c in near]
+    errors = [_error(readout, raw, logits) for readout in found]
+    least = min(errors, default=math.inf)
+    if least > tolerance(logits.dtype):
+        return None
+    return next(readout for readout, error in zip(found, errors, strict=True) if error <= 2 * least)
+
+
+def _error(readout: Readout, raw: Tensor, logits: Tensor) -> float:
+    return misfit(logits, apply_readout(readout, raw.double()).reshape(logits.shape))
+
+
+def _cap(model: nn.Module, ids: Tensor, recorded: Tape, head: Event, numbers: list[float]) -> float | None:
+    """The cap, as the model shows it when the head's input is so large that the logits reach LOUD."""
+    given, n = head.inputs[0].tap, recorded.logits.numel()
+    raw = next(p.tap for p in head.outputs if math.prod(p.shape) == n)
+    louder = LOUD / recorded.logits.abs().max()
+    loud = values_at(model, ids, [raw, LOGITS], edits={given: lambda x: x * louder.to(x)})
+    found = _fitted(loud[raw], loud[LOGITS], numbers)
+    return found.cap if found else None
 
 
 def _config_numbers(model: nn.Module) -> list[float]:
@@ -144,20 +172,14 @@ def _is_multiple(recorded: Tape, one: Print, other: Print) -> bool:
     return scale > 0 and misfit(y, scale * x.double()) <= tolerance(y.dtype)
 
 
-def _replay(
-    model: nn.Module, recorded: Tape, last: Print, norm: Tap | None, head: Event
-) -> tuple[Readout, float] | None:
-    """Scale, cap and error of logits computed anew from the last resid_post; None if they are not the model's."""
-    x = recorded.values[last]
+def _replay(model: nn.Module, resid: Tensor, norm: Tap | None, head: Event) -> Tensor | None:
+    """What the head gives for the last resid_post when those modules alone are called; None if they can't be."""
     try:
         with torch.no_grad():
-            raw = head.module(x if norm is None else model.get_submodule(norm.path)(x))
+            found = head.module(resid if norm is None else model.get_submodule(norm.path)(resid))
     except (TypeError, AttributeError, ValueError, LookupError, RuntimeError):
         return None  # a part that wants more than the stream is neither norm nor head
-    readout = _fitted(raw.reshape(recorded.logits.shape), recorded.logits, _config_numbers(model))
-    if readout is None:
-        return None
-    return readout, misfit(recorded.logits, apply_readout(readout, raw).reshape(recorded.logits.shape))
+    return found if isinstance(found, Tensor) else None
 
 
 def _why_not(recorded: Tape, last: Print, head: Event) -> str:

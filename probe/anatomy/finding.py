@@ -25,7 +25,7 @@ def find(model: nn.Module) -> Anatomy:
     """
     ids = probe_tokens(model)
     recorded = tape(model, ids)
-    blocks, ends = _stream(model, recorded)
+    blocks, ends = _stream(model, ids, recorded)
     absent = dict(ends.absent)
     trials, layers = Trials(model, ids), []
     once = {path for path, n in recorded.calls().items() if n == 1}
@@ -54,14 +54,14 @@ def find(model: nn.Module) -> Anatomy:
     )
 
 
-def _stream(model: nn.Module, recorded: Tape) -> tuple[tuple[Block, ...], Ends]:
+def _stream(model: nn.Module, ids: Tensor, recorded: Tape) -> tuple[tuple[Block, ...], Ends]:
     """The heaviest chain of blocks that leads to the logits; where none does, the heaviest."""
     chains = find_chains(model, recorded) or [()]
-    found = [(chains[0], find_ends(model, recorded, chains[0]))]
+    found = [(chains[0], find_ends(model, ids, recorded, chains[0]))]
     for blocks in chains[1:]:
         if found[-1][1].exact:
             break
-        found.append((blocks, find_ends(model, recorded, blocks)))
+        found.append((blocks, find_ends(model, ids, recorded, blocks)))
     return found[-1] if found[-1][1].exact else found[0]
 
 

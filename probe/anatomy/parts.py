@@ -104,7 +104,7 @@ class Anatomy:
 
     def reason(self, site: str, layer: int = -1) -> str:
         """Why the site is absent."""
-        own = self.layers[layer].absent.get(site) if site not in MODEL_SITES and self.layers else None
+        own = self._layer(layer).absent.get(site) if site not in MODEL_SITES and self.layers else None
         return own or self.absent.get(site) or self.absent.get("blocks") or "no equation that holds finds it"
 
     def _layer(self, layer: int) -> Layer:

@@ -44,19 +44,19 @@ def shortest_sum(target: Tensor, base: Tensor, terms: Sequence[Tensor], *, max_t
     """
     columns = _columns(target, base, terms)
     gram = columns @ columns.T
-    rounding = 4 * torch.finfo(target.dtype).eps
+    eps = torch.finfo(target.dtype).eps
     best: Sum | None = None
     for size in range(1, min(max_terms, len(terms)) + 1):
-        found = _best_of_size(gram, columns, size, len(terms))
+        found = _best_of_size(gram, columns, size, eps)
         if best is not None:  # one more term must pay: rounding errors don't halve
             if found is None or found.error > best.error / 2:
                 break
             best = found
         elif found is not None and found.error <= tolerance(target.dtype):
             best = found
-        if best is not None and best.error <= rounding:
+        if best is not None and best.error <= 4 * eps:
             break
-    return None if best is None else _snapped(best, columns)
+    return None if best is None else _snapped(best, columns, eps)
 
 
 def _columns(target: Tensor, base: Tensor, terms: Sequence[Tensor]) -> Tensor:
@@ -71,9 +71,9 @@ def _size(one: Tensor, other: Tensor) -> Tensor:
     return size + 0.01 * size.pow(2).mean().sqrt() + 1e-30
 
 
-def _best_of_size(gram: Tensor, columns: Tensor, size: int, n_terms: int) -> Sum | None:
+def _best_of_size(gram: Tensor, columns: Tensor, size: int, eps: float) -> Sum | None:
     """The best exact-looking subset of that size; its error is computed from the numbers, not from the Gram matrix."""
-    subsets = list(itertools.islice(itertools.combinations(range(1, n_terms + 1), size), MAX_SUBSETS))
+    subsets = list(itertools.islice(itertools.combinations(range(1, len(columns) - 1), size), MAX_SUBSETS))
     index = torch.tensor([[0, *s] for s in subsets])  # (subset, 1 + size)
     left = gram[index[:, :, None], index[:, None, :]]
     right = gram[index, -1]
@@ -83,36 +83,45 @@ def _best_of_size(gram: Tensor, columns: Tensor, size: int, n_terms: int) -> Sum
     solution = torch.linalg.solve(left + ridge, (right / scale)[..., None])[..., 0] / scale
     residual = gram[-1, -1] - (solution * right).sum(-1)
     for i in residual.argsort()[:8].tolist():
-        found = _refined(columns, index[i])
+        found = _refined(columns, index[i], eps)
         if found is not None:
             return found
     return None
 
 
-def _refined(columns: Tensor, chosen: Tensor) -> Sum | None:
-    """Least squares on the numbers themselves; None where a coefficient is nothing."""
+def _refined(columns: Tensor, chosen: Tensor, eps: float) -> Sum | None:
+    """Least squares on the numbers themselves; None where a coefficient, or what it adds, is nothing or mere rounding."""
     basis, target = columns[chosen].T, columns[-1]
     size = basis.norm(dim=0).clamp_min(1e-30)
     solution = torch.linalg.lstsq(basis / size, target[:, None], driver="gelsd").solution[:, 0] / size
-    if bool((solution * size / target.norm()).abs().min() < 1e-7) or bool(solution.abs().min() < 1e-4):
+    added = float((solution * size / target.norm()).abs().min())
+    if added < max(1e-7, eps / 16) or abs(solution[0]) < max(1e-4, eps) or bool(solution.abs().min() < 1e-4):
         return None
     error = float((basis @ solution - target).pow(2).mean().sqrt())
     return Sum(float(solution[0]), tuple((chosen[1:] - 1).tolist()), tuple(solution[1:].tolist()), error)
 
 
-def _snapped(found: Sum, columns: Tensor) -> Sum:
-    """Each coefficient that was meant to be a short number becomes it, if the equation holds as well."""
+def _snapped(found: Sum, columns: Tensor, eps: float) -> Sum:
+    """Coefficients that were meant to be short numbers become them: all of them 1, or each as far as it is uncertain."""
     numbers = [found.carry, *found.coefficients]
     chosen, target = columns[[0, *(i + 1 for i in found.terms)]], columns[-1]
-    error = found.error
+
+    def missed(tried: list[float]) -> float:
+        return float((torch.tensor(tried, dtype=torch.float64) @ chosen - target).pow(2).mean().sqrt())
+
+    whole = [round(number, 0) for number in numbers]
+    enough = 1.5 * found.error + 1e-9
+    if all(whole) and missed(whole) <= max(enough, eps):
+        return Sum(whole[0], found.terms, tuple(whole[1:]), missed(whole))
+    spread = found.error * torch.linalg.pinv(chosen @ chosen.T).diagonal().clamp_min(0).sqrt()
     for i, exact in enumerate(numbers):
+        room = max(8 * float(spread[i]), eps / 8, 1e-6)
         for digits in range(5):
             tried = [*numbers[:i], round(exact, digits), *numbers[i + 1 :]]
-            missed = float((torch.tensor(tried, dtype=torch.float64) @ chosen - target).pow(2).mean().sqrt())
-            if tried[i] and missed <= 1.5 * found.error + 1e-9:
-                numbers, error = tried, missed
+            if tried[i] and abs(tried[i] - exact) <= room and missed(tried) <= enough:
+                numbers = tried
                 break
-    return found._replace(carry=numbers[0], coefficients=tuple(numbers[1:]), error=error)
+    return Sum(numbers[0], found.terms, tuple(numbers[1:]), missed(numbers))
 
 
 def channelwise_sum(target: Tensor, base: Tensor, terms: Sequence[Tensor]) -> ChannelSum | None:

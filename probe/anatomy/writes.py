@@ -89,8 +89,8 @@ def _with_channels(inside: Inside, pool: list[Port]) -> Equation | None:
     found = channelwise_sum(inside.resid_post, inside.resid_pre, terms)
     if found is None:
         return None
-    parameters = _parameters(inside)
-    factors = [_named(parameters, vector) for vector in found.factors]
+    parameters, eps = _parameters(inside), torch.finfo(inside.resid_post.dtype).eps
+    factors = [_named(parameters, vector, eps) for vector in found.factors]
     if any(f is None for f in factors):
         return None
     (carry, carry_gains), *rest = [f for f in factors if f is not None]
@@ -101,7 +101,7 @@ def _with_channels(inside: Inside, pool: list[Port]) -> Equation | None:
         found.error,
         carry_gains,
         tuple(names for _, names in rest),
-        _offset_name(parameters, found.offset),
+        _offset_name(parameters, found.offset, eps),
     )
 
 
@@ -141,22 +141,25 @@ def _parameters(inside: Inside) -> dict[str, Tensor]:
     return found
 
 
-def _named(parameters: dict[str, Tensor], vector: Tensor) -> tuple[float, tuple[str, ...]] | None:
-    """A vector as a number times a product of at most two parameters."""
-    ones = torch.ones_like(vector)
-    products = [((), ones), *(((n,), p) for n, p in parameters.items())]
+def _named(parameters: dict[str, Tensor], vector: Tensor, eps: float) -> tuple[float, tuple[str, ...]] | None:
+    """A vector as a number times a product of at most two parameters; the fewest, unless more fit twice as well."""
+    products: list[tuple[tuple[str, ...], Tensor]] = [((), torch.ones_like(vector))]
+    products += [((name,), p) for name, p in parameters.items()]
     products += [((m, n), parameters[m] * parameters[n]) for m, n in itertools.combinations(parameters, 2)]
+    fits = []
     for names, product in products:
         number = float((product @ vector) / (product @ product))
-        if float((vector - number * product).norm()) <= 1e-3 * float(vector.norm()):
-            return round(number, 4), names
-    return None
+        fits.append((float((vector - number * product).norm() / vector.norm()), number, names))
+    room = max(1e-3, 2 * eps)
+    least = min(misfit for misfit, _, _ in fits)
+    if least > room:
+        return None
+    _, number, names = next(fit for fit in fits if fit[0] <= 2 * least)
+    return next((r for r in (round(number, d) for d in range(5)) if abs(r - number) <= room), number), names
 
 
-def _offset_name(parameters: dict[str, Tensor], offset: Tensor | None) -> str:
+def _offset_name(parameters: dict[str, Tensor], offset: Tensor | None, eps: float) -> str:
     if offset is None:
         return ""
-    for name, parameter in parameters.items():
-        if float((parameter - offset).norm()) <= 1e-3 * float(offset.norm()):
-            return name
-    return UNNAMED
+    room = max(1e-3, 2 * eps) * float(offset.norm())
+    return next((name for name, p in parameters.items() if float((p - offset).norm()) <= room), UNNAMED)
