@@ -1,0 +1,6 @@
+"""What a text answers, as a class: found by rules, compared by canonical keys."""
+
+from probe.answers.canonical import canonical, equal
+from probe.answers.extraction import HOWS, NONE, TRUNCATED, Answer, Candidate, explain, extract
+
+__all__ = ["HOWS", "NONE", "TRUNCATED", "Answer", "Candidate", "canonical", "equal", "explain", "extract"]
