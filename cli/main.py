@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 import cli.models as models
+import cli.rewind as rewind
 import cli.runs as runs
 import cli.steps as steps
 import cli.trace as trace
@@ -49,6 +50,7 @@ app = typer.Typer(
 )
 app.command("trace")(trace.command)
 app.command("steps")(steps.command)
+app.command("rewind")(rewind.command)
 app.add_typer(runs.app, name="runs")
 app.add_typer(models.app, name="models")
 

@@ -136,4 +136,3 @@ def _status(run: Listed) -> str:
 
 def _line(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-

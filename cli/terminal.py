@@ -22,7 +22,7 @@ SHOWN_PROMPTS = 5
 
 def show_json(run: Run, command: str) -> None:
     """Print the run's one JSON document."""
-    typer.echo(json.dumps({"run": _path(run), "command": command, "summary": run.summary}, ensure_ascii=False))
+    typer.echo(json.dumps({"run": run_path(run), "command": command, "summary": run.summary}, ensure_ascii=False))
 
 
 def show_plan(plan: dict[str, Any], *, as_json: bool) -> None:
@@ -41,7 +41,7 @@ def show_plan(plan: dict[str, Any], *, as_json: bool) -> None:
 def show_trace(run: Run, *, quiet: bool) -> None:
     """Print the text coloured by surprisal, the totals, the most surprising tokens, and where the run is."""
     if quiet:
-        typer.echo(_path(run))
+        typer.echo(run_path(run))
         return
     tokens, summary = run.tokens, run.summary
     prompts = tokens["prompt_id"].unique()
@@ -64,7 +64,7 @@ def show_trace(run: Run, *, quiet: bool) -> None:
             for t in summary["most_surprising"]
         ]
         show_table(("pos", "token", "surprisal", "rank", "expected"), rows)
-    typer.echo(f"\nrun: {_path(run)}")
+    typer.echo(f"\nrun: {run_path(run)}")
 
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -91,7 +91,9 @@ def visible(text: str) -> str:
 
 def printable(text: str) -> str:
     """Text in which no character can move the cursor or turn the line: all but newline, tab and joiners are escaped."""
-    return "".join(c if c.isprintable() or c in "\n\t\u200c\u200d" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(
+        c if c.isprintable() or c in "\n\t\u200c\u200d" else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def _coloured(tokens: pd.DataFrame) -> None:
@@ -109,7 +111,8 @@ def _coloured(tokens: pd.DataFrame) -> None:
     Console().print(text, soft_wrap=True)
 
 
-def _path(run: Run) -> str | None:
+def run_path(run: Run) -> str | None:
+    """Where a run is; None if only in memory."""
     return str(run.path) if run.path else None
 
 

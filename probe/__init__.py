@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from probe.errors import ProbeError
     from probe.language_model import LanguageModel, load
+    from probe.rewinding import rewind
     from probe.store import Run, list_runs, open_run
     from probe.tracing import trace
 
@@ -18,10 +19,11 @@ _HOME = {
     "list_runs": "probe.store",
     "load": "probe.language_model",
     "open_run": "probe.store",
+    "rewind": "probe.rewinding",
     "trace": "probe.tracing",
 }
 
-__all__ = ["LanguageModel", "ProbeError", "Run", "list_runs", "load", "open_run", "trace"]
+__all__ = ["LanguageModel", "ProbeError", "Run", "list_runs", "load", "open_run", "rewind", "trace"]
 
 
 def __getattr__(name: str) -> Any:

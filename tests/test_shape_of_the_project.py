@@ -23,7 +23,7 @@ LAYERS = (
 BESIDE = {
     ("anatomy", "instrument"), ("language_model", "instrument"),
     ("language_model", "anatomy"), ("language_model", "tiny"), ("capturing", "scoring"),
-    ("capturing", "lenses"), ("lenses", "scoring"), ("decoding", "scoring"),
+    ("capturing", "lenses"), ("lenses", "scoring"), ("decoding", "scoring"), ("importance", "rewinding"),
 }  # fmt: skip
 FILES = sorted(p for top in ("probe", "cli", "recipes") for p in (ROOT / top).rglob("*.py"))
 

@@ -52,7 +52,8 @@ def estimate(lm: LanguageModel, request: Request, sequences: list[Sequence]) -> 
     return {
         "model": lm.name, "prompts": len(sequences), "tokens": tokens,
         "decode_steps": request.generate * len(sequences), "read_passes": len(sequences), "attention_layers": layers,
-        "peak_memory_bytes": PROCESS_BYTES + weights + 4 * (vectors["values"] + longest * (anatomy.d_vocab // 8 + 16 * anatomy.d_model)),
+        "peak_memory_bytes": PROCESS_BYTES + weights
+        + 4 * (vectors["values"] + longest * (anatomy.d_vocab // 8 + 16 * anatomy.d_model)),
         "tables": {name: {"rows": n, "bytes": n * (ROW_BYTES[name] + bits // 8)} for name, (n, bits) in rows.items()},
     }  # fmt: skip
 

@@ -1,0 +1,147 @@
+"""How a rewind looks on a terminal: the step before and after, both arms, the difference and whether it is resolved."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from cli.terminal import run_path, show_plan, show_table, visible
+
+if TYPE_CHECKING:
+    from probe.store import Run
+
+ARMS = {"before": "before the step", "control": "control", "edited": "edited"}
+NAMES = {
+    "total_variation": "total variation", "jensen_shannon": "Jensen-Shannon (nats)", "kl_jeffreys": "KL, Jeffreys ½ (nats)",
+    "flip_rate": "flip rate", "accuracy": "accuracy", "tokens": "tokens drawn",
+}  # fmt: skip
+SHOWN = 8
+
+
+def show_rewind(run: Run, *, quiet: bool, explain: bool) -> None:
+    """Print what was put where, how far it is from the model's own words, what came of it, and where the run is."""
+    if quiet:
+        typer.echo(run_path(run))
+        return
+    summary = run.summary
+    _show_edit(summary)
+    _show_arms(summary)
+    if summary["effects"]:
+        _show_effects(summary)
+    if explain:
+        _show_answers(run)
+    _show_examples(summary)
+    for text in run.manifest["warnings"]:
+        typer.echo(f"warning: {text}", err=True)
+    if summary["no_answer"]:
+        typer.echo(
+            "warning: no continuation gave an answer: raise --max-new, or say how answers look with --answer", err=True
+        )
+    typer.echo(f"\nrun: {run_path(run)}")
+
+
+def show_rewind_plan(plan: dict[str, Any], *, as_json: bool) -> None:
+    """Print what a rewind would cost and how wide its interval would be."""
+    show_plan({**plan, "half_width": plan["half_width"]}, as_json=as_json)
+
+
+def _show_edit(summary: dict[str, Any]) -> None:
+    typer.echo(f"step {summary['step']}, token {summary['position']}: {summary['edit']}")
+    typer.echo(f"  was {visible(summary['old'])}")
+    if summary["new"]:
+        typer.echo(
+            f"  now {visible(summary['new'])}" + ("" if summary["same_length"] else " (another number of tokens)")
+        )
+    if summary["mid_token"]:
+        typer.echo("  the place begins inside a token: the whole token belongs to it")
+    far = summary["off_policy"]
+    if far:
+        z = "–" if far["z"] is None else f"{far['z']:+.2f}"
+        typer.echo(
+            f"off-policy z {z}: {far['edit_logprob']:.3f} nats a token, the model's own {far['own_steps']} steps there "
+            f"{far['own_logprob']:.3f} ± {far['own_sd']:.3f}"
+        )
+        if far["far"]:
+            typer.echo("warning: the model would hardly say this: what follows may be its surprise (z < -3)", err=True)
+    if summary["headroom"] is not None:
+        typer.echo(f"headroom {summary['headroom']:.3f} nats: entropy of the outcome before the step")
+
+
+def _show_arms(summary: dict[str, Any]) -> None:
+    arms = summary["arms"]
+    order: dict[str, None] = {}
+    for name in ("control", "edited", "before"):
+        order.update(dict.fromkeys(row["outcome"] for row in arms.get(name, {"outcomes": []})["outcomes"]))
+    names = [name for name in ("control", "edited", "before") if name in arms]
+    rows = []
+    for outcome in list(order)[:SHOWN]:
+        cells = [next((r for r in arms[name]["outcomes"] if r["outcome"] == outcome), None) for name in names]
+        mark = " *" if outcome == summary["reference"] else ""
+        rows.append((visible(outcome) + mark, *(_share(cell) for cell in cells)))
+    typer.echo("")
+    show_table(("outcome", *(f"{ARMS[name]} (n = {arms[name]['n']})" for name in names)), rows)
+    if len(order) > SHOWN:
+        typer.echo(f"… and {len(order) - SHOWN} more outcomes")
+    typer.echo(f"* {'expected' if summary['expected'] else 'the original answer'}; shares with 95 % Wilson intervals")
+
+
+def _share(cell: dict[str, Any] | None) -> str:
+    return "0" if cell is None else f"{cell['share']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"
+
+
+def _show_effects(summary: dict[str, Any]) -> None:
+    headline = summary["difference"]
+    typer.echo(
+        f"\nP({visible(headline['outcome'])}) changes by {_signed(headline)}, McNemar p = {headline['p_value']:.3g}: "
+        f"{summary['resolution']}"
+    )
+    rows = []
+    for row in summary["effects"]:
+        if row["metric"] == "share":
+            continue
+        interval = "" if row["ci_low"] is None else f"[{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+        floor = "" if row["null_high"] is None else f"{row['null_high']:.3f}"
+        p = "" if row["p_value"] is None else f"{row['p_value']:.3g}"
+        rows.append((NAMES[row["metric"]], f"{row['difference']:.3f}", interval, floor, p))
+    show_table(("measure", "value", "95 % interval", "null 95 %", "p"), rows)
+    scored = summary["rescored"]
+    if scored:
+        worst = scored["most_changed"]
+        typer.echo(
+            f"the {scored['tokens']} tokens that followed: {scored['logprob']:.3f} nats, with the edit "
+            f"{scored['logprob_edited']:.3f} ({scored['difference']:+.3f}; most at {worst['pos']} "
+            f"{visible(worst['token'])}, {worst['difference']:+.3f})"
+        )
+
+
+def _signed(row: dict[str, Any]) -> str:
+    return f"{row['difference']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
+
+
+def _show_answers(run: Run) -> None:
+    from probe.answers import explain
+
+    how = run.summary["answers"]
+    rows = []
+    for row in run.branches.itertuples():
+        for found in explain(row.text, how):
+            rows.append(
+                (
+                    str(row.branch),
+                    str(row.arm),
+                    found.rule,
+                    visible(found.text),
+                    visible(found.key),
+                    "chosen" if found.chosen else "",
+                )
+            )
+    typer.echo("\nanswers found in what was drawn")
+    show_table(("branch", "arm", "rule", "as written", "class", ""), rows)
+
+
+def _show_examples(summary: dict[str, Any]) -> None:
+    for name, example in summary["examples"].items():
+        typer.echo(f"\n{ARMS[name]}, sample {example['sample']} -> {visible(example['outcome'])}")
+        typer.echo("  " + json.dumps(example["text"], ensure_ascii=False)[1:-1])

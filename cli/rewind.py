@@ -1,0 +1,132 @@
+"""`probe rewind`: options in, one library verb, the effect out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli import options as o
+
+RunPath = Annotated[Path, typer.Argument(help="A run with a generation (probe trace PROMPT --generate N).")]
+To = Annotated[str, typer.Option("--to", help="Where to: step4, 57 (a position), tok=TEXT[#2] or regex=/PATTERN/.")]
+Replace = Annotated[str | None, typer.Option("--replace", help="Put this in the step's place.")]
+Insert = Annotated[str | None, typer.Option("--insert", help="Put this before the step.")]
+Swap = Annotated[str | None, typer.Option("--swap", help="Put a step of another run in its place: RUN:step3.")]
+PromptB = Annotated[str | None, typer.Option("--prompt-b", help="Keep the reasoning, change the prompt.")]
+Delete = Annotated[bool, typer.Option("--delete", help="Take the step out; the model goes on without it.")]
+Truncate = Annotated[bool, typer.Option("--truncate", help="Answer now: see --stub.")]
+AppendWait = Annotated[bool, typer.Option("--append-wait", help="Say 'Wait,' after the step.")]
+Numbers = Annotated[bool, typer.Option("--numbers", help="Change the step's last number.")]
+Negate = Annotated[bool, typer.Option("--negate", help="Turn the step's claim round, by rules.")]
+Filler = Annotated[bool, typer.Option("--filler", help="Dots in the step's place, as many tokens.")]
+Resample = Annotated[
+    bool, typer.Option("--resample-until-different", help="Another step of the model's own that says something else.")
+]
+Samples = Annotated[int, typer.Option("--samples", "-n", min=1, help="Continuations of each arm.")]
+Until = Annotated[float | None, typer.Option("--until", help="Draw on until the difference is known to ± this.")]
+MaxNew = Annotated[int | None, typer.Option("--max-new", min=1, help="Tokens of a continuation [default: as the run].")]
+Answer = Annotated[str, typer.Option("--answer", help="auto, last-number, boxed, choice, yes-no or regex=PATTERN.")]
+Expect = Annotated[str | None, typer.Option("--expect", help="The right answer.")]
+Stub = Annotated[str | None, typer.Option("--stub", help="Text that asks for the answer, for --truncate.")]
+PromptId = Annotated[int | None, typer.Option("--prompt", min=0, help="Which prompt of the run.")]
+Branch = Annotated[int, typer.Option("--branch", min=0, help="Which branch of a run made by rewind.")]
+Explain = Annotated[bool, typer.Option("--explain-answer", help="Say how each answer was found.")]
+OtherModel = Annotated[
+    str | None, typer.Option("--model", "-m", help="Another model than the run's, with the same tokenizer.")
+]
+Warm = Annotated[float | None, typer.Option("--temperature", "-t", min=0.0, help="[default: as the run]")]
+
+
+def command(
+    run: RunPath,
+    to: To,
+    replace: Replace = None,
+    insert: Insert = None,
+    swap: Swap = None,
+    prompt_b: PromptB = None,
+    delete: Delete = False,
+    truncate: Truncate = False,
+    append_wait: AppendWait = False,
+    numbers: Numbers = False,
+    negate: Negate = False,
+    filler: Filler = False,
+    resample_until_different: Resample = False,
+    samples: Samples = 16,
+    until: Until = None,
+    max_new: MaxNew = None,
+    answer: Answer = "auto",
+    expect: Expect = None,
+    explain_answer: Explain = False,
+    stub: Stub = None,
+    split: o.Split = "sentence",
+    prompt: PromptId = None,
+    branch: Branch = 0,
+    temperature: Warm = None,
+    top_k: o.TopK = None,
+    top_p: o.TopP = None,
+    min_p: o.MinP = None,
+    repetition_penalty: o.RepetitionPenalty = 1.0,
+    stop: o.Stop = None,
+    model: OtherModel = None,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    out: o.Out = None,
+    resume: o.Resume = False,
+    seed: o.Seed = 0,
+    dry_run: o.DryRun = False,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+    no_progress: o.NoProgress = False,
+) -> None:
+    """Go back to a reasoning step, put another in its place, and measure what changes."""
+    import probe
+    from cli.effects import show_rewind, show_rewind_plan
+    from cli.progress import plain_warnings, progress
+    from cli.terminal import show_json
+    from probe.rewinding import plan_rewind
+    from probe.rewinding.edits import STUB
+
+    source = probe.open_run(run)
+    what: dict[str, Any] = {
+        "to": to, "replace": replace, "insert": insert, "swap": swap, "prompt_b": prompt_b, "delete": delete,
+        "truncate": truncate, "append_wait": append_wait, "numbers": numbers, "negate": negate, "filler": filler,
+        "resample_until_different": resample_until_different, "samples": samples, "until": until, "max_new": max_new,
+        "answer": answer, "expect": expect, "stub": STUB if stub is None else stub, "split": split, "prompt_id": prompt,
+        "branch": branch, "seed": seed, "other_model": model is not None,
+        "sampling": _sampling(temperature, top_k, top_p, min_p, repetition_penalty, stop, seed),
+    }  # fmt: skip
+    with plain_warnings(), progress(shown=not (quiet or no_progress)) as report:
+        lm = _load(source, model, device=device, dtype=dtype, progress=report)
+        if dry_run:
+            show_rewind_plan(plan_rewind(source, lm=lm, **what), as_json=as_json)
+            return
+        done = probe.rewind(source, lm=lm, **what, out=out or "auto", resume=resume, progress=report)
+    if as_json:
+        show_json(done, "rewind")
+    else:
+        show_rewind(done, quiet=quiet, explain=explain_answer)
+
+
+def _sampling(
+    temperature: float | None, top_k: int | None, top_p: float | None, min_p: float | None,
+    penalty: float, stop: list[str] | None, seed: int,
+) -> Any:  # fmt: skip
+    """The sampling that was asked for, or None for the run's own."""
+    from probe.decoding import Sampling
+    from probe.errors import BadOption
+
+    given = any(x is not None for x in (top_k, top_p, min_p)) or penalty != 1.0 or bool(stop)
+    if temperature is None:
+        if given:
+            raise BadOption("filters need a temperature", hint="add --temperature 0.6")
+        return None
+    return Sampling(temperature, top_k, top_p, min_p, penalty, tuple(stop or ()), seed)
+
+
+def _load(source: Any, model: str | None, **placement: Any) -> Any:
+    import probe
+    from probe.rewinding import model_of
+
+    return model_of(source, **placement) if model is None else probe.load(model, **placement)

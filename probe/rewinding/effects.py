@@ -1,0 +1,112 @@
+"""From the outcomes of two arms that share noise to differences with intervals (METHODS M21). Draws nothing, writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from probe import stats
+
+SCORES = "Newcombe paired, McNemar exact"
+LABELS = "paired permutation, parametric null"
+
+
+def labels(branches: pa.Table, arm: str, n: int | None = None) -> list[str]:
+    """Outcomes of an arm by sample, the first `n` of them."""
+    own = branches.filter(pc.equal(branches["arm"].cast(pa.string()), arm)).sort_by("sample")
+    return [str(x) for x in own["outcome"].cast(pa.string()).to_pylist()[:n]]
+
+
+def half_width(branches: pa.Table, reference: str) -> float:
+    """Half the width of the 95 % interval of the paired difference in P(reference)."""
+    control, edited = (_is(labels(branches, arm), reference) for arm in ("control", "edited"))
+    found = stats.paired_difference(control, edited)
+    return (found.high - found.low) / 2
+
+
+def effect_rows(
+    branches: pa.Table, edit: str, reference: str, expected: str | None, *, n: int, seed: int
+) -> list[dict[str, Any]]:
+    """Rows of the table `effects` from the first `n` samples of both arms.
+
+    For each class of answers the share in both arms and their paired difference; total variation, Jensen-Shannon and KL
+    (with ½ added to each count, Jeffreys) of the two distributions with a null floor and p; the flip rate; accuracy where
+    `expected` is known; length in tokens. `reference` is the class that the flip rate and the headline are about.
+    """
+    control, edited = labels(branches, "control", n), labels(branches, "edited", n)
+    classes = sorted(set(control) | set(edited) | {reference}, key=lambda c: (-control.count(c), -edited.count(c), c))
+    rows = [_share(control, edited, c) for c in classes]
+    rows += _distances(control, edited, classes, seed=seed)
+    rows.append(_flips(control, edited))
+    if expected is not None:
+        rows.append({**_share(control, edited, expected), "metric": "accuracy", "outcome": expected})
+    rows.append(_lengths(branches, n, seed=seed))
+    return [{"edit": edit, **row} for row in rows]
+
+
+def _is(found: Sequence[str], outcome: str) -> np.ndarray:
+    return np.asarray([x == outcome for x in found], dtype=bool)
+
+
+def _share(control: Sequence[str], edited: Sequence[str], outcome: str) -> dict[str, Any]:
+    a, b = _is(control, outcome), _is(edited, outcome)
+    interval = stats.paired_difference(a, b)
+    return {
+        "metric": "share", "outcome": outcome, "control": float(a.mean()), "edited": float(b.mean()),
+        "difference": interval.estimate, "ci_low": interval.low, "ci_high": interval.high,
+        "p_value": stats.mcnemar_exact(*stats.cells(a, b)[1:3]), "null_high": None,
+        "n": len(a), "method": SCORES,
+    }  # fmt: skip
+
+
+def _distances(
+    control: Sequence[str], edited: Sequence[str], classes: Sequence[str], *, seed: int
+) -> list[dict[str, Any]]:
+    """How far the two distributions of outcomes lie apart, and how far they would if the edit did nothing."""
+    codes = {c: i for i, c in enumerate(classes)}
+    a, b = (np.asarray([codes[x] for x in arm]) for arm in (control, edited))
+    rows = []
+    for metric, statistic in (
+        ("total_variation", stats.tv),
+        ("jensen_shannon", stats.jensen_shannon),
+        ("kl_jeffreys", stats.kl_jeffreys),
+    ):
+        counts = np.bincount(a, minlength=len(classes)), np.bincount(b, minlength=len(classes))
+        floor = stats.null_floor(a, b, statistic, seed=seed, paired=True)
+        rows.append({
+            "metric": metric, "outcome": "", "control": None, "edited": None, "difference": float(statistic(*counts)),
+            "ci_low": None, "ci_high": None,
+            "p_value": stats.permutation_test(a, b, statistic, seed=seed, paired=True),
+            "null_high": floor.high, "n": len(a), "method": LABELS,
+        })  # fmt: skip
+    return rows
+
+
+def _flips(control: Sequence[str], edited: Sequence[str]) -> dict[str, Any]:
+    """Share of samples whose outcome the edit changed, noise being the same."""
+    changed = sum(a != b for a, b in zip(control, edited, strict=True))
+    interval = stats.wilson(changed, len(control))
+    return {
+        "metric": "flip_rate", "outcome": "", "control": None, "edited": None, "difference": interval.estimate,
+        "ci_low": interval.low, "ci_high": interval.high, "p_value": None, "null_high": None,
+        "n": len(control), "method": "Wilson",
+    }  # fmt: skip
+
+
+def _lengths(branches: pa.Table, n: int, *, seed: int) -> dict[str, Any]:
+    """Tokens drawn, edited - control, pair by pair."""
+    arms = []
+    for arm in ("control", "edited"):
+        own = branches.filter(pc.equal(branches["arm"].cast(pa.string()), arm)).sort_by("sample")
+        arms.append(own["n_tokens"].to_numpy()[:n].astype(np.float64))
+    control, edited = arms
+    interval = stats.bootstrap_mean(edited - control, seed=seed)
+    return {
+        "metric": "tokens", "outcome": "", "control": float(control.mean()), "edited": float(edited.mean()),
+        "difference": interval.estimate, "ci_low": interval.low, "ci_high": interval.high, "p_value": None,
+        "null_high": None, "n": n, "method": "paired bootstrap",
+    }  # fmt: skip

@@ -1,0 +1,87 @@
+"""Rows of a rewind's run: the original, the effects, the re-scored tail. Writes; computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from probe.rewinding.rollouts import ORIGINAL
+from probe.rewinding.trajectory import Trajectory
+from probe.store import Run, Writer
+
+SPAN = ("start", "end", "text_start", "text_end", "kind", "text", "mid_token")
+
+
+def keep_original(
+    writer: Writer, source: Run, original: Trajectory, branch: int, found: tuple[str, str | None]
+) -> None:
+    """The sequence that was rewound, as branch 0, so that the run needs no other. `found`: outcome and answer."""
+    if writer.done("original"):
+        return
+    prompt = original.prompt_id
+    with writer.unit("original"):
+        writer.write("prompts", source.scan("prompts", prompt_id=prompt))
+        if branch == ORIGINAL:
+            writer.write("tokens", source.scan("tokens", prompt_id=prompt, branch=ORIGINAL))
+        else:
+            writer.write("tokens", _bare_tokens(original))
+        writer.write("steps", {
+            "prompt_id": prompt, "branch": ORIGINAL, "step": list(range(len(original.steps))),
+            **{name: [getattr(step, name) for step in original.steps] for name in SPAN},
+        })  # fmt: skip
+        writer.write("branches", {
+            "prompt_id": [prompt], "branch": [ORIGINAL], "parent": [-1], "arm": ["original"], "sample": [-1],
+            "fork_pos": [0], "draw_pos": [original.n_prompt], "n_prompt": [original.n_prompt], "edit": [""],
+            "text": [original.completion], "n_tokens": [len(original.ids) - original.n_prompt],
+            "outcome": [found[0]], "answer": [found[1]],
+        })  # fmt: skip
+
+
+def _bare_tokens(original: Trajectory) -> dict[str, Any]:
+    n = len(original.ids)
+    text = original.text
+    return {
+        "prompt_id": [original.prompt_id] * n, "branch": ORIGINAL, "pos": np.arange(n, dtype=np.int32),
+        "token_id": np.asarray(original.ids, dtype=np.int32), "token": [text[a:b] for a, b in original.offsets],
+        "text_start": np.asarray([a for a, _ in original.offsets], dtype=np.int32),
+        "text_end": np.asarray([b for _, b in original.offsets], dtype=np.int32),
+        "segment": ["prompt"] * original.n_prompt + ["completion"] * (n - original.n_prompt),
+    }  # fmt: skip
+
+
+def keep_effects(writer: Writer, rows: Sequence[dict[str, Any]]) -> None:
+    """One row a measured difference."""
+    if rows:
+        writer.write("effects", {name: [row.get(name) for row in rows] for name in rows[0]})
+
+
+def keep_rescored(
+    writer: Writer, original: Trajectory, first: int, scored: tuple[np.ndarray, np.ndarray] | None
+) -> None:
+    """One row for each token of the original from position `first` on, as it was and with the edit before it."""
+    if scored is None or not len(scored[0]):
+        return
+    kept, edited = scored
+    positions = np.arange(first, first + len(kept), dtype=np.int32)
+    step = [next((i for i, s in enumerate(original.steps) if s.start <= p < s.end), None) for p in positions]
+    writer.write("rescored", {
+        "prompt_id": [original.prompt_id] * len(kept), "pos": positions,
+        "token_id": np.asarray(original.ids[first : first + len(kept)], dtype=np.int32),
+        "token": [original.text[a:b] for a, b in original.offsets[first : first + len(kept)]],
+        "step": pa.array(step, pa.int32()), "logprob": kept, "logprob_edited": edited, "difference": edited - kept,
+    })  # fmt: skip
+
+
+def drawn_by(writer: Writer, branches: pa.Table, arm: str) -> list[list[int]]:
+    """The ids that were drawn in an arm, in order of samples."""
+    chosen = branches.filter(pc.equal(branches["arm"].cast(pa.string()), arm)).sort_by("sample")
+    tokens = writer.read("tokens")
+    found = []
+    for number, start in zip(chosen["branch"].to_pylist(), chosen["draw_pos"].to_pylist(), strict=True):
+        own = tokens.filter(pc.and_(pc.equal(tokens["branch"], number), pc.greater_equal(tokens["pos"], start)))
+        found.append(own.sort_by("pos")["token_id"].to_pylist())
+    return found

@@ -1,0 +1,56 @@
+"""What a rewind would cost and how well it could tell: tokens, seconds, the width of the interval."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probe.decoding import decode
+from probe.rewinding.preparing import Plan, model_of, open_source, prepare
+from probe.rewinding.rollouts import ROWS
+
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
+    from probe.store import Run
+
+TIMED = 4  # tokens that are decoded to time the rest
+RHO = 0.5  # correlation of the two arms that is assumed before anything is known
+
+
+def plan_rewind(run: Run | str | Path, *, to: str, lm: LanguageModel | None = None, **what: Any) -> dict[str, Any]:
+    """What `rewind` would do; keywords as there. Decodes a few tokens to time them; writes nothing.
+
+    `half_width` is that of the 95 % interval of the paired difference in P(answer) at P = ½ and a correlation of RHO
+    between the arms: the widest that is to be expected.
+    """
+    source = open_source(run)
+    lm = lm or model_of(source)
+    plan = prepare(lm, source, to=to, drawing_steps=False, **what)
+    rows = plan.samples * len(plan.named)
+    tokens = rows * plan.drawing.max_new
+    return {
+        "model": lm.name, "edit": str(plan.edit), "position": plan.target.start, "arms": len(plan.named),
+        "continuations": rows, "tokens": tokens, "seconds": round(seconds(lm, plan, rows), 1),
+        "half_width": round(half_width(plan.samples), 3),
+        "tables": {"branches": {"rows": rows, "bytes": rows * (100 + 4 * plan.drawing.max_new)},
+                   "tokens": {"rows": tokens, "bytes": 14 * tokens}},
+    }  # fmt: skip
+
+
+def half_width(n: int, *, p: float = 0.5, rho: float = RHO) -> float:
+    """Of the 95 % interval of a paired difference of proportions: 1.96 sqrt(2 p (1 - p) (1 - rho) / n)."""
+    return 1.96 * math.sqrt(2 * p * (1 - p) * (1 - rho) / n)
+
+
+def seconds(lm: LanguageModel, plan: Plan, rows: int) -> float:
+    """Time of `rows` continuations of full length, from a few tokens of one batch."""
+    width = min(rows, ROWS)
+    prefixes = [plan.named[i % len(plan.named)].prefix for i in range(width)]
+    began = time.perf_counter()
+    decode(lm, prefixes, max_new=1, sampling=plan.drawing.sampling)
+    first = time.perf_counter() - began
+    decode(lm, prefixes, max_new=1 + TIMED, sampling=plan.drawing.sampling)
+    each = max(0.0, time.perf_counter() - began - 2 * first) / TIMED
+    return math.ceil(rows / ROWS) * (first + each * plan.drawing.max_new)

@@ -1,0 +1,158 @@
+"""From what was asked of a rewind to its arms: everything is checked here, before anything is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probe import answers
+from probe import store as stores
+from probe.decoding import Sampling
+from probe.errors import BadOption, BadPrompt
+from probe.rewinding.different import different_step
+from probe.rewinding.edits import STUB, Arms, Edit, arms_for, edit_from
+from probe.rewinding.rollouts import Arm, Drawing, outcome
+from probe.rewinding.targets import Target, find_target
+from probe.rewinding.trajectory import Trajectory, check_model, trajectory
+
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
+
+DEFAULT = {"temperature": 0.6, "top_p": 0.95}  # as Bogdan et al. 2025 (2506.19143) drew theirs
+MAX_NEW = 256
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that decides a rewind's numbers. `found`: outcome and answer of the original; `reference`: what is counted."""
+
+    source: stores.Run
+    original: Trajectory
+    branch: int
+    target: Target
+    edit: Edit
+    arms: Arms
+    named: tuple[Arm, ...]
+    drawing: Drawing
+    samples: int
+    until: float | None
+    split: str
+    found: tuple[str, str | None]
+    reference: str
+    expected: str | None
+    arguments: dict[str, Any]
+
+
+def prepare(
+    lm: LanguageModel, source: stores.Run, *, to: str, other_model: bool = False, prompt_id: int | None = None,
+    branch: int = 0, samples: int = 16, until: float | None = None, max_new: int | None = None,
+    sampling: Sampling | None = None, seed: int = 0, answer: str = "auto", expect: str | None = None,
+    split: str = "sentence", stub: str = STUB, drawing_steps: bool = True, **edits: Any,
+) -> Plan:  # fmt: skip
+    """Check what is asked (see `rewind`) and find the arms. Without `drawing_steps`, a step that would be drawn is filler."""
+    if samples < 1:
+        raise BadOption(f"samples is {samples}", hint="it is at least 1")
+    if until is not None and not 0 < until < 1:
+        raise BadOption(f"until is {until}", hint="the half-width of an interval of a proportion: between 0 and 1")
+    edit = edit_from(edits)
+    if not other_model:
+        check_model(source, lm)
+    original = trajectory(source, lm, prompt_id=prompt_id, branch=branch, split=split)
+    target = find_target(original, to)
+    found = outcome(original.completion, "eos", answer)
+    drawing = Drawing(
+        sampling or sampling_of(original, seed), new_tokens(original, max_new), answer, original.prompt_id
+    )
+    expected = answers.canonical(expect) if expect is not None else None
+    if edit.kind == "resample_until_different" and not drawing_steps:
+        edit = Edit("filler")
+    arms = _arms(lm, original, target, edit, drawing, stub, split)
+    arguments = {
+        "source": source.run_id, "branch": branch, "to": to, "edit": asdict(edit), "samples": samples, "until": until,
+        "max_new": drawing.max_new, "sampling": {**asdict(drawing.sampling), "stop": list(drawing.sampling.stop)},
+        "answer": answer, "expect": expect, "split": split, "stub": stub, "chat": original.chat,
+        "generate": drawing.max_new, "prompt_id": original.prompt_id, "model": lm.name, "dtype": str(lm.dtype),
+    }  # fmt: skip
+    return Plan(
+        source, original, branch, target, edit, arms, _named(arms, original, edit), drawing, samples, until, split,
+        found, expected or found[0], expected, arguments,
+    )  # fmt: skip
+
+
+def model_of(run: stores.Run, **placement: Any) -> LanguageModel:
+    """The model that made a run, loaded by the name in its manifest; keywords as in `load`."""
+    from probe.language_model import load
+
+    made = run.manifest.get("model") or {}
+    return load(made["name"], revision=made.get("revision") if made.get("source") == "hub" else None, **placement)
+
+
+def sampling_of(original: Trajectory, seed: int) -> Sampling:
+    """The run's own sampling with this seed; a greedy run's continuations are sampled, or they would all be one."""
+    own = dict(original.arguments.get("sampling") or {})
+    own = {**own, "stop": tuple(own.get("stop", ())), "seed": seed}
+    return Sampling(**({**own, **DEFAULT} if not own.get("temperature") else own))
+
+
+def new_tokens(original: Trajectory, asked: int | None) -> int:
+    """How far a continuation may go: as asked, else as far as the run's generation might."""
+    most = asked if asked is not None else int(original.arguments.get("generate") or MAX_NEW)
+    if most < 1:
+        raise BadOption(f"max-new is {most}", hint="it is at least 1")
+    return most
+
+
+def open_source(run: stores.Run | str | Path) -> stores.Run:
+    """A run, or the run at a path."""
+    return run if isinstance(run, stores.Run) else stores.open_run(run)
+
+
+def _arms(
+    lm: LanguageModel, original: Trajectory, target: Target, edit: Edit, drawing: Drawing, stub: str, split: str
+) -> Arms:
+    swapped: Sequence[int] = ()
+    prompt_b: Sequence[int] = ()
+    if edit.kind == "swap":
+        swapped = _swapped(lm, edit.text)
+    if edit.kind == "resample_until_different":
+        swapped = different_step(lm, original, target, drawing, split)
+    if edit.kind == "prompt_b":
+        prompt_b = (lm.render_chat(edit.text) if original.chat else lm.encode(edit.text)).ids
+        if not prompt_b:
+            raise BadPrompt("the other prompt is empty", hint="give it some text")
+    arms = arms_for(
+        lm, original, target, edit, seed=drawing.sampling.seed, stub=stub, swapped=swapped, prompt_b=prompt_b
+    )
+    longest = max(len(arms.control), len(arms.edited or ()))
+    if lm.context_length is not None and longest >= lm.context_length:
+        raise BadOption(
+            f"the text up to there has {longest:,} tokens, and the context of {lm.name} holds {lm.context_length:,}",
+            hint="go back to an earlier step",
+        )
+    return arms
+
+
+def _swapped(lm: LanguageModel, text: str) -> tuple[int, ...]:
+    """The tokens of `RUN:step3`."""
+    path, _, to = text.rpartition(":")
+    if not path:
+        raise BadOption(f"cannot read '{text}'", hint="write --swap RUN:step3")
+    other = trajectory(stores.open_run(path), lm)
+    there = find_target(other, to)
+    ids = other.ids[there.start : there.end]
+    return ids[:-1] if ids[-1] in lm.eos_ids else ids
+
+
+def _named(arms: Arms, original: Trajectory, edit: Edit) -> tuple[Arm, ...]:
+    """The arms that are drawn: control, edited, and `before` where neither of them is drawn from there."""
+    n = original.n_prompt
+    named = [Arm("control", 0, arms.control, len(arms.control), n)]
+    if arms.edited is not None:
+        other_prompt = edit.kind == "prompt_b"
+        fork = 0 if other_prompt else len(arms.edited) - len(arms.new)
+        named.append(Arm("edited", 1, arms.edited, fork, arms.n_prompt_edited if other_prompt else n, str(edit)))
+        if arms.before not in (arms.control, arms.edited):
+            named.append(Arm("before", 2, arms.before, len(arms.before), n))
+    return tuple(named)

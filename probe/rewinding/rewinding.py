@@ -1,0 +1,98 @@
+"""The verb `rewind`: go back, edit, draw both arms on with shared noise, measure. Knows the order of things."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probe import store as stores
+from probe.errors import BadOption
+from probe.rewinding import keeping, policy
+from probe.rewinding.effects import effect_rows, half_width
+from probe.rewinding.preparing import Plan, model_of, open_source, prepare
+from probe.rewinding.rescoring import rescore
+from probe.rewinding.rollouts import Progress, draw
+from probe.rewinding.summary import summarize
+
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
+
+MOST = 1024  # continuations of an arm that `until` may ask for
+
+
+def rewind(
+    run: stores.Run | str | Path, *, to: str, lm: LanguageModel | None = None, out: str | Path | None = None,
+    resume: bool = False, progress: Progress | None = None, **what: Any,
+) -> stores.Run:  # fmt: skip
+    """Go back to a place in a run's generation, edit, let both go on `samples` times (16), and measure what changed.
+
+    to: `step4`, `57`, `tok=TEXT`, `regex=/Wait/`. At most one edit: `replace`, `insert`, `swap` ("RUN:step3"), `prompt_b`
+    (texts), or `delete`, `truncate` (with `stub`), `append_wait`, `numbers`, `negate`, `filler`,
+    `resample_until_different` (True); none draws on from there and compares nothing.
+    lm: the model, if it is loaded already; another than the run's needs `other_model=True`. until: draw on until the
+    paired difference is known to +- that much. sampling: default the run's own, or temperature 0.6 and top-p 0.95 if that
+    was greedy; seed. max_new: tokens of a continuation. answer: how outcomes are read (see `answers.extract`); expect: the
+    right one. prompt_id, branch, split: which generation and how it is cut. out, resume: as in `trace`.
+
+    Tables: `branches`, `effects`, `rescored`, `tokens` (each branch from where it forks), `steps`, `prompts`.
+    Raises `RunError`, `BadOption`, `OutOfRange`, `NonFinite`.
+    """
+    source = open_source(run)
+    if resume and (out is None or out == "auto"):
+        raise BadOption("which run is to be resumed?", hint="name it with --out")
+    lm = lm or model_of(source)
+    plan = prepare(lm, source, to=to, **what)
+    path = (
+        stores.fresh_path("rewind", word=plan.edit.kind.replace("_", "-"))
+        if out == "auto"
+        else Path(out)
+        if out
+        else None
+    )
+    with stores.create(path, command="rewind", arguments=plan.arguments, resume=resume) as writer:
+        keeping.keep_original(writer, source, plan.original, plan.branch, plan.found)
+        return _measure(lm, writer, plan, _draw(lm, writer, plan, progress))
+
+
+def _draw(lm: LanguageModel, writer: stores.Writer, plan: Plan, progress: Progress | None) -> int:
+    """Draw `samples` of every arm, or on until the interval is narrow enough; how many pairs there are then.
+
+    The arm that is drawn from before the step gets at least as many as a z-score of the edit needs.
+    """
+    n = plan.samples
+    while True:
+        draw(lm, writer, plan.named, range(n), plan.drawing, progress)
+        narrow = plan.until is None or plan.arms.edited is None or n >= MOST
+        if narrow or half_width(writer.read("branches"), plan.reference) <= (plan.until or 0):
+            break
+        n = min(MOST, 2 * n)
+    if plan.arms.new:
+        own = [arm for arm in plan.named if arm.prefix == plan.arms.before]
+        draw(lm, writer, own, range(n, max(n, policy.LEAST)), plan.drawing, progress)
+    return n
+
+
+def _measure(lm: LanguageModel, writer: stores.Writer, plan: Plan, n: int) -> stores.Run:
+    """Effects, re-scored tail, off-policy z and summary of what was drawn."""
+    branches, arms, seed = writer.read("branches"), plan.arms, plan.drawing.sampling.seed
+    rows: list[dict[str, Any]] = []
+    scored = far = None
+    if arms.edited is not None:
+        rows = effect_rows(branches, str(plan.edit), plan.reference, plan.expected, n=n, seed=seed)
+        scored = rescore(lm, arms.control, arms.edited, plan.original.ids[len(arms.control) :])
+    if arms.new:
+        before = next(arm.name for arm in plan.named if arm.prefix == arms.before)
+        own = policy.own_steps(lm, keeping.drawn_by(writer, branches, before), plan.split)
+        far = policy.off_policy(lm, arms.before, arms.new, own) if len(own) >= policy.LEAST else None
+    if not writer.done("effects"):
+        with writer.unit("effects"):
+            keeping.keep_effects(writer, rows)
+            keeping.keep_rescored(writer, plan.original, len(arms.control), scored)
+    parent = {
+        "run": plan.source.run_id, "path": str(plan.source.path) if plan.source.path else None,
+        "prompt_id": plan.original.prompt_id, "branch": plan.branch, "position": len(arms.before),
+    }  # fmt: skip
+    return writer.finish(
+        summary=summarize(lm, plan, branches, rows, scored, far, n),
+        model=lm.identity, anatomy=lm.anatomy.to_dict(), seed=seed, parent=parent,
+    )  # fmt: skip

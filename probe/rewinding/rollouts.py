@@ -1,0 +1,108 @@
+"""Draws continuations of several arms, each (arm, sample) once, and keeps them in a run. Knows no statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from probe import answers
+from probe.decoding import Continuation, Sampling, decode
+
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
+    from probe.store import Writer
+
+Progress = Callable[[str, int, int], None]
+ROWS = 64  # continuations that run together
+ORIGINAL = 0  # the branch that was rewound
+ARMS = 3  # a rewind has at most control, edited, before
+
+
+class Arm(NamedTuple):
+    """A prefix that is drawn from. `fork_pos`: where it leaves the original; `n_prompt`: how much of it is the prompt."""
+
+    name: str
+    number: int  # from 0; branch ids are 1 + ARMS * sample + number, whatever else is drawn
+    prefix: tuple[int, ...]
+    fork_pos: int
+    n_prompt: int
+    edit: str = ""
+
+
+class Drawing(NamedTuple):
+    """How continuations are drawn and read: at most `max_new` tokens, answers found by `how` (see `answers.extract`)."""
+
+    sampling: Sampling
+    max_new: int
+    how: str
+    prompt_id: int = 0
+
+
+def outcome(text: str, stop_reason: str, how: str) -> tuple[str, str | None]:
+    """(class, answer as written) of a whole completion; one that ran out of tokens is `<truncated>`, whatever it holds."""
+    if stop_reason in ("length", "context"):
+        return answers.TRUNCATED, None
+    found = answers.extract(text, how)
+    return found.key, found.text or None
+
+
+def draw(
+    lm: LanguageModel, writer: Writer, arms: Sequence[Arm], samples: Sequence[int], drawing: Drawing,
+    progress: Progress | None = None,
+) -> None:  # fmt: skip
+    """Draw and write every (arm, sample) that the run does not have yet, samples of all arms side by side."""
+    wanted = [(arm, sample) for sample in samples for arm in arms if not writer.done(_key(arm, sample))]
+    total = len(arms) * len(samples)
+    for start in range(0, len(wanted), ROWS):
+        jobs = wanted[start : start + ROWS]
+        found = decode(
+            lm, [arm.prefix for arm, _ in jobs], max_new=drawing.max_new, sampling=drawing.sampling,
+            samples=[sample for _, sample in jobs],
+        )  # fmt: skip
+        for (arm, sample), continuation in zip(jobs, found, strict=True):
+            with writer.unit(_key(arm, sample)):
+                _write(lm, writer, arm, sample, continuation, drawing)
+        if progress:
+            progress("continuations", total - len(wanted) + start + len(jobs), total)
+
+
+def _key(arm: Arm, sample: int) -> str:
+    return f"{arm.name}-{sample}"
+
+
+def _write(lm: LanguageModel, writer: Writer, arm: Arm, sample: int, drawn: Continuation, drawing: Drawing) -> None:
+    ids = [*arm.prefix, *drawn.ids]
+    pieces = lm.pieces(ids)
+    begin, prompt_end = _char(pieces, len(arm.prefix)), _char(pieces, arm.n_prompt)
+    key, written = outcome(pieces.text[prompt_end:], drawn.stop_reason, drawing.how)
+    branch = 1 + ARMS * sample + arm.number
+    writer.write("branches", {
+        "prompt_id": [drawing.prompt_id], "branch": [branch], "parent": [ORIGINAL], "arm": [arm.name], "sample": [sample],
+        "fork_pos": [arm.fork_pos], "draw_pos": [len(arm.prefix)], "n_prompt": [arm.n_prompt], "edit": [arm.edit],
+        "text": [pieces.text[begin:]], "n_tokens": [len(drawn.ids)], "stop_reason": [drawn.stop_reason],
+        "outcome": [key], "answer": [written], "logprob": [float(np.sum(drawn.sample_logprob, dtype=np.float64))],
+    })  # fmt: skip
+    own = slice(arm.fork_pos, None)
+    n_edit = len(arm.prefix) - arm.fork_pos
+    if len(ids) == arm.fork_pos:
+        return
+    before: list[Any] = [None] * n_edit
+    writer.write("tokens", {
+        "prompt_id": [drawing.prompt_id] * (len(ids) - arm.fork_pos), "branch": branch,
+        "pos": np.arange(arm.fork_pos, len(ids), dtype=np.int32), "token_id": np.asarray(ids[own], dtype=np.int32),
+        "token": pieces.tokens[own],
+        "text_start": np.asarray([start for start, _ in pieces.offsets[own]], dtype=np.int32),
+        "text_end": np.asarray([end for _, end in pieces.offsets[own]], dtype=np.int32),
+        "segment": ["edit"] * n_edit + ["completion"] * len(drawn.ids),
+        "sample_logprob": pa.array([*before, *drawn.sample_logprob], pa.float32()),
+        "kept": pa.array([*before, *drawn.kept], pa.int32()),
+        "noise": pa.array([*before, *drawn.noise], pa.float32()),
+    })  # fmt: skip
+
+
+def _char(pieces: Any, position: int) -> int:
+    """The first character of a token, or the end of the text."""
+    return int(pieces.offsets[position][0]) if position < len(pieces.offsets) else len(pieces.text)

@@ -1,0 +1,269 @@
+"""`probe.rewind`: null edits are nothing, arms share noise, a kill loses nothing, numbers agree with fresh forwards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import probe
+from probe.errors import BadOption, OutOfRange, ProbeError, RunError
+from probe.rewinding.edits import KINDS
+from probe.rewinding.preparing import prepare
+from probe.rewinding.rescoring import rescore
+from probe.rewinding.targets import find_target
+from probe.rewinding.trajectory import trajectory
+from probe.rewinding.wording import ids_after, negate, respelled
+
+TEXT = "First we count all apples here. There are 12 apples. Then we add 7 more. So there are 19 apples in all."
+
+
+def written(lm, text: str = TEXT, prompt: str = "Q: how many?\n"):
+    """A run whose completion is a given text: a model's own generation, as far as a rewind can tell."""
+    from probe.rewinding import keeping
+    from probe.rewinding.trajectory import Trajectory
+    from probe.store import create
+
+    ids = list(lm.encode(prompt).ids)
+    n_prompt = len(ids)
+    ids += lm.ids_of(text)
+    pieces = lm.pieces(ids)
+    made = Trajectory(0, tuple(ids), n_prompt, pieces.text, tuple(pieces.offsets), (), False, {})
+    with create(None, command="trace", arguments={"generate": 24, "sampling": {"temperature": 1.0}}) as writer:
+        with writer.unit("all"):
+            writer.write("prompts", {"prompt_id": [0], "text": [prompt], "n_tokens": [n_prompt], "error": [""]})
+            writer.write("tokens", keeping._bare_tokens(made))
+        return writer.finish(summary={}, model=lm.identity)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return probe.load("tiny:llama")
+
+
+@pytest.fixture(scope="module")
+def run(tiny):
+    return written(tiny)
+
+
+def test_places(run, tiny) -> None:
+    original = trajectory(run, tiny)
+    assert [s.text.strip() for s in original.steps] == [
+        "First we count all apples here.", "There are 12 apples.", "Then we add 7 more.", "So there are 19 apples in all.",
+    ]  # fmt: skip
+    text = lambda to: tiny.pieces(original.ids[(t := find_target(original, to)).start : t.end]).text  # noqa: E731
+    assert text("step1").strip() == text("step-3").strip() == "There are 12 apples."
+    assert "19" in text("tok=19") and "12" in text("regex=/\\d+/") and text("tok=apples#2").strip() == "apples"
+    at = original.steps[2].start
+    assert find_target(original, str(at))[:3] == (at, at + 1, 2)
+    for to, error, said in (
+        ("step4", OutOfRange, "0..3"), ("step-5", OutOfRange, "0..3"), ("0", OutOfRange, "generated"),
+        ("tok=pears", OutOfRange, "pears"),
+        ("tok=apples", BadOption, "3 times"), ("tok=apples#9", OutOfRange, "3 times"), ("regex=/(/", BadOption, "regular"),
+        ("regex=/zebra/", OutOfRange, "zebra"), ("stepx", BadOption, "step4"), ("tok=", BadOption, "step4"),
+    ):  # fmt: skip
+        with pytest.raises(error) as caught:
+            find_target(original, to)
+        assert said in caught.value.message + caught.value.hint, to
+
+
+def test_words_are_spelled_in_context(tiny, smollm2) -> None:
+    for lm in (tiny, smollm2):
+        before = lm.encode("Alice has 3 app").ids
+        for text in ("les and", " pears.", "\n\nSo", " naïve 𝄞", "7", " 12,345"):
+            assert lm.pieces([*before, *ids_after(lm, before, text)]).text == lm.pieces(before).text + text
+        old = lm.ids_of(" Then 3 - 4 = 5 apples.\n\n")
+        new = respelled(lm, before, old, " Then 3 - 4 = 6 apples.\n\n")
+        assert len(new) == len(old) and sum(a != b for a, b in zip(old, new, strict=True)) == 1
+    with pytest.raises(BadOption):
+        negate("Hello there")
+    assert negate("It is not true") == "It is true" and negate("3 + 4 = 7") == "3 - 4 = 7"
+
+
+def test_a_null_edit_is_exactly_nothing(run, tiny) -> None:
+    text = trajectory(run, tiny).steps[1].text
+    done = probe.rewind(run, lm=tiny, to="step1", replace=text, samples=12, max_new=10)
+    branches = done.branches.set_index(["arm", "sample"])
+    assert done.summary["old"] == done.summary["new"]
+    for sample in range(12):
+        assert branches.loc[("control", sample), "text"] == branches.loc[("edited", sample), "text"]
+    effects = done.effects.set_index(["metric", "outcome"])
+    assert (effects.loc["share", ["difference"]] == 0).all().all()
+    for metric in ("total_variation", "jensen_shannon", "kl_jeffreys", "flip_rate", "tokens"):
+        assert float(effects.loc[(metric, ""), "difference"]) == 0.0
+    assert (done.rescored["difference"] == 0).all()
+
+
+def test_a_branch_is_what_decoding_its_prefix_gives(run, tiny) -> None:
+    from probe.decoding import decode
+
+    plan = prepare(tiny, run, to="step2", replace="Then we add 8 more.", samples=5, max_new=9)
+    done = probe.rewind(run, lm=tiny, to="step2", replace="Then we add 8 more.", samples=5, max_new=9)
+    for row in done.branches[done.branches["arm"] == "edited"].itertuples():
+        (alone,) = decode(tiny, [plan.arms.edited], max_new=9, sampling=plan.drawing.sampling, samples=[row.sample])
+        own = done.tokens[(done.tokens["branch"] == row.branch)].sort_values("pos")
+        assert own["pos"].tolist() == list(range(row.fork_pos, row.fork_pos + len(own)))
+        assert own["token_id"].tolist() == [*plan.arms.new, *alone.ids]
+        assert own["segment"].tolist() == ["edit"] * len(plan.arms.new) + ["completion"] * len(alone.ids)
+        assert row.logprob == pytest.approx(sum(alone.sample_logprob), abs=1e-4)
+
+
+def test_rescoring_is_a_fresh_forward(run, tiny) -> None:
+    done = probe.rewind(run, lm=tiny, to="step1", numbers=True, samples=2, max_new=4)
+    plan = prepare(tiny, run, to="step1", numbers=True)
+    tail = plan.original.ids[len(plan.arms.control) :]
+    for prefix, column in ((plan.arms.control, "logprob"), (plan.arms.edited, "logprob_edited")):
+        with torch.no_grad():
+            rows = tiny.model(torch.tensor([[*prefix, *tail]])).logits[0].double().log_softmax(-1)[len(prefix) - 1 : -1]
+        expected = rows.gather(1, torch.tensor(tail)[:, None])[:, 0].numpy()
+        np.testing.assert_allclose(done.rescored.sort_values("pos")[column], expected, atol=1e-5)
+    assert done.rescored["pos"].min() == len(plan.arms.control)
+
+
+def test_other_prompts_share_nothing(tiny) -> None:
+    kept, changed = rescore(tiny, [5, 6, 7], [9, 6, 7], [8, 10])
+    for prefix, own in (([5, 6, 7], kept), ([9, 6, 7], changed)):
+        with torch.no_grad():
+            rows = tiny.model(torch.tensor([[*prefix, 8, 10]])).logits[0].double().log_softmax(-1)
+        np.testing.assert_allclose(own, [rows[2, 8], rows[3, 10]], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "none"])
+def test_every_edit(kind: str, run, tiny, tmp_path: Path) -> None:
+    path = tmp_path / "source"
+    if kind == "swap":
+        probe.trace(tiny, "Another one.", generate=12, out=path)
+    value = {
+        "replace": "Then we add 8 more.",
+        "insert": "Let us see.",
+        "swap": f"{path}:step0",
+        "prompt_b": "Q: who?\n",
+    }
+    given = {} if kind == "none" else {kind: value.get(kind, True)}
+    step = "step0" if kind == "negate" else "step2"
+    text = TEXT.replace("we count", "it is that we count") if kind == "negate" else TEXT
+    source = written(tiny, text) if kind == "negate" else run
+    done = probe.rewind(source, lm=tiny, to=step, samples=3, max_new=6, **given)
+    arms = set(done.branches["arm"])
+    assert {"original", "control"} <= arms and ("edited" in arms) == (kind != "none")
+    assert (done.branches.loc[done.branches["arm"] == "control", "n_tokens"] > 0).all()
+    assert done.summary["samples"] == 3 and ("effects" in done.tables) == (kind != "none")
+    if kind in ("replace", "insert", "numbers", "negate", "filler", "swap", "resample_until_different"):
+        assert done.summary["off_policy"]["own_steps"] >= 20
+    # a branch can be rewound in its turn
+    again = probe.rewind(done, lm=tiny, to="-1", branch=1, samples=2, max_new=3)
+    assert again.manifest["parent"]["branch"] == 1 and again.manifest["parent"]["run"] == done.run_id
+    stem = done.tokens[(done.tokens["branch"] == 0)].sort_values("pos")["token_id"].tolist()
+    row = done.branches.set_index("branch").loc[1]
+    own = done.tokens[(done.tokens["branch"] == 1)].sort_values("pos")["token_id"].tolist()
+    first = again.tokens[again.tokens["branch"] == 0].sort_values("pos")["token_id"].tolist()
+    assert first == stem[: row["fork_pos"]] + own
+
+
+def test_until_draws_on(run, tiny) -> None:
+    done = probe.rewind(run, lm=tiny, to="step2", delete=True, samples=4, max_new=3, until=0.2)
+    row = done.summary["difference"]
+    assert done.summary["samples"] > 4 and (row["ci_high"] - row["ci_low"]) / 2 <= 0.2
+
+
+def test_a_killed_rewind_goes_on_to_the_same_tables(run, tiny, tmp_path: Path, monkeypatch) -> None:
+    from probe.rewinding import rollouts
+
+    what = {"to": "step1", "numbers": True, "samples": 6, "max_new": 6}
+    whole = probe.rewind(run, lm=tiny, out=tmp_path / "whole", **what)
+    real, left = rollouts._write, [7]
+
+    def dying(*args, **kwargs):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        real(*args, **kwargs)
+
+    monkeypatch.setattr(rollouts, "_write", dying)
+    with pytest.raises(KeyboardInterrupt):
+        probe.rewind(run, lm=tiny, out=tmp_path / "torn", **what)
+    monkeypatch.setattr(rollouts, "_write", real)
+    assert not (tmp_path / "torn").exists()
+    resumed = probe.rewind(run, lm=tiny, out=tmp_path / "torn", resume=True, **what)
+    assert resumed.tables == whole.tables
+    for name in whole.tables:
+        ours, theirs = (r.table_arrow(name).drop_columns(["run_id"]) for r in (resumed, whole))
+        assert ours.equals(theirs), name
+    assert resumed.summary == whole.summary
+
+
+BAD = [
+    ({"to": "step9"}, OutOfRange, "0..3"),
+    ({"to": "step1", "replace": "x", "delete": True}, BadOption, "two edits"),
+    ({"to": "step1", "replace": ""}, BadOption, "empty"),
+    ({"to": "step1", "samples": 0}, BadOption, "at least 1"),
+    ({"to": "step1", "max_new": 0}, BadOption, "at least 1"),
+    ({"to": "step1", "until": 2.0}, BadOption, "between 0 and 1"),
+    ({"to": "step0", "numbers": True}, BadOption, "no number"),
+    ({"to": "step1", "swap": "nowhere"}, BadOption, "RUN:step3"),
+    ({"to": "step1", "answer": "best"}, BadOption, "last-number"),
+    ({"to": "step1", "answer": "regex=("}, BadOption, "regular"),
+    ({"to": "step1", "prompt_id": 7}, RunError, "prompt 7"),
+    ({"to": "step1", "branch": 3}, RunError, "branch 3"),
+    ({"to": "step1", "split": "chapter"}, BadOption, "sentence"),
+    ({"to": "step1", "resume": True}, BadOption, "--out"),
+    ({"to": "step1", "leave_out": True}, BadOption, "leave_out"),
+]
+
+
+@pytest.mark.parametrize(("what", "error", "said"), BAD, ids=lambda v: str(v)[:50])
+def test_bad_input(what, error, said, run, tiny) -> None:
+    with pytest.raises(error) as caught:
+        probe.rewind(run, lm=tiny, **what)
+    assert said in caught.value.message + caught.value.hint
+
+
+def test_a_run_by_another_model_is_refused(run, tiny) -> None:
+    other = probe.load("tiny:gpt2")
+    with pytest.raises(RunError, match="another model"):
+        probe.rewind(run, lm=other, to="step1")
+    # the tiny families share a tokenizer, so that another model can be meant
+    done = probe.rewind(run, lm=other, to="step1", delete=True, samples=2, max_new=3, other_model=True)
+    assert done.manifest["model"]["name"] == "tiny:gpt2"
+
+
+def test_a_run_without_a_generation_is_refused(tiny) -> None:
+    with pytest.raises(RunError, match="no generation"):
+        probe.rewind(probe.trace(tiny, "Only a prompt.", out=None), lm=tiny, to="step0")
+
+
+def test_the_context_ends_a_rollout(tiny) -> None:
+    limit = tiny.context_length
+    source = written(tiny, "One more step of it. " * 200)
+    original = trajectory(source, tiny)
+    last = next(i for i, s in enumerate(original.steps) if s.end > limit - 12) - 1
+    done = probe.rewind(source, lm=tiny, to=f"step{last}", samples=2, max_new=64)
+    drawn = done.branches[done.branches["arm"] == "control"]
+    assert set(drawn["stop_reason"]) <= {"context", "eos"} and "context" in set(drawn["stop_reason"])
+    assert (drawn.loc[drawn["stop_reason"] == "context", "outcome"] == "<truncated>").all()
+    with pytest.raises(ProbeError, match="context"):
+        probe.rewind(source, lm=tiny, to=f"step{last + 20}", samples=2)
+
+
+def test_the_command_line(shell, tmp_path: Path) -> None:
+    tiny = ("--model", "tiny:llama")
+    assert shell("trace", "Count: one.", *tiny, "--generate", "30", "--out", "run").returncode == 0
+    done = shell(
+        "rewind", "run", "--to", "step0", "--filler", "-n", "3", "--max-new", "5", "--out", "new", "--explain-answer"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "off-policy z" in done.stdout and "total variation" in done.stdout and "run: new" in done.stdout
+    said = json.loads(shell("rewind", "run", "--to", "step0", "-n", "3", "--max-new", "5", "--json").stdout)
+    assert said["command"] == "rewind" and said["summary"]["arms"]["control"]["n"] == 3
+    plan = json.loads(shell("rewind", "run", "--to", "step0", "--delete", "-n", "8", "--dry-run", "--json").stdout)
+    assert plan["continuations"] == 16 and plan["half_width"] == pytest.approx(1.96 * np.sqrt(0.25 / 8), abs=1e-3)
+    assert shell("runs", "check", "new").returncode == 0
+    for words, said in (
+        (("rewind", "run", "--to", "step77"), "0.."), (("rewind", "nowhere", "--to", "step0"), "nowhere"),
+        (("rewind", "run", "--to", "step0", "--top-p", "0.5"), "--temperature"),
+    ):  # fmt: skip
+        failed = shell(*words)
+        assert failed.returncode == 1 and said in failed.stderr and "Traceback" not in failed.stderr, failed.stderr
