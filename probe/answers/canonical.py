@@ -12,10 +12,12 @@ from fractions import Fraction
 _LONGEST = 400  # digits of a number that is read as one; longer ones stay text
 _WRAPPERS = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|boxed|fbox|operatorname)\s*\{([^{}]*)\}")
 _FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]*)\}\s*\{([^{}]*)\}|(\d)\s*(\d))")
-_DROPPED = re.compile(r"\\(?:left|right|displaystyle|quad|qquad|,|!|;|:| )|[$]|\\\(|\\\)|\\\[|\\\]|\*\*|`")
+_DROPPED = re.compile(
+    r"\\(?:(?:left|right|displaystyle|quad|qquad)(?![a-zA-Z])|[,!;:$ ])|[$]|\\\(|\\\)|\\\[|\\\]|\*\*|`"
+)
 _COMMANDS = {
     "\\times": "*", "\\cdot": "*", "\\div": "/", "\\%": "%", "\\pi": "pi", "\\infty": "inf", "\\pm": "+-", "−": "-", "–": "-",
-    "×": "*", "÷": "/", "≠": "!=", "≤": "<=", "≥": ">=", "\\le": "<=", "\\ge": ">=", "½": "1/2", "¼": "1/4", "¾": "3/4",
+    "×": "*", "÷": "/", "≠": "!=", "≤": "<=", "≥": ">=", "\\leq": "<=", "\\geq": ">=", "½": "1/2", "¼": "1/4", "¾": "3/4",
     "“": '"', "”": '"', "’": "'", "\\{": "{", "\\}": "}", "\u00a0": " ", "^\\circ": " degrees", "°": " degrees",
 }  # fmt: skip
 _NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?\.?"
@@ -48,9 +50,9 @@ def _plain(text: str) -> str:
         if changed == text:
             break
         text = changed
+    text = _DROPPED.sub("", text)
     for command, plain in _COMMANDS.items():
         text = text.replace(command, plain)
-    text = _DROPPED.sub("", text)
     text = re.sub(r"(?<=\d)\{,\}(?=\d)", ",", text)
     text = re.sub(r"\s+", " ", text).strip().strip("\"'").strip()
     return text.rstrip(".,;:!").strip().casefold()
