@@ -356,6 +356,29 @@ def test_other_precisions_have_the_same_anatomy(family: str, dtype: torch.dtype)
         )
 
 
+def test_small_logits_do_not_hide_a_cap_in_few_bits() -> None:
+    """In bfloat16 a cap of 30 on logits below 3 is less than rounding: gemma2 lost it until the head was made loud."""
+    model, _, _ = built("gemma2")
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    assert run(half, {Tap("", "output", "logits")})[Tap("", "output", "logits")].abs().max() < 10
+    assert find(half).readout == (1.0, 30.0)
+
+
+@pytest.mark.parametrize("family", ["bloom", "dbrx", "rwkv", "minimax"])
+def test_rounding_is_no_coefficient(family: str) -> None:
+    """In bfloat16 sums such as `0.0001 resid_pre + resid_mid + mlp` fitted, with carries that were nothing but noise."""
+    model, anatomy, _ = built(family)
+    found = find(copy.deepcopy(model).to(torch.bfloat16))
+    assert [layer.equation for layer in found.layers] == [layer.equation for layer in anatomy.layers]
+
+
+def test_a_cast_on_the_way_to_the_logits_is_told() -> None:
+    half = copy.deepcopy(tiny("mamba")[0]).to(torch.bfloat16)
+    anatomy = find(half)
+    assert anatomy.has("resid_post", 1) and not anatomy.readout_exact
+    assert "cast to another precision before 'lm_head'" in anatomy.absent["final_norm"]
+
+
 @every_family
 def test_an_anatomy_survives_json_and_holds_on_its_model(family: str) -> None:
     model, anatomy, double = built(family)

@@ -196,8 +196,23 @@ def _why_not(recorded: Tape, last: Print, head: Event) -> str:
                         waiting.append(port.print)
     way = ways.get(head.inputs[0].print)
     if not way:
+        cast = next(
+            (e.path for e in recorded.events if e.path and any(_reads_cast(recorded, p, e) for p in ways)), None
+        )
+        if cast is not None:
+            return f"what the last resid_post becomes is cast to another precision before '{cast}' reads it"
         return "nothing leads from the last block to the head through modules alone"
     mixing = [e.path for e in way if len({p.print for p in e.inputs}) > 1]
     if mixing:
         return f"the logits come from more than the last resid_post: '{mixing[0]}' reads other tensors too"
     return f"not one module leads from the last resid_post to the head: {', '.join(e.path for e in way)}"
+
+
+def _reads_cast(recorded: Tape, print_: Print, event: Event) -> bool:
+    """Whether the event is given that tensor in another precision."""
+    whole = recorded.values.get(print_)
+    given = (recorded.values.get(port.print) for port in event.inputs)
+    return whole is not None and any(
+        x is not None and x.dtype != whole.dtype and x.shape == whole.shape and torch.equal(x, whole.to(x.dtype))
+        for x in given
+    )

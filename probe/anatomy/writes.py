@@ -106,10 +106,10 @@ def _with_channels(inside: Inside, pool: list[Port]) -> Equation | None:
 
 
 def _replaced(inside: Inside) -> Equation | None:
-    """A leaf (a norm) gives resid_post as it is: nothing is carried around it."""
+    """A leaf (a norm) gives resid_post as it is, from one tensor: nothing is carried around it."""
     print_ = inside.block.after.print
     givers = [e for e in inside.givers(print_) if inside.depth(e.path)]
-    if not any(is_leaf(e.module) for e in givers):
+    if not any(is_leaf(e.module) and sum(map(inside.is_like_the_stream, e.inputs)) == 1 for e in givers):
         return None
     outermost = givers[0]
     port = next(p for p in outermost.outputs if p.print == print_)
@@ -150,7 +150,7 @@ def _named(parameters: dict[str, Tensor], vector: Tensor, eps: float) -> tuple[f
     for names, product in products:
         number = float((product @ vector) / (product @ product))
         fits.append((float((vector - number * product).norm() / vector.norm()), number, names))
-    room = max(1e-3, 2 * eps)
+    room = max(1e-3, 4 * eps)
     least = min(misfit for misfit, _, _ in fits)
     if least > room:
         return None
@@ -161,5 +161,5 @@ def _named(parameters: dict[str, Tensor], vector: Tensor, eps: float) -> tuple[f
 def _offset_name(parameters: dict[str, Tensor], offset: Tensor | None, eps: float) -> str:
     if offset is None:
         return ""
-    room = max(1e-3, 2 * eps) * float(offset.norm())
+    room = max(1e-3, 4 * eps) * float(offset.norm())
     return next((name for name, p in parameters.items() if float((p - offset).norm()) <= room), UNNAMED)
