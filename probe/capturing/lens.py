@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from probe.anatomy import Anatomy
     from probe.capturing.logits import Unembed
 
-ELEMENTS = 2**22  # logits held at a time of one layer; of the last one twice as many
+ELEMENTS = 2**23  # logits held at a time of one layer; of the last one twice as many
 
 
 def guesses(

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Unembed = Callable[[Tensor], Tensor]
 
+HELD = 2**24  # logits at once: few, and a head's matrix is read for few rows; many, and they fill the memory
+
 _norms_all: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
@@ -96,6 +98,7 @@ def scored(
     logits: Tensor | None,
     hidden: Tensor | None,
     unembed: Unembed | None,
+    d_vocab: int,
 ) -> list[Scores]:
     """Scores of each prompt, row t of the token after position t; the last row's is of the first token, to be ignored.
 
@@ -110,5 +113,6 @@ def scored(
             out.append(score_rows(logits[b, :n], targets, top=top))
         else:
             assert hidden is not None and unembed is not None
-            out.append(score_hidden(unembed, hidden[b, :n], targets, top=top))
+            n_blocks = -(-n * d_vocab // HELD)
+            out.append(score_hidden(unembed, hidden[b, :n], targets, top=top, block_rows=-(-n // n_blocks)))
     return out

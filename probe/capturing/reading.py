@@ -90,7 +90,8 @@ class _Read:
         self._read_returned_attention()
         every = whole or unembed is None
         scores = scored(
-            self.ids, self.lengths, top, logits=logits if every else None, hidden=hidden, unembed=unembed
+            self.ids, self.lengths, top, logits=logits if every else None, hidden=hidden, unembed=unembed,
+            d_vocab=self.anatomy.d_vocab,
         )  # fmt: skip
         _check_finite(scores)
         if lens:
