@@ -36,6 +36,10 @@ class SiteAbsent(BadPlace):
     """A site that exists in general, but that no verified equation finds in this model."""
 
 
+class BadEdit(ProbeError):
+    """An edit that cannot be read, does not fit the model or the text, or could have no effect."""
+
+
 class BadPrompt(ProbeError):
     """A prompt that cannot be run: empty, too long, or not readable."""
 

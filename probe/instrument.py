@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -133,6 +133,16 @@ def _with_element(output: Any, key: int | str, value: Tensor) -> Any:
 
 
 @contextmanager
+def entering(model: nn.Module, begin: Callable[..., None], end: Callable[[], None]) -> Iterator[None]:
+    """While active, `begin(args, kwargs)` comes before each forward of the model, and `end()` after it, failed or not."""
+    before = model.register_forward_pre_hook(lambda _, args, kwargs: begin(args, kwargs), with_kwargs=True)
+    with ExitStack() as undo:
+        undo.callback(before.remove)
+        undo.callback(model.register_forward_hook(lambda *_: end(), always_call=True).remove)
+        yield
+
+
+@contextmanager
 def recording(model: nn.Module, recorder: Recorder) -> Iterator[None]:
     """While active, `recorder` sees every call of every module, the root ("") included, inner calls before outer ones.
 
@@ -179,11 +189,15 @@ class AttentionCall:
 Observer = Callable[[str, AttentionCall, Tensor], Tensor | None]
 """(path of the calling module, the call, its output (batch, query, head, d_value)) -> None or the output to use."""
 
+Changer = Callable[[str, AttentionCall], AttentionCall | None]
+"""(path of the calling module, the call) -> None, or the call whose query, key, value and mask are to be used."""
+
 
 class _Watch(NamedTuple):
     paths: dict[int, str]  # id of a module of the model -> its first path
-    observer: Observer
+    observer: Observer | None
     visits: Counter[str]
+    changer: Changer | None = None
 
 
 _watches: ContextVar[tuple[_Watch, ...]] = ContextVar("watches", default=())  # of this thread or task only
@@ -192,14 +206,14 @@ _patched: dict[int, tuple[Any, int]] = {}  # id of a registry -> (registry, how 
 
 
 @contextmanager
-def attending(model: nn.Module, observer: Observer) -> Iterator[None]:
+def attending(model: nn.Module, observer: Observer | None = None, *, changer: Changer | None = None) -> Iterator[None]:
     """While active, `observer` sees each attention call of the model that goes through transformers' registry.
 
     The model's own attention function runs unchanged, with the masks made for it; the observer comes after it, and in
     the thread that entered the context only. Nested observers are called in the order in which they were entered, each
-    with the output the one before left.
+    with the output the one before left. A `changer` comes before the function, and observers see the call it made.
     """
-    watch = _Watch({id(module): path for path, module in model.named_modules()}, observer, Counter())
+    watch = _Watch({id(module): path for path, module in model.named_modules()}, observer, Counter(), changer)
     with ExitStack() as undo:
         for registry in _registries(model):
             _patch(registry)
@@ -249,14 +263,16 @@ def _watched(function: Callable[..., Any]) -> Callable[..., Any]:
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any
     ) -> Any:
-        output, *rest = function(module, query, key, value, attention_mask, **kwargs)
-        for watch in _watches.get():
-            path = watch.paths.get(id(module))
-            if path is None:
-                continue
-            call = _described(module, query, key, value, attention_mask, kwargs, visit=watch.visits[path])
+        here = [(watch, watch.paths[id(module)]) for watch in _watches.get() if id(module) in watch.paths]
+        call = _described(module, query, key, value, attention_mask, kwargs)
+        for watch, path in here:
+            if watch.changer is not None:
+                call = watch.changer(path, replace(call, visit=watch.visits[path])) or call
+        output, *rest = function(module, call.query, call.key, call.value, call.mask, **kwargs)
+        for watch, path in here:
+            seen = replace(call, visit=watch.visits[path])
             watch.visits[path] += 1
-            edited = watch.observer(path, call, output)
+            edited = watch.observer(path, seen, output) if watch.observer is not None else None
             output = output if edited is None else edited
         return (output, *rest)
 
@@ -264,7 +280,7 @@ def _watched(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _described(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, kwargs: dict[str, Any], *, visit: int
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, kwargs: dict[str, Any]
 ) -> AttentionCall:
     """The call in our words; names are those that transformers' attention functions use."""
     extra = dict(kwargs)
@@ -277,5 +293,5 @@ def _described(
         softcap=extra.pop("softcap", None),
         sinks=getattr(module, "sinks", None) if sinks is None else sinks,
         position_bias=extra.pop("position_bias", None), sliding_window=extra.pop("sliding_window", None),
-        visit=visit, extra=extra,
+        extra=extra,
     )  # fmt: skip

@@ -1,0 +1,30 @@
+"""Changing activations of a live model: edits, from their text or from tensors, and the context in which they hold."""
+
+from probe.interventions.applying import Applied, applying
+from probe.interventions.checking import cells, check_edits
+from probe.interventions.directions import Direction, load_direction, save_direction
+from probe.interventions.edits import Add, Cut, Edit, Mean, Noise, Patch, Project, Resample, Scale, Zero
+from probe.interventions.parsing import parse_edits
+from probe.interventions.settling import settle
+
+__all__ = [
+    "Add",
+    "Applied",
+    "Cut",
+    "Direction",
+    "Edit",
+    "Mean",
+    "Noise",
+    "Patch",
+    "Project",
+    "Resample",
+    "Scale",
+    "Zero",
+    "applying",
+    "cells",
+    "check_edits",
+    "load_direction",
+    "parse_edits",
+    "save_direction",
+    "settle",
+]

@@ -1,0 +1,141 @@
+"""Edits on a live model: for as long as the context lasts every forward is edited, by absolute position; then none is."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from probe.instrument import Tap, attending, entering, tapping
+from probe.interventions.calls import SITES_IN_CALL, CallEditor
+from probe.interventions.edits import Edit
+from probe.interventions.forwards import Start, Whereabouts
+from probe.interventions.marks import Marks, changed
+from probe.interventions.middle import check_middle, write_over
+from probe.interventions.settling import settle
+from probe.sites import SITES
+
+if TYPE_CHECKING:
+    from probe.anatomy import Anatomy
+    from probe.language_model import LanguageModel
+
+WRITES = {"attn_out": "attn", "mlp_out": "mlp"}  # site -> kind of a block's write, whose coefficient it includes
+AT_THE_END = ("final_norm", "logits")  # a model may compute these for the last positions only
+
+
+@contextmanager
+def applying(
+    lm: LanguageModel, edits: Sequence[Edit], *, ids: Any = None, n_prompt: int | Sequence[int] | None = None,
+    longest: int | None = None, steps: Sequence[tuple[int, int]] = (), start: Start | None = None,
+) -> Iterator[Applied]:  # fmt: skip
+    """While active, every forward of `lm.model` is edited; edits of one tensor in the order given, others as it computes.
+
+    ids, n_prompt, longest, steps: the text (or one for each row) that positions refer to, as in `settle`. start: where
+    each forward begins; without it, that is told from position ids, from the mask's padding and from the cache, so that a
+    cached decode loop and one forward over the finished text are edited alike. What a cache held before was made without
+    these edits and stays so; its keys and values themselves are edited when they are read.
+    Nothing is changed, not even hooked, where an edit cannot be made: `BadEdit`, `SiteAbsent`, `OutOfRange`.
+    """
+    settled = settle(lm, edits, ids=ids, n_prompt=n_prompt, longest=longest, steps=steps)
+    for layer in dict.fromkeys(e.cell.layer for e in settled if e.cell.site == "resid_mid"):
+        check_middle(lm.model, lm.anatomy, layer)
+    whereabouts, marks = Whereabouts(lm.model, start), Marks(settled)
+    calls = CallEditor(lm.anatomy, marks, whereabouts)
+    with ExitStack() as hooked:
+        hooked.enter_context(tapping(lm.model, _taps(lm.anatomy, marks, whereabouts)))
+        if calls.needed:
+            hooked.enter_context(attending(lm.model, calls.observe, changer=calls.change))
+        # last: the end of a forward comes after the edits of what it returns
+        hooked.enter_context(entering(lm.model, whereabouts.begin, whereabouts.end))
+        yield Applied(marks, whereabouts)
+
+
+class Applied:
+    """Edits at work."""
+
+    def __init__(self, marks: Marks, whereabouts: Whereabouts) -> None:
+        self._marks, self._whereabouts = marks, whereabouts
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """They with their absolute positions: as good as the given ones in another context over the same text."""
+        return self._marks.edits
+
+    @property
+    def start(self) -> Start | None:
+        """Where each forward begins from now on; None where that is to be told from what the model is given."""
+        return self._whereabouts.start
+
+    @start.setter
+    def start(self, start: Start | None) -> None:
+        self._whereabouts.start = start
+
+    @property
+    def rows(self) -> Sequence[int] | None:
+        """The rows of a forward, named by what they were when the batch was whole (None); to be set when some leave."""
+        return self._marks.rows
+
+    @rows.setter
+    def rows(self, rows: Sequence[int] | None) -> None:
+        self._marks.rows = rows
+
+    def untouched(self) -> tuple[Edit, ...]:
+        """Edits that so far met no position (of a cut: no visible edge): they changed nothing."""
+        return tuple(edit for edit, met in zip(self.edits, self._marks.met, strict=True) if not met)
+
+
+def _taps(anatomy: Anatomy, marks: Marks, whereabouts: Whereabouts) -> dict[Tap, Callable[[Tensor], Tensor | None]]:
+    """What to tap for the edits outside of attention calls."""
+    grouped: dict[Tap, list[int]] = defaultdict(list)
+    for i, edit in enumerate(marks.edits):
+        if edit.cell.site not in SITES_IN_CALL:
+            grouped[_tap(anatomy, edit)].append(i)
+    return {tap: _editor(anatomy, marks, whereabouts, members) for tap, members in grouped.items()}
+
+
+def _tap(anatomy: Anatomy, edit: Edit) -> Tap:
+    """Where a site is changed. A block's input is the output of the one before, which is where both sites are changed."""
+    site, layer = edit.cell.site, edit.cell.layer
+    if site == "resid_pre" and layer > 0 and anatomy.has("resid_post", layer - 1):
+        return anatomy.tap("resid_post", layer - 1)
+    return anatomy.tap(site, layer)
+
+
+def _editor(
+    anatomy: Anatomy, marks: Marks, whereabouts: Whereabouts, members: list[int]
+) -> Callable[[Tensor], Tensor | None]:
+    """The reader of one tap."""
+    in_place = any(marks.edits[i].cell.site == "resid_mid" for i in members)
+
+    def edit(value: Tensor) -> Tensor | None:
+        new = value
+        for i in members:
+            new = _edited(anatomy, marks, whereabouts, i, new)
+        if new is value:
+            return None
+        if in_place:
+            write_over(value, new)
+            return None
+        return new
+
+    return edit
+
+
+def _edited(anatomy: Anatomy, marks: Marks, whereabouts: Whereabouts, i: int, value: Tensor) -> Tensor:
+    """value (batch, pos, d), or flat, after edit i; the same tensor where it meets none of the edit's positions."""
+    edit = marks.edits[i]
+    site, layer = edit.cell.site, edit.cell.layer
+    positions = whereabouts.part(*(value.shape[:2] if value.ndim > 2 else (1, value.shape[0]))).positions
+    if site in AT_THE_END and value.ndim > 2:
+        positions = positions[:, positions.shape[1] - value.shape[1] :]
+    hits = marks.hits(i, positions.to(value.device))
+    if hits is None:
+        return value
+    heads = (anatomy.n_heads(site, layer),) if SITES[site].per_head else ()
+    whole = value.reshape(*positions.shape, *heads, -1)
+    writes = anatomy.layers[layer].writes if site in WRITES else ()
+    coefficient = next((write.coefficient for write in writes if write.kind == WRITES[site]), 1.0)
+    return changed(edit, whole, hits, coefficient=coefficient).reshape(value.shape)

@@ -1,0 +1,75 @@
+"""Whether an edit fits a model: the site is there, its heads too, and its vectors are as wide as the site."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from probe.anatomy.parts import ATTENTION_SITES
+from probe.errors import BadEdit, OutOfRange, SiteAbsent
+from probe.interventions.edits import Cut, Edit, Patch, Resample
+from probe.sites import SITES, Cell, parse_places, resolve
+
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
+
+EDGES = ("pattern", "scores")
+
+
+def cells(lm: LanguageModel, place: str) -> tuple[Cell, ...]:
+    """The cells that a place's text means in this model: `cells(lm, "z@5.3:last")`. Raises `BadPlace` and its kinds."""
+    anatomy = lm.anatomy
+    return resolve(parse_places(place), n_layers=anatomy.n_layers, n_heads=anatomy.n_heads, has=anatomy.has)
+
+
+def check_edits(lm: LanguageModel, edits: Iterable[Edit]) -> None:
+    """Raises `SiteAbsent`, `OutOfRange` or `BadEdit` for the first edit that does not fit the model."""
+    for edit in edits:
+        check_cell(lm, edit.cell, edit.op)
+        for name, tensor in edit.tensors().items():
+            _check_shape(lm, edit, name, tensor)
+
+
+def check_cell(lm: LanguageModel, cell: Cell, op: str) -> None:
+    """Raises `SiteAbsent` or `OutOfRange` for a cell that the model does not have, `BadEdit` where `op` cannot change it."""
+    anatomy, (site, layer, heads, _) = lm.anatomy, cell
+    if SITES[site].per_layer and not 0 <= layer < anatomy.n_layers:
+        raise OutOfRange(f"there is no layer {layer}", hint=f"layers 0 to {anatomy.n_layers - 1}")
+    if not anatomy.has(site, layer):
+        if site not in ATTENTION_SITES:
+            anatomy.tap(site, layer)  # raises
+        raise SiteAbsent(f"layer {layer} has no '{site}': {anatomy.reason(site, layer)}", hint="see probe models check")
+    if not SITES[site].per_head and heads is not None:
+        raise BadEdit(f"'{site}' has no heads", hint="leave them out")
+    n_heads = anatomy.n_heads(site, layer)
+    missing = [head for head in heads or () if not 0 <= head < n_heads]
+    if missing:
+        raise OutOfRange(f"no head {missing[0]} of {site}@{layer}", hint=f"heads are 0..{n_heads - 1}")
+    if site in EDGES and op != Cut.op:
+        hint = "cut:KEYS takes edges out; z@LAYER.HEAD=zero silences a head"
+        raise BadEdit(f"'{op}' cannot change '{site}'", hint=hint)
+    if site not in EDGES and op == Cut.op:
+        raise BadEdit(f"'{op}' takes edges out of a pattern, and '{site}' has none", hint="write pattern@LAYER.HEAD")
+
+
+def _check_shape(lm: LanguageModel, edit: Edit, name: str, tensor: Tensor) -> None:
+    site, layer, heads, _ = edit.cell
+    width, place = lm.width(site, layer), f"{site}@{layer}" if SITES[site].per_layer else site
+    if tensor.shape[-1:] != (width,):
+        each = " a head" if SITES[site].per_head else ""
+        raise BadEdit(
+            f"the {name} of {edit} has {tensor.shape[-1] if tensor.ndim else 1} values, and {place} has {width}{each}",
+            hint="it was made at another site, or with another model",
+        )
+    of_heads = (len(heads or range(lm.anatomy.n_heads(site, layer))),) if SITES[site].per_head else ()
+    inside: Sequence[int] = tensor.shape[:-1]
+    if isinstance(edit, (Patch, Resample)):
+        outer = len(inside) - len(of_heads)
+        fits = tuple(inside[outer:]) == of_heads and 1 <= outer <= (2 if isinstance(edit, Patch) else 1)
+        wanted = f"(pos, {''.join(f'{n}, ' for n in of_heads)}{width})"
+    else:
+        fits, wanted = tuple(inside) in ((), of_heads), f"({width},)"
+    if not fits or 0 in tensor.shape:
+        raise BadEdit(f"the {name} of {edit} has the shape {tuple(tensor.shape)}", hint=f"it should be {wanted}")

@@ -1,0 +1,232 @@
+"""The edits: what each makes of an activation. They know vectors and positions, no model, no file."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from probe.errors import BadEdit
+from probe.interventions.spots import Spots
+from probe.sites import SITES, Cell, Positions
+
+_BLOCK = 64  # positions whose noise is drawn at once
+
+
+class At(NamedTuple):
+    """Where n vectors come from: their rows of the batch, their absolute positions, their number among the edit's spots,
+    and which row of per-row values is theirs. Each (n,)."""
+
+    row: Tensor
+    position: Tensor
+    order: Tensor
+    own: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """A change of one cell, in all rows of a batch or only in `rows`. `spots`: its positions, once they are settled."""
+
+    cell: Cell
+    rows: tuple[int, ...] | None = field(default=None, kw_only=True)
+    spots: Spots | None = field(default=None, kw_only=True, repr=False)
+    op: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for name, value in self.tensors().items():
+            if not bool(value.isfinite().all()):
+                raise BadEdit(f"the {name} of {self} has values that are not numbers", hint="make it anew")
+
+    def change(self, value: Tensor, at: At) -> Tensor:
+        """value (n, d) or (n, head, d), fp32 or wider -> what takes its place. Never writes in place."""
+        raise NotImplementedError
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name."""
+        return {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+
+    def for_row(self, number: int, row: int, spots: Spots) -> Edit:
+        """The part of it that changes only `row` of the batch, the `number`th of its own rows."""
+        return replace(self, rows=(row,), spots=spots)
+
+    @property
+    def where(self) -> str:
+        """Its place as it would be written."""
+        site, positions = self.cell.site, self.cell.positions
+        return f"{site}{_layer(self.cell)}{'' if positions == Positions() else f':{positions}'}"
+
+    def __str__(self) -> str:
+        return f"{self.where}={self.op}"
+
+
+def _layer(cell: Cell) -> str:
+    if not SITES[cell.site].per_layer:
+        return ""
+    if cell.heads is None:
+        return f"@{cell.layer}"
+    return "@" + ",".join(f"{cell.layer}.{head}" for head in cell.heads)
+
+
+@dataclass(frozen=True, eq=False)
+class Zero(Edit):
+    """h ← 0."""
+
+    op: ClassVar[str] = "zero"
+
+    def change(self, value: Tensor, at: At) -> Tensor:
+        return torch.zeros_like(value)
+
+
+@dataclass(frozen=True, eq=False)
+class Scale(Edit):
+    """h ← factor · h."""
+
+    factor: float
+    op: ClassVar[str] = "scale"
+
+    def change(self, value: Tensor, at: At) -> Tensor:
+        return value * self.factor
+
+
+@dataclass(frozen=True, eq=False)
+class Mean(Edit):
+    """h ← vector, the same at each position. vector (d,), or (head, d) with one for each of the cell's heads."""
+
+    vector: Tensor
+    op: ClassVar[str] = "mean"
+
+    def change(self, value: Tensor, at: At) -> Tensor:
+        return self.vector.to(value).expand_as(value)
+
+
+@dataclass(frozen=True, eq=False)
+class Patch(Edit):
+    """h ← values. values (pos, [head,] d), one for each position of the cell in their order; (batch, pos, [head,] d) has
+    its own for each row. Where positions go on without end, those after the last value stay as they are."""
+
+    values: Tensor
+    op: ClassVar[str] = "patch"
+
+    @property
+    def per_row(self) -> bool:
+        return self.values.ndim == 3 + SITES[self.cell.site].per_head
+
+    @property
+    def length(self) -> int:
+        """Positions that there are values for."""
+        return self.values.shape[1 if self.per_row else 0]
+
+    def change(self, value: Tensor, at: At) -> Tensor:
+        order = at.order.clamp(max=self.length - 1)
+        values = self.values.to(value)
+        found = values[at.own, order] if self.per_row else values[order]
+        beyond = (at.order >= self.length).view(-1, *[1] * (value.ndim - 1))
+        return torch.where(beyond, value, found)
+
+    def for_row(self, number: int, row: int, spots: Spots) -> Edit:
+        values = self.values[number : number + 1] if self.per_row else self.values
+        return replace(self, rows=(row,), spots=spots, values=values)
+
+
+@dataclass(frozen=True, eq=False)
+class Resample(Edit):
+    """h ← a vector drawn from pool (n, [head,] d), by position: edits of one seed and pool size draw the same numbers, so
+    that several sites are taken from one place of another text."""
+
+    pool: Tensor
+    seed: int = 0
+    op: ClassVar[str] = "resample"
+
+    def change(self, value: Tensor, at: At) -> Tensor:
+        drawn = _by_block(at.position, lambda block: _drawn(self.seed, block, len(self.pool)))
+        return self.pool.to(value)[drawn.to(value.device)]
+
+
+@dataclass(frozen=True, eq=False)
+class Add(Edit):
+    """h ← h + strength · vector. vector (d,), or (head, d) (Turner et al. 2023, 2308.10248)."""
+
+    vector: Tensor
+    strength: float = 1.0
+    op: ClassVar[str] = "add"
+
+    def change(self, value: Tensor, at: At) -> Tensor:
+        return value + self.strength * self.vector.to(value)
+
+
+@dataclass(frozen=True, eq=False)
+class Project(Edit):
+    """h ← h − (h·v̂) v̂ with v̂ = vector / ‖vector‖. vector (d,), or (head, d) (Arditi et al. 2024, 2406.11717)."""
+
+    vector: Tensor
+    op: ClassVar[str] = "project"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not bool(self.vector.norm(dim=-1).gt(0).all()):
+            raise BadEdit(f"the vector of {self} is zero and has no direction", hint="make it anew")
+
+    def change(self, value: Tensor, at: At) -> Tensor:
+        wide, vector = value.double(), self.vector.to(value.device, torch.float64)
+        unit = vector / vector.norm(dim=-1, keepdim=True)
+        return (wide - (wide * unit).sum(-1, keepdim=True) * unit).to(value)
+
+
+@dataclass(frozen=True, eq=False)
+class Noise(Edit):
+    """h ← h + sigma · ε, ε normal, in the activation's own unit: a function of (seed, site, layer, head, position), so it is
+    the same in a decode loop and in one forward, alone and in a batch (corrupted runs: Meng et al. 2022, 2202.05262)."""
+
+    sigma: float
+    seed: int = 0
+    op: ClassVar[str] = "noise"
+
+    def change(self, value: Tensor, at: At) -> Tensor:
+        d = value.shape[-1]
+        heads = [None] if value.ndim == 2 else list(self.cell.heads or range(value.shape[1]))
+        drawn = [_by_block(at.position, functools.partial(self._block, head, d)) for head in heads]
+        noise = drawn[0] if value.ndim == 2 else torch.stack(drawn, dim=1)
+        return value + self.sigma * noise.to(value)
+
+    def _block(self, head: int | None, d: int, block: int) -> Tensor:
+        return _normal(f"{self.seed} {self.cell.site} {self.cell.layer} {head}", block, d)
+
+
+@dataclass(frozen=True, eq=False)
+class Cut(Edit):
+    """The cell's positions, as queries, no longer see the keys: −inf before the softmax. A query that is left with no key
+    at all reads nothing: its head's output is zero."""
+
+    keys: Positions
+    key_spots: Spots | None = field(default=None, kw_only=True, repr=False)
+    op: ClassVar[str] = "cut"
+
+    def __str__(self) -> str:
+        return f"{self.where}=cut:{self.keys}"
+
+
+def _by_block(positions: Tensor, draw: Callable[[int], Tensor]) -> Tensor:
+    """What `draw(block)` (block of positions, …) gives at each position (n,)."""
+    places = positions.tolist()
+    blocks = {block: draw(block) for block in {p // _BLOCK for p in places}}
+    return torch.stack([blocks[p // _BLOCK][p % _BLOCK] for p in places])
+
+
+@functools.lru_cache(maxsize=256)
+def _normal(address: str, block: int, d: int) -> Tensor:
+    return torch.randn(_BLOCK, d, generator=_generator(f"{address} {block}"))
+
+
+@functools.lru_cache(maxsize=256)
+def _drawn(seed: int, block: int, n: int) -> Tensor:
+    return torch.randint(n, (_BLOCK,), generator=_generator(f"{seed} {block}"))
+
+
+def _generator(address: str) -> torch.Generator:
+    digest = hashlib.sha256(address.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
