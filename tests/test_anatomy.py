@@ -304,6 +304,16 @@ def test_a_model_without_a_chain_of_blocks_says_why(family: str, why: str) -> No
         anatomy.tap("embed")
 
 
+def test_blocks_that_are_no_part_of_the_stream_are_named() -> None:
+    """hrm_text loops over two stacks: the stream that ends in the logits is the last visit of one of them."""
+    _, anatomy, _ = built("hrm_text")
+    assert all(layer.block.startswith("model.H_module.layers.") for layer in anatomy.layers)
+    assert {layer.attention for layer in anatomy.layers} == {f"{layer.block}.self_attn" for layer in anatomy.layers}
+    assert {tap.call for layer in anatomy.layers for tap in layer.taps.values()} == {1}
+    assert "'model.L_module.layers' (24 calls), 'model.H_module.layers' (4 calls)" in anatomy.absent["elsewhere"]
+    assert "elsewhere" not in built("llama")[1].absent
+
+
 def test_several_streams_hide_the_sum_but_not_the_attention() -> None:
     _, anatomy, _ = built("deepseek_v4")
     assert anatomy.n_layers == 4 and not anatomy.readout_exact

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torch import nn
@@ -42,6 +42,18 @@ def why_no_chain(recorded: Tape) -> str:
     if len(shape) == 4 and len(streams) == 1:
         return f"there are {streams[0]} residual streams, not one: {told}"
     return f"{told}, not (batch, pos, d_model)"
+
+
+def elsewhere(chains: Sequence[tuple[Block, ...]], chosen: tuple[Block, ...]) -> str:
+    """The other chains of blocks that run outside the chosen one; "" if there are none."""
+    owners = {block.event.path for block in chosen}
+    calls: Counter[str] = Counter()
+    for chain in chains:
+        for block in chain if chain is not chosen and len(chain) > 1 else ():
+            if not any(block.event.path.startswith(f"{owner}.") for owner in owners):
+                calls[block.event.path.rpartition(".")[0]] += 1
+    told = ", ".join(f"'{where}' ({n} calls)" for where, n in calls.items())
+    return f"other blocks run outside this stream: {told}" if told else ""
 
 
 def _chains(recorded: Tape, may_be: Callable[[Port], bool]) -> list[tuple[Block, ...]]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probe.anatomy.chain import Block, find_chains, why_no_chain
+from probe.anatomy.chain import Block, elsewhere, find_chains, why_no_chain
 from probe.anatomy.ends import Ends, find_ends
 from probe.anatomy.inside import Inside, insides
 from probe.anatomy.parts import Anatomy, Layer, Write
@@ -25,8 +25,11 @@ def find(model: nn.Module) -> Anatomy:
     """
     ids = probe_tokens(model)
     recorded = tape(model, ids)
-    blocks, ends = _stream(model, ids, recorded)
+    chains = find_chains(model, recorded) or [()]
+    blocks, ends = _stream(model, ids, recorded, chains)
     absent = dict(ends.absent)
+    if others := elsewhere(chains, blocks):
+        absent["elsewhere"] = others
     trials, layers = Trials(model, ids), []
     once = {path for path, n in recorded.calls().items() if n == 1}
     for inside in insides(blocks, recorded):
@@ -54,9 +57,10 @@ def find(model: nn.Module) -> Anatomy:
     )
 
 
-def _stream(model: nn.Module, ids: Tensor, recorded: Tape) -> tuple[tuple[Block, ...], Ends]:
+def _stream(
+    model: nn.Module, ids: Tensor, recorded: Tape, chains: list[tuple[Block, ...]]
+) -> tuple[tuple[Block, ...], Ends]:
     """The heaviest chain of blocks that leads to the logits; where none does, the heaviest."""
-    chains = find_chains(model, recorded) or [()]
     found = [(chains[0], find_ends(model, ids, recorded, chains[0]))]
     for blocks in chains[1:]:
         if found[-1][1].exact:

@@ -106,13 +106,12 @@ def insides(blocks: Sequence[Block], recorded: Tape) -> tuple[Inside, ...]:
     The blocks may have been visited before the first of these visits: what ran then is left out."""
     owners = tuple(dict.fromkeys(b.event.path for b in blocks))
     ends = [e.seq for e in recorded.events if e.path in owners]
+    within = tuple(f"{owner}." for owner in owners)
     found = []
     for block in blocks:
         end = block.event.seq
         start = max((n for n in ends if n < end), default=-1)
-        events = tuple(
-            e for e in recorded.events[start + 1 : end] if any(e.path.startswith(f"{owner}.") for owner in owners)
-        )
-        attended = tuple(a for a in recorded.attended if start < a.seq <= end)
+        events = tuple(e for e in recorded.events[start + 1 : end] if e.path.startswith(within))
+        attended = tuple(a for a in recorded.attended if start < a.seq <= end and a.path.startswith(within))
         found.append(Inside(block, events, attended, owners, recorded))
     return tuple(found)

@@ -61,7 +61,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Where things are in one model: what holds numerically, to which error, and why the rest is absent."""
+    """Where things are in one model: what holds numerically, to which error, and why the rest is absent.
+
+    `absent` is why, by site, or for 'blocks' and 'head'; 'elsewhere' names blocks that are no part of this stream."""
 
     d_model: int
     d_vocab: int

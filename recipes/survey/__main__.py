@@ -54,7 +54,7 @@ def table(rows: list[Row]) -> str:
         found = f"{row.layers:>6} {row.attention:>9} {row.error:>8.0e}" if row.placed else f"{'not placed':>25}"
         lines.append(f"{row.family:<26}{found} {row.seconds:>6.2f}  {row.kind:<12} {first if row.placed else ''}")
         lines += [f"{'':<28}layers {row.equations[e]}: {e}" for e in more if row.placed]
-        lines += [f"{'':<28}{row.reason}"] if row.reason else []
+        lines += [f"{'':<28}{text}" for text in (row.reason, row.note) if text]
         lines += [f"{'':<28}no {what} (layers {layers})" for what, layers in row.absent.items() if row.placed]
     return "\n".join(lines)
 

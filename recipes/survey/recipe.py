@@ -34,6 +34,7 @@ class Row:
     attention: str = ""
     absent: Mapping[str, str] = field(default_factory=dict)
     readout: str = ""
+    note: str = ""
     causal: bool = False
     error: float = 0.0
     seconds: float = 0.0
@@ -89,6 +90,7 @@ def described(family: str, anatomy: Anatomy) -> Row:
             (f"{site}: {anatomy.reason(site, i)}", i) for i, _ in layers for site in SITES if not anatomy.has(site, i)
         ),
         readout=_readout(anatomy),
+        note=anatomy.absent.get("elsewhere", ""),
         causal=anatomy.causal,
         error=anatomy.residual_error,
     )
