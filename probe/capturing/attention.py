@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from probe.sites import Cell
 
 LINED = ("summary", "topk", "full")  # modes with a line a row
-PIECE = 2**22  # weights handed over together: 16 MB
 
 
 @dataclass
@@ -130,7 +130,8 @@ class AttentionReader:
         n = None if source.causal else source.n
         whole = list(range(source.n_heads)) if mode == "full" else self.patterns.get(layer, [])
         scores_of = self.scores.get(layer, [])
-        pieces, score_pieces = _Pieces(self.sink.attention, prompt, layer), _Pieces(self.sink.scores, prompt, layer)
+        pieces = lists.Pieces(partial(self.sink.attention, prompt, layer), name="weights", n=n)
+        score_pieces = lists.Pieces(partial(self.sink.scores, prompt, layer), name="scores", n=n)
         lines, tops = Lines(source, matches), _Tops(source, self.spec.k if mode == "topk" else 1)
         for block in blocks(source, single=bool(whole or scores_of)):
             heads = range(block.head, block.head + block.n_heads)
@@ -140,12 +141,13 @@ class AttentionReader:
             scores, room = self._room(block, source)
             scores = source.scores(block, scores)
             if mine_scores:
-                score_pieces.add(lists.score_columns(block, scores, mine_scores, n=n))
+                score_pieces.add(block, lists.nats(_of(scores, mine_scores, block)), mine_scores)
             mass, total = lines.add(block, scores, room)
             if mode in LINED:
                 tops.add(block, mass, total)
             if mine:
-                pieces.add(lists.full_columns(block, mass, total, mine, n=n))
+                weights = _of(mass.div_(total.unsqueeze(-1)), mine, block)
+                pieces.add(block, weights, mine, kept_mass=lists.kept_masses(weights))
         pieces.flush()
         score_pieces.flush()
         if mode == "topk":
@@ -182,6 +184,11 @@ class AttentionReader:
         return "" if error <= tolerance else f"its weights times the values differ from its output by {error:.1e}"
 
 
+def _of(values: Tensor, heads: list[int], block: Block) -> Tensor:
+    """Of a block's values (head, query, key) those of some heads."""
+    return values if len(heads) == block.n_heads else values[[head - block.head for head in heads]]
+
+
 class _Tops:
     """The k largest weights of every row of a layer, best first: `weights` and `keys` (head, query, k), 0 past the last."""
 
@@ -199,26 +206,6 @@ class _Tops:
         """Columns of `attention`, but for heads whose full rows are kept."""
         heads = [h for h in range(len(self.weights)) if h not in without]
         return lists.top_columns(heads, self.weights[heads], self.keys[heads])
-
-
-class _Pieces:
-    """Collects columns and hands them over when they are many."""
-
-    def __init__(self, hand_over: Callable[[int, int, Columns], None], prompt: int, layer: int) -> None:
-        self._hand_over, self._where = hand_over, (prompt, layer)
-        self._held: list[Columns] = []
-        self._size = 0
-
-    def add(self, columns: Columns) -> None:
-        self._held.append(columns)
-        self._size += len(columns["weights" if "weights" in columns else "scores"].values)
-        if self._size >= PIECE:
-            self.flush()
-
-    def flush(self) -> None:
-        if self._held:
-            self._hand_over(*self._where, lists.joined(self._held))
-        self._held, self._size = [], 0
 
 
 def card(statistics: dict[str, Tensor], matched: dict[str, Tensor]) -> Columns:

@@ -26,6 +26,7 @@ class Mask:
         """mask (head or 1, n, n), bool or additive; without one, every key is visible, or those up to the query if `causal`."""
         self.n, self.visible, self.additive = n, mask, None
         self._views: dict[tuple[int, int], View] = {}
+        self._triangles: dict[int, Tensor] = {}  # what comes later, among so many queries and their own keys
         if mask is None:
             self.causal, self._window = causal, window if causal else None
             return
@@ -66,7 +67,9 @@ class Mask:
             return None
         device = None if self.visible is None else self.visible.device
         if kind == "causal":
-            return _late(start, end, start, end, device)
+            if end - start not in self._triangles:
+                self._triangles[end - start] = _late(0, end - start, 0, end - start, device)
+            return self._triangles[end - start]
         if self.visible is not None:
             return ~self.visible[:, start:end, low:high]
         assert self._window, "without a mask only a window hides more than what comes later"

@@ -17,7 +17,7 @@ from probe.instrument import AttentionCall
 
 BITS = 1.4426950408889634  # bits in a nat
 MASKED = -1e30  # finite, because 0 * -inf is not 0
-ROWS, ELEMENTS = 192, 2**19  # a block's rows when there are many keys, and its weights when there are few: fits a cache
+ROWS, ELEMENTS = 512, 2**19  # a block's rows when there are many keys, and its weights when there are few: fits a cache
 
 
 class Block(NamedTuple):

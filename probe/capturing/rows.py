@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,6 +13,8 @@ from probe.capturing.patterns import MASKED, Block
 from probe.capturing.sinks import Columns, Ragged
 from probe.capturing.statistics import NAT
 from probe.scoring import largest
+
+PIECE = 2**22  # weights handed over together: 16 MB
 
 
 def top_of(block: Block, mass: Tensor, total: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -34,52 +39,61 @@ def top_columns(heads: list[int], weights: Tensor, keys: Tensor) -> Columns:
     }  # fmt: skip
 
 
-def full_columns(block: Block, mass: Tensor, total: Tensor, heads: list[int], *, n: int | None) -> Columns:
-    """Columns of `attention` for some heads of a block: a weight for every key up to the query (of n keys, if given).
+class Pieces:
+    """Whole rows of one prompt and layer, gathered in one piece of memory until they fill it, and then handed over."""
 
-    mass (head, query, key) / total (head, query) are the weights; mass is used up.
-    """
-    mass.div_(total.unsqueeze(-1))
-    own = mass if len(heads) == block.n_heads else mass[[head - block.head for head in heads]]
-    return {
-        **_row_keys(heads, block.start, block.end), "keys": None,
-        "weights": _cut(_float32(own), block, 0.0, n=n), "kept_mass": _float32(own.sum(-1).flatten()),
-    }  # fmt: skip
+    def __init__(
+        self, hand_over: Callable[[Columns], None], *, name: Literal["weights", "scores"], n: int | None
+    ) -> None:
+        """A row has a value for every key up to its query, or for n keys if n is given."""
+        self._hand_over, self._name, self._n = hand_over, name, n
+        self._empty = 0.0 if name == "weights" else -np.inf  # of keys that no query of a block sees
+        self._values = np.empty(0, np.float32)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._used = 0
+        self._lengths: list[np.ndarray] = []
+        self._keys: list[Columns] = []
+
+    def add(self, block: Block, values: Tensor, heads: list[int], **columns: np.ndarray) -> None:
+        """values (head, query, key) of a block's `heads`; columns: what else is said of each row."""
+        rows = _float32(values)
+        low, high = block.low, block.high
+        queries = np.arange(block.start + 1, block.end + 1)
+        lengths = queries if self._n is None else np.full(len(queries), self._n)
+        missing = max(0, int(lengths.max()) - high)
+        if low or missing:
+            rows = np.pad(rows, ((0, 0), (0, 0), (low, missing)), constant_values=self._empty)
+        size = int(lengths.sum()) * len(heads)
+        if self._used + size > len(self._values):
+            self.flush()
+            self._values = np.empty(max(PIECE, size), np.float32)
+        ends = lengths.tolist()
+        cut = [row[:end] for head in rows for row, end in zip(head, ends, strict=True)]
+        np.concatenate(cut, out=self._values[self._used : self._used + size])
+        self._used += size
+        self._lengths.append(np.tile(lengths, len(heads)))
+        self._keys.append({**_row_keys(heads, block.start, block.end), **columns})
+
+    def flush(self) -> None:
+        """Hand over what there is."""
+        if self._keys:
+            columns = {name: np.concatenate([keys[name] for keys in self._keys]) for name in self._keys[0]}
+            values = Ragged(self._values[: self._used], _offsets(np.concatenate(self._lengths)))
+            self._hand_over({**columns, **({"keys": None} if self._name == "weights" else {}), self._name: values})
+        self._values = np.empty(0, np.float32)  # the sink's now
+        self._begin()
 
 
-def score_columns(block: Block, scores: Tensor, heads: list[int], *, n: int | None) -> Columns:
-    """Columns of `scores` for some heads of a block, in nats; -inf where a mask hides the key."""
-    own = scores[[head - block.head for head in heads]]
-    nats = (own * NAT).masked_fill_(own <= MASKED / 2, -torch.inf)
-    return {**_row_keys(heads, block.start, block.end), "scores": _cut(_float32(nats), block, -np.inf, n=n)}
+def kept_masses(weights: Tensor) -> np.ndarray:
+    """(head, query, key) -> what each row holds, (head * query,)."""
+    return _float32(weights.sum(-1).flatten())
 
 
-def joined(pieces: list[Columns]) -> Columns:
-    """Several pieces as one, in their order."""
-    if len(pieces) == 1:
-        return pieces[0]
-    out: Columns = {}
-    for name, first in pieces[0].items():
-        parts = [piece[name] for piece in pieces]
-        if first is None:
-            out[name] = None
-        elif isinstance(first, Ragged):
-            lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-            out[name] = Ragged(np.concatenate([part.values for part in parts]), _offsets(lengths))
-        else:
-            out[name] = np.concatenate(parts)
-    return out
-
-
-def _cut(rows: np.ndarray, block: Block, empty: float, *, n: int | None) -> Ragged:
-    """(head, query, key) -> lists that start at key 0 and end at the query, or after n keys if n is given."""
-    n_heads, n_rows, _ = rows.shape
-    lengths = np.arange(block.start + 1, block.end + 1) if n is None else np.full(n_rows, n)
-    missing = max(0, int(lengths.max()) - block.high)
-    if block.low or missing:
-        rows = np.pad(rows, ((0, 0), (0, 0), (block.low, missing)), constant_values=empty)
-    values = np.concatenate([row[:length] for head in rows for row, length in zip(head, lengths, strict=True)])
-    return Ragged(values, _offsets(np.tile(lengths, n_heads)))
+def nats(scores: Tensor) -> Tensor:
+    """Scores in bits -> in nats; -inf where a mask hides the key."""
+    return (scores * NAT).masked_fill_(scores <= MASKED / 2, -torch.inf)
 
 
 def _row_keys(heads: list[int], start: int, end: int) -> Columns:
