@@ -10,6 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+import cli.importance as importance
 import cli.models as models
 import cli.rewind as rewind
 import cli.runs as runs
@@ -51,6 +52,7 @@ app = typer.Typer(
 app.command("trace")(trace.command)
 app.command("steps")(steps.command)
 app.command("rewind")(rewind.command)
+app.command("importance")(importance.command)
 app.add_typer(runs.app, name="runs")
 app.add_typer(models.app, name="models")
 

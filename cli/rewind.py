@@ -95,10 +95,10 @@ def command(
         "resample_until_different": resample_until_different, "samples": samples, "until": until, "max_new": max_new,
         "answer": answer, "expect": expect, "stub": STUB if stub is None else stub, "split": split, "prompt_id": prompt,
         "branch": branch, "seed": seed, "other_model": model is not None,
-        "sampling": _sampling(temperature, top_k, top_p, min_p, repetition_penalty, stop, seed),
+        "sampling": sampling(temperature, top_k, top_p, min_p, repetition_penalty, stop, seed),
     }  # fmt: skip
     with plain_warnings(), progress(shown=not (quiet or no_progress)) as report:
-        lm = _load(source, model, device=device, dtype=dtype, progress=report)
+        lm = load(source, model, device=device, dtype=dtype, progress=report)
         if dry_run:
             show_rewind_plan(plan_rewind(source, lm=lm, **what), as_json=as_json)
             return
@@ -109,7 +109,7 @@ def command(
         show_rewind(done, quiet=quiet, explain=explain_answer)
 
 
-def _sampling(
+def sampling(
     temperature: float | None, top_k: int | None, top_p: float | None, min_p: float | None,
     penalty: float, stop: list[str] | None, seed: int,
 ) -> Any:  # fmt: skip
@@ -125,7 +125,8 @@ def _sampling(
     return Sampling(temperature, top_k, top_p, min_p, penalty, tuple(stop or ()), seed)
 
 
-def _load(source: Any, model: str | None, **placement: Any) -> Any:
+def load(source: Any, model: str | None, **placement: Any) -> Any:
+    """The run's own model, or the one that was named."""
     import probe
     from probe.rewinding import model_of
 

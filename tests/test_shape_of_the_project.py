@@ -16,14 +16,14 @@ LAYERS = (
     {"store"},
     {"anatomy", "tiny", "instrument", "language_model"},
     {"decoding", "interventions", "capturing", "lenses", "scoring", "sampling", "stats"},
-    {"tracing", "rewinding", "importance", "patching", "steering", "speculating", "comparing", "heads"},
+    {"tracing", "rewinding", "influence", "patching", "steering", "speculating", "comparing", "heads"},
     {"scaling", "reporting"},
 )
 # inside a layer of several, who may import whom
 BESIDE = {
     ("anatomy", "instrument"), ("language_model", "instrument"),
     ("language_model", "anatomy"), ("language_model", "tiny"), ("capturing", "scoring"),
-    ("capturing", "lenses"), ("lenses", "scoring"), ("decoding", "scoring"), ("importance", "rewinding"),
+    ("capturing", "lenses"), ("lenses", "scoring"), ("decoding", "scoring"), ("influence", "rewinding"),
 }  # fmt: skip
 FILES = sorted(p for top in ("probe", "cli", "recipes") for p in (ROOT / top).rglob("*.py"))
 

@@ -85,3 +85,11 @@ def drawn_by(writer: Writer, branches: pa.Table, arm: str) -> list[list[int]]:
         own = tokens.filter(pc.and_(pc.equal(tokens["branch"], number), pc.greater_equal(tokens["pos"], start)))
         found.append(own.sort_by("pos")["token_id"].to_pylist())
     return found
+
+
+def parent(source: Run, original: Trajectory, branch: int, position: int) -> dict[str, Any]:
+    """The manifest's `parent`: the run, prompt and branch that was gone back into, and at which token."""
+    return {
+        "run": source.run_id, "path": str(source.path) if source.path else None, "prompt_id": original.prompt_id,
+        "branch": branch, "position": position,
+    }  # fmt: skip

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probe.decoding import decode
-from probe.rewinding.preparing import Plan, model_of, open_source, prepare
-from probe.rewinding.rollouts import ROWS
+from probe.rewinding.preparing import model_of, open_source, prepare
+from probe.rewinding.rollouts import ROWS, Drawing
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -32,7 +33,8 @@ def plan_rewind(run: Run | str | Path, *, to: str, lm: LanguageModel | None = No
     tokens = rows * plan.drawing.max_new
     return {
         "model": lm.name, "edit": str(plan.edit), "position": plan.target.start, "arms": len(plan.named),
-        "continuations": rows, "tokens": tokens, "seconds": round(seconds(lm, plan, rows), 1),
+        "continuations": rows, "tokens": tokens,
+        "seconds": round(seconds(lm, [arm.prefix for arm in plan.named], plan.drawing, rows), 1),
         "half_width": round(half_width(plan.samples), 3),
         "tables": {"branches": {"rows": rows, "bytes": rows * (100 + 4 * plan.drawing.max_new)},
                    "tokens": {"rows": tokens, "bytes": 14 * tokens}},
@@ -44,13 +46,13 @@ def half_width(n: int, *, p: float = 0.5, rho: float = RHO) -> float:
     return 1.96 * math.sqrt(2 * p * (1 - p) * (1 - rho) / n)
 
 
-def seconds(lm: LanguageModel, plan: Plan, rows: int) -> float:
-    """Time of `rows` continuations of full length, from a few tokens of one batch."""
+def seconds(lm: LanguageModel, prefixes: Sequence[Sequence[int]], drawing: Drawing, rows: int) -> float:
+    """Time of `rows` continuations of full length of these prefixes in turn, from a few tokens of one batch."""
     width = min(rows, ROWS)
-    prefixes = [plan.named[i % len(plan.named)].prefix for i in range(width)]
+    prefixes = [prefixes[i % len(prefixes)] for i in range(width)]
     began = time.perf_counter()
-    decode(lm, prefixes, max_new=1, sampling=plan.drawing.sampling)
+    decode(lm, prefixes, max_new=1, sampling=drawing.sampling)
     first = time.perf_counter() - began
-    decode(lm, prefixes, max_new=1 + TIMED, sampling=plan.drawing.sampling)
+    decode(lm, prefixes, max_new=1 + TIMED, sampling=drawing.sampling)
     each = max(0.0, time.perf_counter() - began - 2 * first) / TIMED
-    return math.ceil(rows / ROWS) * (first + each * plan.drawing.max_new)
+    return math.ceil(rows / ROWS) * (first + each * drawing.max_new)

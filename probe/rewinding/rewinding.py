@@ -88,10 +88,7 @@ def _measure(lm: LanguageModel, writer: stores.Writer, plan: Plan, n: int) -> st
         with writer.unit("effects"):
             keeping.keep_effects(writer, rows)
             keeping.keep_rescored(writer, plan.original, len(arms.control), scored)
-    parent = {
-        "run": plan.source.run_id, "path": str(plan.source.path) if plan.source.path else None,
-        "prompt_id": plan.original.prompt_id, "branch": plan.branch, "position": len(arms.before),
-    }  # fmt: skip
+    parent = keeping.parent(plan.source, plan.original, plan.branch, len(arms.before))
     return writer.finish(
         summary=summarize(lm, plan, branches, rows, scored, far, n),
         model=lm.identity, anatomy=lm.anatomy.to_dict(), seed=seed, parent=parent,

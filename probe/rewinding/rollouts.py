@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 ROWS = 64  # continuations that run together
 ORIGINAL = 0  # the branch that was rewound
-ARMS = 3  # a rewind has at most control, edited, before
 
 
 class Arm(NamedTuple):
     """A prefix that is drawn from. `fork_pos`: where it leaves the original; `n_prompt`: how much of it is the prompt."""
 
     name: str
-    number: int  # from 0; branch ids are 1 + ARMS * sample + number, whatever else is drawn
+    number: int  # from 0; branch ids are 1 + of * sample + number, whatever else is drawn
     prefix: tuple[int, ...]
     fork_pos: int
     n_prompt: int
     edit: str = ""
+    of: int = 3  # arms that the run can have: a rewind has control, edited, before
 
 
 class Drawing(NamedTuple):
@@ -78,7 +78,7 @@ def _write(lm: LanguageModel, writer: Writer, arm: Arm, sample: int, drawn: Cont
     pieces = lm.pieces(ids)
     begin, prompt_end = _char(pieces, len(arm.prefix)), _char(pieces, arm.n_prompt)
     key, written = outcome(pieces.text[prompt_end:], drawn.stop_reason, drawing.how)
-    branch = 1 + ARMS * sample + arm.number
+    branch = 1 + arm.of * sample + arm.number
     writer.write("branches", {
         "prompt_id": [drawing.prompt_id], "branch": [branch], "parent": [ORIGINAL], "arm": [arm.name], "sample": [sample],
         "fork_pos": [arm.fork_pos], "draw_pos": [len(arm.prefix)], "n_prompt": [arm.n_prompt], "edit": [arm.edit],

@@ -1,0 +1,93 @@
+"""How each later step depends on each earlier one, without sampling: re-scored without it, or with attention to it forbidden.
+
+`rescore` (METHODS M11): the step is taken out, what follows closes up; how much log-prob do the later steps lose?
+`suppression` (M12): what follows keeps its positions and cannot look at the step; how far do its distributions move?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probe.decoding.forced import Prefix, logprobs
+from probe.influence.rows import Row
+from probe.rewinding.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
+
+Progress = Callable[[str, int, int], None]
+UNITS = {"rescore": "nats the last step loses", "suppression": "nats, mean KL of later tokens"}
+
+
+def rescored(lm: LanguageModel, original: Trajectory, progress: Progress | None = None) -> tuple[list[Row], np.ndarray]:
+    """A row a step, and the matrix (step, step): mean log-prob a token, in nats, that step j loses when step i is gone.
+
+    A step's importance is what the *last* step loses in all; its `control` is what all steps between lose, a token.
+    Step j's entry is NaN unless j > i. The last step itself has no later one, and no row.
+    """
+    steps, ids, first = original.steps, original.ids, original.steps[0].start
+    whole, stem = _scores(lm, original), Prefix(lm, ids[:first])
+    matrix, rows = np.full((len(steps), len(steps)), np.nan), []
+    for i, step in enumerate(steps[:-1]):
+        tail = ids[step.end :]
+        lost = whole[step.end - first :] - logprobs(stem.follow([tail])[0], tail).astype(np.float64)
+        for j in range(i + 1, len(steps)):
+            matrix[i, j] = lost[steps[j].start - step.end : steps[j].end - step.end].mean()
+        between = matrix[i, i + 1 : -1]
+        rows.append(Row(
+            "rescore", i, float(lost[steps[-1].start - step.end :].sum()), UNITS["rescore"],
+            control=float(between.mean()) if len(between) else None,
+        ))  # fmt: skip
+        stem.extend(ids[step.start : step.end])
+        if progress:
+            progress("rescore", i + 1, len(steps) - 1)
+    return rows, matrix
+
+
+def suppressed(
+    lm: LanguageModel, original: Trajectory, progress: Progress | None = None
+) -> tuple[list[Row], np.ndarray]:
+    """A row a step, and the matrix (step, step): mean KL(p || p without looking at i), in nats, where step j is predicted.
+
+    All layers and heads: the step's keys and values are left out and positions stay, which is the same as -inf scores.
+    The first token after the step is predicted at the step itself, which looks at itself; it is left out.
+    A step's importance is the mean over all later tokens. Raises `BadModel` where positions cannot be skipped.
+    """
+    steps, ids, first = original.steps, original.ids, original.steps[0].start
+    stem = Prefix(lm, ids[:first])
+    whole = Prefix(lm, ids[:first]).extend(ids[first:])  # row t predicts token first + t
+    matrix, rows = np.full((len(steps), len(steps)), np.nan), []
+    for i, step in enumerate(steps[:-1]):
+        tail = ids[step.end : -1]
+        if tail:
+            blind = stem.leap(tail, step.end - step.start)  # row t predicts token step.end + 1 + t
+            moved = divergence(whole[step.end + 1 - first :], blind)
+            for j in range(i + 1, len(steps)):
+                own = moved[max(0, steps[j].start - step.end - 1) : steps[j].end - step.end - 1]
+                matrix[i, j] = own.mean() if len(own) else np.nan
+            rows.append(Row("suppression", i, float(moved.mean()), UNITS["suppression"], n=len(moved)))
+        stem.extend(ids[step.start : step.end])
+        if progress:
+            progress("suppression", i + 1, len(steps) - 1)
+    return rows, matrix
+
+
+def divergence(logits: Tensor, other: Tensor, *, rows: int = 64) -> np.ndarray:
+    """KL(softmax(logits) || softmax(other)) of each row (n, d_vocab), in nats: full distributions, never truncated."""
+    parts = [np.empty(0)]
+    for start in range(0, len(logits), rows):
+        p, q = (x[start : start + rows].float().log_softmax(-1) for x in (logits, other))
+        parts.append(torch.linalg.vecdot(p.exp(), p - q).double().clamp_(min=0).cpu().numpy())
+    return np.concatenate(parts)
+
+
+def _scores(lm: LanguageModel, original: Trajectory) -> np.ndarray:
+    """Log-probs of all generated tokens, float64."""
+    first = original.steps[0].start
+    own = original.ids[first:]
+    return logprobs(Prefix(lm, original.ids[:first]).extend(own), own).astype(np.float64)

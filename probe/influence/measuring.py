@@ -1,0 +1,262 @@
+"""The verb `importance`: how much each step of a generation matters, by several methods. Knows the order of things."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from probe import answers, stats
+from probe import store as stores
+from probe.decoding import Sampling
+from probe.errors import BadOption, ProbeError
+from probe.influence import boundaries, dependence, early, likeness, receiver
+from probe.influence.rows import Row, columns, discovered
+from probe.rewinding import keeping, model_of
+from probe.rewinding.edits import STUB
+from probe.rewinding.policy import own_steps
+from probe.rewinding.preparing import new_tokens, open_source, sampling_of
+from probe.rewinding.rollouts import Drawing, Progress, draw, outcome
+from probe.rewinding.trajectory import Trajectory, check_model, trajectory
+
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
+
+METHODS = ("resampling", "counterfactual", "suppression", "early-answer", "rescore", "receiver")
+DRAWN = ("resampling", "counterfactual")
+
+
+class Asked(NamedTuple):
+    """All that decides the numbers of an importance run."""
+
+    methods: tuple[str, ...]
+    original: Trajectory
+    drawing: Drawing
+    samples: int
+    split: str
+    stub: str
+    candidates: tuple[str, ...]
+    embedder: str | None
+    reference: str
+    everything: bool
+
+
+def importance(
+    run: stores.Run | str | Path, *, method: str = "resampling", lm: LanguageModel | None = None, other_model: bool = False,
+    prompt_id: int | None = None, branch: int = 0, samples: int = 16, max_new: int | None = None,
+    sampling: Sampling | None = None, seed: int = 0, answer: str = "auto", expect: str | None = None,
+    split: str = "sentence", stub: str = STUB, candidates: tuple[str, ...] = (), embedder: str | None = None,
+    out: str | Path | None = None, resume: bool = False, progress: Progress | None = None,
+) -> stores.Run:  # fmt: skip
+    """How much each step of a run's generation matters. method: one of METHODS, several with commas, or `all`.
+
+    samples, max_new, sampling, seed: of the continuations from each boundary between steps, which `resampling` and
+    `counterfactual` share. stub, candidates: for `early-answer`. embedder: a sentence-transformers model for
+    `counterfactual` instead of the model's own activations. The rest is as in `rewind`.
+
+    Tables: `importance` (a row a step and method), `dependence` (step x step, by `rescore` and `suppression`), and
+    what was drawn in `branches` and `tokens`. With `all`, a method that this model or text cannot take is left out and
+    said so; asked for alone it is an error. Raises `RunError`, `BadOption`, `BadModel`, `NonFinite`.
+    """
+    source = open_source(run)
+    if resume and (out is None or out == "auto"):
+        raise BadOption("which run is to be resumed?", hint="name it with --out")
+    lm = lm or model_of(source)
+    if not other_model:
+        check_model(source, lm)
+    asked = _asked(
+        source, lm, method, prompt_id=prompt_id, branch=branch, samples=samples, max_new=max_new, sampling=sampling, seed=seed,
+        answer=answer, expect=expect, split=split, stub=stub, candidates=candidates, embedder=embedder,
+    )  # fmt: skip
+    found = outcome(asked.original.completion, "eos", answer)
+    path = (
+        stores.fresh_path("importance", word=asked.methods[0] if len(asked.methods) == 1 else "all")
+        if out == "auto"
+        else out
+    )
+    with stores.create(
+        Path(path) if path else None,
+        command="importance",
+        arguments=_arguments(source, lm, asked, branch, expect),
+        resume=resume,
+    ) as writer:
+        keeping.keep_original(writer, source, asked.original, branch, found)
+        rows, matrices, more = _measure(lm, writer, asked, progress)
+        if not writer.done("importance"):
+            with writer.unit("importance"):
+                writer.write("importance", columns(rows, asked.original))
+                for name, matrix in matrices.items():
+                    _keep_matrix(writer, name, matrix)
+        parent = keeping.parent(source, asked.original, branch, asked.original.steps[0].start)
+        return writer.finish(
+            summary=_summary(asked, rows, more),
+            model=lm.identity,
+            anatomy=lm.anatomy.to_dict(),
+            seed=seed,
+            parent=parent,
+        )
+
+
+def plan_importance(run: stores.Run | str | Path, *, lm: LanguageModel | None = None, **what: Any) -> dict[str, Any]:
+    """What `importance` would do; keywords as there. Decodes a few tokens to time them; writes nothing."""
+    from probe.rewinding.planning import half_width, seconds
+
+    source = open_source(run)
+    lm = lm or model_of(source)
+    defaults = {"prompt_id": None, "branch": 0, "samples": 16, "max_new": None, "sampling": None, "seed": 0, "answer": "auto",
+                "expect": None, "split": "sentence", "stub": STUB, "candidates": (), "embedder": None}  # fmt: skip
+    what.pop("other_model", None)
+    asked = _asked(source, lm, what.pop("method", "resampling"), **{**defaults, **what})
+    drawn = asked.samples * (len(asked.original.steps) + 1) if set(asked.methods) & set(DRAWN) else 0
+    arms = boundaries.arms(lm, asked.original)
+    tokens = drawn * asked.drawing.max_new
+    return {
+        "model": lm.name, "methods": ", ".join(asked.methods), "steps": len(asked.original.steps), "continuations": drawn,
+        "tokens": tokens,
+        "seconds": round(seconds(lm, [arm.prefix for arm in arms], asked.drawing, drawn), 1) if drawn else 0.0,
+        "half_width": round(half_width(asked.samples), 3),
+        "tables": {"branches": {"rows": drawn, "bytes": drawn * (100 + 4 * asked.drawing.max_new)},
+                   "tokens": {"rows": tokens, "bytes": 14 * tokens}},
+    }  # fmt: skip
+
+
+def _asked(
+    source: stores.Run, lm: LanguageModel, method: str, *, prompt_id: int | None, branch: int, samples: int,
+    max_new: int | None, sampling: Sampling | None, seed: int, answer: str, expect: str | None, split: str, stub: str,
+    candidates: tuple[str, ...], embedder: str | None,
+) -> Asked:  # fmt: skip
+    methods = METHODS if method == "all" else tuple(dict.fromkeys(part.strip() for part in method.split(",")))
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown:
+        raise BadOption(f"unknown method '{unknown[0]}'", hint=f"{', '.join(METHODS)} or all")
+    if samples < 1:
+        raise BadOption(f"samples is {samples}", hint="it is at least 1")
+    original = trajectory(source, lm, prompt_id=prompt_id, branch=branch, split=split)
+    if len(original.steps) < 2:
+        raise BadOption(
+            "the generation is one step: there is nothing to compare it with", hint="cut finer: --split line"
+        )
+    reference = answers.canonical(expect) if expect is not None else outcome(original.completion, "eos", answer)[0]
+    drawing = Drawing(
+        sampling or sampling_of(original, seed), new_tokens(original, max_new), answer, original.prompt_id
+    )
+    return Asked(methods, original, drawing, samples, split, stub, candidates, embedder, reference, method == "all")
+
+
+def _arguments(source: stores.Run, lm: LanguageModel, asked: Asked, branch: int, expect: str | None) -> dict[str, Any]:
+    sampling = {**asdict(asked.drawing.sampling), "stop": list(asked.drawing.sampling.stop)}
+    return {
+        "source": source.run_id, "branch": branch, "methods": list(asked.methods), "samples": asked.samples,
+        "max_new": asked.drawing.max_new, "sampling": sampling, "answer": asked.drawing.how, "expect": expect,
+        "split": asked.split, "stub": asked.stub, "candidates": list(asked.candidates), "embedder": asked.embedder,
+        "prompt_id": asked.original.prompt_id, "chat": asked.original.chat, "generate": asked.drawing.max_new,
+        "model": lm.name, "dtype": str(lm.dtype),
+    }  # fmt: skip
+
+
+def _measure(
+    lm: LanguageModel, writer: stores.Writer, asked: Asked, progress: Progress | None
+) -> tuple[list[Row], dict[str, np.ndarray], dict[str, Any]]:
+    """Rows of every method, step x step matrices, and what else the methods say, by method."""
+    if set(asked.methods) & set(DRAWN):
+        draw(lm, writer, boundaries.arms(lm, asked.original), range(asked.samples), asked.drawing, progress)
+    rows: list[Row] = []
+    matrices: dict[str, np.ndarray] = {}
+    more: dict[str, Any] = {}
+    for method in asked.methods:
+        try:
+            rows += _by(method, lm, writer, asked, matrices, more, progress)
+        except ProbeError as error:
+            if not asked.everything:
+                raise
+            writer.warn(f"{method} was left out: {error.message}")
+    return discovered(rows), matrices, more
+
+
+def _by(
+    method: str, lm: LanguageModel, writer: stores.Writer, asked: Asked, matrices: dict[str, np.ndarray],
+    more: dict[str, Any], progress: Progress | None,
+) -> list[Row]:  # fmt: skip
+    original, seed = asked.original, asked.drawing.sampling.seed
+    if method == "resampling":
+        found = writer.read("branches")
+        return boundaries.resampling(found, len(original.steps), asked.reference, n=asked.samples, seed=seed)
+    if method == "counterfactual":
+        return _counterfactual(lm, writer, asked, more)
+    if method == "rescore":
+        rows, matrices[method] = dependence.rescored(lm, original, progress)
+        return rows
+    if method == "suppression":
+        rows, matrices[method] = dependence.suppressed(lm, original, progress)
+        return rows
+    if method == "early-answer":
+        rows, more[method] = early.early_answers(
+            lm, original, stub=asked.stub, how=asked.drawing.how, reference=asked.reference, candidates=asked.candidates,
+            progress=progress,
+        )  # fmt: skip
+        return rows
+    rows, more[method] = receiver.received(lm, original, seed=seed)
+    return rows
+
+
+def _counterfactual(lm: LanguageModel, writer: stores.Writer, asked: Asked, more: dict[str, Any]) -> list[Row]:
+    """Split the draws from before each step by whether their own step says the same, and compare."""
+    steps, branches = asked.original.steps, writer.read("branches")
+    drawn = []
+    for i in range(len(steps)):
+        own = keeping.drawn_by(writer, branches, boundaries.boundary(i))[: asked.samples]
+        drawn.append([own_steps(lm, [ids], asked.split)[0] if ids else () for ids in own])
+    ids = [asked.original.ids[s.start : s.end] for s in steps]
+    texts = [[lm.pieces(d).text if d else "" for d in per] for per in drawn]
+    if asked.embedder is None:
+        vectors = likeness.embeddings(lm, [*ids, *(d or ids[i] for i, per in enumerate(drawn) for d in per)])
+    else:
+        vectors = likeness.external(asked.embedder, [*(s.text for s in steps), *(t for per in texts for t in per)])
+    rest = vectors[len(steps) :].reshape(len(steps), asked.samples, -1)
+    different, threshold = likeness.say_otherwise([s.text for s in steps], texts, list(rest), vectors[: len(steps)])
+    more["counterfactual"] = {
+        "threshold": threshold, "embedder": asked.embedder or f"resid_post@{lm.anatomy.n_layers // 2}, mean-pooled, centred",
+        "different": [float(d.mean()) for d in different],
+        "overdetermined": [1 - len(set(per)) / len(per) for per in texts],
+    }  # fmt: skip
+    return boundaries.counterfactual(branches, len(steps), asked.reference, different, n=asked.samples)
+
+
+def _keep_matrix(writer: stores.Writer, name: str, matrix: np.ndarray) -> None:
+    source, target = np.nonzero(~np.isnan(matrix))
+    if len(source):
+        writer.write("dependence", {
+            "method": [name] * len(source), "source": source.astype(np.int32), "target": target.astype(np.int32),
+            "value": matrix[source, target],
+        })  # fmt: skip
+
+
+def _summary(asked: Asked, rows: list[Row], more: dict[str, Any]) -> dict[str, Any]:
+    by: dict[str, dict[int, Row]] = {}
+    for row in rows:
+        by.setdefault(row.method, {})[row.step] = row
+    return {
+        "steps": len(asked.original.steps), "methods": list(by), "samples": asked.samples, "reference": asked.reference,
+        "most_important": {name: _top(list(found.values())) for name, found in by.items()},
+        "agreement": _agreement(by), **{key.replace("-", "_"): value for key, value in more.items()},
+    }  # fmt: skip
+
+
+def _top(rows: list[Row]) -> int | None:
+    measured = [row for row in rows if row.estimate is not None]
+    return max(measured, key=lambda row: abs(row.estimate or 0.0)).step if measured else None
+
+
+def _agreement(by: dict[str, dict[int, Row]]) -> list[dict[str, Any]]:
+    """Rank correlation of |estimate| over the steps that both methods measured; None where one of them says one thing only."""
+    found = []
+    for a, b in combinations(by, 2):
+        both = [s for s in by[a] if s in by[b] and by[a][s].estimate is not None and by[b][s].estimate is not None]
+        x, y = (np.abs([by[m][s].estimate or 0.0 for s in both]) for m in (a, b))
+        rho, tau = (stats.spearman(x, y), stats.kendall_tau(x, y)) if len(both) > 2 else (np.nan, np.nan)
+        clean = [None if np.isnan(v) else float(v) for v in (rho, tau)]
+        found.append({"a": a, "b": b, "steps": len(both), "spearman": clean[0], "kendall": clean[1]})
+    return found

@@ -1,0 +1,314 @@
+"""`probe.importance` on models whose answer is known: planted facts, a chain, a Markov chain, enumerated and hand-set."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import probe
+from probe import stats
+from probe.decoding import Sampling
+from probe.errors import BadModel, BadOption
+from probe.influence import boundaries, dependence, likeness, receiver
+from probe.rewinding.trajectory import trajectory
+from tests.test_rewind import written
+
+NAMES, THINGS = (
+    ["Alice", "Bob", "Carol", "David", "Emma", "Frank"],
+    ["piano", "violin", "drum", "flute", "guitar", "trumpet"],
+)
+REASONING = (
+    "First we count all apples here. There are 12 apples. Then we add 7 more. So there are 19 apples now. "
+    "Wait, that is not right. We have to take 2 away. That leaves 17 apples. So the answer is 17."
+)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return probe.load("tiny:llama")
+
+
+@pytest.mark.slow
+def test_a_planted_fact_is_found(smollm2) -> None:
+    """Five facts, one asked for: taking that one out costs the answer most, in at least 22 of 24 texts (METHODS V6)."""
+    found = 0
+    for seed in range(24):
+        draw = random.Random(seed)
+        names, things, asked = draw.sample(NAMES, 5), draw.sample(THINGS, 5), draw.randrange(5)
+        facts = " ".join(f"{n} plays the {t}." for n, t in zip(names, things, strict=True))
+        text = f"{facts} So the instrument that {names[asked]} plays is the {things[asked]}."
+        rows, _ = dependence.rescored(smollm2, trajectory(written(smollm2, text, "Facts:\n"), smollm2))
+        assert len(rows) == 5
+        found += max(rows, key=lambda row: row.estimate).step == asked
+    assert found >= 22
+
+
+@pytest.mark.slow
+def test_a_planted_chain_is_recovered(smollm2) -> None:
+    """a -> b -> c beside a distractor: each link's loss is the largest of its target's column (METHODS V7)."""
+    right = tested = 0
+    for seed in range(6):
+        draw = random.Random(seed)
+        a, other = (str(n) for n in draw.sample(range(12, 99), 2))
+        text = f"The red box holds {a} coins. The sky over the town is grey today, and number {other} is on the door. "
+        text += f"The blue box holds as many coins as the red box, so it holds {a} coins. "
+        text += f"The green box holds as many coins as the blue box, so it holds {a} coins."
+        _, matrix = dependence.rescored(smollm2, trajectory(written(smollm2, text, "Story:\n"), smollm2))
+        for source, target in ((0, 2), (2, 3)):
+            right += int(np.nanargmax(matrix[:, target])) == source
+            tested += 1
+    assert right >= tested - 2
+
+
+def test_rescoring_is_a_text_without_the_step(tiny) -> None:
+    original = trajectory(written(tiny, REASONING), tiny)
+    rows, matrix = dependence.rescored(tiny, original)
+    ids, steps = list(original.ids), original.steps
+
+    def scores(these: list[int], last: int) -> np.ndarray:
+        with torch.no_grad():
+            logits = tiny.model(torch.tensor([these])).logits[0].double().log_softmax(-1)[:-1]
+        return logits.gather(1, torch.tensor(these[1:])[:, None])[:, 0].numpy()[-last:]
+
+    for i, step in enumerate(steps[:-1]):
+        n = len(ids) - step.end
+        lost = scores(ids, n) - scores(ids[: step.start] + ids[step.end :], n)
+        assert rows[i].estimate == pytest.approx(lost[steps[-1].start - step.end :].sum(), abs=1e-4)
+        for j in range(i + 1, len(steps)):
+            assert matrix[i, j] == pytest.approx(
+                lost[steps[j].start - step.end : steps[j].end - step.end].mean(), abs=1e-5
+            )
+    assert np.isnan(matrix[np.tril_indices(len(steps))]).all()
+
+
+@pytest.mark.parametrize("name", ["tiny:llama", "tiny:gpt2", pytest.param("smollm2", marks=pytest.mark.slow)])
+def test_suppression_is_deletion_with_positions_kept(name: str) -> None:
+    lm = probe.load(name)
+    original = trajectory(written(lm, REASONING), lm)
+    _, matrix = dependence.suppressed(lm, original)
+    ids, steps = list(original.ids), original.steps
+    with torch.no_grad():
+        whole = lm.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        for i in (0, 3):
+            start, end = steps[i].start, steps[i].end
+            positions = torch.tensor([[*range(start), *range(end, len(ids))]])
+            gone = lm.model(torch.tensor([ids[:start] + ids[end:]]), position_ids=positions).logits[0]
+            gone = gone.double().log_softmax(-1)
+            for j in range(i + 1, len(steps)):
+                # the first token after the gap is predicted at the step itself
+                at = torch.arange(max(steps[j].start - 1, end), steps[j].end - 1)
+                p, q = whole[at], gone[at - (end - start)]
+                assert matrix[i, j] == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), abs=1e-4)
+
+
+def test_suppression_refuses_what_it_cannot_do() -> None:
+    lm = probe.load("tiny:mamba")
+    with pytest.raises(BadModel, match="positions"):
+        probe.importance(written(lm, REASONING), lm=lm, method="suppression")
+    done = probe.importance(written(lm, REASONING), lm=lm, method="all", samples=2, max_new=3)
+    assert any("suppression was left out" in text for text in done.manifest["warnings"])
+    assert "rescore" in done.summary["methods"]
+
+
+def test_receiver_statistics_on_a_hand_set_pattern(tiny) -> None:
+    n = 8
+    matrix = np.full((2, n, n), 0.1)
+    matrix[0, :, 2] = 0.9
+    scores = receiver.vertical(matrix, gap=2)
+    assert scores[0, 2] == pytest.approx(0.9) and scores[1, 2] == pytest.approx(0.1) and np.isnan(scores[:, -2:]).all()
+    spread = receiver.kurtosis(scores)
+    import scipy.stats
+
+    assert spread[0] == pytest.approx(scipy.stats.kurtosis(scores[0, :-2])) and spread[0] > 1
+    original = trajectory(written(tiny, REASONING), tiny)
+    found = receiver.looks(tiny, original)
+    tiny.model.set_attn_implementation("eager")
+    with torch.no_grad():
+        patterns = tiny.model(torch.tensor([original.ids]), output_attentions=True).attentions
+    tiny.model.set_attn_implementation("sdpa")
+    for (layer, head), own in zip(found.names, found.matrix, strict=True):
+        full = patterns[layer][0, head].double().numpy()
+        for i, a in enumerate(original.steps):
+            for j, b in enumerate(original.steps):
+                expected = full[a.start : a.end, b.start : b.end].sum(axis=1).mean()
+                assert own[i, j] == pytest.approx(expected, abs=1e-5)
+
+
+def chain(lm, table: dict[str, dict[str, float]]) -> None:
+    """Make `lm` a Markov chain over single characters: table[state][next] are probabilities, "" is the end."""
+    end = next(iter(lm.eos_ids))
+    token = lambda c: lm.ids_of(c)[0] if c else end  # noqa: E731
+    model = lm.model
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "o_proj" in name or "down_proj" in name:
+                parameter.zero_()
+        width = model.config.hidden_size
+        assert len(table) <= width
+        model.model.embed_tokens.weight.zero_()
+        model.lm_head.weight.zero_()
+        model.model.norm.weight.fill_(1.0)
+        for state, (character, following) in enumerate(table.items()):
+            model.model.embed_tokens.weight[token(character), state] = 1.0
+            model.lm_head.weight[:, state] = -60.0 / width**0.5
+            for other, p in following.items():
+                model.lm_head.weight[token(other), state] = np.log(p) / width**0.5
+
+
+CHAIN = {
+    "a": {"0": 0.3, "1": 0.7}, "b": {"0": 0.6, "1": 0.4}, "c": {"x": 1.0}, "x": {"0": 0.3, "1": 0.7},
+    "0": {"": 1.0}, "1": {"": 1.0}, ".": {" ": 1.0}, " ": {"a": 1.0},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def markov():
+    lm = probe.load("tiny:llama")
+    assert lm.model.lm_head.weight is not lm.model.model.embed_tokens.weight
+    chain(lm, CHAIN)
+    return lm
+
+
+def test_the_chain_is_what_it_says(markov) -> None:
+    with torch.no_grad():
+        logits = markov.model(torch.tensor([markov.ids_of("xyz.a")])).logits[0, -1]
+    p = logits.softmax(-1)
+    assert float(p[markov.ids_of("1")[0]]) == pytest.approx(0.7, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_intervals_cover_and_p_values_hold_on_a_known_chain(markov) -> None:
+    """a -> b changes P("1") by -0.3; a -> c changes nothing, with noise of its own (METHODS V8)."""
+    hits, rejected, trials = 0, 0, 150
+    for edit, truth in (("b", -0.3), ("c", 0.0)):
+        for seed in range(trials):
+            done = probe.rewind(
+                written(markov, "So it goes a"), lm=markov, to="-1", replace=edit, samples=40, max_new=4, seed=seed,
+                sampling=Sampling(temperature=1.0, seed=seed), answer="regex=[01]", expect="1",
+            )  # fmt: skip
+            row = done.summary["difference"]
+            assert row["n"] == 40 and {r["outcome"] for r in done.summary["arms"]["edited"]["outcomes"]} <= {"0", "1"}
+            hits += row["ci_low"] <= truth <= row["ci_high"]
+            rejected += edit == "c" and row["p_value"] <= 0.05
+    assert 0.92 <= hits / (2 * trials) <= 0.985
+    assert rejected / trials <= 0.08
+
+
+def test_resampling_finds_the_step_that_decides(markov) -> None:
+    source = written(markov, "Then b.\n a")
+    done = probe.importance(
+        source, lm=markov, samples=200, max_new=4, sampling=Sampling(temperature=1.0), answer="regex=[01]", expect="1",
+        split="token",
+    )  # fmt: skip
+    rows = done.importance[done.importance["method"] == "resampling"].set_index("step")
+    steps = done.steps.sort_values("step")["text"].tolist()
+    last = len(steps) - 1
+    assert steps[last].strip() == "a"
+    # before the last token stands a blank, which leads to `a` anyway: the last step decides nothing
+    assert rows.loc[last, "estimate"] == pytest.approx(0.0, abs=0.12)
+    # but after `b` alone P("1") is 0.4, and after `b.` it is that of `a`
+    at = next(i for i, s in enumerate(steps) if s.strip() == ".")
+    assert rows.loc[at, "estimate"] == pytest.approx(0.3, abs=0.12) and rows.loc[at, "q_value"] < 0.01
+    assert rows.loc[at, "ci_low"] > 0.1
+
+
+def test_what_says_something_else() -> None:
+    own = np.array([[1.0, 0.0], [0.0, 1.0]])
+    vectors = [np.array([[1.0, 0.1], [0.0, 1.0]]), np.array([[0.1, 1.0], [1.0, 0.2]])]
+    different, _ = likeness.say_otherwise(
+        ["It is 12.", "So yes."], [["It is 13.", "Nope."], ["So yes!", "Nope."]], vectors, own
+    )
+    assert different[0].tolist() == [True, True] and different[1].tolist() == [False, True]
+    assert likeness.cosines(np.zeros((1, 2)), own[0]).tolist() == [0.0]
+
+
+def test_counterfactual_needs_enough_draws() -> None:
+    branches = pd.DataFrame({
+        "arm": ["boundary-0"] * 24 + ["boundary-1"] * 24, "sample": [*range(24)] * 2,
+        "outcome": ["1"] * 6 + ["0"] * 18 + ["1"] * 20 + ["0"] * 4,
+    })  # fmt: skip
+    import pyarrow as pa
+
+    table = pa.Table.from_pandas(branches)
+    few = np.arange(24) < 5
+    (row,) = boundaries.counterfactual(table, 1, "1", [few], n=24)
+    assert row.estimate is None and row.n == 5 and row.control == pytest.approx(20 / 24 - 1 / 19)
+    (row,) = boundaries.counterfactual(table, 1, "1", [~few], n=24)
+    assert row.estimate == pytest.approx(20 / 24 - 1 / 19) and row.p_value == pytest.approx(
+        __import__("scipy.stats").stats.fisher_exact([[1, 18], [20, 4]]).pvalue
+    )
+    assert (row.ci_low, row.ci_high) == pytest.approx(stats.newcombe(1, 19, 20, 24)[1:])
+
+
+def test_early_answers_on_a_known_chain(markov) -> None:
+    """After `b` the chain says 1 with 0.4, after `a` with 0.7: exact, whatever is drawn."""
+    source = written(markov, "Then b.\n a")
+    done = probe.importance(
+        source,
+        lm=markov,
+        method="early-answer",
+        stub=" a",
+        candidates=("0", "1"),
+        answer="regex=[01]",
+        expect="1",
+        split="line",
+    )
+    early = done.summary["early_answer"]
+    assert early["answers"] == ["1"] * len(early["answers"]) and early["commitment_step"] == 0
+    assert early["area_over_curve"] == 0.0
+
+
+def test_all_methods_and_a_killed_run(tiny, tmp_path: Path, monkeypatch) -> None:
+    from probe.rewinding import rollouts
+
+    source = written(tiny, REASONING)
+    what = {"method": "all", "samples": 3, "max_new": 4}
+    whole = probe.importance(source, lm=tiny, out=tmp_path / "whole", **what)
+    assert {"resampling", "counterfactual", "suppression", "rescore", "receiver"} <= set(whole.summary["methods"])
+    assert whole.branches["branch"].is_unique and len(whole.branches) == 1 + 3 * (whole.summary["steps"] + 1)
+    real, left = rollouts._write, [9]
+
+    def dying(*args, **kwargs):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        real(*args, **kwargs)
+
+    monkeypatch.setattr(rollouts, "_write", dying)
+    with pytest.raises(KeyboardInterrupt):
+        probe.importance(source, lm=tiny, out=tmp_path / "torn", **what)
+    monkeypatch.setattr(rollouts, "_write", real)
+    resumed = probe.importance(source, lm=tiny, out=tmp_path / "torn", resume=True, **what)
+    for name in whole.tables:
+        ours, theirs = (r.table_arrow(name).drop_columns(["run_id"]) for r in (resumed, whole))
+        assert ours.equals(theirs), name
+    assert resumed.summary == whole.summary
+
+
+def test_bad_input(tiny) -> None:
+    for what, said in (
+        ({"method": "magic"}, "rescore"), ({"samples": 0}, "at least 1"), ({"method": "receiver", "split": "paragraph"}, "--split"),
+        ({"resume": True}, "--out"), ({"embedder": "none", "method": "counterfactual", "samples": 1, "max_new": 2}, "embedder"),
+    ):  # fmt: skip
+        with pytest.raises(BadOption) as caught:
+            probe.importance(written(tiny, REASONING), lm=tiny, **what)
+        assert said in caught.value.message + caught.value.hint
+
+
+def test_the_command_line(shell) -> None:
+    assert shell("trace", "Count: one.", "--model", "tiny:llama", "--generate", "30", "--out", "run").returncode == 0
+    words = ("--split", "token", "-n", "2", "--max-new", "3")
+    plan = json.loads(shell("importance", "run", *words, "--dry-run", "--json").stdout)
+    assert plan["continuations"] == 2 * (plan["steps"] + 1)
+    done = shell("importance", "run", "--method", "rescore,suppression", "--split", "token", "--out", "new")
+    assert done.returncode == 0, done.stderr
+    assert "rescore" in done.stdout and "Spearman" in done.stdout and "█" in done.stdout
+    assert shell("runs", "check", "new").returncode == 0
+    failed = shell("importance", "run", "--method", "magic")
+    assert failed.returncode == 1 and "rescore" in failed.stderr and "Traceback" not in failed.stderr
