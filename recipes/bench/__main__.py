@@ -16,8 +16,9 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--repeat", type=int, default=5, help="timed rounds after one for warming up")
     parser.add_argument("--quick", action="store_true", help="short texts, to see that it runs")
+    parser.add_argument("--only", help="a part of it: one of its functions, such as captures or decoding")
     given = parser.parse_args()
-    BENCHES[given.name](given.model, repeat=given.repeat, quick=given.quick)
+    BENCHES[given.name](given.model, repeat=given.repeat, quick=given.quick, only=given.only)
 
 
 if __name__ == "__main__":

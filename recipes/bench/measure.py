@@ -20,33 +20,45 @@ class Case(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One measured case: median seconds, ratio to the baseline's median, peak memory above the start (MB)."""
+    """One measured case: median seconds, median over rounds of the ratios to the baseline in wall and processor time,
+    and the most memory above the start (MB)."""
 
     name: str
     seconds: float
     ratio: float
+    cpu_ratio: float
     peak_mb: float
     target: float | None
 
 
 def compare(baseline: Case, cases: list[Case], *, repeat: int) -> list[Row]:
-    """Time all cases in turn, `repeat` rounds after one for warming up, so that noise falls on all alike."""
+    """Time all cases in turn, `repeat` rounds after one for warming up, so that noise falls on all alike.
+
+    Ratios are taken within a round: what slows the machine for a while slows both of their sides.
+    """
     everything = [baseline, *cases]
-    seconds: dict[str, list[float]] = {case.name: [] for case in everything}
-    peaks: dict[str, float] = {}
+    wall: dict[str, list[float]] = {case.name: [] for case in everything}
+    cpu: dict[str, list[float]] = {case.name: [] for case in everything}
+    peaks = dict.fromkeys(wall, 0.0)
     for turn in range(repeat + 1):
         for case in everything:
             gc.collect()
             with Peak() as peak:
-                begun = time.perf_counter()
+                begun, worked = time.perf_counter(), time.process_time()
                 case.run()
-                taken = time.perf_counter() - begun
+                taken, work = time.perf_counter() - begun, time.process_time() - worked
             if turn:
-                seconds[case.name].append(taken)
-                peaks[case.name] = max(peaks.get(case.name, 0.0), peak.megabytes)
-    base = statistics.median(seconds[baseline.name])
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    return [Row(c.name, medians[c.name], medians[c.name] / base, peaks[c.name], c.target) for c in everything]
+                wall[case.name].append(taken)
+                cpu[case.name].append(work)
+                peaks[case.name] = max(peaks[case.name], peak.megabytes)
+
+    def ratio(times: dict[str, list[float]], name: str) -> float:
+        return statistics.median(a / b for a, b in zip(times[name], times[baseline.name], strict=True))
+
+    return [
+        Row(c.name, statistics.median(wall[c.name]), ratio(wall, c.name), ratio(cpu, c.name), peaks[c.name], c.target)
+        for c in everything
+    ]
 
 
 class Peak:
@@ -78,7 +90,9 @@ def resident() -> int:
 def show(title: str, rows: list[Row]) -> None:
     """Print the rows of one comparison; the first one is the baseline."""
     print(f"\n{title}")
-    print(f"  {'':<44}{'seconds':>9}{'ratio':>8}{'target':>8}{'peak MB':>9}")
+    print(f"  {'':<44}{'seconds':>9}{'ratio':>8}{'of cpu':>8}{'target':>8}{'peak MB':>9}")
     for row in rows:
         target = f"{row.target:.2f}" if row.target else ""
-        print(f"  {row.name:<44}{row.seconds:>9.3f}{row.ratio:>8.2f}{target:>8}{row.peak_mb:>9.0f}")
+        print(
+            f"  {row.name:<44}{row.seconds:>9.3f}{row.ratio:>8.2f}{row.cpu_ratio:>8.2f}{target:>8}{row.peak_mb:>9.0f}"
+        )

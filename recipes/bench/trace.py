@@ -8,31 +8,37 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 import probe
-from probe.capturing import MemorySink, read
+from probe.capturing import AttentionSpec, MemorySink, read
 from probe.decoding import Sampling, decode
 from probe.sites import parse_places, resolve
-from recipes.bench.measure import Case, Peak, compare, show
+from recipes.bench.measure import Case, Peak, compare, resident, show
 
 RESIDUAL = ["resid_pre@all", "resid_mid@all", "resid_post@all", "attn_out@all", "mlp_out@all"]
 WORDS = "The quick brown fox jumps over the lazy dog while seven wizards discuss the price of tea in small towns. "
 
 
-def main(model: str, *, repeat: int, quick: bool) -> None:
-    """Print every comparison of `trace` with the plain model."""
+def main(model: str, *, repeat: int, quick: bool, only: str | None = None) -> None:
+    """Print every comparison of `trace` with the plain model, or only one of them."""
     lm = probe.load(model)
     print(f"{lm}  torch threads: {torch.get_num_threads()}")
     lm.anatomy  # noqa: B018  (found before anything is timed)
     short, long, longest = (64, 128, 256) if quick else (512, 2048, 8192)
-    captures(lm, text_of(lm, short), repeat=repeat)
-    attention(lm, text_of(lm, long), repeat=max(1, repeat // 2))
-    very_long(lm, text_of(lm, longest))
-    decoding(lm, text_of(lm, 32), new=16 if quick else 64, repeat=repeat)
-    start_up(model, repeat=repeat)
+    parts = {
+        "captures": lambda: captures(lm, text_of(lm, short), repeat=repeat),
+        "attention": lambda: attention(lm, text_of(lm, long), repeat=max(1, repeat // 2)),
+        "very_long": lambda: very_long(lm, text_of(lm, longest)),
+        "decoding": lambda: decoding(lm, text_of(lm, 32), new=16 if quick else 64, repeat=repeat),
+        "start_up": lambda: start_up(model, repeat=repeat),
+    }
+    for name, run in parts.items():
+        if only in (None, name):
+            run()
 
 
 def text_of(lm: probe.LanguageModel, n: int) -> str:
@@ -71,7 +77,8 @@ def traced(
 
 def captures(lm: probe.LanguageModel, text: str, *, repeat: int) -> None:
     cases = [
-        captured(lm, text),
+        looked(lm, text, "read, nothing but scores", None),
+        looked(lm, text, "read, all residual sites into memory", 1.10, places=RESIDUAL),
         traced(lm, text, "trace, tokens only", None, attention="none"),
         traced(lm, text, "trace, all residual sites, written", 1.4, disk=True, attention="none", capture=RESIDUAL),
         traced(
@@ -81,20 +88,21 @@ def captures(lm: probe.LanguageModel, text: str, *, repeat: int) -> None:
     show("captures (baseline: plain forward)", compare(plain(lm, text), cases, repeat=repeat))
 
 
-def captured(lm: probe.LanguageModel, text: str) -> Case:
-    """The instrumented forward alone: every residual site of every layer held in memory."""
+def looked(
+    lm: probe.LanguageModel, text: str, name: str, target: float | None, *,
+    places: Sequence[str] = (), attention: str = "none",
+) -> Case:  # fmt: skip
+    """The instrumented forward alone, into memory: what is recorded beside the scores of every token."""
     ids = torch.tensor([lm.encode(text).ids], device=lm.device)
-    places = [place for text in RESIDUAL for place in parse_places(text)]
-    cells = resolve(places, n_layers=lm.anatomy.n_layers, n_heads=lm.anatomy.n_heads, has=lm.anatomy.has)
-    return Case(
-        "read, all residual sites into memory",
-        lambda: read(lm, ids, [ids.shape[1]], cells=cells, sink=MemorySink()),
-        1.10,
-    )
+    asked = [place for text in places for place in parse_places(text)]
+    cells = resolve(asked, n_layers=lm.anatomy.n_layers, n_heads=lm.anatomy.n_heads, has=lm.anatomy.has)
+    spec = AttentionSpec.parse(attention)
+    return Case(name, lambda: read(lm, ids, [ids.shape[1]], cells=cells, attention=spec, sink=MemorySink()), target)
 
 
 def attention(lm: probe.LanguageModel, text: str, *, repeat: int) -> None:
     cases = [
+        looked(lm, text, "read, heads", 1.15, attention="heads"),
         traced(lm, text, "trace, heads", 1.15, attention="heads"),
         traced(lm, text, "trace, summary (a line a row), written", None, disk=True, attention="summary"),
         traced(lm, text, "trace, topk:8, written", 1.5, disk=True, attention="topk:8"),
@@ -104,13 +112,13 @@ def attention(lm: probe.LanguageModel, text: str, *, repeat: int) -> None:
 
 
 def very_long(lm: probe.LanguageModel, text: str) -> None:
+    """One trace of a long text: what the process holds, of which the model is a part."""
     with Peak() as peak:
-        begun = time.perf_counter()
+        begun, start = time.perf_counter(), resident()
         probe.trace(lm, text, attention="heads")
-    n = len(lm.encode(text).ids)
-    print(
-        f"\n{n} tokens with head summaries: {time.perf_counter() - begun:.1f} s, {peak.megabytes:.0f} MB above the start"
-    )
+    seconds, n = time.perf_counter() - begun, len(lm.encode(text).ids)
+    most = start / 1e6 + peak.megabytes
+    print(f"\n{n} tokens with head summaries: {seconds:.1f} s; process at most {most:.0f} MB (target 6000)")
 
 
 def decoding(lm: probe.LanguageModel, text: str, *, new: int, repeat: int) -> None:
