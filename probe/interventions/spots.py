@@ -36,7 +36,7 @@ class Spots(NamedTuple):
         found = torch.full_like(positions, -1)
         if self.listed:
             known = torch.tensor(self.listed, device=positions.device)
-            near = torch.searchsorted(known, positions).clamp(max=len(known) - 1)
+            near = torch.searchsorted(known, positions.contiguous()).clamp(max=len(known) - 1)
             found = torch.where(known[near] == positions, near, found)
         if self.onward is not None:
             found = torch.where(positions >= self.onward, positions - self.onward + len(self.listed), found)
