@@ -198,6 +198,23 @@ def test_without_any_write_only_the_embedding_is_left(family: str) -> None:
     torch.testing.assert_close(seen["resid_post", last, None], seen["resid_pre", 0, None], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("family", ["beam", "minicpm3", "doge"])
+def test_without_any_write_only_the_carried_embedding_is_left(family: str) -> None:
+    """What a block multiplies its input by, a number or vectors of weights, is all that it still does."""
+    lm, ids = loaded(family), drawn(2)
+    edits = [Zero(c) for site in ("attn_out", "mlp_out") for c in cells(lm, f"{site}@all")]
+    last = lm.anatomy.n_layers - 1
+    with applying(lm, edits):
+        seen = captured(lm, ids, *cells(lm, "resid_pre@0"), *cells(lm, f"resid_post@{last}"))
+    expected = seen["resid_pre", 0, None]
+    if family == "beam":  # its carries 0.577, 0.775 and 0.845 are sqrt(1/3), sqrt(3/5) and sqrt(5/7)
+        expected = expected / 7**0.5
+    if family == "doge":
+        for layer in lm.model.model.layers:
+            expected = expected * layer.input_residual * layer.post_attention_residual
+    torch.testing.assert_close(seen["resid_post", last, None], expected, rtol=0, atol=1e-6)
+
+
 @contextmanager
 def silent_mamba(lm: probe.LanguageModel, family: str) -> Iterator[None]:
     """The third writer of this family is no site: a plain hook takes it out."""
@@ -316,6 +333,26 @@ def test_every_site_that_is_changed_has_an_effect(family: str) -> None:
     for one in changeable(lm):
         found = edited(lm, ids, [Noise(replace_positions(one, "6"), 1.0)])
         assert not torch.equal(found[:, 6:], plain[:, 6:]) and torch.equal(found[:, :6], plain[:, :6]), one
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_what_changes_nothing_changes_no_bit_in_half_precision_either(family: str) -> None:
+    model, tokenizer = tiny(family)
+    lm, ids = probe.LanguageModel(model.to(torch.bfloat16), tokenizer, name="half"), drawn(2)
+    plain = logits(lm, ids)
+    for one in changeable(lm):
+        own = value_of(lm, ids, one).float()
+        for edit in (Patch(one, own), Scale(one, 1.0), Noise(one, 0.0), Add(one, torch.ones(own.shape[-1]), 0.0)):
+            assert torch.equal(edited(lm, ids, [edit]), plain), str(edit)
+
+
+def test_a_cut_of_edges_that_are_not_there_changes_no_bit() -> None:
+    """A window of 16 hides them already: that cannot be told from the words, but from the mask."""
+    lm, ids = loaded("gemma2"), drawn(2)
+    plain = logits(lm, ids)
+    with applying(lm, [Cut(cell(lm, "pattern@0.0:20.."), Positions(("0..2",)))]) as applied:
+        assert torch.equal(logits(lm, ids), plain)
+    assert applied.untouched() == applied.edits
 
 
 def replace_positions(one: Cell, *parts: str) -> Cell:
@@ -677,6 +714,15 @@ def test_gradients_flow_through_edits() -> None:
     for place in ("resid_mid@1:3", "attn_out@1:3"):
         with applying(lm, [Add(cell(lm, place), vector)]):
             (slope,) = torch.autograd.grad(lm.model(ids).logits[0, -1, 7], vector)
+        with (
+            torch.inference_mode(),
+            applying(lm, [Noise(cell(lm, place), 0.1), Resample(cell(lm, place), torch.ones(3, 64))]),
+        ):
+            lm.model(ids)  # what it leaves in memory must not be of inference mode
+        pool = torch.ones(3, 64, requires_grad=True)
+        with applying(lm, [Resample(cell(lm, place), pool), Noise(cell(lm, place), 0.1)]):
+            lm.model(ids).logits.sum().backward()
+        assert pool.grad is not None and bool(pool.grad.any())
         step = 1e-2 * torch.randn(64, generator=torch.Generator().manual_seed(2))
         there, back = (edited(lm, ids, [Add(cell(lm, place), s * step)])[0, -1, 7] for s in (1, -1))
         assert float(slope @ step) == pytest.approx(float(there - back) / 2, rel=2e-2)

@@ -81,6 +81,8 @@ class CallEditor:
         if not bool(queries.any()) or not bool(keys.any()):
             return call
         hidden = hide(call, queries, keys, edit.cell.heads)
+        if not hidden.edges:
+            return call  # another mask could choose another kernel, which rounds otherwise
         self._marks.met[i] += hidden.edges
         if bool(hidden.empty.any()):
             self._empty[where].append(hidden.empty)

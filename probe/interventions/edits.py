@@ -218,11 +218,13 @@ def _by_block(positions: Tensor, draw: Callable[[int], Tensor]) -> Tensor:
 
 
 @functools.lru_cache(maxsize=256)
+@torch.inference_mode(False)  # what is kept must serve a forward with gradients too
 def _normal(address: str, block: int, d: int) -> Tensor:
     return torch.randn(_BLOCK, d, generator=_generator(f"{address} {block}"))
 
 
 @functools.lru_cache(maxsize=256)
+@torch.inference_mode(False)
 def _drawn(seed: int, block: int, n: int) -> Tensor:
     return torch.randint(n, (_BLOCK,), generator=_generator(f"{seed} {block}"))
 
