@@ -332,8 +332,7 @@ def test_a_text_of_one_token() -> None:
     read(lm, torch.tensor([[5]]), [1], attention=AttentionSpec.parse("topk:4"), sink=sink)
     assert np.isnan(sink.cards[0]["entropy"]).all() and (sink.cards[0]["rows"] == 0).all()
     assert sink.row_pieces[0, 0]["max_weight"].tolist() == [1.0] * 4
-    keys = sink.attention_pieces[0, 0][0]["keys"]
-    assert [keys[row].tolist() for row in range(len(keys))] == [[0]] * 4
+    assert [row.tolist() for row in sink.attention_pieces[0, 0][0]["keys"]] == [[0]] * 4
 
 
 def test_a_call_that_does_not_give_its_output_is_refused_and_said() -> None:

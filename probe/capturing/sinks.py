@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -15,19 +16,24 @@ Columns = dict[str, Any]
 """Column name of probe.tables -> array of one value a row, or `Ragged`."""
 
 
-class Ragged(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Ragged:
     """Lists of different lengths: list i is `values[offsets[i] : offsets[i + 1]]`. offsets (n + 1,) int32."""
 
     values: np.ndarray
     offsets: np.ndarray
 
-    def __getitem__(self, row: int) -> np.ndarray:  # type: ignore[override]
+    def __getitem__(self, row: int) -> np.ndarray:
         """The list of one row."""
         return self.values[self.offsets[row] : self.offsets[row + 1]]
 
     def __len__(self) -> int:
         """Number of rows."""
         return len(self.offsets) - 1
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """The lists in their order."""
+        return (self[row] for row in range(len(self)))
 
 
 class Sink(Protocol):
