@@ -700,6 +700,36 @@ def test_rows_that_left_the_batch_keep_their_names() -> None:
             logits(lm, ids)
 
 
+def test_rows_that_leave_a_decode_loop_unnamed_are_not_edited_as_others() -> None:
+    lm, ids = loaded("llama"), drawn(3)
+    edits: list[Edit] = [Scale(cell(lm, f"mlp_out@1:{N - 1}"), row - 1.5, rows=(row,)) for row in range(3)]
+    whole = edited(lm, ids, edits)[[0, 2], -1:]
+    for named in (False, True):
+        with torch.no_grad(), applying(lm, edits) as applied:
+            cache = lm.model(ids[:, :-1], use_cache=True).past_key_values
+            cache.batch_select_indices(torch.tensor([0, 2]))
+            if named:
+                applied.rows = [0, 2]
+                found = logits(lm, ids[[0, 2], -1:], past_key_values=cache)
+                torch.testing.assert_close(found, whole, **CLOSE)
+            else:
+                with pytest.raises(BadEdit, match="1 rows left the batch"):
+                    logits(lm, ids[[0, 2], -1:], past_key_values=cache)
+
+
+def test_a_sweep_in_one_batch_is_the_sweep_one_by_one() -> None:
+    """Row i is patched at position i: the patching sweep of activation patching, in one forward."""
+    lm, clean, corrupt = loaded("llama"), drawn(1, 8), drawn(1, 8, seed=2)
+    values = value_of(lm, clean, cell(lm, "resid_pre@1"))[0]
+    sweep = [Patch(cell(lm, f"resid_pre@1:{p}"), values[p : p + 1], rows=(p,)) for p in range(8)]
+    together = edited(lm, corrupt.repeat(8, 1), sweep)
+    for p in range(8):
+        with hooked(
+            module("llama", "block", 0), lambda x, p=p: torch.cat([x[:, :p], values[None, p : p + 1], x[:, p + 1 :]], 1)
+        ):
+            torch.testing.assert_close(together[p : p + 1], logits(lm, corrupt), **CLOSE)
+
+
 def test_only_the_last_logits_are_edited_where_only_they_are_made() -> None:
     lm, ids = loaded("llama"), drawn(2)
     edits = [Scale(cell(lm, f"logits:{N - 1}"), 2.0), Scale(cell(lm, "final_norm:4"), 2.0)]

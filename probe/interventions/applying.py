@@ -43,14 +43,14 @@ def applying(
     for layer in dict.fromkeys(e.cell.layer for e in settled if e.cell.site == "resid_mid"):
         check_middle(lm.model, lm.anatomy, layer)
     whereabouts, marks = Whereabouts(lm.model, start), Marks(settled)
-    calls = CallEditor(lm.anatomy, marks, whereabouts)
+    calls, applied = CallEditor(lm.anatomy, marks, whereabouts), Applied(marks, whereabouts)
     with ExitStack() as hooked:
         hooked.enter_context(tapping(lm.model, _taps(lm.anatomy, marks, whereabouts)))
         if calls.needed:
             hooked.enter_context(attending(lm.model, calls.observe, changer=calls.change))
         # last: the end of a forward comes after the edits of what it returns
-        hooked.enter_context(entering(lm.model, whereabouts.begin, whereabouts.end))
-        yield Applied(marks, whereabouts)
+        hooked.enter_context(entering(lm.model, applied.begin, whereabouts.end))
+        yield applied
 
 
 class Applied:
@@ -81,6 +81,10 @@ class Applied:
     @rows.setter
     def rows(self, rows: Sequence[int] | None) -> None:
         self._marks.rows = rows
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A forward of the model begins with these arguments."""
+        self._marks.check_batch(self._whereabouts.begin(args, kwargs))
 
     def untouched(self) -> tuple[Edit, ...]:
         """Edits that so far met no position (of a cut: no visible edge): they changed nothing."""
@@ -113,7 +117,7 @@ def _editor(
     def edit(value: Tensor) -> Tensor | None:
         new = value
         for i in members:
-            new = _edited(anatomy, marks, whereabouts, i, new)
+            new = _edited(anatomy, marks, whereabouts, i, new, owned=new is not value)
         if new is value:
             return None
         if in_place:
@@ -124,7 +128,7 @@ def _editor(
     return edit
 
 
-def _edited(anatomy: Anatomy, marks: Marks, whereabouts: Whereabouts, i: int, value: Tensor) -> Tensor:
+def _edited(anatomy: Anatomy, marks: Marks, whereabouts: Whereabouts, i: int, value: Tensor, *, owned: bool) -> Tensor:
     """value (batch, pos, d), or flat, after edit i; the same tensor where it meets none of the edit's positions."""
     edit = marks.edits[i]
     site, layer = edit.cell.site, edit.cell.layer
@@ -138,4 +142,4 @@ def _edited(anatomy: Anatomy, marks: Marks, whereabouts: Whereabouts, i: int, va
     whole = value.reshape(*positions.shape, *heads, -1)
     writes = anatomy.layers[layer].writes if site in WRITES else ()
     coefficient = next((write.coefficient for write in writes if write.kind == WRITES[site]), 1.0)
-    return changed(edit, whole, hits, coefficient=coefficient).reshape(value.shape)
+    return changed(edit, whole, hits, coefficient=coefficient, owned=owned).reshape(value.shape)

@@ -55,6 +55,11 @@ class Edit:
         return replace(self, rows=(row,), spots=spots)
 
     @property
+    def by_row(self) -> bool:
+        """Whether it does not do the same in every row of a batch."""
+        return self.rows is not None
+
+    @property
     def where(self) -> str:
         """Its place as it would be written."""
         site, positions = self.cell.site, self.cell.positions
@@ -113,7 +118,12 @@ class Patch(Edit):
     op: ClassVar[str] = "patch"
 
     @property
+    def by_row(self) -> bool:
+        return self.rows is not None or self.per_row
+
+    @property
     def per_row(self) -> bool:
+        """Whether each row has its own values."""
         return self.values.ndim == 3 + SITES[self.cell.site].per_head
 
     @property

@@ -49,7 +49,7 @@ class Whereabouts:
         self._device = next(model.parameters()).device
         self._end: int | None = None  # of the last forward
 
-    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Forward:
         """A forward of the model begins with these arguments."""
         given = dict(self._signature.bind_partial(*args, **kwargs).arguments)
         for name, parameter in self._signature.parameters.items():
@@ -59,6 +59,7 @@ class Whereabouts:
             raise BadEdit("edits need logits at the end of a text, not at chosen positions", hint="logits_to_keep=1")
         tokens = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
         self.current = self._forward(tokens.shape[0], tokens.shape[1], given)
+        return self.current
 
     def end(self) -> None:
         """The forward is over."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from probe.errors import BadEdit
 from probe.interventions.edits import At, Edit
+from probe.interventions.forwards import Forward
 from probe.interventions.spots import Spots
 
 
@@ -28,6 +29,16 @@ class Marks:
         self.edits = tuple(edits)
         self.met = [0] * len(self.edits)
         self.rows: Sequence[int] | None = None
+        self._batch = 0  # rows of the last forward that began a text
+        self._by_row = any(edit.by_row for edit in self.edits)
+
+    def check_batch(self, forward: Forward) -> None:
+        """Raises `BadEdit` where rows have left the batch and nobody said which: edits would go to the wrong ones."""
+        batch = len(forward.positions)
+        if not forward.seen:
+            self._batch = batch
+        elif self._by_row and self.rows is None and batch < self._batch:
+            raise BadEdit(f"{self._batch - batch} rows left the batch, and edits are for single rows", hint="set .rows")
 
     def hits(self, i: int, positions: Tensor) -> Hits | None:
         """Where edit i changes a tensor whose columns stand at positions (batch, pos); None where it does not."""
@@ -61,10 +72,11 @@ class Marks:
         )
 
 
-def changed(edit: Edit, value: Tensor, hits: Hits, *, coefficient: float = 1.0) -> Tensor:
+def changed(edit: Edit, value: Tensor, hits: Hits, *, coefficient: float = 1.0, owned: bool = False) -> Tensor:
     """value (batch, pos, d) or (batch, pos, head, d) with the vectors that were hit changed; strides stay as they were.
 
-    The edit sees `coefficient` times the vectors, in fp32 or wider. What it leaves as it is keeps its bits.
+    A copy, unless it is `owned` by an edit before. The edit sees `coefficient` times the vectors, in fp32 or wider. What it
+    leaves as it is keeps its bits.
     """
     old = value[hits.row, hits.column]
     heads = None if edit.cell.heads is None or value.ndim == 3 else list(edit.cell.heads)
@@ -80,6 +92,6 @@ def changed(edit: Edit, value: Tensor, hits: Hits, *, coefficient: float = 1.0) 
         whole = old.clone()
         whole[:, heads] = new
         new = whole
-    result = value.clone()
+    result = value if owned else value.clone()
     result[hits.row, hits.column] = new
     return result

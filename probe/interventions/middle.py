@@ -18,16 +18,18 @@ if TYPE_CHECKING:
     from probe.instrument import Reader
 
 TOLERANCE = 1e-3  # of the change: the rounding of a block's sums
-_tried: weakref.WeakKeyDictionary[nn.Module, dict[int, str]] = weakref.WeakKeyDictionary()
+_good: weakref.WeakKeyDictionary[nn.Module, set[int]] = weakref.WeakKeyDictionary()  # layers where it holds
 
 
 def check_middle(model: nn.Module, anatomy: Anatomy, layer: int) -> None:
     """Raises `SiteAbsent` where a change of resid_mid would not reach both its readers, the norm and the sum."""
-    known = _tried.setdefault(model, {})
-    if layer not in known:
-        known[layer] = _why_not(model, anatomy, layer)
-    if known[layer]:
-        raise SiteAbsent(f"resid_mid@{layer} cannot be changed: {known[layer]}", hint="change attn_out or resid_post")
+    known = _good.setdefault(model, set())
+    if layer in known:
+        return
+    problem = _why_not(model, anatomy, layer)
+    if problem:
+        raise SiteAbsent(f"resid_mid@{layer} cannot be changed: {problem}", hint="change attn_out or resid_post")
+    known.add(layer)
 
 
 def write_over(held: Tensor, new: Tensor) -> None:
