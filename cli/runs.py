@@ -14,7 +14,7 @@ from cli import options as o
 if TYPE_CHECKING:
     from probe.store import Listed
 
-app = typer.Typer(help="List, show, check, export and remove runs.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="List, show, draw, check, export and remove runs.", no_args_is_help=True, rich_markup_mode=None)
 
 Root = Annotated[Path, typer.Argument(help="Folder that holds runs.")]
 RunPath = Annotated[Path, typer.Argument(help="A run directory.")]
@@ -65,6 +65,27 @@ def show(run: RunPath, as_json: o.AsJson = False) -> None:
     typer.echo("")
     tables = manifest["tables"].items()
     show_table(("table", "rows", "size"), [(name, f"{t['rows']:,}", size(t["bytes"])) for name, t in tables])
+    if "branches" in opened.tables:
+        from probe.rewinding.tree import drawn, tree
+
+        typer.echo("\n" + printable("\n".join(drawn(tree(opened)))))
+
+
+@app.command("tree")
+def tree(
+    run: RunPath,
+    newick: Annotated[bool, typer.Option("--newick", help="In Newick's notation; lengths are tokens.")] = False,
+    as_json: o.AsJson = False,
+) -> None:
+    """Draw the branches of a run, and of the runs in its folder that were made from it, with outcome counts."""
+    import probe.rewinding.tree as trees
+    from probe.store import open_run
+
+    found = trees.tree(open_run(run))
+    if as_json:
+        typer.echo(json.dumps({"run": str(run), "command": "runs tree", "summary": found}, ensure_ascii=False))
+    else:
+        typer.echo(trees.newick(found) if newick else "\n".join(trees.drawn(found)))
 
 
 @app.command("check")

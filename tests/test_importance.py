@@ -293,8 +293,10 @@ def test_all_methods_and_a_killed_run(tiny, tmp_path: Path, monkeypatch) -> None
 
 def test_bad_input(tiny) -> None:
     for what, said in (
-        ({"method": "magic"}, "rescore"), ({"samples": 0}, "at least 1"), ({"method": "receiver", "split": "paragraph"}, "--split"),
-        ({"resume": True}, "--out"), ({"embedder": "none", "method": "counterfactual", "samples": 1, "max_new": 2}, "embedder"),
+        ({"method": "magic"}, "rescore"), ({"samples": 0}, "at least 1"), 
+        ({"method": "receiver", "split": "paragraph"}, "--split"),
+        ({"resume": True}, "--out"), ({"embedder": "none", "method": "counterfactual", "samples": 1, "max_new": 2},
+         "embedder"),
     ):  # fmt: skip
         with pytest.raises(BadOption) as caught:
             probe.importance(written(tiny, REASONING), lm=tiny, **what)

@@ -267,3 +267,43 @@ def test_the_command_line(shell, tmp_path: Path) -> None:
     ):  # fmt: skip
         failed = shell(*words)
         assert failed.returncode == 1 and said in failed.stderr and "Traceback" not in failed.stderr, failed.stderr
+
+
+def test_trees(tiny, tmp_path: Path) -> None:
+    from probe.rewinding.tree import drawn, newick, tree
+
+    source = probe.trace(tiny, "Count: one.", generate=20, out=tmp_path / "source")
+    with pytest.raises(RunError, match="no branches"):
+        tree(source)
+    first = probe.rewind(source, lm=tiny, to="-8", delete=True, samples=3, max_new=4, out=tmp_path / "first")
+    again = probe.rewind(first, lm=tiny, to="-1", branch=2, samples=2, max_new=2, out=tmp_path / "again")
+    whole = tree(source)
+    (made,) = whole["children"]
+    assert made["name"] == "first" and [c["name"] for c in made["children"]] == ["control", "edited", "again"]
+    for arm in made["children"][:2]:
+        rows = first.branches[first.branches["arm"] == arm["name"]]
+        assert sum(arm["outcomes"].values()) == arm["n"] == len(rows) == 3
+        assert [b["branch"] for b in arm["branches"]] == rows.sort_values("sample")["branch"].tolist()
+    assert again.manifest["parent"]["run"] == first.run_id
+    text = newick(whole)
+    assert text.endswith(";") and text.count("(") == text.count(")") == 6
+    assert text.count("b1 ") + text.count("b2 ") >= 2
+    assert drawn(whole)[0] == "source" and sum("control" in line for line in drawn(whole)) == 2
+
+
+def test_selftest_passes_and_can_fail(shell, tiny, monkeypatch) -> None:
+    from probe.laws import laws
+
+    assert all(law.holds or law.skipped for law in laws(tiny))
+    assert sum(law.holds for law in laws(tiny)) >= 9
+    broken, calls = probe.load("tiny:llama"), [0]
+    plain = broken.model.lm_head.forward
+
+    def drifting(hidden):
+        calls[0] += 1
+        return plain(hidden) + 0.01 * calls[0] * hidden.mean(-1, keepdim=True)
+
+    monkeypatch.setattr(broken.model.lm_head, "forward", drifting)
+    assert {law.name for law in laws(broken) if not law.holds} >= {"capturing changes nothing"}
+    said = json.loads(shell("selftest", "tiny:gpt2", "--json").stdout)
+    assert said["command"] == "selftest" and all(law["holds"] or law["skipped"] for law in said["summary"]["laws"])

@@ -17,7 +17,7 @@ LAYERS = (
     {"anatomy", "tiny", "instrument", "language_model"},
     {"decoding", "interventions", "capturing", "lenses", "scoring", "sampling", "stats"},
     {"tracing", "rewinding", "influence", "patching", "steering", "speculating", "comparing", "heads"},
-    {"scaling", "reporting"},
+    {"scaling", "reporting", "laws"},
 )
 # inside a layer of several, who may import whom
 BESIDE = {
