@@ -216,7 +216,8 @@ def _find_hidden(inside: Inside, write: Port, roles: Roles) -> None:
     origins = inside.sources(write)
     prints = {p.print for e in origins for p in e.outputs} | {write.print}
     for event in reversed(inside.events):
-        if is_linear(event.module) and event.inputs and any(p.print in prints for p in event.outputs):
+        wide = any(p.print in prints and p.shape[-1] == write.shape[-1] for p in event.outputs)
+        if wide and is_linear(event.module) and event.inputs:
             roles.sites["mlp_post"] = event.inputs[0].tap
             return
     roles.absent["mlp_post"] = "no linear layer gives the MLP's write as it is (a mixture of experts, or a scaled one)"

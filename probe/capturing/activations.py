@@ -15,6 +15,7 @@ from probe.instrument import tapping
 
 if TYPE_CHECKING:
     from probe.anatomy import Anatomy, Tap
+    from probe.anatomy.parts import Write
     from probe.sites import Cell
 
 WRITES = {"attn_out": "attn", "mlp_out": "mlp"}  # site -> kind of a block's writes to the stream
@@ -41,13 +42,19 @@ class ActivationReader:
                 self._heads[cell.site, cell.layer].update([None] if cell.heads is None else cell.heads)
         self._sources = {where: self._find(*where) for where in self._heads if where[0] not in ELSEWHERE}
 
-    def _find(self, site: str, layer: int) -> list[tuple[Tap, float]]:
-        """The taps that sum to a site, with their coefficients."""
+    def _find(self, site: str, layer: int) -> list[tuple[Tap, float | Tensor]]:
+        """The taps that sum to a site, with what the model multiplies each by: a number, or one for each of d_model."""
         tap = self._anatomy.tap(site, layer)  # raises where there is none
         if site in WRITES:
             writes = [w for w in self._anatomy.layers[layer].writes if w.kind == WRITES[site]]
-            return [(w.tap, w.coefficient) for w in writes]
+            return [(w.tap, self._factor(w)) for w in writes]
         return [(tap, 1.0)]
+
+    def _factor(self, write: Write) -> float | Tensor:
+        factor: float | Tensor = write.coefficient
+        for name in write.gains:
+            factor = self._model.get_parameter(name).detach() * factor
+        return factor
 
     @property
     def wants_logits(self) -> bool:
@@ -70,9 +77,10 @@ class ActivationReader:
             readers[tap].append(self._reader(site, layer, coefficient, of, copy=copied[tap]))
         return {tap: _all(found) for tap, found in readers.items()}
 
-    def _reader(self, site: str, layer: int, coefficient: float, of: int, *, copy: bool) -> Callable[[Tensor], None]:
+    def _reader(self, site: str, layer: int, coefficient: float | Tensor, of: int, *, copy: bool) -> Callable[[Tensor], None]:
         def read(value: Tensor) -> None:
-            value = value * coefficient if coefficient != 1.0 else value.clone() if copy else value
+            plain = not isinstance(coefficient, Tensor) and coefficient == 1.0
+            value = value * coefficient if not plain else value.clone() if copy else value
             if of == 1:
                 self.emit(site, layer, value)
                 return
