@@ -81,7 +81,7 @@ class _Batch:
         samples: list[int],
         sampling: Sampling,
     ) -> None:
-        self.lm, self.sampling, self.processors = lm, sampling, sampling.processors()
+        self.lm, self.sampling = lm, sampling
         self.found, self.samples = found, samples
         self.lengths = [len(p) for p in prefixes]
         longest = max(self.lengths)
@@ -108,7 +108,7 @@ class _Batch:
             self._cut(running)
             logits = self._forward(first=step == 0)
             chosen = choose(
-                logits, self.ids, self.sampling, self.processors,
+                logits, self.ids, self.sampling,
                 samples=[self.samples[r] for r in self.active], steps=[step] * len(self.active),
             )  # fmt: skip
             for row, token, logprob, kept, noise in zip(self.active, *chosen, strict=True):

@@ -1,4 +1,4 @@
-"""Exponential noise as a pure function of its address (seed, sample, step, token id); integers only until the logarithm.
+"""Exponential noise as a pure function of its address (seed, sample, step, token id); integers until the last line.
 
 A token is the winner of a race: argmin_v E_v / p_v with E_v ~ Exp(1) has the law p (equal to Gumbel-max; Maddison et al. 2014,
 1411.0030). Since the noise of a token does not depend on what else is computed, two arms that share (seed, sample) share it.
@@ -7,41 +7,71 @@ A token is the winner of a race: argmin_v E_v / p_v with E_v ~ Exp(1) has the la
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 _MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15  # odd: v -> v * GOLDEN visits every 64-bit state once (Steele et al. 2014, SplitMix)
-_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_GOLDEN = 0x9E3779B97F4A7C15  # odd: a counter by it visits every 64-bit state once (Steele et al. 2014, SplitMix)
+# two multiplications and three shifts that flip every output bit with every input bit (Wellons 2018, "lowbias32")
+_FIRST, _SECOND, _SHIFTS = 0x7FEB352D, 0x846CA68B - (1 << 32), (16, 15, 16)
+BLOCK = 1 << 15  # elements: one thread takes that many at once in torch, and they stay in its cache
 
 
 def exponential(seed: int, samples: Sequence[int], steps: Sequence[int], tokens: Tensor) -> Tensor:
-    """Exp(1) noise (row, n) for token ids (n,) or (row, n); row r is the race of sample `samples[r]` at step `steps[r]`."""
-    keys = [_signed(_mix(_mix(_mix(seed) ^ sample) ^ step)) for sample, step in zip(samples, steps, strict=True)]
-    key = torch.tensor(keys, dtype=torch.int64, device=tokens.device)[:, None]
-    bits = _mixed(key + tokens.to(torch.int64) * _signed(_GOLDEN))
-    uniform = ((bits >> 11) & ((1 << 53) - 1)).to(torch.float64).add_(0.5).mul_(2.0**-53)  # in (0, 1), never an end
-    return uniform.log_().neg_()
+    """Exp(1) noise (row, n), float32, for token ids (n,) or (row, n); row r is the race of `samples[r]` at `steps[r]`.
+
+    Between 2^-32 and 16.7, never 0 or infinite, and finest where it is small: there the races are won.
+    """
+    return from_spread(keys(seed, samples, steps, tokens.device), spread(tokens))
+
+
+def keys(seed: int, samples: Sequence[int], steps: Sequence[int], device: torch.device) -> Tensor:
+    """The 64 bits of each race, as int32 (2, row, 1)."""
+    whole = [_mix(_of_sample(seed, sample) ^ step) for sample, step in zip(samples, steps, strict=True)]
+    halves = [[_signed(key >> 32) for key in whole], [_signed(key) for key in whole]]
+    return torch.tensor(halves, dtype=torch.int32, device=device)[..., None]
+
+
+def spread(tokens: Tensor) -> Tensor:
+    """Token ids -> int32 with every bit in play, one to one; the same for every race."""
+    x = tokens.to(torch.int32)
+    for shift, factor in zip(_SHIFTS, (_FIRST, _SECOND, 1), strict=True):
+        x = x ^ ((x >> shift) & ((1 << (32 - shift)) - 1))  # a logical shift: torch's copies the sign
+        x = x * factor
+    return x
+
+
+def from_spread(key: Tensor, bits: Tensor) -> Tensor:
+    """The noise (row, n) of keys (2, row, 1) and spread token ids (n,) or (row, n), in few passes over memory."""
+    x = (bits ^ key[0]).mul_(_FIRST)
+    moved = x >> _SHIFTS[1]
+    x.bitwise_xor_(moved).add_(key[1]).mul_(_SECOND)
+    torch.bitwise_right_shift(x, _SHIFTS[2], out=moved)
+    return from_bits(x.bitwise_xor_(moved).bitwise_and_(0x7FFFFFFF))
+
+
+def from_bits(x: Tensor) -> Tensor:
+    """31 even bits (int32, not negative) -> Exp(1): a uniform number w, never 0 and never 1, then -ln(1 - w)."""
+    uniform = x.to(torch.float32).add_(0.5).mul_(2.0**-31).clamp_(max=1 - 2.0**-24)
+    return uniform.neg_().log1p_().neg_()
+
+
+@lru_cache(maxsize=4096)
+def _of_sample(seed: int, sample: int) -> int:
+    return _mix(_mix(seed) ^ sample)
 
 
 def _mix(x: int) -> int:
     """SplitMix64's finaliser, after one step of its counter."""
     x = (x + _GOLDEN) & _MASK
-    x = ((x ^ (x >> 30)) * _FIRST) & _MASK
-    x = ((x ^ (x >> 27)) * _SECOND) & _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
     return x ^ (x >> 31)
 
 
-def _mixed(x: Tensor) -> Tensor:
-    """The same for int64 tensors: products wrap modulo 2^64, and shifts are made logical by masking the sign's copies."""
-    x = x + _signed(_GOLDEN)
-    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _signed(_FIRST)
-    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _signed(_SECOND)
-    return x ^ ((x >> 31) & ((1 << 33) - 1))
-
-
 def _signed(x: int) -> int:
-    """A 64-bit pattern as the int64 that torch holds."""
-    x &= _MASK
-    return x - (1 << 64) if x >> 63 else x
+    """The low 32 bits as the int32 that torch holds."""
+    x &= 0xFFFFFFFF
+    return x - (1 << 32) if x >> 31 else x

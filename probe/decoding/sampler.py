@@ -1,9 +1,11 @@
-"""From logits to a token: Hugging Face's own processors in their order, then a race. Knows no model and no cache."""
+"""From logits to a token: Hugging Face's filters in their order, then a race. Knows no model and no cache."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -17,10 +19,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from probe.decoding.noise import exponential
+from probe.decoding.filters import left
+from probe.decoding.noise import BLOCK, exponential, from_spread, keys, spread
 from probe.errors import BadOption, NonFinite
-
-FEW = 1024  # up to this many candidates a row, noise is drawn for those only
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,16 @@ class Sampling:
                 "filters do nothing to greedy decoding", hint="add --temperature 1, or drop --top-k, --top-p, --min-p"
             )
 
+    @property
+    def filtered(self) -> bool:
+        """Whether some tokens can't be drawn."""
+        return self.top_k is not None or bool(self.min_p) or (self.top_p is not None and self.top_p < 1.0)
+
     def processors(self) -> LogitsProcessorList:
-        """Hugging Face's processors in the order of its `generate`: penalty, temperature, top-k, top-p, min-p."""
+        """Hugging Face's processors in the order of its `generate`: penalty, temperature, top-k, top-p, min-p.
+
+        They say what `choose` draws from, stage by stage; it does not sort all tokens for that.
+        """
         found = LogitsProcessorList()
         if self.repetition_penalty != 1.0:
             found.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
@@ -79,41 +88,81 @@ class Choice(NamedTuple):
 
 
 def choose(
-    logits: Tensor, ids: Tensor | None, sampling: Sampling, processors: LogitsProcessorList,
-    *, samples: Sequence[int], steps: Sequence[int],
+    logits: Tensor, ids: Tensor | None, sampling: Sampling, *, samples: Sequence[int], steps: Sequence[int]
 ) -> Choice:  # fmt: skip
     """One token for each row of logits (row, d_vocab); `ids` (row, pos) is the text so far, needed by the penalty only.
 
     Raises `NonFinite` for logits that hold NaN or +inf, or nothing else than -inf.
     """
-    scores = processors(ids, logits.to(torch.float32)) if processors else logits  # type: ignore[arg-type]
-    best, top = scores.max(dim=-1)
-    if not bool(best.isfinite().all()):
-        row = int((~best.isfinite()).nonzero()[0])
-        raise NonFinite(
-            f"the logits of sample {samples[row]} at step {steps[row]} are not finite numbers",
-            hint="try --dtype float32",
-        )
+    scores = logits.to(torch.float32)
+    if sampling.repetition_penalty != 1.0:
+        scores = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)(ids, scores)
+    if sampling.temperature not in (0.0, 1.0):
+        scores = scores / sampling.temperature
     if sampling.temperature == 0.0:
+        tokens = scores.argmax(-1, keepdim=True)
+        _check(scores.gather(1, tokens)[:, 0].tolist(), samples, steps)
         n = len(samples)
-        return Choice(top.tolist(), [0.0] * n, [1] * n, [None] * n)
-    return _race(scores.to(torch.float32), sampling.seed, samples, steps)
+        return Choice(tokens[:, 0].tolist(), [0.0] * n, [1] * n, [None] * n)
+    found = (_draw_filtered if sampling.filtered else _draw)(scores, sampling, samples, steps)
+    _check(found.logprobs, samples, steps)
+    return found
 
 
-def _race(scores: Tensor, seed: int, samples: Sequence[int], steps: Sequence[int]) -> Choice:
-    """argmin E / p over the tokens left, as argmin ln E - ln p in float64."""
-    left = scores.isfinite()
-    kept = left.sum(-1)
-    most = int(kept.max())
-    logprobs = scores.double().log_softmax(-1) if most > FEW else None
-    if logprobs is None:
-        values, tokens = scores.topk(most, dim=-1)
-        logprobs = values.double().log_softmax(-1)
-    else:
-        tokens = torch.arange(scores.shape[-1], device=scores.device).expand_as(scores)
-    noise = exponential(seed, samples, steps, tokens if most <= FEW else tokens[0])
-    winner = (noise.log() - logprobs).argmin(-1, keepdim=True)
+def _check(best: Sequence[float], samples: Sequence[int], steps: Sequence[int]) -> None:
+    """One NaN or +inf among the scores of a row, or none above -inf, makes the best of that row no finite number."""
+    for value, sample, step in zip(best, samples, steps, strict=True):
+        if not math.isfinite(value):
+            raise NonFinite(
+                f"the logits of sample {sample} at step {step} are not finite numbers", hint="try --dtype float32"
+            )
+
+
+def _draw_filtered(scores: Tensor, sampling: Sampling, samples: Sequence[int], steps: Sequence[int]) -> Choice:
+    """argmin E / p over the few tokens left, as argmin ln E - ln p in float64."""
+    n = len(samples)
+    choice = Choice([0] * n, [0.0] * n, [0] * n, [0.0] * n)
+    for some in left(scores, sampling):
+        rows = some.rows.tolist()
+        noise = exponential(sampling.seed, [samples[r] for r in rows], [steps[r] for r in rows], some.tokens).double()
+        winner = (noise.log() - some.logprobs).argmin(-1, keepdim=True)
+        columns = [some.tokens.gather(1, winner), some.logprobs.gather(1, winner), some.kept, noise.gather(1, winner)]
+        for row, *values in zip(rows, *(column.flatten().tolist() for column in columns), strict=True):
+            for place, value in zip(choice, values, strict=True):
+                place[row] = value
+    return choice
+
+
+def _draw(scores: Tensor, sampling: Sampling, samples: Sequence[int], steps: Sequence[int]) -> Choice:
+    """argmax p / E over all tokens; in blocks, since memory would cost more than the arithmetic."""
+    n, n_vocab = scores.shape
+    probs = scores.softmax(-1)
+    race, key = torch.empty_like(probs), keys(sampling.seed, samples, steps, scores.device)
+    bits = _vocabulary(n_vocab, scores.device)
+    high, wide = _block(n, n_vocab, scores.device)
+    for row in range(0, n, high):
+        for first in range(0, n_vocab, wide):
+            rows, columns = slice(row, row + high), slice(first, first + wide)
+            torch.div(probs[rows, columns], from_spread(key[:, rows], bits[columns]), out=race[rows, columns])
+    winner = race.argmax(-1, keepdim=True)
+    whole = bool((scores.amin(-1) > -torch.inf).all())
     return Choice(
-        tokens.gather(1, winner)[:, 0].tolist(), logprobs.gather(1, winner)[:, 0].tolist(),
-        kept.tolist(), noise.gather(1, winner)[:, 0].tolist(),
+        winner[:, 0].tolist(), probs.gather(1, winner)[:, 0].double().log().tolist(),
+        [n_vocab] * n if whole else (scores > -torch.inf).sum(-1).tolist(),
+        from_spread(key, bits[winner])[:, 0].tolist(),
     )  # fmt: skip
+
+
+@lru_cache(maxsize=4)
+def _vocabulary(n_vocab: int, device: torch.device) -> Tensor:
+    """The spread ids of all tokens."""
+    return spread(torch.arange(n_vocab, device=device))
+
+
+def _block(n: int, n_vocab: int, device: torch.device) -> tuple[int, int]:
+    """(rows, columns) that are raced at once."""
+    if device.type != "cpu":
+        return n, n_vocab
+    if n_vocab <= BLOCK:
+        return BLOCK // n_vocab, n_vocab
+    return 1, math.ceil(n_vocab / math.ceil(n_vocab / BLOCK))
