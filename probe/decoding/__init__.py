@@ -1,7 +1,8 @@
 """Decoding: next tokens from a cached model, with noise that has an address; nothing is recorded here."""
 
+from probe.decoding.branching import branch
 from probe.decoding.engine import Continuation, decode
 from probe.decoding.noise import exponential
 from probe.decoding.sampler import Sampling
 
-__all__ = ["Continuation", "Sampling", "decode", "exponential"]
+__all__ = ["Continuation", "Sampling", "branch", "decode", "exponential"]

@@ -6,13 +6,15 @@ import inspect
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import GenerationMixin
 from transformers.generation.utils import ALL_CACHE_NAMES
 
+from probe.decoding.caches import joined, make_room, select, selects
+from probe.decoding.prefixes import Edits, Known, Prefix, forward, plain_kwargs
 from probe.decoding.sampler import Sampling, choose
 from probe.errors import BadModel
 
@@ -37,134 +39,178 @@ class Continuation:
     noise: list[float | None] = field(default_factory=list)
 
 
+@dataclass
+class Row:
+    """One continuation under way: what it continues, the address of its noise, the name that edits know it by."""
+
+    prefix: Prefix
+    sample: int
+    name: int
+    found: Continuation = field(default_factory=Continuation)
+
+    @property
+    def running(self) -> bool:
+        return not self.found.stop_reason
+
+
 def decode(
     lm: LanguageModel, prefixes: Sequence[Sequence[int]], *, max_new: int, sampling: Sampling,
-    samples: Sequence[int] | None = None, progress: Progress | None = None,
+    samples: Sequence[int] | None = None, progress: Progress | None = None, edits: Edits | None = None,
 ) -> list[Continuation]:  # fmt: skip
-    """Continue each prefix (token ids) by at most `max_new` tokens.
+    """Continue each prefix (token ids) by at most `max_new` tokens; many of one prefix, or of one stem: `branch`.
 
     `samples` is the noise address of each (default 0, 1, …): a continuation is the same alone, beside others and in another
     order (in fp32). Prefixes of different lengths run side by side, padded on the left, where every layer is attention that
     takes a mask and positions; else those of one length run together, because a recurrent state would swallow the padding.
+    edits: what `applying` gave, if edits are for single rows (named by the number of their prefix).
     Raises `NonFinite`, and `BadModel` for a model that cannot generate.
     """
+    check(lm)
+    numbers = list(range(len(prefixes))) if samples is None else list(samples)
+    rows = [Row(tuple(p), s, i) for i, (p, s) in enumerate(zip(prefixes, numbers, strict=True))]
+    together: dict[int, list[Row]] = defaultdict(list)
+    padded = len({len(row.prefix) for row in rows}) > 1 and takes_padding(lm)
+    for row in rows:
+        together[0 if padded else len(row.prefix)].append(row)
+    for some in together.values():
+        Batch(lm, some, sampling, edits=edits).run(max_new, progress=progress)
+    return [row.found for row in rows]
+
+
+def check(lm: LanguageModel) -> None:
+    """Raises `BadModel` for a model that cannot generate."""
     if not isinstance(lm.model, GenerationMixin):
         raise BadModel(f"'{lm.name}' cannot generate", hint="trace it without --generate")
-    numbers = list(range(len(prefixes))) if samples is None else list(samples)
-    found = [Continuation() for _ in prefixes]
-    together: dict[int, list[int]] = defaultdict(list)
-    padded = len({len(p) for p in prefixes}) > 1 and _takes_padding(lm)
-    for row, prefix in enumerate(prefixes):
-        together[0 if padded else len(prefix)].append(row)
-    for rows in together.values():
-        _Batch(
-            lm, [list(prefixes[r]) for r in rows], [found[r] for r in rows], [numbers[r] for r in rows], sampling
-        ).run(max_new, progress)
-    return found
 
 
-def _takes_padding(lm: LanguageModel) -> bool:
-    """Whether padding on the left is out of sight: all layers attend through masks, and positions can be given."""
+def takes_padding(lm: LanguageModel) -> bool:
+    """Whether padding on the left is out of sight: all layers attend through masks, and positions can be given.
+
+    Not where the longest row of a batch sets the frequencies of all (dynamic and long rotary embeddings).
+    """
     accepted = inspect.signature(lm.model.forward).parameters
     attends = all(layer.attention is not None for layer in lm.anatomy.layers)
-    return attends and {"attention_mask", "position_ids"} <= set(accepted)
+    rotary = " ".join(str(getattr(module, "rope_type", "")) for module in lm.model.modules())
+    by_length = "dynamic" in rotary or "longrope" in rotary
+    return attends and not by_length and {"attention_mask", "position_ids"} <= set(accepted)
 
 
-class _Batch:
+class Batch:
     """Rows that run together: their ids so far (row, pos), the model's cache, and where each row's results go."""
 
     def __init__(
         self,
         lm: LanguageModel,
-        prefixes: list[list[int]],
-        found: list[Continuation],
-        samples: list[int],
+        rows: Sequence[Row],
         sampling: Sampling,
+        *,
+        edits: Edits | None = None,
+        done: Callable[[Row], None] | None = None,
     ) -> None:
-        self.lm, self.sampling = lm, sampling
-        self.found, self.samples = found, samples
-        self.lengths = [len(p) for p in prefixes]
-        longest = max(self.lengths)
+        self.lm, self.rows, self.sampling, self.edits, self.done = lm, list(rows), sampling, edits, done
+        prefixes = [list(row.prefix) for row in rows]
+        self.longest = max(map(len, prefixes))
         # a row is padded with its own first token, so that the repetition penalty sees nothing that is not there
-        self.ids = torch.tensor([[p[0]] * (longest - len(p)) + p for p in prefixes], device=lm.device)
-        self.kwargs: dict[str, Any] = {"use_cache": True}
-        accepted = inspect.signature(lm.model.forward).parameters
-        if "logits_to_keep" in accepted:
-            self.kwargs["logits_to_keep"] = 1
-        if min(self.lengths) < longest:
-            ends = torch.tensor(self.lengths, device=lm.device)[:, None]
-            mask = (torch.arange(longest, device=lm.device) >= longest - ends).long()
+        self.ids = torch.tensor([[p[0]] * (self.longest - len(p)) + p for p in prefixes], device=lm.device)
+        self.kwargs = plain_kwargs(lm)
+        ends = torch.tensor([len(p) for p in prefixes], device=lm.device)[:, None]
+        if int(ends.min()) < self.longest:
+            mask = (torch.arange(self.longest, device=lm.device) >= self.longest - ends).long()
             self.kwargs |= {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
-        self.active = list(range(len(prefixes)))  # which row of the cache belongs to which result
-        self.tail = 2 * max((len(s) for s in sampling.stop), default=0) + 8  # tokens in which a stop string can end
+        self._logits: Tensor | None = None  # of the next token, if they are known
+        self._tail = 2 * max((len(s) for s in sampling.stop), default=0) + 8  # tokens in which a stop string can end
+
+    def start_from(self, known: Sequence[Known], repeats: Sequence[int]) -> None:
+        """The prefixes have been computed: the rows are these, each so many times; their caches are used up."""
+        self._logits = torch.cat([one.logits.expand(n, -1) for one, n in zip(known, repeats, strict=True)])
+        self.kwargs[known[0].slot] = joined([one.cache for one in known], repeats)
+        if "attention_mask" in self.kwargs:
+            self._lengthen()
 
     @torch.inference_mode()
-    def run(self, max_new: int, progress: Progress | None) -> None:
+    def run(self, max_new: int, *, progress: Progress | None = None) -> None:
         """Decode until every row has ended."""
         for step in range(max_new):
-            running = [r for r in self.active if not self._ended(r, step)]
-            if not running:
+            for row in self.rows:
+                self._check_context(row, step)
+            if not any(row.running for row in self.rows):
                 break
-            self._cut(running)
-            logits = self._forward(first=step == 0)
+            self._cut()
+            logits = self._next(step)
             chosen = choose(
                 logits, self.ids, self.sampling,
-                samples=[self.samples[r] for r in self.active], steps=[step] * len(self.active),
+                samples=[row.sample for row in self.rows], steps=[step] * len(self.rows),
             )  # fmt: skip
-            for row, token, logprob, kept, noise in zip(self.active, *chosen, strict=True):
-                if not self.found[row].stop_reason:
-                    self._append(self.found[row], token, logprob, kept, noise)
+            for row, token, logprob, kept, noise in zip(self.rows, *chosen, strict=True):
+                if row.running:
+                    self._append(row, token, logprob, kept, noise)
             self.ids = torch.cat([self.ids, torch.tensor(chosen.tokens, device=self.ids.device)[:, None]], dim=1)
             if progress:
                 progress("decoding", step + 1, max_new)
-        for one in self.found:
-            one.stop_reason = one.stop_reason or "length"
+        for row in self.rows:
+            if row.running:
+                self._end(row, "length")
 
-    def _ended(self, row: int, step: int) -> bool:
-        """Whether a row has stopped; one whose next token would have no position stops here."""
+    def _check_context(self, row: Row, step: int) -> None:
+        """A row whose next token would have no position stops."""
         limit = self.lm.context_length
-        if not self.found[row].stop_reason and limit is not None and self.lengths[row] + step >= limit:
-            self.found[row].stop_reason = "context"
-        return bool(self.found[row].stop_reason)
+        if row.running and limit is not None and len(row.prefix) + step >= limit:
+            self._end(row, "context")
 
-    def _append(self, one: Continuation, token: int, logprob: float, kept: int, noise: float | None) -> None:
+    def _append(self, row: Row, token: int, logprob: float, kept: int, noise: float | None) -> None:
+        one = row.found
         one.ids.append(token)
         one.sample_logprob.append(logprob)
         one.kept.append(kept)
         one.noise.append(noise)
         if token in self.lm.eos_ids:
-            one.stop_reason = "eos"
+            self._end(row, "eos")
         elif self.sampling.stop:
-            text = self.lm.pieces(one.ids[-self.tail :]).text
+            text = self.lm.pieces(one.ids[-self._tail :]).text
             if any(stop in text for stop in self.sampling.stop):
-                one.stop_reason = "stop"
+                self._end(row, "stop")
 
-    def _cut(self, running: list[int]) -> None:
+    def _end(self, row: Row, reason: str) -> None:
+        row.found.stop_reason = reason
+        if self.done:
+            self.done(row)
+
+    def _cut(self) -> None:
         """Let the finished rows leave the batch, if they are many and the cache can be cut."""
-        if len(running) > LEAVE * len(self.active):
+        keep = [i for i, row in enumerate(self.rows) if row.running]
+        slot = self._slot()
+        if len(keep) > LEAVE * len(self.rows) or (slot and not selects(self.kwargs[slot])):
             return
-        cache = self.kwargs.get("past_key_values")
-        layers = getattr(cache, "layers", None)
-        if cache is not None and not (layers and all(hasattr(layer, "batch_select_indices") for layer in layers)):
-            return
-        keep = torch.tensor([self.active.index(r) for r in running], device=self.ids.device)
-        if cache is not None:
-            cache.batch_select_indices(keep)
-        self.ids, self.active = self.ids[keep], running
+        if slot:
+            select(self.kwargs[slot], keep)
+        self.rows, self.ids = [self.rows[i] for i in keep], self.ids[keep]
+        if self._logits is not None:
+            self._logits = self._logits[keep]
         for name in ("attention_mask", "position_ids"):
             if name in self.kwargs:
                 self.kwargs[name] = self.kwargs[name][keep]
 
-    def _forward(self, *, first: bool) -> Tensor:
-        """Logits (row, d_vocab) of the next token, by the model's own preparation of inputs and update of its cache."""
-        model = self.lm.model
-        cached = any(name in self.kwargs for name in ALL_CACHE_NAMES)
-        inputs = model.prepare_inputs_for_generation(
-            self.ids, next_sequence_length=1 if cached else None, is_first_iteration=first, **self.kwargs
-        )
-        output = model(**inputs, return_dict=True)
-        self.kwargs = model._update_model_kwargs_for_generation(output, self.kwargs, is_encoder_decoder=False)
-        for name in ALL_CACHE_NAMES:
-            if self.kwargs.get(name, 0) is None:
-                del self.kwargs[name]
-        return output.logits[:, -1]
+    def _next(self, step: int) -> Tensor:
+        """Logits (row, d_vocab) of the next token."""
+        if self._logits is not None:
+            logits, self._logits = self._logits, None
+            return logits
+        slot = self._slot()
+        if self.edits is not None:
+            self.edits.rows = [row.name for row in self.rows]
+            behind = 1 if slot else self.longest
+            self.edits.start = [len(row.prefix) + step - behind for row in self.rows]
+        logits, self.kwargs = forward(self.lm, self.ids, self.kwargs, new=1 if slot else None)
+        if not slot and self._slot():
+            make_room(self.kwargs[self._slot()])
+        return logits
+
+    def _slot(self) -> str:
+        """Under which name the model is given its cache; empty before the first forward, and where there is none."""
+        return next((name for name in ALL_CACHE_NAMES if name in self.kwargs), "")
+
+    def _lengthen(self) -> None:
+        """Mask and positions of the token to come."""
+        mask, positions = self.kwargs["attention_mask"], self.kwargs["position_ids"]
+        self.kwargs["attention_mask"] = torch.cat([mask, mask.new_ones((len(mask), 1))], dim=1)
+        self.kwargs["position_ids"] = torch.cat([positions, positions[:, -1:] + 1], dim=1)

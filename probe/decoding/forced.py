@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from probe.decoding.caches import grows
 from probe.errors import BadModel
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Prefix:
         output = self._run([self.ids], keep=1)
         self._last = output.logits[:, -1]  # (1, d_vocab): predicts the next token
         cache = getattr(output, "past_key_values", None)
-        self._cache: Any = cache if _repeats(cache) else None
+        self._cache: Any = cache if grows(cache) else None
 
     @torch.inference_mode()
     def extend(self, ids: Sequence[int]) -> Tensor:
@@ -115,14 +116,6 @@ class Prefix:
         if "use_cache" in self._accepted:
             more["use_cache"] = True
         return self.lm.model(torch.tensor(ids, device=self.lm.device), return_dict=True, **more)
-
-
-def _repeats(cache: Any) -> bool:
-    """Whether a cache can be repeated for several rows: keys and values can; a recurrent state has no method for it."""
-    layers = getattr(cache, "layers", ())
-    return bool(layers) and all(
-        hasattr(layer, "batch_repeat_interleave") and not hasattr(layer, "update_recurrent_state") for layer in layers
-    )
 
 
 def _windowed(cache: Any, n: int) -> bool:

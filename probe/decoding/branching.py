@@ -1,0 +1,129 @@
+"""Many continuations of prefixes that have much in common: what they share is computed once, then they run side by side."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from probe.decoding.caches import grows, joins, pads, selects
+from probe.decoding.engine import Batch, Continuation, Progress, Row, check, takes_padding
+from probe.decoding.prefixes import Edits, Known, Prefix, common, compute, extended
+from probe.decoding.sampler import Sampling
+
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
+
+Key = tuple[Prefix, int]
+"""A prefix, and its name if edits make it another one than the same tokens under another name."""
+
+Done = Callable[[int, int, Continuation], None]
+Base = tuple[Prefix, Known]
+BATCH = 64
+SAME = -1  # in place of a name
+
+
+def branch(
+    lm: LanguageModel, prefixes: Sequence[Sequence[int]], samples: Sequence[int], *, max_new: int, sampling: Sampling,
+    batch: int = BATCH, progress: Progress | None = None, done: Done | None = None, edits: Edits | None = None,
+) -> list[list[Continuation]]:  # fmt: skip
+    """Continue every prefix (token ids) once for every sample by at most `max_new` tokens: result[prefix][sample's place].
+
+    Noise is keyed by (seed, sample, steps since the prefix, token id): branches of two prefixes with one sample share it, and
+    a branch is the same alone, in a batch of any size and in any order (in fp32).
+    What prefixes have in common is run once and each prefix once, alone; its branches share its keys and values until their
+    first token. Up to `batch` branches run side by side: of any lengths where all that is cached is keys and values and
+    a mask can hide padding, else of one length, or of one prefix; if a cache can't be repeated, prefixes are run anew for each.
+    done(prefix's place, sample, continuation) is called as each ends, so that it can be kept: in no promised order.
+    edits: what `applying` gave, if its edits are for single rows (named by the place of their prefix); then nothing is
+    shared between prefixes. Raises `NonFinite`, and `BadModel` for a model that cannot generate.
+    """
+    check(lm)
+    ragged = takes_padding(lm)
+    rows = [[Row(tuple(prefix), sample, i) for sample in samples] for i, prefix in enumerate(prefixes)]
+    total, ended = sum(map(len, rows)), 0
+
+    def end(row: Row) -> None:
+        nonlocal ended
+        ended += 1
+        if done:
+            done(row.name, row.sample, row.found)
+        if progress:
+            progress("branches", ended, total)
+
+    room = lm.context_length
+    waiting = [row for group in rows for row in group]
+    for row in waiting:
+        if max_new < 1 or (room is not None and len(row.prefix) >= room):
+            row.found.stop_reason = "context" if max_new >= 1 else "length"
+            end(row)
+    waiting = sorted((row for row in waiting if row.running), key=lambda row: (row.prefix, row.name))
+    before = None if edits is None else (edits.rows, edits.start)
+    try:
+        _run(lm, waiting, max_new, sampling, batch, end, edits, ragged)
+    finally:
+        if edits is not None and before is not None:
+            edits.rows, edits.start = before
+    return [[row.found for row in group] for group in rows]
+
+
+@torch.inference_mode()
+def _run(
+    lm: LanguageModel, waiting: list[Row], max_new: int, sampling: Sampling, batch: int,
+    end: Callable[[Row], None], edits: Edits | None, ragged: bool,
+) -> None:  # fmt: skip
+    """Rows in batches; a beginning that all have in common is kept from one to the next."""
+    base = _base(lm, waiting) if edits is None and len(waiting) > batch else None
+    for start in range(0, len(waiting), batch):
+        some = waiting[start : start + batch]
+        known = _shared(lm, some, base) if edits is None else _edited(lm, some, edits)
+        for bunch in _bunches(some, known, ragged):
+            together = Batch(lm, bunch, sampling, edits=edits, done=end)
+            repeats = Counter(_key(row, known) for row in bunch)
+            if all(key in known and selects(known[key].cache) for key in repeats):
+                together.start_from([known.pop(key) for key in repeats], list(repeats.values()))
+            together.run(max_new)
+
+
+def _base(lm: LanguageModel, waiting: Sequence[Row]) -> Base | None:
+    """What the model knows after the beginning that all have in common, if it can go on from there."""
+    stem = common([row.prefix for row in waiting])
+    known = extended(lm, None, stem, 0) if stem else None
+    return (stem, known) if known is not None and grows(known.cache) else None
+
+
+def _shared(lm: LanguageModel, rows: Sequence[Row], base: Base | None) -> dict[Key, Known]:
+    """What the model knows after every prefix; only the first one where its cache can't be repeated and so is of no use."""
+    found: dict[Key, Known] = {}
+    for prefix, known in compute(lm, sorted({row.prefix for row in rows}), base):
+        found[prefix, SAME] = known
+        if not selects(known.cache):
+            break
+    return found
+
+
+def _edited(lm: LanguageModel, rows: Sequence[Row], edits: Edits) -> dict[Key, Known]:
+    """The same for each prefix by itself, with the edits that are for it."""
+    found: dict[Key, Known] = {}
+    for key in dict.fromkeys((row.prefix, row.name) for row in rows):
+        edits.rows, edits.start = [key[1]], 0
+        found[key] = extended(lm, None, key[0], 0)
+    return found
+
+
+def _key(row: Row, known: Mapping[Key, Known]) -> Key:
+    return (row.prefix, row.name) if (row.prefix, row.name) in known else (row.prefix, SAME)
+
+
+def _bunches(rows: Sequence[Row], known: Mapping[Key, Known], ragged: bool) -> list[list[Row]]:
+    """Rows (sorted by prefix) that can run side by side."""
+    cache = next(iter(known.values())).cache
+    if ragged and pads(cache):
+        return [list(rows)]
+    by_length = joins(cache) or not selects(cache)
+    bunches: dict[object, list[Row]] = defaultdict(list)
+    for row in rows:
+        bunches[len(row.prefix) if by_length else _key(row, known)].append(row)
+    return list(bunches.values())
