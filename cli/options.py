@@ -39,4 +39,8 @@ TopP = Annotated[float | None, typer.Option("--top-p", min=0.0, max=1.0, help="S
 MinP = Annotated[float | None, typer.Option("--min-p", min=0.0, max=1.0, help="Drop below this share of the top.")]
 RepetitionPenalty = Annotated[float, typer.Option("--repetition-penalty", min=1e-6, help="1 is none.")]
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="Stop at this string; repeatable.")]
+Edits = Annotated[
+    list[str] | None,
+    typer.Option("--edit", "-e", help="Change activations: PLACE=OP, e.g. z@5.3=zero; repeatable."),
+]
 Split = Annotated[str, typer.Option("--split", help="sentence, line, paragraph, token or regex:PATTERN.")]

@@ -53,6 +53,7 @@ def command(
     negate: Negate = False,
     filler: Filler = False,
     resample_until_different: Resample = False,
+    edit: o.Edits = None,
     samples: Samples = 16,
     until: Until = None,
     max_new: MaxNew = None,
@@ -92,7 +93,8 @@ def command(
     what: dict[str, Any] = {
         "to": to, "replace": replace, "insert": insert, "swap": swap, "prompt_b": prompt_b, "delete": delete,
         "truncate": truncate, "append_wait": append_wait, "numbers": numbers, "negate": negate, "filler": filler,
-        "resample_until_different": resample_until_different, "samples": samples, "until": until, "max_new": max_new,
+        "resample_until_different": resample_until_different, "edit": edit or [],
+        "samples": samples, "until": until, "max_new": max_new,
         "answer": answer, "expect": expect, "stub": STUB if stub is None else stub, "split": split, "prompt_id": prompt,
         "branch": branch, "seed": seed, "other_model": model is not None,
         "sampling": sampling(temperature, top_k, top_p, min_p, repetition_penalty, stop, seed),

@@ -32,6 +32,7 @@ def command(
     capture: Capture = None,
     attention: Attention = "heads",
     lens: Lens = False,
+    edit: o.Edits = None,
     top: Top = 5,
     temperature: o.Temperature = 0.0,
     top_k: o.TopK = None,
@@ -74,6 +75,7 @@ def command(
     what = {
         "generate": generate, "sampling": sampling, "capture": capture or [], "attention": attention, "lens": lens,
         "top": top, "split": split, "chat": chat, "system": system, "batch_tokens": batch_tokens, "store": store,
+        "edit": edit or [],
     }  # fmt: skip
     with plain_warnings(), progress(shown=not (quiet or no_progress)) as report:
         lm = probe.load(

@@ -163,6 +163,34 @@ def test_every_edit(kind: str, run, tiny, tmp_path: Path) -> None:
     assert first == stem[: row["fork_pos"]] + own
 
 
+def test_activations_changed_from_the_fork_on(run, tiny) -> None:
+    nothing = probe.rewind(run, lm=tiny, to="step1", edit="resid_post@1=noise:0", samples=6, max_new=8)
+    arms = {name: list(rows["text"]) for name, rows in nothing.branches.groupby("arm", observed=True)}
+    assert arms["edited"] == arms["control"] and (nothing.rescored["difference"] == 0).all()
+    done = probe.rewind(run, lm=tiny, to="step1", edit=["mlp_out@all=zero", "attn_out@0=zero"], samples=6, max_new=8)
+    arms = {name: list(rows["text"]) for name, rows in done.branches.groupby("arm", observed=True)}
+    assert arms["edited"] != arms["control"] and "mlp_out" in done.summary["edit"]
+    # the prefix keeps its own activations: an independent forward whose modules are zeroed from its last token on
+    plan = prepare(tiny, run, to="step1")
+    first, tail = len(plan.arms.control) - 1, plan.original.ids[len(plan.arms.control) :]
+
+    def zeroed(module, args, output):
+        whole = output[0] if isinstance(output, tuple) else output
+        whole[:, first:] = 0
+        return (whole, *output[1:]) if isinstance(output, tuple) else whole
+
+    layers = tiny.model.model.layers
+    hooks = [m.register_forward_hook(zeroed) for m in (*(layer.mlp for layer in layers), layers[0].self_attn)]
+    with torch.no_grad():
+        rows = tiny.model(torch.tensor([[*plan.arms.control, *tail]])).logits[0].double().log_softmax(-1)[first:-1]
+    for hook in hooks:
+        hook.remove()
+    expected = rows.gather(1, torch.tensor(tail)[:, None])[:, 0].numpy()
+    np.testing.assert_allclose(done.rescored.sort_values("pos")["logprob_edited"], expected, atol=1e-5)
+    with pytest.raises(ProbeError, match="before the fork"):
+        probe.rewind(run, lm=tiny, to="step1", edit="resid_post@1:0=zero", samples=2, max_new=2)
+
+
 def test_until_draws_on(run, tiny) -> None:
     done = probe.rewind(run, lm=tiny, to="step2", delete=True, samples=4, max_new=3, until=0.2)
     row = done.summary["difference"]
@@ -211,6 +239,7 @@ BAD = [
     ({"to": "step1", "split": "chapter"}, BadOption, "sentence"),
     ({"to": "step1", "resume": True}, BadOption, "--out"),
     ({"to": "step1", "leave_out": True}, BadOption, "leave_out"),
+    ({"to": "step1", "edit": "resid_post@99=zero"}, OutOfRange, "0..2"),
 ]
 
 

@@ -204,3 +204,18 @@ def test_a_chat_is_rendered_once(smollm2) -> None:
     text = run.prompts["rendered"][0]
     assert text.count("<|im_start|>system") == 1 and "Be kind." in text and text.endswith("<|im_start|>assistant\n")
     assert run.text() == text
+
+
+def test_an_edit_holds_while_decoding_and_reading(llama) -> None:
+    """Zeroed MLPs: the same tokens and log-probs as a model whose MLPs are zeroed by plain hooks."""
+    run = probe.trace(llama, "Hello there, you", generate=6, edit="mlp_out@all=zero", capture="mlp_out@1", out=None)
+    hooks = [layer.mlp.register_forward_hook(lambda m, a, o: torch.zeros_like(o)) for layer in llama.model.model.layers]
+    plain = probe.trace(llama, "Hello there, you", generate=6, out=None)
+    for hook in hooks:
+        hook.remove()
+    assert run.tokens["token_id"].tolist() == plain.tokens["token_id"].tolist()
+    np.testing.assert_allclose(run.tokens["logprob"], plain.tokens["logprob"], atol=1e-5)
+    assert (run.activation("mlp_out", 1) == 0).all()
+    two = probe.trace(llama, ["Hello there, you", "Short"], generate=6, edit="mlp_out@all=zero", out=None)
+    own = two.tokens[two.tokens["prompt_id"] == 0]
+    assert own["token_id"].tolist() == run.tokens["token_id"].tolist()

@@ -77,7 +77,9 @@ class ActivationReader:
             readers[tap].append(self._reader(site, layer, coefficient, of, copy=copied[tap]))
         return {tap: _all(found) for tap, found in readers.items()}
 
-    def _reader(self, site: str, layer: int, coefficient: float | Tensor, of: int, *, copy: bool) -> Callable[[Tensor], None]:
+    def _reader(
+        self, site: str, layer: int, coefficient: float | Tensor, of: int, *, copy: bool
+    ) -> Callable[[Tensor], None]:
         def read(value: Tensor) -> None:
             plain = not isinstance(coefficient, Tensor) and coefficient == 1.0
             value = value * coefficient if not plain else value.clone() if copy else value

@@ -50,6 +50,15 @@ def parse_edits(
     return tuple(found)
 
 
+def parse_all(lm: LanguageModel, given: str | Iterable[str | Edit], *, seed: int = 0) -> tuple[Edit, ...]:
+    """Edits given as texts, as edits, or mixed; one text alone too."""
+    found: list[Edit] = []
+    for one in [given] if isinstance(given, str) else given:
+        found += parse_edits(lm, [one], seed=seed) if isinstance(one, str) else [one]
+    check_edits(lm, found)
+    return tuple(found)
+
+
 @dataclass
 class _Opened:
     """What edits of one command share: the model, the runs that were opened, the seed."""

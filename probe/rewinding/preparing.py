@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,8 @@ from probe import answers
 from probe import store as stores
 from probe.decoding import Sampling
 from probe.errors import BadOption, BadPrompt
+from probe.interventions import Edit as ActivationEdit
+from probe.interventions import parse_all
 from probe.rewinding.different import different_step
 from probe.rewinding.edits import STUB, Arms, Edit, arms_for, edit_from
 from probe.rewinding.rollouts import Arm, Drawing, outcome
@@ -43,20 +45,32 @@ class Plan:
     reference: str
     expected: str | None
     arguments: dict[str, Any]
+    changes: tuple[ActivationEdit, ...] = ()
+
+    @property
+    def what(self) -> str:
+        """What was changed in the edited arm, in words."""
+        return next((arm.edit for arm in self.named if arm.name == "edited"), str(self.edit))
 
 
 def prepare(
     lm: LanguageModel, source: stores.Run, *, to: str, other_model: bool = False, prompt_id: int | None = None,
     branch: int = 0, samples: int = 16, until: float | None = None, max_new: int | None = None,
     sampling: Sampling | None = None, seed: int = 0, answer: str = "auto", expect: str | None = None,
-    split: str = "sentence", stub: str = STUB, drawing_steps: bool = True, **edits: Any,
+    split: str = "sentence", stub: str = STUB, drawing_steps: bool = True,
+    edit: str | Iterable[str | ActivationEdit] = (), **edits: Any,
 ) -> Plan:  # fmt: skip
-    """Check what is asked (see `rewind`) and find the arms. Without `drawing_steps`, a step that would be drawn is filler."""
+    """Check what is asked (see `rewind`) and find the arms.
+
+    Without `drawing_steps`, a step that would be drawn is filler.
+
+    edit: changes of activations in the edited arm, from the last token before the first drawn one on.
+    """
     if samples < 1:
         raise BadOption(f"samples is {samples}", hint="it is at least 1")
     if until is not None and not 0 < until < 1:
         raise BadOption(f"until is {until}", hint="the half-width of an interval of a proportion: between 0 and 1")
-    edit = edit_from(edits)
+    step_edit = edit_from(edits)
     if not other_model:
         check_model(source, lm)
     original = trajectory(source, lm, prompt_id=prompt_id, branch=branch, split=split)
@@ -66,18 +80,22 @@ def prepare(
         sampling or sampling_of(original, seed), new_tokens(original, max_new), answer, original.prompt_id
     )
     expected = answers.canonical(expect) if expect is not None else None
-    if edit.kind == "resample_until_different" and not drawing_steps:
-        edit = Edit("filler")
-    arms = _arms(lm, original, target, edit, drawing, stub, split)
+    if step_edit.kind == "resample_until_different" and not drawing_steps:
+        step_edit = Edit("filler")
+    arms = _arms(lm, original, target, step_edit, drawing, stub, split)
+    changes = parse_all(lm, edit, seed=seed)
+    if changes and arms.edited is None:
+        arms = replace(arms, edited=arms.control)
     arguments = {
-        "source": source.run_id, "branch": branch, "to": to, "edit": asdict(edit), "samples": samples, "until": until,
+        "source": source.run_id, "branch": branch, "to": to, "edit": asdict(step_edit),
+        "changes": [str(change) for change in changes], "samples": samples, "until": until,
         "max_new": drawing.max_new, "sampling": {**asdict(drawing.sampling), "stop": list(drawing.sampling.stop)},
         "answer": answer, "expect": expect, "split": split, "stub": stub, "chat": original.chat,
         "generate": drawing.max_new, "prompt_id": original.prompt_id, "model": lm.name, "dtype": str(lm.dtype),
     }  # fmt: skip
     return Plan(
-        source, original, branch, target, edit, arms, _named(arms, original, edit), drawing, samples, until, split,
-        found, expected or found[0], expected, arguments,
+        source, original, branch, target, step_edit, arms, _named(arms, original, step_edit, changes), drawing, samples, until,
+        split, found, expected or found[0], expected, arguments, changes,
     )  # fmt: skip
 
 
@@ -145,14 +163,25 @@ def _swapped(lm: LanguageModel, text: str) -> tuple[int, ...]:
     return ids[:-1] if ids[-1] in lm.eos_ids else ids
 
 
-def _named(arms: Arms, original: Trajectory, edit: Edit) -> tuple[Arm, ...]:
+def _named(arms: Arms, original: Trajectory, edit: Edit, changes: Sequence[ActivationEdit]) -> tuple[Arm, ...]:
     """The arms that are drawn: control, edited, and `before` where neither of them is drawn from there."""
+    what = "; ".join([*([str(edit)] if edit.kind != "none" else []), *map(str, changes)])
     n = original.n_prompt
     named = [Arm("control", 0, arms.control, len(arms.control), n)]
     if arms.edited is not None:
         other_prompt = edit.kind == "prompt_b"
         fork = 0 if other_prompt else len(arms.edited) - len(arms.new)
-        named.append(Arm("edited", 1, arms.edited, fork, arms.n_prompt_edited if other_prompt else n, str(edit)))
+        named.append(
+            Arm(
+                "edited",
+                1,
+                arms.edited,
+                fork,
+                arms.n_prompt_edited if other_prompt else n,
+                what,
+                changes=tuple(changes),
+            )
+        )
         if arms.before not in (arms.control, arms.edited):
             named.append(Arm("before", 2, arms.before, len(arms.before), n))
     return tuple(named)

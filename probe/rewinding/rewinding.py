@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from probe import store as stores
+from probe.decoding.forced import forced
 from probe.errors import BadOption
 from probe.rewinding import keeping, policy
 from probe.rewinding.effects import effect_rows, half_width
 from probe.rewinding.preparing import Plan, model_of, open_source, prepare
 from probe.rewinding.rescoring import rescore
-from probe.rewinding.rollouts import Progress, draw
+from probe.rewinding.rollouts import Progress, changing, draw
 from probe.rewinding.summary import summarize
 
 if TYPE_CHECKING:
@@ -28,7 +31,8 @@ def rewind(
 
     to: `step4`, `57`, `tok=TEXT`, `regex=/Wait/`. At most one edit: `replace`, `insert`, `swap` ("RUN:step3"), `prompt_b`
     (texts), or `delete`, `truncate` (with `stub`), `append_wait`, `numbers`, `negate`, `filler`,
-    `resample_until_different` (True); none draws on from there and compares nothing.
+    `resample_until_different` (True); and `edit`, changes of activations (`resid_post@12=add:FILE`) from the last token
+    before the first drawn one on. With neither it draws on from there and compares nothing.
     lm: the model, if it is loaded already; another than the run's needs `other_model=True`. until: draw on until the
     paired difference is known to +- that much. sampling: default the run's own, or temperature 0.6 and top-p 0.95 if that
     was greedy; seed. max_new: tokens of a continuation. answer: how outcomes are read (see `answers.extract`); expect: the
@@ -72,14 +76,27 @@ def _draw(lm: LanguageModel, writer: stores.Writer, plan: Plan, progress: Progre
     return n
 
 
+def _rescored(lm: LanguageModel, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probs of what followed in the original, after the control's prefix and after the edited one's."""
+    arms, tail = plan.arms, plan.original.ids[len(plan.arms.control) :]
+    assert arms.edited is not None, "there is an edited arm"
+    if not plan.changes or not tail:
+        return rescore(lm, arms.control, arms.edited, tail)
+    edited = next(arm for arm in plan.named if arm.changes)
+    (kept,) = forced(lm, arms.control, [tail])
+    with changing(lm, edited, len(tail)):
+        (changed,) = forced(lm, arms.edited, [tail])
+    return kept, changed
+
+
 def _measure(lm: LanguageModel, writer: stores.Writer, plan: Plan, n: int) -> stores.Run:
     """Effects, re-scored tail, off-policy z and summary of what was drawn."""
     branches, arms, seed = writer.read("branches"), plan.arms, plan.drawing.sampling.seed
     rows: list[dict[str, Any]] = []
     scored = far = None
     if arms.edited is not None:
-        rows = effect_rows(branches, str(plan.edit), plan.reference, plan.expected, n=n, seed=seed)
-        scored = rescore(lm, arms.control, arms.edited, plan.original.ids[len(arms.control) :])
+        rows = effect_rows(branches, plan.what, plan.reference, plan.expected, n=n, seed=seed)
+        scored = _rescored(lm, plan)
     if arms.new:
         before = next(arm.name for arm in plan.named if arm.prefix == arms.before)
         own = policy.own_steps(lm, keeping.drawn_by(writer, branches, before), plan.split)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -10,6 +12,8 @@ import pyarrow as pa
 
 from probe import answers
 from probe.decoding import Continuation, Sampling, decode
+from probe.errors import BadEdit
+from probe.interventions import Edit, Patch, applying, settle
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -30,6 +34,7 @@ class Arm(NamedTuple):
     n_prompt: int
     edit: str = ""
     of: int = 3  # arms that the run can have: a rewind has control, edited, before
+    changes: tuple[Edit, ...] = ()  # of activations, from the last token of the prefix on
 
 
 class Drawing(NamedTuple):
@@ -58,15 +63,47 @@ def draw(
     total = len(arms) * len(samples)
     for start in range(0, len(wanted), ROWS):
         jobs = wanted[start : start + ROWS]
-        found = decode(
-            lm, [arm.prefix for arm, _ in jobs], max_new=drawing.max_new, sampling=drawing.sampling,
-            samples=[sample for _, sample in jobs],
-        )  # fmt: skip
-        for (arm, sample), continuation in zip(jobs, found, strict=True):
+        for (arm, sample), continuation in zip(jobs, _decoded(lm, jobs, drawing), strict=True):
             with writer.unit(_key(arm, sample)):
                 _write(lm, writer, arm, sample, continuation, drawing)
         if progress:
             progress("continuations", total - len(wanted) + start + len(jobs), total)
+
+
+def _decoded(lm: LanguageModel, jobs: Sequence[tuple[Arm, int]], drawing: Drawing) -> list[Continuation]:
+    """A continuation of each (arm, sample), in their order; arms whose activations are changed run by themselves."""
+    found: list[Continuation | None] = [None] * len(jobs)
+    for changed in (False, True):
+        rows = [i for i, (arm, _) in enumerate(jobs) if bool(arm.changes) == changed]
+        if not rows:
+            continue
+        with changing(lm, jobs[rows[0]][0], drawing.max_new):
+            own = decode(
+                lm, [jobs[i][0].prefix for i in rows], max_new=drawing.max_new, sampling=drawing.sampling,
+                samples=[jobs[i][1] for i in rows],
+            )  # fmt: skip
+        for i, one in zip(rows, own, strict=True):
+            found[i] = one
+    return [one for one in found if one is not None]
+
+
+def changing(lm: LanguageModel, arm: Arm, longest: int) -> AbstractContextManager[Any]:
+    """The model with the arm's changes at work: at the positions they name, but only from the prefix's last token on."""
+    if not arm.changes:
+        return nullcontext()
+    first, n = len(arm.prefix) - 1, len(arm.prefix)
+    settled = []
+    for edit in settle(lm, arm.changes, ids=list(arm.prefix), n_prompt=arm.n_prompt, longest=n + longest):
+        spots = edit.spots
+        assert spots is not None, "settled edits have positions"
+        listed = tuple(p for p in spots.listed if p >= first)
+        onward = None if spots.onward is None else max(first, spots.onward)
+        if not listed and onward is None:
+            raise BadEdit(f"{edit} is before the fork and changes nothing", hint=f"name positions from {first} on")
+        if isinstance(edit, Patch) and (listed, onward) != (spots.listed, spots.onward):
+            raise BadEdit(f"{edit} begins before the fork", hint=f"name positions from {first} on")
+        settled.append(replace(edit, spots=spots._replace(listed=listed, onward=onward)))
+    return applying(lm, settled)
 
 
 def _key(arm: Arm, sample: int) -> str:

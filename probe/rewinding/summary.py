@@ -28,7 +28,7 @@ def summarize(
     before = next((arm.name for arm in plan.named if arm.prefix == arms.before), None)
     headline = next((row for row in rows if row["metric"] == "share" and row["outcome"] == plan.reference), None)
     return {
-        "step": plan.target.step, "position": plan.target.start, "mid_token": plan.target.mid_token, "edit": str(plan.edit),
+        "step": plan.target.step, "position": plan.target.start, "mid_token": plan.target.mid_token, "edit": plan.what,
         "old": _text(lm, original.ids[: plan.target.start], arms.old or original.ids[plan.target.start : plan.target.end]),
         "new": _text(lm, arms.before, arms.new), "same_length": len(arms.old) == len(arms.new), "samples": n,
         "max_new": plan.drawing.max_new, "answers": plan.drawing.how, "reference": plan.reference,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from probe import store as stores
 from probe.capturing import AttentionSpec
 from probe.decoding import Sampling, decode
 from probe.errors import BadOption, NonFinite
+from probe.interventions import Edit, applying, parse_all
 from probe.sites import Cell, parse_places, resolve
 from probe.spans import check_split
 from probe.tracing.encoding import Failed, batches, encode_all
@@ -41,6 +43,7 @@ class Request:
     system: str | None
     batch_tokens: int
     store: str
+    edits: tuple[Edit, ...] = ()
 
 
 def request(
@@ -57,12 +60,15 @@ def request(
     system: str | None = None,
     batch_tokens: int = 4096,
     store: str = "exact",
+    edit: str | Iterable[str | Edit] = (),
 ) -> Request:
     """Check what is asked of a trace against the model; raises `BadOption` or `BadPlace` before anything runs.
 
     generate: tokens to continue by. sampling: default greedy. capture: places (`resid_post@all`). attention: `none`, `heads`,
     `summary`, `topk:K`, `full`. lens: every layer's guess. top: alternatives a position. split: how steps are cut.
     chat, system: apply the chat template. batch_tokens: padded tokens run together. store: `exact` or `bf16` vectors.
+    edit: changes of activations (`z@5.3=zero`, or `interventions.Edit`) that hold while the model decodes and is read;
+    positions are absolute. Then each prompt runs by itself.
     """
     for name, value, least in (("generate", generate, 0), ("top", top, 0), ("batch_tokens", batch_tokens, 1)):
         if value < least:
@@ -78,7 +84,7 @@ def request(
     cells = resolve(places, n_layers=anatomy.n_layers, n_heads=anatomy.n_heads, has=anatomy.has)
     return Request(
         generate, sampling or Sampling(), cells, AttentionSpec.parse(attention), lens, top, split, chat, system,
-        batch_tokens, store,
+        batch_tokens, store, parse_all(lm, edit, seed=sampling.seed if sampling else 0),
     )  # fmt: skip
 
 
@@ -106,7 +112,8 @@ def trace(
         if failed:
             _record_failed(failed, writer)
         done = 0
-        for batch in batches(sequences, generate=asked.generate, tokens=asked.batch_tokens):
+        tokens = 1 if asked.edits else asked.batch_tokens
+        for batch in batches(sequences, generate=asked.generate, tokens=tokens):
             _record(lm, batch, asked, writer, alone=len(inputs) == 1)
             done += len(batch)
             if progress:
@@ -131,7 +138,7 @@ def _record(lm: LanguageModel, batch: list[Sequence], asked: Request, writer: st
     if writer.done(key):
         return
     try:
-        with writer.unit(key):
+        with writer.unit(key), _edited(lm, batch, asked):
             _decode(lm, batch, asked)
             writer.write("prompts", prompt_columns(batch, []))
             read_sequences(lm, batch, asked, writer)
@@ -144,6 +151,15 @@ def _record(lm: LanguageModel, batch: list[Sequence], asked: Request, writer: st
         for sequence in batch:
             sequence.restart()
             _record(lm, [sequence], asked, writer, alone=False)
+
+
+def _edited(lm: LanguageModel, batch: list[Sequence], asked: Request) -> AbstractContextManager[Any]:
+    """The model with the edits that were asked for at work, if any were."""
+    if not asked.edits:
+        return nullcontext()
+    (sequence,) = batch
+    longest = sequence.n_prompt + asked.generate
+    return applying(lm, asked.edits, ids=sequence.ids[: sequence.n_prompt], n_prompt=sequence.n_prompt, longest=longest)
 
 
 def _decode(lm: LanguageModel, batch: list[Sequence], asked: Request) -> None:
@@ -178,8 +194,8 @@ def _arguments(lm: LanguageModel, asked: Request, what: dict[str, Any], inputs: 
     texts = hashlib.sha256("\x1e".join(p.text for p in inputs).encode("utf-8", "surrogatepass")).hexdigest()
     capture = what.get("capture", ())
     return {
-        **{name: value for name, value in asdict(asked).items() if name not in ("cells", "attention")},
-        "sampling": {**asdict(asked.sampling), "stop": list(asked.sampling.stop)},
+        **{f.name: getattr(asked, f.name) for f in fields(asked) if f.name not in ("cells", "attention", "edits")},
+        "edit": [str(edit) for edit in asked.edits], "sampling": {**asdict(asked.sampling), "stop": list(asked.sampling.stop)},
         "capture": [capture] if isinstance(capture, str) else list(capture), "attention": what.get("attention", "heads"),
         "model": lm.name, "dtype": str(lm.dtype), "prompts": len(inputs), "prompts_sha256": texts,
     }  # fmt: skip
