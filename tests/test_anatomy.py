@@ -434,3 +434,14 @@ def test_the_cache_is_used_checked_and_done_without(tmp_path: Path, monkeypatch:
     in_the_way = tmp_path / "file"
     in_the_way.write_text("")
     assert cached_find(model, in_the_way) == anatomy
+
+
+def test_zeroed_weights_leave_nothing_behind(tmp_path: Path) -> None:
+    """An anatomy that lacks something because of a model's weights is not kept for others of its class and config."""
+    model = tiny("llama")[0]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    cached_find(model, tmp_path)
+    whole = cached_find(tiny("llama")[0], tmp_path)
+    assert whole.readout_exact and all(len(layer.writes) == 2 for layer in whole.layers)

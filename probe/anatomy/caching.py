@@ -19,7 +19,7 @@ from probe.anatomy.parts import Anatomy
 def cached_find(model: nn.Module, cache_dir: Path | None) -> Anatomy:
     """`find(model)`, or what it found for a model of the same class and config, if that holds here too.
 
-    A cache that can't be read or written is done without."""
+    Only an anatomy that has every block and the readout is kept. A cache that can't be read or written is done without."""
     if cache_dir is None:
         return find(model)
     path = cache_dir / f"{key(model)}.json"
@@ -30,7 +30,9 @@ def cached_find(model: nn.Module, cache_dir: Path | None) -> Anatomy:
     if anatomy is not None and not verify(model, anatomy):
         return anatomy
     anatomy = find(model)
-    _write(path, json.dumps(anatomy.to_dict()))
+    if anatomy.readout_exact and all(layer.writes for layer in anatomy.layers):
+        # what is absent might only be absent with these weights (zeroed ones), and can't be checked on others
+        _write(path, json.dumps(anatomy.to_dict()))
     return anatomy
 
 

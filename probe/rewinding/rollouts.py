@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from probe import answers
-from probe.decoding import Continuation, Sampling, decode
+from probe.decoding import Continuation, Sampling, branch
 from probe.errors import BadEdit
 from probe.interventions import Edit, Patch, applying, settle
 
@@ -58,33 +58,34 @@ def draw(
     lm: LanguageModel, writer: Writer, arms: Sequence[Arm], samples: Sequence[int], drawing: Drawing,
     progress: Progress | None = None,
 ) -> None:  # fmt: skip
-    """Draw and write every (arm, sample) that the run does not have yet, samples of all arms side by side."""
-    wanted = [(arm, sample) for sample in samples for arm in arms if not writer.done(_key(arm, sample))]
+    """Draw every (arm, sample) that the run does not have yet and keep each as it ends; arms run side by side.
+
+    What their prefixes have in common is computed once. Arms whose activations are changed run by themselves.
+    """
+    missing = {arm: tuple(s for s in samples if not writer.done(_key(arm, s))) for arm in arms}
     total = len(arms) * len(samples)
-    for start in range(0, len(wanted), ROWS):
-        jobs = wanted[start : start + ROWS]
-        for (arm, sample), continuation in zip(jobs, _decoded(lm, jobs, drawing), strict=True):
-            with writer.unit(_key(arm, sample)):
-                _write(lm, writer, arm, sample, continuation, drawing)
-        if progress:
-            progress("continuations", total - len(wanted) + start + len(jobs), total)
+    ended = total - sum(map(len, missing.values()))
 
+    def together(some: Sequence[Arm], own: Sequence[int]) -> None:
+        def keep(i: int, sample: int, continuation: Continuation) -> None:
+            nonlocal ended
+            with writer.unit(_key(some[i], sample)):
+                _write(lm, writer, some[i], sample, continuation, drawing)
+            ended += 1
+            if progress:
+                progress("continuations", ended, total)
 
-def _decoded(lm: LanguageModel, jobs: Sequence[tuple[Arm, int]], drawing: Drawing) -> list[Continuation]:
-    """A continuation of each (arm, sample), in their order; arms whose activations are changed run by themselves."""
-    found: list[Continuation | None] = [None] * len(jobs)
-    for changed in (False, True):
-        rows = [i for i, (arm, _) in enumerate(jobs) if bool(arm.changes) == changed]
-        if not rows:
-            continue
-        with changing(lm, jobs[rows[0]][0], drawing.max_new):
-            own = decode(
-                lm, [jobs[i][0].prefix for i in rows], max_new=drawing.max_new, sampling=drawing.sampling,
-                samples=[jobs[i][1] for i in rows],
-            )  # fmt: skip
-        for i, one in zip(rows, own, strict=True):
-            found[i] = one
-    return [one for one in found if one is not None]
+        prefixes = [arm.prefix for arm in some]
+        branch(lm, prefixes, own, max_new=drawing.max_new, sampling=drawing.sampling, batch=ROWS, done=keep)
+
+    for own in dict.fromkeys(missing.values()):
+        alike = [arm for arm in arms if missing[arm] == own and own]
+        if plain := [arm for arm in alike if not arm.changes]:
+            together(plain, own)
+        for arm in alike:
+            if arm.changes:
+                with changing(lm, arm, drawing.max_new):
+                    together([arm], own)
 
 
 def changing(lm: LanguageModel, arm: Arm, longest: int) -> AbstractContextManager[Any]:
