@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
 
 from probe.decoding.caches import grows, joins, pads, selects
-from probe.decoding.engine import Batch, Continuation, Progress, Row, check, takes_padding
+from probe.decoding.engine import Batch, Continuation, Progress, Row, by_length, check, takes_padding
 from probe.decoding.prefixes import Edits, Known, Prefix, common, compute, extended
 from probe.decoding.sampler import Sampling
 
@@ -79,7 +80,7 @@ def _run(
     for start in range(0, len(waiting), batch):
         some = waiting[start : start + batch]
         known = _shared(lm, some, base) if edits is None else _edited(lm, some, edits)
-        for bunch in _bunches(some, known, ragged):
+        for bunch in _bunches(lm, some, known, ragged):
             together = Batch(lm, bunch, sampling, edits=edits, done=end)
             repeats = Counter(_key(row, known) for row in bunch)
             if all(key in known and selects(known[key].cache) for key in repeats):
@@ -117,13 +118,11 @@ def _key(row: Row, known: Mapping[Key, Known]) -> Key:
     return (row.prefix, row.name) if (row.prefix, row.name) in known else (row.prefix, SAME)
 
 
-def _bunches(rows: Sequence[Row], known: Mapping[Key, Known], ragged: bool) -> list[list[Row]]:
+def _bunches(lm: LanguageModel, rows: Sequence[Row], known: Mapping[Key, Known], ragged: bool) -> list[list[Row]]:
     """Rows (sorted by prefix) that can run side by side."""
     cache = next(iter(known.values())).cache
     if ragged and pads(cache):
         return [list(rows)]
-    by_length = joins(cache) or not selects(cache)
-    bunches: dict[object, list[Row]] = defaultdict(list)
-    for row in rows:
-        bunches[len(row.prefix) if by_length else _key(row, known)].append(row)
-    return list(bunches.values())
+    if joins(cache) or not selects(cache):
+        return by_length(lm, rows)
+    return [list(group) for _, group in groupby(rows, key=lambda row: _key(row, known))]

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import (
     Cache,
     DummyLayer,
+    DynamicCache,
     DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionAndFullAttentionLayer,
@@ -28,9 +29,8 @@ ROOM = 64  # positions that are made room for at once, or a quarter of what is t
 
 
 def selects(cache: Any) -> bool:
-    """Whether rows of the cache can be repeated and dropped; lists of states in no `Cache` can't."""
-    layers = getattr(cache, "layers", ())
-    return isinstance(cache, Cache) and bool(layers) and all(hasattr(layer, "reorder_cache") for layer in layers)
+    """Whether rows of the cache can be repeated and dropped: not lists of states, nor what a family adds to the layers."""
+    return type(cache) in (Cache, DynamicCache) and all(hasattr(layer, "reorder_cache") for layer in cache.layers)
 
 
 def grows(cache: Any) -> bool:
@@ -38,10 +38,7 @@ def grows(cache: Any) -> bool:
 
     Some families forget a recurrent state when several tokens follow it (jamba, transformers 5.23).
     """
-    layers = getattr(cache, "layers", ())
-    return bool(layers) and all(
-        hasattr(layer, "batch_repeat_interleave") and not hasattr(layer, "update_recurrent_state") for layer in layers
-    )
+    return selects(cache) and not any(hasattr(layer, "update_recurrent_state") for layer in cache.layers)
 
 
 def joins(cache: Any) -> bool:
@@ -52,6 +49,14 @@ def joins(cache: Any) -> bool:
 def pads(cache: Any) -> bool:
     """Whether they can where the lengths differ: shorter ones get empty positions on the left, which a mask must hide."""
     return selects(cache) and all(type(layer) in _KEYED for layer in cache.layers)
+
+
+def expected(config: Any) -> Any:
+    """An empty cache as transformers makes it for a model of this config; None where it has no layer of some type."""
+    try:
+        return DynamicCache(config=config)
+    except KeyError:
+        return None
 
 
 def select(cache: Cache, rows: Sequence[int]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import GenerationMixin
 from transformers.generation.utils import ALL_CACHE_NAMES
 
-from probe.decoding.caches import joined, make_room, select, selects
+from probe.decoding.caches import expected, joined, joins, make_room, select, selects
 from probe.decoding.prefixes import Edits, Known, Prefix, forward, plain_kwargs
 from probe.decoding.sampler import Sampling, choose
 from probe.errors import BadModel
@@ -68,11 +68,8 @@ def decode(
     check(lm)
     numbers = list(range(len(prefixes))) if samples is None else list(samples)
     rows = [Row(tuple(p), s, i) for i, (p, s) in enumerate(zip(prefixes, numbers, strict=True))]
-    together: dict[int, list[Row]] = defaultdict(list)
     padded = len({len(row.prefix) for row in rows}) > 1 and takes_padding(lm)
-    for row in rows:
-        together[0 if padded else len(row.prefix)].append(row)
-    for some in together.values():
+    for some in [rows] if padded else by_length(lm, rows):
         Batch(lm, some, sampling, edits=edits).run(max_new, progress=progress)
     return [row.found for row in rows]
 
@@ -83,6 +80,16 @@ def check(lm: LanguageModel) -> None:
         raise BadModel(f"'{lm.name}' cannot generate", hint="trace it without --generate")
 
 
+def by_length(lm: LanguageModel, rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that can run side by side without padding; each by itself if states are no cache (rwkv mixes rows, 5.23)."""
+    if not {"past_key_values", "cache_params"} & set(inspect.signature(lm.model.forward).parameters):
+        return [[row] for row in rows]
+    together: dict[int, list[Row]] = defaultdict(list)
+    for row in rows:
+        together[len(row.prefix)].append(row)
+    return list(together.values())
+
+
 def takes_padding(lm: LanguageModel) -> bool:
     """Whether padding on the left is out of sight: all layers attend through masks, and positions can be given.
 
@@ -91,8 +98,9 @@ def takes_padding(lm: LanguageModel) -> bool:
     accepted = inspect.signature(lm.model.forward).parameters
     attends = all(layer.attention is not None for layer in lm.anatomy.layers)
     rotary = " ".join(str(getattr(module, "rope_type", "")) for module in lm.model.modules())
-    by_length = "dynamic" in rotary or "longrope" in rotary
-    return attends and not by_length and {"attention_mask", "position_ids"} <= set(accepted)
+    longest_rules = "dynamic" in rotary or "longrope" in rotary
+    usual = joins(expected(lm.model.config))  # compressed keys, for one, would hold some of the padding
+    return attends and usual and not longest_rules and {"attention_mask", "position_ids"} <= set(accepted)
 
 
 class Batch:
