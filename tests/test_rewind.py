@@ -311,8 +311,10 @@ def test_trees(tiny, tmp_path: Path) -> None:
         tree(source)
     first = probe.rewind(source, lm=tiny, to="-8", delete=True, samples=3, max_new=4, out=tmp_path / "first")
     again = probe.rewind(first, lm=tiny, to="-1", branch=2, samples=2, max_new=2, out=tmp_path / "again")
+    probe.importance(source, lm=tiny, method="rescore", split="token", out=tmp_path / "zero draws")
     whole = tree(source)
-    (made,) = whole["children"]
+    made, bare = whole["children"]
+    assert bare["name"] == "zero draws" and bare["children"] == []
     assert made["name"] == "first" and [c["name"] for c in made["children"]] == ["control", "edited", "again"]
     for arm in made["children"][:2]:
         rows = first.branches[first.branches["arm"] == arm["name"]]
@@ -320,7 +322,7 @@ def test_trees(tiny, tmp_path: Path) -> None:
         assert [b["branch"] for b in arm["branches"]] == rows.sort_values("sample")["branch"].tolist()
     assert again.manifest["parent"]["run"] == first.run_id
     text = newick(whole)
-    assert text.endswith(";") and text.count("(") == text.count(")") == 6
+    assert text.endswith(";") and text.count("(") == text.count(")") == 6 and "'zero draws':" in text
     assert text.count("b1 ") + text.count("b2 ") >= 2
     assert drawn(whole)[0] == "source" and sum("control" in line for line in drawn(whole)) == 2
 

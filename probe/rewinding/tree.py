@@ -20,18 +20,22 @@ def tree(run: Run, *, root: Path | None = None) -> Tree:
     Runs under `root` (default: the folder the run is in) that went back into this one are children too.
     Raises `RunError` for a run that nothing forks from.
     """
-    folder = root or (run.path.resolve().parent if run.path else None)
+    found = _node(run, root or (run.path.resolve().parent if run.path else None))
+    if not found["children"]:
+        raise RunError(
+            "this run has no branches, and no run beside it was made from it", hint="probe rewind RUN makes some"
+        )
+    return found
+
+
+def _node(run: Run, folder: Path | None) -> Tree:
     node: Tree = {
         "name": run.path.name if run.path else run.run_id, "edit": "", "position": 0, "n": 1, "outcomes": {}, "tokens": 0,
         "branches": [], "children": [],
     }  # fmt: skip
     if "branches" in run.tables:
         _add_arms(node, run)
-    node["children"] += [tree(child, root=folder) for child in _children(run, folder)]
-    if not node["children"]:
-        raise RunError(
-            "this run has no branches, and no run beside it was made from it", hint="probe rewind RUN makes some"
-        )
+    node["children"] += [_node(child, folder) for child in _children(run, folder)]
     return node
 
 
