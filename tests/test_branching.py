@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import math
+from collections import Counter
 from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
+from scipy import stats
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 import probe
@@ -92,6 +95,27 @@ def test_an_arm_and_its_control_share_noise_by_steps_since_the_fork() -> None:
     same, again = branch(lm, [STEM, STEM], range(4), max_new=6, sampling=WARM)
     assert same == again
     assert [one.ids for one in same] == [one.ids for one in control]
+
+
+def test_branches_have_the_law_of_whole_texts() -> None:
+    """All 27 texts of three tokens that top-k leaves, with their exact probabilities by full forwards, against 20,000."""
+    lm, sampling, n = loaded("llama"), Sampling(1.0, top_k=3, seed=7), 20_000
+    (drawn_texts,) = branch(lm, [STEM], range(n), max_new=3, sampling=sampling, batch=4000)
+    law: dict[tuple[int, ...], float] = {(): 1.0}
+    for _ in range(3):
+        longer = {}
+        for text, p in law.items():
+            with torch.no_grad():
+                logits = lm.model(torch.tensor([[*STEM, *text]])).logits[0, -1]
+            values, tokens = logits.topk(3)
+            for token, share in zip(tokens.tolist(), values.double().softmax(-1).tolist(), strict=True):
+                longer[(*text, token)] = p * share
+        law = longer
+    found = Counter(tuple(one.ids) for one in drawn_texts)
+    assert set(found) <= set(law)
+    assert stats.chisquare([found[text] for text in law], [n * p for p in law.values()]).pvalue > 1e-3
+    for one in drawn_texts[:20]:
+        assert sum(one.sample_logprob) == pytest.approx(math.log(law[tuple(one.ids)]), abs=1e-4)
 
 
 def test_everything_shared_is_run_once(monkeypatch) -> None:

@@ -54,8 +54,8 @@ def from_spread(key: Tensor, bits: Tensor) -> Tensor:
 
 def from_bits(x: Tensor) -> Tensor:
     """31 even bits (int32, not negative) -> Exp(1): a uniform number w, never 0 and never 1, then -ln(1 - w)."""
-    uniform = x.to(torch.float32).add_(0.5).mul_(2.0**-31).clamp_(max=1 - 2.0**-24)
-    return uniform.neg_().log1p_().neg_()
+    minus_w = x.to(torch.float32).add_(0.5).mul_(-(2.0**-31)).clamp_(min=2.0**-24 - 1)
+    return minus_w.log1p_().neg_()
 
 
 @lru_cache(maxsize=4096)

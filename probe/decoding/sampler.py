@@ -136,18 +136,23 @@ def _draw_filtered(scores: Tensor, sampling: Sampling, samples: Sequence[int], s
 def _draw(scores: Tensor, sampling: Sampling, samples: Sequence[int], steps: Sequence[int]) -> Choice:
     """argmax p / E over all tokens; in blocks, since memory would cost more than the arithmetic."""
     n, n_vocab = scores.shape
-    probs = scores.softmax(-1)
-    race, key = torch.empty_like(probs), keys(sampling.seed, samples, steps, scores.device)
-    bits = _vocabulary(n_vocab, scores.device)
+    key, bits = keys(sampling.seed, samples, steps, scores.device), _vocabulary(n_vocab, scores.device)
     high, wide = _block(n, n_vocab, scores.device)
+    race = torch.empty((min(n, high), n_vocab), device=scores.device)
+    winners, won = [], []
     for row in range(0, n, high):
+        rows = slice(row, row + high)
+        probs = scores[rows].softmax(-1)
+        own = race[: len(probs)]
         for first in range(0, n_vocab, wide):
-            rows, columns = slice(row, row + high), slice(first, first + wide)
-            torch.div(probs[rows, columns], from_spread(key[:, rows], bits[columns]), out=race[rows, columns])
-    winner = race.argmax(-1, keepdim=True)
+            columns = slice(first, first + wide)
+            torch.div(probs[:, columns], from_spread(key[:, rows], bits[columns]), out=own[:, columns])
+        winners.append(own.argmax(-1, keepdim=True))
+        won.append(probs.gather(1, winners[-1]))
+    winner = torch.cat(winners)
     whole = bool((scores.amin(-1) > -torch.inf).all())
     return Choice(
-        winner[:, 0].tolist(), probs.gather(1, winner)[:, 0].double().log().tolist(),
+        winner[:, 0].tolist(), torch.cat(won)[:, 0].double().log().tolist(),
         [n_vocab] * n if whole else (scores > -torch.inf).sum(-1).tolist(),
         from_spread(key, bits[winner])[:, 0].tolist(),
     )  # fmt: skip
