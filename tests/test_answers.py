@@ -21,6 +21,8 @@ OTHER = [
     ("0.1", "0.10000000000000001"), ("a", "b"), ("-3", "3"), ("1,2", "12"), ("x", "2x"), ("[1,2]", "(1,2)"),
 ]  # fmt: skip
 FOUND = [
+    ("The answer is based on what she bought: 7. Her total", "auto", "7"),
+    ("Here the answer is often calculated by dividing. So 3", "auto", "3"),
     ("So Alice has 3 + 4 = 7 apples.", "auto", "7"),
     ("The answer is 12. Then 15 more", "auto", "12"),
     ("x \\boxed{\\frac{1}{2}} y 9", "auto", "1/2"),

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from probe.answers.canonical import canonical
 from probe.errors import BadOption
 
+_WORDS = 4  # a longer clause without a number explains, it doesn't answer
 NONE, TRUNCATED = "<none>", "<truncated>"
 HOWS = ("auto", "last-number", "boxed", "choice", "yes-no", "regex=PATTERN")
 
@@ -120,7 +121,7 @@ def _boxed(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _said(text: str) -> Iterator[tuple[int, int]]:
-    """What follows "the answer is": a number if the clause begins with one or holds one, else the clause."""
+    """What follows "the answer is": the first number of the clause, else the clause, if it is as short as an answer."""
     for match in _SAYS.finditer(text):
         stop = re.search(r"(?<!\d)[.!?](?=\s|\Z)|[.!?](?=\s|\Z)|\n|<\|", text[match.end() :])
         end = match.end() + (stop.start() if stop else len(text) - match.end())
@@ -129,7 +130,7 @@ def _said(text: str) -> Iterator[tuple[int, int]]:
         start, end = _trimmed(text, match.end(), end)
         if number is not None:
             yield match.end() + number[0], match.end() + number[1]
-        elif start < end:
+        elif start < end and len(text[start:end].split()) <= _WORDS:
             yield start, end
 
 
