@@ -9,7 +9,7 @@ from typing import NamedTuple
 from probe.answers.canonical import canonical
 from probe.errors import BadOption
 
-_WORDS = 4  # a longer clause without a number explains, it doesn't answer
+_WORDS = 3  # a longer clause without a number explains, it doesn't answer
 NONE, TRUNCATED = "<none>", "<truncated>"
 HOWS = ("auto", "last-number", "boxed", "choice", "yes-no", "regex=PATTERN")
 
