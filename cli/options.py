@@ -43,4 +43,4 @@ Edits = Annotated[
     list[str] | None,
     typer.Option("--edit", "-e", help="Change activations: PLACE=OP, e.g. z@5.3=zero; repeatable."),
 ]
-Split = Annotated[str, typer.Option("--split", help="sentence, line, paragraph, token or regex:PATTERN.")]
+Split = Annotated[str, typer.Option("--split", help="sentence, line, paragraph, token, regex:PATTERN or spans:FILE.")]

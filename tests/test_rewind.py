@@ -79,6 +79,22 @@ def test_places(run, tiny) -> None:
         assert said in caught.value.message + caught.value.hint, to
 
 
+def test_own_spans(run, tiny, tmp_path: Path) -> None:
+    text = trajectory(run, tiny).completion
+    middle = text.index("Then")
+    (tmp_path / "own.json").write_text(json.dumps([[0, middle], [middle, len(text)]]))
+    steps = trajectory(run, tiny, split=f"spans:{tmp_path / 'own.json'}").steps
+    assert [step.text for step in steps] == [text[:middle], text[middle:]]
+    for spans, said in (
+        ([[0, 5]], "end at 5"), ([[0, 5], [7, len(text)]], "gap"), ([["a", 2]], "no spans"), ({}, "no spans"), ([], "no spans"),
+    ):  # fmt: skip
+        (tmp_path / "own.json").write_text(json.dumps(spans))
+        with pytest.raises(BadOption, match=said):
+            trajectory(run, tiny, split=f"spans:{tmp_path / 'own.json'}")
+    with pytest.raises(BadOption, match="cannot read"):
+        trajectory(run, tiny, split="spans:nowhere.json")
+
+
 def test_words_are_spelled_in_context(tiny, smollm2) -> None:
     for lm in (tiny, smollm2):
         before = lm.encode("Alice has 3 app").ids

@@ -12,8 +12,9 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from probe.errors import BadOption
+from probe.spans.imported import read_spans
 
-HOWS = ("sentence", "line", "paragraph", "token", "regex:PATTERN")
+HOWS = ("sentence", "line", "paragraph", "token", "regex:PATTERN", "spans:FILE")
 SHORT = 12  # a sentence of fewer characters is a part of the one before it
 
 _CLOSING = "\"'”’»)\\]}*_`"
@@ -30,7 +31,7 @@ _ABBREVIATIONS = frozenset((
     "e.g", "i.e", "eg", "ie", "cf", "vs", "viz", "al", "approx", "ca", "etc", "fig", "figs", "eq", "eqs", "ref",
     "refs", "sec", "secs", "ch", "vol", "no", "nos", "pp", "ed", "eds", "thm", "lem", "prop", "def", "ex", "mr",
     "mrs", "ms", "dr", "prof", "st", "sr", "jr", "rev", "gen", "col", "sgt", "capt", "lt", "hon", "inc", "ltd",
-    "co", "corp", "dept", "est", "min", "max", "avg", "resp", "jan", "feb", "mar", "apr", "jun", "jul", "aug",
+    "co", "corp", "dept", "est", "min", "max", "avg", "ft", "lb", "lbs", "oz", "sq", "hr", "hrs", "mins", "resp", "jan", "feb", "mar", "apr", "jun", "jul", "aug",
     "sep", "sept", "oct", "nov", "dec", "mon", "tue", "wed", "thu", "fri", "sat", "sun", "a.m", "p.m", "u.s", "u.k",
     "u.n", "ph.d", "b.c", "a.d",
 ))  # fmt: skip
@@ -50,7 +51,7 @@ class Cut(NamedTuple):
 
 
 def check_split(how: str) -> None:
-    """Raise `BadOption` unless `how` is sentence, line, paragraph, token or regex:PATTERN."""
+    """Raise `BadOption` unless `how` is sentence, line, paragraph, token, regex:PATTERN or spans:FILE."""
     name, colon, pattern = how.partition(":")
     if name == "regex" and colon:
         try:
@@ -61,7 +62,9 @@ def check_split(how: str) -> None:
             ) from error
         if not pattern:
             raise BadOption("the regex is empty", hint="write regex:PATTERN; a step ends where a match ends")
-    elif how not in HOWS[:-1]:
+    elif name == "spans" and colon:
+        read_spans(pattern)
+    elif how not in HOWS[:-2]:
         raise BadOption(f"unknown split '{how}'", hint=f"{', '.join(HOWS[:-1])} or {HOWS[-1]}")
 
 
@@ -76,6 +79,8 @@ def cuts(text: str, how: str = "sentence") -> list[Cut]:
     check_split(how)
     if how == "token":
         return []
+    if how.startswith("spans:"):
+        return [Cut(start, start, True) for start, _ in read_spans(how.removeprefix("spans:"))[1:]]
     if how == "line":
         found = [Cut(m.start(), m.end(), True) for m in re.finditer(r"[ \t\r]*\n\s*", text)]
     elif how == "paragraph":

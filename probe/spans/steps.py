@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from probe.errors import BadOption
 from probe.spans.cutting import Cut, cuts
+from probe.spans.imported import read_spans
 from probe.spans.kinds import kind
 
 
@@ -36,6 +37,8 @@ class Step(NamedTuple):
 
 def steps(text: str, offsets: Sequence[tuple[int, int]], how: str = "sentence") -> list[Step]:
     """Steps of a text whose tokens have these character spans (ascending, tiling it). They tile the tokens; none is empty."""
+    if how.startswith("spans:"):
+        return from_spans(text, offsets, read_spans(how.removeprefix("spans:")))
     if how == "token":
         cuts("", how)
         return _steps(text, offsets, [(i, False) for i in range(1, len(offsets))])
