@@ -273,3 +273,20 @@ def test_branches_of_real_weights_are_themselves_alone(smollm2) -> None:
     for i, prefix in enumerate(prefixes):
         for sample in (0, 9, 31):
             assert_same(found[i][sample], decode(smollm2, [prefix], max_new=24, sampling=sampling, samples=[sample])[0])
+
+
+@pytest.mark.parametrize("family", ["llama", "mamba", "falcon_h1"])
+def test_edits_of_all_branches_hold_by_absolute_position(family: str) -> None:
+    from probe.interventions import applying, parse_edits
+
+    lm = loaded(family)
+    texts = [STEM, STEM[:12], STEM + drawn(5, 1)]
+    edits = parse_edits(lm, ["resid_post@0:22..26=scale:0.5"])
+    plain = branch(lm, texts, [0, 1], max_new=14, sampling=WARM)
+    with applying(lm, edits):
+        found = branch(lm, texts, [0, 1], max_new=14, sampling=WARM, batch=4)
+    assert found != plain
+    for text, own in zip(texts, found, strict=True):
+        for sample, one in enumerate(own):
+            with applying(lm, edits):
+                assert_same(one, decode(lm, [text], max_new=14, sampling=WARM, samples=[sample])[0])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from probe.decoding.caches import grows, joins, pads, selects
+from probe.decoding.caches import expected, grows, joins, pads, selects
 from probe.decoding.engine import Batch, Continuation, Progress, Row, by_length, check, takes_padding
 from probe.decoding.prefixes import Edits, Known, Prefix, common, compute, extended
 from probe.decoding.sampler import Sampling
@@ -38,8 +38,9 @@ def branch(
     first token. Up to `batch` branches run side by side: of any lengths where all that is cached is keys and values and
     a mask can hide padding, else of one length, or of one prefix; if a cache can't be repeated, prefixes are run anew for each.
     done(prefix's place, sample, continuation) is called as each ends, so that it can be kept: in no promised order.
-    edits: what `applying` gave, if its edits are for single rows (named by the place of their prefix); then nothing is
-    shared between prefixes. Raises `NonFinite`, and `BadModel` for a model that cannot generate.
+    edits: what `applying` gave, if its edits are for single rows (named by the place of their prefix): then nothing is
+    shared between prefixes. Edits of all rows need not be given.
+    Raises `NonFinite`, and `BadModel` for a model that cannot generate.
     """
     check(lm)
     ragged = takes_padding(lm)
@@ -76,10 +77,14 @@ def _run(
     end: Callable[[Row], None], edits: Edits | None, ragged: bool,
 ) -> None:  # fmt: skip
     """Rows in batches; a beginning that all have in common is kept from one to the next."""
-    base = _base(lm, waiting) if edits is None and len(waiting) > batch else None
-    for start in range(0, len(waiting), batch):
-        some = waiting[start : start + batch]
-        known = _shared(lm, some, base) if edits is None else _edited(lm, some, edits)
+    shares = edits is None and grows(expected(lm.model.config))
+    base = _base(lm, waiting) if shares and len(waiting) > batch else None
+    batches = [waiting[start : start + batch] for start in range(0, len(waiting), batch)]
+    if edits is None and not shares:
+        # edits at work that aren't told where a forward begins take a recurrent state to go on where the last one ended
+        batches = [own for some in batches for own in by_length(lm, some)]
+    for some in batches:
+        known = _shared(lm, some, base, shares) if edits is None else _edited(lm, some, edits)
         for bunch in _bunches(lm, some, known, ragged):
             together = Batch(lm, bunch, sampling, edits=edits, done=end)
             repeats = Counter(_key(row, known) for row in bunch)
@@ -95,10 +100,12 @@ def _base(lm: LanguageModel, waiting: Sequence[Row]) -> Base | None:
     return (stem, known) if known is not None and grows(known.cache) else None
 
 
-def _shared(lm: LanguageModel, rows: Sequence[Row], base: Base | None) -> dict[Key, Known]:
+def _shared(lm: LanguageModel, rows: Sequence[Row], base: Base | None, shares: bool) -> dict[Key, Known]:
     """What the model knows after every prefix; only the first one where its cache can't be repeated and so is of no use."""
     found: dict[Key, Known] = {}
-    for prefix, known in compute(lm, sorted({row.prefix for row in rows}), base):
+    prefixes = sorted({row.prefix for row in rows})
+    each = compute(lm, prefixes, base) if shares else ((own, extended(lm, None, own, 0)) for own in prefixes)
+    for prefix, known in each:
         found[prefix, SAME] = known
         if not selects(known.cache):
             break
