@@ -31,7 +31,8 @@ _ABBREVIATIONS = frozenset((
     "e.g", "i.e", "eg", "ie", "cf", "vs", "viz", "al", "approx", "ca", "etc", "fig", "figs", "eq", "eqs", "ref",
     "refs", "sec", "secs", "ch", "vol", "no", "nos", "pp", "ed", "eds", "thm", "lem", "prop", "def", "ex", "mr",
     "mrs", "ms", "dr", "prof", "st", "sr", "jr", "rev", "gen", "col", "sgt", "capt", "lt", "hon", "inc", "ltd",
-    "co", "corp", "dept", "est", "min", "max", "avg", "ft", "lb", "lbs", "oz", "sq", "hr", "hrs", "mins", "resp", "jan", "feb", "mar", "apr", "jun", "jul", "aug",
+    "co", "corp", "dept", "est", "min", "max", "avg",
+    "ft", "lb", "lbs", "oz", "sq", "hr", "hrs", "mins", "resp", "jan", "feb", "mar", "apr", "jun", "jul", "aug",
     "sep", "sept", "oct", "nov", "dec", "mon", "tue", "wed", "thu", "fri", "sat", "sun", "a.m", "p.m", "u.s", "u.k",
     "u.n", "ph.d", "b.c", "a.d",
 ))  # fmt: skip
