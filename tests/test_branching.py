@@ -32,6 +32,7 @@ def loaded(family: str):
     model, tokenizer = tiny(family, **window)
     lm = probe.LanguageModel(model, tokenizer, name=family)
     lm.eos_ids = set()
+    assert lm.anatomy.layers  # found now, so that its own forwards are not counted
     return lm
 
 
