@@ -33,6 +33,9 @@ Stub = Annotated[str | None, typer.Option("--stub", help="Text that asks for the
 PromptId = Annotated[int | None, typer.Option("--prompt", min=0, help="Which prompt of the run.")]
 Branch = Annotated[int, typer.Option("--branch", min=0, help="Which branch of a run made by rewind.")]
 Explain = Annotated[bool, typer.Option("--explain-answer", help="Say how each answer was found.")]
+Merge = Annotated[
+    bool, typer.Option("--merge-answers", help="Answers that math-verify finds equal are one (an extra).")
+]
 OtherModel = Annotated[
     str | None, typer.Option("--model", "-m", help="Another model than the run's, with the same tokenizer.")
 ]
@@ -59,6 +62,7 @@ def command(
     max_new: MaxNew = None,
     answer: Answer = "auto",
     expect: Expect = None,
+    merge_answers: Merge = False,
     explain_answer: Explain = False,
     stub: Stub = None,
     split: o.Split = "sentence",
@@ -95,7 +99,8 @@ def command(
         "truncate": truncate, "append_wait": append_wait, "numbers": numbers, "negate": negate, "filler": filler,
         "resample_until_different": resample_until_different, "edit": edit or [],
         "samples": samples, "until": until, "max_new": max_new,
-        "answer": answer, "expect": expect, "stub": STUB if stub is None else stub, "split": split, "prompt_id": prompt,
+        "answer": answer, "merge_answers": merge_answers,
+        "expect": expect, "stub": STUB if stub is None else stub, "split": split, "prompt_id": prompt,
         "branch": branch, "seed": seed, "other_model": model is not None,
         "sampling": sampling(temperature, top_k, top_p, min_p, repetition_penalty, stop, seed),
     }  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probe.answers import NONE, canonical, equal, explain, extract
+from probe.answers import NONE, canonical, equal, explain, extract, merge
 from probe.errors import BadOption
 
 SAME = [
@@ -95,3 +95,17 @@ def test_numbers_are_exact(top: int, bottom: int) -> None:
 def test_an_unknown_rule_is_refused(how: str) -> None:
     with pytest.raises(BadOption):
         extract("x", how)
+
+
+def test_merging_is_a_step_of_its_own(monkeypatch) -> None:
+    """Symmetric, off the main thread, and without the extra a clear line."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    keys = ["x+1", "1+x", "2/3", NONE, "sqrt(8)", "2*sqrt(2)", "(1,2)"]
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(merge, keys).result()
+    assert found == {**{key: key for key in keys}, "1+x": "x+1", "2*sqrt(2)": "sqrt(8)"}
+    assert merge(keys, timeout=0.01) == {key: key for key in keys}
+    monkeypatch.setattr("probe.answers.merging.find_spec", lambda name: None)
+    with pytest.raises(BadOption, match="math-verify"):
+        merge([])

@@ -216,6 +216,19 @@ def test_activations_changed_from_the_fork_on(run, tiny) -> None:
         probe.rewind(run, lm=tiny, to="step1", edit="resid_post@1:0=zero", samples=2, max_new=2)
 
 
+def test_merged_answers(run, tiny) -> None:
+    import pyarrow as pa
+
+    from probe.rewinding.rewinding import _merged
+
+    plan = prepare(tiny, run, to="step1", delete=True, merge_answers=True, expect="1+x")
+    drawn = pa.table({"outcome": pa.array(["x+1", "1+x", "7", "<none>"]).dictionary_encode(), "n": [1, 2, 3, 4]})
+    merged, new = _merged(drawn, plan)
+    assert merged["outcome"].to_pylist() == [new.reference, new.reference, "7", "<none>"]
+    assert new.reference == new.expected and new.reference in ("x+1", "1+x") and merged["n"].to_pylist() == [1, 2, 3, 4]
+    assert _merged(drawn, prepare(tiny, run, to="step1", delete=True))[0] is drawn
+
+
 def test_until_draws_on(run, tiny) -> None:
     done = probe.rewind(run, lm=tiny, to="step2", delete=True, samples=4, max_new=3, until=0.2)
     row = done.summary["difference"]

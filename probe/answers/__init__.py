@@ -2,5 +2,6 @@
 
 from probe.answers.canonical import canonical, equal
 from probe.answers.extraction import HOWS, NONE, TRUNCATED, Answer, Candidate, explain, extract
+from probe.answers.merging import merge
 
-__all__ = ["HOWS", "NONE", "TRUNCATED", "Answer", "Candidate", "canonical", "equal", "explain", "extract"]
+__all__ = ["HOWS", "NONE", "TRUNCATED", "Answer", "Candidate", "canonical", "equal", "explain", "extract", "merge"]

@@ -46,6 +46,7 @@ class Plan:
     expected: str | None
     arguments: dict[str, Any]
     changes: tuple[ActivationEdit, ...] = ()
+    merging: bool = False
 
     @property
     def what(self) -> str:
@@ -58,7 +59,7 @@ def prepare(
     branch: int = 0, samples: int = 16, until: float | None = None, max_new: int | None = None,
     sampling: Sampling | None = None, seed: int = 0, answer: str = "auto", expect: str | None = None,
     split: str = "sentence", stub: str = STUB, drawing_steps: bool = True,
-    edit: str | Iterable[str | ActivationEdit] = (), **edits: Any,
+    edit: str | Iterable[str | ActivationEdit] = (), merge_answers: bool = False, **edits: Any,
 ) -> Plan:  # fmt: skip
     """Check what is asked (see `rewind`) and find the arms.
 
@@ -71,6 +72,8 @@ def prepare(
     if until is not None and not 0 < until < 1:
         raise BadOption(f"until is {until}", hint="the half-width of an interval of a proportion: between 0 and 1")
     step_edit = edit_from(edits)
+    if merge_answers:
+        answers.merge([])  # says what is missing before anything is drawn
     if not other_model:
         check_model(source, lm)
     original = trajectory(source, lm, prompt_id=prompt_id, branch=branch, split=split)
@@ -90,12 +93,12 @@ def prepare(
         "source": source.run_id, "branch": branch, "to": to, "edit": asdict(step_edit),
         "changes": [str(change) for change in changes], "samples": samples, "until": until,
         "max_new": drawing.max_new, "sampling": {**asdict(drawing.sampling), "stop": list(drawing.sampling.stop)},
-        "answer": answer, "expect": expect, "split": split, "stub": stub, "chat": original.chat,
+        "answer": answer, "merge_answers": merge_answers, "expect": expect, "split": split, "stub": stub, "chat": original.chat,
         "generate": drawing.max_new, "prompt_id": original.prompt_id, "model": lm.name, "dtype": str(lm.dtype),
     }  # fmt: skip
     return Plan(
         source, original, branch, target, step_edit, arms, _named(arms, original, step_edit, changes), drawing, samples, until,
-        split, found, expected or found[0], expected, arguments, changes,
+        split, found, expected or found[0], expected, arguments, changes, merge_answers,
     )  # fmt: skip
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from probe import store as stores
+from probe.answers import merge
 from probe.decoding.forced import forced
 from probe.errors import BadOption
 from probe.rewinding import keeping, policy
@@ -36,7 +39,8 @@ def rewind(
     lm: the model, if it is loaded already; another than the run's needs `other_model=True`. until: draw on until the
     paired difference is known to +- that much. sampling: default the run's own, or temperature 0.6 and top-p 0.95 if that
     was greedy; seed. max_new: tokens of a continuation. answer: how outcomes are read (see `answers.extract`); expect: the
-    right one. prompt_id, branch, split: which generation and how it is cut. out, resume: as in `trace`.
+    right one; merge_answers: classes that `math-verify` finds equal are one. prompt_id, branch, split: which generation and
+    how it is cut. out, resume: as in `trace`.
 
     Tables: `branches`, `effects`, `rescored`, `tokens` (each branch from where it forks), `steps`, `prompts`.
     Raises `RunError`, `BadOption`, `OutOfRange`, `NonFinite`.
@@ -76,6 +80,22 @@ def _draw(lm: LanguageModel, writer: stores.Writer, plan: Plan, progress: Progre
     return n
 
 
+def _merged(branches: pa.Table, plan: Plan) -> tuple[pa.Table, Plan]:
+    """Outcomes with the classes that a computer algebra system finds equal made one, if that was asked for.
+
+    The table `branches` of the run keeps each answer's own class.
+    """
+    if not plan.merging:
+        return branches, plan
+    found = branches["outcome"].cast(pa.string()).to_pylist()
+    known = [plan.reference, *([plan.expected] if plan.expected is not None else []), *found]
+    first = merge(known)
+    column = branches.schema.get_field_index("outcome")
+    merged = branches.set_column(column, "outcome", pa.array([first[key] for key in found]))
+    expected = None if plan.expected is None else first[plan.expected]
+    return merged, replace(plan, reference=first[plan.reference], expected=expected)
+
+
 def _rescored(lm: LanguageModel, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
     """Log-probs of what followed in the original, after the control's prefix and after the edited one's."""
     arms, tail = plan.arms, plan.original.ids[len(plan.arms.control) :]
@@ -91,7 +111,8 @@ def _rescored(lm: LanguageModel, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
 
 def _measure(lm: LanguageModel, writer: stores.Writer, plan: Plan, n: int) -> stores.Run:
     """Effects, re-scored tail, off-policy z and summary of what was drawn."""
-    branches, arms, seed = writer.read("branches"), plan.arms, plan.drawing.sampling.seed
+    branches, plan = _merged(writer.read("branches"), plan)
+    arms, seed = plan.arms, plan.drawing.sampling.seed
     rows: list[dict[str, Any]] = []
     scored = far = None
     if arms.edited is not None:
