@@ -18,6 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import probe
 from probe.capturing import MemorySink, read
 from probe.decoding import Sampling, decode
+from probe.decoding.caches import held, slot
 from probe.errors import BadEdit, BadPlace, OutOfRange, ProbeError, SiteAbsent
 from probe.interventions import (
     Add,
@@ -619,8 +620,7 @@ def in_steps(lm: probe.LanguageModel, ids: Tensor, n_prompt: int) -> Tensor:
         for t in range(n_prompt, ids.shape[1] + 1):
             output = lm.model(inputs, use_cache=True, **more)
             found.append(output.logits)
-            name = "cache_params" if "cache_params" in output else "past_key_values"
-            more, inputs = {name: output[name]}, ids[:, t : t + 1]
+            more, inputs = {slot(lm.model): held(output)}, ids[:, t : t + 1]
     return torch.cat(found, dim=1)
 
 
@@ -704,15 +704,15 @@ def test_rows_that_leave_a_decode_loop_unnamed_are_not_edited_as_others() -> Non
     whole = edited(lm, ids, edits)[[0, 2], -1:]
     for named in (False, True):
         with torch.no_grad(), applying(lm, edits) as applied:
-            cache = lm.model(ids[:, :-1], use_cache=True).past_key_values
+            cache = held(lm.model(ids[:, :-1], use_cache=True))
             cache.batch_select_indices(torch.tensor([0, 2]))
             if named:
                 applied.rows = [0, 2]
-                found = logits(lm, ids[[0, 2], -1:], past_key_values=cache)
+                found = logits(lm, ids[[0, 2], -1:], **{slot(lm.model): cache})
                 torch.testing.assert_close(found, whole, **CLOSE)
             else:
                 with pytest.raises(BadEdit, match="1 rows left the batch"):
-                    logits(lm, ids[[0, 2], -1:], past_key_values=cache)
+                    logits(lm, ids[[0, 2], -1:], **{slot(lm.model): cache})
 
 
 def test_a_sweep_in_one_batch_is_the_sweep_one_by_one() -> None:

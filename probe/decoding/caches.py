@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import (
     Cache,
     DummyLayer,
@@ -17,6 +18,7 @@ from transformers.cache_utils import (
     LinearAttentionAndSlidingWindowAttentionLayer,
     LinearAttentionLayer,
 )
+from transformers.generation.utils import ALL_CACHE_NAMES
 
 _KEYED = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
 _JOINED = (
@@ -26,6 +28,17 @@ _JOINED = (
     LinearAttentionAndSlidingWindowAttentionLayer,
 )
 ROOM = 64  # positions that are made room for at once, or a quarter of what is there if that is more
+
+
+def slot(model: nn.Module) -> str | None:
+    """Under which name the model's forward takes its cache (transformers renamed it in 5.24); None if it takes none."""
+    accepted = inspect.signature(model.forward).parameters
+    return next((name for name in ALL_CACHE_NAMES if name in accepted), None)
+
+
+def held(output: Any) -> Any:
+    """The cache in what a forward returned; None if there is none."""
+    return next((output[name] for name in ALL_CACHE_NAMES if output.get(name) is not None), None)
 
 
 def selects(cache: Any) -> bool:

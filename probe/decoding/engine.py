@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import GenerationMixin
 from transformers.generation.utils import ALL_CACHE_NAMES
 
-from probe.decoding.caches import expected, joined, joins, make_room, select, selects
+from probe.decoding.caches import expected, joined, joins, make_room, select, selects, slot
 from probe.decoding.prefixes import Edits, Known, Prefix, forward, plain_kwargs
 from probe.decoding.sampler import Sampling, choose
 from probe.errors import BadModel
@@ -82,7 +82,7 @@ def check(lm: LanguageModel) -> None:
 
 def by_length(lm: LanguageModel, rows: Sequence[Row]) -> list[list[Row]]:
     """Rows that can run side by side without padding; each by itself if states are no cache (rwkv mixes rows, 5.23)."""
-    if not {"past_key_values", "cache_params"} & set(inspect.signature(lm.model.forward).parameters):
+    if slot(lm.model) not in ("cache", "past_key_values", "cache_params"):
         return [[row] for row in rows]
     together: dict[int, list[Row]] = defaultdict(list)
     for row in rows:

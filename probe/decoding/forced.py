@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probe.decoding.caches import grows
+from probe.decoding.caches import grows, held, slot
 from probe.errors import BadModel
 
 if TYPE_CHECKING:
@@ -58,9 +58,10 @@ class Prefix:
             raise ValueError("a prefix has at least one token")
         self.lm, self.ids = lm, list(ids)
         self._accepted = inspect.signature(lm.model.forward).parameters
+        self._slot = slot(lm.model) or ""
         output = self._run([self.ids], keep=1)
         self._last = output.logits[:, -1]  # (1, d_vocab): predicts the next token
-        cache = getattr(output, "past_key_values", None)
+        cache = held(output)
         self._cache: Any = cache if grows(cache) else None
 
     @torch.inference_mode()
@@ -71,7 +72,7 @@ class Prefix:
         if self._cache is None:
             output = self._run([self.ids + list(ids)], keep=len(ids))
         else:
-            output = self._run([list(ids)], past_key_values=self._cache)
+            output = self._run([list(ids)], cache=self._cache)
         found = torch.cat([self._last, output.logits[0, -len(ids) :]])
         self.ids, self._last = self.ids + list(ids), found[-1:]
         return found[:-1]
@@ -89,7 +90,7 @@ class Prefix:
             cache = copy.deepcopy(self._cache)
             if len(suffixes) > 1:
                 cache.batch_repeat_interleave(len(suffixes))
-            output = self._run(padded, past_key_values=cache)
+            output = self._run(padded, cache=cache)
         logits = output.logits[:, 1 - longest :]
         return [torch.cat([self._last, own])[: len(s)] for s, own in zip(suffixes, logits, strict=True)]
 
@@ -107,10 +108,12 @@ class Prefix:
                 hint="use another method",
             )
         positions = torch.arange(start, start + len(ids), device=self.lm.device)[None]
-        output = self._run([list(ids)], past_key_values=copy.deepcopy(self._cache), position_ids=positions)
+        output = self._run([list(ids)], cache=copy.deepcopy(self._cache), position_ids=positions)
         return output.logits[0]
 
-    def _run(self, ids: list[list[int]], *, keep: int = 0, **more: Any) -> Any:
+    def _run(self, ids: list[list[int]], *, keep: int = 0, cache: Any = None, **more: Any) -> Any:
+        if cache is not None:
+            more[self._slot] = cache
         if keep and "logits_to_keep" in self._accepted:
             more["logits_to_keep"] = keep
         if "use_cache" in self._accepted:

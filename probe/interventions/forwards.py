@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers.generation.utils import ALL_CACHE_NAMES
 
 from probe.errors import BadEdit
 
 Start = int | Sequence[int] | Tensor
 """The position of a forward's first token, for every row or for each; negative where a row begins with padding."""
 
-_CACHES = ("past_key_values", "cache_params", "state", "mems")
 _GIVE_START = "give start=, the position of its first token"
 
 
@@ -91,7 +91,7 @@ class Whereabouts:
 
     def _seen(self, given: Mapping[str, Any], n: int) -> int:
         """How many tokens the cache holds. A recurrent state cannot tell: it is taken to go on where the last forward ended."""
-        cache = next((given[name] for name in _CACHES if given.get(name) is not None), None)
+        cache = next((given[name] for name in ALL_CACHE_NAMES if given.get(name) is not None), None)
         seen: int | None = 0 if cache is None else _length(cache)
         if seen is None:
             seen = self._end
