@@ -1,0 +1,135 @@
+"""Planted circuits: models that do a task by known parts do it, and every method finds those parts and no other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from probe.interventions import Edit, Mean, Zero, applying, cells
+from probe.sites import Cell
+from tests.planted import BOS, N_HEADS, PEOPLE, PLACES, WORDS, Planted, copying, facts, induction, lookup
+
+CIRCUITS = {"induction": induction, "copying": copying, "lookup": lookup}
+SOME = 0.2  # of the clean difference in logits: a part that takes more does something
+
+every_circuit = pytest.mark.parametrize("name", CIRCUITS)
+
+
+def answered(circuit: Planted, text: str) -> tuple[str, float]:
+    """The top word after a text, and how far its logit is above the next one's, by the plain model."""
+    with torch.no_grad():
+        values, words = circuit.lm.model(circuit.ids(text)).logits[0, -1].topk(2)
+    return WORDS[int(words[0])], float(values[0] - values[1])
+
+
+# ---- they do what they were made for
+
+
+@every_circuit
+def test_clean_and_corrupt_text_are_answered(name: str) -> None:
+    circuit = CIRCUITS[name]()
+    for text, wanted in ((circuit.clean, circuit.answer), (circuit.corrupt, circuit.against)):
+        word, margin = answered(circuit, text)
+        assert word == wanted and margin > 9
+    assert circuit.ids(circuit.clean).shape == circuit.ids(circuit.corrupt).shape
+
+
+def test_induction_continues_any_repetition() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        order = torch.randperm(len(WORDS) - 1, generator=generator)[:12] + 1
+        words = [WORDS[int(i)] for i in order]
+        for at in (0, 4, 10):
+            word, margin = answered(induction(), " ".join([*words, words[at]]))
+            assert word == words[at + 1] and margin > 9
+
+
+def test_copying_names_the_person_wherever_it_stands() -> None:
+    words = ["the", "store", "and", "book", "then", "in"]
+    for person in PEOPLE:
+        for at in range(len(words)):
+            word, margin = answered(copying(), " ".join([*words[:at], person, *words[at:]]))
+            assert word == person and margin > 9
+
+
+def test_lookup_knows_every_fact_and_nothing_of_others() -> None:
+    assert len(set(facts().values())) == len(PLACES)
+    for (person, kind), place in facts().items():
+        word, margin = answered(lookup(), f"then the {person} {kind}")
+        assert word == place and margin > 9
+        for text in (f"then {person} the {kind}", f"then the {kind} {person}", f"then the {person} saw"):
+            assert answered(lookup(), text)[1] < 2  # it needs both, and in this order
+
+
+def test_the_text_is_words_with_a_token_that_begins_it() -> None:
+    circuit = copying()
+    assert circuit.lm.pieces(circuit.lm.encode("Mary went").ids).tokens[0] == BOS
+    assert len(circuit.lm.encode("Mary went").ids) == 3
+
+
+# ---- ablation
+
+
+def zero(circuit: Planted, cell: Cell) -> Edit:
+    return Zero(cell)
+
+
+def mean(circuit: Planted, cell: Cell) -> Edit:
+    """Over all positions of both texts, read with a plain hook where GPT-2 has them."""
+    blocks = circuit.lm.model.transformer.h
+    module = {"z": "attn.c_proj", "attn_out": "attn", "mlp_out": "mlp"}[cell.site]
+    seen: list[torch.Tensor] = []
+
+    def read(_: object, inputs: tuple[torch.Tensor, ...], output: object) -> None:
+        value = inputs[0] if cell.site == "z" else output[0] if isinstance(output, tuple) else output
+        seen.append(value)
+
+    handle = blocks[cell.layer].get_submodule(module).register_forward_hook(read)
+    for text in (circuit.clean, circuit.corrupt):
+        circuit.difference(circuit.ids(text))
+    handle.remove()
+    vector = torch.cat(seen).flatten(0, 1).mean(0)
+    return Mean(cell, vector if cell.heads is None else vector.unflatten(0, (N_HEADS, -1))[list(cell.heads)])
+
+
+def lost(circuit: Planted, edit: Edit) -> float:
+    """How much of the clean difference in logits the edit takes: 0 nothing, 1 all."""
+    ids = circuit.ids(circuit.clean)
+    whole = circuit.difference(ids)
+    with applying(circuit.lm, [edit], ids=ids):
+        return 1 - circuit.difference(ids) / whole
+
+
+@every_circuit
+@pytest.mark.parametrize("ablation", [zero, mean])
+def test_ablation_finds_the_planted_parts_and_no_other(name: str, ablation: Callable[[Planted, Cell], Edit]) -> None:
+    circuit = CIRCUITS[name]()
+    n_layers = circuit.lm.anatomy.n_layers
+    found: dict[str, set[object]] = {"z": set(), "attn_out": set(), "mlp_out": set()}
+    for layer in range(n_layers):
+        for head in range(N_HEADS):
+            (cell,) = cells(circuit.lm, f"z@{layer}.{head}")
+            if lost(circuit, ablation(circuit, cell)) > SOME:
+                found["z"].add((layer, head))
+        for site in ("attn_out", "mlp_out"):
+            (cell,) = cells(circuit.lm, f"{site}@{layer}")
+            if lost(circuit, ablation(circuit, cell)) > SOME:
+                found[site].add(layer)
+    assert found["z"] == set(circuit.heads)
+    assert found["attn_out"] == {layer for layer, _ in circuit.heads}
+    assert found["mlp_out"] == set(circuit.mlps)
+
+
+@every_circuit
+def test_ablation_by_position_finds_where_they_work(name: str) -> None:
+    """The rival's place holds nothing to lose: only the answer's is found, the first of the two that a patch finds."""
+    circuit = CIRCUITS[name]()
+    n = circuit.ids(circuit.clean).shape[1]
+    for (layer, head), positions in circuit.heads.items():
+        places = [cells(circuit.lm, f"z@{layer}.{head}:{p}")[0] for p in range(n)]
+        assert [p for p in range(n) if lost(circuit, Zero(places[p])) > SOME] == [min(positions)]
+    for layer, positions in circuit.mlps.items():
+        places = [cells(circuit.lm, f"mlp_out@{layer}:{p}")[0] for p in range(n)]
+        assert [p for p in range(n) if lost(circuit, Zero(places[p])) > SOME] == [min(positions)]
