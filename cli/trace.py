@@ -21,6 +21,13 @@ Capture = Annotated[
 Attention = Annotated[str, typer.Option("--attention", help="none, heads, summary, topk:K or full.")]
 Lens = Annotated[bool, typer.Option("--lens", help="Record each layer's guess at every position.")]
 Top = Annotated[int, typer.Option("--top", min=0, help="Alternatives a position.")]
+Explain = Annotated[
+    str | None,
+    typer.Option("--explain", help="Tell how these tokens were chosen: 7, -1, 3..9, last, completion, tok=Paris."),
+]
+Order = Annotated[
+    str | None, typer.Option("--order", help="Also in another engine's order of stages: hf, vllm, llamacpp or all.")
+]
 Store = Annotated[str, typer.Option("--store", help="Vectors exact, or rounded to bf16 (less than half the disk).")]
 BatchTokens = Annotated[int, typer.Option("--batch-tokens", min=1, help="At most this many padded tokens a batch.")]
 
@@ -40,6 +47,8 @@ def command(
     min_p: o.MinP = None,
     repetition_penalty: o.RepetitionPenalty = 1.0,
     stop: o.Stop = None,
+    explain: Explain = None,
+    order: Order = None,
     split: o.Split = "sentence",
     chat: o.Chat = False,
     system: o.System = None,
@@ -63,6 +72,7 @@ def command(
     """Record what the model does with a prompt: log-probs, entropies, attention, activations."""
     given = _given(prompt, file)
     import probe
+    from cli.explained import show_explained
     from cli.progress import plain_warnings, progress
     from cli.terminal import show_json, show_plan, show_trace
     from probe.decoding import Sampling
@@ -75,7 +85,7 @@ def command(
     what = {
         "generate": generate, "sampling": sampling, "capture": capture or [], "attention": attention, "lens": lens,
         "top": top, "split": split, "chat": chat, "system": system, "batch_tokens": batch_tokens, "store": store,
-        "edit": edit or [],
+        "edit": edit or [], "explain": explain, "order": order,
     }  # fmt: skip
     with plain_warnings(), progress(shown=not (quiet or no_progress)) as report:
         lm = probe.load(
@@ -93,6 +103,8 @@ def command(
         show_json(run, "trace")
     else:
         show_trace(run, quiet=quiet)
+        if explain is not None and not quiet:
+            show_explained(run.summary["explained"])
     failed = run.summary["errors"]
     if failed:
         typer.echo(f"error: {failed} of {run.summary['prompts']} prompts could not be run", err=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from probe.errors import ProbeError
+    from probe.explaining import explain
     from probe.influence import importance
     from probe.language_model import LanguageModel, load
     from probe.rewinding import rewind
@@ -17,6 +18,7 @@ _HOME = {
     "LanguageModel": "probe.language_model",
     "ProbeError": "probe.errors",
     "Run": "probe.store",
+    "explain": "probe.explaining",
     "importance": "probe.influence",
     "list_runs": "probe.store",
     "load": "probe.language_model",
@@ -25,7 +27,18 @@ _HOME = {
     "trace": "probe.tracing",
 }
 
-__all__ = ["LanguageModel", "ProbeError", "Run", "importance", "list_runs", "load", "open_run", "rewind", "trace"]
+__all__ = [
+    "LanguageModel",
+    "ProbeError",
+    "Run",
+    "explain",
+    "importance",
+    "list_runs",
+    "load",
+    "open_run",
+    "rewind",
+    "trace",
+]
 
 
 def __getattr__(name: str) -> Any:

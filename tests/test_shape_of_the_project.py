@@ -16,7 +16,7 @@ LAYERS = (
     {"store"},
     {"anatomy", "tiny", "instrument", "language_model"},
     {"decoding", "interventions", "capturing", "lenses", "scoring", "sampling", "stats"},
-    {"tracing", "rewinding", "influence", "patching", "steering", "speculating", "comparing", "heads"},
+    {"tracing", "rewinding", "influence", "patching", "steering", "speculating", "comparing", "heads", "explaining"},
     {"scaling", "reporting", "laws"},
 )
 # inside a layer of several, who may import whom
@@ -24,6 +24,8 @@ BESIDE = {
     ("anatomy", "instrument"), ("language_model", "instrument"),
     ("language_model", "anatomy"), ("language_model", "tiny"), ("capturing", "scoring"),
     ("capturing", "lenses"), ("lenses", "scoring"), ("decoding", "scoring"), ("influence", "rewinding"),
+    ("sampling", "decoding"), ("comparing", "tracing"),
+    ("explaining", "tracing"), ("explaining", "rewinding"),
 }  # fmt: skip
 FILES = sorted(p for top in ("probe", "cli", "recipes") for p in (ROOT / top).rglob("*.py"))
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from probe.capturing.activations import CALLED, ActivationReader
 from probe.capturing.attention import AttentionReader
 from probe.capturing.lens import guesses
-from probe.capturing.logits import norms_all, replays, scored, unembedding
+from probe.capturing.logits import Unembed, norms_all, replays, scored, unembedding
 from probe.capturing.sinks import Sink
 from probe.capturing.spec import AttentionSpec
 from probe.errors import NonFinite
@@ -33,10 +34,13 @@ class Reading(NamedTuple):
     """What a read returns beside what went to the sink. `scores`: one a prompt, row t tells of the token after position t.
 
     The last row of a prompt tells of no token: its `logprob` and `rank` mean nothing, its distribution does.
+    logits(prompt, rows) are those after some of a prompt's positions, (rows, d_vocab), read out again: each call may
+    overwrite what the one before returned.
     """
 
     scores: list[Scores]
     warnings: tuple[str, ...]
+    logits: Callable[[int, Any], Tensor]
 
 
 def read(
@@ -72,7 +76,9 @@ class _Read:
     def run(self, top: int, *, lens: bool) -> Reading:
         """The forward, then what can only be told after it."""
         unembed = unembedding(self.model, self.anatomy)
-        whole = self.activations.wants_logits or unembed is None or not self._can_leave_logits()
+        # whoever hooks the model itself (edits do) may change what it returns
+        changed = bool(self.model._forward_hooks)
+        whole = changed or self.activations.wants_logits or unembed is None or not self._can_leave_logits()
         kept: dict[Any, list[Tensor]] = {self.anatomy.final_norm: []} if unembed else {}
         if lens:
             kept.update({self.anatomy.tap("resid_post", layer): [] for layer in range(self.anatomy.n_layers)})
@@ -97,7 +103,8 @@ class _Read:
         if lens:
             resid = [kept[self.anatomy.tap("resid_post", layer)][-1] for layer in range(self.anatomy.n_layers)]
             guesses(self.model, self.anatomy, unembed, resid, self.ids, self.lengths, top=top, sink=self.sink)
-        return Reading(scores, tuple(dict.fromkeys(self.attention.warnings)))
+        readout = partial(_read_out, logits if every or hidden is None else hidden, None if every else unembed)
+        return Reading(scores, tuple(dict.fromkeys(self.attention.warnings)), readout)
 
     def _can_leave_logits(self) -> bool:
         """Whether the model can give the last position's logits only, and still norms all positions."""
@@ -127,6 +134,12 @@ class _Read:
                         "attention weights are those that the model returns; its calls can't be seen"
                     )
         attention.check(self.cells)
+
+
+def _read_out(states: Tensor, unembed: Unembed | None, prompt: int, rows: Any) -> Tensor:
+    """Logits of some rows of one prompt, from states (batch, pos, …): the logits themselves if nothing is to be done."""
+    with torch.inference_mode(False), torch.no_grad():
+        return states[prompt, rows] if unembed is None else unembed(states[prompt, rows])
 
 
 def _inputs(model: nn.Module, anatomy: Anatomy, ids: Tensor, lengths: list[int]) -> dict[str, Any]:

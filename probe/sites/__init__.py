@@ -2,7 +2,7 @@
 
 from probe.sites.catalogue import SITES, Site, find_site
 from probe.sites.cells import Cell, resolve
-from probe.sites.places import Place, parse_place, parse_places, split_edit
+from probe.sites.places import Place, parse_place, parse_places, parse_where, split_edit
 from probe.sites.positions import Positions
 from probe.sites.ranges import Range
 
@@ -16,6 +16,7 @@ __all__ = [
     "find_site",
     "parse_place",
     "parse_places",
+    "parse_where",
     "resolve",
     "split_edit",
 ]

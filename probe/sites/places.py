@@ -73,6 +73,19 @@ def split_edit(text: str) -> tuple[Place, str, tuple[str, ...]]:
     raise BadPlace(f"'{text}' is not an edit", hint=hint)
 
 
+def parse_where(text: str) -> Positions:
+    """Positions alone, as they stand after a place's colon: `7`, `-1`, `3..9`, `last`, `tok=Paris`, with commas."""
+    try:
+        items, rest = _items(text.strip(), POSITION, text)
+    except BadPlace:
+        items, rest = [], text
+    if rest:
+        raise BadPlace(
+            f"'{text}' is no position", hint="7, -1, 3..9, last, completion, step3 or tok=Paris, with commas"
+        )
+    return parse_positions(items)
+
+
 def _read_place(text: str, whole: str) -> tuple[Place, str]:
     """The place that a text begins with, and what follows it."""
     word = _SITE.match(text)

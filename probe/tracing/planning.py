@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from probe.tracing.explaining import MOST, Explain
+
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
     from probe.tracing.recording import Request
@@ -21,7 +23,10 @@ ROW_BYTES = {
     "attention": 8,
     "scores": 6,
     "lens": 30,
+    "stages": 80,
+    "candidates": 50,
 }
+STAGES, CANDIDATES = 6, 12  # rows a token, about
 TOP_BYTES = 7
 PROCESS_BYTES = 450_000_000  # Python, torch and transformers with a model read once; measured on Linux, CPU
 
@@ -48,6 +53,11 @@ def estimate(lm: LanguageModel, request: Request, sequences: list[Sequence]) -> 
         rows["attention"] = (tokens * heads, 27 * square // tokens)
     if request.lens:
         rows["lens"] = (tokens * anatomy.n_layers, 8 * TOP_BYTES * request.top)
+    if request.explain:
+        told = sum(min(MOST, _told(request.explain, s, request.generate)) for s in sequences) * len(
+            request.explain.orders
+        )
+        rows |= {"stages": (told * STAGES, 0), "candidates": (told * CANDIDATES, 0)}
     weights = sum(p.numel() * p.element_size() for p in lm.model.parameters())
     return {
         "model": lm.name, "prompts": len(sequences), "tokens": tokens,
@@ -56,6 +66,12 @@ def estimate(lm: LanguageModel, request: Request, sequences: list[Sequence]) -> 
         + 4 * (vectors["values"] + longest * (anatomy.d_vocab // 8 + 16 * anatomy.d_model)),
         "tables": {name: {"rows": n, "bytes": n * (ROW_BYTES[name] + bits // 8)} for name, (n, bits) in rows.items()},
     }  # fmt: skip
+
+
+def _told(explain: Explain, sequence: Sequence, generate: int) -> int:
+    """How many tokens of a text are explained; all it can be where that is known only later."""
+    n = len(sequence.ids) + generate
+    return len(explain.positions.indices(n, sequence.n_prompt)) if explain.positions.static else n
 
 
 def _vectors(lm: LanguageModel, request: Request, sequences: list[Sequence]) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,9 +11,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from probe.capturing import Ragged, read
+from probe.capturing import MemorySink, Ragged, read
+from probe.decoding import Sampling
 from probe.sites import Cell
 from probe.store import Writer
+from probe.tracing.explaining import Explain, explain_sequence
 from probe.tracing.rows import Sequence, step_columns, token_columns
 
 if TYPE_CHECKING:
@@ -25,20 +28,29 @@ def read_sequences(lm: LanguageModel, batch: list[Sequence], asked: Request, wri
     lengths = [len(s.ids) for s in batch]
     sink = RunSink(batch, asked, writer)
     ids = torch.zeros(len(batch), max(lengths), dtype=torch.long)
-    for row, sequence in zip(ids, batch, strict=True):
-        row[: len(sequence.ids)] = torch.tensor(sequence.ids)
+    for own_ids, sequence in zip(ids, batch, strict=True):
+        own_ids[: len(sequence.ids)] = torch.tensor(sequence.ids)
     reading = read(
         lm, ids.to(lm.device), lengths, cells=asked.cells, attention=asked.attention, top=asked.top, lens=asked.lens, sink=sink
     )  # fmt: skip
     for warning in reading.warnings:
         writer.warn(warning)
-    for sequence, own in zip(batch, reading.scores, strict=True):
+    for row, (sequence, own) in enumerate(zip(batch, reading.scores, strict=True)):
         columns = token_columns(sequence, own)
         writer.write("tokens", columns)
         logprob, entropy = (
             columns[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in ("logprob", "entropy")
         )
         writer.write("steps", step_columns(sequence.prompt.prompt_id, sequence.steps, logprob, entropy))
+        if asked.explain:
+            explain_sequence(lm, sequence, asked.explain, asked.sampling, partial(reading.logits, row), writer)
+
+
+def explain_ids(lm: LanguageModel, sequence: Sequence, asked: Explain, sampling: Sampling, writer: Writer) -> None:
+    """Read one finished sequence for nothing else than to explain tokens of it."""
+    ids = torch.tensor([sequence.ids], device=lm.device)
+    reading = read(lm, ids, [len(sequence.ids)], sink=MemorySink(), top=1)
+    explain_sequence(lm, sequence, asked, sampling, partial(reading.logits, 0), writer)
 
 
 class RunSink:

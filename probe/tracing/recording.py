@@ -16,6 +16,7 @@ from probe.interventions import Edit, applying, parse_all
 from probe.sites import Cell, parse_places, resolve
 from probe.spans import check_split
 from probe.tracing.encoding import Failed, batches, encode_all
+from probe.tracing.explaining import Explain, explained, explanation
 from probe.tracing.planning import estimate
 from probe.tracing.prompts import Prompt, as_prompts
 from probe.tracing.reading import read_sequences
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 Progress = Callable[[str, int, int], None]
+_ELSEWHERE = ("cells", "attention", "edits", "explain")  # parts of a request that its arguments say in their own words
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Request:
     batch_tokens: int
     store: str
     edits: tuple[Edit, ...] = ()
+    explain: Explain | None = None
 
 
 def request(
@@ -61,6 +64,8 @@ def request(
     batch_tokens: int = 4096,
     store: str = "exact",
     edit: str | Iterable[str | Edit] = (),
+    explain: str | int | None = None,
+    order: str | None = None,
 ) -> Request:
     """Check what is asked of a trace against the model; raises `BadOption` or `BadPlace` before anything runs.
 
@@ -69,6 +74,8 @@ def request(
     chat, system: apply the chat template. batch_tokens: padded tokens run together. store: `exact` or `bf16` vectors.
     edit: changes of activations (`z@5.3=zero`, or `interventions.Edit`) that hold while the model decodes and is read;
     positions are absolute. Then each prompt runs by itself.
+    explain: positions (`7`, `last`, `completion`) of tokens whose way through the sampler is told, and in the order of
+    which other engine: `hf` (the one that decides here), `vllm`, `llamacpp` or `all`.
     """
     for name, value, least in (("generate", generate, 0), ("top", top, 0), ("batch_tokens", batch_tokens, 1)):
         if value < least:
@@ -85,6 +92,7 @@ def request(
     return Request(
         generate, sampling or Sampling(), cells, AttentionSpec.parse(attention), lens, top, split, chat, system,
         batch_tokens, store, parse_all(lm, edit, seed=sampling.seed if sampling else 0),
+        explanation(explain, order, sampling or Sampling()),
     )  # fmt: skip
 
 
@@ -119,7 +127,10 @@ def trace(
             if progress:
                 progress("tracing", done, len(sequences))
         return writer.finish(
-            summary=_summary(lm, writer), model=lm.identity, anatomy=lm.anatomy.to_dict(), seed=asked.sampling.seed
+            summary=_summary(lm, writer, asked),
+            model=lm.identity,
+            anatomy=lm.anatomy.to_dict(),
+            seed=asked.sampling.seed,
         )
 
 
@@ -181,10 +192,11 @@ def _record_failed(failed: list[Failed], writer: stores.Writer) -> None:
             writer.write("prompts", prompt_columns([], [f.prompt for f in failed]))
 
 
-def _summary(lm: LanguageModel, writer: stores.Writer) -> dict[str, Any]:
+def _summary(lm: LanguageModel, writer: stores.Writer, asked: Request) -> dict[str, Any]:
     tokens = writer.read("tokens")
     tops = [ids[0] for ids in most_surprising(tokens)["top_ids"].to_pylist() if ids]
-    return summarize(writer.read("prompts"), tokens, expected={i: lm.token_text(i) for i in tops})
+    found = summarize(writer.read("prompts"), tokens, expected={i: lm.token_text(i) for i in tops})
+    return found if asked.explain is None else {**found, "explained": explained(writer.read)}
 
 
 def _arguments(lm: LanguageModel, asked: Request, what: dict[str, Any], inputs: list[Prompt]) -> dict[str, Any]:
@@ -194,11 +206,18 @@ def _arguments(lm: LanguageModel, asked: Request, what: dict[str, Any], inputs: 
     texts = hashlib.sha256("\x1e".join(p.text for p in inputs).encode("utf-8", "surrogatepass")).hexdigest()
     capture = what.get("capture", ())
     return {
-        **{f.name: getattr(asked, f.name) for f in fields(asked) if f.name not in ("cells", "attention", "edits")},
-        "edit": [str(edit) for edit in asked.edits], "sampling": {**asdict(asked.sampling), "stop": list(asked.sampling.stop)},
+        **{f.name: getattr(asked, f.name) for f in fields(asked) if f.name not in _ELSEWHERE},
+        "edit": _edit_texts(what.get("edit", ())), "sampling": {**asdict(asked.sampling), "stop": list(asked.sampling.stop)},
+        "explain": str(asked.explain.positions) if asked.explain else None,
+        "order": list(asked.explain.orders) if asked.explain else None,
         "capture": [capture] if isinstance(capture, str) else list(capture), "attention": what.get("attention", "heads"),
         "model": lm.name, "dtype": str(lm.dtype), "prompts": len(inputs), "prompts_sha256": texts,
     }  # fmt: skip
+
+
+def _edit_texts(given: str | Iterable[str | Edit]) -> list[str]:
+    """Edits as they were written, with all that they say; those made in Python by their place and kind."""
+    return [given] if isinstance(given, str) else [str(edit) for edit in given]
 
 
 def _word(prompt: Prompt) -> str:

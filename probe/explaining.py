@@ -1,0 +1,79 @@
+"""The verb `explain`: how a token of a recorded run became what it is. Reads the run, runs its model once, writes a run."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probe import store as stores
+from probe.decoding import Sampling
+from probe.errors import RunError
+from probe.interventions import applying, parse_all
+from probe.rewinding import model_of
+from probe.rewinding.trajectory import check_model
+from probe.tracing.explaining import explained, explanation
+from probe.tracing.reading import explain_ids
+from probe.tracing.rows import Sequence
+
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
+
+
+def explain(
+    run: stores.Run | str | Path, at: str | int, *, order: str | None = None, lm: LanguageModel | None = None,
+    prompt_id: int = 0, out: str | Path | None = None,
+) -> stores.Run:  # fmt: skip
+    """The stages that made tokens of a run of `trace` out of the model's logits, as tables `stages` and `candidates`.
+
+    at: positions, as in a place (`7`, `-1`, `completion`). order: `hf` (what happened), or also `vllm`, `llamacpp` or `all`.
+    lm: the run's own model, if it is loaded already. The run's sampling and edits hold; the model reads the text once.
+    Raises `RunError`, `BadPlace`, `BadOption`, `NonFinite`.
+    """
+    source = run if isinstance(run, stores.Run) else stores.open_run(run)
+    if source.command != "trace":
+        raise RunError(f"this is a run of '{source.command}'", hint="explain reads runs of probe trace")
+    arguments = source.manifest["arguments"]
+    given = dict(arguments["sampling"])
+    sampling = Sampling(**{**given, "stop": tuple(given["stop"])})
+    asked = explanation(at, order, sampling)
+    assert asked is not None
+    lm = lm or model_of(source)
+    check_model(source, lm)
+    sequence = _sequence(source, lm, prompt_id, str(arguments["split"]))
+    edits = parse_all(lm, arguments.get("edit") or (), seed=sampling.seed)
+    path = stores.fresh_path("explain") if out == "auto" else Path(out) if out else None
+    about = {
+        "source": source.run_id,
+        "prompt_id": prompt_id,
+        "explain": str(asked.positions),
+        "order": list(asked.orders),
+    }
+    with stores.create(path, command="explain", arguments=about) as writer:
+        with writer.unit("explain"), _edited(lm, edits, sequence):
+            explain_ids(lm, sequence, asked, sampling, writer)
+        return writer.finish(
+            summary={"explained": explained(writer.read)}, model=lm.identity, anatomy=lm.anatomy.to_dict(),
+            seed=sampling.seed, parent={"run": source.run_id, "path": str(source.path) if source.path else None},
+        )  # fmt: skip
+
+
+def _sequence(source: stores.Run, lm: LanguageModel, prompt_id: int, split: str) -> Sequence:
+    """A prompt of the run with what was generated, as it was when it was traced."""
+    from probe.tracing.prompts import Prompt
+
+    rows = source.scan("tokens", columns=["pos", "token_id", "segment"], prompt_id=prompt_id, branch=0).sort_by("pos")
+    if not rows.num_rows:
+        raise RunError(f"the run has no tokens of prompt {prompt_id}", hint="the table 'prompts' lists them")
+    n_prompt = sum(segment == "prompt" for segment in rows["segment"].to_pylist())
+    sequence = Sequence(Prompt(prompt_id, ""), "", rows["token_id"].to_pylist(), n_prompt)
+    sequence.finish(lm, None, split)
+    return sequence
+
+
+def _edited(lm: LanguageModel, edits: Any, sequence: Sequence) -> Any:
+    """The model with the run's edits at work, if it had any."""
+    if not edits:
+        return nullcontext()
+    n = sequence.n_prompt
+    return applying(lm, edits, ids=sequence.ids[:n], n_prompt=n, longest=len(sequence.ids))

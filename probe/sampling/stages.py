@@ -1,0 +1,91 @@
+"""What each stage of a sampler does to one token's logits, in the order of three engines. Knows no model and no table.
+
+The same settings do not mean the same elsewhere (METHODS M18): a filter that comes before the temperature sees another
+distribution than one that comes after it, and min-p before top-p leaves top-p another mass to share.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from probe.decoding import Sampling, exponential
+from probe.errors import BadOption, NonFinite
+
+# hf: generation/utils.py of transformers 5.23; vllm: the v1 sampler (its docs of 0.22: penalties, temperature, the
+# argmax-invariant processors, of which min-p is the built-in one, then top-k and top-p); llamacpp: common/sampling's default
+ORDERS: dict[str, tuple[str, ...]] = {
+    "hf": ("penalty", "temperature", "top_k", "top_p", "min_p"),
+    "vllm": ("penalty", "temperature", "min_p", "top_k", "top_p"),
+    "llamacpp": ("penalty", "top_k", "top_p", "min_p", "temperature"),
+}
+WINDOW = 64  # llama.cpp's repeat_last_n: its penalty looks at so many last tokens, the others' at all
+_NAMES = {
+    RepetitionPenaltyLogitsProcessor: ("penalty", "repetition_penalty"),
+    TemperatureLogitsWarper: ("temperature", "temperature"),
+    TopKLogitsWarper: ("top_k", "top_k"),
+    TopPLogitsWarper: ("top_p", "top_p"),
+    MinPLogitsWarper: ("min_p", "min_p"),
+}
+
+
+class Stage(NamedTuple):
+    """What there is after one stage. The first, `logits`, is what the model gave and has no setting."""
+
+    name: str
+    setting: float | None
+    logprobs: Tensor  # (d_vocab,) float64, normalised over what is left; -inf where a token is out
+
+
+def stages(logits: Tensor, ids: Tensor, sampling: Sampling, order: str) -> list[Stage]:
+    """Every stage that does something, in an engine's order. logits (d_vocab,); ids (pos,) are the tokens before.
+
+    Raises `NonFinite` for logits that hold NaN or +inf or nothing else than -inf, `BadOption` for an unknown order.
+    """
+    check_order(order)
+    scores = logits.to(torch.float32)[None]
+    if not bool(scores.amax(-1).isfinite()):
+        raise NonFinite("the logits are not finite numbers", hint="try --dtype float32")
+    found = [Stage("logits", None, scores[0].double().log_softmax(-1))]
+    processors = {_NAMES[type(p)]: p for p in sampling.processors()}
+    active = {name: (processor, float(getattr(sampling, field))) for (name, field), processor in processors.items()}
+    for name in ORDERS[order]:
+        if name in active:
+            processor, setting = active[name]
+            if order == "llamacpp" and name == "top_k":
+                scores = _exactly(scores, int(setting))
+            else:
+                seen = ids[-WINDOW:] if order == "llamacpp" else ids
+                scores = processor(seen[None], scores.clone())
+            found.append(Stage(name, setting, scores[0].double().log_softmax(-1)))
+    return found
+
+
+def check_order(order: str) -> None:
+    """Raises `BadOption` for an order that no engine of ours has."""
+    if order not in ORDERS:
+        raise BadOption(f"unknown order '{order}'", hint=", ".join(ORDERS))
+
+
+def race(last: Stage, sampling: Sampling, *, sample: int, step: int) -> tuple[Tensor | None, int]:
+    """The noise of every token (d_vocab,), float64, and the token that wins: argmin E / p. Greedy: no noise, the top token."""
+    if sampling.temperature == 0.0:
+        return None, int(last.logprobs.argmax())
+    tokens = torch.arange(len(last.logprobs), device=last.logprobs.device)
+    noise = exponential(sampling.seed, [sample], [step], tokens)[0].double()
+    return noise, int((noise.log() - last.logprobs).argmin())
+
+
+def _exactly(scores: Tensor, k: int) -> Tensor:
+    """llama.cpp keeps k tokens also where several tie with the k-th: here those of lower id."""
+    out = scores[0].sort(descending=True, stable=True).indices[k:]
+    return scores.index_fill(-1, out, -torch.inf)
