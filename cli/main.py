@@ -15,6 +15,7 @@ import cli.models as models
 import cli.rewind as rewind
 import cli.runs as runs
 import cli.selftest as selftest
+import cli.speculate as speculate
 import cli.steps as steps
 import cli.trace as trace
 from probe.errors import ProbeError
@@ -54,6 +55,7 @@ app.command("trace")(trace.command)
 app.command("steps")(steps.command)
 app.command("rewind")(rewind.command)
 app.command("importance")(importance.command)
+app.command("speculate")(speculate.command)
 app.command("selftest")(selftest.command)
 app.add_typer(runs.app, name="runs")
 app.add_typer(models.app, name="models")

@@ -70,7 +70,7 @@ def command(
     no_progress: o.NoProgress = False,
 ) -> None:
     """Record what the model does with a prompt: log-probs, entropies, attention, activations."""
-    given = _given(prompt, file)
+    given = prompts_given(prompt, file)
     import probe
     from cli.explained import show_explained
     from cli.progress import plain_warnings, progress
@@ -112,7 +112,7 @@ def command(
         raise typer.Exit(1)
 
 
-def _given(prompt: str | None, file: Path | None) -> object:
+def prompts_given(prompt: str | None, file: Path | None) -> object:
     """The prompt text, a path, or the prompts on standard input."""
     if (prompt is None) == (file is None):
         raise typer.BadParameter("give a prompt, or a file of prompts with --file")

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from probe.influence import importance
     from probe.language_model import LanguageModel, load
     from probe.rewinding import rewind
+    from probe.speculating import speculate
     from probe.store import Run, list_runs, open_run
     from probe.tracing import trace
 
@@ -24,6 +25,7 @@ _HOME = {
     "load": "probe.language_model",
     "open_run": "probe.store",
     "rewind": "probe.rewinding",
+    "speculate": "probe.speculating",
     "trace": "probe.tracing",
 }
 
@@ -37,6 +39,7 @@ __all__ = [
     "load",
     "open_run",
     "rewind",
+    "speculate",
     "trace",
 ]
 

@@ -218,6 +218,22 @@ _TABLES = (
         _i("target", "the later step that was looked at"),
         _d("value", "nats a token that the later step's mean log-prob (rescore) or distribution (suppression) lost"),
     )),
+    Table("proposals", "a token that a draft proposed, or the target added", ("prompt_id", "round", "index"), (
+        PROMPT, _i("round", "pass of the target; 0 reads the prompt and drafts nothing"),
+        _i("index", "place in the block"), POS, _i("token_id", "vocabulary id"), _s("token", "its text"),
+        Column("kind", _words(), "word start, continuation, number, punctuation, space, special or bytes"),
+        Column("verdict", _words(), "accepted, rejected, discarded (after a rejection or the end) or bonus (the target's own)"),
+        Column("accepted", pa.bool_(), "whether it was accepted; null unless tested"),
+        _d("p", "the target's probability, after temperature and filters"), _d("q", "the draft's, likewise; null for a bonus"),
+        _d("accept_prob", "min(1, p / q)"), _d("uniform", "accepted if at most accept_prob; null unless tested"),
+        _i("correction_id", "drawn from norm(max(p - q, 0)) in its place; null unless rejected"), _s("correction", "its text"),
+        _f("tv", "total variation of p and q; 1 - tv = sum of min(p, q) is the chance of acceptance before the draft is drawn"),
+        _f("kl", "nats, KL(p || q); infinite where q cannot draw what p can"), _f("kl_reverse", "nats, KL(q || p)"),
+        _f("logprob", "nats, the target's own, before temperature and filters"), _f("entropy", "nats, likewise"),
+        _i("rank", "likewise; 0 is the most probable token"),
+        _f("draft_logprob", "nats, the draft's own, likewise; null where it has no logits"), _f("draft_entropy", "nats"),
+        _i("draft_rank", "likewise"),
+    )),
 )
 # fmt: on
 

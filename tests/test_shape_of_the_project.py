@@ -26,6 +26,7 @@ BESIDE = {
     ("capturing", "lenses"), ("lenses", "scoring"), ("decoding", "scoring"), ("influence", "rewinding"),
     ("sampling", "decoding"), ("comparing", "tracing"),
     ("explaining", "tracing"), ("explaining", "rewinding"),
+    ("speculating", "tracing"),
 }  # fmt: skip
 FILES = sorted(p for top in ("probe", "cli", "recipes") for p in (ROOT / top).rglob("*.py"))
 
@@ -86,7 +87,15 @@ def test_no_family_names_in_the_library() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["trace", "--help"], ["runs", "--help"], ["models", "--help"], ["steps", "--help"]]
+    "words",
+    [
+        ["--help"],
+        ["trace", "--help"],
+        ["runs", "--help"],
+        ["models", "--help"],
+        ["steps", "--help"],
+        ["speculate", "--help"],
+    ],
 )
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     code = (

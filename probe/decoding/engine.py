@@ -80,6 +80,17 @@ def check(lm: LanguageModel) -> None:
         raise BadModel(f"'{lm.name}' cannot generate", hint="trace it without --generate")
 
 
+def ended(lm: LanguageModel, ids: Sequence[int], stop: Sequence[str]) -> str:
+    """`eos` or `stop` if the last of the generated ids ends the text by itself; else empty."""
+    if ids[-1] in lm.eos_ids:
+        return "eos"
+    if not stop:
+        return ""
+    tail = 2 * max(map(len, stop)) + 8  # tokens in which a stop string can end
+    text = lm.pieces(ids[-tail:]).text
+    return "stop" if any(one in text for one in stop) else ""
+
+
 def by_length(lm: LanguageModel, rows: Sequence[Row]) -> list[list[Row]]:
     """Rows that can run side by side without padding; each by itself if states are no cache (rwkv mixes rows, 5.23)."""
     if slot(lm.model) not in ("cache", "past_key_values", "cache_params"):
@@ -126,7 +137,6 @@ class Batch:
             mask = (torch.arange(self.longest, device=lm.device) >= self.longest - ends).long()
             self.kwargs |= {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
         self._logits: Tensor | None = None  # of the next token, if they are known
-        self._tail = 2 * max((len(s) for s in sampling.stop), default=0) + 8  # tokens in which a stop string can end
 
     def start_from(self, known: Sequence[Known], repeats: Sequence[int]) -> None:
         """The prefixes have been computed: the rows are these, each so many times; their caches are used up."""
@@ -171,12 +181,9 @@ class Batch:
         one.sample_logprob.append(logprob)
         one.kept.append(kept)
         one.noise.append(noise)
-        if token in self.lm.eos_ids:
-            self._end(row, "eos")
-        elif self.sampling.stop:
-            text = self.lm.pieces(one.ids[-self._tail :]).text
-            if any(stop in text for stop in self.sampling.stop):
-                self._end(row, "stop")
+        reason = ended(self.lm, one.ids, self.sampling.stop)
+        if reason:
+            self._end(row, reason)
 
     def _end(self, row: Row, reason: str) -> None:
         row.found.stop_reason = reason

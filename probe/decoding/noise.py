@@ -27,6 +27,16 @@ def exponential(seed: int, samples: Sequence[int], steps: Sequence[int], tokens:
     return from_spread(keys(seed, samples, steps, tokens.device), spread(tokens))
 
 
+def uniform(seed: int, samples: Sequence[int], steps: Sequence[int]) -> Tensor:
+    """Uniform numbers (row,), float64, at these addresses: never 0 and never 1."""
+    return -torch.expm1(-exponential(seed, samples, steps, torch.zeros(1, dtype=torch.long))[:, 0].double())
+
+
+def stream(seed: int, purpose: int) -> int:
+    """The seed of noise for another purpose, independent of what `seed` itself gives at any address; purpose 0 is its own."""
+    return _mix(_mix(~seed & _MASK) ^ purpose) if purpose else seed
+
+
 def keys(seed: int, samples: Sequence[int], steps: Sequence[int], device: torch.device) -> Tensor:
     """The 64 bits of each race, as int32 (2, row, 1)."""
     whole = [_mix(_of_sample(seed, sample) ^ step) for sample, step in zip(samples, steps, strict=True)]

@@ -94,11 +94,7 @@ def choose(
 
     Raises `NonFinite` for logits that hold NaN or +inf, or nothing else than -inf.
     """
-    scores = logits.to(torch.float32)
-    if sampling.repetition_penalty != 1.0:
-        scores = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)(ids, scores)
-    if sampling.temperature not in (0.0, 1.0):
-        scores = scores / sampling.temperature
+    scores = _scores(logits, ids, sampling)
     if sampling.temperature == 0.0:
         tokens = scores.argmax(-1, keepdim=True)
         _check(scores.gather(1, tokens)[:, 0].tolist(), samples, steps)
@@ -107,6 +103,30 @@ def choose(
     found = (_draw_filtered if sampling.filtered else _draw)(scores, sampling, samples, steps)
     _check(found.logprobs, samples, steps)
     return found
+
+
+def law(
+    logits: Tensor, ids: Tensor | None, sampling: Sampling, *, samples: Sequence[int], steps: Sequence[int]
+) -> Tensor:  # fmt: skip
+    """What `choose` draws from, (row, d_vocab), float64: all of it on one token where greedy. Raises as it does."""
+    scores = _scores(logits, ids, sampling)
+    _check(scores.amax(-1).tolist(), samples, steps)
+    found = torch.zeros(scores.shape, dtype=torch.float64, device=scores.device)
+    if sampling.temperature == 0.0:
+        return found.scatter_(1, scores.argmax(-1, keepdim=True), 1.0)
+    if not sampling.filtered:
+        return torch.softmax(scores.double(), dim=-1, out=found)
+    for some in left(scores, sampling):
+        found[some.rows[:, None], some.tokens] = some.logprobs.exp()
+    return found
+
+
+def _scores(logits: Tensor, ids: Tensor | None, sampling: Sampling) -> Tensor:
+    """After the penalty and the temperature, float32."""
+    scores = logits.to(torch.float32)
+    if sampling.repetition_penalty != 1.0:
+        scores = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)(ids, scores)
+    return scores if sampling.temperature in (0.0, 1.0) else scores / sampling.temperature
 
 
 def _check(best: Sequence[float], samples: Sequence[int], steps: Sequence[int]) -> None:

@@ -1,0 +1,92 @@
+"""`probe speculate`: options in, one library verb, the marked text out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from cli import options as o
+from cli.trace import PromptText, Top, prompts_given
+
+DraftName = Annotated[
+    str,
+    typer.Option(
+        "--draft", help="A model with the same tokenizer, layers:N (the target's own first N blocks) or ngram[:N]."
+    ),
+]
+Generate = Annotated[int, typer.Option("--generate", "-n", min=1, help="Continue by at most N tokens.")]
+Block = Annotated[str, typer.Option("--block", "-b", help="Tokens drafted at once: a number, or adaptive.")]
+Plain = Annotated[bool, typer.Option("--plain/--no-plain", help="Time plain decoding of the target too.")]
+
+
+def command(
+    draft: DraftName,
+    prompt: PromptText = None,
+    file: o.PromptFile = None,
+    generate: Generate = 64,
+    block: Block = "4",
+    plain: Plain = True,
+    top: Top = 5,
+    temperature: o.Temperature = 0.0,
+    top_k: o.TopK = None,
+    top_p: o.TopP = None,
+    min_p: o.MinP = None,
+    repetition_penalty: o.RepetitionPenalty = 1.0,
+    stop: o.Stop = None,
+    split: o.Split = "sentence",
+    chat: o.Chat = False,
+    system: o.System = None,
+    model: o.Model = "smollm2",
+    revision: o.Revision = None,
+    trust_remote_code: o.RemoteCode = False,
+    allow_pickle: o.Pickle = False,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    device_map: o.DeviceMap = None,
+    out: o.Out = None,
+    resume: o.Resume = False,
+    seed: o.Seed = 0,
+    dry_run: o.DryRun = False,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+    no_progress: o.NoProgress = False,
+) -> None:
+    """Speculative decoding, looked into: what a draft proposed, what the target kept, and why."""
+    given = prompts_given(prompt, file)
+    import probe
+    from cli.progress import plain_warnings, progress
+    from cli.proposals import show_speculation
+    from cli.terminal import show_json, show_plan
+    from probe.decoding import Sampling
+    from probe.speculating import is_model, plan_speculate
+
+    sampling = Sampling(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        repetition_penalty=repetition_penalty, stop=tuple(stop or ()), seed=seed,
+    )  # fmt: skip
+    what: dict[str, Any] = {
+        "generate": generate, "block": block, "plain": plain, "top": top, "sampling": sampling, "split": split,
+        "chat": chat, "system": system,
+    }  # fmt: skip
+    placed: dict[str, Any] = {
+        "device": device, "dtype": dtype, "device_map": device_map, "trust_remote_code": trust_remote_code,
+        "allow_pickle": allow_pickle,
+    }  # fmt: skip
+    with plain_warnings(), progress(shown=not (quiet or no_progress)) as report:
+        lm = probe.load(model, revision=revision, **placed, progress=report)
+        other = is_model(draft) and draft != lm.name
+        drafting = probe.load(draft, **placed, progress=report) if other else lm if draft == lm.name else draft
+        if dry_run:
+            show_plan(plan_speculate(lm, given, draft=drafting, **what), as_json=as_json)
+            return
+        run = probe.speculate(lm, given, draft=drafting, **what, out=out or "auto", resume=resume, progress=report)
+    if as_json:
+        show_json(run, "speculate")
+    else:
+        show_speculation(run, quiet=quiet)
+    failed = run.summary["errors"]
+    if failed:
+        typer.echo(f"error: {failed} of {run.summary['prompts']} prompts could not be run", err=True)
+        typer.echo("hint: the column 'error' of the table 'prompts' says why", err=True)
+        raise typer.Exit(1)
