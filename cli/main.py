@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 import cli.importance as importance
 import cli.models as models
+import cli.patch as patch
 import cli.rewind as rewind
 import cli.runs as runs
 import cli.selftest as selftest
@@ -56,6 +57,7 @@ app.command("steps")(steps.command)
 app.command("rewind")(rewind.command)
 app.command("importance")(importance.command)
 app.command("speculate")(speculate.command)
+app.command("patch")(patch.command)
 app.command("selftest")(selftest.command)
 app.add_typer(runs.app, name="runs")
 app.add_typer(models.app, name="models")

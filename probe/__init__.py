@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from probe.explaining import explain
     from probe.influence import importance
     from probe.language_model import LanguageModel, load
+    from probe.patching import patch_sweep
     from probe.rewinding import rewind
     from probe.speculating import speculate
     from probe.store import Run, list_runs, open_run
@@ -24,6 +25,7 @@ _HOME = {
     "list_runs": "probe.store",
     "load": "probe.language_model",
     "open_run": "probe.store",
+    "patch_sweep": "probe.patching",
     "rewind": "probe.rewinding",
     "speculate": "probe.speculating",
     "trace": "probe.tracing",
@@ -38,6 +40,7 @@ __all__ = [
     "list_runs",
     "load",
     "open_run",
+    "patch_sweep",
     "rewind",
     "speculate",
     "trace",

@@ -95,6 +95,7 @@ def test_no_family_names_in_the_library() -> None:
         ["models", "--help"],
         ["steps", "--help"],
         ["speculate", "--help"],
+        ["patch", "--help"],
     ],
 )
 def test_help_imports_nothing_heavy(words: list[str]) -> None:

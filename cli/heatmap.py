@@ -1,0 +1,148 @@
+"""How a sweep looks on a terminal: tokens that differ, a heat map for each site, the strongest places."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from cli.terminal import printable, run_path, show_table, visible
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from probe.store import Run
+
+# background colours of the terminal's 256 for effects from -1 to 1
+COOL, WARM = (195, 153, 111, 69, 27), (230, 223, 216, 209, 196)
+MOST = 60  # rows of a heat map in full; of longer ones those with an effect
+FAINT = 0.005  # rounds to nothing
+
+
+def show_patch(run: Run, *, quiet: bool) -> None:
+    """Print what was asked, a heat map for each site, the strongest places, and where the run is."""
+    for text in run.manifest["warnings"]:
+        typer.echo(f"warning: {text}", err=True)
+    if quiet:
+        typer.echo(run_path(run))
+        return
+    summary = run.summary
+    _show_question(summary)
+    cells = run.patches if summary["pairs"] == 1 else run.patch_means
+    for (site, kind), members in cells.groupby(["site", cells.apply(_kind, axis=1)], sort=False, observed=True):
+        _show_map(run, summary, str(site), str(kind), members)
+    _show_strongest(summary)
+    typer.echo(f"\nrun: {run_path(run)}")
+
+
+def _show_question(summary: dict[str, Any]) -> None:
+    against = "" if summary["against"] is None else f" against {visible(summary['against'])}"
+    mean = f", mean of {summary['pairs']} pairs" if summary["pairs"] > 1 else ""
+    typer.echo(f"{summary['metric']} of {visible(summary['answer'])}{against} ({summary['unit']}){mean}")
+    typer.echo(f"clean {summary['clean']:+.3f}, corrupt {summary['corrupt']:+.3f}")
+    into = (
+        "the corrupt run: 0 is corrupt, 1 is clean"
+        if summary["direction"] == "denoise"
+        else "the clean run: 0 is clean, 1 is corrupt"
+    )
+    what = {"clean": "clean" if summary["direction"] == "denoise" else "corrupt"}.get(summary["from"], summary["from"])
+    typer.echo(f"{what} put into {into}")
+    tokens = ", ".join(f"{d['pos']} {visible(d['clean'])} / {visible(d['corrupt'])}" for d in summary["differing"])
+    typer.echo(f"tokens that differ: {tokens or 'none that are aligned'}")
+    idle = (
+        ""
+        if summary["passed"] == summary["cells"]
+        else f", {summary['passed']:,} of them run: the others change nothing"
+    )
+    typer.echo(f"{summary['cells']:,} cells{idle}")
+
+
+def _kind(row: pd.Series) -> str:
+    """What tells the cells of one site and layer apart."""
+    return "head" if row["head"] >= 0 else "step" if row["pos"] == -1 and row["step"] >= 0 else "pos"
+
+
+def _show_map(run: Run, summary: dict[str, Any], site: str, kind: str, cells: pd.DataFrame) -> None:
+    """Rows are tokens, steps or heads; columns are layers; a number is 100 x the effect."""
+    rows = cells.assign(row=_labels(run, summary, kind, cells))
+    order = list(dict.fromkeys(rows.sort_values(["pos", "step", "head"], kind="stable")["row"]))
+    table = rows.pivot_table(index="row", columns="layer", values="effect", observed=True, sort=True).reindex(order)
+    table = table.dropna(how="all")
+    faint = (table.abs() < FAINT).all(axis=1)
+    hidden = int(faint.sum())
+    table = table[~faint]
+    if len(table) > MOST:
+        hidden += len(table) - MOST
+        strongest = table.abs().max(axis=1).nlargest(MOST).index
+        table = table.loc[[row for row in table.index if row in set(strongest)]]
+    typer.echo(f"\n{site}: 100 x effect, by {kind} and layer")
+    _draw(table)
+    if hidden:
+        typer.echo(f"… and {hidden} more rows with less" if len(table) == MOST else f"… and {hidden} rows of 0")
+
+
+def _labels(run: Run, summary: dict[str, Any], kind: str, cells: pd.DataFrame) -> list[str]:
+    if kind == "step":
+        return [f"step{step}" for step in cells["step"]]
+    tokens = dict(zip(cells["pos"], cells["token"], strict=True)) if "token" in cells else {}
+    single = kind == "pos" or bool((cells["pos"] != -1).any())
+    names = []
+    for row in cells.itertuples():
+        place = f"{row.pos} {visible(str(tokens[row.pos]))}" if tokens.get(row.pos) is not None else f"{row.pos}"
+        if kind == "head":
+            names.append(f"head {row.head}" + (f" at {place}" if single else ""))
+        else:
+            names.append(place if row.pos != -1 or summary["pairs"] > 1 else "all")
+    return names
+
+
+def _draw(table: pd.DataFrame) -> None:
+    width = max([len(printable(str(name))) for name in table.index] or [0])
+    shown = [["" if value != value else f"{round(100 * value)}" for value in row] for row in table.to_numpy()]
+    cell = max([3, *(len(text) for row in shown for text in row), *(len(str(layer)) for layer in table.columns)]) + 1
+    typer.echo(" " * width + "".join(f"{'' if layer < 0 else layer:>{cell}}" for layer in table.columns))
+    if not sys.stdout.isatty():
+        for name, row in zip(table.index, shown, strict=True):
+            typer.echo(printable(str(name)).ljust(width) + "".join(text.rjust(cell) for text in row))
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    for name, row, values in zip(table.index, shown, table.to_numpy(), strict=True):
+        line = Text(printable(str(name)).ljust(width))
+        for text, value in zip(row, values, strict=True):
+            line.append(text.rjust(cell), style=_shade(value))
+        console.print(line, soft_wrap=True)
+
+
+def _shade(value: float) -> str:
+    if value != value or abs(value) < 0.05:
+        return ""
+    colours = WARM if value > 0 else COOL
+    return f"color(16) on color({colours[min(4, int(abs(value) * 5))]})"
+
+
+def _show_strongest(summary: dict[str, Any]) -> None:
+    rows = []
+    for cell in summary["strongest"]:
+        place = f"{cell['site']}@{cell['layer']}" if cell["layer"] >= 0 else cell["site"]
+        place += f".{cell['head']}" if cell["head"] >= 0 else ""
+        where = (
+            f"{cell['pos']}"
+            if cell["pos"] != -1 or summary["pairs"] > 1
+            else f"step{cell['step']}"
+            if cell["step"] >= 0
+            else "all"
+        )
+        token = visible(cell["token"]) if cell.get("token") is not None else ""
+        interval = "" if cell.get("ci_low") is None else f"[{cell['ci_low']:+.3f}, {cell['ci_high']:+.3f}]"
+        rows.append((place, where, token, f"{cell['effect']:+.3f}", interval, f"{cell['patched']:+.3f}"))
+    if not rows:
+        typer.echo("\nno effect is defined: clean and corrupt do not differ in this metric")
+        return
+    header = ("place", "at", "token", "effect", "95 %", summary["metric"])
+    shown = [i for i in range(len(header)) if any(row[i] for row in rows)]
+    typer.echo("\nstrongest places")
+    show_table([header[i] for i in shown], [[row[i] for i in shown] for row in rows])

@@ -1,0 +1,118 @@
+"""The cells of a sweep: which site, layer, head and positions are patched at once. Knows places and texts, runs no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from probe.errors import BadOption, OutOfRange
+from probe.interventions.checking import cells
+from probe.patching.pairs import Pair
+from probe.patching.swaps import Swap
+from probe.sites import SITES, Cell, parse_places
+
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
+
+AXES = ("pos", "head", "step")
+UNPATCHED = ("pattern", "scores", "logits")
+
+
+class Asked(NamedTuple):
+    """Which cells: `sites` are sites or whole places; layers, heads and positions go with those that name none; `by` says
+    along which axes cells are apart (beside site and layer), all that lies along the others is patched at once."""
+
+    sites: tuple[str, ...] = ("resid_pre",)
+    layers: str = "all"
+    heads: str | None = None
+    positions: str = "all"
+    by: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One site of one layer: what each of its cells changes in the base text (`swaps`), its position (-1: several) and
+    its step (-1: none)."""
+
+    site: str
+    layer: int
+    swaps: tuple[Swap, ...]
+    pos: tuple[int, ...]
+    step: tuple[int, ...]
+
+
+def places(lm: LanguageModel, asked: Asked) -> tuple[Cell, ...]:
+    """The cells of the model that are asked for, before they are taken apart. Raises `BadPlace` and its kinds."""
+    found: list[Cell] = []
+    for word in asked.sites:
+        for place in parse_places(word):
+            if place.site in UNPATCHED:
+                raise BadOption(f"'{place.site}' cannot be patched position by position", hint="take z, or resid_post")
+            text = str(place)
+            if not place.parts and SITES[place.site].per_layer:
+                heads = f".{asked.heads}" if asked.heads and SITES[place.site].per_head else ""
+                text = f"{place.site}@{_joined(asked.layers, heads)}"
+                if place.positions.parts != ("all",):
+                    text += f":{place.positions}"
+            if place.positions.parts == ("all",) and asked.positions != "all":
+                text += f":{asked.positions}"
+            found += cells(lm, text)
+    if asked.heads and not any(cell.heads for cell in found):
+        raise BadOption("no site that was asked for has heads", hint="--sites z, q, k or v")
+    return tuple(dict.fromkeys(found))
+
+
+def _joined(layers: str, heads: str) -> str:
+    return ",".join(f"{layer.strip()}{heads}" for layer in layers.split(","))
+
+
+def axes(cell: Cell, asked: Asked) -> tuple[str, ...]:
+    """Along which axes a site's cells are apart: heads where it has some, else positions, unless `by` says otherwise."""
+    if asked.by is None:
+        return ("head",) if cell.heads else ("pos",)
+    unknown = [axis for axis in asked.by if axis not in AXES]
+    if unknown:
+        raise BadOption(f"unknown axis '{unknown[0]}'", hint=f"--by takes {', '.join(AXES)}, several with commas")
+    if "pos" in asked.by and "step" in asked.by:
+        raise BadOption("cells are by position or by step, not both", hint="a step is several positions at once")
+    return asked.by
+
+
+def slices(lm: LanguageModel, pair: Pair, asked: Asked, direction: str) -> tuple[Slice, ...]:
+    """The cells of one pair, by site and layer, ascending. Positions are of the base, and of those that are aligned.
+
+    Raises `OutOfRange` where none is left, and what reading positions raises.
+    """
+    base, origins = pair.base(direction), pair.origins(direction)
+    tokens = lm.pieces(base).tokens
+    found = []
+    for cell in places(lm, asked):
+        steps = pair.steps if direction == "noise" or len(pair.clean) == len(pair.corrupt) else ()
+        named = cell.positions.indices(len(base), len(base), steps=steps, tokens=tokens)
+        here = [p for p in named if p in origins]
+        if not here:
+            raise OutOfRange(f"{cell.site}:{cell.positions} has no position that both texts have", hint="see --align")
+        by = axes(cell, asked)
+        groups = _groups(here, by, steps)
+        heads: Sequence[int | None] = cell.heads if cell.heads and "head" in by else (None,)
+        if heads == (None,) and cell.heads and len(cell.heads) < lm.anatomy.n_heads(cell.site, cell.layer):
+            raise BadOption(f"only some heads of {cell.site} are asked for", hint="add head to --by")
+        rows = [(Swap(tuple(where), head), pos, step) for where, pos, step in groups for head in heads]
+        found.append(Slice(cell.site, cell.layer, *(tuple(column) for column in zip(*rows, strict=True))))
+    return tuple(found)
+
+
+def _groups(
+    positions: Sequence[int], by: tuple[str, ...], steps: Sequence[tuple[int, int]]
+) -> list[tuple[Sequence[int], int, int]]:
+    """(positions patched at once, the position if it is one, the step)."""
+    if "pos" in by:
+        step = {p: i for i, (start, end) in enumerate(steps) for p in range(start, end)}
+        return [((p,), p, step.get(p, -1)) for p in positions]
+    if "step" in by:
+        if not steps:
+            raise BadOption("the texts have no steps", hint="--by step is for runs with a generation")
+        spans = [([p for p in positions if start <= p < end], i) for i, (start, end) in enumerate(steps)]
+        return [(where, -1, i) for where, i in spans if where]
+    return [(positions, positions[0] if len(positions) == 1 else -1, -1)]

@@ -1,0 +1,78 @@
+"""What is read off the logits at the one position that a sweep asks about, and what share of a change a patch carries."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probe.errors import BadOption
+
+METRICS = {
+    "logit-diff": "logits, answer - against",
+    "logprob": "nats, log-prob of the answer",
+    "prob": "probability of the answer",
+    "kl": "nats, KL(clean || patched)",
+}
+SAME = 1e-5  # clean and corrupt that differ by less than this share of their size differ by rounding
+
+
+class Target(NamedTuple):
+    """The token whose odds are followed, and the one it is compared with, if any."""
+
+    answer: int
+    against: int | None
+
+
+class Readout(NamedTuple):
+    """All metrics of n rows of logits, each (n,) float64. `logit_diff` is NaN where there is nothing to compare with."""
+
+    logit_diff: np.ndarray
+    logprob: np.ndarray
+    prob: np.ndarray
+    kl: np.ndarray
+
+    def of(self, metric: str) -> np.ndarray:
+        """The one that METRICS calls so."""
+        found: np.ndarray = getattr(self, metric.replace("-", "_"))
+        return found
+
+
+def check_metric(metric: str, target: Target) -> None:
+    """Raises `BadOption` for a metric that there is not, or that the target lacks a token for."""
+    if metric not in METRICS:
+        raise BadOption(f"unknown metric '{metric}'", hint=", ".join(METRICS))
+    if metric == "logit-diff" and target.against is None:
+        raise BadOption("a logit difference needs two answers", hint="add --against, or take --metric logprob")
+
+
+def logprobs_of(logits: Tensor) -> Tensor:
+    """logits (…, d_vocab) -> log-probs, in fp32 or wider."""
+    return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+
+
+def read_out(logits: Tensor, target: Target, clean: Tensor) -> Readout:
+    """Metrics of logits (n, d_vocab); `clean` (d_vocab,) are the log-probs of the clean run, for KL(clean || row)."""
+    own = logprobs_of(logits)
+    logprob = own[:, target.answer].double()
+    wide = logits.double() if target.against is None else logits[:, [target.answer, target.against]].double()
+    difference = wide[:, 0] - wide[:, 1] if target.against is not None else torch.full_like(logprob, torch.nan)
+    kl = (clean.exp() * (clean - own)).nan_to_num(nan=0.0).sum(-1).double()  # a token of probability 0 adds nothing
+    found = (difference, logprob, logprob.exp(), kl.clamp(min=0.0))
+    return Readout(*(values.cpu().numpy() for values in found))
+
+
+def defined(clean: float, corrupt: float) -> bool:
+    """Whether there is a change of which a share can be taken."""
+    return abs(clean - corrupt) > SAME * max(abs(clean), abs(corrupt))
+
+
+def effects(patched: np.ndarray, clean: float, corrupt: float, direction: str) -> np.ndarray:
+    """The share of the change that the patch carries (Heimersheim & Nanda 2024, 2404.15255): denoising, 0 = as corrupt and
+    1 = as clean; noising, 0 = as clean and 1 = as corrupt. NaN where clean and corrupt do not differ."""
+    if not defined(clean, corrupt):
+        return np.full(len(patched), np.nan)
+    span = clean - corrupt
+    return (patched - corrupt) / span if direction == "denoise" else (clean - patched) / span

@@ -1,0 +1,222 @@
+"""Pairs of texts, a clean and a corrupt one, and the answers that are followed. Knows tokens, not activations."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from probe.errors import BadOption, BadPrompt
+from probe.interventions.runs import check_run, prompts_of
+from probe.patching.metrics import Target
+from probe.store import Run, open_run
+
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
+
+ALIGNMENTS = ("left", "right", "ends")
+COLUMNS = ("clean", "corrupt", "answer", "against")
+
+
+class Words(NamedTuple):
+    """A pair as it is asked for: texts, or runs in their place, and the answers as text."""
+
+    clean: Any
+    corrupt: Any
+    answer: str
+    against: str | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two texts as tokens. `places` are (position in clean, position in corrupt) that mean the same, ascending; `first` is
+    the first position where the texts differ; `steps` are token spans in the clean text, for positions such as step3."""
+
+    clean: tuple[int, ...]
+    corrupt: tuple[int, ...]
+    target: Target
+    places: tuple[tuple[int, int], ...]
+    first: int
+    names: tuple[str, str]  # texts, for the table `prompts`
+    answers: tuple[str, str | None]  # the tokens that are followed
+    notes: tuple[str, ...] = ()
+    steps: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def differing(self) -> list[tuple[int, int]]:
+        """The places whose tokens differ."""
+        return [(a, b) for a, b in self.places if self.clean[a] != self.corrupt[b]]
+
+    def base(self, direction: str) -> tuple[int, ...]:
+        """The tokens that are patched: denoising goes into the corrupt text, noising into the clean one."""
+        return self.corrupt if direction == "denoise" else self.clean
+
+    def source(self, direction: str) -> tuple[int, ...]:
+        """The tokens that patches come from."""
+        return self.clean if direction == "denoise" else self.corrupt
+
+    def origins(self, direction: str) -> dict[int, int]:
+        """Position in the base -> position in the source, of those that are aligned."""
+        return {b: a for a, b in self.places} if direction == "denoise" else dict(self.places)
+
+
+def make_pair(
+    lm: LanguageModel, words: Words, *, align: str | None = None, chat: bool = False, system: str | None = None
+) -> Pair:
+    """Tokens, alignment and target of a pair. Raises `BadPrompt` or `BadOption` for one that says nothing."""
+    clean, corrupt = (ids_of(lm, given, chat=chat, system=system) for given in words[:2])
+    for name, ids in (("clean", clean), ("corrupt", corrupt)):
+        if not ids:
+            raise BadPrompt(f"the {name} text is empty", hint="give it some tokens")
+        _check_length(lm, name, ids)
+    target, answers, notes = target_of(lm, words.answer, words.against)
+    return pair_of(clean, corrupt, target, answers, align=align, names=(_name(words.clean), _name(words.corrupt)),
+                   notes=notes)  # fmt: skip
+
+
+def pair_of(
+    clean: tuple[int, ...], corrupt: tuple[int, ...], target: Target, answers: tuple[str, str | None], *,
+    align: str | None, names: tuple[str, str], notes: tuple[str, ...] = (), steps: tuple[tuple[int, int], ...] = (),
+) -> Pair:  # fmt: skip
+    """The pair of two sequences of tokens. Raises `BadPrompt` where they are the same, `BadOption` as `aligned` does."""
+    if clean == corrupt:
+        raise BadPrompt("the clean and the corrupt text are the same tokens", hint="change what the answer depends on")
+    places = aligned(clean, corrupt, align)
+    return Pair(clean, corrupt, target, places, common(clean, corrupt), names, answers, notes, steps)
+
+
+def aligned(clean: Sequence[int], corrupt: Sequence[int], align: str | None) -> tuple[tuple[int, int], ...]:
+    """Which positions mean the same. `left`: counted from the first token; `right`: from the last; `ends`: the tokens that
+    both begin with and those that both end with, and what lies between where it is of one length.
+
+    Texts of one length need no word for it. Raises `BadOption` where the lengths differ and `align` is None.
+    """
+    n, m = len(clean), len(corrupt)
+    if align is not None and align not in ALIGNMENTS:
+        raise BadOption(f"unknown alignment '{align}'", hint=", ".join(ALIGNMENTS))
+    if n == m:
+        return tuple((i, i) for i in range(n))
+    if align is None:
+        raise BadOption(
+            f"the clean text has {n} tokens and the corrupt one {m}",
+            hint="make them of one length, or say which positions mean the same: --align left, right or ends",
+        )
+    if align == "left":
+        return tuple((i, i) for i in range(min(n, m)))
+    if align == "right":
+        return tuple((n - i, m - i) for i in range(min(n, m), 0, -1))
+    begin = common(clean, corrupt)
+    end = min(common(clean[::-1], corrupt[::-1]), n - begin, m - begin)
+    return (*((i, i) for i in range(begin)), *((n - i, m - i) for i in range(end, 0, -1)))
+
+
+def common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def target_of(
+    lm: LanguageModel, answer: str, against: str | None
+) -> tuple[Target, tuple[str, str | None], tuple[str, ...]]:
+    """The tokens to follow, their texts, and what has to be said about them.
+
+    Raises `BadOption` where one is empty, or where both begin with the same token.
+    """
+    notes: list[str] = []
+    first = _first_token(lm, "answer", answer, notes)
+    other = None if against is None else _first_token(lm, "against", against, notes)
+    if first == other:
+        what = "are the same" if answer == against else "begin with the same token"
+        raise BadOption(
+            f"--answer {answer!r} and --against {against!r} {what}", hint="they must differ in the first token"
+        )
+    texts = lm.token_text(first), None if other is None else lm.token_text(other)
+    return Target(first, other), texts, tuple(notes)
+
+
+def _first_token(lm: LanguageModel, name: str, text: str, notes: list[str]) -> int:
+    ids = lm.ids_of(text)
+    if not ids:
+        raise BadOption(f"--{name} is empty", hint="give the token that follows, with its space: ' Mary'")
+    if len(ids) > 1:
+        notes.append(f"--{name} {text!r} is {len(ids)} tokens: the first, {lm.token_text(ids[0])!r}, is followed")
+    return ids[0]
+
+
+def ids_of(lm: LanguageModel, given: Any, *, chat: bool = False, system: str | None = None) -> tuple[int, ...]:
+    """The tokens of a text, of a run (its one prompt and what it generated), or of a text that is the path of a run."""
+    run = given if isinstance(given, Run) else open_run(given) if is_run(given) else None
+    if run is not None:
+        check_run(lm, run, _name(given))
+        prompts = prompts_of(run) if "activations" in run.tables else sorted(set(run.prompts["prompt_id"]))
+        if len(prompts) != 1:
+            raise BadOption(f"'{_name(given)}' has {len(prompts)} prompts", hint="give a run of one prompt")
+        rows = run.scan("tokens", columns=["pos", "token_id"], prompt_id=prompts[0], branch=0).sort_by("pos")
+        return tuple(int(i) for i in rows["token_id"].to_pylist())
+    if chat:
+        return tuple(lm.render_chat(given, system=system).ids)
+    return tuple(lm.encode(given).ids)
+
+
+def is_run(given: Any) -> bool:
+    """Whether a text is the path of a run."""
+    if isinstance(given, Path):
+        return True
+    return (
+        isinstance(given, str) and len(given) < 4096 and "\0" not in given and (Path(given) / "manifest.json").is_file()
+    )
+
+
+def _name(given: Any) -> str:
+    return f"run {given.run_id}" if isinstance(given, Run) else str(given)
+
+
+def _check_length(lm: LanguageModel, name: str, ids: Sequence[int]) -> None:
+    if lm.context_length is not None and len(ids) > lm.context_length:
+        raise BadPrompt(
+            f"the {name} text has {len(ids):,} tokens, and the context of {lm.name} holds {lm.context_length:,}",
+            hint="shorten it",
+        )
+
+
+def read_pairs(path: Path) -> list[Words]:
+    """Pairs of a `.jsonl` or `.csv` file with columns clean, corrupt, answer and, if there is one, against.
+
+    Raises `BadPrompt` for a file or a row that cannot be read.
+    """
+    if path.suffix not in (".jsonl", ".csv"):
+        raise BadPrompt(f"'{path}' is no file of pairs", hint="a .jsonl or .csv with clean, corrupt, answer, against")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise BadPrompt(f"cannot read '{path}': {error}", hint="is it there, and is it UTF-8 text?") from error
+    pairs = [_words(row, f"row {i} of '{path}'") for i, row in enumerate(_rows(text, path), start=1)]
+    if not pairs:
+        raise BadPrompt(f"no pair in '{path}'", hint=f"columns {', '.join(COLUMNS)}, and at least one row")
+    return pairs
+
+
+def _rows(text: str, path: Path) -> Iterator[Any]:
+    if path.suffix == ".csv":
+        yield from csv.DictReader(text.splitlines())
+        return
+    for i, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise BadPrompt(f"line {i} of '{path}' is not JSON: {error}", hint="one object a line") from error
+
+
+def _words(row: Any, where: str) -> Words:
+    found = row if isinstance(row, dict) else {}
+    missing = [name for name in COLUMNS[:3] if not isinstance(found.get(name), str) or not found[name]]
+    if missing:
+        raise BadPrompt(f"{where} has no text for {', '.join(missing)}", hint=f"columns {', '.join(COLUMNS)}")
+    against = found.get("against") or None
+    if against is not None and not isinstance(against, str):
+        raise BadPrompt(f"{where}: 'against' is not a text", hint="write it in quotes")
+    return Words(found["clean"], found["corrupt"], found["answer"], against)

@@ -1,0 +1,130 @@
+"""The verb `patch_sweep`: pairs in, every cell patched, effects out. Knows the order of things."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from probe import store as stores
+from probe.errors import BadOption
+from probe.patching import rows
+from probe.patching.grid import Slice, slices
+from probe.patching.preparing import Plan, prepare
+from probe.patching.sources import Values, activations, replacement
+from probe.patching.summary import summarize
+from probe.patching.sweep import Scene, exact, scene
+
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
+
+Progress = Callable[[str, int, int], None]
+"""What is going on, how much of it is done, and how much there is."""
+
+
+def patch_sweep(
+    lm: LanguageModel, *, clean: Any = None, corrupt: Any = None, answer: str | None = None, against: str | None = None,
+    pairs: Iterable[Any] | Path = (), out: str | Path | None = None, resume: bool = False,
+    progress: Progress | None = None, **what: Any,
+) -> stores.Run:  # fmt: skip
+    """Put activations of one text into another's run, place by place, and measure what each carries to the answer.
+
+    clean, corrupt: texts, or runs (`probe.trace`); answer, against: what follows the clean text, and what it is compared
+    with: their first tokens. pairs: several (clean, corrupt, answer, against), or a `Path` to a .jsonl or .csv of them.
+    sites: `resid_pre`, `attn_out`, `z`, …, or places (`z@9.6,9.9:last`); layers, heads, positions: for those that name
+    none. by: `pos`, `head`, `step`: along these cells are apart, along the others they are patched at once (default: by
+    head where there are heads, else by position). source: `clean` (the other text), `zero`, `mean`, `noise`, `resample`.
+    direction: `denoise` (into the corrupt run) or `noise` (into the clean one); default denoise from the other text, else
+    noise. metric: `logit-diff`, `logprob`, `prob`, `kl`. align: where lengths differ, `left`, `right` or `ends`.
+    memory: what a pass may take, such as `2GB`. edit: changes that hold in all runs. chat, system: as in `trace`. seed.
+
+    effect = (patched - corrupt) / (clean - corrupt), or (clean - patched) / (clean - corrupt) where noising, of the metric
+    after the last token. Equal to a full forward with the patch, to rounding. Tables: `patches`, `prompts`, `tokens`, and
+    `patch_means` over several pairs. Raises `BadOption`, `BadPrompt`, `BadPlace` and its kinds, `BadEdit`, `NonFinite`.
+    """
+    if resume and (out is None or out == "auto"):
+        raise BadOption("which run is to be resumed?", hint="name it with --out")
+    plan = prepare(lm, clean=clean, corrupt=corrupt, answer=answer, against=against, pairs=pairs, **what)
+    path = stores.fresh_path("patch", word=plan.asked.sites[0].partition("@")[0]) if out == "auto" else out
+    path = Path(path) if path else None
+    with stores.create(path, command="patch", arguments=plan.arguments, resume=resume) as writer:
+        if not writer.done("texts"):
+            with writer.unit("texts"):
+                rows.keep_texts(writer, lm, plan.pairs)
+        _Sweep(lm, writer, plan, progress).run()
+        if len(plan.pairs) > 1 and not writer.done("means"):
+            with writer.unit("means"):
+                rows.keep_means(writer, plan.pairs, plan.direction, seed=plan.seed)
+        summary = summarize(writer, lm, plan.pairs, metric=plan.metric, direction=plan.direction, source=plan.source)
+        for number in summary["undefined"]:
+            writer.warn(f"pair {number}: clean and corrupt have the same {plan.metric}, so no effect is defined")
+        return writer.finish(summary=summary, model=lm.identity, anatomy=lm.anatomy.to_dict(), seed=plan.seed)
+
+
+class _Sweep:
+    """All pairs and sites of a plan, one unit of the run for each slice."""
+
+    def __init__(self, lm: LanguageModel, writer: stores.Writer, plan: Plan, progress: Progress | None) -> None:
+        self._lm, self._writer, self._plan, self._progress = lm, writer, plan, progress
+        self._pools: dict[str, Values] = {}
+        self._parts = [slices(lm, pair, plan.asked, plan.direction) for pair in plan.pairs]
+        self._total = sum(len(part.swaps) for parts in self._parts for part in parts)
+        self._done = 0
+
+    def run(self) -> None:
+        for number, (pair, parts) in enumerate(zip(self._plan.pairs, self._parts, strict=True)):
+            for note in pair.notes:
+                self._writer.warn(note)
+            if all(self._writer.done(_unit(number, i)) for i in range(len(parts))):
+                self._count(sum(len(part.swaps) for part in parts))
+                continue
+            view = scene(self._lm, pair, self._plan.direction, self._plan.edits)
+            if view.base.way is None:
+                self._writer.warn(f"every cell took a whole forward: {view.base.why_not}")
+            for site, members in groupby(enumerate(parts), key=lambda item: item[1].site):
+                self._site(number, view, site, list(members))
+
+    def _site(self, number: int, view: Scene, site: str, members: Sequence[tuple[int, Slice]]) -> None:
+        lm, plan, pair = self._lm, self._plan, view.pair
+        layers = sorted({part.layer for _, part in members})
+        old = activations(lm, pair.base(plan.direction), site, layers, plan.edits)
+        other = (
+            activations(lm, pair.source(plan.direction), site, layers, plan.edits) if plan.source == "clean" else old
+        )
+        pool = old if plan.source in ("clean", "zero") else self._pool(site, layers)
+        tokens = lm.pieces(pair.base(plan.direction)).tokens
+        for i, part in members:
+            if not self._writer.done(_unit(number, i)):
+                address, layer = f"{plan.seed} {number} {site}@{part.layer}", part.layer
+                new = replacement(
+                    plan.source, old[layer], other[layer], pair.origins(plan.direction), pool[layer], address=address
+                )
+                found = exact(view, part, old[layer], new, budget=plan.memory, paired=plan.source == "clean",
+                              report=self._report)  # fmt: skip
+                with self._writer.unit(_unit(number, i)):
+                    rows.keep_cells(self._writer, number, view, part, found, metric=plan.metric, tokens=tokens)
+            self._count(len(part.swaps))
+
+    def _pool(self, site: str, layers: Sequence[int]) -> dict[int, Tensor]:
+        """A site's values at all positions of all texts."""
+        if site not in self._pools:
+            texts = [ids for pair in self._plan.pairs for ids in (pair.clean, pair.corrupt)]
+            found = [activations(self._lm, ids, site, layers, self._plan.edits) for ids in texts]
+            self._pools[site] = {layer: torch.cat([values[layer] for values in found]) for layer in layers}
+        return self._pools[site]
+
+    def _count(self, cells: int) -> None:
+        self._done += cells
+        self._report(0)
+
+    def _report(self, more: int) -> None:
+        if self._progress is not None:
+            self._progress("patching", self._done + more, self._total)
+
+
+def _unit(number: int, i: int) -> str:
+    return f"pair{number}-slice{i}"

@@ -1,0 +1,56 @@
+"""The totals of a sweep: what was asked, both ends of the scale, the strongest cells. JSON-able."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from probe.patching.metrics import METRICS, defined
+from probe.patching.pairs import Pair
+from probe.store import Writer
+
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
+
+STRONGEST = 10
+SHOWN = 8  # differing tokens of a pair
+
+
+def summarize(
+    writer: Writer, lm: LanguageModel, pairs: Sequence[Pair], *, metric: str, direction: str, source: str
+) -> dict[str, Any]:
+    """Of the tables that were written."""
+    frame = writer.read("patches").to_pandas()
+    several = len(pairs) > 1
+    cells = writer.read("patch_means").to_pandas() if several else frame
+    order = cells["effect"].abs().sort_values(ascending=False, kind="stable").index[:STRONGEST]
+    strongest = [_cell(row) for row in cells.loc[order].to_dict("records") if not math.isnan(row["effect"])]
+    ends = frame.groupby("pair")[["clean", "corrupt"]].first()
+    return {
+        "pairs": len(pairs), "metric": metric, "unit": METRICS[metric], "direction": direction, "from": source,
+        "cells": len(frame), "passed": int(frame["passed"].sum()),
+        "clean": float(ends["clean"].mean()), "corrupt": float(ends["corrupt"].mean()),
+        "undefined": [int(i) for i, row in ends.iterrows() if not defined(row["clean"], row["corrupt"])],
+        "answer": pairs[0].answers[0], "against": pairs[0].answers[1], "tokens": len(pairs[0].base(direction)),
+        "differing": _differing(lm, pairs[0]), "strongest": strongest,
+    }  # fmt: skip
+
+
+def _cell(row: dict[str, Any]) -> dict[str, Any]:
+    names = ("site", "layer", "head", "pos", "step", "token", "effect", "ci_low", "ci_high", "patched", "n")
+    return {name: _plain(row[name]) for name in names if name in row}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _differing(lm: LanguageModel, pair: Pair) -> list[dict[str, Any]]:
+    """The first aligned places whose tokens differ."""
+    clean, corrupt = (lm.pieces(ids).tokens for ids in (pair.clean, pair.corrupt))
+    return [{"pos": a, "corrupt_pos": b, "clean": clean[a], "corrupt": corrupt[b]} for a, b in pair.differing[:SHOWN]]
