@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -15,7 +14,7 @@ os.environ.pop("PROBE_MODEL", None)
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.forking import Forker
 
 
 @pytest.fixture(scope="session")
@@ -26,17 +25,20 @@ def smollm2():
     return probe.load("smollm2")
 
 
-@pytest.fixture
-def shell(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the real command line in a directory of its own: `shell("trace", "Hello", model="tiny:llama")`."""
+@pytest.fixture(scope="session")
+def forker() -> Iterator[Forker]:
+    """The process that the commands of `shell` are forked from."""
+    started = Forker()
+    yield started
+    started.close()
 
-    def run(
-        *words: str, stdin: str | None = None, timeout: float = 240, **env: str
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "cli.main", *words],
-            cwd=tmp_path, input=stdin, capture_output=True, text=True, timeout=timeout,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **env},
-        )  # fmt: skip
+
+@pytest.fixture
+def shell(forker: Forker, tmp_path: Path, tmp_path_factory) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the real command line in a directory of its own: `shell("trace", "Hello", "--model", "tiny:llama")`."""
+
+    def run(*words: str, stdin: str | None = None, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        scratch = tmp_path_factory.mktemp("streams")
+        return forker.run(words, cwd=tmp_path, stdin=stdin, scratch=scratch, timeout=timeout)
 
     return run
