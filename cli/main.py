@@ -10,6 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+import cli.compare as compare
 import cli.importance as importance
 import cli.models as models
 import cli.patch as patch
@@ -58,6 +59,7 @@ app.command("rewind")(rewind.command)
 app.command("importance")(importance.command)
 app.command("speculate")(speculate.command)
 app.command("patch")(patch.command)
+app.command("compare")(compare.command)
 app.command("selftest")(selftest.command)
 app.add_typer(runs.app, name="runs")
 app.add_typer(models.app, name="models")

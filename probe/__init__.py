@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from probe.comparing import compare
     from probe.errors import ProbeError
     from probe.explaining import explain
     from probe.influence import importance
@@ -20,6 +21,7 @@ _HOME = {
     "LanguageModel": "probe.language_model",
     "ProbeError": "probe.errors",
     "Run": "probe.store",
+    "compare": "probe.comparing",
     "explain": "probe.explaining",
     "importance": "probe.influence",
     "list_runs": "probe.store",
@@ -35,6 +37,7 @@ __all__ = [
     "LanguageModel",
     "ProbeError",
     "Run",
+    "compare",
     "explain",
     "importance",
     "list_runs",

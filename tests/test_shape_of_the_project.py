@@ -96,6 +96,7 @@ def test_no_family_names_in_the_library() -> None:
         ["steps", "--help"],
         ["speculate", "--help"],
         ["patch", "--help"],
+        ["compare", "--help"],
     ],
 )
 def test_help_imports_nothing_heavy(words: list[str]) -> None:

@@ -45,16 +45,19 @@ class Reading(NamedTuple):
 
 def read(
     lm: LanguageModel, ids: Tensor, lengths: Sequence[int], *, sink: Sink, cells: Sequence[Cell] = (),
-    attention: AttentionSpec = NOTHING, top: int = 5, lens: bool = False,
+    attention: AttentionSpec = NOTHING, top: int = 5, lens: bool = False, whole: bool = False,
 ) -> Reading:  # fmt: skip
     """One forward over ids (batch, pos), right-padded to their `lengths`; what was asked goes to `sink` while it runs.
 
     cells: sites to record, at all positions (which of them to keep is the sink's business). attention: how much of every
-    layer's pattern. top: alternatives a position. lens: what each layer would answer.
+    layer's pattern. top: alternatives a position. lens: what each layer would answer. whole: hold the model's own logits of
+    all positions, as is done where they can't be replayed in blocks, or are changed.
     Raises `SiteAbsent` for a cell that the model doesn't have, `NonFinite` for logits that are not numbers.
     """
     with torch.inference_mode(False), torch.no_grad():
-        return _Read(lm.model, lm.anatomy, ids.to(lm.device), list(lengths), sink, cells, attention).run(top, lens=lens)
+        return _Read(lm.model, lm.anatomy, ids.to(lm.device), list(lengths), sink, cells, attention).run(
+            top, lens=lens, whole=whole
+        )
 
 
 class _Read:
@@ -73,12 +76,12 @@ class _Read:
             patterns=_heads_of(cells, "pattern", anatomy), scores=_heads_of(cells, "scores", anatomy),
         )  # fmt: skip
 
-    def run(self, top: int, *, lens: bool) -> Reading:
+    def run(self, top: int, *, lens: bool, whole: bool) -> Reading:
         """The forward, then what can only be told after it."""
         unembed = unembedding(self.model, self.anatomy)
         # whoever hooks the model itself (edits do) may change what it returns
         changed = bool(self.model._forward_hooks)
-        whole = changed or self.activations.wants_logits or unembed is None or not self._can_leave_logits()
+        whole = whole or changed or self.activations.wants_logits or unembed is None or not self._can_leave_logits()
         kept: dict[Any, list[Tensor]] = {self.anatomy.final_norm: []} if unembed else {}
         if lens:
             kept.update({self.anatomy.tap("resid_post", layer): [] for layer in range(self.anatomy.n_layers)})

@@ -4,7 +4,7 @@ from probe.interventions.applying import Applied, applying
 from probe.interventions.checking import cells, check_edits
 from probe.interventions.directions import Direction, load_direction, save_direction
 from probe.interventions.edits import Add, Cut, Edit, Mean, Noise, Patch, Project, Resample, Scale, Zero
-from probe.interventions.parsing import parse_all, parse_edits
+from probe.interventions.parsing import edit_texts, parse_all, parse_edits
 from probe.interventions.settling import settle
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "applying",
     "cells",
     "check_edits",
+    "edit_texts",
     "load_direction",
     "parse_all",
     "parse_edits",

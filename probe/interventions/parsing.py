@@ -59,6 +59,11 @@ def parse_all(lm: LanguageModel, given: str | Iterable[str | Edit], *, seed: int
     return tuple(found)
 
 
+def edit_texts(given: str | Iterable[str | Edit]) -> list[str]:
+    """Edits as they were written, with all that they say; those made in Python by their place and kind."""
+    return [given] if isinstance(given, str) else [str(edit) for edit in given]
+
+
 @dataclass
 class _Opened:
     """What edits of one command share: the model, the runs that were opened, the seed."""

@@ -12,7 +12,7 @@ from probe import store as stores
 from probe.capturing import AttentionSpec
 from probe.decoding import Sampling, decode
 from probe.errors import BadOption, NonFinite
-from probe.interventions import Edit, applying, parse_all
+from probe.interventions import Edit, applying, edit_texts, parse_all
 from probe.sites import Cell, parse_places, resolve
 from probe.spans import check_split
 from probe.tracing.encoding import Failed, batches, encode_all
@@ -207,17 +207,12 @@ def _arguments(lm: LanguageModel, asked: Request, what: dict[str, Any], inputs: 
     capture = what.get("capture", ())
     return {
         **{f.name: getattr(asked, f.name) for f in fields(asked) if f.name not in _ELSEWHERE},
-        "edit": _edit_texts(what.get("edit", ())), "sampling": {**asdict(asked.sampling), "stop": list(asked.sampling.stop)},
+        "edit": edit_texts(what.get("edit", ())), "sampling": {**asdict(asked.sampling), "stop": list(asked.sampling.stop)},
         "explain": str(asked.explain.positions) if asked.explain else None,
         "order": list(asked.explain.orders) if asked.explain else None,
         "capture": [capture] if isinstance(capture, str) else list(capture), "attention": what.get("attention", "heads"),
         "model": lm.name, "dtype": str(lm.dtype), "prompts": len(inputs), "prompts_sha256": texts,
     }  # fmt: skip
-
-
-def _edit_texts(given: str | Iterable[str | Edit]) -> list[str]:
-    """Edits as they were written, with all that they say; those made in Python by their place and kind."""
-    return [given] if isinstance(given, str) else [str(edit) for edit in given]
 
 
 def _word(prompt: Prompt) -> str:

@@ -1,0 +1,153 @@
+"""One text under two models: ids, a reading of each, and what the two readings amount to. Writes no run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probe.capturing import MemorySink, Reading, read
+from probe.comparing.aligning import Tokens, segment_columns
+from probe.comparing.distances import Distances, distances, left_out
+from probe.comparing.residuals import Sampled, cells_of
+from probe.errors import BadPrompt
+from probe.interventions import Edit, applying
+from probe.language_model.pieces import pieces
+from probe.scoring import BLOCK
+
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
+
+NUL = "\ufffd"
+
+
+class Side(NamedTuple):
+    """A model, and the edits that hold while it reads."""
+
+    lm: LanguageModel
+    edits: tuple[Edit, ...] = ()
+
+
+@dataclass
+class Pair:
+    """Two sides. `by_tokens`: one tokenizer is the other's, so that positions and distributions mean the same."""
+
+    a: Side
+    b: Side
+    by_tokens: bool
+    why_no_similarity: str
+    edit: list[str]  # B's, as they were written
+    samples: tuple[list[Sampled], list[Sampled]] = field(default_factory=lambda: ([], []))
+    beyond: float = 0.0  # the most probability that one gave to ids that the other lacks
+
+    @property
+    def shared(self) -> int:
+        """How many ids both have."""
+        return min(self.a.lm.anatomy.d_vocab, self.b.lm.anatomy.d_vocab)
+
+
+def one_vocabulary(a: LanguageModel, b: LanguageModel) -> bool:
+    """Whether no id means one token to A and another to B; one may have further ids."""
+    if a is b:
+        return True
+    names_a, names_b = ({i: name for name, i in lm.tokenizer.get_vocab().items()} for lm in (a, b))
+    both = names_a.keys() & names_b.keys()
+    return bool(both) and all(names_a[i] == names_b[i] for i in both)
+
+
+def by_tokens(pair: Pair, ids: Sequence[int], positions: Sequence[int]) -> dict[str, Any]:
+    """Columns of `comparison` of one text: both read the same ids. positions: where the streams are kept for later."""
+    similar = not pair.why_no_similarity
+    sinks = [Sampled(positions) if similar else MemorySink() for _ in "ab"]
+    # an edited model's logits are held whole: so are the other's, or rounding alone would tell them apart
+    a, b = (
+        _reading(side, ids, sink, similar=similar, whole=bool(pair.edit))
+        for side, sink in zip((pair.a, pair.b), sinks, strict=True)
+    )
+    for sink, kept in zip(sinks, pair.samples, strict=True):
+        if isinstance(sink, Sampled):
+            kept.append(sink)
+    apart = _distances(pair, a, b, len(ids) - 1)
+    cut = pair.a.lm.pieces(ids)
+    columns: dict[str, Any] = {
+        "pos": np.arange(len(ids), dtype=np.int32), "token_id": np.asarray(ids, np.int32), "token": cut.tokens,
+        "text_start": [start for start, _ in cut.offsets], "text_end": [end for _, end in cut.offsets],
+    }  # fmt: skip
+    told: dict[str, list[Any]] = {name: getattr(apart, name).tolist() for name in Distances._fields}
+    told["accept"] = [1 - tv for tv in told["tv"]]
+    for name, one in (("a", a.scores[0]), ("b", b.scores[0])):
+        told |= {f"logprob_{name}": one.logprob[:-1].tolist(), f"rank_{name}": one.rank[:-1].tolist(),
+                 f"entropy_{name}": one.entropy[:-1].tolist(), f"top_{name}": one.top_ids[:-1, 0].tolist()}  # fmt: skip
+    told["difference"] = [y - x for x, y in zip(told["logprob_a"], told["logprob_b"], strict=True)]
+    told["same_top"] = [x == y for x, y in zip(told["top_a"], told["top_b"], strict=True)]
+    return columns | {name: [None, *values] for name, values in told.items()}
+
+
+def by_characters(pair: Pair, text: str) -> dict[str, Any]:
+    """Columns of `segments` of one text, which each side reads in its own tokens."""
+    return segment_columns(text, *(_tokens(side, text) for side in (pair.a, pair.b)))
+
+
+def _reading(
+    side: Side, ids: Sequence[int], sink: MemorySink, *, similar: bool = False, whole: bool = False
+) -> Reading:
+    edited = applying(side.lm, side.edits, ids=list(ids), n_prompt=len(ids)) if side.edits else nullcontext()
+    with edited:
+        cells = cells_of(side.lm) if similar else ()
+        return read(side.lm, torch.tensor([list(ids)]), [len(ids)], sink=sink, cells=cells, top=1, whole=whole)
+
+
+def _distances(pair: Pair, a: Reading, b: Reading, n: int) -> Distances:
+    """Of the first n rows, a block of them at a time: all logits of both never exist at once for this."""
+    parts = []
+    for start in range(0, n, BLOCK):
+        rows = slice(start, min(start + BLOCK, n))
+        parts.append(_block(pair, a.logits(0, rows), b.logits(0, rows)))
+    return Distances(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _block(pair: Pair, a: Tensor, b: Tensor) -> Distances:
+    shared = min(a.shape[-1], b.shape[-1])
+    if a.shape[-1] != b.shape[-1]:
+        pair.beyond = max(pair.beyond, left_out(a, shared), left_out(b, shared))
+    return distances(a[:, :shared], b[:, :shared])
+
+
+def _tokens(side: Side, text: str) -> Tokens:
+    """The tokens of the text itself: what the tokenizer puts around it is read, and not counted."""
+    lm = side.lm
+    ids, plain = lm.encode(text).ids, lm.ids_of(text)
+    first = next((i for i in range(len(ids)) if ids[i : i + len(plain)] == plain), None)
+    cut = lm.pieces(plain)
+    if not plain or first is None or cut.text != text:
+        raise BadPrompt(
+            f"the tokenizer of '{lm.name}' does not give this text back", hint="the other model has another tokenizer"
+        )
+    check_length(lm, ids)
+    scored = [float("nan"), *_reading(side, ids, MemorySink()).scores[0].logprob[:-1].tolist()][
+        first : first + len(plain)
+    ]
+
+    def whole(i: int) -> bool:
+        end = cut.offsets[i][1]
+        if end == 0 or text[end - 1].isascii():
+            return end > 0
+        return pieces(lm.tokenizer, plain[max(0, i - 8) : i + 1]).text.endswith(text[end - 1]) and text[end - 1] != NUL
+
+    return Tokens(cut.offsets, scored, whole)
+
+
+def check_length(lm: LanguageModel, ids: Sequence[int]) -> None:
+    """Raises `BadPrompt` for ids that the model has no room or no embedding for."""
+    if lm.context_length is not None and len(ids) > lm.context_length:
+        raise BadPrompt(
+            f"the text has {len(ids):,} tokens, and the context of {lm.name} holds {lm.context_length:,}",
+            hint="shorten the text",
+        )
+    if max(ids) >= lm.anatomy.d_vocab:
+        raise BadPrompt(f"the text has a token that {lm.name} does not know", hint="compare models of one vocabulary")
