@@ -211,8 +211,9 @@ def test_a_draft_with_a_shorter_context_drafts_no_further() -> None:
     assert other.context_length == 16
     lm.eos_ids, seen = set(), []
     ids = list(range(40, 50))
-    found = speculate_ids(lm, make_draft(lm, other), ids, max_new=20, sampling=Sampling(), seen=seen.append).found
-    assert found.ids == greedy(lm.model, ids, 20)
+    found = speculate_ids(lm, make_draft(lm, other), ids, max_new=20, sampling=Sampling(), seen=seen.append)
+    assert found.found.ids == greedy(lm.model, ids, 20)
+    assert found.warnings == ("the draft 'tiny:gpt2' reads 16 tokens, and drafts none beyond",)
     assert all(len(r.text) + len(r.proposal.tokens) <= 17 for r in seen if r.proposal.tokens)
 
 

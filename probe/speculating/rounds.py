@@ -109,7 +109,7 @@ def speculate_ids(
         if room < 1:
             found.stop_reason = "length" if len(found.ids) >= max_new else "context"
             break
-        block = 0 if number == 0 else min(length, room - 1, _draft_room(draft, text))
+        block = 0 if number == 0 else _block(min(length, room - 1), draft, text)
         begun = time.perf_counter()
         if number == 0:
             draft.begin(target, prompt)
@@ -127,7 +127,12 @@ def speculate_ids(
             seen(one)
         if progress:
             progress(len(found.ids))
-    result.warnings = tuple(w for w in (draft.warning, "" if target.goes_back else slow(lm, "target")) if w)
+    outgrown = (
+        "" if _block(1, draft, text) else f"the draft '{draft.name}' reads {draft.room} tokens, and drafts none beyond"
+    )
+    result.warnings = tuple(
+        text for text in (draft.warning, outgrown, "" if target.goes_back else slow(lm, "target")) if text
+    )
     return result
 
 
@@ -136,9 +141,9 @@ def _room(lm: LanguageModel, text: Sequence[int], wanted: int) -> int:
     return wanted if lm.context_length is None else min(wanted, lm.context_length - len(text))
 
 
-def _draft_room(draft: Draft, text: Sequence[int]) -> int:
-    """How many tokens the draft can draw: it reads the text and all of them but the last."""
-    return LONGEST * len(text) if draft.room is None else max(0, draft.room - len(text) + 1)
+def _block(wanted: int, draft: Draft, text: Sequence[int]) -> int:
+    """How many tokens are drafted: the draft reads the text and all of them but the last."""
+    return wanted if draft.room is None else min(wanted, max(0, draft.room - len(text) + 1))
 
 
 def _pass(target: Reader, text: list[int], proposal: Proposal, at: Address, number: int) -> Round:
