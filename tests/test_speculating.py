@@ -337,7 +337,16 @@ def test_a_run_of_one_token_has_nothing_to_tell_but_is_whole(tmp_path) -> None:
     assert run.summary["passes"] == 0 and run.summary["speed"]["measured"] is None
     assert run.proposals["verdict"].tolist() == ["bonus"] and run.summary["same_as_plain"]
     again = probe.speculate(loaded("llama"), "a", draft="layers:1", generate=1, out=tmp_path / "run", resume=True)
-    assert again.run_id == run.run_id
+    assert again.run_id == run.run_id and run.manifest["draft_model"] is None
+
+
+def test_the_run_says_which_model_drafted() -> None:
+    lm, other = loaded("llama"), loaded("gpt2")
+    run = probe.speculate(lm, "a", draft=other, generate=2, plain=False)
+    assert (
+        run.manifest["draft_model"]["class"] == "GPT2LMHeadModel"
+        and run.manifest["model"]["class"] == "LlamaForCausalLM"
+    )
 
 
 def test_a_speculated_run_can_be_rewound() -> None:

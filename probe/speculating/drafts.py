@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -44,6 +44,10 @@ class Draft(Protocol):
 
     name: str
     warning: str
+
+    @property
+    def identity(self) -> dict[str, Any] | None:
+        """The manifest's `draft_model`; None where no other model drafts."""
 
     @property
     def room(self) -> int | None:
@@ -99,7 +103,7 @@ class ModelDraft:
 
     def __init__(self, lm: LanguageModel, target: LanguageModel) -> None:
         check_vocabulary(target, lm)
-        self.name, self.room, self.warning = lm.name, lm.context_length, ""
+        self.name, self.room, self.warning, self.identity = lm.name, lm.context_length, "", lm.identity
         self._lm, self._ends = lm, target.eos_ids
 
     def begin(self, target: Reader, prompt: Sequence[int]) -> None:
@@ -118,7 +122,7 @@ class ModelDraft:
 class LayersDraft:
     """The target's own first n blocks, then its norm and head, on the target's own cache."""
 
-    room, warning = None, ""
+    room, warning, identity = None, "", None
 
     def __init__(self, lm: LanguageModel, n: int) -> None:
         check_exit(lm, n)
@@ -138,7 +142,7 @@ class LayersDraft:
 class NgramDraft:
     """What followed the last few tokens where they stood before (prompt lookup, Saxena 2023): a law of one token each."""
 
-    room, warning = None, ""
+    room, warning, identity = None, "", None
 
     def __init__(self, longest: int) -> None:
         self.name, self._longest = f"ngram:{longest}", longest

@@ -34,7 +34,7 @@ PROPOSAL_BYTES = 110  # of a row on disk; measured on SmolLM2 runs
 
 @dataclass
 class Work:
-    """What is asked, and what the clocks say so far."""
+    """What is asked, and what the clocks say so far. `prompts`: how many there are, and how many are done."""
 
     lm: LanguageModel
     draft: Draft
@@ -44,6 +44,13 @@ class Work:
     progress: Progress | None
     clocks: list[Clock] = field(default_factory=list)
     plains: list[Plain] = field(default_factory=list)
+    prompts: tuple[int, int] = (1, 0)
+
+    def report(self, what: str, tokens: int) -> None:
+        """Tell how far the work is, in tokens of all prompts at their longest."""
+        total, done = self.prompts
+        if self.progress:
+            self.progress(what, done * self.asked.generate + tokens, total * self.asked.generate)
 
 
 def speculate(
@@ -74,11 +81,13 @@ def speculate(
     arguments = {**_arguments(work), "prompts": len(inputs), "prompts_sha256": texts}
     with stores.create(path, command="speculate", arguments=arguments, resume=resume) as writer:
         _record_failed(failed, writer, "failed")
-        for sequence in sequences:
+        for i, sequence in enumerate(sequences):
+            work.prompts = (len(sequences), i)
             _record(work, sequence, writer, alone=len(inputs) == 1)
         return writer.finish(
-            summary=_summary(work, writer), model=lm.identity, anatomy=lm.anatomy.to_dict(), seed=asked.sampling.seed
-        )
+            summary=_summary(work, writer), model=lm.identity, anatomy=lm.anatomy.to_dict(), seed=asked.sampling.seed,
+            draft_model=work.draft.identity,
+        )  # fmt: skip
 
 
 def plan_speculate(lm: LanguageModel, prompts: Any, *, draft: str | LanguageModel, **what: Any) -> dict[str, Any]:
@@ -163,11 +172,11 @@ def _record(work: Work, sequence: Sequence, writer: stores.Writer, *, alone: boo
 
 
 def _speculate(work: Work, sequence: Sequence, rows: list[proposals.Row]) -> Speculation:
-    asked, report = work.asked, work.progress
+    asked = work.asked
     return speculate_ids(
         work.lm, work.draft, sequence.ids, max_new=asked.generate, sampling=asked.sampling,
         sample=sequence.prompt.prompt_id, blocks=work.blocks, seen=lambda one: rows.extend(proposals.rows_of(work.lm, one)),
-        progress=(lambda n: report("speculating", n, asked.generate)) if report else None,
+        progress=lambda n: work.report("speculating", n),
     )  # fmt: skip
 
 
@@ -177,8 +186,7 @@ def _plainly(work: Work, prompt: list[int], sample: int, ids: list[int]) -> Plai
 
     def tick(what: str, done: int, total: int) -> None:
         moments.append(time.perf_counter())
-        if work.progress:
-            work.progress("plain decoding", done, total)
+        work.report("plain decoding", done)
 
     (one,) = decode(work.lm, [prompt], max_new=len(ids), sampling=work.asked.sampling, samples=[sample], progress=tick)
     return Plain(len(moments) - 1, moments[-1] - moments[0], one.ids == ids)
