@@ -15,6 +15,8 @@ from probe.decoding import Sampling, decode
 from probe.decoding.forced import Prefix, forced
 from probe.errors import BadModel, ProbeError
 from probe.sites import parse_places, resolve
+from probe.speculating.drafts import make_draft
+from probe.speculating.rounds import speculate_ids
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -98,9 +100,19 @@ def _lens_ends_at_the_model(lm: LanguageModel, ids: list[int]) -> float:
 
 def _decoding_is_reading(lm: LanguageModel, ids: list[int]) -> float:
     (one,) = decode(lm, [ids], max_new=NEW, sampling=Sampling())
-    logits = _plain(lm, [*ids, *one.ids])[len(ids) - 1 : -1].float()
-    chosen = torch.tensor(one.ids, device=logits.device)[:, None]
-    return float((logits.max(-1).values - logits.gather(1, chosen)[:, 0]).max())
+    return _short_of_the_largest(lm, ids, one.ids)
+
+
+def _speculating_is_reading(lm: LanguageModel, ids: list[int]) -> float:
+    draft = make_draft(lm, f"layers:{max(1, lm.anatomy.n_layers // 2)}")
+    return _short_of_the_largest(lm, ids, speculate_ids(lm, draft, ids, max_new=NEW, sampling=Sampling()).found.ids)
+
+
+def _short_of_the_largest(lm: LanguageModel, ids: list[int], chosen: list[int]) -> float:
+    """By how much the logits of chosen tokens, in one plain forward, fall short of the largest ones."""
+    logits = _plain(lm, [*ids, *chosen])[len(ids) - 1 : -1].float()
+    own = logits.gather(1, torch.tensor(chosen, device=logits.device)[:, None])[:, 0]
+    return float((logits.max(-1).values - own).max())
 
 
 def _rollouts(lm: LanguageModel, ids: list[int], samples: list[int]) -> list[list[int]]:
@@ -162,6 +174,7 @@ _LAWS: tuple[tuple[str, Callable[[LanguageModel, list[int]], float], float, str]
     ("the stream is a sum, and its end gives the logits", _stream_is_a_sum, 1e-4, "relative"),
     ("the last layer's guess is the model's", _lens_ends_at_the_model, 1e-5, "nats"),
     ("greedy decoding is what reading says", _decoding_is_reading, 1e-3, "logits"),
+    ("greedy speculation is what reading says", _speculating_is_reading, 1e-3, "logits"),
     ("a rollout is the same alone, in a batch, in another order", _company_changes_nothing, 0.0, "rollouts"),
     ("a shared prefix is the whole text's", _a_prefix_is_computed_once, 1e-4, "nats"),
     ("suppressing a span is deleting it with its positions kept", _suppression_is_deletion, 1e-4, "logits"),
