@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from probe.sites.ranges import listed
+
 if TYPE_CHECKING:
     from probe.anatomy import Anatomy, Tap
     from probe.language_model import LanguageModel
@@ -84,7 +86,7 @@ def show_sites(rows: list[dict[str, Any]]) -> None:
     show_table(
         ("site", "layers", "shape", "bytes a token and layer"),
         [
-            (site, _ranges(where), shape, f"{size:,}" if size else "4 a key and head")
+            (site, listed(layer for layer in where if layer >= 0), shape, f"{size:,}" if size else "4 a key and head")
             for (site, shape, size), where in grouped.items()
         ],
     )
@@ -109,7 +111,7 @@ def show_anatomy(anatomy: Anatomy) -> None:
             found[site, _tap(tap, layer.block)].append(i)
         if layer.attention:
             found["q k v pattern", f"attention call of {_inside(layer.attention, layer.block)}"].append(i)
-    rows = [(site, _ranges(where), text) for (site, text), where in found.items()]
+    rows = [(site, listed(where), text) for (site, text), where in found.items()]
     whole = (("embed", anatomy.embed), ("final_norm", anatomy.final_norm))
     rows += [(site, "", _tap(tap, None)) for site, tap in whole if tap]
     show_table(("site", "layers", "found at"), rows)
@@ -132,7 +134,7 @@ def _show_absent(anatomy: Anatomy) -> None:
         for site, why in layer.absent.items():
             missing[site, why].append(i)
     rows = [(site, "", why) for site, why in anatomy.absent.items()]
-    rows += [(site, _ranges(where), why) for (site, why), where in missing.items()]
+    rows += [(site, listed(where), why) for (site, why), where in missing.items()]
     if rows:
         typer.echo("\nnot found")
         show_table(("site", "layers", "why"), rows)
@@ -148,14 +150,3 @@ def _inside(path: str, block: str | None) -> str:
     if path == block:
         return "the block"
     return path.removeprefix(f"{block}.") or "the model"
-
-
-def _ranges(layers: list[int]) -> str:
-    """[0, 1, 2, 5] -> 0..2,5"""
-    parts: list[list[int]] = []
-    for layer in sorted(layers):
-        if parts and layer == parts[-1][1] + 1:
-            parts[-1][1] = layer
-        elif layer >= 0:
-            parts.append([layer, layer])
-    return ",".join(str(a) if a == b else f"{a}..{b}" for a, b in parts)

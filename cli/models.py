@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli import options as o
+from cli.terminal import show_document
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -47,7 +47,7 @@ def ls(as_json: o.AsJson = False) -> None:
         path = str(folder) if folder else None
         rows.append({"name": name, "source": source, "where": where, "path": path, "bytes": size})
     if as_json:
-        typer.echo(json.dumps({"models": rows}))
+        show_document({"models": rows})
         return
     show_table(
         ("name", "from", "here", "size"),
@@ -80,7 +80,7 @@ def pull(
     size = found.gguf.stat().st_size if found.gguf else _size(found.directory)
     path = str(found.gguf or found.directory)
     if as_json:
-        typer.echo(json.dumps({"name": name, "path": path, "revision": found.revision, "bytes": size}))
+        show_document({"name": name, "path": path, "revision": found.revision, "bytes": size})
     else:
         typer.echo(f"{name}: {path} ({_megabytes(size)})")
 
@@ -96,7 +96,10 @@ def rm(name: Made, as_json: o.AsJson = False) -> None:
     except KeyError as error:
         made = ", ".join(made_here()) or "nothing yet"
         raise UnknownModel(f"probe made no model '{name}'", hint=f"it made: {made}") from error
-    typer.echo(json.dumps({"removed": name, "bytes": freed}) if as_json else f"removed {name} ({_megabytes(freed)})")
+    if as_json:
+        show_document({"removed": name, "bytes": freed})
+    else:
+        typer.echo(f"removed {name} ({_megabytes(freed)})")
 
 
 @app.command("show")
@@ -114,7 +117,7 @@ def show(
 
     found = facts(_load(model, revision, trust_remote_code, allow_pickle, device=device, dtype=dtype))
     if as_json:
-        typer.echo(json.dumps(found))
+        show_document(found)
     else:
         show_facts(found)
 
@@ -133,7 +136,7 @@ def check(
     lm = _load(model, revision, trust_remote_code, allow_pickle)
     anatomy = lm.anatomy
     if as_json:
-        typer.echo(json.dumps({"model": lm.name, "anatomy": anatomy.to_dict()}))
+        show_document({"model": lm.name, "anatomy": anatomy.to_dict()})
         return
     show_anatomy(anatomy)
 
@@ -153,7 +156,7 @@ def sites(
     lm = _load(model, revision, trust_remote_code, allow_pickle)
     rows = site_rows(lm, place)
     if as_json:
-        typer.echo(json.dumps({"model": lm.name, "sites": rows}))
+        show_document({"model": lm.name, "sites": rows})
         return
     show_sites(rows)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import options as o
+from cli.terminal import show_document
 
 if TYPE_CHECKING:
     from probe.store import Listed
@@ -31,7 +32,7 @@ def ls(root: Root = Path("runs"), as_json: o.AsJson = False) -> None:
     runs = store.list_runs(root)
     if as_json:
         summary = {"runs": [_plain(run) for run in runs]}
-        typer.echo(json.dumps({"root": str(root), "command": "runs ls", "summary": summary}))
+        show_document({"root": str(root), "command": "runs ls", "summary": summary})
         return
     if not runs:
         typer.echo(f"no runs in '{root}'", err=True)
@@ -49,9 +50,7 @@ def show(run: RunPath, as_json: o.AsJson = False) -> None:
     opened = store.open_run(run)
     manifest = opened.manifest
     if as_json:
-        typer.echo(
-            json.dumps({"run": str(run), "command": opened.command, "summary": opened.summary, "manifest": manifest})
-        )
+        show_document({"run": str(run), "command": opened.command, "summary": opened.summary, "manifest": manifest})
         return
     facts: list[tuple[str, str]] = [("run", opened.run_id), ("made by", manifest["typed"])]
     for key in ("started", "ended", "wall_seconds", "seed", "parent"):
@@ -83,7 +82,7 @@ def tree(
 
     found = trees.tree(open_run(run))
     if as_json:
-        typer.echo(json.dumps({"run": str(run), "command": "runs tree", "summary": found}, ensure_ascii=False))
+        show_document({"run": str(run), "command": "runs tree", "summary": found})
     else:
         typer.echo(trees.newick(found) if newick else "\n".join(trees.drawn(found)))
 
@@ -96,7 +95,7 @@ def check(run: RunPath, as_json: o.AsJson = False) -> None:
     problems = store.check(run)
     if as_json:
         summary = {"whole": not problems, "problems": problems}
-        typer.echo(json.dumps({"run": str(run), "command": "runs check", "summary": summary}))
+        show_document({"run": str(run), "command": "runs check", "summary": summary})
     else:
         for problem in problems:
             typer.echo(problem)
@@ -120,7 +119,7 @@ def export(
     rows = store.export(store.open_run(run), table, to, format=format)
     if as_json:
         summary = {"table": table, "rows": rows, "file": str(to)}
-        typer.echo(json.dumps({"run": str(run), "command": "runs export", "summary": summary}))
+        show_document({"run": str(run), "command": "runs export", "summary": summary})
     else:
         typer.echo(f"{to}: {rows:,} rows")
 
@@ -132,6 +131,7 @@ def rm(runs: Annotated[list[Path], typer.Argument(help="Run directories.")], yes
     from probe import store
     from probe.errors import BadOption, RunError
 
+    runs = list(dict.fromkeys(runs))
     for run in runs:
         if not store.is_run(run):
             hint = "nothing was removed; probe runs ls shows those there are"

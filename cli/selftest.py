@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
 from cli import options as o
+from cli.terminal import show_document
 
 Name = Annotated[str, typer.Argument(help="Alias, Hugging Face id, directory, .gguf file or tiny:FAMILY.")]
 
@@ -37,7 +37,7 @@ def command(
     broken = [law for law in found if not law.holds and not law.skipped]
     if as_json:
         rows = [{**law._asdict(), "holds": law.holds} for law in found]
-        typer.echo(json.dumps({"run": None, "command": "selftest", "summary": {"model": lm.name, "laws": rows}}))
+        show_document({"run": None, "command": "selftest", "summary": {"model": lm.name, "laws": rows}})
     else:
         show_table(
             ("law", "", "deviation", "at most", "unit"),

@@ -17,21 +17,14 @@ PromptId = Annotated[int | None, typer.Option("--prompt", min=0, help="Only this
 def command(run: RunPath, split: o.Split = "sentence", prompt: PromptId = None, as_json: o.AsJson = False) -> None:
     """Show the reasoning steps of a run: id, token span, kind, log-prob, mean entropy, text."""
     import probe
-    from cli.terminal import show_table, visible
+    from cli.terminal import show_document, show_table, visible
     from probe.tracing import steps_of
 
     opened = probe.open_run(run)
     table = steps_of(opened, split=split, prompt_id=prompt)
     if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    "run": str(opened.path),
-                    "command": "steps",
-                    "summary": {"steps": json.loads(table.to_json(orient="records"))},
-                }
-            )
-        )
+        steps = json.loads(table.to_json(orient="records"))
+        show_document({"run": str(opened.path), "command": "steps", "summary": {"steps": steps}})
         return
     rows = [
         (

@@ -22,13 +22,26 @@ SHOWN_PROMPTS = 5
 
 def show_json(run: Run, command: str) -> None:
     """Print the run's one JSON document."""
-    typer.echo(json.dumps({"run": run_path(run), "command": command, "summary": run.summary}, ensure_ascii=False))
+    show_document({"run": run_path(run), "command": command, "summary": run.summary})
+
+
+def show_document(document: Any) -> None:
+    """Print one JSON document; JSON knows no NaN and no infinity: they are null."""
+    typer.echo(json.dumps(_finite(document), ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def show_plan(plan: dict[str, Any], *, as_json: bool) -> None:
     """Print what a command would compute."""
     if as_json:
-        typer.echo(json.dumps({"dry_run": True, **plan}, ensure_ascii=False))
+        show_document({"dry_run": True, **plan})
         return
     tables = [(name, f"{found['rows']:,}", size(found["bytes"])) for name, found in plan["tables"].items()]
     for key, value in plan.items():

@@ -105,6 +105,8 @@ def command(
         show_trace(run, quiet=quiet)
         if explain is not None and not quiet:
             show_explained(run.summary["explained"])
+    for warning in run.manifest["warnings"]:
+        typer.echo(f"warning: {warning}", err=True)
     failed = run.summary["errors"]
     if failed:
         typer.echo(f"error: {failed} of {run.summary['prompts']} prompts could not be run", err=True)
@@ -117,7 +119,7 @@ def prompts_given(prompt: str | None, file: Path | None) -> object:
     if (prompt is None) == (file is None):
         raise typer.BadParameter("give a prompt, or a file of prompts with --file")
     if prompt == "-" or str(file) == "-":
-        from probe.tracing.prompts import parse_prompts
+        from probe.tracing.prompts import read_stream
 
-        return parse_prompts(sys.stdin.read())
+        return read_stream(sys.stdin.buffer)
     return prompt if file is None else file

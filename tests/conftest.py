@@ -37,7 +37,7 @@ def forker() -> Iterator[Forker]:
 def shell(forker: Forker, tmp_path: Path, tmp_path_factory) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs the real command line in a directory of its own: `shell("trace", "Hello", "--model", "tiny:llama")`."""
 
-    def run(*words: str, stdin: str | None = None, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    def run(*words: str, stdin: str | bytes | None = None, timeout: float = 240) -> subprocess.CompletedProcess[str]:
         scratch = tmp_path_factory.mktemp("streams")
         return forker.run(words, cwd=tmp_path, stdin=stdin, scratch=scratch, timeout=timeout)
 

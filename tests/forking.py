@@ -23,9 +23,9 @@ class Forker:
             [sys.executable, "-m", "tests.forking"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def run(self, words: tuple[str, ...], *, cwd: Path, stdin: str | None, scratch: Path, timeout: float):
+    def run(self, words: tuple[str, ...], *, cwd: Path, stdin: str | bytes | None, scratch: Path, timeout: float):
         """The finished command; `scratch` is an empty folder for its streams."""
-        (scratch / "in").write_text(stdin or "")
+        (scratch / "in").write_bytes(stdin.encode() if isinstance(stdin, str) else stdin or b"")
         asked = {"words": words, "cwd": str(cwd), "scratch": str(scratch), "env": dict(os.environ), "timeout": timeout}
         assert self.process.stdin and self.process.stdout
         print(json.dumps(asked), file=self.process.stdin, flush=True)

@@ -58,6 +58,50 @@ def test_a_bad_row_is_an_error_row(shell, tmp_path: Path) -> None:
     assert (prompts["error"] != "").tolist() == [False, True, False, True, True]
 
 
+def test_rows_that_are_no_text_and_files_that_are_no_csv(shell, tmp_path: Path) -> None:
+    long = "x" * 200_000  # more than Python's csv takes by itself; longer than the model's context
+    (tmp_path / "long.csv").write_text(f'prompt\nfine\n{long}\n"a, ""b""\nc"\n')
+    done = shell("trace", "--file", "long.csv", *TINY, "--out", "run", "--quiet")
+    assert done.returncode == 1 and "1 of 3 prompts" in done.stderr
+    assert pd.read_parquet(tmp_path / "run" / "prompts.parquet")["text"].tolist() == ["fine", long, 'a, "b"\nc']
+    (tmp_path / "open.csv").write_text('prompt\nfine\n"never closed\n')
+    failed(shell("trace", "--file", "open.csv", *TINY, "--out", "no"), 1, "open.csv")
+    (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
+    failed(shell("trace", "--file", "latin.txt", *TINY, "--out", "no"), 1, "UTF-8")
+    failed(shell("trace", "-", *TINY, "--out", "no", stdin=b"caf\xe9\n"), 1, "UTF-8")
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_model_without_attention_says_so_once(shell, tmp_path: Path) -> None:
+    done = shell("trace", "hello", "--model", "tiny:mamba", "--attention", "full", "--out", "run", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["summary"]["tokens"] == 6
+    (warning,) = done.stderr.splitlines()
+    assert warning.startswith("warning: no attention recorded at layers 0..2: ")
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["warnings"] == [warning[len("warning: ") :]]
+    failed(shell("trace", "x", "--model", "tiny:mamba", "--capture", "pattern@all", "--out", "no"), 1, "pattern")
+    failed(
+        shell("trace", "x", "--model", "tiny:mixtral", "--capture", "mlp_post@all", "--out", "no"), 1, "no layer has"
+    )
+
+
+@pytest.mark.parametrize("family", ["xlnet", "deepseek_v4", "llama"])
+def test_json_has_no_infinity(shell, family: str) -> None:
+    """Python reads `Infinity` and `NaN`, other readers of JSON don't."""
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    done = shell("models", "check", f"tiny:{family}", "--json")
+    anatomy = json.loads(done.stdout, parse_constant=refuse)["anatomy"]
+    assert (anatomy["readout_error"] is None) == (family != "llama")
+
+
+def test_a_run_named_twice_is_removed_once(shell, tmp_path: Path) -> None:
+    assert shell("trace", "x", *TINY, "--out", "run").returncode == 0
+    done = shell("runs", "rm", "run", "run", "--yes")
+    assert done.returncode == 0 and done.stderr == "" and not (tmp_path / "run").exists()
+
+
 BAD = [
     (("trace",), 2, "prompt"),
     (("trace", "x", "--file", "y.txt"), 2, "prompt"),

@@ -46,6 +46,9 @@ def test_a_row_is_the_same_twice_and_a_worse_one_is_told() -> None:
     without = replace(row, absent={"z: gone": "0,2"})
     assert regressions(KNOWN["llama"], without) == [f"llama: z@{i} was found, and is not" for i in (0, 2)]
     assert regressions(KNOWN["llama"] | {"placed": False}, lost) == []
+    unseen = replace(row, attention="3/4")
+    assert regressions(KNOWN["llama"], unseen) == ["llama: attention was seen in 4/4 layers, and is in 3/4"]
+    assert regressions(KNOWN["llama"] | {"attention": "3/4"}, row) == []
 
 
 def test_a_family_that_does_not_exist_or_fails_is_a_row() -> None:

@@ -22,6 +22,7 @@ from probe.capturing.spec import AttentionSpec
 from probe.capturing.statistics import NAMES, NAT, Lines, Matches
 from probe.errors import SiteAbsent
 from probe.instrument import AttentionCall
+from probe.sites.ranges import listed
 
 if TYPE_CHECKING:
     from probe.sites import Cell
@@ -90,7 +91,15 @@ class AttentionReader:
 
     def _refuse(self, layer: int, problem: str) -> None:
         self.told[layer] = problem
-        self.warnings.append(f"no attention recorded at layer {layer}: {problem}")
+
+    def said(self) -> tuple[str, ...]:
+        """What a user must know of the layers that were read, or were not: one sentence a reason."""
+        layers: dict[str, list[int]] = {}
+        for layer, problem in sorted(self.told.items()):
+            if problem:
+                layers.setdefault(problem, []).append(layer)
+        unread = [f"no attention recorded at layers {listed(found)}: {why}" for why, found in layers.items()]
+        return (*unread, *dict.fromkeys(self.warnings))
 
     def check(self, cells: Sequence[Cell]) -> None:
         """Raises `SiteAbsent` for a cell of `pattern`, `scores`, `q`, `k` or `v` that was asked for and never came."""

@@ -107,7 +107,7 @@ class _Read:
             resid = [kept[self.anatomy.tap("resid_post", layer)][-1] for layer in range(self.anatomy.n_layers)]
             guesses(self.model, self.anatomy, unembed, resid, self.ids, self.lengths, top=top, sink=self.sink)
         readout = partial(_read_out, logits if every or hidden is None else hidden, None if every else unembed)
-        return Reading(scores, tuple(dict.fromkeys(self.attention.warnings)), readout)
+        return Reading(scores, self.attention.said(), readout)
 
     def _can_leave_logits(self) -> bool:
         """Whether the model can give the last position's logits only, and still norms all positions."""

@@ -69,6 +69,10 @@ def _layers(
     having = [(layer, n_heads(site.name, layer) if site.per_head else 0) for layer in named]
     having = [(layer, count) for layer, count in having if count or not site.per_head]
     if not having:
-        which = f"layer {layers} has no" if layers.one else f"no layer of {layers} has"
+        which = (
+            f"layer {layers} has no"
+            if layers.one
+            else ("no layer has" if layers == Range() else f"no layer of {layers} has")
+        )
         raise SiteAbsent(f"{which} '{site.name}'", hint="probe models check MODEL says why")
     return having

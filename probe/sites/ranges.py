@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from probe.errors import BadPlace, OutOfRange
@@ -52,3 +53,14 @@ def parse_range(text: str) -> Range:
     if low == high:
         return Range(low, high)
     return Range(None if (low, high) == (0, -1) else low, None if high == -1 else high)
+
+
+def listed(numbers: Iterable[int]) -> str:
+    """[0, 1, 2, 5] -> '0..2,5'."""
+    parts: list[list[int]] = []
+    for n in sorted(numbers):
+        if parts and n == parts[-1][1] + 1:
+            parts[-1][1] = n
+        else:
+            parts.append([n, n])
+    return ",".join(str(a) if a == b else f"{a}..{b}" for a, b in parts)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from probe.errors import RunError
+from probe.sites.ranges import listed
 from probe.store import reading
 
 if TYPE_CHECKING:
@@ -86,16 +87,5 @@ def _not_captured(run: Run, where: dict[str, Any], *, table: str = "activations"
         meant = f"did you mean '{near[0]}'? " if near else ""
         return RunError(f"'{site}' was not captured", hint=f"{meant}captured: {', '.join(found)}")
     if layer not in found[site]:
-        return RunError(f"'{site}' was not captured at layer {layer}", hint=f"captured at: {ranges(found[site])}")
+        return RunError(f"'{site}' was not captured at layer {layer}", hint=f"captured at: {listed(found[site])}")
     return RunError(f"the run has no prompt {where['prompt_id']} with branch {where['branch']} in its activations")
-
-
-def ranges(numbers: list[int]) -> str:
-    """[0, 1, 2, 5] -> '0..2, 5'."""
-    out: list[list[int]] = []
-    for n in numbers:
-        if out and n == out[-1][-1] + 1:
-            out[-1] = [out[-1][0], n]
-        else:
-            out.append([n, n])
-    return ", ".join(str(a) if a == b else f"{a}..{b}" for a, b in out)

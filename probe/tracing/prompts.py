@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from probe.errors import BadPrompt
 
@@ -51,8 +51,7 @@ def read_prompts(path: Path) -> list[Prompt]:
         if path.suffix == ".parquet":
             import pyarrow.parquet as pq
 
-            rows: Iterator[Any] = iter(pq.read_table(path).to_pylist())
-            return _from_rows(rows, path)
+            return _from_rows(pq.read_table(path).to_pylist(), path)
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise BadPrompt(f"cannot read '{path}': {error}", hint="is it there, and is it UTF-8 text?") from error
@@ -64,13 +63,29 @@ def parse_prompts(text: str, kind: str = ".txt", *, origin: str = "standard inpu
     if kind == ".jsonl":
         return _from_rows((_json(line) for line in text.split("\n") if line.strip()), origin)
     if kind == ".csv":
-        return _from_rows(csv.DictReader(io.StringIO(text)), origin)
+        return _from_rows(_csv(text, origin), origin)
     # only \n ends a line: a prompt may hold any other separator of str.splitlines
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     prompts = [Prompt(i, line) for i, line in enumerate(line for line in lines if line.strip())]
     if not prompts:
         raise BadPrompt(f"no prompt in {origin}", hint="one prompt a line")
     return prompts
+
+
+def read_stream(stream: BinaryIO, origin: str = "standard input") -> list[Prompt]:
+    """Prompts of a stream of UTF-8 text, one a line."""
+    try:
+        return parse_prompts(stream.read().decode("utf-8-sig"), origin=origin)
+    except UnicodeDecodeError as error:
+        raise BadPrompt(f"cannot read {origin}: {error}", hint="is it UTF-8 text?") from error
+
+
+def _csv(text: str, origin: object) -> list[dict[str, str]]:
+    csv.field_size_limit(max(len(text), csv.field_size_limit()))
+    try:
+        return list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+    except csv.Error as error:
+        raise BadPrompt(f"'{origin}' is not CSV: {error}", hint="is a quote left open?") from error
 
 
 def _json(line: str) -> Any:
@@ -80,7 +95,7 @@ def _json(line: str) -> Any:
         return BadPrompt(f"not JSON: {error}")
 
 
-def _from_rows(rows: Iterator[Any] | csv.DictReader[str], origin: object) -> list[Prompt]:
+def _from_rows(rows: Iterable[Any], origin: object) -> list[Prompt]:
     prompts = []
     for i, row in enumerate(rows):
         if isinstance(row, BadPrompt):
