@@ -11,7 +11,7 @@ import torch
 
 import probe
 from probe.decoding import Sampling, decode
-from probe.errors import BadOption, BadPrompt, NonFinite
+from probe.errors import BadModel, BadOption, BadPrompt, NonFinite
 from probe.language_model import LanguageModel
 from probe.speculating import plan_speculate
 from probe.speculating.drafts import fitted, history, lookup, make_draft
@@ -250,6 +250,8 @@ def test_what_cannot_draft_is_refused() -> None:
     with pytest.raises(BadOption, match="streams") as caught:
         make_draft(loaded("gemma3n_text"), "layers:1")
     assert caught.value.hint == "use another draft"
+    with pytest.raises(BadModel, match="later tokens"):
+        make_draft(loaded("xlm"), "ngram")
     longer = LanguageModel(lm.model, tokenizer(300), name="longer")
     with pytest.raises(BadOption, match="259 and 300 tokens, 41 ids of which 259 is None and '<unused0>'"):
         make_draft(lm, longer)

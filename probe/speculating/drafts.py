@@ -12,7 +12,7 @@ from torch import Tensor
 
 from probe.decoding import Sampling
 from probe.decoding.sampler import law
-from probe.errors import BadOption
+from probe.errors import BadModel, BadOption
 from probe.speculating.readers import EarlyExit, Reader, check_exit
 from probe.speculating.verifying import DRAW, draw
 
@@ -173,8 +173,14 @@ def lookup(text: Sequence[int], n: int, longest: int) -> list[int]:
 def make_draft(lm: LanguageModel, draft: str | LanguageModel) -> Draft:
     """`layers:N`, `ngram`, `ngram:N`, or another model (by name: loaded to where the target is, in its dtype).
 
-    Raises `BadOption` for a draft that doesn't fit the target, `UnknownModel` for a name that nothing goes by.
+    Raises `BadOption` for a draft that doesn't fit the target, `UnknownModel` for a name that nothing goes by, `BadModel` for
+    a target that can't check a block in one pass.
     """
+    if not lm.anatomy.causal:
+        raise BadModel(
+            f"what '{lm.name}' gives at a token depends on later tokens, so one pass can't check a block of them",
+            hint="speculate with a causal language model",
+        )
     if not isinstance(draft, str):
         return ModelDraft(draft, lm)
     found = KINDS.fullmatch(draft)
