@@ -87,6 +87,27 @@ def test_greedy_is_greedy_decoding_on_real_weights(draft: str, smollm2: Language
         assert found.ids == plain.ids
 
 
+@pytest.mark.parametrize("wrong", ["raises", "shifts"])
+def test_a_cache_that_takes_one_token_at_a_time_is_done_without(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in families whose own code fails, or is silently wrong, when several tokens follow what is cached."""
+    lm = loaded("llama")
+    ids, lm.eos_ids, forward = lm.encode("ab ab abc").ids, set(), lm.model.forward
+    expected = greedy(lm.model, ids, 10)
+
+    def one_at_a_time(*args: torch.Tensor, **kwargs: object) -> object:
+        output = forward(*args, **kwargs)
+        if kwargs.get("cache", kwargs.get("past_key_values")) is not None and args[0].shape[1] > 1:
+            if wrong == "raises":
+                raise RuntimeError("one token at a time")
+            output.logits = output.logits.roll(1, dims=-1)
+        return output
+
+    draft = make_draft(lm, "ngram")
+    monkeypatch.setattr(lm.model, "forward", one_at_a_time)
+    found = speculate_ids(lm, draft, ids, max_new=10, sampling=Sampling())
+    assert found.found.ids == expected and "taken back" in found.warnings[0]
+
+
 def test_a_sliding_window_is_crossed_and_taken_back() -> None:
     """Rejections at, before and beyond the window's edge; a crop without its past would shift what is seen."""
     lm = loaded("gemma2", sliding_window=8)

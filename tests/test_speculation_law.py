@@ -169,6 +169,8 @@ BUGS: dict[str, tuple[object, str, Callable[..., torch.Tensor]]] = {
     "a residual without max": (verifying, "residual", without_max),
     "a uniform seeded anew": (verifying, "uniforms", constant),
     "a draft that takes the largest": (drafts, "draw", largest),
+    "a missing bonus, its place left at 0": (
+        verifying, "bonus", lambda p: torch.eye(V, dtype=p.dtype)[[0] * len(p)]),
     "a bonus of the place before": (verifying, "bonus", lambda p: p[:, -2:][:, 0]),
     "a draft that is always kept": (verifying, "chances", lambda p, q, tokens: torch.ones(tokens.shape)),
     "noise of the draft for the correction": (

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from probe.anatomy.checking import read_out
+from probe.anatomy.tokens import probe_tokens
 from probe.decoding.caches import held, make_room, pads, slot
 from probe.errors import BadOption
 from probe.instrument import tapping
@@ -18,11 +20,14 @@ if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 
+_tried: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+
+
 class Reader:
     """One model and its cache of `ids`. `logits` reads on from what the text and `ids` have in common.
 
-    Where the cache is more than plain keys and values (a recurrent state can't be taken back) every text is read from
-    its beginning: the numbers are the same, and `goes_back` is False.
+    Where the cache is more than plain keys and values (a recurrent state can't be taken back), or going back doesn't give
+    the numbers of a whole forward, every text is read from its beginning, and `goes_back` is False.
     """
 
     def __init__(self, lm: LanguageModel) -> None:
@@ -66,12 +71,34 @@ class Reader:
 
     def _hold(self, cache: Any) -> None:
         """Keep what a first forward left, if it can be taken back from now on."""
-        self.goes_back = cache is not None and pads(cache)
+        self.goes_back = cache is not None and pads(cache) and _goes_back(self.lm)
         if self.goes_back:
             # a window then keeps what leaves it until the next crop
             cache.activate_past_recording()
             make_room(cache)
             self.cache = cache
+
+
+def _goes_back(lm: LanguageModel) -> bool:
+    """Whether a few tokens, taken back and read on from, give what a forward over all of them gives; tried once a model."""
+    if lm.model not in _tried:
+        _tried[lm.model] = True  # for the trial itself
+        _tried[lm.model] = _trial(lm)
+    return _tried[lm.model]
+
+
+def _trial(lm: LanguageModel) -> bool:
+    ids = probe_tokens(lm.model)[0].tolist()
+    half, reader = len(ids) // 2, Reader(lm)
+    whole = reader.run(ids, len(ids)).logits[0, half:].float()
+    try:
+        reader.logits(ids[:half], 1)
+        reader.logits([*ids[:half], *ids[:3]], 3)
+        found = reader.logits(ids, len(ids) - half).float()
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return False  # some families' own code takes one token at a time, and says so in any of these ways
+    tolerance = max(1e-3, 8 * torch.finfo(lm.dtype).eps)
+    return bool((found - whole).abs().max() <= tolerance * whole.abs().max())
 
 
 def crop(layer: Any, n: int) -> None:
