@@ -74,7 +74,7 @@ def _say_characters(summary: dict[str, Any]) -> None:
 
 def _mean(found: dict[str, float | None]) -> tuple[str, str]:
     if found["mean"] is None:
-        return "", ""
+        return ("infinite", f"at {found['infinite']:,} tokens") if "infinite" in found else ("", "")
     return _number(found["mean"]), f"[{_number(found['low'])}, {_number(found['high'])}]"
 
 

@@ -6,6 +6,7 @@ import itertools
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ import probe
 from probe import stats
 from probe.comparing.aligning import Tokens, segment_columns
 from probe.comparing.distances import distances
-from probe.errors import BadEdit, BadOption, BadPrompt, NonFinite, RunError
+from probe.errors import BadEdit, BadOption, BadPlace, BadPrompt, NonFinite, RunError
 from probe.language_model import LanguageModel
 from tests.test_cli_trace import failed
 
@@ -269,6 +270,22 @@ def test_intervals_know_that_neighbours_hang_together() -> None:
     wide = stats.mean_of(many, seed=0)
     assert stats.how([5] * 60).by_text and wide.high - wide.low == pytest.approx(2 * 1.96 / np.sqrt(60), rel=0.3)
     assert np.isnan(stats.mean_of([np.array([0.0, np.inf])], seed=0).estimate)
+
+
+def test_infinite_divergences_are_counted_and_not_averaged() -> None:
+    from probe.comparing.summary import _mean
+
+    column = pa.chunked_array([[0.5, float("inf"), None, float("inf")]])
+    assert _mean(column, np.zeros(4), 0) == {"mean": None, "low": None, "high": None, "infinite": 2}
+    assert "infinite" not in _mean(pa.chunked_array([[0.5, None]]), np.zeros(2), 0)
+
+
+def test_an_edit_beyond_one_text_of_many_costs_that_text_only() -> None:
+    lm = probe.load("tiny:llama")
+    run = probe.compare(lm, lm, [TEXT, "Hi"], edit="mlp_out@1:9=zero")
+    assert (run.prompts.sort_values("prompt_id")["error"] != "").tolist() == [False, True]
+    with pytest.raises(BadPlace):
+        probe.compare(lm, lm, "Hi", edit="mlp_out@1:9=zero")
 
 
 def test_many_texts_and_one_that_cannot_be_read(tmp_path) -> None:

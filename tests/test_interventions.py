@@ -927,3 +927,9 @@ def test_a_direction_of_another_program_is_one_vector(tmp_path: Path) -> None:
     path.write_bytes(b"no safetensors")
     with pytest.raises(BadEdit, match="cannot read"):
         load_direction(path)
+
+
+def test_an_edit_says_all_its_numbers() -> None:
+    """Runs keep edits as text: two that differ in size alone were the same to a resume."""
+    texts = ["mlp_out@1=scale:0.5", "resid_post@1:2=noise:3.0:4", "z@0.1=zero", "pattern@1.1:5..=cut:1..2"]
+    assert [str(edit) for text in texts for edit in parse_edits(loaded("llama"), [text])] == texts

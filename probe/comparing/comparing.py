@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from probe import store as stores
 from probe.comparing import recorded, residuals, sides, summary
 from probe.comparing.sides import Pair, Side
-from probe.errors import BadOption, BadPrompt, NonFinite, ProbeError
+from probe.errors import BadOption, BadPlace, BadPrompt, NonFinite, ProbeError
 from probe.interventions import Edit, edit_texts, parse_all
 from probe.tracing.encoding import encode
 from probe.tracing.prompts import Prompt, as_prompts
@@ -53,7 +53,7 @@ def compare(
             for i, (sequence, positions) in enumerate(zip(sequences, chosen, strict=True)):
                 try:
                     columns = _columns(pair, sequence, positions)
-                except (BadPrompt, NonFinite) as error:
+                except (BadPrompt, BadPlace, NonFinite) as error:
                     if len(inputs) == 1:
                         raise
                     failed.append((sequence.prompt._replace(error=error.message), error))

@@ -62,12 +62,14 @@ def of_layers(table: pa.Table) -> list[dict[str, Any]]:
 
 
 def _mean(column: pa.ChunkedArray, prompts: np.ndarray, seed: int) -> dict[str, float | None]:
-    """Mean and interval of a column; None throughout where it is empty or has an infinite value."""
+    """Mean and interval of a column; None throughout where it is empty, or has infinite values, which are counted then."""
     values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
     there = ~np.isnan(values)
     parts = [values[(prompts == prompt) & there] for prompt in np.unique(prompts)]
     mean = stats.mean_of(parts, seed=seed)
-    return {"mean": _number(mean.estimate), "low": _number(mean.low), "high": _number(mean.high)}
+    found = {"mean": _number(mean.estimate), "low": _number(mean.low), "high": _number(mean.high)}
+    infinite = int(np.isinf(values).sum())
+    return {**found, "infinite": infinite} if infinite else found
 
 
 def _largest(table: pa.Table, by: str) -> list[dict[str, Any]]:

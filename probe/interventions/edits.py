@@ -66,7 +66,12 @@ class Edit:
         return f"{site}{_layer(self.cell)}{'' if positions == Positions() else f':{positions}'}"
 
     def __str__(self) -> str:
-        return f"{self.where}={self.op}"
+        return f"{self.where}={self.op}{self.size}"
+
+    @property
+    def size(self) -> str:
+        """What numbers follow its name, as they would be written."""
+        return ""
 
 
 def _layer(cell: Cell) -> str:
@@ -93,6 +98,10 @@ class Scale(Edit):
 
     factor: float
     op: ClassVar[str] = "scale"
+
+    @property
+    def size(self) -> str:
+        return f":{self.factor!r}"
 
     def change(self, value: Tensor, at: At) -> Tensor:
         return value * self.factor
@@ -195,6 +204,10 @@ class Noise(Edit):
     sigma: float
     seed: int = 0
     op: ClassVar[str] = "noise"
+
+    @property
+    def size(self) -> str:
+        return f":{self.sigma!r}:{self.seed}"
 
     def change(self, value: Tensor, at: At) -> Tensor:
         d = value.shape[-1]
