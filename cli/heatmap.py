@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # background colours of the terminal's 256 for effects from -1 to 1
 COOL, WARM = (195, 153, 111, 69, 27), (230, 223, 216, 209, 196)
 MOST = 60  # rows of a heat map in full; of longer ones those with an effect
+WIDE = 40  # characters of a step
 FAINT = 0.005  # rounds to nothing
 
 
@@ -84,7 +85,8 @@ def _show_map(run: Run, summary: dict[str, Any], site: str, kind: str, cells: pd
 
 def _labels(run: Run, summary: dict[str, Any], kind: str, cells: pd.DataFrame) -> list[str]:
     if kind == "step":
-        return [f"step{step}" for step in cells["step"]]
+        texts = dict(zip(run.steps["step"], run.steps["text"], strict=True))
+        return [f"step{step} {visible(texts[step][:WIDE])}" for step in cells["step"]]
     tokens = dict(zip(cells["pos"], cells["token"], strict=True)) if "token" in cells else {}
     single = kind == "pos" or bool((cells["pos"] != -1).any())
     names = []

@@ -17,6 +17,10 @@ Pairs = Annotated[
     Path | None,
     typer.Option("--file", "-f", help="Many pairs: .jsonl or .csv with clean, corrupt, answer, against; averaged."),
 ]
+Rewind = Annotated[
+    Path | None,
+    typer.Option("--from-rewind", help="A rewind's run: where does its step travel to the answer? By step and layer."),
+]
 Sites = Annotated[
     list[str],
     typer.Option(
@@ -49,11 +53,13 @@ Memory = Annotated[str, typer.Option("--memory", help="What a pass may take; siz
 
 
 def command(
+    ctx: typer.Context,
     clean: Clean = None,
     corrupt: Corrupt = None,
     answer: Answer = None,
     against: Against = None,
     file: Pairs = None,
+    from_rewind: Rewind = None,
     sites: Sites = ["resid_pre"],  # noqa: B006  (typer copies it)
     layers: Layers = "all",
     heads: Heads = None,
@@ -92,11 +98,14 @@ def command(
     what: dict[str, Any] = {
         "clean": clean, "corrupt": corrupt, "answer": answer, "against": against, "pairs": file or (), "sites": sites,
         "layers": layers, "heads": heads, "positions": positions, "by": by, "source": source, "direction": direction,
-        "metric": metric, "align": align, "memory": memory, "edit": edit or [], "chat": chat, "system": system, "seed": seed,
+        "metric": metric, "align": align, "memory": memory,
+        "rewind": from_rewind, "edit": edit or [], "chat": chat, "system": system, "seed": seed,
     }  # fmt: skip
     with plain_warnings(), progress(shown=not (quiet or no_progress)) as report:
+        default = ctx.get_parameter_source("model")
+        named = (_model_of(clean, from_rewind) if default is not None and default.name == "DEFAULT" else None) or model
         lm = probe.load(
-            model, revision=revision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, device=device,
+            named, revision=revision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, device=device,
             dtype=dtype, device_map=device_map, progress=report,
         )  # fmt: skip
         if dry_run:
@@ -107,3 +116,14 @@ def command(
         show_json(done, "patch")
     else:
         show_patch(done, quiet=quiet)
+
+
+def _model_of(clean: str | None, rewind: Path | None) -> str | None:
+    """The model that made the run which was named, if one was."""
+    from probe.patching.pairs import is_run
+    from probe.store import open_run
+
+    if rewind is None and not is_run(clean):
+        return None
+    made: str = (open_run(rewind or str(clean)).manifest.get("model") or {})["name"]
+    return made

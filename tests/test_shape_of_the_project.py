@@ -24,6 +24,7 @@ BESIDE = {
     ("anatomy", "instrument"), ("language_model", "instrument"),
     ("language_model", "anatomy"), ("language_model", "tiny"), ("capturing", "scoring"),
     ("capturing", "lenses"), ("lenses", "scoring"), ("decoding", "scoring"), ("influence", "rewinding"),
+    ("patching", "rewinding"),
     ("sampling", "decoding"), ("comparing", "tracing"),
     ("explaining", "tracing"), ("explaining", "rewinding"),
     ("speculating", "tracing"),

@@ -50,6 +50,12 @@ class Pair:
         """The places whose tokens differ."""
         return [(a, b) for a, b in self.places if self.clean[a] != self.corrupt[b]]
 
+    @property
+    def corrupt_steps(self) -> tuple[tuple[int, int], ...]:
+        """The steps as spans of the corrupt text: of the places there that are aligned with the step's; (0, 0) if none is."""
+        there = [[b for a, b in self.places if start <= a < end] for start, end in self.steps]
+        return tuple((found[0], found[-1] + 1) if found else (0, 0) for found in there)
+
     def base(self, direction: str) -> tuple[int, ...]:
         """The tokens that are patched: denoising goes into the corrupt text, noising into the clean one."""
         return self.corrupt if direction == "denoise" else self.clean

@@ -40,7 +40,9 @@ def patch_sweep(
     head where there are heads, else by position). source: `clean` (the other text), `zero`, `mean`, `noise`, `resample`.
     direction: `denoise` (into the corrupt run) or `noise` (into the clean one); default denoise from the other text, else
     noise. metric: `logit-diff`, `logprob`, `prob`, `kl`. align: where lengths differ, `left`, `right` or `ends`.
-    memory: what a pass may take, such as `2GB`. edit: changes that hold in all runs. chat, system: as in `trace`. seed.
+    rewind: a run of `probe.rewind` in place of texts and answers: its control and edited arm, both with what followed the step
+    up to the answer, step by step. memory: what a pass may take, such as `2GB`. edit: changes that hold in all runs.
+    chat, system: as in `trace`. seed.
 
     effect = (patched - corrupt) / (clean - corrupt), or (clean - patched) / (clean - corrupt) where noising, of the metric
     after the last token. Equal to a full forward with the patch, to rounding. Tables: `patches`, `prompts`, `tokens`, and

@@ -13,6 +13,7 @@ from probe.patching.grid import Asked, slices
 from probe.patching.memory import DEFAULT, parse_memory, row_bytes, rows_at_once
 from probe.patching.metrics import check_metric
 from probe.patching.pairs import COLUMNS, Pair, Words, make_pair, read_pairs
+from probe.patching.rewound import rewound_pair
 from probe.patching.sources import check_source
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def prepare(
     pairs: Iterable[Any] | Path = (), sites: str | Sequence[str] = "resid_pre", layers: str | int = "all",
     heads: str | int | None = None, positions: str | int = "all", by: str | Sequence[str] | None = None,
     source: str = "clean", direction: str | None = None, metric: str = "logit-diff", align: str | None = None,
-    memory: str | int = DEFAULT, edit: str | Iterable[str | Edit] = (), chat: bool = False, system: str | None = None,
+    memory: str | int = DEFAULT,
+    rewind: Any = None, edit: str | Iterable[str | Edit] = (), chat: bool = False, system: str | None = None,
     seed: int = 0,
 ) -> Plan:  # fmt: skip
     """Check what is asked (see `patch_sweep`) and make the pairs. Raises as it does."""
@@ -54,8 +56,14 @@ def prepare(
         tuple([sites] if isinstance(sites, str) else sites), str(layers), None if heads is None else str(heads),
         str(positions), tuple(by.replace(" ", "").split(",")) if isinstance(by, str) else None if by is None else tuple(by),
     )  # fmt: skip
-    words = _words(clean, corrupt, answer, against, pairs)
-    made = tuple(make_pair(lm, one, align=align, chat=chat, system=system) for one in words)
+    if rewind is not None:
+        if clean is not None or corrupt is not None or pairs:
+            raise BadOption("a rewind brings its own texts", hint="leave out --clean, --corrupt and --file")
+        made: tuple[Pair, ...] = (rewound_pair(lm, rewind, answer=answer, against=against, align=align),)
+        asked = asked if asked.by is not None else asked._replace(by=("step",))
+    else:
+        words = _words(clean, corrupt, answer, against, pairs)
+        made = tuple(make_pair(lm, one, align=align, chat=chat, system=system) for one in words)
     for pair in made:
         check_metric(metric, pair.target)
         slices(lm, pair, asked, direction)

@@ -35,6 +35,14 @@ def keep_texts(writer: Writer, lm: LanguageModel, pairs: Sequence[Pair]) -> None
                 "text_end": np.asarray([b for _, b in pieces.offsets], dtype=np.int32),
                 "segment": ["prompt"] * len(ids),
             })  # fmt: skip
+        if pair.steps:
+            tokens = lm.pieces(pair.clean).tokens
+            writer.write("steps", {
+                "prompt_id": [2 * i] * len(pair.steps), "branch": 0, "step": np.arange(len(pair.steps), dtype=np.int32),
+                "start": np.asarray([start for start, _ in pair.steps], dtype=np.int32),
+                "end": np.asarray([end for _, end in pair.steps], dtype=np.int32),
+                "text": ["".join(tokens[start:end]) for start, end in pair.steps],
+            })  # fmt: skip
 
 
 def keep_cells(

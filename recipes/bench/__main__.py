@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from recipes.bench import branches, speculate, trace
+from recipes.bench import branches, patch, speculate, trace
 
-BENCHES = {"branches": branches.main, "speculate": speculate.main, "trace": trace.main}
+BENCHES = {"branches": branches.main, "patch": patch.main, "speculate": speculate.main, "trace": trace.main}
 
 
 def main() -> None:
