@@ -13,6 +13,7 @@ from probe import stats
 from probe.speculating.rounds import Clock
 from probe.speculating.verifying import expected_tokens
 
+FEW, ALIKE = 10, 1e-3
 BINS = 4  # of entropy, each with as many tested tokens
 QUANTILES = ("lowest", "low", "high", "highest")
 
@@ -45,7 +46,7 @@ def summarize(
 
 
 def acceptance(drafted: pd.DataFrame, tested: pd.DataFrame, *, seed: int) -> dict[str, Any]:
-    """Three estimates with 95 % intervals (Wilson, and a bootstrap over tested tokens for the last), by their names.
+    """Three estimates with 95 % intervals (Wilson; of the last a bootstrap over tested tokens), by their names.
 
     The first counts tokens that were never tested as failures; the last is what acceptance is on average over the draft's
     choices (1 - TV) at each tested place, and so has the least variance.
@@ -54,10 +55,16 @@ def acceptance(drafted: pd.DataFrame, tested: pd.DataFrame, *, seed: int) -> dic
     return {
         "accepted/drafted": _interval(stats.wilson(n, len(drafted)) if len(drafted) else None),
         "accepted/tested": _interval(stats.wilson(n, len(tested)) if len(tested) else None),
-        "mean sum of min(p, q)": _interval(
-            stats.bootstrap_mean(1 - tested["tv"].to_numpy(np.float64), seed=seed) if len(tested) else None
-        ),
+        "mean sum of min(p, q)": _interval(_overlap(tested, seed=seed) if len(tested) else None),
     }
+
+
+def _overlap(tested: pd.DataFrame, *, seed: int) -> stats.Interval:
+    """Where they are few or all alike a bootstrap would give no width: Wilson's interval is safe for any mean in [0, 1]."""
+    overlaps = 1 - tested["tv"].to_numpy(np.float64)
+    if len(overlaps) < FEW or np.ptp(overlaps) < ALIKE:
+        return stats.wilson(float(overlaps.sum()), len(overlaps))
+    return stats.bootstrap_mean(overlaps, seed=seed)
 
 
 def rounds_of(proposals: pd.DataFrame) -> pd.DataFrame:

@@ -19,8 +19,11 @@ class Interval(NamedTuple):
     high: float
 
 
-def wilson(k: int, n: int, *, z: float = Z95) -> Interval:
-    """A proportion k / n with Wilson's score interval (Wilson 1927): never of zero width, 0/20 -> [0, 0.161]."""
+def wilson(k: float, n: int, *, z: float = Z95) -> Interval:
+    """A proportion k / n with Wilson's score interval (Wilson 1927): never of zero width, 0/20 -> [0, 0.161].
+
+    k may be a sum of n numbers between 0 and 1: none of the same mean vary more than a proportion does.
+    """
     if n < 1:
         return Interval(math.nan, 0.0, 1.0)
     p, shrink = k / n, 1 + z * z / n
