@@ -10,8 +10,10 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+import cli.attribute as attribute
 import cli.compare as compare
 import cli.importance as importance
+import cli.lens as lens
 import cli.models as models
 import cli.patch as patch
 import cli.rewind as rewind
@@ -60,6 +62,8 @@ app.command("importance")(importance.command)
 app.command("speculate")(speculate.command)
 app.command("patch")(patch.command)
 app.command("compare")(compare.command)
+app.command("lens")(lens.command)
+app.command("attribute")(attribute.command)
 app.command("selftest")(selftest.command)
 app.add_typer(runs.app, name="runs")
 app.add_typer(models.app, name="models")

@@ -6,11 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from probe.attributing import attribute
     from probe.comparing import compare
     from probe.errors import ProbeError
     from probe.explaining import explain
     from probe.influence import importance
     from probe.language_model import LanguageModel, load
+    from probe.lensing import lens
     from probe.patching import patch_sweep
     from probe.rewinding import rewind
     from probe.speculating import speculate
@@ -21,9 +23,11 @@ _HOME = {
     "LanguageModel": "probe.language_model",
     "ProbeError": "probe.errors",
     "Run": "probe.store",
+    "attribute": "probe.attributing",
     "compare": "probe.comparing",
     "explain": "probe.explaining",
     "importance": "probe.influence",
+    "lens": "probe.lensing",
     "list_runs": "probe.store",
     "load": "probe.language_model",
     "open_run": "probe.store",
@@ -37,9 +41,11 @@ __all__ = [
     "LanguageModel",
     "ProbeError",
     "Run",
+    "attribute",
     "compare",
     "explain",
     "importance",
+    "lens",
     "list_runs",
     "load",
     "open_run",

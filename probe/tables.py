@@ -131,6 +131,21 @@ _TABLES = (
         _i("target_id", "the token that follows"), _i("target_rank", "0 is the top"), _f("target_logprob", "nats"),
         _f("entropy", "nats"), _f("kl_to_final", "nats, KL(final || this layer)"),
     )),
+    Table("lens_positions", "a position under the lens", ("prompt_id", "branch", "pos"), (
+        PROMPT, BRANCH, POS, _i("token_id", "vocabulary id"), _s("token", "its text"),
+        _i("final_id", "the last layer's top token"), _s("final_token", "its text"),
+        Column("settled_layer", pa.int16(), "first layer from which on the top token no longer changes"),
+        _i("target_id", "the token that is followed here"), _s("target_token", "its text"),
+    )),
+    Table("attribution", "one component's write towards the answer", ("prompt_id", "pos", "component", "layer", "head"), (
+        PROMPT, POS, Column("component", _words(), "embed, attn, mlp, attn_bias, head_bias, …: what wrote"), LAYER, HEAD,
+        _d("contribution", "logits before the cap, of the answer or of answer - against"),
+        _d("share", "of their sum; null where that is 0"),
+    )),
+    Table("attribution_sources", "where a head's write came from", ("prompt_id", "pos", "layer", "head", "source"), (
+        PROMPT, POS, LAYER, HEAD, _i("source", "position whose value the head read"),
+        _d("contribution", "logits before the cap; a head's sources sum to its contribution"),
+    )),
     Table("branches", "one continuation", ("prompt_id", "branch"), (
         PROMPT, BRANCH, _i("parent", "the branch it forks from; -1 for the sequence that was rewound"),
         Column("arm", _words(), "original, before (the step), control (the step kept) or edited"),

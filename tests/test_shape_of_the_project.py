@@ -16,7 +16,19 @@ LAYERS = (
     {"store"},
     {"anatomy", "tiny", "instrument", "language_model"},
     {"decoding", "interventions", "capturing", "lenses", "scoring", "sampling", "stats"},
-    {"tracing", "rewinding", "influence", "patching", "steering", "speculating", "comparing", "heads", "explaining"},
+    {
+        "tracing",
+        "rewinding",
+        "influence",
+        "patching",
+        "steering",
+        "speculating",
+        "comparing",
+        "heads",
+        "explaining",
+        "lensing",
+        "attributing",
+    },
     {"scaling", "reporting", "laws"},
 )
 # inside a layer of several, who may import whom
@@ -25,6 +37,7 @@ BESIDE = {
     ("language_model", "anatomy"), ("language_model", "tiny"), ("capturing", "scoring"),
     ("capturing", "lenses"), ("lenses", "scoring"), ("decoding", "scoring"), ("influence", "rewinding"),
     ("patching", "rewinding"),
+    ("lensing", "rewinding"), ("lensing", "tracing"), ("attributing", "lensing"), ("attributing", "tracing"),
     ("sampling", "decoding"), ("comparing", "tracing"),
     ("explaining", "tracing"), ("explaining", "rewinding"),
     ("speculating", "tracing"),

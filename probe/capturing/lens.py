@@ -28,6 +28,24 @@ def guesses(
     `target_id` is the token that follows; a prompt's last position has none: -1, with rank and log-prob of no meaning.
     Raises `SiteAbsent` where the replay of norm and head was not verified.
     """
+    tables: list[list[Columns]] = [[] for _ in resid]
+    for b, n in enumerate(lengths):
+        targets = torch.cat([ids[b, 1:n], ids.new_tensor([-1])])
+        own = row_guesses(model, anatomy, unembed, [stream[b, :n] for stream in resid], targets, top=top)
+        for layer, columns in enumerate(own):
+            tables[layer].append(columns)
+    for layer, pieces in enumerate(tables):
+        sink.lens(layer, {name: _stacked([p[name] for p in pieces], lengths, ids.shape[1]) for name in pieces[0]})
+
+
+def row_guesses(
+    model: nn.Module, anatomy: Anatomy, unembed: Unembed | None, resid: Sequence[Tensor], targets: Tensor, *, top: int
+) -> list[Columns]:
+    """Columns of `lens` from `top_ids` on, one a layer, from its resid_post (row, d_model); the last layer is the truth.
+
+    targets (row,) are token ids, -1 where there is none: then rank and log-prob mean nothing.
+    Raises `SiteAbsent` where the replay of norm and head was not verified.
+    """
     from probe.scoring import distribution, divergence, score_rows
 
     if unembed is None or anatomy.final_norm is None:
@@ -35,22 +53,21 @@ def guesses(
     norm = model.get_submodule(anatomy.final_norm.path)
     step = max(1, ELEMENTS // anatomy.d_vocab)
     tables: list[list[Columns]] = [[] for _ in resid]
-    for b, n in enumerate(lengths):
-        targets = ids[b, :n].roll(-1)
-        for start in range(0, n, step):
-            where = slice(start, min(n, start + step))
-            final = distribution(unembed(norm(resid[-1][b, where])))
-            for layer, stream in enumerate(resid):
-                logits = unembed(norm(stream[b, where]))
-                scores = score_rows(logits, targets[where], top=top)
-                known = torch.arange(where.start, where.stop, device=ids.device) < n - 1
-                tables[layer].append({
-                    "top_ids": scores.top_ids, "top_logprobs": scores.top_logprobs,
-                    "target_id": targets[where].where(known, -1), "target_rank": scores.rank,
-                    "target_logprob": scores.logprob, "entropy": scores.entropy, "kl_to_final": divergence(final, logits),
-                })  # fmt: skip
-    for layer, pieces in enumerate(tables):
-        sink.lens(layer, {name: _stacked([p[name] for p in pieces], lengths, ids.shape[1]) for name in pieces[0]})
+    for start in range(0, len(targets), step):
+        where = slice(start, start + step)
+        asked = targets[where]
+        final = distribution(unembed(norm(resid[-1][where])))
+        for layer, stream in enumerate(resid):
+            logits = unembed(norm(stream[where]))
+            scores = score_rows(logits, asked.clamp(min=0), top=top)
+            tables[layer].append({
+                "top_ids": scores.top_ids, "top_logprobs": scores.top_logprobs, "target_id": asked,
+                "target_rank": scores.rank, "target_logprob": scores.logprob, "entropy": scores.entropy,
+                "kl_to_final": divergence(final, logits),
+            })  # fmt: skip
+    return [
+        {name: torch.cat([torch.as_tensor(p[name]).cpu() for p in pieces]) for name in pieces[0]} for pieces in tables
+    ]
 
 
 def _stacked(pieces: list[Tensor], lengths: Sequence[int], width: int) -> np.ndarray:

@@ -47,11 +47,11 @@ def trajectory(
     Raises `RunError` for a run without a generation, without that prompt or branch, or by another tokenizer.
     """
     check_split(split)
-    chosen = _prompt(run, prompt_id)
-    ids, n_prompt = _ids(run, chosen, branch)
+    chosen = chosen_prompt(run, prompt_id)
+    ids, n_prompt = sequence_ids(run, chosen, branch)
     if len(ids) <= n_prompt:
         raise RunError("this run has no generation to go back into", hint="make one: probe trace PROMPT --generate 200")
-    _same_tokenizer(run, lm)
+    same_tokenizer(run, lm)
     pieces = lm.pieces(ids)
     arguments = run.manifest["arguments"]
     return Trajectory(
@@ -71,7 +71,8 @@ def check_model(run: Run, lm: LanguageModel) -> None:
         )
 
 
-def _same_tokenizer(run: Run, lm: LanguageModel) -> None:
+def same_tokenizer(run: Run, lm: LanguageModel) -> None:
+    """Raises `RunError` if the run's token ids mean other texts to this model."""
     made, now = run.manifest.get("model") or {}, lm.identity
     if made.get("tokenizer_sha256") != now["tokenizer_sha256"]:
         raise RunError(
@@ -80,7 +81,8 @@ def _same_tokenizer(run: Run, lm: LanguageModel) -> None:
         )
 
 
-def _prompt(run: Run, asked: int | None) -> int:
+def chosen_prompt(run: Run, asked: int | None) -> int:
+    """The prompt that is asked for, or the only one. Raises `RunError`."""
     if "tokens" not in run.tables:
         raise RunError("this run has no tokens", hint="probe runs show RUN lists what it has")
     there = sorted(set(run.scan("tokens", columns=["prompt_id"])["prompt_id"].to_pylist()))
@@ -91,7 +93,7 @@ def _prompt(run: Run, asked: int | None) -> int:
     return there[0] if asked is None else asked
 
 
-def _ids(run: Run, prompt_id: int, branch: int) -> tuple[list[int], int]:
+def sequence_ids(run: Run, prompt_id: int, branch: int) -> tuple[list[int], int]:
     """The whole sequence of a branch, and how many of its tokens are the prompt's."""
     own = _rows(run, prompt_id, branch)
     if not own:
@@ -100,7 +102,7 @@ def _ids(run: Run, prompt_id: int, branch: int) -> tuple[list[int], int]:
     if branch == 0:
         return own, int(n_prompt)
     row = run.branches.set_index("branch").loc[branch]
-    stem, _ = _ids(run, prompt_id, int(row["parent"]))
+    stem, _ = sequence_ids(run, prompt_id, int(row["parent"]))
     return stem[: int(row["fork_pos"])] + own, int(row["n_prompt"])
 
 

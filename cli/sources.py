@@ -1,0 +1,40 @@
+"""A prompt or a run as the argument of a command: its options, and the model that is to read it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli import rewind as r
+
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
+
+Source = Annotated[str, typer.Argument(metavar="RUN|PROMPT", help="A prompt, or the directory of a run.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m",
+        help="Alias, Hugging Face id, local directory, .gguf file, or tiny:FAMILY [default: the run's, or smollm2].",
+    ),
+]  # fmt: skip
+Position = Annotated[str, typer.Option("--position", "-p", help="Positions: all, last, 7, 3..9, tok=Paris, step3.")]
+
+
+def load_for(
+    source: Any, model: str | None, *, device: str, dtype: str, progress: Any, **loading: Any
+) -> LanguageModel:
+    """The model that was named; else the run's own, or the default one for a prompt."""
+    import probe
+    from probe.lensing.subject import run_at
+
+    run = run_at(source)
+    if run is not None:
+        return r.load(run, model, device=device, dtype=dtype, progress=progress)
+    name = model or os.environ.get("PROBE_MODEL") or "smollm2"
+    return probe.load(name, device=device, dtype=dtype, progress=progress, **loading)
+
+
+__all__ = ["Model", "Position", "Source", "load_for"]

@@ -1,0 +1,189 @@
+"""The verb `attribute`: one forward, and the answer's logit as a sum of what was written. Knows the order of things."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from torch import Tensor
+
+from probe import store as stores
+from probe.attributing.linear import call, unembedded
+from probe.attributing.parts import Parts, take_apart
+from probe.attributing.seen import Seen, see
+from probe.attributing.sources import Sources, sources
+from probe.errors import BadOption
+from probe.lensing.subject import Subject, find_subject, two_answers
+
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
+
+Progress = Callable[[str, int, int], None]
+SHOWN = 8
+
+
+class Logit(NamedTuple):
+    """Of the answer, or of answer - against, (pos,): as the model gave it, and before the cap (the same without one)."""
+
+    given: Tensor
+    before_cap: Tensor
+
+
+def attribute(
+    lm: LanguageModel | None, source: Any, *, answer: str | None = None, against: str | None = None, position: str = "last",
+    by_source: bool = False, out: str | Path | None = None, progress: Progress | None = None, **where: Any,
+) -> stores.Run:  # fmt: skip
+    """Direct logit attribution: what each head, MLP, bias and the embedding wrote towards the answer's logit, or towards
+    its difference to that of `against`, with the final norm's scale frozen at its real value (METHODS B5; Elhage et al.
+    2021). The parts sum to the logit before any cap, to rounding; the residual is in the summary.
+
+    source, where: as in `lens`. answer: a text whose first token is meant; without it the top token at the last chosen
+    position. position: where the logit is read. by_source: also from which positions each head's write came.
+
+    Tables: `attribution`, `attribution_sources`. Raises `SiteAbsent` where head or final norm are not linear once the scale
+    is frozen, `BadPrompt`, `BadPlace`, `BadOption`, `RunError`, `NonFinite`.
+    """
+    lm, subject = find_subject(lm, source, **where)
+    positions = subject.positions(position)
+    ids, notes = _asked(lm, answer, against)
+    arguments = {
+        "source": subject.run.run_id if subject.run else None, "ids": subject.ids, "answer": answer, "against": against,
+        "position": position, "by_source": by_source, "model": lm.name, "dtype": str(lm.dtype),
+    }  # fmt: skip
+    path = stores.fresh_path("attribute", word=(answer or "").strip()) if out == "auto" else out
+    passes = 2 if by_source else 1
+    with stores.create(path, command="attribute", arguments=arguments) as writer:
+        if progress:
+            progress("reading", 0, passes)
+        seen = see(lm, subject.ids, positions)
+        ids = ids or (int(seen.logits[-1].argmax()), None)
+        logit, parts = _parts(lm, seen, ids)
+        if progress:
+            progress("reading", 1, passes)
+        found: list[Sources] = []
+        if by_source:
+            widths = {i: seen.values[lm.anatomy.layers[i].taps["z"]].shape[-1] for i in parts.heads}
+            found, more = sources(lm, subject.ids, positions, parts, widths)
+            parts.notes += more
+        for note in (*notes, *_grouped(parts.notes)):
+            writer.warn(note)
+        with writer.unit("attribution"):
+            _keep(writer, subject, positions, parts, found)
+        return writer.finish(
+            summary=_summary(lm, subject, positions, ids, logit, parts), model=lm.identity,
+            anatomy=lm.anatomy.to_dict(), parent=subject.parent(),
+        )  # fmt: skip
+
+
+def plan_attribute(
+    lm: LanguageModel | None, source: Any, *, answer: str | None = None, against: str | None = None, position: str = "last",
+    by_source: bool = False, **where: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """What `attribute` would compute and write; keywords as there. Runs nothing."""
+    lm, subject = find_subject(lm, source, **where)
+    _asked(lm, answer, against)
+    n, anatomy = len(subject.positions(position)), lm.anatomy
+    heads = sum(layer.n_heads for layer in anatomy.layers)
+    rows = n * (heads + 2 * anatomy.n_layers + 2)
+    tables = {"attribution": {"rows": rows, "bytes": 20 * rows}}
+    if by_source:
+        rows = n * heads * len(subject.ids)
+        tables["attribution_sources"] = {"rows": rows, "bytes": 10 * rows}
+    return {
+        "model": lm.name, "tokens": len(subject.ids), "positions": n, "read_passes": 1 + by_source, "tables": tables,
+    }  # fmt: skip
+
+
+def _asked(
+    lm: LanguageModel, answer: str | None, against: str | None
+) -> tuple[tuple[int, int | None] | None, list[str]]:
+    """The two tokens, or None for the model's own answer."""
+    if answer is None:
+        if against is not None:
+            raise BadOption("against which answer?", hint="give --answer too")
+        return None, []
+    one, other, notes = two_answers(lm, answer, against)
+    return (one, other), notes
+
+
+def _parts(lm: LanguageModel, seen: Seen, ids: tuple[int, int | None]) -> tuple[Logit, Parts]:
+    """The logit as the model has it, and its parts."""
+    anatomy = lm.anatomy
+    last = seen.values[anatomy.layers[-1].taps["resid_post"]]
+    hidden = seen.values[anatomy.final_norm] if anatomy.final_norm is not None else last
+    parts = take_apart(lm.model, anatomy, seen, unembedded(lm.model, anatomy, hidden, ids), lm.dtype)
+    rows = seen.logits.reshape(len(last), -1)
+    given = rows[:, ids[0]] if ids[1] is None else rows[:, ids[0]] - rows[:, ids[1]]
+    if anatomy.readout.cap is None:
+        return Logit(given, given), parts
+    raw = anatomy.readout.scale * call(lm.model.get_submodule(anatomy.head or ""), hidden)
+    return Logit(given, raw[:, ids[0]] if ids[1] is None else raw[:, ids[0]] - raw[:, ids[1]]), parts
+
+
+def _grouped(notes: list[str]) -> list[str]:
+    """Notes that say the same of several layers as one."""
+    layers: dict[str, list[str]] = {}
+    for note in reversed(notes):
+        head, colon, rest = note.partition(": ")
+        layers.setdefault(rest if colon and head.startswith("layer ") else note, []).append(head.removeprefix("layer "))
+    return [
+        text if text in notes else f"layer{'s' if len(own) > 1 else ''} {', '.join(own)}: {text}"
+        for text, own in layers.items()
+    ]  # fmt: skip
+
+
+def _keep(writer: stores.Writer, subject: Subject, positions: list[int], parts: Parts, found: list[Sources]) -> None:
+    prompt, total = subject.sequence.prompt.prompt_id, parts.total().numpy()
+    writer.write("prompts", {
+        "prompt_id": [prompt], "text": [subject.sequence.prompt.text], "rendered": [subject.sequence.rendered],
+        "n_tokens": [subject.sequence.n_prompt], "error": [""],
+    })  # fmt: skip
+    n = len(parts.found)
+    for i, position in enumerate(positions):
+        values = np.asarray([float(part.value[i]) for part in parts.found])
+        share = pa.array([None] * n, pa.float64()) if total[i] == 0 else values / total[i]
+        writer.write("attribution", {
+            "prompt_id": [prompt] * n, "pos": [position] * n, "component": [part.component for part in parts.found],
+            "layer": [part.layer for part in parts.found], "head": [part.head for part in parts.found],
+            "contribution": values, "share": share,
+        })  # fmt: skip
+        for one in found:
+            heads, keys = one.value.shape[1], position + 1
+            writer.write("attribution_sources", {
+                "prompt_id": [prompt] * heads * keys, "pos": [position] * heads * keys, "layer": [one.layer] * heads * keys,
+                "head": np.repeat(np.arange(heads), keys), "source": np.tile(np.arange(keys), heads),
+                "contribution": one.value[i, :, :keys].flatten().numpy(),
+            })  # fmt: skip
+
+
+def _summary(
+    lm: LanguageModel, subject: Subject, positions: list[int], ids: tuple[int, int | None], logit: Logit, parts: Parts
+) -> dict[str, Any]:
+    """The sum at each position, and the strongest parts at the last one."""
+    total = parts.total()
+    at = [
+        {
+            "pos": position, "token": subject.tokens[position], "logit": float(logit.given[i]),
+            "before_cap": float(logit.before_cap[i]), "sum": float(total[i]), "residual": float(logit.before_cap[i] - total[i]),
+        }
+        for i, position in enumerate(positions)
+    ]  # fmt: skip
+    order = sorted(parts.found, key=lambda part: -float(part.value[-1]))
+    strongest = {
+        "up": [_shown(part) for part in order[:SHOWN] if float(part.value[-1]) > 0],
+        "down": [_shown(part) for part in order[::-1][:SHOWN] if float(part.value[-1]) < 0],
+    }
+    return {
+        "tokens": len(subject.ids), "answer": lm.token_text(ids[0]),
+        "against": None if ids[1] is None else lm.token_text(ids[1]), "cap": lm.anatomy.readout.cap,
+        "components": len(parts.found), "positions": at, **strongest,
+    }  # fmt: skip
+
+
+def _shown(part: Any) -> dict[str, Any]:
+    return {
+        "component": part.component, "layer": part.layer, "head": part.head, "contribution": float(part.value[-1]),
+    }  # fmt: skip

@@ -1,0 +1,110 @@
+"""Norms and heads as the linear maps that they are at one point, in float64. Knows modules, not what stands where."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from probe.anatomy import Anatomy
+from probe.errors import SiteAbsent
+
+ROOM = 16  # what rounding may leave, in units of the last place
+
+
+class Frozen(NamedTuple):
+    """norm(x) = scale * gain * (x - centre * mean(x)) + bias, its scale (n, 1) held at the value that it has at x (n, d)."""
+
+    scale: Tensor
+    gain: Tensor
+    centre: float
+    bias: Tensor
+
+    def forward(self, part: Tensor) -> Tensor:
+        """The linear part alone, of part (n, …, d)."""
+        scale = self.scale.view(-1, *[1] * (part.ndim - 1))
+        return scale * self.gain * (part - self.centre * part.mean(-1, keepdim=True))
+
+    def back(self, direction: Tensor) -> Tensor:
+        """The transposed map: direction (n, d) or (d,) on what the norm gives -> (n, d) on what it is given."""
+        gained = self.gain * direction
+        return self.scale * (gained - self.centre * gained.mean(-1, keepdim=True))
+
+
+def call(module: nn.Module, value: Tensor) -> Tensor:
+    """The module of value (n, d), in its own precision and place -> float64 (n, d') on the CPU."""
+    like = next(module.parameters(), None)
+    given = value[None].float() if like is None else value[None].to(like.device, like.dtype)
+    with torch.no_grad():
+        found: Tensor = module(given)[0]
+    return found.double().cpu()
+
+
+def freeze(module: nn.Module, x: Tensor, dtype: torch.dtype) -> Frozen | None:
+    """A norm at x (n, d), float64 but of values that a model in `dtype` computed; None where it is no such map.
+
+    What it subtracts and its gain are read off what it makes of plain vectors, so it needs no name.
+    """
+    d = x.shape[-1]
+    wave = torch.ones(d, dtype=torch.float64)
+    wave[1::2] = -1.0
+    wave[1] -= d % 2  # its mean is 0
+    try:
+        plain = (torch.zeros(1, d), torch.ones(1, d), wave[None])
+        nothing, flat, waved, real = (call(module, value) for value in (*plain, x))
+    except (TypeError, AttributeError, LookupError, RuntimeError):
+        return None  # it wants more than the stream
+    if real.shape != x.shape:
+        return None
+    bias = nothing[0]
+    centre = 1.0 if float((flat - bias).norm()) < 1e-3 * float((waved - bias).norm()) else 0.0
+    gain = (waved - bias)[0] / wave if centre else (flat - bias)[0]
+    straight = gain * (x - centre * x.mean(-1, keepdim=True))
+    left = real - bias
+    scale = (left * straight).sum(-1, keepdim=True) / straight.pow(2).sum(-1, keepdim=True).clamp_min(1e-300)
+    return Frozen(scale, gain, centre, bias) if close(left, scale * straight, dtype) else None
+
+
+def identity(n: int, d: int) -> Frozen:
+    """No norm at all."""
+    return Frozen(torch.ones(n, 1).double(), torch.ones(d).double(), 0.0, torch.zeros(d).double())
+
+
+def close(one: Tensor, other: Tensor, dtype: torch.dtype) -> bool:
+    """Whether two tensors (n, d) are the same but for the rounding of `dtype`, by each row's size."""
+    room = max(2e-5, ROOM * torch.finfo(dtype).eps)
+    return bool(((one - other).norm(dim=-1) <= room * one.norm(dim=-1).clamp_min(1e-30)).all())
+
+
+class Unembedded(NamedTuple):
+    """What a logit is of the head's input h: scale * (row . h + bias), before the cap."""
+
+    row: Tensor
+    bias: float
+    scale: float
+
+
+def unembedded(model: nn.Module, anatomy: Anatomy, hidden: Tensor, ids: tuple[int, int | None]) -> Unembedded:
+    """The logit of ids[0], less that of ids[1] unless None, as a linear function of the head's input; float64.
+
+    hidden (n, d) is what the head reads in the text: where it is not linear there, `SiteAbsent`.
+    """
+    assert anatomy.head is not None
+    head = model.get_submodule(anatomy.head)
+    like = next(head.parameters())
+    with torch.inference_mode(False), torch.enable_grad():
+        origin = torch.zeros(1, 1, hidden.shape[-1], device=like.device, dtype=like.dtype).requires_grad_()
+        given = head(origin)[0, 0]
+        wanted = given[ids[0]] if ids[1] is None else given[ids[0]] - given[ids[1]]
+        (row,) = torch.autograd.grad(wanted, origin)
+    row, bias = row[0, 0].double().cpu(), float(wanted.detach().double())
+    real = call(head, hidden)
+    real = real[:, ids[0]] if ids[1] is None else real[:, ids[0]] - real[:, ids[1]]
+    size = hidden.norm(dim=-1) * row.norm() + abs(bias)
+    room = max(2e-5, ROOM * torch.finfo(like.dtype).eps)
+    if bool(((hidden @ row + bias - real).abs() > room * size).any()):
+        raise SiteAbsent(
+            "no logit can be taken apart: this model's head is not one matrix", hint="see probe models check"
+        )
+    return Unembedded(row, bias, anatomy.readout.scale)

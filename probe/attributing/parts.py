@@ -1,0 +1,158 @@
+"""A logit as a sum of what was written to the stream: walks the anatomy's equations backwards. Runs no model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from probe.anatomy.parts import Layer, Write
+from probe.attributing.heads import Split, split
+from probe.attributing.linear import Unembedded, freeze, identity
+from probe.attributing.seen import Seen
+from probe.errors import SiteAbsent
+
+if TYPE_CHECKING:
+    from probe.anatomy import Anatomy
+
+
+class Part(NamedTuple):
+    """One component's contribution (pos,), logits before the cap; layer and head -1 where it has none."""
+
+    component: str
+    layer: int
+    head: int
+    value: Tensor
+
+
+class Heads(NamedTuple):
+    """A layer's split, and the direction (pos, d_model) on its write that the logit grows along."""
+
+    split: Split
+    direction: Tensor
+
+
+@dataclass
+class Parts:
+    """All of them, in order of the network; `heads` by layer; `notes`: what could not be taken apart, and why."""
+
+    found: list[Part] = field(default_factory=list)
+    heads: dict[int, Heads] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def total(self) -> Tensor:
+        """Their sum (pos,)."""
+        return torch.stack([part.value for part in self.found]).sum(0)
+
+
+def take_apart(model: nn.Module, anatomy: Anatomy, seen: Seen, logit: Unembedded, dtype: torch.dtype) -> Parts:
+    """logit = scale * (row . (norm'(embed + sum of writes) + b) + b'), with the final norm's scale frozen; see METHODS B5.
+
+    Raises `SiteAbsent` where the final norm is not a scaling of its input channel by channel.
+    """
+    parts, walk = Parts(), _Walk(model, anatomy, seen)
+    last = seen.values[anatomy.layers[-1].taps["resid_post"]]
+    n = len(last)
+    norm = identity(*last.shape)
+    if anatomy.final_norm is not None:
+        frozen = freeze(model.get_submodule(anatomy.final_norm.path), last, dtype)
+        if frozen is None:
+            raise SiteAbsent(
+                "no logit can be taken apart: the final norm is no scaling of its input", hint="see probe models check"
+            )
+        norm = frozen
+    direction = logit.scale * norm.back(logit.row).expand(n, -1)
+    ends = (
+        [Part("norm_bias", -1, -1, (logit.scale * (norm.bias @ logit.row)).expand(n))] if bool(norm.bias.any()) else []
+    )
+    if logit.bias:
+        ends.append(Part("head_bias", -1, -1, torch.full((n,), logit.scale * logit.bias, dtype=torch.float64)))
+    backwards: list[list[Part]] = []
+    for number in reversed(range(anatomy.n_layers)):
+        own, direction = walk.layer(number, direction, parts)
+        backwards.append(own)
+        if not bool(direction.any()):
+            parts.notes.append(
+                f"nothing that was written before layer {number} is carried around it: its write holds it"
+            )
+            break
+    else:
+        starts = seen.embeddings.items()
+        backwards.append([Part(name, -1, -1, (value * direction).sum(-1)) for name, value in starts])
+    parts.found = [part for own in reversed(backwards) for part in own] + ends
+    return parts
+
+
+class _Walk:
+    """Layers from the last to the first."""
+
+    def __init__(self, model: nn.Module, anatomy: Anatomy, seen: Seen) -> None:
+        self._model, self._anatomy, self._seen = model, anatomy, seen
+        self._parameters = dict(model.named_parameters(remove_duplicate=False))
+
+    def layer(self, number: int, direction: Tensor, parts: Parts) -> tuple[list[Part], Tensor]:
+        """The parts of one layer, and the direction (pos, d_model) on its resid_pre."""
+        layer = self._anatomy.layers[number]
+        if not layer.writes:
+            return self._unsolved(number, layer, direction, parts)
+        own: list[Part] = []
+        for write in layer.writes:
+            along = direction * write.coefficient * self._gains(write.gains)
+            own += self._write(number, layer, write, along, parts)
+        if layer.offset:
+            own.append(Part("offset", number, -1, self._offset(layer, direction)))
+        return own, direction * layer.carry * self._gains(layer.carry_gains)
+
+    def _write(self, number: int, layer: Layer, write: Write, along: Tensor, parts: Parts) -> list[Part]:
+        value = self._value(write)
+        if write.kind != "attn":
+            return [Part(_name(layer, write), number, -1, (value * along).sum(-1))]
+        z = self._seen.values.get(layer.taps["z"]) if "z" in layer.taps else None
+        found = split(self._model, layer, write, z, value)
+        if isinstance(found, str):
+            parts.notes.append(f"layer {number}: the attention's write is whole, not by heads: {found}")
+            return [Part("attn", number, -1, (value * along).sum(-1))]
+        parts.heads[number] = Heads(found, along)
+        by_head = torch.einsum("phd,pd->ph", found.heads, along)  # p pos, h head, d d_model
+        own = [Part("attn", number, head, by_head[:, head]) for head in range(layer.n_heads)]
+        if bool(found.bias.any()):
+            own.append(Part("attn_bias", number, -1, (found.bias * along).sum(-1)))
+        return own
+
+    def _unsolved(self, number: int, layer: Layer, direction: Tensor, parts: Parts) -> tuple[list[Part], Tensor]:
+        """A block whose equation is not known, as one write: resid_post - resid_pre."""
+        if "resid_pre" not in layer.taps or "resid_post" not in layer.taps:
+            raise SiteAbsent(
+                f"no logit can be taken apart: layer {number}: {layer.equation}", hint="see probe models check"
+            )
+        parts.notes.append(f"layer {number} is one write: {layer.equation}")
+        wrote = self._seen.values[layer.taps["resid_post"]] - self._seen.values[layer.taps["resid_pre"]]
+        return [Part("block", number, -1, (wrote * direction).sum(-1))], direction
+
+    def _offset(self, layer: Layer, direction: Tensor) -> Tensor:
+        """A constant vector: the parameter, or, where it is none, what is left of the equation."""
+        if layer.offset in self._parameters:
+            return direction @ self._parameters[layer.offset].detach().double().flatten().cpu()
+        left = self._seen.values[layer.taps["resid_post"]]
+        left = left - layer.carry * self._gains(layer.carry_gains) * self._seen.values[layer.taps["resid_pre"]]
+        for write in layer.writes:
+            left = left - write.coefficient * self._gains(write.gains) * self._value(write)
+        return (left * direction).sum(-1)
+
+    def _value(self, write: Write) -> Tensor:
+        return self._seen.values[write.tap]
+
+    def _gains(self, names: tuple[str, ...]) -> Tensor:
+        found = torch.ones(self._anatomy.d_model, dtype=torch.float64)
+        for name in names:
+            found = found * self._parameters[name].detach().double().flatten().cpu()
+        return found
+
+
+def _name(layer: Layer, write: Write) -> str:
+    """`mlp`, or the path within the block of a write that is neither attention nor MLP."""
+    if write.kind != "other":
+        return write.kind
+    return write.tap.path.removeprefix(layer.block).removeprefix(".") or "other"

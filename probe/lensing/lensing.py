@@ -1,0 +1,199 @@
+"""The verb `lens`: one forward, and each layer's stream through the model's own final norm and head. Knows no arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probe import store as stores
+from probe.capturing import MemorySink, read
+from probe.capturing.lens import row_guesses
+from probe.capturing.logits import unembedding
+from probe.errors import BadEdit, BadOption
+from probe.interventions import Edit, applying, parse_all
+from probe.lensing.subject import Subject, find_subject, first_token
+from probe.sites import parse_places, resolve
+from probe.tracing.rows import prompt_columns, token_columns
+
+if TYPE_CHECKING:
+    from probe.capturing.sinks import Columns
+    from probe.language_model import LanguageModel
+    from probe.scoring import Scores
+
+Progress = Callable[[str, int, int], None]
+AFTER = ("final_norm", "logits")  # what the lens does not read: it has its own
+ROW_BYTES = 86
+
+
+def lens(
+    lm: LanguageModel | None, source: Any, *, target: str | None = None, position: str = "all",
+    edit: str | Iterable[str | Edit] = (), top: int = 5, seed: int = 0, out: str | Path | None = None,
+    progress: Progress | None = None, **where: Any,
+) -> stores.Run:  # fmt: skip
+    """What each layer would answer at each position: head(final_norm(resid_post)), with the head's scale and cap
+    (nostalgebraist 2020), which is the model whose later writes are silent.
+
+    source: a prompt (text or chat messages), or a run (or its path), whose ids are read; then `lm` may be None for the
+    run's own model. target: a text whose first token is followed at each position; without it, the token that follows,
+    and at the last position the final top token. position: as in places, `last`, `3..9`, `tok=Paris`. edit: changes of
+    activations (`z@5.3=zero`) while the text is read. where: chat, system; prompt_id, branch, other_model; split.
+
+    Tables: `lens` (layer x position; KL(final || layer) in nats), `lens_positions` (from which layer on the top token no
+    longer changes), `prompts`, `tokens`. Raises `SiteAbsent` where norm and head could not be verified, `BadPrompt`,
+    `BadPlace`, `BadEdit`, `BadOption`, `RunError`, `NonFinite`.
+    """
+    lm, subject = find_subject(lm, source, **where)
+    positions = subject.positions(position)
+    edits, notes = _edits(lm, edit, seed), _notes(subject, edit)
+    if top < 1:
+        raise BadOption(f"top is {top}", hint="it is at least 1")
+    wanted = None
+    if target is not None:
+        wanted, said = first_token(lm, target, "target")
+        notes += [said] if said else []
+    arguments: dict[str, Any] = {
+        "source": subject.run.run_id if subject.run else None, "ids": subject.ids, "target": target, "position": position,
+        "edit": [str(e) for e in edits], "top": top, "model": lm.name, "dtype": str(lm.dtype), "seed": seed,
+    }  # fmt: skip
+    path = stores.fresh_path("lens", word=(target or "").strip()) if out == "auto" else out
+    with stores.create(path, command="lens", arguments=arguments) as writer:
+        if progress:
+            progress("reading", 0, 1)
+        scores, tables, targets = _guessed(lm, subject, positions, edits, wanted, top)
+        if progress:
+            progress("reading", 1, 1)
+        for note in notes:
+            writer.warn(note)
+        with writer.unit("lens"):
+            settled = _keep(lm, writer, subject, scores, tables, positions, targets)
+        return writer.finish(
+            summary=_summary(lm, subject, tables, settled, target, arguments["edit"]), model=lm.identity,
+            anatomy=lm.anatomy.to_dict(), seed=seed, parent=subject.parent(),
+        )  # fmt: skip
+
+
+def plan_lens(
+    lm: LanguageModel | None, source: Any, *, position: str = "all", top: int = 5, **more: Any
+) -> dict[str, Any]:
+    """What `lens` would compute and write; keywords as there. Runs nothing."""
+    edit, target, seed = more.pop("edit", ()), more.pop("target", None), more.pop("seed", 0)
+    lm, subject = find_subject(lm, source, **more)
+    _edits(lm, edit, seed)
+    if target is not None:
+        first_token(lm, target, "target")
+    n, layers = len(subject.positions(position)), lm.anatomy.n_layers
+    return {
+        "model": lm.name, "tokens": len(subject.ids), "positions": n, "read_passes": 1,
+        "tables": {
+            "lens": {"rows": n * layers, "bytes": n * layers * (ROW_BYTES - 56 + 14 * top)},
+            "lens_positions": {"rows": n, "bytes": n * 40},
+        },
+    }  # fmt: skip
+
+
+def _edits(lm: LanguageModel, given: str | Iterable[str | Edit], seed: int) -> tuple[Edit, ...]:
+    edits = parse_all(lm, given, seed=seed)
+    for edit in edits:
+        if edit.cell.site in AFTER:
+            raise BadEdit(
+                f"{edit} changes no layer's guess: the lens reads the stream before it", hint="edit resid_post"
+            )
+    return edits
+
+
+def _notes(subject: Subject, edit: object) -> list[str]:
+    """What has to be said of a run that was made under edits which are not at work now."""
+    made = (subject.run.manifest["arguments"].get("edit") if subject.run else None) or []
+    if made and isinstance(made, list) and not edit:
+        return [f"the run was made with edits ({'; '.join(map(str, made))}): give them with --edit to see them at work"]
+    return []
+
+
+class _Streams(MemorySink):
+    """Keeps resid_post of the chosen positions: stream[layer] (pos, d_model)."""
+
+    def __init__(self, positions: Tensor) -> None:
+        super().__init__()
+        self._positions = positions
+        self.stream: dict[int, Tensor] = {}
+
+    def activation(self, site: str, layer: int, head: int | None, values: Tensor) -> None:
+        self.stream[layer] = values[0].index_select(0, self._positions.to(values.device))
+
+
+def _guessed(
+    lm: LanguageModel, subject: Subject, positions: list[int], edits: tuple[Edit, ...], wanted: int | None, top: int
+) -> tuple[Scores, list[Columns], Tensor]:
+    """Scores of the text, columns of `lens` for each layer, and the target at each position (pos,)."""
+    anatomy, ids, index = lm.anatomy, subject.batch(lm), torch.tensor(positions)
+    cells = resolve(parse_places("resid_post@all"), n_layers=anatomy.n_layers, n_heads=anatomy.n_heads, has=anatomy.has)
+    n_prompt, sink = subject.sequence.n_prompt, _Streams(index)
+    with applying(lm, edits, ids=subject.ids, n_prompt=n_prompt, steps=subject.steps):
+        reading = read(lm, ids, [len(subject.ids)], sink=sink, cells=cells, top=top)
+    streams = [sink.stream[cell.layer] for cell in cells]
+    (scores,) = reading.scores
+    following = torch.tensor([*subject.ids[1:], int(scores.top_ids[-1, 0])])
+    targets = following[index] if wanted is None else torch.full_like(index, wanted)
+    with torch.no_grad():  # outside of the edits: norm and head are called with rows that are not the text's
+        tables = row_guesses(
+            lm.model, anatomy, unembedding(lm.model, anatomy), streams, targets.to(ids.device), top=top
+        )
+    return scores, tables, targets
+
+
+def _keep(
+    lm: LanguageModel, writer: stores.Writer, subject: Subject, scores: Scores, tables: list[Columns],
+    positions: list[int], targets: Tensor,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Write every table; the rows of `lens_positions`."""
+    sequence, key = subject.sequence, {"prompt_id": subject.sequence.prompt.prompt_id, "branch": subject.branch}
+    writer.write("prompts", prompt_columns([sequence], []))
+    writer.write("tokens", {**token_columns(sequence, scores), "branch": np.full(len(sequence.ids), subject.branch)})
+    pos = np.asarray(positions, np.int32)
+    for layer, columns in enumerate(tables):
+        own = {name: np.asarray(values) for name, values in columns.items()}
+        writer.write("lens", {**key, "layer": layer, "pos": pos, **own})
+    tops = np.stack([np.asarray(columns["top_ids"])[:, 0] for columns in tables])  # (layer, pos)
+    rows = [
+        {
+            "pos": position, "token_id": subject.ids[position], "token": subject.tokens[position],
+            "final_id": int(tops[-1, i]), "final_token": lm.token_text(int(tops[-1, i])),
+            "settled_layer": _settled(tops[:, i]), "target_id": int(targets[i]),
+            "target_token": lm.token_text(int(targets[i])),
+        }
+        for i, position in enumerate(positions)
+    ]  # fmt: skip
+    writer.write("lens_positions", {**key, **{name: [row[name] for row in rows] for name in rows[0]}})
+    return rows
+
+
+def _settled(tops: np.ndarray) -> int:
+    """The first layer from which on the top token (layer,) is the last layer's."""
+    other = np.flatnonzero(tops != tops[-1])
+    return int(other[-1]) + 1 if len(other) else 0
+
+
+def _summary(
+    lm: LanguageModel, subject: Subject, tables: list[Columns], settled: list[dict[str, Any]], target: str | None,
+    edits: list[str],
+) -> dict[str, Any]:  # fmt: skip
+    """The layers at the last chosen position, and where each position settles."""
+    last = settled[-1]
+    layers = [
+        {
+            "layer": layer, "top": lm.token_text(int(columns["top_ids"][-1, 0])),
+            "prob": float(columns["top_logprobs"][-1, 0].double().exp()), "target_rank": int(columns["target_rank"][-1]),
+            "target_prob": float(columns["target_logprob"][-1].double().exp()), "entropy": float(columns["entropy"][-1]),
+            "kl_to_final": float(columns["kl_to_final"][-1]),
+        }
+        for layer, columns in enumerate(tables)
+    ]  # fmt: skip
+    return {
+        "tokens": len(subject.ids), "positions": len(settled), "target": target, "edit": edits,
+        "settled_layer": float(np.mean([row["settled_layer"] for row in settled])), "last": {**last, "layers": layers},
+    }  # fmt: skip

@@ -1,0 +1,140 @@
+"""One text to look into: a prompt, or a sequence of a run. Knows ids and where they come from; runs no model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from probe.errors import BadOption
+from probe.rewinding import model_of
+from probe.rewinding.trajectory import check_model as check_model_of
+from probe.rewinding.trajectory import chosen_prompt, same_tokenizer, sequence_ids
+from probe.sites import parse_place
+from probe.store import Run, open_run
+from probe.tracing.encoding import encode
+from probe.tracing.prompts import Prompt, as_prompts
+from probe.tracing.rows import Sequence
+
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A finished sequence; `run` and `branch` where it was read from a run."""
+
+    sequence: Sequence
+    run: Run | None = None
+    branch: int = 0
+
+    @property
+    def ids(self) -> list[int]:
+        """Its tokens."""
+        return self.sequence.ids
+
+    @property
+    def tokens(self) -> list[str]:
+        """Their texts."""
+        assert self.sequence.pieces is not None
+        return list(self.sequence.pieces.tokens)
+
+    @property
+    def steps(self) -> list[tuple[int, int]]:
+        """Token spans of its steps."""
+        return [(step.start, step.end) for step in self.sequence.steps]
+
+    def batch(self, lm: LanguageModel) -> Tensor:
+        """ids (1, pos) on the model's device."""
+        return torch.tensor([self.ids], device=lm.device)
+
+    def positions(self, text: str) -> list[int]:
+        """Absolute positions that a text such as `last`, `3..9` or `tok=Paris` means here. Raises `BadPlace` and its kinds."""
+        found = parse_place(f"embed:{text}").positions
+        return found.indices(len(self.ids), self.sequence.n_prompt, steps=self.steps, tokens=self.tokens)
+
+    def parent(self) -> dict[str, Any] | None:
+        """The manifest's `parent`."""
+        if self.run is None:
+            return None
+        path = str(self.run.path) if self.run.path else None
+        return {
+            "run": self.run.run_id, "path": path, "prompt_id": self.sequence.prompt.prompt_id, "branch": self.branch,
+        }  # fmt: skip
+
+
+def run_at(source: Any) -> Run | None:
+    """The run that a source is or names (a `Path`, or a text that is a directory); None for a prompt."""
+    if isinstance(source, Run):
+        return source
+    if isinstance(source, Path) or (isinstance(source, str) and _is_directory(source)):
+        return open_run(source)
+    return None
+
+
+def _is_directory(text: str) -> bool:
+    try:
+        return Path(text).is_dir()
+    except (OSError, ValueError):  # too long, or no path at all: a prompt
+        return False
+
+
+def find_subject(
+    lm: LanguageModel | None, source: Any, *, chat: bool = False, system: str | None = None, prompt_id: int | None = None,
+    branch: int = 0, split: str = "sentence", other_model: bool = False, **placement: Any,
+) -> tuple[LanguageModel, Subject]:  # fmt: skip
+    """The model and the text: of a prompt (a text or chat messages), or of a run's sequence, whose own model is loaded if
+    `lm` is None.
+
+    other_model: the run's ids may be read by other weights (with the same tokenizer).
+    Raises `BadPrompt`, `BadOption`, `RunError`.
+    """
+    run = run_at(source)
+    if run is None:
+        if lm is None:
+            raise BadOption("which model is to read the prompt?", hint="give a model, or a run")
+        if prompt_id is not None or branch:
+            raise BadOption("a prompt has no other prompts or branches", hint="--prompt and --branch are for runs")
+        prompts = as_prompts(source)
+        if len(prompts) != 1:
+            raise BadOption(f"{len(prompts)} prompts were given", hint="one at a time")
+        sequence = encode(lm, prompts[0], chat=chat, system=system)
+        sequence.finish(lm, None, split)
+        return lm, Subject(sequence)
+    if chat or system is not None:
+        raise BadOption("a run has its chat template applied", hint="leave --chat and --system out")
+    lm = lm or model_of(run, **placement)
+    if not other_model:
+        check_model_of(run, lm)
+    same_tokenizer(run, lm)
+    chosen = chosen_prompt(run, prompt_id)
+    ids, n_prompt = sequence_ids(run, chosen, branch)
+    row = run.scan("prompts", columns=["text", "rendered"], prompt_id=chosen).to_pylist()[0]
+    sequence = Sequence(Prompt(chosen, row["text"]), row["rendered"], ids, n_prompt)
+    sequence.finish(lm, None, split)
+    return lm, Subject(sequence, run, branch)
+
+
+def first_token(lm: LanguageModel, text: str, name: str) -> tuple[int, str]:
+    """The first token of an answer, and what is to be said if it has several. Raises `BadOption` if it is empty."""
+    ids = lm.ids_of(text)
+    if not ids:
+        raise BadOption(f"--{name} is empty", hint="give the token that follows, with its space: ' Paris'")
+    if len(ids) == 1:
+        return ids[0], ""
+    return ids[0], f"--{name} {text!r} is {len(ids)} tokens: the first, {lm.token_text(ids[0])!r}, is used"
+
+
+def two_answers(lm: LanguageModel, answer: str, against: str | None) -> tuple[int, int | None, list[str]]:
+    """The tokens of an answer and of the one it is held against, and what is to be said. Raises `BadOption` if they are one."""
+    one, said = first_token(lm, answer, "answer")
+    other, more = (None, "") if against is None else first_token(lm, against, "against")
+    if one == other:
+        what = "are the same" if answer == against else "begin with the same token"
+        raise BadOption(
+            f"--answer {answer!r} and --against {against!r} {what}", hint="they must differ in the first token"
+        )
+    return one, other, [text for text in (said, more) if text]
