@@ -19,6 +19,7 @@ COOL, WARM = (195, 153, 111, 69, 27), (230, 223, 216, 209, 196)
 MOST = 60  # rows of a heat map in full; of longer ones those with an effect
 WIDE = 40  # characters of a step
 FAINT = 0.005  # rounds to nothing
+MAPS = 3  # receivers of paths that each get a heat map
 
 
 def show_patch(run: Run, *, quiet: bool) -> None:
@@ -31,8 +32,11 @@ def show_patch(run: Run, *, quiet: bool) -> None:
     summary = run.summary
     _show_question(summary)
     cells = run.patches if summary["pairs"] == 1 else run.patch_means
-    for (site, kind), members in cells.groupby(["site", cells.apply(_kind, axis=1)], sort=False, observed=True):
-        _show_map(run, summary, str(site), str(kind), members)
+    sent = cells["receiver"].nunique() <= MAPS
+    kinds = ["site", cells.apply(_kind, axis=1), "receiver"]
+    for (site, kind, receiver), members in cells.groupby(kinds, sort=False, observed=True):
+        if sent:
+            _show_map(run, summary, f"{site} -> {receiver}" if receiver else str(site), str(kind), members)
     _show_strongest(summary)
     typer.echo(f"\nrun: {run_path(run)}")
 
@@ -56,7 +60,28 @@ def _show_question(summary: dict[str, Any]) -> None:
         if summary["passed"] == summary["cells"]
         else f", {summary['passed']:,} of them run: the others change nothing"
     )
-    typer.echo(f"{summary['cells']:,} cells{idle}")
+    if summary["agreement"] is not None or summary["method"] != "exact":
+        _show_agreement(summary)
+        return
+    typer.echo(f"{summary['cells']:,} {'paths of ' + summary['path'] if summary['path'] else 'cells'}{idle}")
+
+
+def _show_agreement(summary: dict[str, Any]) -> None:
+    """How good the guess is."""
+    points = f", averaged over {summary['ig']} points between the texts" if summary["ig"] else ""
+    typer.echo(f"{summary['cells']:,} cells, foretold from the gradient{points}")
+    found = summary["agreement"]
+    if found is None:
+        return
+    numbers = ", ".join(
+        f"{name} {'undefined' if found[key] is None else format(found[key], '.3f')}"
+        for name, key in (
+            ("Spearman", "spearman"),
+            ("Pearson", "pearson"),
+            ("largest error of an effect", "largest_error"),
+        )
+    )
+    typer.echo(f"against exact patches of {found['n']} random cells that can matter: {numbers}")
 
 
 def _kind(row: pd.Series) -> str:
@@ -138,6 +163,7 @@ def _show_strongest(summary: dict[str, Any]) -> None:
             if cell["step"] >= 0
             else "all"
         )
+        place += f" -> {cell['receiver']}" if cell["receiver"] else ""
         token = visible(cell["token"]) if cell.get("token") is not None else ""
         interval = "" if cell.get("ci_low") is None else f"[{cell['ci_low']:+.3f}, {cell['ci_high']:+.3f}]"
         rows.append((place, where, token, f"{cell['effect']:+.3f}", interval, f"{cell['patched']:+.3f}"))

@@ -49,6 +49,22 @@ Metric = Annotated[str, typer.Option("--metric", help="logit-diff, logprob, prob
 Align = Annotated[
     str | None, typer.Option("--align", help="Where lengths differ, which positions are one: left, right or ends.")
 ]
+Method = Annotated[
+    str, typer.Option("--method", help="exact, or attribution: foretold from one gradient, all cells at once.")
+]
+Ig = Annotated[
+    int, typer.Option("--ig", help="Of attribution: average the gradient over so many points between the texts.", min=0)
+]
+Sample = Annotated[
+    int | None,
+    typer.Option("--sample", help="Of attribution: random cells that are run too, to compare [default: 40]."),
+]
+Path_ = Annotated[
+    str | None,
+    typer.Option(
+        "--path", help="Send a change along direct paths alone: 'z@5.3->q@8.1', 'z@all->logits'. Needs quotes."
+    ),
+]
 Memory = Annotated[str, typer.Option("--memory", help="What a pass may take; sizes the batches.")]
 
 
@@ -69,6 +85,10 @@ def command(
     direction: Direction = None,
     metric: Metric = "logit-diff",
     align: Align = None,
+    method: Method = "exact",
+    ig: Ig = 0,
+    sample: Sample = None,
+    path: Path_ = None,
     memory: Memory = "1GB",
     edit: o.Edits = None,
     model: o.Model = "smollm2",
@@ -88,7 +108,7 @@ def command(
     quiet: o.Quiet = False,
     no_progress: o.NoProgress = False,
 ) -> None:
-    """Put one run's activations into another's, place by place: what carries the answer?"""
+    """Put one run's activations into another's, place by place: what carries the answer, and along which path?"""
     import probe
     from cli.heatmap import show_patch
     from cli.progress import plain_warnings, progress
@@ -98,7 +118,7 @@ def command(
     what: dict[str, Any] = {
         "clean": clean, "corrupt": corrupt, "answer": answer, "against": against, "pairs": file or (), "sites": sites,
         "layers": layers, "heads": heads, "positions": positions, "by": by, "source": source, "direction": direction,
-        "metric": metric, "align": align, "memory": memory,
+        "metric": metric, "align": align, "method": method, "ig": ig, "sample": sample, "path": path, "memory": memory,
         "rewind": from_rewind, "edit": edit or [], "chat": chat, "system": system, "seed": seed,
     }  # fmt: skip
     with plain_warnings(), progress(shown=not (quiet or no_progress)) as report:

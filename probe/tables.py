@@ -249,7 +249,7 @@ _TABLES = (
         _f("draft_logprob", "nats, the draft's own, likewise; null where it has no logits"), _f("draft_entropy", "nats"),
         _i("draft_rank", "likewise"),
     )),
-    Table("patches", "one cell of a sweep", ("pair", "site", "layer", "head", "pos", "step"), (
+    Table("patches", "one cell of a sweep", ("pair", "site", "layer", "head", "pos", "step", "receiver"), (
         _i("pair", "which pair of texts: prompts 2 pair (clean) and 2 pair + 1 (corrupt)"),
         Column("site", _words(), "see sites.py"), LAYER,
         Column("head", pa.int16(), "head, from 0; -1: the whole width"),
@@ -261,14 +261,16 @@ _TABLES = (
         _d("effect", "share of clean - corrupt that the patch carries; null where they do not differ"),
         _d("logit_diff", "patched, logits, answer - against"), _d("logprob", "patched, nats, of the answer"),
         _d("prob", "patched, of the answer"), _d("kl", "nats, KL(clean || patched)"),
-        Column("passed", pa.bool_(), "the model was run for it; else it is known to be as unpatched"),
+        Column("passed", pa.bool_(), "the model was run for it; else it is known to be as unpatched, or foretold"),
+        Column("receiver", _words(), "on a path, what the cell was sent to; empty where it acts on all that follows"),
+        _d("exact", "where the metric is foretold from a gradient: patched, by a forward, for the cells of the sample"),
     )),
-    Table("patch_means", "one cell of a sweep over several pairs", ("site", "layer", "head", "pos", "step"), (
+    Table("patch_means", "one cell of a sweep over several pairs", ("site", "layer", "head", "pos", "step", "receiver"), (
         Column("site", _words(), "see sites.py"), LAYER,
         Column("head", pa.int16(), "head, from 0; -1: the whole width"),
         _i("pos", "position; where the texts differ in length, from the end (-1 the last)"), _i("step", "as in patches"),
         _d("effect", "mean over pairs"), _d("ci_low", "95 %, bootstrap over pairs"), _d("ci_high", "same"),
-        _d("patched", "mean of the metric, patched"), _i("n", "pairs"),
+        _d("patched", "mean of the metric, patched"), _i("n", "pairs"), Column("receiver", _words(), "as in patches"),
     )),
 )
 # fmt: on

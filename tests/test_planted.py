@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
+import probe
 from probe.interventions import Edit, Mean, Zero, applying, cells
 from probe.sites import Cell
 from tests.planted import BOS, N_HEADS, PEOPLE, PLACES, WORDS, Planted, copying, facts, induction, lookup
@@ -133,3 +136,84 @@ def test_ablation_by_position_finds_where_they_work(name: str) -> None:
     for layer, positions in circuit.mlps.items():
         places = [cells(circuit.lm, f"mlp_out@{layer}:{p}")[0] for p in range(n)]
         assert [p for p in range(n) if lost(circuit, Zero(places[p])) > SOME] == [min(positions)]
+
+
+# ---- patching, attribution and paths
+
+
+def swept(circuit: Planted, **what: Any) -> pd.DataFrame:
+    """Cells with more than SOME of the difference between the texts."""
+    run = probe.patch_sweep(
+        circuit.lm, clean=circuit.clean, corrupt=circuit.corrupt, answer=circuit.answer, against=circuit.against, **what
+    )
+    return run.patches[run.patches["effect"].abs() > SOME]
+
+
+WAYS = {
+    "denoise": {"direction": "denoise"},
+    "noise": {"direction": "noise"},
+    "integrated": {"method": "attribution", "ig": 16, "sample": 0},
+}
+
+
+@every_circuit
+@pytest.mark.parametrize("way", WAYS)
+def test_patching_finds_the_parts_and_where_they_work(name: str, way: str) -> None:
+    circuit = CIRCUITS[name]()
+    found = swept(circuit, sites=["z", "mlp_out"], by="head,pos", **WAYS[way])
+    heads, mlps = found[found["site"] == "z"], found[found["site"] == "mlp_out"]
+    wanted = {(layer, head, p) for (layer, head), positions in circuit.heads.items() for p in positions}
+    assert set(zip(heads["layer"], heads["head"], heads["pos"], strict=True)) == wanted
+    wanted_mlps = {(layer, p) for layer, positions in circuit.mlps.items() for p in positions}
+    assert set(zip(mlps["layer"], mlps["pos"], strict=True)) == wanted_mlps
+
+
+@every_circuit
+@pytest.mark.parametrize("way", WAYS)
+def test_patching_finds_the_way_of_the_answer_through_the_stream(name: str, way: str) -> None:
+    circuit = CIRCUITS[name]()
+    found = swept(circuit, sites="resid_pre", **WAYS[way])
+    wanted = {(layer, p) for layer, positions in enumerate(circuit.stream) for p in positions}
+    assert set(zip(found["layer"], found["pos"], strict=True)) == wanted
+    shares = [1 / len(circuit.stream[layer]) for layer in found["layer"]]
+    assert found["effect"].tolist() == pytest.approx(shares, abs=0.02)
+
+
+def test_one_gradient_finds_the_parts_but_for_a_saturated_softmax() -> None:
+    """Where attention is all on one key its slope is nothing: the previous-token head of the induction circuit is missed
+    (the fault that AtP*'s QK fix is for, Kramár et al. 2024), and integrated gradients find it."""
+    for circuit in (copying(), lookup()):
+        found = swept(circuit, sites=["z", "mlp_out"], by="head,pos", method="attribution", sample=0)
+        assert set(zip(found["layer"], found["head"], strict=True)) == set(circuit.heads) | {
+            (i, -1) for i in circuit.mlps
+        }
+    found = swept(induction(), sites=["z", "mlp_out"], method="attribution", sample=0)
+    assert set(zip(found["layer"], found["head"], strict=True)) == {(1, 2)}
+
+
+EDGES = {
+    "induction": {("z@0.1", "k@1.2"), ("z@1.2", "logits"), ("embed", "v@0.1")},
+    "copying": {("z@1.3", "logits"), ("embed", "v@1.3")},
+    "lookup": {("z@0.2", "mlp_out@1"), ("mlp_out@1", "logits"), ("embed", "v@0.2")},
+}
+PATHS = [
+    f"{sender}->{receiver}"
+    for sender in ("embed", "z@all", "mlp_out@all")
+    for receiver in ("q@all", "k@all", "v@all", "mlp_out@all", "logits")
+]
+
+
+@every_circuit
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_path_patching_finds_the_edges_and_no_other(name: str, direction: str) -> None:
+    circuit = CIRCUITS[name]()
+    found: set[tuple[str, str]] = set()
+    for path in PATHS:
+        rows = swept(circuit, path=path, direction=direction)
+        for row in rows.itertuples():
+            sender = (
+                row.site if row.layer < 0 else f"{row.site}@{row.layer}" + (f".{row.head}" if row.head >= 0 else "")
+            )
+            found.add((sender, row.receiver))
+            assert row.effect == pytest.approx(1, abs=0.02)
+    assert found == EDGES[name]

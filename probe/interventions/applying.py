@@ -96,16 +96,21 @@ def _taps(anatomy: Anatomy, marks: Marks, whereabouts: Whereabouts) -> dict[Tap,
     grouped: dict[Tap, list[int]] = defaultdict(list)
     for i, edit in enumerate(marks.edits):
         if edit.cell.site not in SITES_IN_CALL:
-            grouped[_tap(anatomy, edit)].append(i)
+            grouped[changed_at(anatomy, edit.cell.site, edit.cell.layer)].append(i)
     return {tap: _editor(anatomy, marks, whereabouts, members) for tap, members in grouped.items()}
 
 
-def _tap(anatomy: Anatomy, edit: Edit) -> Tap:
+def changed_at(anatomy: Anatomy, site: str, layer: int) -> Tap:
     """Where a site is changed. A block's input is the output of the one before, which is where both sites are changed."""
-    site, layer = edit.cell.site, edit.cell.layer
     if site == "resid_pre" and layer > 0 and anatomy.has("resid_post", layer - 1):
         return anatomy.tap("resid_post", layer - 1)
     return anatomy.tap(site, layer)
+
+
+def unit_of(anatomy: Anatomy, site: str, layer: int) -> float:
+    """What a site is worth of the tensor at its tap: a write includes the coefficient that the block gives it."""
+    writes = anatomy.layers[layer].writes if site in WRITES else ()
+    return next((write.coefficient for write in writes if write.kind == WRITES[site]), 1.0)
 
 
 def _editor(
@@ -140,6 +145,5 @@ def _edited(anatomy: Anatomy, marks: Marks, whereabouts: Whereabouts, i: int, va
         return value
     heads = (anatomy.n_heads(site, layer),) if SITES[site].per_head else ()
     whole = value.reshape(*positions.shape, *heads, -1)
-    writes = anatomy.layers[layer].writes if site in WRITES else ()
-    coefficient = next((write.coefficient for write in writes if write.kind == WRITES[site]), 1.0)
-    return changed(edit, whole, hits, coefficient=coefficient, owned=owned).reshape(value.shape)
+    unit = unit_of(anatomy, site, layer)
+    return changed(edit, whole, hits, coefficient=unit, owned=owned).reshape(value.shape)

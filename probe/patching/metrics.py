@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -55,13 +56,23 @@ def logprobs_of(logits: Tensor) -> Tensor:
 
 def read_out(logits: Tensor, target: Target, clean: Tensor) -> Readout:
     """Metrics of logits (n, d_vocab); `clean` (d_vocab,) are the log-probs of the clean run, for KL(clean || row)."""
+    return Readout(*(values.cpu().numpy() for values in _columns(logits, target, clean)))
+
+
+def measure_of(metric: str, target: Target, clean: Tensor) -> Callable[[Tensor], Tensor]:
+    """One metric of logits (n, d_vocab) as a tensor (n,), for gradients."""
+    column = list(METRICS).index(metric)
+    return lambda logits: _columns(logits, target, clean)[column]
+
+
+def _columns(logits: Tensor, target: Target, clean: Tensor) -> tuple[Tensor, ...]:
+    """In the order of METRICS."""
     own = logprobs_of(logits)
     logprob = own[:, target.answer].double()
     wide = logits.double() if target.against is None else logits[:, [target.answer, target.against]].double()
     difference = wide[:, 0] - wide[:, 1] if target.against is not None else torch.full_like(logprob, torch.nan)
     kl = (clean.exp() * (clean - own)).nan_to_num(nan=0.0).sum(-1).double()  # a token of probability 0 adds nothing
-    found = (difference, logprob, logprob.exp(), kl.clamp(min=0.0))
-    return Readout(*(values.cpu().numpy() for values in found))
+    return difference, logprob, logprob.exp(), kl.clamp(min=0.0)
 
 
 def defined(clean: float, corrupt: float) -> bool:

@@ -13,11 +13,16 @@ from torch import Tensor
 from probe import store as stores
 from probe.errors import BadOption
 from probe.patching import rows
+from probe.patching.engines import Attribution, Exact, sample
+from probe.patching.gradients import values
 from probe.patching.grid import Slice, slices
+from probe.patching.pairs import Pair
 from probe.patching.preparing import Plan, prepare
-from probe.patching.sources import Values, activations, replacement
+from probe.patching.routes import Send, sends
+from probe.patching.sending import Sender
+from probe.patching.sources import POOLED, Values, activations, replacement
 from probe.patching.summary import summarize
-from probe.patching.sweep import Scene, exact, scene
+from probe.patching.sweep import scene
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -43,6 +48,10 @@ def patch_sweep(
     rewind: a run of `probe.rewind` in place of texts and answers: its control and edited arm, both with what followed the step
     up to the answer, step by step. memory: what a pass may take, such as `2GB`. edit: changes that hold in all runs.
     chat, system: as in `trace`. seed.
+    method: `exact`, or `attribution`: `patched` is foretold from the gradient at the base run (METHODS B3), of all cells by
+    two forwards and a backward; ig: averaged over so many points on the way to the other text; sample: how many random cells
+    are run too, for the correlation in the summary (default 40). path: `SENDER->RECEIVER` in place of sites (METHODS B4):
+    a row for each sender and each receiver above it; what the sender changes reaches the receiver alone.
 
     effect = (patched - corrupt) / (clean - corrupt), or (clean - patched) / (clean - corrupt) where noising, of the metric
     after the last token. Equal to a full forward with the patch, to rounding. Tables: `patches`, `prompts`, `tokens`, and
@@ -51,17 +60,18 @@ def patch_sweep(
     if resume and (out is None or out == "auto"):
         raise BadOption("which run is to be resumed?", hint="name it with --out")
     plan = prepare(lm, clean=clean, corrupt=corrupt, answer=answer, against=against, pairs=pairs, **what)
-    path = stores.fresh_path("patch", word=plan.asked.sites[0].partition("@")[0]) if out == "auto" else out
+    word = "path" if plan.path else plan.asked.sites[0].partition("@")[0]
+    path = stores.fresh_path("patch", word=word) if out == "auto" else out
     path = Path(path) if path else None
     with stores.create(path, command="patch", arguments=plan.arguments, resume=resume) as writer:
         if not writer.done("texts"):
             with writer.unit("texts"):
                 rows.keep_texts(writer, lm, plan.pairs)
-        _Sweep(lm, writer, plan, progress).run()
+        (_Sweep if plan.path is None else _Paths)(lm, writer, plan, progress).run()
         if len(plan.pairs) > 1 and not writer.done("means"):
             with writer.unit("means"):
                 rows.keep_means(writer, plan.pairs, plan.direction, seed=plan.seed)
-        summary = summarize(writer, lm, plan.pairs, metric=plan.metric, direction=plan.direction, source=plan.source)
+        summary = summarize(writer, lm, plan)
         for number in summary["undefined"]:
             writer.warn(f"pair {number}: clean and corrupt have the same {plan.metric}, so no effect is defined")
         return writer.finish(summary=summary, model=lm.identity, anatomy=lm.anatomy.to_dict(), seed=plan.seed)
@@ -74,6 +84,7 @@ class _Sweep:
         self._lm, self._writer, self._plan, self._progress = lm, writer, plan, progress
         self._pools: dict[str, Values] = {}
         self._parts = [slices(lm, pair, plan.asked, plan.direction) for pair in plan.pairs]
+        self._sampled = sample(self._parts, plan.pairs, plan.sample, seed=plan.seed)
         self._total = sum(len(part.swaps) for parts in self._parts for part in parts)
         self._done = 0
 
@@ -84,20 +95,23 @@ class _Sweep:
             if all(self._writer.done(_unit(number, i)) for i in range(len(parts))):
                 self._count(sum(len(part.swaps) for part in parts))
                 continue
-            view = scene(self._lm, pair, self._plan.direction, self._plan.edits)
-            if view.base.way is None:
-                self._writer.warn(f"every cell took a whole forward: {view.base.why_not}")
+            engine = self._engine(pair, parts)
+            if engine.warning:
+                self._writer.warn(engine.warning)
             for site, members in groupby(enumerate(parts), key=lambda item: item[1].site):
-                self._site(number, view, site, list(members))
+                self._site(number, engine, site, list(members))
 
-    def _site(self, number: int, view: Scene, site: str, members: Sequence[tuple[int, Slice]]) -> None:
-        lm, plan, pair = self._lm, self._plan, view.pair
+    def _engine(self, pair: Pair, parts: Sequence[Slice]) -> Exact | Attribution:
+        if self._plan.method == "attribution":
+            return Attribution(self._lm, pair, self._plan, parts)
+        return Exact(self._lm, pair, self._plan)
+
+    def _site(self, number: int, engine: Exact | Attribution, site: str, members: Sequence[tuple[int, Slice]]) -> None:
+        lm, plan, pair = self._lm, self._plan, engine.view.pair
         layers = sorted({part.layer for _, part in members})
-        old = activations(lm, pair.base(plan.direction), site, layers, plan.edits)
-        other = (
-            activations(lm, pair.source(plan.direction), site, layers, plan.edits) if plan.source == "clean" else old
-        )
-        pool = old if plan.source in ("clean", "zero") else self._pool(site, layers)
+        old = engine.base(site, layers)
+        other = engine.other(site, layers) if plan.source == "clean" else old
+        pool = self._pool(site, layers) if plan.source in POOLED else old
         tokens = lm.pieces(pair.base(plan.direction)).tokens
         for i, part in members:
             if not self._writer.done(_unit(number, i)):
@@ -105,10 +119,10 @@ class _Sweep:
                 new = replacement(
                     plan.source, old[layer], other[layer], pair.origins(plan.direction), pool[layer], address=address
                 )
-                found = exact(view, part, old[layer], new, budget=plan.memory, paired=plan.source == "clean",
-                              report=self._report)  # fmt: skip
+                sampled = self._sampled.get((number, i), set())
+                found = engine.cells(part, old[layer], new, self._report, sampled=sampled)
                 with self._writer.unit(_unit(number, i)):
-                    rows.keep_cells(self._writer, number, view, part, found, metric=plan.metric, tokens=tokens)
+                    rows.keep_cells(self._writer, number, engine.view, part, found, metric=plan.metric, tokens=tokens)
             self._count(len(part.swaps))
 
     def _pool(self, site: str, layers: Sequence[int]) -> dict[int, Tensor]:
@@ -122,6 +136,57 @@ class _Sweep:
     def _count(self, cells: int) -> None:
         self._done += cells
         self._report(0)
+
+    def _report(self, more: int) -> None:
+        if self._progress is not None:
+            self._progress("patching", self._done + more, self._total)
+
+
+class _Paths:
+    """All pairs and paths of a plan, one unit of the run for the senders of each site and layer."""
+
+    def __init__(self, lm: LanguageModel, writer: stores.Writer, plan: Plan, progress: Progress | None) -> None:
+        self._lm, self._writer, self._plan, self._progress = lm, writer, plan, progress
+        assert plan.path is not None
+        self._sends = [sends(lm, pair, plan.path, plan.asked, plan.direction) for pair in plan.pairs]
+        self._total = sum(len(send.paths) for own in self._sends for send in own)
+        self._done = 0
+
+    def run(self) -> None:
+        for number, (pair, own) in enumerate(zip(self._plan.pairs, self._sends, strict=True)):
+            for note in pair.notes:
+                self._writer.warn(note)
+            missing = [(i, send) for i, send in enumerate(own) if not self._writer.done(_unit(number, i))]
+            self._done += sum(len(send.paths) for send in own) - sum(len(send.paths) for _, send in missing)
+            if missing:
+                self._pair(number, pair, missing)
+
+    def _pair(self, number: int, pair: Pair, missing: Sequence[tuple[int, Send]]) -> None:
+        lm, plan = self._lm, self._plan
+        view = scene(lm, pair, plan.direction, plan.edits)
+        sender, tokens = Sender(view, plan), lm.pieces(pair.base(plan.direction)).tokens
+        wheres = [(send.site, send.layer) for _, send in missing]
+        old = values(lm, pair.base(plan.direction), wheres, edits=plan.edits).values
+        other = (
+            values(lm, pair.source(plan.direction), wheres, edits=plan.edits).values if plan.source == "clean" else old
+        )
+        for i, send in missing:
+            new = self._new(number, pair, send, old[send.site, send.layer], other[send.site, send.layer])
+            found = sender.measure(send, new, self._report)
+            with self._writer.unit(_unit(number, i)):
+                for receiver, part, measured in found:
+                    rows.keep_cells(self._writer, number, view, part, measured, metric=plan.metric, tokens=tokens,
+                                    receiver=receiver)  # fmt: skip
+            self._done += len(send.paths)
+
+    def _new(self, number: int, pair: Pair, send: Send, old: Tensor, other: Tensor) -> Tensor:
+        """What senders take (pos, [head,] d)."""
+        lm, plan = self._lm, self._plan
+        texts = [ids for one in plan.pairs for ids in (one.clean, one.corrupt)] if plan.source in POOLED else []
+        pool = [activations(lm, ids, send.site, [send.layer], plan.edits)[send.layer] for ids in texts]
+        address = f"{plan.seed} {number} {send.site}@{send.layer}"
+        origins = pair.origins(plan.direction)
+        return replacement(plan.source, old, other, origins, torch.cat([old[:0], *pool]), address=address)
 
     def _report(self, more: int) -> None:
         if self._progress is not None:

@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 from probe.errors import BadOption
 from probe.interventions import Edit, parse_all
 from probe.patching.grid import Asked, slices
-from probe.patching.memory import DEFAULT, parse_memory, row_bytes, rows_at_once
+from probe.patching.memory import DEFAULT, parse_memory
 from probe.patching.metrics import check_metric
 from probe.patching.pairs import COLUMNS, Pair, Words, make_pair, read_pairs
 from probe.patching.rewound import rewound_pair
+from probe.patching.routes import sends
 from probe.patching.sources import check_source
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 DIRECTIONS = ("denoise", "noise")
-ROW_BYTES = {"patches": 90, "prompts": 200, "tokens": 14, "patch_means": 60}
+METHODS = ("exact", "attribution")
+SAMPLE = 40  # cells that attribution runs too
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class Plan:
     edits: tuple[Edit, ...]
     seed: int
     arguments: dict[str, Any]
+    method: str = "exact"
+    ig: int = 0
+    sample: int = 0
+    path: str | None = None
 
 
 def prepare(
@@ -43,9 +49,9 @@ def prepare(
     pairs: Iterable[Any] | Path = (), sites: str | Sequence[str] = "resid_pre", layers: str | int = "all",
     heads: str | int | None = None, positions: str | int = "all", by: str | Sequence[str] | None = None,
     source: str = "clean", direction: str | None = None, metric: str = "logit-diff", align: str | None = None,
-    memory: str | int = DEFAULT,
-    rewind: Any = None, edit: str | Iterable[str | Edit] = (), chat: bool = False, system: str | None = None,
-    seed: int = 0,
+    memory: str | int = DEFAULT, rewind: Any = None, edit: str | Iterable[str | Edit] = (), chat: bool = False,
+    system: str | None = None, seed: int = 0, method: str = "exact", ig: int = 0, sample: int | None = None,
+    path: str | None = None,
 ) -> Plan:  # fmt: skip
     """Check what is asked (see `patch_sweep`) and make the pairs. Raises as it does."""
     check_source(source)
@@ -56,51 +62,55 @@ def prepare(
         tuple([sites] if isinstance(sites, str) else sites), str(layers), None if heads is None else str(heads),
         str(positions), tuple(by.replace(" ", "").split(",")) if isinstance(by, str) else None if by is None else tuple(by),
     )  # fmt: skip
+    _check_method(method, ig, sample, path, asked, source=source, direction=direction, metric=metric)
     if rewind is not None:
         if clean is not None or corrupt is not None or pairs:
             raise BadOption("a rewind brings its own texts", hint="leave out --clean, --corrupt and --file")
         made: tuple[Pair, ...] = (rewound_pair(lm, rewind, answer=answer, against=against, align=align),)
-        asked = asked if asked.by is not None else asked._replace(by=("step",))
+        asked = asked if asked.by is not None or path is not None else asked._replace(by=("step",))
     else:
         words = _words(clean, corrupt, answer, against, pairs)
         made = tuple(make_pair(lm, one, align=align, chat=chat, system=system) for one in words)
     for pair in made:
         check_metric(metric, pair.target)
-        slices(lm, pair, asked, direction)
+        if path is None:
+            slices(lm, pair, asked, direction)
+        else:
+            sends(lm, pair, path, asked, direction)
+        if ig and len(pair.clean) != len(pair.corrupt):
+            raise BadOption("integrated gradients need texts of one length", hint="leave --ig out")
     edits = parse_all(lm, edit, seed=seed)
     arguments = {
         "pairs": [[*pair.names, *pair.answers] for pair in made], "sites": list(asked.sites), "layers": asked.layers,
         "heads": asked.heads, "positions": asked.positions, "by": None if asked.by is None else list(asked.by),
         "from": source, "direction": direction, "metric": metric, "align": align, "chat": chat, "system": system,
         "edits": [str(one) for one in edits], "seed": seed, "model": lm.name, "dtype": str(lm.dtype),
+        "method": method, "ig": ig, "sample": sample, "path": path,
     }  # fmt: skip
-    return Plan(made, asked, source, direction, metric, parse_memory(memory), edits, seed, arguments)
+    sample = (SAMPLE if sample is None else sample) if method == "attribution" else 0
+    return Plan(
+        made, asked, source, direction, metric, parse_memory(memory), edits, seed, arguments, method, ig, sample, path
+    )
 
 
-def plan_patch(lm: LanguageModel, **what: Any) -> dict[str, Any]:
-    """What `patch_sweep` would do; keywords as there. Runs nothing, writes nothing. Cells before the first difference need no
-    pass; a model that cannot be entered in the middle takes more."""
-    plan = prepare(lm, **what)
-    cells = forwards = tokens = peak = 0
-    for pair in plan.pairs:
-        n = len(pair.base(plan.direction))
-        tokens += len(pair.clean) + len(pair.corrupt)
-        for part in slices(lm, pair, plan.asked, plan.direction):
-            cells += len(part.swaps)
-            at, needed = 0, sorted(
-                swap.positions[0] for swap in part.swaps if plan.source != "clean" or swap.positions[-1] >= pair.first
-            )  # fmt: skip
-            while at < len(needed):
-                new = n - needed[at]
-                size = rows_at_once(lm, new=new, n=n, budget=plan.memory)
-                peak = max(peak, min(size, len(needed) - at) * row_bytes(lm, new=new, n=n))
-                at, forwards = at + size, forwards + 1
-    counts = {"patches": cells, "prompts": 2 * len(plan.pairs), "tokens": tokens}
-    return {
-        "model": lm.name, "pairs": len(plan.pairs), "direction": plan.direction, "metric": plan.metric, "cells": cells,
-        "passes": forwards, "pass_memory_bytes": peak,
-        "tables": {name: {"rows": rows, "bytes": rows * ROW_BYTES[name]} for name, rows in counts.items()},
-    }  # fmt: skip
+def _check_method(
+    method: str, ig: int, sample: int | None, path: str | None, asked: Asked, *, source: str, direction: str, metric: str
+) -> None:  # fmt: skip
+    """Raises `BadOption` where the ways of measuring do not go together."""
+    if method not in METHODS:
+        raise BadOption(f"unknown method '{method}'", hint=f"--method takes {' or '.join(METHODS)}")
+    if ig < 0 or (sample or 0) < 0:
+        raise BadOption("--ig and --sample count from 0", hint="--ig 8 averages 8 gradients")
+    if method == "exact" and (ig or sample is not None):
+        raise BadOption(f"{'--ig' if ig else '--sample'} is for gradients", hint="add --method attribution")
+    if ig and source != "clean":
+        raise BadOption("integrated gradients go from one text to the other", hint="leave --from or --ig out")
+    if method == "attribution" and direction == "noise" and metric == "kl" and not ig:
+        raise BadOption("KL has no slope at the clean run itself", hint="--direction denoise, or --ig 8")
+    if path is not None and method == "attribution":
+        raise BadOption("paths are patched exactly", hint="leave --method or --path out")
+    if path is not None and asked[:4] != Asked()[:4]:
+        raise BadOption("a path names its own places", hint="leave out --sites, --layers, --heads and --positions")
 
 
 def _words(

@@ -76,7 +76,7 @@ class Text:
     def whole(self, rows: int, edits: Sequence[Edit]) -> Tensor:
         """Logits (row, d_vocab) after the last token, by a full forward of so many rows."""
         with applying(self.lm, [*self.edits, *edits], start=0):
-            return _ended(self.lm, self.ids.expand(rows, -1))
+            return ended(self.lm, self.ids.expand(rows, -1))
 
     @torch.no_grad()
     def rest(self, rows: int, edits: Sequence[Edit], *, layer: int, start: int) -> Tensor:
@@ -95,7 +95,7 @@ class Text:
                 active.enter_context(skipping(lm, self._forms[:layer], value))
             ids = self.ids.expand(rows, -1)
             if not start:
-                return _ended(lm, ids)
+                return ended(lm, ids)
             known = [KnownLayer(k[..., :start, :], v[..., :start, :]) for k, v in self._known]
             kwargs = {**plain_kwargs(lm), str(slot(lm.model)): Cache(layers=known)}  # type: ignore[arg-type]
             return forward(lm, ids, kwargs, new=self.ids.shape[1] - start)[0]
@@ -106,7 +106,7 @@ class Text:
         if self.way is None:
             with applying(lm, edits, ids=self.ids) as applied:
                 self.edits = applied.edits
-                return _ended(lm, self.ids)[0]
+                return ended(lm, self.ids)[0]
         taps = [anatomy.tap("resid_pre", layer) for layer in range(anatomy.n_layers)]
         kept: dict[int, Tensor] = {}
         readers = {
@@ -148,7 +148,7 @@ def last_logits(lm: LanguageModel, ids: Sequence[int], edits: Sequence[Edit] = (
     """Logits (d_vocab,) after a text, under edits."""
     batch = torch.tensor([list(ids)], device=lm.device)
     with applying(lm, edits, ids=batch):
-        return _ended(lm, batch)[0]
+        return ended(lm, batch)[0]
 
 
 def _few(lm: LanguageModel) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _uncached(lm: LanguageModel) -> dict[str, Any]:
     return {"use_cache": False} if takes else {}
 
 
-def _ended(lm: LanguageModel, ids: Tensor) -> Tensor:
+def ended(lm: LanguageModel, ids: Tensor) -> Tensor:
     """Logits (row, d_vocab) after ids (row, pos)."""
     logits: Tensor = lm.model(ids, **_uncached(lm), **_few(lm)).logits
     return logits[:, -1]

@@ -12,13 +12,13 @@ from probe import stats
 from probe.patching.grid import Slice
 from probe.patching.metrics import effects
 from probe.patching.pairs import Pair
-from probe.patching.sweep import Measured, Scene
+from probe.patching.sweep import Measured, View
 from probe.store import Writer
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
-CELL = ("site", "layer", "head", "pos", "step")
+CELL = ("site", "layer", "head", "pos", "step", "receiver")
 
 
 def keep_texts(writer: Writer, lm: LanguageModel, pairs: Sequence[Pair]) -> None:
@@ -46,9 +46,10 @@ def keep_texts(writer: Writer, lm: LanguageModel, pairs: Sequence[Pair]) -> None
 
 
 def keep_cells(
-    writer: Writer, number: int, view: Scene, part: Slice, found: Measured, *, metric: str, tokens: Sequence[str]
-) -> None:
-    """The cells of one slice. tokens: of the base."""
+    writer: Writer, number: int, view: View, part: Slice, found: Measured, *, metric: str, tokens: Sequence[str],
+    receiver: str = "",
+) -> None:  # fmt: skip
+    """The cells of one slice. tokens: of the base. receiver: what the cells were sent to, on a path."""
     n, readout = len(part.swaps), found.readout
     patched, (clean, corrupt) = readout.of(metric), (float(x) for x in view.ends.of(metric))
     origins = view.pair.origins(view.direction)
@@ -61,8 +62,9 @@ def keep_cells(
         "source_pos": np.asarray([-1 if pos < 0 else origins[pos] for pos in part.pos], np.int32),
         "token": pa.array([None if pos < 0 else tokens[pos] for pos in part.pos], pa.string()),
         "clean": np.full(n, clean), "corrupt": np.full(n, corrupt), "patched": patched, "effect": _nulls(effect),
-        "logit_diff": _nulls(readout.logit_diff), "logprob": readout.logprob, "prob": readout.prob, "kl": readout.kl,
-        "passed": found.passed,
+        "logit_diff": _nulls(readout.logit_diff), "logprob": _nulls(readout.logprob), "prob": _nulls(readout.prob),
+        "kl": _nulls(readout.kl), "passed": found.passed, "receiver": [receiver] * n,
+        "exact": _nulls(np.full(n, np.nan) if found.exact is None else found.exact),
     })  # fmt: skip
 
 

@@ -25,6 +25,7 @@ SOURCES = {
     "noise": "the value there plus normal noise of 3 standard deviations of the site",
     "resample": "the value at another place, drawn from all texts of the sweep",
 }
+POOLED = ("mean", "noise", "resample")  # made of the values in all texts
 SIGMAS = 3.0  # Meng et al. 2022 (2202.05262)
 
 Values = dict[int, Tensor]

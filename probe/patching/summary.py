@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from probe.patching.metrics import METRICS, defined
 from probe.patching.pairs import Pair
+from probe.patching.preparing import Plan
+from probe.stats import pearson, spearman
 from probe.store import Writer
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from probe.language_model import LanguageModel
 
 STRONGEST = 10
 SHOWN = 8  # differing tokens of a pair
 
 
-def summarize(
-    writer: Writer, lm: LanguageModel, pairs: Sequence[Pair], *, metric: str, direction: str, source: str
-) -> dict[str, Any]:
+def summarize(writer: Writer, lm: LanguageModel, plan: Plan) -> dict[str, Any]:
     """Of the tables that were written."""
+    pairs, metric, direction, source = plan.pairs, plan.metric, plan.direction, plan.source
     frame = writer.read("patches").to_pandas()
     several = len(pairs) > 1
     cells = writer.read("patch_means").to_pandas() if several else frame
@@ -35,12 +37,23 @@ def summarize(
         "clean": float(ends["clean"].mean()), "corrupt": float(ends["corrupt"].mean()),
         "undefined": [int(i) for i, row in ends.iterrows() if not defined(row["clean"], row["corrupt"])],
         "answer": pairs[0].answers[0], "against": pairs[0].answers[1], "tokens": len(pairs[0].base(direction)),
-        "differing": _differing(lm, pairs[0]), "strongest": strongest,
+        "differing": _differing(lm, pairs[0]), "strongest": strongest, "method": plan.method, "ig": plan.ig, "path": plan.path,
+        "agreement": _agreement(frame) if plan.sample else None,
     }  # fmt: skip
 
 
+def _agreement(frame: pd.DataFrame) -> dict[str, Any]:
+    """How foretold effects go with those of the cells that were run too; None where either does not vary."""
+    tried = frame[frame["exact"].notna() & frame["effect"].notna()]
+    span = tried["clean"] - tried["corrupt"]
+    moved = ((tried["exact"] - tried["patched"]) / span).abs()
+    foretold, exact = (tried[name].to_numpy() / span.to_numpy() for name in ("patched", "exact"))
+    rho, r = spearman(foretold, exact), pearson(foretold, exact)
+    return {"n": len(tried), "spearman": _plain(rho), "pearson": _plain(r), "largest_error": _plain(moved.max())}
+
+
 def _cell(row: dict[str, Any]) -> dict[str, Any]:
-    names = ("site", "layer", "head", "pos", "step", "token", "effect", "ci_low", "ci_high", "patched", "n")
+    names = ("site", "layer", "head", "pos", "step", "receiver", "token", "effect", "ci_low", "ci_high", "patched", "n")
     return {name: _plain(row[name]) for name in names if name in row}
 
 

@@ -25,13 +25,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Scene:
-    """One pair as the model sees it: the base text; `clean`, the log-probs (d_vocab,) of the clean run; `ends`, the metrics
-    of the clean and of the corrupt run (2,)."""
+class View:
+    """One pair as the model sees it: `clean`, the log-probs (d_vocab,) of the clean run; `ends`, the metrics of the clean
+    and of the corrupt run (2,)."""
 
     pair: Pair
     direction: str
-    base: Text
     clean: Tensor
     ends: Readout
 
@@ -42,11 +41,20 @@ class Scene:
         return Readout(*(column[row : row + 1] for column in self.ends))
 
 
+@dataclass(frozen=True)
+class Scene(View):
+    """With the base text, ready to be patched."""
+
+    base: Text
+
+
 class Measured(NamedTuple):
-    """Metrics of the cells of a slice, in its order, and which of them took a pass (n,) bool."""
+    """Metrics of the cells of a slice, in its order, which of them took a pass (n,) bool, and, where the metrics are foretold,
+    what those that were run gave (n,), NaN for the others."""
 
     readout: Readout
     passed: np.ndarray
+    exact: np.ndarray | None = None
 
 
 def scene(lm: LanguageModel, pair: Pair, direction: str, edits: Sequence[Edit] = ()) -> Scene:
@@ -60,7 +68,7 @@ def scene(lm: LanguageModel, pair: Pair, direction: str, edits: Sequence[Edit] =
     logprobs = logprobs_of(clean)
     ends = read_out(torch.stack([clean, corrupt]), pair.target, logprobs)
     choose_way(base)
-    return Scene(pair, direction, base, logprobs, ends)
+    return Scene(pair, direction, logprobs, ends, base)
 
 
 def exact(

@@ -21,11 +21,11 @@ from probe.stats.intervals import (
     resolution,
     wilson,
 )
-from probe.stats.ranks import benjamini_hochberg, kendall_tau, ranks, spearman
+from probe.stats.ranks import benjamini_hochberg, kendall_tau, pearson, ranks, spearman
 from probe.stats.series import Means, how, mean_of
 
 __all__ = [
     "Interval", "Means", "Null", "benjamini_hochberg", "bootstrap_mean", "cells", "entropy", "how", "independent_needed",
     "jensen_shannon", "kendall_tau", "kl_jeffreys", "mcnemar_exact", "mean_of", "newcombe", "null_floor", "paired_difference",
-    "pairs_needed", "permutation_test", "ranks", "resolution", "spearman", "tv", "wilson",
+    "pairs_needed", "pearson", "permutation_test", "ranks", "resolution", "spearman", "tv", "wilson",
 ]  # fmt: skip

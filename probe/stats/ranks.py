@@ -24,8 +24,14 @@ def ranks(values: np.ndarray) -> np.ndarray:
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's rho with ties; NaN where one of them is constant or shorter than 2."""
-    x, y = ranks(a), ranks(b)
-    x, y = x - x.mean(), y - y.mean()
+    return pearson(ranks(a), ranks(b))
+
+
+def pearson(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson's r; NaN where one of them is constant or shorter than 2."""
+    if len(a) < 2:
+        return float("nan")
+    x, y = a - a.mean(), b - b.mean()
     scale = np.sqrt((x * x).sum() * (y * y).sum())
     return float((x * y).sum() / scale) if scale > 0 else float("nan")
 

@@ -1,0 +1,149 @@
+"""Path patching (Goldowsky-Dill et al. 2023, 2304.05969; METHODS B4): what a sender sends a receiver along direct paths only.
+
+A first forward gives the sender its new value and holds every other write to the stream at what it was: the change reaches
+later parts by the residual stream alone. What the receiver makes of that is put into a second forward, where all runs free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+
+from probe.instrument import AttentionCall, Reader, Tap, attending, tapping
+from probe.interventions import Patch, applying
+from probe.interventions.applying import changed_at, unit_of
+from probe.interventions.calls import SITES_IN_CALL
+from probe.interventions.spots import Spots
+from probe.patching.gradients import Where
+from probe.patching.rest import Text, ended
+from probe.patching.routes import WRITTEN_BY, End
+from probe.patching.swaps import Swap, swaps
+from probe.sites import SITES, Cell, Positions
+
+
+class Paths:
+    """The paths of one text. `rows_at_once`: of a forward of the whole text."""
+
+    def __init__(self, text: Text, *, rows_at_once: int) -> None:
+        self.text, self.lm, self.rows_at_once = text, text.lm, rows_at_once
+        self._held: dict[Tap, Tensor] = self._written()
+
+    def send(
+        self, pairs: Sequence[tuple[End, End]], source: Callable[[str, int], Tensor]
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """(numbers of some pairs, logits (pair, d_vocab) after the last token), until all have been sent.
+
+        source(site, layer) -> (pos, [head,] d): what senders take.
+        """
+        grouped: dict[Where, dict[End, list[int]]] = {}
+        for i, (sender, _) in enumerate(pairs):
+            grouped.setdefault((sender.site, sender.layer), {}).setdefault(sender, []).append(i)
+        for where, members in grouped.items():
+            senders = list(members)
+            for first in range(0, len(senders), self.rows_at_once):
+                some = senders[first : first + self.rows_at_once]
+                receivers = {pairs[i][1] for sender in some for i in members[sender]}
+                arrived = self._first(some, source(*where), {(r.site, r.layer) for r in receivers})
+                yield from self._second(pairs, [(row, i) for row, s in enumerate(some) for i in members[s]], arrived)
+
+    def _second(
+        self, pairs: Sequence[tuple[End, End]], wanted: Sequence[tuple[int, int]], arrived: dict[Where, Tensor]
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """The forwards in which receivers have what arrived. wanted: (row of the first forward, number of the pair)."""
+        by_receiver: dict[End, list[tuple[int, int]]] = {}
+        for row, i in wanted:
+            by_receiver.setdefault(pairs[i][1], []).append((row, i))
+        for receiver, members in by_receiver.items():
+            rows, numbers = [row for row, _ in members], [i for _, i in members]
+            found = arrived[receiver.site, receiver.layer][rows]
+            if receiver.site == "logits":
+                yield numbers, found
+                continue
+            yield numbers, self._patched(receiver, found)
+
+    def _patched(self, receiver: End, found: Tensor) -> Tensor:
+        """Logits (row, d_vocab) with the receiver's values (row, pos, [head,] d) in the text."""
+        where = list(receiver.positions)
+        values = found[:, where] if receiver.head is None else found[:, where][:, :, [receiver.head]]
+        heads = None if receiver.head is None else (receiver.head,)
+        cell = Cell(receiver.site, receiver.layer, heads, Positions(tuple(map(str, where))))
+        edit = Patch(cell, values, spots=Spots(tuple(where)))
+        if self.text.way is None:
+            return self.text.whole(len(found), [edit])
+        layer = receiver.layer + (receiver.site == "resid_post")
+        return self.text.rest(len(found), [edit], layer=layer, start=where[0])
+
+    @torch.no_grad()
+    def _first(self, senders: Sequence[End], new: Tensor, wheres: set[Where]) -> dict[Where, Tensor]:
+        """What receivers get (row, pos, [head,] d), a row for each sender, all of one site and layer."""
+        site, layer = senders[0].site, senders[0].layer
+        own = WRITTEN_BY.get(site)
+        writes = self.lm.anatomy.layers[layer].writes if own else ()
+        free = {write.tap for write in writes if write.kind == own}
+        edit = swaps(site, layer, [Swap(end.positions, end.head) for end in senders], new)
+        seen: dict[Where, Tensor] = {}
+        with ExitStack() as hooked:
+            hooked.enter_context(applying(self.lm, [*self.text.edits, edit], start=0))
+            self._record(hooked, seen, {where for where in wheres if where[0] != "logits"}, len(senders))
+            held = {tap: _holder(value) for tap, value in self._held.items() if tap not in free}
+            hooked.enter_context(tapping(self.lm.model, held))
+            logits = ended(self.lm, self.text.ids.expand(len(senders), -1))
+        return {**seen, ("logits", -1): logits}
+
+    def _record(self, hooked: ExitStack, seen: dict[Where, Tensor], wheres: set[Where], rows: int) -> None:
+        """Copies of what some sites are, before it is held."""
+        anatomy, calls = self.lm.anatomy, {}
+        for where in wheres:
+            site, layer = where
+            if site in SITES_IN_CALL:
+                calls[anatomy.layers[layer].attention, anatomy.layers[layer].visit, site] = where
+                continue
+            reader = self._recorder(seen, where, rows)
+            hooked.enter_context(tapping(self.lm.model, {changed_at(anatomy, site, layer): reader}))
+
+        def call(path: str, made: AttentionCall) -> None:
+            for site, name in (("q", "query"), ("k", "key"), ("v", "value")):
+                if (path, made.visit, site) in calls:
+                    seen[calls[path, made.visit, site]] = getattr(made, name).transpose(1, 2).clone()
+
+        if calls:
+            hooked.enter_context(attending(self.lm.model, changer=call))
+
+    def _recorder(self, seen: dict[Where, Tensor], where: Where, rows: int) -> Reader:
+        n_heads = self.lm.anatomy.n_heads(*where) if SITES[where[0]].per_head else 0
+        unit = unit_of(self.lm.anatomy, *where)
+
+        def record(value: Tensor) -> None:
+            found = value.reshape(rows, len(self.text), -1) * unit
+            seen[where] = found.unflatten(-1, (n_heads, -1)) if n_heads else found
+
+        return record
+
+    @torch.no_grad()
+    def _written(self) -> dict[Tap, Tensor]:
+        """Every write to the stream, as the text has it."""
+        seen: dict[Tap, Tensor] = {}
+        taps = {write.tap for layer in self.lm.anatomy.layers for write in layer.writes}
+        with applying(self.lm, self.text.edits, start=0), tapping(self.lm.model, {t: _keeper(seen, t) for t in taps}):
+            ended(self.lm, self.text.ids)
+        return seen
+
+
+def _keeper(seen: dict[Tap, Tensor], tap: Tap) -> Reader:
+    def keep(value: Tensor) -> None:
+        seen[tap] = value.clone()
+
+    return keep
+
+
+def _holder(value: Tensor) -> Reader:
+    """In place of what a part would write, what it wrote in the text; the same in each row."""
+
+    def hold(now: Tensor) -> Tensor:
+        rows = now.numel() // value.numel()
+        return value.repeat(rows, *[1] * (value.ndim - 1)).reshape(now.shape)
+
+    return hold

@@ -1,0 +1,137 @@
+"""Which paths are asked for: senders and receivers of a text, and which receivers come after which senders. Runs no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from probe.errors import BadOption, OutOfRange, SiteAbsent
+from probe.interventions import cells
+from probe.interventions.checking import check_cell
+from probe.patching.grid import Asked
+from probe.patching.pairs import Pair
+from probe.sites import SITES, parse_place
+from probe.sites.places import Place
+
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
+
+ARROW = "->"
+FORM = "SENDER->RECEIVER, as in z@5.3->q@8.1 or mlp_out@4->logits"
+SENDERS = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "mlp_post", "z", "q", "k", "v")
+RECEIVERS = ("q", "k", "v", "z", "attn_out", "mlp_out", "mlp_post", "resid_pre", "resid_mid", "resid_post", "logits")
+_STAGES = {
+    "resid_pre": 0.0,
+    "mlp_out": 3.0,
+    "mlp_post": 3.0,
+    "resid_mid": 2.0,
+}  # within a layer; attention's sites are 1
+WRITTEN_BY = {"mlp_out": "mlp", "mlp_post": "mlp", **dict.fromkeys(("attn_out", "z", "q", "k", "v"), "attn")}
+
+
+class End(NamedTuple):
+    """One end of a path: a site of a layer, of one head or of the whole width (None), at positions (ascending)."""
+
+    site: str
+    layer: int
+    head: int | None
+    positions: tuple[int, ...]
+
+    def __str__(self) -> str:
+        if not SITES[self.site].per_layer:
+            return self.site
+        return f"{self.site}@{self.layer}" if self.head is None else f"{self.site}@{self.layer}.{self.head}"
+
+
+def parse_path(text: str) -> tuple[Place, Place]:
+    """The places that `SENDER->RECEIVER` names. Raises `BadOption`, `BadPlace` and its kinds."""
+    sender, arrow, receiver = text.partition(ARROW)
+    if not arrow or ARROW in receiver or not sender.strip() or not receiver.strip():
+        raise BadOption(f"'{text}' is not a path", hint=f"write {FORM}, in quotes: > is the shell's")
+    places = parse_place(sender), parse_place(receiver)
+    for place, allowed, what in zip(places, (SENDERS, RECEIVERS), ("send", "receive"), strict=True):
+        if place.site not in allowed:
+            raise BadOption(f"'{place.site}' cannot {what} on a path", hint=f"what can: {', '.join(allowed)}")
+    return places
+
+
+class Send(NamedTuple):
+    """All paths from the heads (or the whole) of one site and layer."""
+
+    site: str
+    layer: int
+    paths: tuple[tuple[End, End], ...]
+
+
+def sends(lm: LanguageModel, pair: Pair, path: str, asked: Asked, direction: str) -> tuple[Send, ...]:
+    """The paths of one pair, by the site and layer of their senders. Raises what `routes` does."""
+    by = asked.by or ()
+    if set(by) - {"pos", "head"}:
+        raise BadOption("on a path senders are apart by head and by position", hint="--by pos")
+    base, steps = pair.base(direction), pair.steps if len(pair.clean) == len(pair.corrupt) else ()
+    found = routes(
+        lm, path, n=len(base), sendable=sorted(pair.origins(direction)), apart="pos" in by, tokens=lm.pieces(base).tokens,
+        steps=steps,
+    )  # fmt: skip
+    grouped: dict[tuple[str, int], list[tuple[End, End]]] = {}
+    for sender, receiver in found:
+        grouped.setdefault((sender.site, sender.layer), []).append((sender, receiver))
+    return tuple(Send(site, layer, tuple(paths)) for (site, layer), paths in grouped.items())
+
+
+def routes(
+    lm: LanguageModel, path: str, *, n: int, sendable: Sequence[int], apart: bool = False, tokens: Sequence[str] = (),
+    steps: Sequence[tuple[int, int]] = (),
+) -> list[tuple[End, End]]:  # fmt: skip
+    """Every sender with every receiver that comes after it, in a text of n tokens; each head, and each layer, by itself.
+
+    sendable: positions that have a new value to send. apart: senders' positions one by one. Raises `BadOption` where no
+    receiver comes after a sender, `SiteAbsent` where a site is not there or a layer's writes are not known, and so cannot
+    be held; what reading positions raises.
+    """
+    sender, receiver = parse_path(path)
+    senders = _ends(lm, sender, n, tokens, steps, only=set(sendable))
+    receivers = _ends(lm, receiver, n, tokens, steps, only=None)
+    if apart:
+        senders = [end._replace(positions=(p,)) for end in senders for p in end.positions]
+    found = [(a, b) for a in senders for b in receivers if follows(lm, a, b)]
+    if not found:
+        raise BadOption(f"on '{path}' no receiver reads the stream after its sender has written to it",
+                        hint="a receiver stands above its sender, or is logits")  # fmt: skip
+    for number, layer in enumerate(lm.anatomy.layers):
+        if not layer.writes or layer.carry == 0:
+            raise SiteAbsent(f"the writes of layer {number} are not found, so they cannot be held: {layer.equation}",
+                             hint="patch without a path")  # fmt: skip
+    return found
+
+
+def _ends(
+    lm: LanguageModel, place: Place, n: int, tokens: Sequence[str], steps: Sequence[tuple[int, int]], *,
+    only: set[int] | None,
+) -> list[End]:  # fmt: skip
+    ends = []
+    for cell in cells(lm, str(place)):
+        check_cell(lm, cell, "patch")
+        named = cell.positions.indices(n, n, steps=steps, tokens=tokens)
+        here = tuple(p for p in sorted(named) if only is None or p in only)
+        if not here:
+            raise OutOfRange(f"{cell.site}:{cell.positions} has no position that both texts have", hint="see --align")
+        ends += [End(cell.site, cell.layer, head, here) for head in cell.heads or (None,)]
+    return ends
+
+
+def follows(lm: LanguageModel, sender: End, receiver: End) -> bool:
+    """Whether the receiver reads the stream after the sender has written to it."""
+    written, read = _moment(lm, sender), _moment(lm, receiver)
+    if int(written // 10) == int(read // 10) and sender.site in WRITTEN_BY and receiver.site in WRITTEN_BY:
+        return written < read and lm.anatomy.has("resid_mid", sender.layer)  # else both read the same stream
+    return written < read
+
+
+def _moment(lm: LanguageModel, end: End) -> float:
+    """When a site is computed: ten times its layer and a number within the layer."""
+    if end.site in ("embed", "logits"):
+        return -1.0 if end.site == "embed" else 10.0 * lm.anatomy.n_layers + 1
+    if end.site == "resid_post":
+        return 10.0 * (end.layer + 1)
+    return 10.0 * end.layer + _STAGES.get(end.site, 1.0)

@@ -1,0 +1,64 @@
+"""Path patching of pairs of texts: what is sent from where to where, and the rows of it. Knows no hook."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from probe.patching.grid import Slice
+from probe.patching.memory import rows_at_once
+from probe.patching.metrics import Readout, read_out
+from probe.patching.paths import Paths
+from probe.patching.preparing import Plan
+from probe.patching.routes import End, Send
+from probe.patching.swaps import Swap
+from probe.patching.sweep import Measured, Scene
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Sender:
+    """Sends along the paths of one pair."""
+
+    def __init__(self, view: Scene, plan: Plan) -> None:
+        n = len(view.base)
+        self._view = view
+        self._paths = Paths(view.base, rows_at_once=rows_at_once(view.base.lm, new=n, n=n, budget=plan.memory))
+
+    def measure(self, send: Send, new: Tensor, report: Callable[[int], None]) -> list[tuple[str, Slice, Measured]]:
+        """(receiver as text, senders, metrics) for each receiver. new (pos, [head,] d): what senders take."""
+        count = len(send.paths)
+        columns = [np.full(count, np.nan) for _ in Readout._fields]
+        done = 0
+        for numbers, logits in self._paths.send(send.paths, lambda site, layer: new):
+            readout = read_out(logits, self._view.pair.target, self._view.clean)
+            for column, values in zip(columns, readout, strict=True):
+                column[numbers] = values
+            done += len(numbers)
+            report(done)
+        by_receiver: dict[End, list[int]] = {}
+        for i, (_, receiver) in enumerate(send.paths):
+            by_receiver.setdefault(receiver, []).append(i)
+        found = []
+        for receiver, some in by_receiver.items():
+            measured = Measured(Readout(*(column[some] for column in columns)), np.full(len(some), True))
+            found.append((self._named(receiver), _slice(send, some), measured))
+        return found
+
+    def _named(self, receiver: End) -> str:
+        """As it would be written; positions only where they are not all."""
+        if receiver.site == "logits" or len(receiver.positions) == len(self._view.base):
+            return str(receiver)
+        return f"{receiver}:{','.join(map(str, receiver.positions))}"
+
+
+def _slice(send: Send, some: Sequence[int]) -> Slice:
+    """The senders of some paths as cells."""
+    senders = [send.paths[i][0] for i in some]
+    return Slice(
+        send.site, send.layer, tuple(Swap(end.positions, end.head) for end in senders),
+        tuple(end.positions[0] if len(end.positions) == 1 else -1 for end in senders), (-1,) * len(senders),
+    )  # fmt: skip
