@@ -20,6 +20,7 @@ import cli.rewind as rewind
 import cli.runs as runs
 import cli.selftest as selftest
 import cli.speculate as speculate
+import cli.steer as steer
 import cli.steps as steps
 import cli.trace as trace
 from probe.errors import ProbeError
@@ -64,6 +65,7 @@ app.command("patch")(patch.command)
 app.command("compare")(compare.command)
 app.command("lens")(lens.command)
 app.command("attribute")(attribute.command)
+app.command("steer")(steer.command)
 app.command("selftest")(selftest.command)
 app.add_typer(runs.app, name="runs")
 app.add_typer(models.app, name="models")

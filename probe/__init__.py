@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from probe.patching import patch_sweep
     from probe.rewinding import rewind
     from probe.speculating import speculate
+    from probe.steering import make_direction
     from probe.store import Run, list_runs, open_run
     from probe.tracing import trace
 
@@ -30,6 +31,7 @@ _HOME = {
     "lens": "probe.lensing",
     "list_runs": "probe.store",
     "load": "probe.language_model",
+    "make_direction": "probe.steering",
     "open_run": "probe.store",
     "patch_sweep": "probe.patching",
     "rewind": "probe.rewinding",
@@ -48,6 +50,7 @@ __all__ = [
     "lens",
     "list_runs",
     "load",
+    "make_direction",
     "open_run",
     "patch_sweep",
     "rewind",

@@ -137,6 +137,10 @@ _TABLES = (
         Column("settled_layer", pa.int16(), "first layer from which on the top token no longer changes"),
         _i("target_id", "the token that is followed here"), _s("target_token", "its text"),
     )),
+    Table("projections", "a text along a direction", ("prompt_id",), (
+        PROMPT, Column("label", _words(), "positive or negative"), _d("projection", "on the unit direction"),
+        Column("correct", pa.bool_(), "on its own side of the direction of the other texts; null if none can be left out"),
+    )),
     Table("attribution", "one component's write towards the answer", ("prompt_id", "pos", "component", "layer", "head"), (
         PROMPT, POS, Column("component", _words(), "embed, attn, mlp, attn_bias, head_bias, …: what wrote"), LAYER, HEAD,
         _d("contribution", "logits before the cap, of the answer or of answer - against"),

@@ -38,6 +38,7 @@ BESIDE = {
     ("capturing", "lenses"), ("lenses", "scoring"), ("decoding", "scoring"), ("influence", "rewinding"),
     ("patching", "rewinding"),
     ("lensing", "rewinding"), ("lensing", "tracing"), ("attributing", "lensing"), ("attributing", "tracing"),
+    ("steering", "tracing"),
     ("sampling", "decoding"), ("comparing", "tracing"),
     ("explaining", "tracing"), ("explaining", "rewinding"),
     ("speculating", "tracing"),

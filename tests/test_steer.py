@@ -1,0 +1,101 @@
+"""A direction is the difference of two means, worked out by plain hooks; its evidence is a loop that leaves each text out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import probe
+from probe.errors import BadEdit, BadOption, BadPrompt
+from probe.interventions import load_direction
+from probe.steering.evidence import leave_one_out, separation
+
+PLUS, MINUS = ["I love it", "so good", "very nice day", "great"], ["I hate it", "so bad", "a very ugly day", "awful"]
+
+
+@pytest.fixture(scope="module")
+def lm() -> probe.LanguageModel:
+    return probe.load("tiny:llama")
+
+
+def last(lm: probe.LanguageModel, text: str, *, everywhere: bool = False) -> np.ndarray:
+    """resid_post of layer 1 by a hook of our own, float64."""
+    seen: list[torch.Tensor] = []
+    handle = lm.model.model.layers[2].register_forward_pre_hook(lambda _, args: seen.append(args[0][0].double()))
+    with torch.no_grad():
+        lm.model(torch.tensor([lm.encode(text).ids]))
+    handle.remove()
+    return (seen[0].mean(0) if everywhere else seen[0][-1]).numpy()
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_it_is_the_difference_of_means(lm: probe.LanguageModel, tmp_path: Path, everywhere: bool) -> None:
+    place = "resid_post@1:all" if everywhere else "resid_post@1"
+    run = probe.make_direction(lm, PLUS, MINUS, at=place, to=tmp_path / "v.safetensors")
+    means = [np.mean([last(lm, text, everywhere=everywhere) for text in texts], axis=0) for texts in (PLUS, MINUS)]
+    saved = load_direction(tmp_path / "v.safetensors", lm=lm)
+    np.testing.assert_allclose(saved.vector, means[0] - means[1], atol=1e-5)
+    assert (saved.site, saved.layer, saved.head) == ("resid_post", 1, None) and "difference of means" in saved.made
+    assert run.summary["norm"] == pytest.approx(float(np.linalg.norm(means[0] - means[1])), abs=1e-4)
+    if not everywhere:
+        norms = [np.linalg.norm(last(lm, text)) for text in (*PLUS, *MINUS)]
+        assert run.summary["relative_norm"] == pytest.approx(run.summary["norm"] / np.mean(norms), rel=1e-4)
+    steered = probe.trace(lm, "so", edit=f"resid_post@1=add:{tmp_path}/v.safetensors:4")
+    assert not np.allclose(steered.tokens["entropy"].iloc[-1], probe.trace(lm, "so").tokens["entropy"].iloc[-1])
+
+
+def test_left_out_texts_are_judged_by_the_others_only() -> None:
+    random = np.random.default_rng(1)
+    x, labels = random.normal(size=(9, 5)), np.asarray([True] * 4 + [False] * 5)
+    x[labels, 0] += 2.0
+    wanted = []
+    for i in range(9):
+        rest = np.arange(9) != i
+        plus, minus = x[rest & labels].mean(0), x[rest & ~labels].mean(0)
+        nearer = np.linalg.norm(x[i] - plus) < np.linalg.norm(x[i] - minus)
+        wanted.append(nearer == labels[i])
+    assert leave_one_out(x, labels).tolist() == wanted
+    apart = np.concatenate([x[:4] + 50, x[4:]])
+    found = separation(apart, labels, seed=0)
+    assert found is not None and found.accuracy == 1.0 and found.p_value < 0.05 and found.shuffled < 0.8
+    noise = separation(random.normal(size=(40, 5)), np.arange(40) < 20, seed=0)
+    assert noise is not None and noise.p_value > 0.05
+    assert separation(x[:5], labels[:5], seed=0) is None
+
+
+def test_bad_input(lm: probe.LanguageModel, tmp_path: Path) -> None:
+    to = tmp_path / "v.safetensors"
+    with pytest.raises(BadOption, match="the direction is zero"):
+        probe.make_direction(lm, PLUS, PLUS, at="resid_post@1", to=to)
+    with pytest.raises(BadOption, match="not one vector"):
+        probe.make_direction(lm, PLUS, MINUS, at="resid_post@all", to=to)
+    with pytest.raises(BadOption, match="not one vector"):
+        probe.make_direction(lm, PLUS, MINUS, at="z@1", to=to)
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(BadPrompt, match="no prompt"):
+        probe.make_direction(lm, tmp_path / "empty.txt", MINUS, at="resid_post@1", to=to)
+    assert not to.exists()
+    probe.make_direction(lm, PLUS, MINUS, at="z@1.2", to=to)
+    assert load_direction(to).head == 2
+    with pytest.raises(BadEdit, match="has 64"):
+        probe.trace(lm, "so", edit=f"resid_post@1=add:{to}:4")
+    with pytest.raises(BadEdit, match="made with another model"):
+        load_direction(to, lm=probe.load("tiny:gpt2"))
+
+
+def test_the_command_line_is_the_library(lm: probe.LanguageModel, shell: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(PLUS))
+    (tmp_path / "b.txt").write_text("\n".join(MINUS))
+    done = shell(
+        "steer", "--make", "a.txt", "b.txt", "--at", "resid_post@1", "-o", "v.safetensors", "-m", "tiny:llama", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    own = probe.make_direction(lm, PLUS, MINUS, at="resid_post@1", to=tmp_path / "w.safetensors").summary
+    assert {**json.loads(done.stdout)["summary"], "direction": ""} == {**own, "direction": ""}
+    assert torch.equal(*(load_direction(tmp_path / f"{name}.safetensors").vector for name in "vw"))
