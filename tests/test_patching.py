@@ -362,6 +362,8 @@ def test_what_makes_no_sense_is_refused(changed, error, match):
 def test_what_a_model_lacks_is_refused():
     with pytest.raises(SiteAbsent):
         probe.patch_sweep(probe.load("tiny:gpt_neox"), **ASKED, sites="resid_mid@1")
+    with pytest.raises(SiteAbsent, match="no layers were found"):
+        probe.patch_sweep(probe.load("tiny:gemma3n_text"), **ASKED)
     broken = probe.load("tiny:llama")
     assert broken.anatomy.n_layers == 3  # found while the weights are whole
     torch.nn.init.constant_(broken.model.model.layers[1].mlp.down_proj.weight, math.nan)

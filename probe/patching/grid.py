@@ -49,6 +49,8 @@ def places(lm: LanguageModel, asked: Asked) -> tuple[Cell, ...]:
         for place in parse_places(word):
             if place.site in UNPATCHED:
                 raise BadOption(f"'{place.site}' cannot be patched position by position", hint="take z, or resid_post")
+            if SITES[place.site].per_layer and not lm.anatomy.n_layers:
+                lm.anatomy.tap(place.site, 0)  # says why
             text = str(place)
             if not place.parts and SITES[place.site].per_layer:
                 heads = f".{asked.heads}" if asked.heads and SITES[place.site].per_head else ""

@@ -29,7 +29,7 @@ def summarize(writer: Writer, lm: LanguageModel, plan: Plan) -> dict[str, Any]:
     several = len(pairs) > 1
     cells = writer.read("patch_means").to_pandas() if several else frame
     order = cells["effect"].abs().sort_values(ascending=False, kind="stable").index[:STRONGEST]
-    strongest = [_cell(row) for row in cells.loc[order].to_dict("records") if not math.isnan(row["effect"])]
+    strongest = [_cell(row) for row in cells.loc[order].to_dict("records") if abs(row["effect"]) > 0]
     ends = frame.groupby("pair")[["clean", "corrupt"]].first()
     return {
         "pairs": len(pairs), "metric": metric, "unit": METRICS[metric], "direction": direction, "from": source,

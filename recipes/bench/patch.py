@@ -26,7 +26,7 @@ from recipes.bench.trace import text_of
 ALONE = 12  # cells that stand for all where they run one by one
 BATCHES = 2  # batches that stand for all where whole forwards run in batches
 ROWS = 1024  # tokens of such a batch
-LAYERS = 6  # of a long text
+LAYERS = 2  # of a long text
 
 
 class Timed(NamedTuple):
@@ -85,8 +85,7 @@ def compare(
         "loop of whole forwards, batch 1": lambda: looped(view, parts, new),
         "whole forwards in batches": lambda: batched(view, parts, new),
     }
-    for way in ways.values():
-        way()
+    ways["loop of whole forwards, batch 1"]()  # warms up
     taken: dict[str, list[Timed]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
