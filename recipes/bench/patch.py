@@ -14,9 +14,11 @@ import probe
 from probe.instrument import tapping
 from probe.interventions import applying
 from probe.patching import memory
+from probe.patching.gradients import foretold, slopes, values
 from probe.patching.grid import Asked, Slice, slices
-from probe.patching.metrics import Target
+from probe.patching.metrics import Target, measure_of
 from probe.patching.pairs import Pair, pair_of
+from probe.patching.rest import last_logits
 from probe.patching.sources import Values, activations
 from probe.patching.swaps import Swap, swaps
 from probe.patching.sweep import Scene, exact, scene
@@ -27,6 +29,7 @@ ALONE = 12  # cells that stand for all where they run one by one
 BATCHES = 2  # batches that stand for all where whole forwards run in batches
 ROWS = 1024  # tokens of such a batch
 LAYERS = 2  # of a long text
+SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "mlp_post", "z", "q", "k", "v")
 
 
 class Timed(NamedTuple):
@@ -47,6 +50,9 @@ def main(model: str, *, repeat: int, quick: bool, only: str | None = None) -> No
         stream(lm, long, max(1, rounds // 2), layers=_spread(lm.anatomy.n_layers))
     if only in (None, "heads"):
         heads(lm, short, rounds)
+    if only in (None, "gradient"):
+        gradient(lm, short, rounds)
+        gradient(lm, long, max(1, rounds // 2))
     if only in (None, "budget"):
         budget(lm, long)
 
@@ -70,6 +76,34 @@ def stream(lm: probe.LanguageModel, n: int, rounds: int, *, layers: str) -> None
 def heads(lm: probe.LanguageModel, n: int, rounds: int) -> None:
     """z, all layers x heads, at all positions at once."""
     compare(f"z, all layers x heads, {n} tokens", lm, pair_at(lm, n), Asked(("z",)), rounds, targets=(4.0, None))
+
+
+def gradient(lm: probe.LanguageModel, n: int, rounds: int) -> None:
+    """Attribution of every site of every layer beside one forward: both texts read, one of them backwards too."""
+    pair, anatomy = pair_at(lm, n), lm.anatomy
+    wheres = [(site, i) for site in SITES for i in range(anatomy.n_layers) if anatomy.has(site, i)]
+    measure = measure_of("logit-diff", pair.target, torch.zeros(anatomy.d_vocab))
+
+    def attributed() -> None:
+        other = values(lm, pair.clean, wheres).values
+        read = slopes(lm, pair.corrupt, wheres, measure)
+        for where in wheres:
+            foretold(read, where, other[where])
+
+    def plain() -> None:
+        last_logits(lm, pair.corrupt)
+
+    attributed()
+    ratios = []
+    for _ in range(max(3, rounds)):
+        begun = time.perf_counter()
+        plain()
+        middle = time.perf_counter()
+        attributed()
+        ratios.append((time.perf_counter() - middle) / (middle - begun))
+    print(
+        f"\nattribution, {len(wheres)} sites of layers at {n} tokens: {statistics.median(ratios):.1f} forwards (target: under 5)"
+    )
 
 
 def compare(
