@@ -101,9 +101,8 @@ def gradient(lm: probe.LanguageModel, n: int, rounds: int) -> None:
         middle = time.perf_counter()
         attributed()
         ratios.append((time.perf_counter() - middle) / (middle - begun))
-    print(
-        f"\nattribution, {len(wheres)} sites of layers at {n} tokens: {statistics.median(ratios):.1f} forwards (target: under 5)"
-    )
+    ratio = statistics.median(ratios)
+    print(f"\nattribution, {len(wheres)} sites of layers at {n} tokens: {ratio:.1f} forwards (target: under 5)")
 
 
 def compare(
