@@ -77,7 +77,7 @@ def run_at(source: Any) -> Run | None:
 
 def _is_directory(text: str) -> bool:
     try:
-        return Path(text).is_dir()
+        return Path(text).name != "" and Path(text).is_dir()  # "" and "." are prompts
     except (OSError, ValueError):  # too long, or no path at all: a prompt
         return False
 
