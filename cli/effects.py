@@ -121,11 +121,12 @@ def _signed(row: dict[str, Any]) -> str:
 
 
 def _show_answers(run: Run) -> None:
-    from probe.answers import explain
+    from probe.answers import TRUNCATED, explain
 
     how = run.summary["answers"]
     rows = []
     for row in run.branches.itertuples():
+        chosen = "chosen" if row.outcome != TRUNCATED else f"chosen, but cut off: {TRUNCATED}"
         for found in explain(row.text, how):
             rows.append(
                 (
@@ -134,7 +135,7 @@ def _show_answers(run: Run) -> None:
                     found.rule,
                     visible(found.text),
                     visible(found.key),
-                    "chosen" if found.chosen else "",
+                    chosen if found.chosen else "",
                 )
             )
     typer.echo("\nanswers found in what was drawn")

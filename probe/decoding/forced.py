@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from probe.decoding.caches import grows, held, slot
+from probe.decoding.prefixes import caches
 from probe.errors import BadModel
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class Prefix:
         if keep and "logits_to_keep" in self._accepted:
             more["logits_to_keep"] = keep
         if "use_cache" in self._accepted:
-            more["use_cache"] = True
+            more["use_cache"] = caches(self.lm)
         return self.lm.model(torch.tensor(ids, device=self.lm.device), return_dict=True, **more)
 
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import copy
 import inspect
+import weakref
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.generation.utils import ALL_CACHE_NAMES
 
+from probe.anatomy.tokens import probe_tokens
 from probe.decoding.caches import grows
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 Prefix = tuple[int, ...]
+_caches: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
 class Edits(Protocol):
@@ -54,7 +57,24 @@ def forward(
 def plain_kwargs(lm: LanguageModel) -> dict[str, Any]:
     """What every forward is given: only the last logits are wanted, where a model can leave out the others."""
     kept = "logits_to_keep" in inspect.signature(lm.model.forward).parameters
-    return {"use_cache": True} | ({"logits_to_keep": 1} if kept else {})
+    return {"use_cache": caches(lm)} | ({"logits_to_keep": 1} if kept else {})
+
+
+@torch.inference_mode()
+def caches(lm: LanguageModel) -> bool:
+    """Whether the model can go on from its own cache: some families' fails (transformers 5.24). Tried once a model.
+
+    Where it can't, every token is decoded by a forward of the whole text.
+    """
+    if lm.model not in _caches:
+        ids, kwargs = probe_tokens(lm.model)[:1, :4], {"use_cache": True}
+        try:
+            _, kwargs = forward(lm, ids[:, :3], kwargs, new=None)
+            forward(lm, ids, kwargs, new=1 if set(kwargs) & set(ALL_CACHE_NAMES) else None)
+            _caches[lm.model] = True
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+            _caches[lm.model] = False
+    return _caches[lm.model]
 
 
 def extended(lm: LanguageModel, known: Known | None, prefix: Prefix, start: int) -> Known:
