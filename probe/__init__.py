@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from probe.patching import patch_sweep
     from probe.rewinding import rewind
     from probe.speculating import speculate
-    from probe.steering import make_direction
+    from probe.steering import make_direction, steer
     from probe.store import Run, list_runs, open_run
     from probe.tracing import trace
 
@@ -36,6 +36,7 @@ _HOME = {
     "patch_sweep": "probe.patching",
     "rewind": "probe.rewinding",
     "speculate": "probe.speculating",
+    "steer": "probe.steering",
     "trace": "probe.tracing",
 }
 
@@ -55,6 +56,7 @@ __all__ = [
     "patch_sweep",
     "rewind",
     "speculate",
+    "steer",
     "trace",
 ]
 

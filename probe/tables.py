@@ -141,6 +141,19 @@ _TABLES = (
         PROMPT, Column("label", _words(), "positive or negative"), _d("projection", "on the unit direction"),
         Column("correct", pa.bool_(), "on its own side of the direction of the other texts; null if none can be left out"),
     )),
+    Table("steering", "a text with so much of a direction added", ("prompt_id", "control", "strength"), (
+        PROMPT, _i("control", "0 the direction, else the number of a random one"), _d("strength", "times the vector"),
+        _d("value", "log-prob of the answer (less that of against), nats; or 1 where the continuation matches, else 0"),
+        _d("kl", "nats, KL(plain || steered) after the last token"), _d("lost", "nats a token of the prompt, more than plain"),
+        _s("text", "the continuation, if one was written"),
+    )),
+    Table("steering_means", "one strength, over all texts", ("strength",), (
+        _d("strength", "times the vector"), _d("value", "mean over texts"), _d("effect", "mean of value - value at 0"),
+        _d("ci_low", "bootstrap over texts; null for one text"), _d("ci_high", "same"),
+        _d("control_mean", "the same effect, mean over random directions"), _d("control_low", "least of them"),
+        _d("control_high", "greatest of them"), _d("p_value", "share of directions with an effect as large, add-one"),
+        _d("kl", "nats, mean"), _d("lost", "nats a token, mean"), _i("n", "texts"),
+    )),
     Table("attribution", "one component's write towards the answer", ("prompt_id", "pos", "component", "layer", "head"), (
         PROMPT, POS, Column("component", _words(), "embed, attn, mlp, attn_bias, head_bias, …: what wrote"), LAYER, HEAD,
         _d("contribution", "logits before the cap, of the answer or of answer - against"),

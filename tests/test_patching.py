@@ -323,7 +323,7 @@ def test_an_answer_of_several_tokens_is_its_first():
     lm = probe.load("tiny:llama")
     run = probe.patch_sweep(lm, **{**ASKED, "answer": "ab", "against": "ba"})
     assert run.patches["patched"].tolist() == probe.patch_sweep(lm, **ASKED).patches["patched"].tolist()
-    assert run.manifest["warnings"][0] == "--answer 'ab' is 2 tokens: the first, 'a', is followed"
+    assert run.manifest["warnings"][0] == "--answer 'ab' is 2 tokens: the first, 'a', is used"
 
 
 @pytest.mark.parametrize(

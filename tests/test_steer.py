@@ -13,7 +13,7 @@ import torch
 
 import probe
 from probe.errors import BadEdit, BadOption, BadPrompt
-from probe.interventions import load_direction
+from probe.interventions import load_direction, save_direction
 from probe.steering.evidence import leave_one_out, separation
 
 PLUS, MINUS = ["I love it", "so good", "very nice day", "great"], ["I hate it", "so bad", "a very ugly day", "awful"]
@@ -99,3 +99,82 @@ def test_the_command_line_is_the_library(lm: probe.LanguageModel, shell: Callabl
     own = probe.make_direction(lm, PLUS, MINUS, at="resid_post@1", to=tmp_path / "w.safetensors").summary
     assert {**json.loads(done.stdout)["summary"], "direction": ""} == {**own, "direction": ""}
     assert torch.equal(*(load_direction(tmp_path / f"{name}.safetensors").vector for name in "vw"))
+
+
+def pushed(lm: probe.LanguageModel, text: str, vector: torch.Tensor, strength: float) -> torch.Tensor:
+    """Log-probs (pos, d_vocab), float64, with the vector added to what layer 1 gives, by a hook of our own."""
+    block = lm.model.model.layers[1]
+    handle = block.register_forward_hook(lambda _, args, out: out + strength * vector)
+    with torch.no_grad():
+        logits = lm.model(torch.tensor([lm.encode(text).ids])).logits[0]
+    handle.remove()
+    return logits.double().log_softmax(-1)
+
+
+@pytest.fixture
+def direction(lm: probe.LanguageModel, tmp_path: Path) -> Path:
+    vector = torch.randn(lm.width("resid_post", 1), generator=torch.Generator().manual_seed(5))
+    save_direction(tmp_path / "d.safetensors", lm, vector, site="resid_post", layer=1)
+    return tmp_path / "d.safetensors"
+
+
+def test_a_scan_is_a_forward_with_the_vector_added(lm: probe.LanguageModel, direction: Path) -> None:
+    vector, texts = load_direction(direction).vector, ["so good", "I hate it all"]
+    run = probe.steer(lm, direction, texts, answer="a", against="b", strengths=[-2, 3], controls=4)
+    rows = run.steering.set_index(["prompt_id", "control", "strength"])
+    assert len(rows) == 2 * (1 + 5 * 2)
+    (a,), (b,) = lm.ids_of("a"), lm.ids_of("b")
+    for number, text in enumerate(texts):
+        ids, plain = lm.encode(text).ids, pushed(lm, text, vector, 0.0)
+        for strength in (-2.0, 0.0, 3.0):
+            own, row = pushed(lm, text, vector, strength), rows.loc[(number, 0, strength)]
+            assert row["value"] == pytest.approx(float(own[-1, a] - own[-1, b]), abs=1e-5)
+            assert row["kl"] == pytest.approx(float((plain[-1].exp() * (plain[-1] - own[-1])).sum()), abs=1e-5)
+            lost = np.mean([float(plain[t, i] - own[t, i]) for t, i in enumerate(ids[1:])])
+            assert row["lost"] == pytest.approx(lost, abs=1e-5)
+        assert rows.loc[(number, 0, 0.0)][["kl", "lost"]].tolist() == [0.0, 0.0]
+    means = run.steering_means.set_index("strength")
+
+    def effect(control: int) -> float:
+        return float(np.mean([rows.loc[(n, control, 3.0)]["value"] - rows.loc[(n, 0, 0.0)]["value"] for n in range(2)]))
+
+    assert means.loc[3.0, "effect"] == pytest.approx(effect(0)) and means.loc[0.0, "effect"] == 0.0
+    assert means.loc[3.0, "ci_low"] <= means.loc[3.0, "effect"] <= means.loc[3.0, "ci_high"]
+    others = [effect(control) for control in range(1, 5)]
+    assert len(set(others)) == 4 and means.loc[3.0, "control_high"] == pytest.approx(max(others))
+    assert means.loc[3.0, "p_value"] == pytest.approx((1 + sum(abs(x) >= abs(effect(0)) for x in others)) / 5)
+
+
+def test_a_scan_of_what_is_written_is_an_edited_trace(lm: probe.LanguageModel, direction: Path) -> None:
+    run = probe.steer(lm, direction, "so good", matching=".", generate=6, strengths=[40], controls=2)
+    rows = run.steering.set_index(["control", "strength"])
+    for strength in (0.0, 40.0):
+        more = {"edit": f"resid_post@1=add:{direction}:{strength}"} if strength else {}
+        traced = probe.trace(lm, "so good", generate=6, **more).tokens
+        wanted = traced[traced["segment"] == "completion"]["token_id"].tolist()
+        assert rows.loc[(0, strength), "text"] == lm.pieces(wanted).text
+    assert rows.loc[(0, 40.0), "text"] != rows.loc[(0, 0.0), "text"]
+
+
+def test_scans_from_the_shell(shell: Callable[..., Any], direction: Path) -> None:
+    words = ["steer", "--scan", str(direction), "so good", "--strengths", "-1,1", "--controls", "2", "-m"]
+    done = shell(*words, "tiny:llama", "--answer", "a", "--json")
+    assert done.returncode == 0, done.stderr
+    assert [row["strength"] for row in json.loads(done.stdout)["summary"]["strengths"]] == [-1.0, 0.0, 1.0]
+    assert "2 random directions" in shell(*words, "tiny:llama", "--answer", "a").stdout
+    for more, said in (
+        (["--answer", "a", "--strengths", "0"], "strengths other than 0"),
+        (["--answer", "a", "--strengths", "inf"], "strengths other than 0"),
+        (["--answer", "a", "--against", "a"], "are the same"),
+        (["--answer", ""], "--answer is empty"),
+        ([], "what is to be measured"),
+        (["--answer", "a", "--at", "resid_post@9"], "no layer 9"),
+        (["--answer", "a", "--at", "mlp_post@1"], "was made at another site"),
+    ):
+        failed = shell(*words, "tiny:llama", *more)
+        assert failed.returncode == 1 and said in failed.stderr + failed.stdout and "hint:" in failed.stderr, (
+            failed.stderr
+        )
+    other = shell(*words, "tiny:gpt2", "--answer", "a")
+    assert other.returncode == 1 and "made with another model" in other.stderr
+    assert shell("steer", "so good", "-m", "tiny:llama").returncode == 2

@@ -16,7 +16,8 @@ from probe.attributing.parts import Parts, take_apart
 from probe.attributing.seen import Seen, see
 from probe.attributing.sources import Sources, sources
 from probe.errors import BadOption
-from probe.lensing.subject import Subject, find_subject, two_answers
+from probe.language_model.answers import two_answers
+from probe.lensing.subject import Subject, find_subject
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel

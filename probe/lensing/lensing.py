@@ -16,7 +16,8 @@ from probe.capturing.lens import row_guesses
 from probe.capturing.logits import unembedding
 from probe.errors import BadEdit, BadOption
 from probe.interventions import Edit, applying, parse_all
-from probe.lensing.subject import Subject, find_subject, first_token
+from probe.language_model.answers import first_token
+from probe.lensing.subject import Subject, find_subject
 from probe.sites import parse_places, resolve
 from probe.tracing.rows import prompt_columns, token_columns
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from probe.errors import BadOption, BadPrompt
 from probe.interventions.runs import check_run, prompts_of
+from probe.language_model.answers import two_answers
 from probe.patching.metrics import Target
 from probe.store import Run, open_run
 
@@ -131,25 +132,9 @@ def target_of(
 
     Raises `BadOption` where one is empty, or where both begin with the same token.
     """
-    notes: list[str] = []
-    first = _first_token(lm, "answer", answer, notes)
-    other = None if against is None else _first_token(lm, "against", against, notes)
-    if first == other:
-        what = "are the same" if answer == against else "begin with the same token"
-        raise BadOption(
-            f"--answer {answer!r} and --against {against!r} {what}", hint="they must differ in the first token"
-        )
+    first, other, notes = two_answers(lm, answer, against)
     texts = lm.token_text(first), None if other is None else lm.token_text(other)
     return Target(first, other), texts, tuple(notes)
-
-
-def _first_token(lm: LanguageModel, name: str, text: str, notes: list[str]) -> int:
-    ids = lm.ids_of(text)
-    if not ids:
-        raise BadOption(f"--{name} is empty", hint="give the token that follows, with its space: ' Mary'")
-    if len(ids) > 1:
-        notes.append(f"--{name} {text!r} is {len(ids)} tokens: the first, {lm.token_text(ids[0])!r}, is followed")
-    return ids[0]
 
 
 def ids_of(lm: LanguageModel, given: Any, *, chat: bool = False, system: str | None = None) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
-"""Directions to steer along: the difference of the means of two sets of texts, with what speaks for it."""
+"""Directions to steer along: the difference of the means of two sets of texts, with what speaks for it; and what they do."""
 
 from probe.steering.making import make_direction
+from probe.steering.scanning import steer
 
-__all__ = ["make_direction"]
+__all__ = ["make_direction", "steer"]

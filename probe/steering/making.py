@@ -15,8 +15,8 @@ from probe.capturing import MemorySink, read
 from probe.errors import BadOption, NonFinite
 from probe.interventions import cells, save_direction
 from probe.steering.evidence import Evidence, separation
-from probe.tracing.encoding import batches, encode_all
-from probe.tracing.prompts import as_prompts
+from probe.steering.texts import encoded
+from probe.tracing.encoding import batches
 from probe.tracing.rows import Sequence, prompt_columns
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def make_direction(
     """
     cell = _cell(lm, at)
     names = ("positive", "negative")
-    sets = [_encoded(lm, texts, name) for name, texts in zip(names, (positive, negative), strict=True)]
+    sets = [encoded(lm, texts, name) for name, texts in zip(names, (positive, negative), strict=True)]
     sequences = [sequence for own in sets for sequence in own]
     labels = np.asarray([True] * len(sets[0]) + [False] * len(sets[1]))
     arguments = {
@@ -78,15 +78,6 @@ def _cell(lm: LanguageModel, at: str) -> Cell:
     if len(found) != 1 or len(found[0].heads or (0,)) != 1 or found[0].site in ("pattern", "scores"):
         raise BadOption(f"'{at}' is not one vector", hint="name one layer, as resid_post@12, and one head of z")
     return found[0]
-
-
-def _encoded(lm: LanguageModel, texts: Any, name: str) -> list[Sequence]:
-    sequences, failed = encode_all(lm, as_prompts(texts), chat=False, system=None)
-    if failed:
-        raise BadOption(f"a {name} text cannot be run: {failed[0].error.message}", hint=failed[0].error.hint)
-    for sequence in sequences:
-        sequence.finish(lm, None, "sentence")
-    return sequences
 
 
 class _Values(MemorySink):
