@@ -1,0 +1,60 @@
+"""What a column and a table are, and the columns that many tables have."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pyarrow as pa
+
+
+class Column(NamedTuple):
+    """One column: its Arrow type and what a value means (unit or range)."""
+
+    name: str
+    type: pa.DataType
+    doc: str
+
+
+class Table(NamedTuple):
+    """One table. `keys` order and identify its rows; a `large` table stays a folder of part files."""
+
+    name: str
+    row: str
+    keys: tuple[str, ...]
+    columns: tuple[Column, ...]
+    large: bool = False
+
+
+def list_of(value: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("element", value, nullable=False))
+
+
+def words() -> pa.DataType:
+    return pa.dictionary(pa.int32(), pa.string())
+
+
+INTS, FLOATS = list_of(pa.int32()), list_of(pa.float32())
+
+RUN = Column("run_id", words(), "the run's id")
+PROMPT = Column("prompt_id", pa.int32(), "which prompt of the run")
+BRANCH = Column("branch", pa.int32(), "which continuation of the prompt")
+POS = Column("pos", pa.int32(), "position, 0 is the first token")
+LAYER = Column("layer", pa.int16(), "layer, from 0; -1 where a site has none")
+HEAD = Column("head", pa.int16(), "head, from 0; -1 where a site has none")
+QUERY = Column("query", pa.int32(), "position that looks")
+
+
+def f32(name: str, doc: str) -> Column:
+    return Column(name, pa.float32(), doc)
+
+
+def i32(name: str, doc: str) -> Column:
+    return Column(name, pa.int32(), doc)
+
+
+def f64(name: str, doc: str) -> Column:
+    return Column(name, pa.float64(), doc)
+
+
+def text(name: str, doc: str) -> Column:
+    return Column(name, pa.string(), doc)

@@ -1,0 +1,148 @@
+"""Tables of what a change does, and of what two models share."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from probe.tables.columns import BRANCH, HEAD, LAYER, POS, PROMPT, Column, Table, f32, f64, i32, text, words
+
+# fmt: off
+MEASURED = (
+    Table("projections", "a text along a direction", ("prompt_id",), (
+        PROMPT, Column("label", words(), "positive or negative"), f64("projection", "on the unit direction"),
+        Column("correct", pa.bool_(), "on its own side of the direction of the other texts; null if none can be left out"),
+    )),
+    Table("steering", "a text with so much of a direction added", ("prompt_id", "control", "strength"), (
+        PROMPT, i32("control", "0 the direction, else the number of a random one"), f64("strength", "times the vector"),
+        f64("value", "log-prob of the answer (less that of against), nats; or 1 where the continuation matches, else 0"),
+        f64("kl", "nats, KL(plain || steered) after the last token"),
+        f64("lost", "nats a token of the prompt, more than plain"),
+        text("text", "the continuation, if one was written"),
+    )),
+    Table("steering_means", "one strength, over all texts", ("strength",), (
+        f64("strength", "times the vector"), f64("value", "mean over texts"), f64("effect", "mean of value - value at 0"),
+        f64("ci_low", "bootstrap over texts; null for one text"), f64("ci_high", "same"),
+        f64("control_mean", "the same effect, mean over random directions"), f64("control_low", "least of them"),
+        f64("control_high", "greatest of them"), f64("p_value", "share of directions with an effect as large, add-one"),
+        f64("kl", "nats, mean"), f64("lost", "nats a token, mean"), i32("n", "texts"),
+    )),
+    Table("attribution", "one component's write towards the answer", ("prompt_id", "pos", "component", "layer", "head"), (
+        PROMPT, POS, Column("component", words(), "embed, attn, mlp, attn_bias, head_bias, …: what wrote"), LAYER, HEAD,
+        f64("contribution", "logits before the cap, of the answer or of answer - against"),
+        f64("share", "of their sum; null where that is 0"),
+    )),
+    Table("attribution_sources", "where a head's write came from", ("prompt_id", "pos", "layer", "head", "source"), (
+        PROMPT, POS, LAYER, HEAD, i32("source", "position whose value the head read"),
+        f64("contribution", "logits before the cap; a head's sources sum to its contribution"),
+    )),
+    Table("branches", "one continuation", ("prompt_id", "branch"), (
+        PROMPT, BRANCH, i32("parent", "the branch it forks from; -1 for the sequence that was rewound"),
+        Column("arm", words(), "original, before (the step), control (the step kept) or edited"),
+        i32("sample", "address of its noise; arms with the same sample share it; -1 for the original"),
+        i32("fork_pos", "position from which its tokens are its own: those before are the parent's"),
+        i32("draw_pos", "position of its first drawn token; an edit's tokens stand before"),
+        i32("n_prompt", "tokens of its prompt"), text("edit", "what was put in, empty if nothing"),
+        text("text", "what was drawn"), i32("n_tokens", "tokens drawn"),
+        Column("stop_reason", words(), "eos, stop, length or context"),
+        Column("outcome", words(), "class of its answer; <none> and <truncated> are classes"),
+        text("answer", "the answer as written; null where none was found"),
+        Column("logprob", pa.float64(), "nats after the filters, summed over the drawn tokens; 0 where greedy"),
+    )),
+    Table("effects", "one measured difference", ("edit", "metric", "outcome"), (
+        Column("edit", words(), "what was put in"), Column("metric", words(), "what was measured"),
+        Column("outcome", words(), "of which class of answers; empty where it is of all"),
+        f64("control", "in the control arm"), f64("edited", "in the edited arm"), f64("difference", "edited - control"),
+        f64("ci_low", "of the difference, or of the value where there is no difference"), f64("ci_high", "same"),
+        f64("p_value", "that chance alone makes it as large"),
+        f64("null_high", "95 % quantile of the value if nothing differs"),
+        i32("n", "pairs"), Column("method", words(), "how interval and p were computed"),
+    )),
+    Table("rescored", "a token of the original after the edit", ("prompt_id", "pos"), (
+        PROMPT, POS, i32("token_id", "vocabulary id"), text("token", "its text"), i32("step", "reasoning step"),
+        f32("logprob", "nats, as it was"), f32("logprob_edited", "nats, with the edit in the step's place"),
+        f32("difference", "nats, edited - as it was"),
+    )),
+    Table("importance", "one step's importance by one method", ("method", "step"), (
+        Column("method", words(), "how it was measured"), i32("step", "reasoning step"),
+        f64("estimate", "the importance, in the method's unit"), f64("ci_low", "95 % interval"), f64("ci_high", "same"),
+        f64("p_value", "under no effect"), f64("q_value", "Benjamini-Hochberg over the steps"),
+        f64("control", "the method's control, in the same unit"), i32("n", "samples"),
+        Column("unit", words(), "what the estimate counts"),
+        Column("kind", words(), "heuristic label of what the step does"), text("text", "the step"),
+    )),
+    Table("comparison", "a position under two models", ("prompt_id", "pos"), (
+        PROMPT, POS, i32("token_id", "vocabulary id, A's"), text("token", "text of the token as decoded in context"),
+        i32("text_start", "first character in the decoded text"), i32("text_end", "one past the last character"),
+        f32("logprob_a", "nats, of this token by A; null at a first token"), f32("logprob_b", "nats, by B"),
+        f32("difference", "nats, logprob_b - logprob_a"),
+        f64("kl_ab", "nats, KL(A || B) of the distributions this token comes from; null where they aren't compared"),
+        f64("kl_ba", "nats, KL(B || A)"), f64("js", "nats, Jensen-Shannon, at most ln 2"),
+        f64("tv", "total variation, 0 to 1"),
+        f64("accept", "1 - tv: P that a token drafted by one is accepted by the other"),
+        Column("same_top", pa.bool_(), "both have the same most probable token"),
+        i32("top_a", "A's most probable token"), i32("top_b", "B's"),
+        i32("rank_a", "rank of this token by A, 0 is the top"), i32("rank_b", "by B"),
+        f32("entropy_a", "nats"), f32("entropy_b", "nats"),
+    )),
+    Table("segments", "characters between two boundaries that both tokenizers share", ("prompt_id", "segment"), (
+        PROMPT, i32("segment", "from 0"), i32("text_start", "first character"), i32("text_end", "one past the last character"),
+        text("text", "the characters"), i32("tokens_a", "A's tokens in it"), i32("tokens_b", "B's"),
+        f64("logprob_a", "nats, summed over A's tokens"), f64("logprob_b", "nats, summed over B's"),
+        f64("difference", "nats, logprob_b - logprob_a"),
+    )),
+    Table("similarity", "one layer's residual stream in two models", ("site", "layer"), (
+        Column("site", words(), "see sites.py"), LAYER,
+        f64("cosine", "mean over positions; null where the widths differ"), f64("cosine_min", "the smallest of them"),
+        f64("distance", "mean of |b - a| / |a|; null where the widths differ"),
+        f64("cka", "linear CKA (Kornblith et al. 2019): towards 1 where there are fewer positions than dimensions"),
+        f64("cka_debiased", "the same from the unbiased HSIC (Song et al. 2012); null under 4 positions"),
+        i32("n", "positions; the first of each text is left out"),
+    )),
+    Table("dependence", "how one step depends on an earlier one", ("method", "source", "target"), (
+        Column("method", words(), "how it was measured"), i32("source", "the step that was changed"),
+        i32("target", "the later step that was looked at"),
+        f64("value", "nats a token that the later step's mean log-prob (rescore) or distribution (suppression) lost"),
+    )),
+    Table("proposals", "a token that a draft proposed, or the target added", ("prompt_id", "round", "index"), (
+        PROMPT, i32("round", "pass of the target; 0 reads the prompt and drafts nothing"),
+        i32("index", "place in the block"), POS, i32("token_id", "vocabulary id"), text("token", "its text"),
+        Column("kind", words(), "word start, continuation, number, punctuation, space, special or bytes"),
+        Column("verdict", words(), "accepted, rejected, discarded (after a rejection or the end) or bonus (the target's own)"),
+        Column("accepted", pa.bool_(), "whether it was accepted; null unless tested"),
+        f64("p", "the target's probability, after temperature and filters"),
+        f64("q", "the draft's, likewise; null for a bonus"),
+        f64("accept_prob", "min(1, p / q)"), f64("uniform", "accepted if at most accept_prob; null unless tested"),
+        i32("correction_id", "drawn from norm(max(p - q, 0)) in its place; null unless rejected"),
+        text("correction", "its text"),
+        f32("tv", "TV of p and q; 1 - tv = sum of min(p, q): the chance of acceptance before the draft is drawn"),
+        f32("kl", "nats, KL(p || q); infinite where q cannot draw what p can"), f32("kl_reverse", "nats, KL(q || p)"),
+        f32("logprob", "nats, the target's own, before temperature and filters"), f32("entropy", "nats, likewise"),
+        i32("rank", "likewise; 0 is the most probable token"),
+        f32("draft_logprob", "nats, the draft's own, likewise; null where it has no logits"), f32("draft_entropy", "nats"),
+        i32("draft_rank", "likewise"),
+    )),
+    Table("patches", "one cell of a sweep", ("pair", "site", "layer", "head", "pos", "step", "receiver"), (
+        i32("pair", "which pair of texts: prompts 2 pair (clean) and 2 pair + 1 (corrupt)"),
+        Column("site", words(), "see sites.py"), LAYER,
+        Column("head", pa.int16(), "head, from 0; -1: the whole width"),
+        i32("pos", "position in the text that is patched; -1: several at once"),
+        i32("step", "reasoning step; -1 where there is none, or several at once"),
+        i32("positions", "how many are patched at once"), i32("source_pos", "where the patch comes from; -1: several"),
+        text("token", "the token that is patched; null for several"),
+        f64("clean", "the sweep's metric in the clean run"), f64("corrupt", "in the corrupt run"), f64("patched", "patched"),
+        f64("effect", "share of clean - corrupt that the patch carries; null where they do not differ"),
+        f64("logit_diff", "patched, logits, answer - against"), f64("logprob", "patched, nats, of the answer"),
+        f64("prob", "patched, of the answer"), f64("kl", "nats, KL(clean || patched)"),
+        Column("passed", pa.bool_(), "the model was run for it; else it is known to be as unpatched, or foretold"),
+        Column("receiver", words(), "on a path, what the cell was sent to; empty where it acts on all that follows"),
+        f64("exact", "where the metric is foretold from a gradient: patched, by a forward, for the cells of the sample"),
+    )),
+    Table("patch_means", "one cell of a sweep over several pairs", ("site", "layer", "head", "pos", "step", "receiver"), (
+        Column("site", words(), "see sites.py"), LAYER,
+        Column("head", pa.int16(), "head, from 0; -1: the whole width"),
+        i32("pos", "position; where the texts differ in length, from the end (-1 the last)"), i32("step", "as in patches"),
+        f64("effect", "mean over pairs"), f64("ci_low", "95 %, bootstrap over pairs"), f64("ci_high", "same"),
+        f64("patched", "mean of the metric, patched"), i32("n", "pairs"), Column("receiver", words(), "as in patches"),
+    )),
+)
+# fmt: on
