@@ -65,24 +65,22 @@ def test_ctrl_c_keeps_what_is_finished(long_run, shell, tmp_path: Path) -> None:
     assert pd.read_parquet(tmp_path / "run" / "prompts.parquet")["prompt_id"].tolist() == list(range(400))
 
 
+def test_kill_9_and_resume_give_the_tables_of_a_run_that_was_left_alone(long_run, shell, tmp_path: Path) -> None:
+    time.sleep(1.0)
+    long_run.kill()
+    long_run.communicate()
+    assert long_run.returncode == -signal.SIGKILL and not (tmp_path / "run").exists()
+    words = ("trace", "--file", "p.txt", *TINY, "--batch-tokens", "80", "--attention", "summary", "--quiet")
+    assert shell(*words, "--out", "run", "--resume").returncode == 0
+    assert shell(*words, "--out", "alone").returncode == 0
+    for table in ("tokens", "heads", "attention_rows", "steps", "prompts"):
+        got, want = (pd.read_parquet(next(tmp_path.glob(f"{name}/{table}*"))) for name in ("run", "alone"))
+        pd.testing.assert_frame_equal(got.drop(columns="run_id"), want.drop(columns="run_id"), check_exact=True)
+
+
 def test_two_processes_never_share_a_run(long_run, shell) -> None:
-    failed(
-        shell(
-            "trace",
-            "--file",
-            "p.txt",
-            *TINY,
-            "--out",
-            "run",
-            "--batch-tokens",
-            "80",
-            "--attention",
-            "summary",
-            "--resume",
-        ),
-        1,
-        "run",
-    )
+    words = ("--file", "p.txt", *TINY, "--out", "run", "--batch-tokens", "80", "--attention", "summary")
+    failed(shell("trace", *words, "--resume"), 1, "run")
 
 
 def test_no_room_on_the_disk(tmp_path: Path) -> None:
@@ -118,14 +116,15 @@ def test_a_local_directory_is_a_model(shell, directory: Path) -> None:
     assert said["summary"]["tokens"] > 1
 
 
-def test_logits_that_are_no_numbers(shell, directory: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers(shell, directory: Path, tmp_path: Path, value: float) -> None:
     import shutil
 
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(directory, tmp_path / "nan")
     weights = load_file(tmp_path / "nan" / "model.safetensors")
-    weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], float("nan"))
+    weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], value)
     save_file(weights, tmp_path / "nan" / "model.safetensors", metadata={"format": "pt"})
     failed(shell("trace", "hello", "--model", "nan", "--out", "run"), 1, "finite")
     assert not (tmp_path / "run").exists()

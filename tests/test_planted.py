@@ -217,3 +217,20 @@ def test_path_patching_finds_the_edges_and_no_other(name: str, direction: str) -
             found.add((sender, row.receiver))
             assert row.effect == pytest.approx(1, abs=0.02)
     assert found == EDGES[name]
+
+
+# ---- direct logit attribution
+
+
+@every_circuit
+def test_direct_attribution_finds_what_writes_the_answer(name: str) -> None:
+    """The last part of each circuit writes the answer itself; the parts before it reach the logits through it alone."""
+    circuit = CIRCUITS[name]()
+    run = probe.attribute(circuit.lm, circuit.clean, answer=circuit.answer, against=circuit.against)
+    parts, whole = run.attribution, circuit.difference(circuit.ids(circuit.clean))
+    assert parts["contribution"].sum() == pytest.approx(whole, rel=1e-4)
+    strong = parts[parts["contribution"].abs() > SOME * whole]
+    found = {(row.component, row.layer, row.head) for row in strong.itertuples()}
+    last = max(circuit.heads)
+    assert found == ({("mlp", layer, -1) for layer in circuit.mlps} if circuit.mlps else {("attn", *last)})
+    assert strong["contribution"].sum() == pytest.approx(whole, rel=0.05)
