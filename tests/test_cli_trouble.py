@@ -65,6 +65,7 @@ def test_ctrl_c_keeps_what_is_finished(long_run, shell, tmp_path: Path) -> None:
     assert pd.read_parquet(tmp_path / "run" / "prompts.parquet")["prompt_id"].tolist() == list(range(400))
 
 
+@pytest.mark.slow
 def test_kill_9_and_resume_give_the_tables_of_a_run_that_was_left_alone(long_run, shell, tmp_path: Path) -> None:
     time.sleep(1.0)
     long_run.kill()
