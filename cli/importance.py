@@ -25,6 +25,9 @@ Candidate = Annotated[
     list[str] | None, typer.Option("--candidate", help="An answer to score, for early-answer; repeatable.")
 ]
 Embedder = Annotated[str | None, typer.Option("--embedder", help="A sentence-transformers model, for counterfactual.")]
+Suppress = Annotated[
+    str | None, typer.Option("--suppress", help="Only these heads look away, for suppression: pattern@5.3,7.1.")
+]
 BAR = 24
 
 
@@ -38,6 +41,7 @@ def command(
     stub: Stub = None,
     candidate: Candidate = None,
     embedder: Embedder = None,
+    suppress: Suppress = None,
     split: o.Split = "sentence",
     prompt: r.PromptId = None,
     branch: r.Branch = 0,
@@ -69,6 +73,7 @@ def command(
     what: dict[str, Any] = {
         "method": method, "samples": samples, "max_new": max_new, "answer": answer, "expect": expect,
         "stub": STUB if stub is None else stub, "candidates": tuple(candidate or ()), "embedder": embedder, "split": split,
+        "suppress": suppress,
         "prompt_id": prompt, "branch": branch, "seed": seed, "other_model": model is not None,
         "sampling": r.sampling(temperature, top_k, top_p, min_p, repetition_penalty, stop, seed),
     }  # fmt: skip
@@ -95,7 +100,8 @@ def show_importance(run: Run, *, quiet: bool) -> None:
     for text in run.manifest["warnings"]:
         typer.echo(f"warning: {text}", err=True)
     for name, rows in run.importance.groupby("method", sort=False, observed=True):
-        typer.echo(f"{name}: {rows['unit'].iloc[0]}")
+        heads = run.manifest["arguments"].get("suppress") if name == "suppression" else None
+        typer.echo(f"{name}: {rows['unit'].iloc[0]}" + (f", only {heads}" if heads else ""))
         _show_method(rows)
         typer.echo("")
     early = summary.get("early_answer")

@@ -14,7 +14,7 @@ import torch
 import probe
 from probe import stats
 from probe.decoding import Sampling
-from probe.errors import BadModel, BadOption
+from probe.errors import BadModel, BadOption, ProbeError
 from probe.influence import boundaries, dependence, likeness, receiver
 from probe.rewinding.trajectory import trajectory
 from tests.test_rewind import same_tables, written
@@ -105,6 +105,51 @@ def test_suppression_is_deletion_with_positions_kept(name: str) -> None:
                 at = torch.arange(max(steps[j].start - 1, end), steps[j].end - 1)
                 p, q = whole[at], gone[at - (end - start)]
                 assert matrix[i, j] == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["tiny:llama", "tiny:gpt2"])
+def test_suppression_in_all_heads_by_edits_is_the_slice(name: str) -> None:
+    lm = probe.load(name)
+    original = trajectory(written(lm, REASONING), lm)
+    _, sliced = dependence.suppressed(lm, original)
+    _, cut = dependence.suppressed(lm, original, place="pattern@all")
+    np.testing.assert_allclose(cut, sliced, atol=1e-5)  # two kernels in fp32
+
+
+def test_suppression_in_one_head_is_a_forward_with_that_mask(tiny) -> None:
+    """Head 1 of layer 1, by a mask that the test adds to what that layer's attention is given."""
+    original = trajectory(written(tiny, REASONING), tiny)
+    _, matrix = dependence.suppressed(tiny, original, place="pattern@1.1")
+    ids, steps, step = list(original.ids), original.steps, original.steps[1]
+    n = len(ids)
+    mask = torch.full((n, n), -torch.inf).triu(1).expand(1, tiny.anatomy.n_heads("pattern", 1), n, n).clone()
+    mask[0, 1, step.end :, step.start : step.end] = -torch.inf
+
+    def hide(module, args, kwargs):
+        return args, {**kwargs, "attention_mask": mask}
+
+    with torch.no_grad():
+        whole = tiny.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        hook = tiny.model.model.layers[1].self_attn.register_forward_pre_hook(hide, with_kwargs=True)
+        try:
+            blind = tiny.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        finally:
+            hook.remove()
+    moved = (whole.exp() * (whole - blind)).sum(-1)
+    assert moved.max() > 1e-7
+    for j in range(2, len(steps)):
+        own = moved[max(steps[j].start - 1, step.end) : steps[j].end - 1].mean()
+        assert matrix[1, j] == pytest.approx(float(own), rel=0.02, abs=1e-6)
+
+
+@pytest.mark.parametrize("place", ["resid_post@1", "pattern@1.99", "pattern@99", "pattern@1:3", "what"])
+def test_no_heads_to_suppress_is_one_line(tiny, place: str) -> None:
+    with pytest.raises(ProbeError) as error:
+        probe.importance(written(tiny, REASONING), lm=tiny, method="suppression", suppress=place)
+    assert "\n" not in error.value.message
+    bloom = probe.load("tiny:bloom")
+    with pytest.raises(ProbeError):
+        dependence.check_place(bloom, "pattern@1")
 
 
 def test_suppression_refuses_what_it_cannot_do() -> None:

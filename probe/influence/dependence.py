@@ -14,8 +14,12 @@ import torch
 from torch import Tensor
 
 from probe.decoding.forced import Prefix, logprobs
+from probe.errors import BadOption
 from probe.influence.rows import Row
+from probe.interventions import applying, parse_edits
 from probe.rewinding.trajectory import Trajectory
+from probe.sites import Positions, parse_place
+from probe.spans import Step
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -50,11 +54,12 @@ def rescored(lm: LanguageModel, original: Trajectory, progress: Progress | None 
 
 
 def suppressed(
-    lm: LanguageModel, original: Trajectory, progress: Progress | None = None
+    lm: LanguageModel, original: Trajectory, progress: Progress | None = None, *, place: str | None = None
 ) -> tuple[list[Row], np.ndarray]:
     """A row a step, and the matrix (step, step): mean KL(p || p without looking at i), in nats, where step j is predicted.
 
     All layers and heads: the step's keys and values are left out and positions stay, which is the same as -inf scores.
+    place: only these heads (`pattern@5.3,7.1`), by -inf scores in one whole forward a step.
     The first token after the step is predicted at the step itself, which looks at itself; it is left out.
     A step's importance is the mean over all later tokens. Raises `BadModel` where positions cannot be skipped.
     """
@@ -65,16 +70,35 @@ def suppressed(
     for i, step in enumerate(steps[:-1]):
         tail = ids[step.end : -1]
         if tail:
-            blind = stem.leap(tail, step.end - step.start)  # row t predicts token step.end + 1 + t
+            # row t predicts token step.end + 1 + t
+            blind = _cut(lm, original, step, place) if place else stem.leap(tail, step.end - step.start)
             moved = divergence(whole[step.end + 1 - first :], blind)
             for j in range(i + 1, len(steps)):
                 own = moved[max(0, steps[j].start - step.end - 1) : steps[j].end - step.end - 1]
                 matrix[i, j] = own.mean() if len(own) else np.nan
             rows.append(Row("suppression", i, float(moved.mean()), UNITS["suppression"], n=len(moved)))
-        stem.extend(ids[step.start : step.end])
+        if not place:
+            stem.extend(ids[step.start : step.end])
         if progress:
             progress("suppression", i + 1, len(steps) - 1)
     return rows, matrix
+
+
+def check_place(lm: LanguageModel, place: str) -> None:
+    """Raises `BadOption`, `BadPlace` and its kinds, `BadEdit` where these are no heads that can be kept from looking."""
+    found = parse_place(place)
+    if found.site != "pattern" or found.positions != Positions():
+        raise BadOption(f"'{place}' names no heads", hint="write layers and heads of 'pattern': pattern@5.3,7.1")
+    parse_edits(lm, [f"{place}:1..=cut:0"])
+
+
+@torch.inference_mode()
+def _cut(lm: LanguageModel, original: Trajectory, step: Step, place: str) -> Tensor:
+    """Logits (token, d_vocab) after each token behind the step but the last, where these heads do not see the step."""
+    edits = parse_edits(lm, [f"{place}:{step.end}..=cut:{step.start}..{step.end - 1}"])
+    ids = torch.tensor([original.ids[:-1]], device=lm.device)
+    with applying(lm, edits):
+        return lm.model(ids, return_dict=True).logits[0, step.end :]
 
 
 def divergence(logits: Tensor, other: Tensor, *, rows: int = 64) -> np.ndarray:

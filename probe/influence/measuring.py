@@ -42,6 +42,7 @@ class Asked(NamedTuple):
     embedder: str | None
     reference: str
     everything: bool
+    suppress: str | None
 
 
 def importance(
@@ -49,13 +50,15 @@ def importance(
     prompt_id: int | None = None, branch: int = 0, samples: int = 16, max_new: int | None = None,
     sampling: Sampling | None = None, seed: int = 0, answer: str = "auto", expect: str | None = None,
     split: str = "sentence", stub: str = STUB, candidates: tuple[str, ...] = (), embedder: str | None = None,
-    out: str | Path | None = None, resume: bool = False, progress: Progress | None = None,
+    suppress: str | None = None, out: str | Path | None = None, resume: bool = False, progress: Progress | None = None,
 ) -> stores.Run:  # fmt: skip
     """How much each step of a run's generation matters. method: one of METHODS, several with commas, or `all`.
 
     samples, max_new, sampling, seed: of the continuations from each boundary between steps, which `resampling` and
     `counterfactual` share. stub, candidates: for `early-answer`. embedder: a sentence-transformers model for
-    `counterfactual` instead of the model's own activations. The rest is as in `rewind`.
+    `counterfactual` instead of the model's own activations.
+    suppress: the heads that `suppression` keeps from looking, `pattern@5.3,7.1`; without it all of all layers.
+    The rest is as in `rewind`.
 
     Tables: `importance` (a row a step and method), `dependence` (step x step, by `rescore` and `suppression`), and
     what was drawn in `branches` and `tokens`. With `all`, a method that this model or text cannot take is left out and
@@ -69,7 +72,7 @@ def importance(
         check_model(source, lm)
     asked = _asked(
         source, lm, method, prompt_id=prompt_id, branch=branch, samples=samples, max_new=max_new, sampling=sampling, seed=seed,
-        answer=answer, expect=expect, split=split, stub=stub, candidates=candidates, embedder=embedder,
+        answer=answer, expect=expect, split=split, stub=stub, candidates=candidates, embedder=embedder, suppress=suppress,
     )  # fmt: skip
     found = outcome(asked.original.completion, "eos", answer)
     path = (
@@ -107,7 +110,8 @@ def plan_importance(run: stores.Run | str | Path, *, lm: LanguageModel | None = 
     source = open_source(run)
     lm = lm or model_of(source)
     defaults = {"prompt_id": None, "branch": 0, "samples": 16, "max_new": None, "sampling": None, "seed": 0, "answer": "auto",
-                "expect": None, "split": "sentence", "stub": STUB, "candidates": (), "embedder": None}  # fmt: skip
+                "expect": None, "split": "sentence", "stub": STUB, "candidates": (), "embedder": None,
+                "suppress": None}  # fmt: skip
     what.pop("other_model", None)
     asked = _asked(source, lm, what.pop("method", "resampling"), **{**defaults, **what})
     drawn = asked.samples * (len(asked.original.steps) + 1) if set(asked.methods) & set(DRAWN) else 0
@@ -126,7 +130,7 @@ def plan_importance(run: stores.Run | str | Path, *, lm: LanguageModel | None = 
 def _asked(
     source: stores.Run, lm: LanguageModel, method: str, *, prompt_id: int | None, branch: int, samples: int,
     max_new: int | None, sampling: Sampling | None, seed: int, answer: str, expect: str | None, split: str, stub: str,
-    candidates: tuple[str, ...], embedder: str | None,
+    candidates: tuple[str, ...], embedder: str | None, suppress: str | None,
 ) -> Asked:  # fmt: skip
     methods = METHODS if method == "all" else tuple(dict.fromkeys(part.strip() for part in method.split(",")))
     unknown = [name for name in methods if name not in METHODS]
@@ -134,6 +138,10 @@ def _asked(
         raise BadOption(f"unknown method '{unknown[0]}'", hint=f"{', '.join(METHODS)} or all")
     if samples < 1:
         raise BadOption(f"samples is {samples}", hint="it is at least 1")
+    if suppress is not None:
+        if "suppression" not in methods:
+            raise BadOption("these heads are for suppression, which is not asked for", hint="--method suppression")
+        dependence.check_place(lm, suppress)
     original = trajectory(source, lm, prompt_id=prompt_id, branch=branch, split=split)
     if len(original.steps) < 2:
         raise BadOption(
@@ -143,7 +151,9 @@ def _asked(
     drawing = Drawing(
         sampling or sampling_of(original, seed), new_tokens(original, max_new), answer, original.prompt_id
     )
-    return Asked(methods, original, drawing, samples, split, stub, candidates, embedder, reference, method == "all")
+    return Asked(
+        methods, original, drawing, samples, split, stub, candidates, embedder, reference, method == "all", suppress
+    )
 
 
 def _arguments(source: stores.Run, lm: LanguageModel, asked: Asked, branch: int, expect: str | None) -> dict[str, Any]:
@@ -152,6 +162,7 @@ def _arguments(source: stores.Run, lm: LanguageModel, asked: Asked, branch: int,
         "source": source.run_id, "branch": branch, "methods": list(asked.methods), "samples": asked.samples,
         "max_new": asked.drawing.max_new, "sampling": sampling, "answer": asked.drawing.how, "expect": expect,
         "split": asked.split, "stub": asked.stub, "candidates": list(asked.candidates), "embedder": asked.embedder,
+        **({"suppress": asked.suppress} if asked.suppress else {}),
         "prompt_id": asked.original.prompt_id, "chat": asked.original.chat, "generate": asked.drawing.max_new,
         "model": lm.name, "dtype": str(lm.dtype),
     }  # fmt: skip
@@ -190,7 +201,7 @@ def _by(
         rows, matrices[method] = dependence.rescored(lm, original, progress)
         return rows
     if method == "suppression":
-        rows, matrices[method] = dependence.suppressed(lm, original, progress)
+        rows, matrices[method] = dependence.suppressed(lm, original, progress, place=asked.suppress)
         return rows
     if method == "early-answer":
         rows, more[method] = early.early_answers(
