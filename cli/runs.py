@@ -108,12 +108,18 @@ def check(run: RunPath, as_json: o.AsJson = False) -> None:
 @app.command("export")
 def export(
     run: RunPath,
-    table: Annotated[str, typer.Argument(help="A table of the run.")],
-    to: Annotated[Path, typer.Argument(help="File to write; must not exist.")],
+    table: Annotated[str | None, typer.Argument(help="A table of the run.")] = None,
+    to: Annotated[Path | None, typer.Argument(help="File to write; must not exist.")] = None,
     format: Format = None,
+    newick: Annotated[bool, typer.Option("--newick", help="The tree of branches, in place of a table.")] = False,
     as_json: o.AsJson = False,
 ) -> None:
-    """Write one table of a run as csv, jsonl, parquet, or (activations) safetensors."""
+    """Write one table of a run as csv, jsonl, parquet, or (activations) safetensors; or its tree, --newick or --json."""
+    if table is None and (newick or as_json):
+        tree(run, newick=newick, as_json=as_json)
+        return
+    if table is None or to is None or newick:
+        raise typer.BadParameter("give a table and a file, or for the tree of branches only --newick or --json")
     from probe import store
 
     rows = store.export(store.open_run(run), table, to, format=format)
