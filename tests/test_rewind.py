@@ -372,3 +372,15 @@ def test_selftest_passes_and_can_fail(shell, tiny, monkeypatch) -> None:
     assert {law.name for law in laws(broken) if not law.holds} >= {"capturing changes nothing"}
     said = json.loads(shell("selftest", "tiny:gpt2", "--json").stdout)
     assert said["command"] == "selftest" and all(law["holds"] or law["skipped"] for law in said["summary"]["laws"])
+
+
+def test_the_tree_is_exported(shell) -> None:
+    assert shell("trace", "Q: how many?", "-n", "12", "--model", "tiny:llama", "--out", "base", "-q").returncode == 0
+    words = ("rewind", "base", "--to", "15", "-n", "2", "--max-new", "4", "--out", "went", "-q")
+    assert shell(*words).returncode == 0
+    exported = shell("runs", "export", "went", "--newick")
+    assert exported.returncode == 0 and exported.stdout == shell("runs", "tree", "went", "--newick").stdout
+    assert exported.stdout.count("(") == exported.stdout.count(")") == 2 and exported.stdout.endswith(";\n")
+    (control,) = json.loads(shell("runs", "export", "went", "--json").stdout)["summary"]["children"]
+    assert (control["name"], control["n"], len(control["branches"])) == ("control", 2, 2)
+    assert shell("runs", "export", "went").returncode == 2
