@@ -1,4 +1,4 @@
-"""How well a difference of means tells two sets apart on texts it was not made of, and what shuffled labels give.."""
+"""How well a difference of means tells two sets apart on texts it was not made of, and what shuffled labels give."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def steer(
     tokens = two_answers(lm, answer, against) if answer is not None else None
     sequences = encoded(lm, prompts, "prompt")
     pushes = [Push(number, strength) for number in range(controls + 1) for strength in scale if strength or not number]
-    vectors = _vectors(made.vector, controls, seed)
+    edits = _edits(cell, _vectors(made.vector, controls, seed), pushes)
     arguments = {
         "direction": str(direction), "at": at, "answer": answer, "against": against, "matching": matching,
         "generate": generate, "strengths": scale, "controls": controls, "model": lm.name, "dtype": str(lm.dtype),
@@ -68,7 +68,6 @@ def steer(
     with stores.create(path, command="steer", arguments=arguments) as writer:
         rows: list[dict[str, Any]] = []
         for done, sequence in enumerate(sequences):
-            edits = _edits(cell, vectors, pushes)
             measured = (
                 _read(lm, sequence.ids, edits, tokens[0], tokens[1]) if tokens is not None
                 else _written(lm, sequence.ids, edits, str(matching), generate)
