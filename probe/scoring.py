@@ -14,6 +14,7 @@ BLOCK = 64  # rows read out at once: few enough that all logits never exist, man
 CACHED = 2**19  # logits scored at once on a CPU: they stay in its cache from one pass to the next
 BITS, NAT = 1.4426950408889634, 0.6931471805599453  # bits in a nat, nats in a bit: 2^x is far cheaper than e^x
 STRIDE = 16  # neighbours that share one maximum in the search for the largest
+SORTED = 256  # numbers of a row that are sorted sooner than their largest are found
 
 
 class Scores(NamedTuple):
@@ -117,15 +118,22 @@ def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     n_rows, n = values.shape
     columns = n // STRIDE
     if columns < 2 * k:
-        return values.topk(min(k, n), dim=-1)
+        places = _best(values, min(k, n))
+        return values.gather(1, places), places
     maxima = values[:, : STRIDE * columns].unflatten(1, (STRIDE, columns)).amax(1)
-    places = maxima.topk(k, dim=-1).indices[:, :, None] + torch.arange(
-        0, STRIDE * columns, columns, device=values.device
-    )
+    places = _best(maxima, k)[:, :, None] + torch.arange(0, STRIDE * columns, columns, device=values.device)
     rest = torch.arange(STRIDE * columns, n, device=values.device).expand(n_rows, -1)
     places = torch.cat([places.flatten(1), rest], dim=1)
-    best, chosen = values.gather(1, places).topk(k, dim=-1)
-    return best, places.gather(1, chosen)
+    places = places.gather(1, _best(values.gather(1, places), k))
+    return values.gather(1, places), places
+
+
+def _best(values: Tensor, k: int) -> Tensor:
+    """Where the k largest of each row are, best first; NaN is larger than all. Short rows by NumPy's vectorised sort."""
+    fast = values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64) and values.shape[1] <= SORTED
+    if k == 1 or not fast:
+        return values.topk(k, dim=-1).indices
+    return torch.from_numpy(values.numpy().argsort(axis=-1)[:, : -k - 1 : -1].copy())
 
 
 def _score(logits: Tensor, targets: Tensor, top: int, start: int, space: Tensor) -> Scores:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from probe.errors import NonFinite
-from probe.scoring import Scores, distribution, divergence, score_hidden, score_rows
+from probe.scoring import Scores, distribution, divergence, largest, score_hidden, score_rows
 
 V = 3001  # no multiple of anything that the arithmetic is blocked by
 
@@ -180,3 +180,17 @@ def test_divergences_of_near_and_far_and_masked_distributions() -> None:
         reference = distribution(logits)
         torch.testing.assert_close(divergence(reference, q).double(), expected, atol=1e-6, rtol=2e-6)
         assert (divergence(reference, logits) == 0).all()
+
+
+@pytest.mark.parametrize("n", [1, 3, 20, 100, 257, 480, 1104, 5000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_largest_of_each_row_are_those_of_topk(n: int, dtype: torch.dtype) -> None:
+    values = torch.randn(7, n, generator=torch.Generator().manual_seed(n)).to(dtype)
+    values[0] = values[0, 0]
+    if n > 3:
+        values[1, 3], values[2, 1], values[2, 2] = math.nan, math.inf, -math.inf
+    for k in (1, 8, 20):
+        best, places = largest(values, k)
+        torch.testing.assert_close(best, values.topk(min(k, n), dim=-1).values, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(values.gather(1, places), best, rtol=0, atol=0, equal_nan=True)
+        assert all(len(set(row.tolist())) == len(row) for row in places)

@@ -111,7 +111,7 @@ def test_vectors_come_back_as_they_were(tmp_path: Path, how: str) -> None:
     np.testing.assert_array_equal(run.activation("mlp_out", 3), expected[:, :7])
 
 
-@pytest.mark.parametrize("name", sorted(name for name in tables.TABLES if vectors.fits(tables.schema(name))))
+@pytest.mark.parametrize("name", ["activations", "attention", "scores"])
 def test_our_vector_pages_hold_what_pyarrow_would_write(tmp_path: Path, name: str) -> None:
     """Ragged, empty and null lists, null numbers and words, many pages and groups: pyarrow, DuckDB and polars agree."""
     schema = tables.schema(name)
@@ -136,8 +136,9 @@ def test_our_vector_pages_hold_what_pyarrow_would_write(tmp_path: Path, name: st
 def random_column(type: pa.DataType, n: int, widest: int) -> pa.Array:
     missing = RNG.random(n) < 0.2
     if pa.types.is_list(type):
-        cells = [None if no else RNG.standard_normal(RNG.integers(0, widest + 1)) for no in missing]
-        return pa.array(cells, type)
+        cells = [None if no else 1000 * RNG.standard_normal(RNG.integers(0, widest + 1)) for no in missing]
+        whole = pa.types.is_integer(type.value_type)
+        return pa.array([None if cell is None else cell.astype(int) if whole else cell for cell in cells], type)
     if pa.types.is_dictionary(type):
         words = [None if no else f"word{RNG.integers(0, 5)}" for no in missing]
         return pa.array(words, pa.string()).dictionary_encode().cast(type)

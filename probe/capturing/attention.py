@@ -5,6 +5,8 @@ One layer at a time, one block of rows at a time; only the lines of a layer are 
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +22,7 @@ from probe.capturing.patterns import Block, CalledPattern, GivenPattern, Source,
 from probe.capturing.sinks import Columns, Sink
 from probe.capturing.spec import AttentionSpec
 from probe.capturing.statistics import NAMES, NAT, Lines, Matches
+from probe.capturing.workers import in_order
 from probe.errors import SiteAbsent
 from probe.instrument import AttentionCall
 from probe.sites.ranges import listed
@@ -52,7 +55,7 @@ class AttentionReader:
     def __post_init__(self) -> None:
         self._matches = [Matches(self.ids[b, :n]) for b, n in enumerate(self.lengths)]
         self._masks = Masks()
-        self._buffers = torch.empty(0)
+        self._buffers = threading.local()
         self._emitted: set[tuple[str, int]] = set()
 
     def observe(self, path: str, call: AttentionCall, output: Tensor) -> None:
@@ -136,27 +139,31 @@ class AttentionReader:
     def _read_prompt(self, layer: int, prompt: int, source: Source) -> dict[str, Tensor]:
         """All blocks of one prompt in one layer; statistics (head, query)."""
         mode, matches = self.spec.mode, self._matches[prompt]
-        n = None if source.causal else source.n
         whole = list(range(source.n_heads)) if mode == "full" else self.patterns.get(layer, [])
         scores_of = self.scores.get(layer, [])
-        pieces = lists.Pieces(partial(self.sink.attention, prompt, layer), name="weights", n=n)
-        score_pieces = lists.Pieces(partial(self.sink.scores, prompt, layer), name="scores", n=n)
+        pieces = lists.Pieces(partial(self.sink.attention, prompt, layer), name="weights")
+        score_pieces = lists.Pieces(partial(self.sink.scores, prompt, layer), name="scores")
         lines, tops = Lines(source, matches), _Tops(source, self.spec.k if mode == "topk" else 1)
-        for block in blocks(source, single=bool(whole or scores_of)):
+
+        def read(block: Block) -> tuple[lists.Rows | None, lists.Rows | None]:
+            """Puts what a block amounts to where it belongs; returns those of its weights and scores that are kept whole."""
             heads = range(block.head, block.head + block.n_heads)
             mine, mine_scores = [h for h in whole if h in heads], [h for h in scores_of if h in heads]
             if mode == "none" and not mine and not mine_scores:
-                continue
+                return None, None
             scores, room = self._room(block, source)
             scores = source.scores(block, scores)
-            if mine_scores:
-                score_pieces.add(block, lists.nats(_of(scores, mine_scores, block)), mine_scores)
+            kept_scores = lists.whole_scores(source, block, _of(scores, mine_scores, block), mine_scores)
             mass, total = lines.add(block, scores, room)
             if mode in LINED:
                 tops.add(block, mass, total)
-            if mine:
-                weights = _of(mass.div_(total.unsqueeze(-1)), mine, block)
-                pieces.add(block, weights, mine, kept_mass=lists.kept_masses(weights))
+            return lists.whole_weights(
+                source, block, _of(mass, mine, block), _of(total, mine, block), mine
+            ), kept_scores
+
+        for kept, kept_scores in in_order(read, list(blocks(source, single=bool(whole or scores_of))), source.device):
+            pieces.add(kept)
+            score_pieces.add(kept_scores)
         pieces.flush()
         score_pieces.flush()
         if mode == "topk":
@@ -167,12 +174,11 @@ class AttentionReader:
         return statistics
 
     def _room(self, block: Block, source: Source) -> tuple[Tensor, Tensor]:
-        """Two flat buffers with room for a block, kept from one to the next."""
-        dtype = source.dtype
-        size = int(np.prod(block.shape))
-        if self._buffers.numel() < 2 * size or self._buffers.dtype != dtype or self._buffers.device != source.device:
-            self._buffers = torch.empty(2, size, dtype=dtype, device=source.device)
-        return self._buffers[0], self._buffers[1]
+        """Two flat buffers with room for a block, kept by each thread from one block to the next."""
+        buffers, size = getattr(self._buffers, "held", torch.empty(0)), math.prod(block.shape)
+        if buffers.numel() < 2 * size or buffers.dtype != source.dtype or buffers.device != source.device:
+            self._buffers.held = buffers = torch.empty(2, size, dtype=source.dtype, device=source.device)
+        return buffers[0], buffers[1]
 
     def _disagreement(self, source: CalledPattern, call: AttentionCall, output: Tensor, prompt: int) -> str:
         """Whether the last row's weights times the values are what the attention function returned; the difference if not."""
@@ -194,7 +200,7 @@ class AttentionReader:
 
 
 def _of(values: Tensor, heads: list[int], block: Block) -> Tensor:
-    """Of a block's values (head, query, key) those of some heads."""
+    """Of a block's values (head, ...) those of some heads."""
     return values if len(heads) == block.n_heads else values[[head - block.head for head in heads]]
 
 

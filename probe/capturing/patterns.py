@@ -18,6 +18,7 @@ from probe.instrument import AttentionCall
 BITS = 1.4426950408889634  # bits in a nat
 MASKED = -1e30  # finite, because 0 * -inf is not 0
 ROWS, ELEMENTS = 512, 2**19  # a block's rows when there are many keys, and its weights when there are few: fits a cache
+TOGETHER = 6  # heads of a block that share their keys, at most
 
 
 class Block(NamedTuple):
@@ -60,12 +61,10 @@ class Source(Protocol):
 def blocks(source: Source, *, single: bool = False) -> Iterator[Block]:
     """The blocks of a layer: by head, then by query. `single`: one head at a time unless all its queries fit."""
     n, group = source.n, source.groups
-    rows = min(n, max(32, ROWS // min(group, 6) // 32 * 32))
+    heads = 1 if single else max(size for size in range(1, TOGETHER + 1) if group % size == 0)
+    rows = min(n, ROWS // heads // 32 * 32)
     if n <= rows:
         heads = max(1, ELEMENTS // (n * n) // group) * group
-    else:
-        heads = 1 if single else group
-        rows = min(n, ROWS) if single else rows
     for head in range(0, source.n_heads, heads):
         for start in range(0, n, rows):
             end = min(n, start + rows)
@@ -104,10 +103,7 @@ class CalledPattern:
         first, last = head // self.groups, (head + n_heads - 1) // self.groups + 1
         key = self._key[first:last, low:high].transpose(1, 2)
         flat = out[: n_heads * (end - start) * (high - low)].view(last - first, -1, high - low)
-        if last - first == 1:
-            torch.mm(query.reshape(flat.shape[1], -1), key[0], out=flat[0])
-        else:
-            torch.bmm(query.reshape(last - first, flat.shape[1], -1), key, out=flat)
+        torch.bmm(query.reshape(last - first, flat.shape[1], -1), key, out=flat)
         scores = flat.view(n_heads, end - start, high - low)
         if self._cap:
             scores.tanh_().mul_(self._cap * BITS)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from probe.capturing.patterns import MASKED, Block
+from probe.capturing.patterns import MASKED, Block, Source
 from probe.capturing.sinks import Columns, Ragged
 from probe.capturing.statistics import NAT
 from probe.scoring import largest
 
-PIECE = 2**22  # weights handed over together: 16 MB
+PIECE = 2**20  # values handed over together, about: 4 MB
 
 
 def top_of(block: Block, mass: Tensor, total: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -39,61 +39,67 @@ def top_columns(heads: list[int], weights: Tensor, keys: Tensor) -> Columns:
     }  # fmt: skip
 
 
+class Rows(NamedTuple):
+    """Whole rows of a block: columns of one value a row, the length of each, and their values one after another."""
+
+    columns: Columns
+    lengths: np.ndarray
+    values: np.ndarray
+
+
+def whole_weights(source: Source, block: Block, mass: Tensor, total: Tensor, heads: list[int]) -> Rows | None:
+    """The weights mass (head, query, key) / total (head, query) of a block's `heads`, None without any. Uses up the mass."""
+    if not heads:
+        return None
+    weights = mass.div_(total.unsqueeze(-1))
+    rows = _cut(source, block, weights, heads, empty=0.0)
+    return rows._replace(columns={**rows.columns, "kept_mass": _float32(weights.sum(-1).flatten())})
+
+
+def whole_scores(source: Source, block: Block, scores: Tensor, heads: list[int]) -> Rows | None:
+    """Scores in bits (head, query, key) of a block's `heads` in nats, -inf where a mask hides the key; None without any."""
+    if not heads:
+        return None
+    return _cut(source, block, (scores * NAT).masked_fill_(scores <= MASKED / 2, -torch.inf), heads, empty=-np.inf)
+
+
+def _cut(source: Source, block: Block, values: Tensor, heads: list[int], *, empty: float) -> Rows:
+    """A value for every key up to its query, or for all keys; `empty` for those no query of the block sees."""
+    rows = _float32(values)
+    lengths = np.arange(block.start + 1, block.end + 1) if source.causal else np.full(rows.shape[1], source.n)
+    missing = max(0, int(lengths.max()) - block.high)
+    if block.low or missing:
+        rows = np.pad(rows, ((0, 0), (0, 0), (block.low, missing)), constant_values=empty)
+    ends = lengths.tolist()
+    cut = [row[:end] for head in rows for row, end in zip(head, ends, strict=True)]
+    return Rows(_row_keys(heads, block.start, block.end), np.tile(lengths, len(heads)), np.concatenate(cut))
+
+
 class Pieces:
-    """Whole rows of one prompt and layer, gathered in one piece of memory until they fill it, and then handed over."""
+    """Whole rows of one prompt and layer, gathered until they are many, and then handed over."""
 
-    def __init__(
-        self, hand_over: Callable[[Columns], None], *, name: Literal["weights", "scores"], n: int | None
-    ) -> None:
-        """A row has a value for every key up to its query, or for n keys if n is given."""
-        self._hand_over, self._name, self._n = hand_over, name, n
-        self._empty = 0.0 if name == "weights" else -np.inf  # of keys that no query of a block sees
-        self._values = np.empty(0, np.float32)
-        self._begin()
+    def __init__(self, hand_over: Callable[[Columns], None], *, name: Literal["weights", "scores"]) -> None:
+        self._hand_over, self._name = hand_over, name
+        self._held: list[Rows] = []
 
-    def _begin(self) -> None:
-        self._used = 0
-        self._lengths: list[np.ndarray] = []
-        self._keys: list[Columns] = []
-
-    def add(self, block: Block, values: Tensor, heads: list[int], **columns: np.ndarray) -> None:
-        """values (head, query, key) of a block's `heads`; columns: what else is said of each row."""
-        rows = _float32(values)
-        low, high = block.low, block.high
-        queries = np.arange(block.start + 1, block.end + 1)
-        lengths = queries if self._n is None else np.full(len(queries), self._n)
-        missing = max(0, int(lengths.max()) - high)
-        if low or missing:
-            rows = np.pad(rows, ((0, 0), (0, 0), (low, missing)), constant_values=self._empty)
-        size = int(lengths.sum()) * len(heads)
-        if self._used + size > len(self._values):
-            self.flush()
-            self._values = np.empty(max(PIECE, size), np.float32)
-        ends = lengths.tolist()
-        cut = [row[:end] for head in rows for row, end in zip(head, ends, strict=True)]
-        np.concatenate(cut, out=self._values[self._used : self._used + size])
-        self._used += size
-        self._lengths.append(np.tile(lengths, len(heads)))
-        self._keys.append({**_row_keys(heads, block.start, block.end), **columns})
+    def add(self, rows: Rows | None) -> None:
+        """The next rows of the layer, if there are any."""
+        if rows is not None:
+            self._held.append(rows)
+            if sum(len(held.values) for held in self._held) >= PIECE:
+                self.flush()
 
     def flush(self) -> None:
         """Hand over what there is."""
-        if self._keys:
-            columns = {name: np.concatenate([keys[name] for keys in self._keys]) for name in self._keys[0]}
-            values = Ragged(self._values[: self._used], _offsets(np.concatenate(self._lengths)))
-            self._hand_over({**columns, **({"keys": None} if self._name == "weights" else {}), self._name: values})
-        self._values = np.empty(0, np.float32)  # the sink's now
-        self._begin()
-
-
-def kept_masses(weights: Tensor) -> np.ndarray:
-    """(head, query, key) -> what each row holds, (head * query,)."""
-    return _float32(weights.sum(-1).flatten())
-
-
-def nats(scores: Tensor) -> Tensor:
-    """Scores in bits -> in nats; -inf where a mask hides the key."""
-    return (scores * NAT).masked_fill_(scores <= MASKED / 2, -torch.inf)
+        held, self._held = self._held, []
+        if not held:
+            return
+        columns: Columns = {name: np.concatenate([rows.columns[name] for rows in held]) for name in held[0].columns}
+        values = held[0].values if len(held) == 1 else np.concatenate([rows.values for rows in held])
+        if self._name == "weights":
+            columns["keys"] = None
+        columns[self._name] = Ragged(values, _offsets(np.concatenate([rows.lengths for rows in held])))
+        self._hand_over(columns)
 
 
 def _row_keys(heads: list[int], start: int, end: int) -> Columns:

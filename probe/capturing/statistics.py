@@ -17,17 +17,25 @@ from probe.capturing.patterns import Block, Source
 
 NAMES = ("entropy", "perplexity", "ess", "sink", "prev", "duplicate", "induction", "distance")
 MATCHED = ("duplicate", "induction")
-SUMS = ("total", "kept", "back", "norm", "score", "sink", "prev")  # of a row's mass; norm: its length
+SUMS = (
+    "kept",
+    "rest",
+    "back",
+    "norm",
+    "score",
+    "sink",
+    "prev",
+)  # of a row's mass; rest: what goes to no key; norm: length
 NAT = 0.6931471805599453  # nats in a bit
 SMALL, LARGE = 2.0**-50, 2.0**50  # row sums between which neither a mass, its square nor a long sum leaves float32
 DENSE = 1 / 8  # share of a block from which a mask is smaller than a list of its places
 
 
 class _Places(NamedTuple):
-    """Matches of a block: places in the flat (query, key) block and the flat (name, pos) they count for; masks where dense."""
+    """Matches of a block: places in its flat (query, key), how many of them each row has, and masks where they are dense."""
 
-    flat: Tensor
-    into: Tensor
+    flat: Tensor  # (head, match)
+    counts: Tensor  # (head, MATCHED * query)
     masks: list[tuple[int, Tensor]]  # (which of MATCHED, mask (query, key))
 
 
@@ -38,45 +46,45 @@ class Matches:
         """ids (pos,)."""
         self._ids = ids
         self._before = torch.cat([ids.new_full((1,), -1), ids[:-1]])  # the token before each position
-        self._found: dict[tuple[int, int, int], _Places] = {}
+        self._found: dict[tuple[int, ...], _Places] = {}
         first: dict[int, int] = {}
         again = [first.setdefault(token, i) < i for i, token in enumerate(ids.tolist())]
         self.rows = dict.fromkeys(MATCHED, torch.tensor(again))  # a token seen before also has what followed it
 
     def add(self, mass: Tensor, block: Block, out: Tensor) -> None:
-        """Add the mass (head, query, key) of the block's matches to out (head, MATCHED, pos)."""
-        where = block.start, block.low, block.high  # the same for every layer and head
+        """Add the mass (head, query, key) of the block's matches to out (head, MATCHED, query)."""
+        where = block.n_heads, block.start, block.low, block.high  # the same for every layer
         if where not in self._found:
             self._found[where] = self._find(block)
         places = self._found[where]
+        if places.flat.numel():
+            found = mass.flatten(1).gather(1, places.flat)
+            out.copy_(torch.segment_reduce(found, "sum", lengths=places.counts, axis=1, unsafe=True).view(out.shape))
         for i, mask in places.masks:
-            out[:, i, block.start : block.end] += (mass * mask).sum(-1)
-        if len(places.flat):
-            out.flatten(1).index_add_(1, places.into, mass.flatten(1).index_select(1, places.flat))
+            out[:, i] = (mass * mask).sum(-1)
 
     def _find(self, block: Block) -> _Places:
         rows = torch.arange(block.start, block.end, device=self._ids.device)
         keys = torch.arange(block.low, block.high, device=self._ids.device)
-        flat, into, masks = [], [], []
+        flat, counts, masks = [], [], []
         for i, name in enumerate(MATCHED):
             held = self._ids if name == "duplicate" else self._before
             latest = rows if name == "duplicate" else rows + 1
             mask = (self._ids[rows, None] == held[block.low : block.high]) & (keys < latest[:, None])
-            query, key = mask.nonzero(as_tuple=True)
-            if len(query) > DENSE * mask.numel():
+            if dense := int(mask.sum()) > DENSE * mask.numel():
                 masks.append((i, mask))
-                continue
-            flat.append(query * len(keys) + key)
-            into.append(query + block.start + i * len(self._ids))
-        none = rows.new_empty(0)
-        return _Places(torch.cat([none, *flat]), torch.cat([none, *into]), masks)
+            flat.append(mask.flatten().nonzero()[: 0 if dense else None, 0])
+            counts.append(mask.sum(-1) * (not dense))
+        return _Places(
+            torch.cat(flat).expand(block.n_heads, -1), torch.cat(counts).repeat(block.n_heads, 1), masks
+        )  # fmt: skip
 
 
 class Lines:
     """One line a row of one prompt and layer. `add` takes a block's scores; what divides and logs waits until all are there."""
 
     def __init__(self, source: Source, matches: Matches) -> None:
-        """Room for the sums of every row (head, pos): of mass (`total` with sinks, `kept` without), its moments and parts."""
+        """Room for the sums of every row (head, pos): of mass, its moments and parts."""
         self._source, self._matches = source, matches
         shape = source.n_heads, source.n
         self._sums = torch.zeros(len(SUMS), *shape, dtype=source.dtype, device=source.device)
@@ -90,9 +98,9 @@ class Lines:
         The scores in bits (head, query, key) are used up.
         """
         source, (head, n_heads, start, end, low, high) = self._source, block
-        total, kept, back, norm, score, sink, prev = self._sums[:, head : head + n_heads, start:end].unbind(0)
+        kept, rest, back, norm, score, sink, prev = self._sums[:, head : head + n_heads, start:end].unbind(0)
         mass = room[: scores.numel()].view(scores.shape)
-        self._exponentiate(block, scores, mass, kept, total)
+        total = self._exponentiate(block, scores, mass, kept, rest)
         torch.linalg.vector_norm(mass, dim=-1, out=norm)
         torch.sum(scores.mul_(mass), -1, out=score)
         # distances from the block's first query: small numbers where the weight is
@@ -105,30 +113,39 @@ class Lines:
         previous = mass.diagonal(offset, dim1=1, dim2=2)
         first = max(0, -offset)  # the block's rows above it have no previous key
         prev[:, first : first + previous.shape[1]].copy_(previous)
-        self._matches.add(mass, block, self._matched[head : head + n_heads])
+        self._matches.add(mass, block, self._matched[head : head + n_heads, :, start:end])
         return mass, total
 
-    def _exponentiate(self, block: Block, scores: Tensor, mass: Tensor, kept: Tensor, total: Tensor) -> None:
-        """mass = 2^scores and its sums; scores are shifted, row by row, where that would leave the numbers' range."""
-        torch.sum(torch.exp2(scores, out=mass), -1, out=kept)
-        if self._source.normalized:
-            total.fill_(1.0)
-            return
+    def _exponentiate(self, block: Block, scores: Tensor, mass: Tensor, kept: Tensor, rest: Tensor) -> Tensor:
+        """mass = 2^scores, its sums and what goes to no key; both together.
+
+        Scores are shifted, row by row, where that would leave the numbers' range.
+        """
         sinks = self._source.sinks(block)
-        torch.add(kept, 0.0 if sinks is None else torch.exp2(sinks), out=total)
-        least, most = (float(x) for x in torch.stack(total.aminmax()))
-        if least > SMALL and most < LARGE:
-            return
+        total = self._sum(scores, sinks, mass, kept, rest)
+        least, most = total.aminmax()
+        if self._source.normalized or (float(least) > SMALL and float(most) < LARGE):
+            return total
         top = scores.amax(-1, keepdim=True)
         if sinks is not None:
             top = torch.maximum(top, sinks.unsqueeze(-1))
-        torch.sum(torch.exp2(scores.sub_(top), out=mass), -1, out=kept)
-        torch.add(kept, 0.0 if sinks is None else torch.exp2(sinks - top.squeeze(-1)), out=total)
+            sinks = sinks - top.squeeze(-1)
+        return self._sum(scores.sub_(top), sinks, mass, kept, rest)
+
+    def _sum(self, scores: Tensor, sinks: Tensor | None, mass: Tensor, kept: Tensor, rest: Tensor) -> Tensor:
+        torch.sum(torch.exp2(scores, out=mass), -1, out=kept)
+        if self._source.normalized:
+            rest.copy_(1.0 - kept)
+        elif sinks is not None:
+            rest.copy_(torch.exp2(sinks))
+        else:
+            return kept
+        return kept + rest
 
     def statistics(self) -> dict[str, Tensor]:
         """Each of `NAMES` (head, pos), once all blocks are in."""
         sums = dict(zip(SUMS, self._sums, strict=True))
-        total = sums["total"]
+        total = sums["kept"] + sums["rest"]
         kept = sums["kept"] / total
         found = {name: sums[name] / total for name in ("sink", "prev")}
         found |= {name: self._matched[:, i] / total for i, name in enumerate(MATCHED)}

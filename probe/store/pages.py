@@ -19,6 +19,7 @@ from probe.store import thrift as t
 _DATA, _DICTIONARY = 0, 2  # page types
 PLAIN, RLE, RLE_DICTIONARY = 0, 3, 8  # encodings
 INT32, FLOAT, BYTE_ARRAY = 1, 4, 6  # physical types
+NUMBERS = {INT32: "<i4", FLOAT: "<f4"}
 
 
 def physical(type: pa.DataType) -> int | None:
@@ -57,9 +58,10 @@ class Encoded(NamedTuple):
 def encoded(flat: Flat) -> Encoded:
     """Words as a dictionary page and packed indices, numbers plain; nulls as definition levels."""
     array, n = flat.array, len(flat.array)
-    valid = array.is_valid().to_numpy(zero_copy_only=False)
-    define = sized(_packed(valid.astype(np.int64), 1))
-    array = array.drop_null() if array.null_count else array
+    define = _all_there(n)
+    if array.null_count:
+        valid = array.is_valid().to_numpy(zero_copy_only=False)
+        array, define = array.drop_null(), sized(_packed(valid.astype(np.int64), 1))
     if pa.types.is_dictionary(array.type):
         words = pc.cast(array, pa.string()).dictionary_encode()
         found = [word.encode() for word in words.dictionary.to_pylist()]
@@ -75,6 +77,11 @@ def encoded(flat: Flat) -> Encoded:
     if len(values) and kind.kind == "i":
         bounds = (struct.pack("<i", int(values.min())), struct.pack("<i", int(values.max())))
     return Encoded(None, data_page(n, PLAIN, define + values.tobytes()), bounds)
+
+
+def _all_there(n: int) -> bytes:
+    """Definition levels of n values of which none is null."""
+    return sized(t.varint(n << 1) + b"\x01" if n else b"")
 
 
 def data_page(n: int, encoding: int, head: bytes, body: bytes | memoryview = b"") -> bytes:
@@ -119,11 +126,17 @@ def _repeats(width: int) -> bytes:
 
 def levels(widths: np.ndarray, null: np.ndarray) -> tuple[bytes, bytes, int]:
     """Repetition and definition levels of rows, and how many there are; an empty or null row has one of each."""
-    n, first = int(np.maximum(widths, 1).sum()), int(widths[0])
+    first = int(widths[0])
     if first and (widths == first).all():
+        n = first * len(widths)
         return _repeats(first) * len(widths), t.varint(n << 1) + b"\x02", n
+    return _ragged(tuple(widths.tolist()), tuple(null.tolist()))
+
+
+@lru_cache(maxsize=1024)
+def _ragged(widths: tuple[int, ...], null: tuple[bool, ...]) -> tuple[bytes, bytes, int]:
     repeat, define = bytearray(), bytearray()
-    for width, missing in zip(widths.tolist(), null.tolist(), strict=True):
+    for width, missing in zip(widths, null, strict=True):
         repeat += _repeats(width)
         define += t.varint(max(width, 1) << 1) + bytes([2 if width else 0 if missing else 1])
-    return bytes(repeat), bytes(define), n
+    return bytes(repeat), bytes(define), sum(max(width, 1) for width in widths)

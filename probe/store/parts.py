@@ -53,7 +53,7 @@ class File:
         self._sink = durable.Sink(durable.temporary(path))
         self._writer: Any = None
         if raw:
-            self._raw: vectors.VectorWriter | None = vectors.VectorWriter(self._sink.write, schema)
+            self._raw: vectors.VectorWriter | None = vectors.VectorWriter(self._sink.take, schema)
         else:
             self._raw = None
             self._writer = pq.ParquetWriter(pa.PythonFile(self._sink, mode="w"), schema, **options(schema))
@@ -102,12 +102,11 @@ def write_file(path: Path, schema: pa.Schema, batches: Any) -> tuple[int, durabl
 class Part:
     """A part of a large table while it grows. Rows can be dropped again (`drop`) until it is sealed."""
 
-    def __init__(self, path: Path, schema: pa.Schema, *, store: str) -> None:
-        self.path, self.schema, self.store = path, schema, store
+    def __init__(self, path: Path, schema: pa.Schema, *, raw: bool) -> None:
+        self.path, self.schema, self.raw = path, schema, raw
         self.rows = 0
         self.groups = 0
-        self._raw = store == "exact" and vectors.fits(schema)
-        self._file = File(path, schema, raw=self._raw)
+        self._file = File(path, schema, raw=raw)
         self._waiting: list[pa.Table] = []
         self._dropped: list[tuple[int, int]] = []
         self._written: durable.Written | None = None
@@ -157,7 +156,7 @@ class Part:
 
     def _rewrite(self) -> None:
         """Copy what was not dropped to a second file that takes the place of the first."""
-        second = File(self.path.with_name("kept-" + self.path.name), self.schema, raw=self._raw)
+        second = File(self.path.with_name("kept-" + self.path.name), self.schema, raw=self.raw)
         try:
             with pq.ParquetFile(durable.temporary(self.path)) as source:
                 start = 0

@@ -1,6 +1,6 @@
-"""Parquet files of exact float32 vectors, written as fast as a disk takes them. Knows one page layout, reads nothing.
+"""Parquet files of exact float32 lists, written as fast as a disk takes them. Knows one page layout, reads nothing.
 
-An exact activation hardly compresses (27 of 32 bits), and a general Parquet writer spends four times the time of
+Exact activations and whole rows of attention hardly compress (27 of 32 bits), and a general Parquet writer spends four times the time of
 hashing and writing on levels and copies. Here the values go from where they lie to the file: plain, uncompressed pages
 whose levels are one short run a row. Everything else is as pyarrow writes it: the schema and the metadata are
 copied from an empty file of its making. Source: apache/parquet-format, README, Encodings.md and parquet.thrift.
@@ -23,15 +23,12 @@ from probe.store import thrift as t
 _PAGE_BYTES = 2 << 20
 
 
-def fits(schema: pa.Schema) -> bool:
-    """Whether this writer knows the columns: one list of float32, and words, small integers and floats beside it."""
-    lists = [field.type for field in schema if pa.types.is_list(field.type)]
-    flat = [field.type for field in schema if not pa.types.is_list(field.type)]
-    return (
-        len(lists) == 1
-        and pa.types.is_float32(lists[0].value_type)
-        and all(pages.physical(type) is not None for type in flat)
-    )
+def fits(table: pa.Table) -> bool:
+    """Whether this writer is for such rows: float32 lists, all other lists null, and words, small integers and floats."""
+    lists = [column for column in table.columns if pa.types.is_list(column.type)]
+    held = [column.type.value_type for column in lists if column.null_count < len(column)]
+    leaves = [c.type.value_type if pa.types.is_list(c.type) else c.type for c in table.columns]
+    return held == [pa.float32()] and all(pages.physical(leaf) is not None for leaf in leaves)
 
 
 class VectorWriter:
@@ -99,9 +96,9 @@ class VectorWriter:
 
     def _vectors(self, chunk: _Chunk, array: pa.ListArray) -> None:
         """Levels as one or two runs a row, values from where they are."""
-        offsets = array.offsets.to_numpy()
-        values = np.ascontiguousarray(array.values.to_numpy(zero_copy_only=False), dtype="<f4")
-        null = array.is_null().to_numpy(zero_copy_only=False)
+        offsets, number = array.offsets.to_numpy(), pages.NUMBERS[_leaf(array.type)]
+        values = np.ascontiguousarray(array.values.to_numpy(zero_copy_only=False), dtype=number)
+        null = array.is_null().to_numpy(zero_copy_only=False) if array.null_count else np.zeros(len(array), bool)
         chunk.nulls = -1  # of its leaves; not said, like their bounds
         for row, end in _paged(offsets):
             rep, define, n = pages.levels(np.diff(offsets[row : end + 1]), null[row:end])
@@ -181,16 +178,20 @@ def _paged(offsets: np.ndarray) -> Iterator[tuple[int, int]]:
         row = end
 
 
+def _leaf(type: pa.DataType) -> int:
+    """The physical type of a column, or of its lists' elements."""
+    physical = pages.physical(type.value_type if pa.types.is_list(type) else type)
+    assert physical is not None, f"{type} is not for this writer"
+    return physical
+
+
 @lru_cache(maxsize=64)
 def _head(field: pa.Field, has_dictionary: bool) -> dict[int, t.Value]:
     """What ColumnMetaData says of a column in every row group: type, encodings, path, codec."""
-    listed = pa.types.is_list(field.type)
-    path = [field.name, "list", "element"] if listed else [field.name]
+    path = [field.name, "list", "element"] if pa.types.is_list(field.type) else [field.name]
     encodings = [pages.RLE, pages.PLAIN] + ([pages.RLE_DICTIONARY] if has_dictionary else [])
-    physical = pages.FLOAT if listed else pages.physical(field.type)
-    assert physical is not None
     return {
-        1: t.i32(physical),
+        1: t.i32(_leaf(field.type)),
         2: t.many(t.I32, [t.i32(encoding) for encoding in encodings]),
         3: t.many(t.BINARY, [t.binary(name) for name in path]),
         4: t.i32(0),

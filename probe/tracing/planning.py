@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from probe.tracing.rows import Sequence
 
 # bits a stored value takes on disk, and bytes of keys and numbers a row takes; measured on SmolLM2 runs
-BITS = {"exact": 27, "bf16": 11}
+BITS = {"exact": 32, "bf16": 11}
 ROW_BYTES = {
     "prompts": 200,
     "tokens": 60,
@@ -50,7 +50,7 @@ def estimate(lm: LanguageModel, request: Request, sequences: list[Sequence]) -> 
     if mode == "topk":
         rows["attention"] = (tokens * heads, 48 * min(request.attention.k, longest))
     if mode == "full":
-        rows["attention"] = (tokens * heads, 27 * square // tokens)
+        rows["attention"] = (tokens * heads, BITS["exact"] * square // tokens)
     if request.lens:
         rows["lens"] = (tokens * anatomy.n_layers, 8 * TOP_BYTES * request.top)
     if request.explain:

@@ -1,0 +1,65 @@
+"""Pieces of work on all cores, each piece on one of them. Knows nothing of what is done.
+
+A chain of operations on a block that fits the cache of one core is faster left to that core than with every operation
+shared by all: what one wrote, another would have to fetch (measured: 1.1 s against 1.2 to 2.7 s for the heads of 2,048 tokens).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import lru_cache
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_order(work: Callable[[Item], Result], items: Sequence[Item], device: torch.device) -> Iterator[Result]:
+    """`map(work, items)` on as many threads as torch has, without gradients; few results wait for their turn.
+
+    On a GPU, or with one item, here and now.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1 or len(items) == 1:
+        yield from map(work, items)
+        return
+    pool, waiting = _pool(threads), deque[Future[Result]]()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+        wait(waiting)
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads in which an operation of torch has one thread, its own, and no gradients."""
+    all_there = threading.Barrier(threads)
+
+    def begin() -> None:
+        torch.get_num_threads()  # a thread that was never asked would take the number of the others at its first operation
+        torch.set_num_threads(1)
+        torch.set_grad_enabled(False)
+        all_there.wait()
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="probe")
+    for future in [pool.submit(begin) for _ in range(threads)]:
+        future.result()
+    torch.set_num_threads(threads)  # a thread's number is its own, but the last one set is that of threads to come
+    return pool
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads don't survive it
