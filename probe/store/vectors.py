@@ -1,9 +1,9 @@
 """Parquet files of exact float32 lists, written as fast as a disk takes them. Knows one page layout, reads nothing.
 
-Exact activations and whole rows of attention hardly compress (27 of 32 bits), and a general Parquet writer spends four times the time of
-hashing and writing on levels and copies. Here the values go from where they lie to the file: plain, uncompressed pages
-whose levels are one short run a row. Everything else is as pyarrow writes it: the schema and the metadata are
-copied from an empty file of its making. Source: apache/parquet-format, README, Encodings.md and parquet.thrift.
+Exact activations and whole rows of attention hardly compress (27 of 32 bits), and a general Parquet writer spends four
+times the time of hashing and writing on levels and copies. Here the values go from where they lie to the file: plain,
+uncompressed pages whose levels are one short run a row. Everything else is as pyarrow writes it: the schema and the
+metadata are copied from an empty file of its making. Source: apache/parquet-format, README, Encodings.md, parquet.thrift.
 """
 
 from __future__ import annotations
