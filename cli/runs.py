@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="List, show, draw, check, export and remove runs.", no_args_is_help=True, rich_markup_mode=None)
 
+RUNS = Path("runs")
 Root = Annotated[Path, typer.Argument(help="Folder that holds runs.")]
 RunPath = Annotated[Path, typer.Argument(help="A run directory.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
@@ -24,11 +25,14 @@ Format = Annotated[str | None, typer.Option("--format", help="csv, jsonl, parque
 
 
 @app.command("ls")
-def ls(root: Root = Path("runs"), as_json: o.AsJson = False) -> None:
+def ls(root: Root = RUNS, as_json: o.AsJson = False) -> None:
     """List the runs in a folder, oldest first, unfinished ones too."""
     from cli.terminal import show_table, size
     from probe import store
+    from probe.errors import RunError
 
+    if root != RUNS and not root.is_dir():
+        raise RunError(f"there is no folder '{root}'", hint=f"without one, the runs in '{RUNS}' are listed")
     runs = store.list_runs(root)
     if as_json:
         summary = {"runs": [_plain(run) for run in runs]}

@@ -340,3 +340,15 @@ def test_weights_that_are_no_numbers_are_an_error() -> None:
     with pytest.raises(NonFinite):
         read(lm, drawn(lm, 1, 9), [9], attention=AttentionSpec.parse("heads"), sink=MemorySink())
     assert n_hooks(lm.model) == 0
+
+
+@pytest.mark.parametrize("family", ["granitemoehybrid", "mamba", "jamba"])
+def test_a_model_that_keeps_no_cache_of_keys_is_read_too(family: str) -> None:
+    """The first has no layer of attention here: with the cache that its `forward` makes, `model(ids)` itself fails."""
+    lm = probe.load(f"tiny:{family}")
+    ids = drawn(lm, 1, 20)
+    with torch.no_grad():
+        logp = lm.model(ids, use_cache=False).logits[0].double().log_softmax(-1)
+    found = read(lm, ids, [20], sink=MemorySink()).scores[0].logprob
+    expected = logp[:-1].gather(1, ids[0, 1:, None])[:, 0].float()
+    torch.testing.assert_close(found[: len(expected)], expected, atol=1e-5, rtol=1e-5)

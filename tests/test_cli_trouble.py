@@ -117,17 +117,22 @@ def test_a_local_directory_is_a_model(shell, directory: Path) -> None:
     assert said["summary"]["tokens"] > 1
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_logits_that_are_no_numbers(shell, directory: Path, tmp_path: Path, value: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("model.norm", float("nan")), ("model.norm", float("inf")), ("model.layers.1.mlp.down_proj", float("nan"))],
+)
+def test_logits_that_are_no_numbers(shell, directory: Path, tmp_path: Path, name: str, value: float) -> None:
+    """Refused before anything is written; where a NaN begins is said."""
     import shutil
 
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(directory, tmp_path / "nan")
     weights = load_file(tmp_path / "nan" / "model.safetensors")
-    weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], value)
+    weights[f"{name}.weight"] = torch.full_like(weights[f"{name}.weight"], value)
     save_file(weights, tmp_path / "nan" / "model.safetensors", metadata={"format": "pt"})
-    failed(shell("trace", "hello", "--model", "nan", "--out", "run"), 1, "finite")
+    where = [] if value == float("inf") else [f"first NaN comes out of '{name}'"]
+    failed(shell("trace", "hello", "--model", "nan", "--out", "run"), 1, "finite", *where)
     assert not (tmp_path / "run").exists()
     failed(shell("trace", "hello", "--model", "nan", "--generate", "3", "--out", "run"), 1, "finite")
 

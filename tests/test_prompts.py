@@ -61,3 +61,11 @@ def test_a_file_without_the_column_is_refused(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_bytes(b"\xff\xfe bad \x80")
     with pytest.raises(BadPrompt, match="cannot read"):
         read_prompts(tmp_path / "p.txt")
+
+
+def test_half_a_parquet_file_is_asked_to_be_whole(tmp_path: Path) -> None:
+    pd.DataFrame({"prompt": ["a", "b"]}).to_parquet(tmp_path / "p.parquet")
+    (tmp_path / "p.parquet").write_bytes((tmp_path / "p.parquet").read_bytes()[:-9])
+    with pytest.raises(BadPrompt) as found:
+        read_prompts(tmp_path / "p.parquet")
+    assert found.value.hint == "is it there, and is it whole?"

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from probe.errors import NonFinite
 from probe.instrument import AttentionCall, Tap, attending, recording
 
 Print = int  # a hash of a tensor's bytes: two tensors of one print are the same numbers
@@ -99,7 +100,21 @@ def tape(model: nn.Module, ids: Tensor) -> Tape:
 
     with torch.no_grad(), recording(model, record), attending(model, attend):
         recorded.logits = model(input_ids=ids, use_cache=False).logits
+    if bool(recorded.logits.isnan().any()):
+        raise NonFinite(
+            f"the logits are not finite numbers{_first_nan(recorded)}",
+            hint="try --dtype float32; if it stays so, the weights are damaged",
+        )
     return recorded
+
+
+def _first_nan(recorded: Tape) -> str:
+    """Which module gives the first NaN."""
+    for event in recorded.events:
+        values = [recorded.values[port.print] for port in event.outputs if port.print in recorded.values]
+        if any(bool(value.isnan().any()) for value in values):
+            return f": the first NaN comes out of '{event.path}'"
+    return ""
 
 
 def _is_activation(value: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -57,9 +56,8 @@ def see(lm: LanguageModel, ids: Sequence[int], positions: Sequence[int]) -> Seen
         return read
 
     taps = {tap: reader(tap) for tap in _taps(anatomy)}
-    quiet = {"use_cache": False} if "use_cache" in inspect.signature(lm.model.forward).parameters else {}
     with torch.inference_mode(False), torch.no_grad(), tapping(lm.model, taps), recording(lm.model, outer.record):
-        lm.model(torch.tensor([list(ids)], device=lm.device), **quiet)
+        lm.model(torch.tensor([list(ids)], device=lm.device), use_cache=False)
     if not bool(seen.logits.isfinite().all()):
         raise NonFinite("the logits are not finite numbers", hint="try --dtype float32")
     seen.embeddings = outer.parts(whole[-1], index)

@@ -147,7 +147,7 @@ def _read_out(states: Tensor, unembed: Unembed | None, prompt: int, rows: Any) -
 
 def _inputs(model: nn.Module, anatomy: Anatomy, ids: Tensor, lengths: list[int]) -> dict[str, Any]:
     """What the model is given beside the ids. A causal model needs no mask for padding on the right, and is faster without."""
-    inputs: dict[str, Any] = {"use_cache": False} if _accepts(model, "use_cache") else {}
+    inputs: dict[str, Any] = {"use_cache": False}
     if not anatomy.causal and min(lengths) < ids.shape[1]:
         ends = torch.tensor(lengths, device=ids.device)[:, None]
         inputs["attention_mask"] = (torch.arange(ids.shape[1], device=ids.device) < ends).long()

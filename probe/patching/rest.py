@@ -6,7 +6,6 @@ blocks below give at once what they gave before, and the positions before are ke
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -119,7 +118,7 @@ class Text:
             if path in blocks:
                 forms[blocks[path]] = _emptied(output, anatomy.tap("resid_post", blocks[path]).key)
 
-        cache = {"use_cache": True, str(slot(lm.model)): DynamicCache()} if self.way.known else _uncached(lm)
+        cache = {"use_cache": True, str(slot(lm.model)): DynamicCache()} if self.way.known else {"use_cache": False}
         with applying(lm, edits, ids=self.ids) as applied, tapping(lm.model, readers), recording(lm.model, record):
             self.edits = applied.edits
             output = lm.model(self.ids, **cache, **_few(lm))
@@ -155,15 +154,9 @@ def _few(lm: LanguageModel) -> dict[str, Any]:
     return {k: v for k, v in plain_kwargs(lm).items() if k != "use_cache"}
 
 
-def _uncached(lm: LanguageModel) -> dict[str, Any]:
-    accepted = inspect.signature(lm.model.forward).parameters
-    takes = "use_cache" in accepted or any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-    return {"use_cache": False} if takes else {}
-
-
 def ended(lm: LanguageModel, ids: Tensor) -> Tensor:
     """Logits (row, d_vocab) after ids (row, pos)."""
-    logits: Tensor = lm.model(ids, **_uncached(lm), **_few(lm)).logits
+    logits: Tensor = lm.model(ids, use_cache=False, **_few(lm)).logits
     return logits[:, -1]
 
 

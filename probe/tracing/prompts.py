@@ -54,7 +54,8 @@ def read_prompts(path: Path) -> list[Prompt]:
             return _from_rows(pq.read_table(path).to_pylist(), path)
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
-        raise BadPrompt(f"cannot read '{path}': {error}", hint="is it there, and is it UTF-8 text?") from error
+        what = "whole" if path.suffix == ".parquet" else "UTF-8 text"
+        raise BadPrompt(f"cannot read '{path}': {error}", hint=f"is it there, and is it {what}?") from error
     return parse_prompts(text, path.suffix, origin=str(path))
 
 
