@@ -157,9 +157,8 @@ class AttentionReader:
             mass, total = lines.add(block, scores, room)
             if mode in LINED:
                 tops.add(block, mass, total)
-            return lists.whole_weights(
-                source, block, _of(mass, mine, block), _of(total, mine, block), mine
-            ), kept_scores
+            weights = lists.whole_weights(source, block, _of(mass, mine, block), _of(total, mine, block), mine)
+            return weights, kept_scores
 
         for kept, kept_scores in in_order(read, list(blocks(source, single=bool(whole or scores_of))), source.device):
             pieces.add(kept)

@@ -9,9 +9,7 @@ import json
 import os
 import signal
 import threading
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -22,7 +20,6 @@ from probe.errors import RunError, StorageFull
 TEMPORARY = ".tmp"  # a name that ends so holds nothing; `*.parquet` does not match it
 _SMALL = 1 << 16  # bytes; less than this waits for more
 _AHEAD = 8 << 20  # bytes the disk is given to write while we go on: at the end it would have all of them to wait for
-_PENDING = 8  # pieces that wait for their thread
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -34,10 +31,7 @@ class Written(NamedTuple):
 
 
 class Sink(io.RawIOBase):
-    """A write-only file that hashes what goes through it, and ignores writes once it was abandoned.
-
-    Large pieces are hashed and written by a thread of its own; what the disk says of them is raised by a later call.
-    """
+    """A write-only file that hashes what goes through it, and ignores writes once it was abandoned."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -46,8 +40,6 @@ class Sink(io.RawIOBase):
         self._waiting = bytearray()
         self._size = self._written = self._given = 0
         self._abandoned = False
-        self._thread: ThreadPoolExecutor | None = None
-        self._pending: deque[Future[None]] = deque()
 
     def writable(self) -> bool:
         return True
@@ -56,14 +48,7 @@ class Sink(io.RawIOBase):
         return self._size
 
     def write(self, data: Any) -> int:
-        """Write all of `data`, of which a copy is taken."""
-        return self.take(data if isinstance(data, bytes) else bytes(data))
-
-    def take(self, data: bytes | memoryview) -> int:
-        """Write all of `data`, which must stay as it is until `seal`; small pieces together.
-
-        Raises the OSError of a full disk rather than a short count, of this piece or an earlier one.
-        """
+        """Write all of `data`, small pieces together; raises the OSError of a full disk rather than a short count."""
         view = memoryview(data).cast("B")
         if self._abandoned:  # Parquet writers write a footer when they are dropped
             return len(view)
@@ -81,13 +66,6 @@ class Sink(io.RawIOBase):
         self._out(memoryview(waiting))
 
     def _out(self, view: memoryview) -> None:
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="probe-write")
-        self._pending.append(self._thread.submit(self._put, view))
-        while len(self._pending) > _PENDING:
-            self._pending.popleft().result()
-
-    def _put(self, view: memoryview) -> None:
         self._hash.update(view)
         done = 0
         while done < len(view):
@@ -100,13 +78,7 @@ class Sink(io.RawIOBase):
 
     def seal(self) -> Written:
         """Put it on the disk and close it. The name is still the temporary one."""
-        if self._thread is None:
-            self._put(memoryview(self._waiting))
-        else:
-            self._flush()
-            while self._pending:
-                self._pending.popleft().result()
-            self._thread.shutdown()
+        self._flush()
         os.fsync(self._file.fileno())
         self._file.close()
         return Written(self._size, self._hash.hexdigest())
@@ -114,8 +86,6 @@ class Sink(io.RawIOBase):
     def abandon(self) -> None:
         """Close and remove the file."""
         self._abandoned = True
-        if self._thread is not None:
-            self._thread.shutdown(cancel_futures=True)
         self._file.close()
         with suppress(OSError):
             self.path.unlink(missing_ok=True)

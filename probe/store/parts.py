@@ -53,7 +53,7 @@ class File:
         self._sink = durable.Sink(durable.temporary(path))
         self._writer: Any = None
         if raw:
-            self._raw: vectors.VectorWriter | None = vectors.VectorWriter(self._sink.take, schema)
+            self._raw: vectors.VectorWriter | None = vectors.VectorWriter(self._sink.write, schema)
         else:
             self._raw = None
             self._writer = pq.ParquetWriter(pa.PythonFile(self._sink, mode="w"), schema, **options(schema))
