@@ -170,14 +170,17 @@ def test_an_integer_that_does_not_fit_is_not_wrapped() -> None:
         columns.build("tokens", {"pos": np.array([2**40])}, run_id="r", store="exact", copy=False)
 
 
-def test_a_buffer_that_is_used_again_does_not_change_what_was_written() -> None:
-    writer = store.create(None, command="trace", arguments={})
-    buffer = np.ones((4, 8), np.float32)
-    for unit in range(2):
-        with writer.unit(str(unit)):
-            writer.write("activations", {**acts(unit, 0, 4), "vector": buffer})
-        buffer += 1
-    run = writer.finish(summary={})
+@pytest.mark.parametrize(("place", "n"), [(None, 4), ("r", 4), (None, 900), ("r", 900)])
+def test_a_buffer_that_is_used_again_does_not_change_what_was_written(
+    tmp_path: Path, place: str | None, n: int
+) -> None:
+    buffer = np.ones((n, 800), np.float32)
+    with store.create(place and tmp_path / place, command="trace", arguments={}) as writer:
+        for unit in range(2):
+            with writer.unit(str(unit)):
+                writer.write("activations", {**acts(unit, 0, n), "vector": buffer})
+                buffer += 1
+        run = writer.finish(summary={})
     assert run.activation("resid_post", 0, prompt_id=0).max() == 1
     assert run.activation("resid_post", 0, prompt_id=1).max() == 2
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
+import duckdb
 import numpy as np
 import pytest
 import torch
 
 import probe
+from probe import store
 from probe.decoding import Sampling
 from probe.errors import BadOption, BadPrompt, NonFinite, RunError, SiteAbsent
 
@@ -135,6 +139,30 @@ def test_lens_at_the_last_layer_is_the_model(smollm2) -> None:
     last = run.lens[run.lens["layer"] == smollm2.anatomy.n_layers - 1]
     np.testing.assert_allclose(last["kl_to_final"], 0, atol=1e-5)
     np.testing.assert_allclose(last["target_logprob"].to_numpy()[:-1], run.tokens["logprob"].to_numpy()[1:], atol=1e-4)
+
+
+def test_whole_rows_of_attention_on_disk_are_the_weights_that_transformers_returns(llama, tmp_path) -> None:
+    """Long enough for row groups of their own; also with the largest few beside them, which are stored another way."""
+    text = "The quick brown fox jumps over the lazy dog. " * 8
+    ids = torch.tensor([llama.encode(text).ids])
+    slow = copy.deepcopy(llama.model).double()
+    slow.set_attn_implementation("eager")
+    with torch.no_grad():
+        returned = torch.stack(slow(ids, output_attentions=True).attentions)[:, 0].float().numpy()
+    probe.trace(llama, text, attention="full", out=tmp_path / "full")
+    probe.trace(llama, text, attention="topk:2", capture=["pattern@1.1"], out=tmp_path / "mixed")
+    for name, heads in (("full", list(np.ndindex(returned.shape[:2]))), ("mixed", [(1, 1)])):
+        run = probe.open_run(tmp_path / name)
+        for layer, head in heads:
+            found = run.activation("pattern", layer, head=head)
+            np.testing.assert_allclose(found, returned[layer, head], atol=5e-6)
+        parts = duckdb.sql(f"from '{tmp_path}/{name}/attention/*.parquet'")
+        whole = (
+            parts.filter("keys is null").aggregate("layer, head, count(*), sum(len(weights))", "layer, head").fetchall()
+        )
+        n = ids.shape[1]
+        assert sorted(whole) == [(layer, head, n, n * (n + 1) // 2) for layer, head in heads]
+        assert not store.check(tmp_path / name)
 
 
 def test_one_bad_prompt_of_many_is_a_row(llama, tmp_path) -> None:
