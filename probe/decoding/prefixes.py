@@ -56,8 +56,13 @@ def forward(
 
 def plain_kwargs(lm: LanguageModel) -> dict[str, Any]:
     """What every forward is given: only the last logits are wanted, where a model can leave out the others."""
+    return {**uncached_kwargs(lm), "use_cache": caches(lm)}
+
+
+def uncached_kwargs(lm: LanguageModel) -> dict[str, Any]:
+    """The same for one whole forward that nothing follows."""
     kept = "logits_to_keep" in inspect.signature(lm.model.forward).parameters
-    return {"use_cache": caches(lm)} | ({"logits_to_keep": 1} if kept else {})
+    return {"use_cache": False} | ({"logits_to_keep": 1} if kept else {})
 
 
 @torch.inference_mode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -18,6 +17,7 @@ from probe.interventions import Edit, applying
 from probe.interventions.applying import changed_at, unit_of
 from probe.interventions.calls import SITES_IN_CALL
 from probe.interventions.checking import check_cell
+from probe.patching.rest import ended
 from probe.sites import SITES, Cell
 from probe.sites.positions import EVERYWHERE
 
@@ -127,11 +127,7 @@ def _finite(logits: Tensor) -> Tensor:
 
 def last(lm: LanguageModel, ids: Sequence[int]) -> Tensor:
     """Logits (d_vocab,) of the last position, by the model's own forward."""
-    accepted = inspect.signature(lm.model.forward).parameters
-    usual: dict[str, Any] = {"use_cache": False, "logits_to_keep": 1}
-    batch = torch.tensor([list(ids)], device=lm.device)
-    logits: Tensor = lm.model(batch, **{k: v for k, v in usual.items() if k in accepted}).logits
-    return logits[0, -1]
+    return ended(lm, torch.tensor([list(ids)], device=lm.device))[0]
 
 
 def _no_gradients(lm: LanguageModel, why: str) -> BadModel:

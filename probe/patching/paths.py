@@ -18,7 +18,7 @@ from probe.interventions.applying import changed_at, unit_of
 from probe.interventions.calls import SITES_IN_CALL
 from probe.interventions.spots import Spots
 from probe.patching.gradients import Where
-from probe.patching.rest import Text, ended
+from probe.patching.rest import Text, ended, keeper
 from probe.patching.routes import WRITTEN_BY, End
 from probe.patching.swaps import Swap, swaps
 from probe.sites import SITES, Cell, Positions
@@ -127,16 +127,9 @@ class Paths:
         """Every write to the stream, as the text has it."""
         seen: dict[Tap, Tensor] = {}
         taps = {write.tap for layer in self.lm.anatomy.layers for write in layer.writes}
-        with applying(self.lm, self.text.edits, start=0), tapping(self.lm.model, {t: _keeper(seen, t) for t in taps}):
+        with applying(self.lm, self.text.edits, start=0), tapping(self.lm.model, {t: keeper(seen, t) for t in taps}):
             ended(self.lm, self.text.ids)
         return seen
-
-
-def _keeper(seen: dict[Tap, Tensor], tap: Tap) -> Reader:
-    def keep(value: Tensor) -> None:
-        seen[tap] = value.clone()
-
-    return keep
 
 
 def _holder(value: Tensor) -> Reader:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,14 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from probe.anatomy.tokens import probe_tokens
 from probe.decoding.caches import expected, held, pads, slot
-from probe.decoding.prefixes import forward, plain_kwargs
+from probe.decoding.prefixes import forward, plain_kwargs, uncached_kwargs
 from probe.instrument import Reader, Tap, recording, tapping
 from probe.interventions import Edit, applying
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
+
+Key = TypeVar("Key")
 
 
 class KnownLayer(DynamicLayer):
@@ -109,7 +111,7 @@ class Text:
         taps = [anatomy.tap("resid_pre", layer) for layer in range(anatomy.n_layers)]
         kept: dict[int, Tensor] = {}
         readers = {
-            tap: _keeper(kept, i) for i, tap in enumerate([*taps, anatomy.tap("resid_post", anatomy.n_layers - 1)])
+            tap: keeper(kept, i) for i, tap in enumerate([*taps, anatomy.tap("resid_post", anatomy.n_layers - 1)])
         }
         blocks = {layer.block: i for i, layer in enumerate(anatomy.layers)}
         forms: dict[int, Any] = {}
@@ -118,10 +120,10 @@ class Text:
             if path in blocks:
                 forms[blocks[path]] = _emptied(output, anatomy.tap("resid_post", blocks[path]).key)
 
-        cache = {"use_cache": True, str(slot(lm.model)): DynamicCache()} if self.way.known else {"use_cache": False}
+        cache = {"use_cache": True, str(slot(lm.model)): DynamicCache()} if self.way.known else {}
         with applying(lm, edits, ids=self.ids) as applied, tapping(lm.model, readers), recording(lm.model, record):
             self.edits = applied.edits
-            output = lm.model(self.ids, **cache, **_few(lm))
+            output = lm.model(self.ids, **{**uncached_kwargs(lm), **cache})
         self.resid = [kept[i] for i in range(len(kept))]
         self._forms = [forms[i] for i in range(anatomy.n_layers)]
         if self.way.known:
@@ -130,9 +132,11 @@ class Text:
         return logits
 
 
-def _keeper(kept: dict[int, Tensor], i: int) -> Reader:
+def keeper(kept: dict[Key, Tensor], key: Key) -> Reader:
+    """Puts a copy of what it reads where the key is."""
+
     def keep(value: Tensor) -> None:
-        kept[i] = value.clone()
+        kept[key] = value.clone()
 
     return keep
 
@@ -150,13 +154,9 @@ def last_logits(lm: LanguageModel, ids: Sequence[int], edits: Sequence[Edit] = (
         return ended(lm, batch)[0]
 
 
-def _few(lm: LanguageModel) -> dict[str, Any]:
-    return {k: v for k, v in plain_kwargs(lm).items() if k != "use_cache"}
-
-
 def ended(lm: LanguageModel, ids: Tensor) -> Tensor:
     """Logits (row, d_vocab) after ids (row, pos)."""
-    logits: Tensor = lm.model(ids, use_cache=False, **_few(lm)).logits
+    logits: Tensor = lm.model(ids, **uncached_kwargs(lm)).logits
     return logits[:, -1]
 
 
