@@ -153,12 +153,15 @@ class AttentionReader:
                 return None, None
             scores, room = self._room(block, source)
             scores = source.scores(block, scores)
-            kept_scores = lists.whole_scores(source, block, _of(scores, mine_scores, block), mine_scores)
+            kept = kept_scores = None
+            if mine_scores:
+                kept_scores = lists.whole_scores(source, block, _of(scores, mine_scores, block), mine_scores)
             mass, total = lines.add(block, scores, room)
             if mode in LINED:
                 tops.add(block, mass, total)
-            weights = lists.whole_weights(source, block, _of(mass, mine, block), _of(total, mine, block), mine)
-            return weights, kept_scores
+            if mine:
+                kept = lists.whole_weights(source, block, _of(mass, mine, block), _of(total, mine, block), mine)
+            return kept, kept_scores
 
         for kept, kept_scores in in_order(read, list(blocks(source, single=bool(whole or scores_of))), source.device):
             pieces.add(kept)

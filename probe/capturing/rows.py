@@ -47,19 +47,15 @@ class Rows(NamedTuple):
     values: np.ndarray
 
 
-def whole_weights(source: Source, block: Block, mass: Tensor, total: Tensor, heads: list[int]) -> Rows | None:
-    """The weights mass (head, query, key) / total (head, query) of a block's `heads`, None without any. Uses up the mass."""
-    if not heads:
-        return None
+def whole_weights(source: Source, block: Block, mass: Tensor, total: Tensor, heads: list[int]) -> Rows:
+    """The weights mass (head, query, key) / total (head, query) of a block's `heads`. Uses up the mass."""
     weights = mass.div_(total.unsqueeze(-1))
     rows = _cut(source, block, weights, heads, empty=0.0)
     return rows._replace(columns={**rows.columns, "kept_mass": _float32(weights.sum(-1).flatten())})
 
 
-def whole_scores(source: Source, block: Block, scores: Tensor, heads: list[int]) -> Rows | None:
-    """Scores in bits (head, query, key) of a block's `heads` in nats, -inf where a mask hides the key; None without any."""
-    if not heads:
-        return None
+def whole_scores(source: Source, block: Block, scores: Tensor, heads: list[int]) -> Rows:
+    """Scores in bits (head, query, key) of a block's `heads` in nats, -inf where a mask hides the key."""
     return _cut(source, block, (scores * NAT).masked_fill_(scores <= MASKED / 2, -torch.inf), heads, empty=-np.inf)
 
 

@@ -58,10 +58,9 @@ class Encoded(NamedTuple):
 def encoded(flat: Flat) -> Encoded:
     """Words as a dictionary page and packed indices, numbers plain; nulls as definition levels."""
     array, n = flat.array, len(flat.array)
-    define = _all_there(n)
-    if array.null_count:
-        valid = array.is_valid().to_numpy(zero_copy_only=False)
-        array, define = array.drop_null(), sized(_packed(valid.astype(np.int64), 1))
+    valid = array.is_valid().to_numpy(zero_copy_only=False) if array.null_count else np.ones(n, bool)
+    define = sized(_packed(valid.astype(np.int64), 1))
+    array = array.drop_null() if array.null_count else array
     if pa.types.is_dictionary(array.type):
         words = pc.cast(array, pa.string()).dictionary_encode()
         found = [word.encode() for word in words.dictionary.to_pylist()]
@@ -77,11 +76,6 @@ def encoded(flat: Flat) -> Encoded:
     if len(values) and kind.kind == "i":
         bounds = (struct.pack("<i", int(values.min())), struct.pack("<i", int(values.max())))
     return Encoded(None, data_page(n, PLAIN, define + values.tobytes()), bounds)
-
-
-def _all_there(n: int) -> bytes:
-    """Definition levels of n values of which none is null."""
-    return sized(t.varint(n << 1) + b"\x01" if n else b"")
 
 
 def data_page(n: int, encoding: int, head: bytes, body: bytes | memoryview = b"") -> bytes:
