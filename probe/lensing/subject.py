@@ -53,8 +53,7 @@ class Subject:
 
     def positions(self, text: str) -> list[int]:
         """Absolute positions that a text such as `last`, `3..9` or `tok=Paris` means here. Raises `BadPlace` and its kinds."""
-        found = parse_place(f"embed:{text}").positions
-        return found.indices(len(self.ids), self.sequence.n_prompt, steps=self.steps, tokens=self.tokens)
+        return self.sequence.positions(parse_place(f"embed:{text}").positions)
 
     def parent(self) -> dict[str, Any] | None:
         """The manifest's `parent`."""

@@ -17,6 +17,7 @@ from probe.interventions import cells, save_direction
 from probe.steering.evidence import Evidence, separation
 from probe.steering.texts import encoded
 from probe.tracing.encoding import batches
+from probe.tracing.reading import padded
 from probe.tracing.rows import Sequence, prompt_columns
 
 if TYPE_CHECKING:
@@ -95,17 +96,10 @@ def _vectors(
     """One vector a text, (n, d) float64, the mean over its positions; and the mean norm of an activation there."""
     found, norms = [], []
     for batch in batches(sequences, generate=0, tokens=TOKENS):
-        lengths, sink = [len(s.ids) for s in batch], _Values()
-        ids = torch.zeros(len(batch), max(lengths), dtype=torch.long)
-        for row, sequence in zip(ids, batch, strict=True):
-            row[: len(sequence.ids)] = torch.tensor(sequence.ids)
+        (ids, lengths), sink = padded(batch), _Values()
         read(lm, ids, lengths, sink=sink, cells=(cell,))
         for sequence, value in zip(batch, sink.value, strict=True):
-            assert sequence.pieces is not None
-            steps = [(step.start, step.end) for step in sequence.steps]
-            where = cell.positions.indices(
-                len(sequence.ids), sequence.n_prompt, steps=steps, tokens=sequence.pieces.tokens
-            )
+            where = sequence.positions(cell.positions)
             own = value[torch.tensor(where, device=value.device)].double().cpu().numpy()
             found.append(own.mean(0))
             norms.append(np.linalg.norm(own, axis=-1).mean())

@@ -77,9 +77,7 @@ def explain_sequence(
 
 def _positions(sequence: Sequence, positions: Positions) -> list[int]:
     """Positions of one sequence, the first one left out if there are others."""
-    assert sequence.pieces is not None, "finish() comes first"
-    spans = [(step.start, step.end) for step in sequence.steps]
-    found = positions.indices(len(sequence.ids), sequence.n_prompt, steps=spans, tokens=sequence.pieces.tokens)
+    found = sequence.positions(positions)
     if found == [0]:
         raise OutOfRange("nothing predicted the token at 0, the first of the text", hint="explain position 1 or later")
     found = [pos for pos in found if pos > 0]

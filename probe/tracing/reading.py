@@ -25,11 +25,8 @@ if TYPE_CHECKING:
 
 def read_sequences(lm: LanguageModel, batch: list[Sequence], asked: Request, writer: Writer) -> None:
     """Read a batch of finished sequences in one forward; write everything that was asked for, and their tokens and steps."""
-    lengths = [len(s.ids) for s in batch]
+    ids, lengths = padded(batch)
     sink = RunSink(batch, asked, writer)
-    ids = torch.zeros(len(batch), max(lengths), dtype=torch.long)
-    for own_ids, sequence in zip(ids, batch, strict=True):
-        own_ids[: len(sequence.ids)] = torch.tensor(sequence.ids)
     reading = read(
         lm, ids.to(lm.device), lengths, cells=asked.cells, attention=asked.attention, top=asked.top, lens=asked.lens, sink=sink
     )  # fmt: skip
@@ -44,6 +41,15 @@ def read_sequences(lm: LanguageModel, batch: list[Sequence], asked: Request, wri
         writer.write("steps", step_columns(sequence.prompt.prompt_id, sequence.steps, logprob, entropy))
         if asked.explain:
             explain_sequence(lm, sequence, asked.explain, asked.sampling, partial(reading.logits, row), writer)
+
+
+def padded(batch: list[Sequence]) -> tuple[Tensor, list[int]]:
+    """ids (batch, pos), 0 behind a shorter text's end, and how many of them are each text's own."""
+    lengths = [len(s.ids) for s in batch]
+    ids = torch.zeros(len(batch), max(lengths), dtype=torch.long)
+    for own_ids, sequence in zip(ids, batch, strict=True):
+        own_ids[: len(sequence.ids)] = torch.tensor(sequence.ids)
+    return ids, lengths
 
 
 def explain_ids(lm: LanguageModel, sequence: Sequence, asked: Explain, sampling: Sampling, writer: Writer) -> None:
@@ -115,7 +121,4 @@ def _arrow(values: Any) -> Any:
 
 def _positions(cell: Cell, sequence: Sequence) -> np.ndarray:
     """Positions of a cell in one sequence; raises `OutOfRange` or `BadPlace` before anything runs."""
-    assert sequence.pieces is not None, "finish() comes first"
-    steps = [(step.start, step.end) for step in sequence.steps]
-    found = cell.positions.indices(len(sequence.ids), sequence.n_prompt, steps=steps, tokens=sequence.pieces.tokens)
-    return np.asarray(found, dtype=np.int64)
+    return np.asarray(sequence.positions(cell.positions), dtype=np.int64)

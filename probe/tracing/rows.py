@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from probe.decoding import Continuation
     from probe.language_model import LanguageModel, Pieces
     from probe.scoring import Scores
+    from probe.sites import Positions
 
 Columns = dict[str, Any]
 
@@ -44,6 +45,12 @@ class Sequence:
         self.pieces = lm.pieces(self.ids)
         first = self.n_prompt if len(self.ids) > self.n_prompt else 0
         self.steps = steps_from(self.pieces.text, self.pieces.offsets, first, split)
+
+    def positions(self, chosen: Positions) -> list[int]:
+        """The absolute positions that are chosen here, once it is finished. Raises `OutOfRange` or `BadPlace`."""
+        assert self.pieces is not None, "finish() comes first"
+        steps = [(step.start, step.end) for step in self.steps]
+        return chosen.indices(len(self.ids), self.n_prompt, steps=steps, tokens=self.pieces.tokens)
 
 
 def prompt_columns(sequences: list[Sequence], failed: list[Prompt]) -> Columns:
