@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from probe import kernels
 from probe.errors import NonFinite
+from probe.workers import in_order
 
 BLOCK = 64  # rows read out at once: few enough that all logits never exist, many enough for a fast product
 CACHED = 2**19  # logits scored at once on a CPU: they stay in its cache from one pass to the next
@@ -48,14 +51,19 @@ def score_hidden(
     """
     found: list[Scores] = []
     space = torch.empty(0)
+    compiled = kernels.worth(hidden.shape[0], hidden.device)
     for start in range(0, hidden.shape[0], block_rows):
         logits = readout(hidden[start : start + block_rows])
-        own = targets[start : start + block_rows].to(logits.device)[:, None]
+        own = targets[start : start + block_rows].to(logits.device)
+        if compiled:
+            score = partial(_score_compiled, logits, own, top, start)
+            found += in_order(score, _cached(logits), logits.device)
+            continue
         for piece in _cached(logits):
             rows = logits[piece].float()
             space = _room(space, 2, rows)
             buffers = space[: 2 * rows.numel()].view(2, *rows.shape)
-            found.append(_score(rows, own[piece], top, start + piece.start, buffers))
+            found.append(_score(rows, own[piece, None], top, start + piece.start, buffers))
     return Scores(*(torch.cat(parts).cpu() for parts in zip(*found, strict=True)))
 
 
@@ -143,9 +151,7 @@ def _score(logits: Tensor, targets: Tensor, top: int, start: int, space: Tensor)
     """
     values, ids = _in_order(*largest(logits, max(1, top)))
     peak, target = values[:, :1], logits.gather(1, targets)
-    if not bool(peak.isfinite().all()):
-        where = int((~peak[:, 0].isfinite()).nonzero()[0]) + start
-        raise NonFinite(f"the logits at position {where} are not finite numbers", hint="try --dtype float32")
+    _check(peak[:, 0], start)
     shifted, work = space
     rank = torch.gt(logits, target, out=work).sum(-1).to(torch.int32)
     tied = torch.eq(logits, target, out=work).sum(-1) > 1
@@ -161,6 +167,27 @@ def _score(logits: Tensor, targets: Tensor, top: int, start: int, space: Tensor)
         (target - peak)[:, 0] - logz, logz - mean * NAT, (second - mean * mean).clamp_(min=0.0) * NAT**2, rank,
         ids[:, :top], (values - peak - logz[:, None])[:, :top],
     )  # fmt: skip
+
+
+def _score_compiled(logits: Tensor, targets: Tensor, top: int, start: int, piece: slice) -> Scores:
+    """The same for a piece of a block, by one compiled loop a row."""
+    from probe.kernels import loops
+
+    rows = logits[piece].float().contiguous()
+    n, k = len(rows), min(max(1, top), rows.shape[1])
+    top_logprobs, top_ids = torch.empty(n, k), torch.empty(n, k, dtype=torch.int64)
+    logprob, entropy, varentropy = torch.empty(3, n)
+    found = Scores(logprob, entropy, varentropy, torch.empty(n, dtype=torch.int32), top_ids, top_logprobs)
+    loops.score(rows.numpy(), targets[piece].numpy(), *(values.numpy() for values in found))
+    _check(entropy, start + piece.start)
+    return found._replace(top_ids=top_ids[:, :top], top_logprobs=top_logprobs[:, :top])
+
+
+def _check(of_rows: Tensor, start: int) -> None:
+    """Raises `NonFinite` for the first row whose number is none."""
+    if not bool(of_rows.isfinite().all()):
+        where = int((~of_rows.isfinite()).nonzero()[0]) + start
+        raise NonFinite(f"the logits at position {where} are not finite numbers", hint="try --dtype float32")
 
 
 def _in_order(values: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"errors"},
-    {"sites", "tables", "spans", "answers"},
+    {"sites", "tables", "spans", "answers", "workers", "kernels"},
     {"store"},
     {"anatomy", "tiny", "instrument", "language_model"},
     {"decoding", "interventions", "capturing", "lenses", "scoring", "sampling", "stats"},

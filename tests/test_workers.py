@@ -14,7 +14,7 @@ import torch
 
 import probe
 from probe.capturing import AttentionSpec, MemorySink, read
-from probe.capturing.workers import in_order
+from probe.workers import in_order
 
 CPU = torch.device("cpu")
 

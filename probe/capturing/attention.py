@@ -10,22 +10,23 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from probe.capturing import rows as lists
+from probe.capturing.compiled import CompiledLines
 from probe.capturing.masks import Masks
 from probe.capturing.patterns import Block, CalledPattern, GivenPattern, Source, blocks
 from probe.capturing.sinks import Columns, Sink
 from probe.capturing.spec import AttentionSpec
 from probe.capturing.statistics import NAMES, NAT, Lines, Matches
-from probe.capturing.workers import in_order
 from probe.errors import SiteAbsent
 from probe.instrument import AttentionCall
 from probe.sites.ranges import listed
+from probe.workers import in_order
 
 if TYPE_CHECKING:
     from probe.sites import Cell
@@ -141,29 +142,33 @@ class AttentionReader:
         mode, matches = self.spec.mode, self._matches[prompt]
         whole = list(range(source.n_heads)) if mode == "full" else self.patterns.get(layer, [])
         scores_of = self.scores.get(layer, [])
-        pieces = lists.Pieces(partial(self.sink.attention, prompt, layer), name="weights")
-        score_pieces = lists.Pieces(partial(self.sink.scores, prompt, layer), name="scores")
-        lines, tops = Lines(source, matches), _Tops(source, self.spec.k if mode == "topk" else 1)
+        pieces = lists.Pieces(source, whole, partial(self.sink.attention, prompt, layer), name="weights")
+        score_pieces = lists.Pieces(source, scores_of, partial(self.sink.scores, prompt, layer), name="scores")
+        lines = (CompiledLines if source.compiled else Lines)(source, matches)
+        tops = _Tops(source, self.spec.k if mode == "topk" else 1)
 
-        def read(block: Block) -> tuple[lists.Rows | None, lists.Rows | None]:
-            """Puts what a block amounts to where it belongs; returns those of its weights and scores that are kept whole."""
-            heads = range(block.head, block.head + block.n_heads)
-            mine, mine_scores = [h for h in whole if h in heads], [h for h in scores_of if h in heads]
-            if mode == "none" and not mine and not mine_scores:
-                return None, None
+        def read(work: _Work) -> _Work:
+            """Puts what a block amounts to where it belongs."""
+            block, kept, kept_scores = work
+            if mode == "none" and not kept and not kept_scores:
+                return work
             scores, room = self._room(block, source)
             scores = source.scores(block, scores)
-            kept = kept_scores = None
-            if mine_scores:
-                kept_scores = lists.whole_scores(source, block, _of(scores, mine_scores, block), mine_scores)
+            if kept_scores:
+                lists.whole_scores(block, _of(scores, kept_scores, block), kept_scores)
             mass, total = lines.add(block, scores, room)
             if mode in LINED:
                 tops.add(block, mass, total)
-            if mine:
-                kept = lists.whole_weights(source, block, _of(mass, mine, block), _of(total, mine, block), mine)
-            return kept, kept_scores
+            if kept:
+                mine = _of(mass, kept, block), _of(total, kept, block)
+                lists.whole_weights(block, *mine, kept, by_loops=source.compiled)
+            return work
 
-        for kept, kept_scores in in_order(read, list(blocks(source, single=bool(whole or scores_of))), source.device):
+        works = (
+            _Work(block, pieces.room(block), score_pieces.room(block))
+            for block in blocks(source, single=bool(whole or scores_of))
+        )
+        for _, kept, kept_scores in in_order(read, works, source.device):
             pieces.add(kept)
             score_pieces.add(kept_scores)
         pieces.flush()
@@ -201,8 +206,17 @@ class AttentionReader:
         return "" if error <= tolerance else f"its weights times the values differ from its output by {error:.1e}"
 
 
-def _of(values: Tensor, heads: list[int], block: Block) -> Tensor:
-    """Of a block's values (head, ...) those of some heads."""
+class _Work(NamedTuple):
+    """A block, and where those of its rows go that are kept whole."""
+
+    block: Block
+    weights: lists.Rows | None
+    scores: lists.Rows | None
+
+
+def _of(values: Tensor, rows: lists.Rows, block: Block) -> Tensor:
+    """Of a block's values (head, ...) those of the heads of `rows`."""
+    heads = rows.columns["head"][:: block.end - block.start].tolist()
     return values if len(heads) == block.n_heads else values[[head - block.head for head in heads]]
 
 
@@ -211,11 +225,12 @@ class _Tops:
 
     def __init__(self, source: Source, k: int) -> None:
         shape = source.n_heads, source.n, min(k, source.n)
+        self._source = source
         self.weights = torch.zeros(shape, dtype=source.dtype, device=source.device)
         self.keys = torch.zeros(shape, dtype=torch.int32, device=source.device)
 
     def add(self, block: Block, mass: Tensor, total: Tensor) -> None:
-        weights, keys = lists.top_of(block, mass, total, self.weights.shape[-1])
+        weights, keys = lists.top_of(self._source, block, mass, total, self.weights.shape[-1])
         where = slice(block.head, block.head + block.n_heads), slice(block.start, block.end), slice(0, keys.shape[-1])
         self.weights[where], self.keys[where] = weights, keys.to(torch.int32)
 

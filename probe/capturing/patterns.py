@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from probe import kernels
 from probe.capturing.masks import Masks, of_prompt
 from probe.instrument import AttentionCall
 
@@ -47,6 +48,7 @@ class Source(Protocol):
     dtype: torch.dtype  # of the scores
     device: torch.device
     causal: bool
+    compiled: bool  # its rows go through compiled loops
 
     def keys(self, start: int, end: int) -> tuple[int, int]:
         """[low, high) of the keys that any of these queries may see."""
@@ -54,19 +56,23 @@ class Source(Protocol):
     def scores(self, block: Block, out: Tensor) -> Tensor:
         """Scores (head, query, key) in bits, written into `out`, which has room for them."""
 
+    def later(self, start: int, end: int) -> bool:
+        """Whether keys after their query, in rows [start, end), have scores that are left for compiled loops to hide."""
+
     def sinks(self, block: Block) -> Tensor | None:
         """Scores (head, query or 1) in bits of the extra column that takes weight and is no key."""
 
 
 def blocks(source: Source, *, single: bool = False) -> Iterator[Block]:
-    """The blocks of a layer: by head, then by query. `single`: one head at a time unless all its queries fit."""
+    """The blocks of a layer, by head, long rows first. `single`: one head at a time unless all its queries fit, in order."""
     n, group = source.n, source.groups
     heads = 1 if single else max(size for size in range(1, TOGETHER + 1) if group % size == 0)
     rows = min(n, ROWS // heads // 32 * 32)
     if n <= rows:
         heads = max(1, ELEMENTS // (n * n) // group) * group
     for head in range(0, source.n_heads, heads):
-        for start in range(0, n, rows):
+        starts = range(0, n, rows)
+        for start in starts if single else reversed(starts):  # the last one, which all wait for, is a short one
             end = min(n, start + rows)
             yield Block(head, min(heads, source.n_heads - head), start, end, *source.keys(start, end))
 
@@ -82,6 +88,7 @@ class CalledPattern:
         self.groups = self.n_heads // call.key.shape[1]
         self.dtype = torch.float64 if call.query.dtype == torch.float64 else torch.float32
         self.device = call.query.device
+        self.compiled = self.dtype == torch.float32 and kernels.worth(n, self.device)
         query = call.query[prompt, :, :n].to(self.dtype)
         self._key = call.key[prompt, :, :n].to(self.dtype).contiguous()
         self._cap = call.softcap
@@ -116,10 +123,14 @@ class CalledPattern:
             if bias is not None:
                 here = (bias[head : head + n_heads] if bias.shape[0] > 1 else bias)[:, start:end, low:high]
                 scores.add_(here.to(scores.dtype) * BITS).clamp_(min=MASKED)
-        hidden = self._mask.hidden(start, end)
+        hidden = None if self.later(start, end) else self._mask.hidden(start, end)
         if hidden is not None:
             own = hidden[head : head + n_heads] if hidden.ndim == 3 and hidden.shape[0] > 1 else hidden
             scores[..., high - low - own.shape[-1] :].masked_fill_(own.to(scores.device), MASKED)
+
+    def later(self, start: int, end: int) -> bool:
+        """See `Source`."""
+        return self.compiled and self._mask.view(start, end).kind == "causal"
 
     def sinks(self, block: Block) -> Tensor | None:
         """See `Source`."""
@@ -138,6 +149,7 @@ class GivenPattern:
         self._weights, self.n_heads, self.n, self.causal = weights, weights.shape[0], weights.shape[1], causal
         self.dtype = torch.float64 if weights.dtype == torch.float64 else torch.float32
         self.device = weights.device
+        self.compiled = self.dtype == torch.float32 and kernels.worth(self.n, self.device)
 
     def keys(self, start: int, end: int) -> tuple[int, int]:
         """See `Source`."""
@@ -149,6 +161,10 @@ class GivenPattern:
         weights = self._weights[head : head + n_heads, start:end, low:high].to(out.dtype)
         scores = out[: weights.numel()].view(weights.shape)
         return torch.log2(weights, out=scores).clamp_(min=MASKED)
+
+    def later(self, start: int, end: int) -> bool:
+        """See `Source`."""
+        return False
 
     def sinks(self, block: Block) -> Tensor | None:
         """See `Source`."""

@@ -9,20 +9,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from probe.capturing import compiled
 from probe.capturing.patterns import MASKED, Block, Source
 from probe.capturing.sinks import Columns, Ragged
 from probe.capturing.statistics import NAT
 from probe.scoring import largest
 
-PIECE = 2**20  # values handed over together, about: 4 MB
+PIECE = 2**22  # values handed over together: 16 MB
 
 
-def top_of(block: Block, mass: Tensor, total: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def top_of(source: Source, block: Block, mass: Tensor, total: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """A block's largest weights (head, query, k), best first, and their keys; fewer if there are fewer keys.
 
     mass (head, query, key) / total (head, query) are the weights.
     """
-    values, keys = largest(mass.flatten(0, 1), k)
+    values, keys = (compiled.largest if source.compiled else largest)(mass.flatten(0, 1), k)
     shape = (*total.shape, values.shape[-1])
     return values.view(shape) / total.unsqueeze(-1), keys.view(shape) + block.low
 
@@ -40,50 +41,72 @@ def top_columns(heads: list[int], weights: Tensor, keys: Tensor) -> Columns:
 
 
 class Rows(NamedTuple):
-    """Whole rows of a block: columns of one value a row, the length of each, and their values one after another."""
+    """Whole rows of a block: columns of one value a row, the length of each, and their values one after another.
+
+    A length is up to the query, or all keys.
+    """
 
     columns: Columns
     lengths: np.ndarray
     values: np.ndarray
 
 
-def whole_weights(source: Source, block: Block, mass: Tensor, total: Tensor, heads: list[int]) -> Rows:
-    """The weights mass (head, query, key) / total (head, query) of a block's `heads`. Uses up the mass."""
+def whole_weights(block: Block, mass: Tensor, total: Tensor, rows: Rows, *, by_loops: bool) -> None:
+    """Fill in the weights mass (head, query, key) / total (head, query) of a block's heads. Uses up the mass."""
+    if by_loops:
+        rows.columns["kept_mass"] = compiled.cut(mass, total, block.low, rows.lengths, rows.values)
+        return
     weights = mass.div_(total.unsqueeze(-1))
-    rows = _cut(source, block, weights, heads, empty=0.0)
-    return rows._replace(columns={**rows.columns, "kept_mass": _float32(weights.sum(-1).flatten())})
+    rows.columns["kept_mass"] = _float32(weights.sum(-1).flatten())
+    _cut(block, weights, rows, empty=0.0)
 
 
-def whole_scores(source: Source, block: Block, scores: Tensor, heads: list[int]) -> Rows:
-    """Scores in bits (head, query, key) of a block's `heads` in nats, -inf where a mask hides the key."""
-    return _cut(source, block, (scores * NAT).masked_fill_(scores <= MASKED / 2, -torch.inf), heads, empty=-np.inf)
+def whole_scores(block: Block, scores: Tensor, rows: Rows) -> None:
+    """Fill in scores, given in bits (head, query, key), in nats; -inf where a mask hides the key."""
+    _cut(block, (scores * NAT).masked_fill_(scores <= MASKED / 2, -torch.inf), rows, empty=-np.inf)
 
 
-def _cut(source: Source, block: Block, values: Tensor, heads: list[int], *, empty: float) -> Rows:
-    """A value for every key up to its query, or for all keys; `empty` for those no query of the block sees."""
-    rows = _float32(values)
-    lengths = np.arange(block.start + 1, block.end + 1) if source.causal else np.full(rows.shape[1], source.n)
-    missing = max(0, int(lengths.max()) - block.high)
+def _cut(block: Block, values: Tensor, rows: Rows, *, empty: float) -> None:
+    """Fill in values (head, query, key); `empty` for keys that no query of the block sees."""
+    found, ends = _float32(values), rows.lengths[: block.end - block.start].tolist()
+    missing = max(0, max(ends) - block.high)
     if block.low or missing:
-        rows = np.pad(rows, ((0, 0), (0, 0), (block.low, missing)), constant_values=empty)
-    ends = lengths.tolist()
-    cut = [row[:end] for head in rows for row, end in zip(head, ends, strict=True)]
-    return Rows(_row_keys(heads, block.start, block.end), np.tile(lengths, len(heads)), np.concatenate(cut))
+        found = np.pad(found, ((0, 0), (0, 0), (block.low, missing)), constant_values=empty)
+    cut = [row[:end] for head in found for row, end in zip(head, ends, strict=True)]
+    np.concatenate(cut, out=rows.values)
 
 
 class Pieces:
-    """Whole rows of one prompt and layer, gathered until they are many, and then handed over."""
+    """Whole rows of one prompt and layer, which lie in one memory until they are many, and then are handed over."""
 
-    def __init__(self, hand_over: Callable[[Columns], None], *, name: Literal["weights", "scores"]) -> None:
-        self._hand_over, self._name = hand_over, name
+    def __init__(
+        self, source: Source, heads: list[int], hand_over: Callable[[Columns], None], *,
+        name: Literal["weights", "scores"],
+    ) -> None:  # fmt: skip
+        """heads: whose rows are kept."""
+        self._source, self._heads, self._hand_over, self._name = source, heads, hand_over, name
+        self._memory, self._used = np.empty(0, np.float32), 0
         self._held: list[Rows] = []
 
+    def room(self, block: Block) -> Rows | None:
+        """Where the next block's rows belong, still empty; None if none of its heads is kept."""
+        heads, n = [h for h in self._heads if block.head <= h < block.head + block.n_heads], block.end - block.start
+        if not heads:
+            return None
+        lengths = np.arange(block.start + 1, block.end + 1) if self._source.causal else np.full(n, self._source.n)
+        size = len(heads) * int(lengths.sum())
+        if self._used + size > len(self._memory):
+            self._memory, self._used = np.empty(max(size, PIECE), np.float32), 0
+        values = self._memory[self._used : self._used + size]
+        self._used += size
+        return Rows(_row_keys(heads, block.start, block.end), np.tile(lengths, len(heads)), values)
+
     def add(self, rows: Rows | None) -> None:
-        """The next rows of the layer, if there are any."""
+        """The next rows, filled in."""
         if rows is not None:
-            self._held.append(rows)
-            if sum(len(held.values) for held in self._held) >= PIECE:
+            if self._held and rows.values.base is not self._held[0].values.base:
                 self.flush()
+            self._held.append(rows)
 
     def flush(self) -> None:
         """Hand over what there is."""
@@ -91,10 +114,11 @@ class Pieces:
         if not held:
             return
         columns: Columns = {name: np.concatenate([rows.columns[name] for rows in held]) for name in held[0].columns}
-        values = held[0].values if len(held) == 1 else np.concatenate([rows.values for rows in held])
         if self._name == "weights":
             columns["keys"] = None
-        columns[self._name] = Ragged(values, _offsets(np.concatenate([rows.lengths for rows in held])))
+        offsets, memory = _offsets(np.concatenate([rows.lengths for rows in held])), held[0].values.base
+        assert memory is not None, "rows lie in a piece's memory"
+        columns[self._name] = Ragged(memory[: offsets[-1]], offsets)
         self._hand_over(columns)
 
 

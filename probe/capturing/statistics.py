@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,15 +18,7 @@ from probe.capturing.patterns import Block, Source
 
 NAMES = ("entropy", "perplexity", "ess", "sink", "prev", "duplicate", "induction", "distance")
 MATCHED = ("duplicate", "induction")
-SUMS = (
-    "kept",
-    "rest",
-    "back",
-    "norm",
-    "score",
-    "sink",
-    "prev",
-)  # of a row's mass; rest: what goes to no key; norm: length
+SUMS = ("kept", "rest", "back", "norm", "score", "sink", "prev", *MATCHED)  # of a row's mass: see `Lines`
 NAT = 0.6931471805599453  # nats in a bit
 SMALL, LARGE = 2.0**-50, 2.0**50  # row sums between which neither a mass, its square nor a long sum leaves float32
 DENSE = 1 / 8  # share of a block from which a mask is smaller than a list of its places
@@ -39,6 +32,22 @@ class _Places(NamedTuple):
     masks: list[tuple[int, Tensor]]  # (which of MATCHED, mask (query, key))
 
 
+class Earlier(NamedTuple):
+    """Where each position's token was before: places[firsts[i] : firsts[i] + counts[i]], ascending. All (pos,) int64."""
+
+    places: np.ndarray
+    firsts: np.ndarray
+    counts: np.ndarray
+
+
+def _earlier(ids: np.ndarray) -> Earlier:
+    places = ids.argsort(kind="stable")
+    sorted_ids, ranks = ids[places], np.empty(len(ids), np.int64)
+    ranks[places] = np.arange(len(ids))
+    firsts = np.searchsorted(sorted_ids, ids)
+    return Earlier(places, firsts, ranks - firsts)
+
+
 class Matches:
     """Which earlier positions hold a query's token (duplicate) or follow it (induction), in the ids of one prompt."""
 
@@ -47,12 +56,12 @@ class Matches:
         self._ids = ids
         self._before = torch.cat([ids.new_full((1,), -1), ids[:-1]])  # the token before each position
         self._found: dict[tuple[int, ...], _Places] = {}
-        first: dict[int, int] = {}
-        again = [first.setdefault(token, i) < i for i, token in enumerate(ids.tolist())]
-        self.rows = dict.fromkeys(MATCHED, torch.tensor(again))  # a token seen before also has what followed it
+        self.earlier = _earlier(ids.cpu().numpy())
+        again = torch.from_numpy(self.earlier.counts > 0)
+        self.rows = dict.fromkeys(MATCHED, again)  # a token seen before also has what followed it
 
     def add(self, mass: Tensor, block: Block, out: Tensor) -> None:
-        """Add the mass (head, query, key) of the block's matches to out (head, MATCHED, query)."""
+        """Put the mass (head, query, key) of the block's matches into out (head, MATCHED, query)."""
         where = block.n_heads, block.start, block.low, block.high  # the same for every layer
         if where not in self._found:
             self._found[where] = self._find(block)
@@ -81,14 +90,17 @@ class Matches:
 
 
 class Lines:
-    """One line a row of one prompt and layer. `add` takes a block's scores; what divides and logs waits until all are there."""
+    """One line a row of one prompt and layer. `add` takes a block's scores; what divides and logs waits until all are there.
+
+    Sums of a row's mass: kept by keys, what goes to no key (rest), mass * (query - key) from the block's first query (back),
+    its length as a vector (norm), mass * score, and that of single keys.
+    """
 
     def __init__(self, source: Source, matches: Matches) -> None:
         """Room for the sums of every row (head, pos): of mass, its moments and parts."""
         self._source, self._matches = source, matches
         shape = source.n_heads, source.n
         self._sums = torch.zeros(len(SUMS), *shape, dtype=source.dtype, device=source.device)
-        self._matched = self._sums.new_zeros(shape[0], len(MATCHED), shape[1])
         self._after = self._sums.new_zeros(source.n)  # how far each row is from its block's first
         self._distances = torch.arange(source.n, -source.n, -1, dtype=source.dtype, device=source.device)
 
@@ -98,7 +110,7 @@ class Lines:
         The scores in bits (head, query, key) are used up.
         """
         source, (head, n_heads, start, end, low, high) = self._source, block
-        kept, rest, back, norm, score, sink, prev = self._sums[:, head : head + n_heads, start:end].unbind(0)
+        kept, rest, back, norm, score, sink, prev, *_ = sums = self._sums[:, head : head + n_heads, start:end]
         mass = room[: scores.numel()].view(scores.shape)
         total = self._exponentiate(block, scores, mass, kept, rest)
         torch.linalg.vector_norm(mass, dim=-1, out=norm)
@@ -113,7 +125,7 @@ class Lines:
         previous = mass.diagonal(offset, dim1=1, dim2=2)
         first = max(0, -offset)  # the block's rows above it have no previous key
         prev[:, first : first + previous.shape[1]].copy_(previous)
-        self._matches.add(mass, block, self._matched[head : head + n_heads, :, start:end])
+        self._matches.add(mass, block, sums[-len(MATCHED) :].transpose(0, 1))
         return mass, total
 
     def _exponentiate(self, block: Block, scores: Tensor, mass: Tensor, kept: Tensor, rest: Tensor) -> Tensor:
@@ -147,8 +159,7 @@ class Lines:
         sums = dict(zip(SUMS, self._sums, strict=True))
         total = sums["kept"] + sums["rest"]
         kept = sums["kept"] / total
-        found = {name: sums[name] / total for name in ("sink", "prev")}
-        found |= {name: self._matched[:, i] / total for i, name in enumerate(MATCHED)}
+        found = {name: sums[name] / total for name in ("sink", "prev", *MATCHED)}
         found["distance"] = sums["back"] / total + self._after * kept
         found["ess"] = (total / sums["norm"]).square_()
         found["entropy"] = ((total.log2() * kept - sums["score"] / total) * NAT).clamp_(min=0)

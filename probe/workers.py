@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import lru_cache
+from itertools import chain, islice
 from typing import TypeVar
 
 import torch
@@ -21,13 +22,15 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_order(work: Callable[[Item], Result], items: Sequence[Item], device: torch.device) -> Iterator[Result]:
-    """`map(work, items)` on as many threads as torch has, without gradients; few results wait for their turn.
+def in_order(work: Callable[[Item], Result], items: Iterable[Item], device: torch.device) -> Iterator[Result]:
+    """`map(work, items)` on as many threads as torch has, without gradients; few items and results wait for their turn.
 
     On a GPU, or with one item, here and now.
     """
-    threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1 or len(items) == 1:
+    threads, items = torch.get_num_threads(), iter(items)
+    first = list(islice(items, 2))
+    items = chain(first, items)
+    if device.type != "cpu" or threads == 1 or len(first) < 2:
         yield from map(work, items)
         return
     pool, waiting = _pool(threads), deque[Future[Result]]()

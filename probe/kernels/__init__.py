@@ -1,0 +1,24 @@
+"""Loops over rows of numbers, compiled by numba: in one pass what takes torch ten. For long texts on a CPU.
+
+To load them takes half a second, to compile them, once on a machine, three. So everything they do is there in torch's
+operations too: for GPUs, float64, short texts, and a Python that numba doesn't know yet.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.util import find_spec
+
+import torch
+
+LONG = 512  # tokens of a text from which they are worth loading
+
+
+def worth(n: int, device: torch.device) -> bool:
+    """Whether rows of a text of n tokens should go through `kernels.loops`, which may only be imported then."""
+    return n >= LONG and device.type == "cpu" and _installed()
+
+
+@lru_cache(maxsize=1)
+def _installed() -> bool:
+    return find_spec("numba") is not None
