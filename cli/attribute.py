@@ -47,7 +47,7 @@ def command(
     """What did each head, MLP and embedding write towards an answer? Parts that sum to its logit."""
     import probe
     from cli.progress import plain_warnings, progress
-    from cli.terminal import show_json, show_plan
+    from cli.terminal import show_json, show_plan, show_warnings
     from probe.attributing import plan_attribute
 
     what: dict[str, Any] = {
@@ -63,8 +63,7 @@ def command(
             show_plan(plan_attribute(lm, source, **what), as_json=as_json)
             return
         run = probe.attribute(lm, source, **what, out=out or "auto", progress=report)
-    for text in run.manifest["warnings"]:
-        typer.echo(f"warning: {text}", err=True)
+    show_warnings(run)
     if as_json:
         show_json(run, "attribute")
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -45,7 +44,9 @@ def command(
     no_progress: o.NoProgress = False,
 ) -> None:
     """Compare two models on one text (or two runs): KL both ways, total variation, agreement, where they part."""
-    runs = [_is_run(name) for name in (a, b)]
+    from probe.store import names_run
+
+    runs = [names_run(name) for name in (a, b)]
     texts = None if any(runs) and text is None and file is None else prompts_given(text, file)
     import probe
     from cli.differences import show_comparison
@@ -86,8 +87,3 @@ def command(
         typer.echo(f"error: {failed} of {run.summary['prompts']} texts could not be compared", err=True)
         typer.echo("hint: the column 'error' of the table 'prompts' says why", err=True)
         raise typer.Exit(1)
-
-
-def _is_run(name: str) -> bool:
-    path = Path(name)
-    return (path / "manifest.json").is_file() or path.with_name(path.name + ".partial").is_dir()

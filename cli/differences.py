@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cli.terminal import run_path, show_table, visible
+from cli.terminal import run_path, show_table, show_warnings, visible
 
 if TYPE_CHECKING:
     from probe.store import Run
@@ -55,8 +55,7 @@ def show_comparison(run: Run, *, quiet: bool) -> None:
         _show_layers(summary["similarity"])
     else:
         typer.echo(f"\nno residual streams: {summary['no_similarity']}")
-    for warning in run.manifest["warnings"]:
-        typer.echo(f"warning: {warning}", err=True)
+    show_warnings(run)
     if run.path:
         typer.echo(f"\nrun: {run_path(run)}")
 

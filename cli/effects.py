@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cli.terminal import run_path, show_plan, show_table, visible
+from cli.terminal import run_path, show_plan, show_table, show_warnings, visible
 
 if TYPE_CHECKING:
     from probe.store import Run
@@ -33,8 +33,7 @@ def show_rewind(run: Run, *, quiet: bool, explain: bool) -> None:
     if explain:
         _show_answers(run)
     _show_examples(summary)
-    for text in run.manifest["warnings"]:
-        typer.echo(f"warning: {text}", err=True)
+    show_warnings(run)
     if summary["no_answer"]:
         typer.echo(
             "warning: no continuation gave an answer: raise --max-new, or say how answers look with --answer", err=True

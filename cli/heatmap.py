@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cli.terminal import printable, run_path, show_table, visible
+from cli.terminal import printable, run_path, show_table, show_warnings, visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,8 +24,7 @@ MAPS = 3  # receivers of paths that each get a heat map
 
 def show_patch(run: Run, *, quiet: bool) -> None:
     """Print what was asked, a heat map for each site, the strongest places, and where the run is."""
-    for text in run.manifest["warnings"]:
-        typer.echo(f"warning: {text}", err=True)
+    show_warnings(run)
     if quiet:
         typer.echo(run_path(run))
         return

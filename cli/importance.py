@@ -91,14 +91,13 @@ def command(
 
 def show_importance(run: Run, *, quiet: bool) -> None:
     """Print a table and bars for each method, how the methods agree, and where the run is."""
-    from cli.terminal import run_path, show_table
+    from cli.terminal import run_path, show_table, show_warnings
 
     if quiet:
         typer.echo(run_path(run))
         return
     summary = run.summary
-    for text in run.manifest["warnings"]:
-        typer.echo(f"warning: {text}", err=True)
+    show_warnings(run)
     for name, rows in run.importance.groupby("method", sort=False, observed=True):
         heads = run.manifest["arguments"].get("suppress") if name == "suppression" else None
         typer.echo(f"{name}: {rows['unit'].iloc[0]}" + (f", only {heads}" if heads else ""))

@@ -55,7 +55,7 @@ def command(
     """What would each layer answer? Its stream through the model's own final norm and head, layer by position."""
     import probe
     from cli.progress import plain_warnings, progress
-    from cli.terminal import show_json, show_plan
+    from cli.terminal import show_json, show_plan, show_warnings
     from probe.lensing import plan_lens
 
     what: dict[str, Any] = {
@@ -71,8 +71,7 @@ def command(
             show_plan(plan_lens(lm, source, **what), as_json=as_json)
             return
         run = probe.lens(lm, source, **what, out=out or "auto", progress=report)
-    for text in run.manifest["warnings"]:
-        typer.echo(f"warning: {text}", err=True)
+    show_warnings(run)
     if as_json:
         show_json(run, "lens")
     else:

@@ -140,10 +140,7 @@ def command(
 
 def _model_of(clean: str | None, rewind: Path | None) -> str | None:
     """The model that made the run which was named, if one was."""
-    from probe.patching.pairs import is_run
-    from probe.store import open_run
+    from probe.store import run_of
 
-    if rewind is None and not is_run(clean):
-        return None
-    made: str = (open_run(rewind or str(clean)).manifest.get("model") or {})["name"]
-    return made
+    run = run_of(rewind or clean)
+    return None if run is None else (run.manifest.get("model") or {})["name"]

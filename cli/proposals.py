@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cli.terminal import SHOWN_PROMPTS, printable, run_path, show_table
+from cli.terminal import SHOWN_PROMPTS, printable, run_path, show_table, show_warnings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,8 +31,7 @@ def show_speculation(run: Run, *, quiet: bool) -> None:
     _speed(summary)
     _groups("what was drafted", summary["by_kind"])
     _groups("the target's entropy there, nats", summary["by_entropy"])
-    for text in run.manifest["warnings"]:
-        typer.echo(f"warning: {text}", err=True)
+    show_warnings(run)
     typer.echo(f"\nrun: {run_path(run)}")
 
 

@@ -28,9 +28,9 @@ def load_for(
 ) -> LanguageModel:
     """The model that was named; else the run's own, or the default one for a prompt."""
     import probe
-    from probe.lensing.subject import run_at
+    from probe.store import run_of
 
-    run = run_at(source)
+    run = run_of(source)
     if run is not None:
         return r.load(run, model, device=device, dtype=dtype, progress=progress)
     name = model or os.environ.get("PROBE_MODEL") or "smollm2"

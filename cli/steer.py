@@ -104,7 +104,7 @@ def _numbers(text: str) -> list[float]:
 
 def show_scan(run: Run, *, quiet: bool) -> None:
     """Print the effect at each strength with its interval, beside the random directions' and what it costs."""
-    from cli.terminal import run_path, show_table
+    from cli.terminal import run_path, show_table, show_warnings
 
     found = run.summary
     if quiet:
@@ -114,8 +114,7 @@ def show_scan(run: Run, *, quiet: bool) -> None:
     where = f"{place}:{found['positions']} of {found['prompts']} prompts"
     typer.echo(f"strength x direction (norm {found['norm']:.3f}) added to {where}")
     typer.echo(f"effect on: {found['metric']}; beside {found['controls']} random directions of the same norm")
-    for text in run.manifest["warnings"]:
-        typer.echo(f"warning: {text}")
+    show_warnings(run)
     typer.echo("")
     header = (
         "strength",

@@ -25,6 +25,12 @@ def show_json(run: Run, command: str) -> None:
     show_document({"run": run_path(run), "command": command, "summary": run.summary})
 
 
+def show_warnings(run: Run) -> None:
+    """Print what a user must know of a run, beside its output."""
+    for text in run.manifest["warnings"]:
+        typer.echo(f"warning: {text}", err=True)
+
+
 def show_document(document: Any) -> None:
     """Print one JSON document; JSON knows no NaN and no infinity: they are null."""
     typer.echo(json.dumps(_finite(document), ensure_ascii=False, allow_nan=False))

@@ -74,7 +74,7 @@ def command(
     import probe
     from cli.explained import show_explained
     from cli.progress import plain_warnings, progress
-    from cli.terminal import show_json, show_plan, show_trace
+    from cli.terminal import show_json, show_plan, show_trace, show_warnings
     from probe.decoding import Sampling
     from probe.tracing import plan_trace
 
@@ -105,8 +105,7 @@ def command(
         show_trace(run, quiet=quiet)
         if explain is not None and not quiet:
             show_explained(run.summary["explained"])
-    for warning in run.manifest["warnings"]:
-        typer.echo(f"warning: {warning}", err=True)
+    show_warnings(run)
     failed = run.summary["errors"]
     if failed:
         typer.echo(f"error: {failed} of {run.summary['prompts']} prompts could not be run", err=True)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import probe
-from probe.errors import BadEdit, BadOption, OutOfRange
-from probe.lensing.subject import run_at
+from probe.errors import BadEdit, BadOption, OutOfRange, RunError
+from probe.store import run_of
 
 SLOW = pytest.param("smollm2", marks=pytest.mark.slow)
 FAMILIES = [
@@ -168,7 +168,9 @@ def test_an_edit_is_at_work_and_one_that_the_lens_does_not_read_is_refused() -> 
 
 def test_bad_input() -> None:
     lm = loaded("llama")
-    assert run_at("") is None and run_at(".") is None and run_at("a" * 5000) is None and run_at("\0") is None
+    assert not any(run_of(text) for text in ("", ".", "a" * 5000, "\0", "tests", "a / b"))
+    with pytest.raises(RunError, match="not a run"):
+        probe.attribute(lm, "tests/")
     with pytest.raises(BadOption, match="are the same"):
         probe.attribute(lm, TEXT, answer="a", against="a")
     with pytest.raises(BadOption, match="begin with the same token"):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Unembed = Callable[[Tensor], Tensor]
 
-HELD = 2**24  # logits at once: few, and a head's matrix is read for few rows; many, and they fill the memory
+HELD = 2**26  # logits at once: few, and a head's matrix is read for few rows; many, and they fill the memory
 
 _norms_all: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 

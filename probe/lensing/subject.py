@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +13,7 @@ from probe.rewinding import model_of
 from probe.rewinding.trajectory import check_model as check_model_of
 from probe.rewinding.trajectory import chosen_prompt, same_tokenizer, sequence_ids
 from probe.sites import parse_place
-from probe.store import Run, open_run
+from probe.store import Run, run_of
 from probe.tracing.encoding import encode
 from probe.tracing.prompts import Prompt, as_prompts
 from probe.tracing.rows import Sequence
@@ -65,22 +64,6 @@ class Subject:
         }  # fmt: skip
 
 
-def run_at(source: Any) -> Run | None:
-    """The run that a source is or names (a `Path`, or a text that is a directory); None for a prompt."""
-    if isinstance(source, Run):
-        return source
-    if isinstance(source, Path) or (isinstance(source, str) and _is_directory(source)):
-        return open_run(source)
-    return None
-
-
-def _is_directory(text: str) -> bool:
-    try:
-        return Path(text).name != "" and Path(text).is_dir()  # "" and "." are prompts
-    except (OSError, ValueError):  # too long, or no path at all: a prompt
-        return False
-
-
 def find_subject(
     lm: LanguageModel | None, source: Any, *, chat: bool = False, system: str | None = None, prompt_id: int | None = None,
     branch: int = 0, split: str = "sentence", other_model: bool = False, **placement: Any,
@@ -91,7 +74,7 @@ def find_subject(
     other_model: the run's ids may be read by other weights (with the same tokenizer).
     Raises `BadPrompt`, `BadOption`, `RunError`.
     """
-    run = run_at(source)
+    run = run_of(source)
     if run is None:
         if lm is None:
             raise BadOption("which model is to read the prompt?", hint="give a model, or a run")

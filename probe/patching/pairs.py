@@ -13,7 +13,7 @@ from probe.errors import BadOption, BadPrompt
 from probe.interventions.runs import check_run, prompts_of
 from probe.language_model.answers import two_answers
 from probe.patching.metrics import Target
-from probe.store import Run, open_run
+from probe.store import Run, run_of
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -139,7 +139,7 @@ def target_of(
 
 def ids_of(lm: LanguageModel, given: Any, *, chat: bool = False, system: str | None = None) -> tuple[int, ...]:
     """The tokens of a text, of a run (its one prompt and what it generated), or of a text that is the path of a run."""
-    run = given if isinstance(given, Run) else open_run(given) if is_run(given) else None
+    run = run_of(given)
     if run is not None:
         check_run(lm, run, _name(given))
         prompts = prompts_of(run) if "activations" in run.tables else sorted(set(run.prompts["prompt_id"]))
@@ -150,15 +150,6 @@ def ids_of(lm: LanguageModel, given: Any, *, chat: bool = False, system: str | N
     if chat:
         return tuple(lm.render_chat(given, system=system).ids)
     return tuple(lm.encode(given).ids)
-
-
-def is_run(given: Any) -> bool:
-    """Whether a text is the path of a run."""
-    if isinstance(given, Path):
-        return True
-    return (
-        isinstance(given, str) and len(given) < 4096 and "\0" not in given and (Path(given) / "manifest.json").is_file()
-    )
 
 
 def _name(given: Any) -> str:

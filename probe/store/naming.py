@@ -1,0 +1,36 @@
+"""Which texts are meant as runs: a command's argument may be a prompt, a model, or a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from probe.store.catalog import PARTIAL, is_run
+from probe.store.run import Run, open_run
+
+
+def names_run(text: str) -> bool:
+    """Whether a text is the path of a run, or of one that was begun."""
+    path = Path(text)
+    try:
+        return path.name != "" and (is_run(path) or path.with_name(path.name + PARTIAL).is_dir())
+    except (OSError, ValueError):  # too long, or no path at all
+        return False
+
+
+def run_of(source: Any) -> Run | None:
+    """The run that a prompt's place was given: a `Run`, a `Path`, or a text that names one. None for everything else.
+
+    A text with a slash that is some other folder was meant as one, too: `RunError`, as for a run that is unfinished.
+    """
+    if isinstance(source, Run):
+        return source
+    named = isinstance(source, str) and (names_run(source) or ("/" in source and _is_folder(source)))
+    return open_run(source) if named or isinstance(source, Path) else None
+
+
+def _is_folder(text: str) -> bool:
+    try:
+        return Path(text).is_dir()
+    except (OSError, ValueError):
+        return False
