@@ -178,6 +178,18 @@ def test_whole_heads_beside_the_top_ones() -> None:
     assert all(set(p["head"]) == {2} for p in whole) and all(2 not in p["head"] for p in top)
 
 
+@pytest.mark.parametrize("asked", ["pattern@all", "pattern@1.2", "scores@1.1,2.3"])
+def test_whole_rows_hold_no_more_memory_than_they_need(asked: str) -> None:
+    lm, _ = loaded("llama")
+    sink = MemorySink()
+    read(lm, repetitive(30)[None], [30], cells=cells_of(lm, asked), sink=sink)
+    name = asked.split("@")[0].replace("pattern", "weights")
+    found = sink.score_pieces if name == "scores" else sink.attention_pieces
+    held = [piece[name].values for pieces in found.values() for piece in pieces]
+    assert held and all(values.base.nbytes == values.nbytes for values in held)
+    assert sum(map(len, held)) % (30 * 31 // 2) == 0
+
+
 # One attention call made by hand: everything that its arguments can say, against numpy.
 
 

@@ -150,16 +150,16 @@ class AttentionReader:
         def read(work: _Work) -> _Work:
             """Puts what a block amounts to where it belongs."""
             block, kept, kept_scores = work
-            if mode == "none" and not kept and not kept_scores:
+            if mode == "none" and kept is None and kept_scores is None:
                 return work
             scores, room = self._room(block, source)
             scores = source.scores(block, scores)
-            if kept_scores:
+            if kept_scores is not None:
                 lists.whole_scores(block, _of(scores, kept_scores, block), kept_scores)
             mass, total = lines.add(block, scores, room)
             if mode in LINED:
                 tops.add(block, mass, total)
-            if kept:
+            if kept is not None:
                 mine = _of(mass, kept, block), _of(total, kept, block)
                 lists.whole_weights(block, *mine, kept, by_loops=source.compiled)
             return work

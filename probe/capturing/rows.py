@@ -85,6 +85,7 @@ class Pieces:
     ) -> None:  # fmt: skip
         """heads: whose rows are kept."""
         self._source, self._heads, self._hand_over, self._name = source, heads, hand_over, name
+        self._left = len(heads) * (source.n * (source.n + 1) // 2 if source.causal else source.n**2)
         self._memory, self._used = np.empty(0, np.float32), 0
         self._held: list[Rows] = []
 
@@ -96,9 +97,9 @@ class Pieces:
         lengths = np.arange(block.start + 1, block.end + 1) if self._source.causal else np.full(n, self._source.n)
         size = len(heads) * int(lengths.sum())
         if self._used + size > len(self._memory):
-            self._memory, self._used = np.empty(max(size, PIECE), np.float32), 0
+            self._memory, self._used = np.empty(max(size, min(PIECE, self._left)), np.float32), 0
         values = self._memory[self._used : self._used + size]
-        self._used += size
+        self._used, self._left = self._used + size, self._left - size
         return Rows(_row_keys(heads, block.start, block.end), np.tile(lengths, len(heads)), values)
 
     def add(self, rows: Rows | None) -> None:
