@@ -77,6 +77,16 @@ def test_a_row_without_numbers_says_so() -> None:
     assert np.isnan(mass[0, 1, 4]) and np.isnan(sums[0, 0]).tolist() == [False, True, False]
 
 
+def test_a_row_that_sees_no_key_looks_at_all_of_them() -> None:
+    """Padding on the left: its rows are hidden from, and come before, every key of the block."""
+    scores = RNG.standard_normal((1, 6, 4)).astype(np.float32)
+    mass, sums = attended(scores, start=0, low=2, causal=True)
+    weights = mass[0] / (sums[0, 0] + sums[1, 0])[:, None]
+    np.testing.assert_allclose(weights[:2], 0.25)
+    assert [(weights[q] > 0).sum() for q in range(2, 6)] == [1, 2, 3, 4]
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
+
+
 def test_long_rows_lose_no_digits() -> None:
     """A hundred thousand equal weights: a float32 sum of them all would be off by 1e-3."""
     n = 100_003
@@ -103,6 +113,8 @@ def test_the_largest_are_in_order_and_among_equals_the_first(n: int, k: int) -> 
     rows = RNG.choice(
         np.array([-np.inf, -2, -1.5, 0, 1, np.inf, np.nan], np.float32), (40, n), p=[0.1, *[0.17] * 5, 0.05]
     )
+    rows = np.where(RNG.random(rows.shape) < 0.5, rows, -rows)  # NaN of either sign
+    rows[0] = -np.float32(np.nan)
     k = min(k, n)
     values, places = np.empty((40, k), np.float32), np.empty((40, k), np.int64)
     loops.largest(rows, values, places)

@@ -18,6 +18,7 @@ OPTIONS: dict[str, Any] = {
     "fastmath": {"reassoc", "contract", "nsz"},  # sums in any order; NaN and infinity stay what they are
 }  # fmt: skip
 STRIDE = 16  # values of a row that share one maximum in the search for the largest
+LARGEST = I(0x7FFFFFFF)  # int32
 CHUNK = 1024  # values summed in float32 before float64 takes over
 BITS, NAT = 1.4426950408889634, 0.6931471805599453  # bits in a nat, nats in a bit
 FLOOR = -1e4  # bits below a row's largest score from which all are alike: -inf * 0 is not 0
@@ -55,14 +56,15 @@ def exp2(x: Any) -> Any:
 
 @inlined
 def key_of(x: Any) -> Any:
-    """An int32 for a float32, in the order of floats; NaN (positive, as arithmetic makes it) is above infinity."""
+    """An int32 for a float32, in the order of floats: both zeros are one, and NaN, whatever its sign, is above infinity."""
     bits = F(x).view(I)
-    return I(bits ^ ((bits >> I(31)) & I(0x7FFFFFFF)))
+    size = I(bits & LARGEST)
+    return LARGEST if x != x else size if bits >= I(0) else I(-size)
 
 
 @inlined
 def float_of(key: Any) -> Any:
-    return I(key ^ ((key >> I(31)) & I(0x7FFFFFFF))).view(F)
+    return I(key).view(F) if key >= I(0) else -I(-key).view(F)
 
 
 @compiled("float32(float32[::1])")
@@ -154,6 +156,9 @@ def attention(
         for q in range(n_queries):
             i = start + q
             seen = min(n_keys, i + 1 - low) if causal else n_keys
+            if seen <= 0:  # it sees nothing, and looks at all alike, as a softmax of equal scores does
+                scores[h, q] = F(0.0)
+                seen = n_keys
             row = scores[h, q, :seen]
             scores[h, q, seen:] = F(0.0)
             sink = F(-np.inf) if len(sinks) == 0 else sinks[h, min(q, sinks.shape[1] - 1)]
