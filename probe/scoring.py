@@ -51,11 +51,10 @@ def score_hidden(
     """
     found: list[Scores] = []
     space = torch.empty(0)
-    compiled = kernels.worth(hidden.shape[0], hidden.device)
     for start in range(0, hidden.shape[0], block_rows):
         logits = readout(hidden[start : start + block_rows])
         own = targets[start : start + block_rows].to(logits.device)
-        if compiled:
+        if kernels.worth(len(hidden), logits.device):
             score = partial(_score_compiled, logits, own, top, start)
             found += in_order(score, _cached(logits), logits.device)
             continue

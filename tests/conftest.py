@@ -25,6 +25,12 @@ def smollm2():
     return probe.load("smollm2")
 
 
+@pytest.fixture(params=["torch", "compiled"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a test twice: rows of numbers through torch's operations, and through compiled loops."""
+    monkeypatch.setattr("probe.kernels.LONG", 0 if request.param == "compiled" else 10**9)
+
+
 @pytest.fixture(scope="session")
 def forker() -> Iterator[Forker]:
     """The process that the commands of `shell` are forked from."""

@@ -24,11 +24,7 @@ MEANS = ("entropy", "perplexity", "ess", "sink", "prev", "duplicate", "induction
 TOLERANCE = 5e-6  # of float32 weights; transformers' own softmax is one of float32 too
 
 
-@pytest.fixture(autouse=True, params=["torch", "compiled"])
-def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every test here runs both ways: rows through torch's operations, and through compiled loops."""
-    monkeypatch.setattr("probe.kernels.LONG", 0 if request.param == "compiled" else 10**9)
-    return str(request.param)
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 
 def statistics(w: np.ndarray, ids: np.ndarray) -> dict[str, np.ndarray]:

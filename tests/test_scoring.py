@@ -15,11 +15,7 @@ from probe.scoring import Scores, distribution, divergence, largest, score_hidde
 V = 3001  # no multiple of anything that the arithmetic is blocked by
 
 
-@pytest.fixture(autouse=True, params=["torch", "compiled"])
-def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every test here runs both ways: rows through torch's operations, and through compiled loops."""
-    monkeypatch.setattr("probe.kernels.LONG", 0 if request.param == "compiled" else 10**9)
-    return str(request.param)
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 
 def exact(logits: Tensor, targets: Tensor) -> dict[str, np.ndarray]:

@@ -12,10 +12,9 @@ from probe.store.run import Run, open_run
 def names_run(text: str) -> bool:
     """Whether a text is the path of a run, or of one that was begun."""
     path = Path(text)
-    try:
-        return path.name != "" and (is_run(path) or path.with_name(path.name + PARTIAL).is_dir())
-    except (OSError, ValueError):  # too long, or no path at all
+    if path.name == "":
         return False
+    return _is_folder(path.with_name(path.name + PARTIAL)) or (_is_folder(path) and is_run(path))
 
 
 def run_of(source: Any) -> Run | None:
@@ -25,12 +24,12 @@ def run_of(source: Any) -> Run | None:
     """
     if isinstance(source, Run):
         return source
-    named = isinstance(source, str) and (names_run(source) or ("/" in source and _is_folder(source)))
+    named = isinstance(source, str) and (names_run(source) or ("/" in source and _is_folder(Path(source))))
     return open_run(source) if named or isinstance(source, Path) else None
 
 
-def _is_folder(text: str) -> bool:
+def _is_folder(path: Path) -> bool:
     try:
-        return Path(text).is_dir()
-    except (OSError, ValueError):
+        return path.is_dir()
+    except (OSError, ValueError):  # too long, or no path at all
         return False
