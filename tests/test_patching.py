@@ -317,6 +317,8 @@ def test_runs_stand_for_their_texts(tmp_path: Path):
     other = probe.trace(probe.load("tiny:gpt2"), CLEAN, attention="none")
     with pytest.raises(probe.ProbeError, match="run of another model"):
         probe.patch_sweep(lm, clean=other, corrupt=corrupt, answer="a", against="b")
+    with pytest.raises(probe.ProbeError, match="no table 'prompts'"):  # two runs compared hold no text
+        probe.patch_sweep(lm, clean=probe.compare(clean, clean), corrupt=corrupt, answer="a", against="b")
 
 
 def test_an_answer_of_several_tokens_is_its_first():

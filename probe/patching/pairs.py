@@ -142,7 +142,8 @@ def ids_of(lm: LanguageModel, given: Any, *, chat: bool = False, system: str | N
     run = run_of(given)
     if run is not None:
         check_run(lm, run, _name(given))
-        prompts = prompts_of(run) if "activations" in run.tables else sorted(set(run.prompts["prompt_id"]))
+        recorded = "activations" in run.tables
+        prompts = prompts_of(run) if recorded else run.scan("prompts", columns=["prompt_id"])["prompt_id"].to_pylist()
         if len(prompts) != 1:
             raise BadOption(f"'{_name(given)}' has {len(prompts)} prompts", hint="give a run of one prompt")
         rows = run.scan("tokens", columns=["pos", "token_id"], prompt_id=prompts[0], branch=0).sort_by("pos")
