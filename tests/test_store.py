@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
+import xxhash
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
@@ -222,7 +224,11 @@ def test_manifest_says_what_was_done(tmp_path: Path) -> None:
     assert about["versions"]["pyarrow"] == pa.__version__ and about["wall_seconds"] >= 0
     assert about["peak_memory_bytes"] > 1e6
     file = about["tables"]["tokens"]["files"][0]
-    assert file["path"] == "tokens.parquet" and file["rows"] == 3 and len(file["sha256"]) == 64
+    assert (
+        file["path"] == "tokens.parquet"
+        and file["rows"] == 3
+        and file["xxh3_128"] == xxhash.xxh3_128_hexdigest((tmp_path / "r/tokens.parquet").read_bytes())
+    )
 
 
 def test_the_same_run_twice_has_the_same_bytes(tmp_path: Path) -> None:
@@ -425,6 +431,21 @@ def test_check_finds_flipped_bits_torn_missing_and_extra_files(tmp_path: Path) -
     for name, what in (("prompts", "is missing"), ("tokens", "is damaged"), ("activations", "is damaged")):
         with pytest.raises(RunError, match=what):
             opened.table(name)
+
+
+def test_a_run_of_before_is_checked_by_the_hash_it_has(tmp_path: Path) -> None:
+    make(tmp_path / "r")
+    manifest = tmp_path / "r/manifest.json"
+    about = json.loads(manifest.read_text())
+    for table in about["tables"].values():
+        for file in table["files"]:
+            del file["xxh3_128"]
+            file["sha256"] = hashlib.sha256((tmp_path / "r" / file["path"]).read_bytes()).hexdigest()
+    manifest.write_text(json.dumps(about))
+    assert store.check(tmp_path / "r") == []
+    tokens = tmp_path / "r/tokens.parquet"
+    tokens.write_bytes(tokens.read_bytes()[::-1])
+    assert store.check(tmp_path / "r") == ["tokens.parquet: altered: its sha256 is another"]
 
 
 def test_what_is_not_a_whole_run_is_not_opened(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
 import json
 import os
@@ -15,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+import xxhash
+
 from probe.errors import RunError, StorageFull
 
 TEMPORARY = ".tmp"  # a name that ends so holds nothing; `*.parquet` does not match it
@@ -24,10 +25,14 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Written(NamedTuple):
-    """What a file holds, known while it was written: nothing is read back."""
+    """What a file holds, known while it was written: nothing is read back.
+
+    XXH3 finds what a disk, a copy or a kill did to a file, at fifteen times the speed of sha256, which would take longer
+    than the writing. It doesn't tell who did it: one who alters a file can alter its hash beside it, whichever that is.
+    """
 
     bytes: int
-    sha256: str
+    xxh3_128: str  # as `xxh128sum FILE` prints it
 
 
 class Sink(io.RawIOBase):
@@ -36,7 +41,7 @@ class Sink(io.RawIOBase):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = path.open("wb", buffering=0)
-        self._hash = hashlib.sha256()
+        self._hash = xxhash.xxh3_128()
         self._waiting = bytearray()
         self._size = self._written = self._given = 0
         self._abandoned = False

@@ -79,7 +79,7 @@ def _listing(entries: list[dict[str, Any]]) -> dict[str, Any]:
         table = listing.setdefault(entry["table"], {"rows": 0, "bytes": 0, "files": []})
         table["rows"] += entry["rows"]
         table["bytes"] += entry["bytes"]
-        table["files"].append({key: entry[key] for key in ("path", "rows", "bytes", "sha256")})
+        table["files"].append({key: value for key, value in entry.items() if key != "table"})
     return dict(sorted(listing.items()))
 
 
@@ -103,7 +103,7 @@ def _compacted(shelf: Disk) -> list[dict[str, Any]]:
 def _one_file(shelf: Disk, name: str, batches: Any) -> dict[str, Any]:
     path = shelf.folder / f"{name}.parquet"
     rows, written = parts.write_file(path, tables.schema(name), _chunks(batches))
-    return {"table": name, "path": path.name, "rows": rows, "bytes": written.bytes, "sha256": written.sha256}
+    return {"table": name, "path": path.name, "rows": rows, **written._asdict()}
 
 
 def _chunks(batches: Any) -> Any:

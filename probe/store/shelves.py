@@ -182,7 +182,7 @@ class Disk:
         return sorted(self._small.rows)
 
     def seal_large(self) -> list[dict[str, Any]]:
-        """Close the open parts under their own names: table, path, rows, bytes, sha256 of each."""
+        """Close the open parts under their own names: table, path, rows, bytes, hash of each."""
         sealed = []
         for name, open_ in sorted(self._large.items()):
             for part in open_:
@@ -202,7 +202,7 @@ class Disk:
 
     def _entry(self, name: str, path: Path, rows: int, written: durable.Written) -> dict[str, Any]:
         inside = path.relative_to(self.folder).as_posix()
-        return {"table": name, "path": inside, "rows": rows, "bytes": written.bytes, "sha256": written.sha256}
+        return {"table": name, "path": inside, "rows": rows, **written._asdict()}
 
 
 class _Guard:

@@ -12,16 +12,17 @@ from typing import NamedTuple
 
 
 class Case(NamedTuple):
-    """One thing to time, and what it should reach (a ratio to the baseline), if anything."""
+    """One thing to time, what it should reach (a ratio to the baseline), if anything, and what to clear away untimed."""
 
     name: str
     run: Callable[[], object]
     target: float | None = None
+    clear: Callable[[], object] = lambda: None
 
 
 class Row(NamedTuple):
-    """One measured case: median seconds, median over rounds of the ratios to the baseline in wall and processor time,
-    and the most memory above the start (MB)."""
+    """One measured case: median seconds, median of the ratios to the baseline right before it in wall and processor
+    time, and the most memory above the start (MB)."""
 
     name: str
     seconds: float
@@ -34,31 +35,50 @@ class Row(NamedTuple):
 def compare(baseline: Case, cases: list[Case], *, repeat: int) -> list[Row]:
     """Time all cases in turn, `repeat` rounds after one for warming up, so that noise falls on all alike.
 
-    Ratios are taken within a round: what slows the machine for a while slows both of their sides.
+    Each case comes right after a baseline of its own, and its ratio is to that: what slows the machine for a while
+    slows both. (To one baseline a round, ratios of a long list differed by 0.2 from process to process.)
     """
-    everything = [baseline, *cases]
-    wall: dict[str, list[float]] = {case.name: [] for case in everything}
-    cpu: dict[str, list[float]] = {case.name: [] for case in everything}
-    peaks = dict.fromkeys(wall, 0.0)
+    whole: list[_Times] = []
+    rows: dict[str, list[tuple[_Times, _Times]]] = {case.name: [] for case in cases}
     for turn in range(repeat + 1):
-        for case in everything:
-            gc.collect()
-            with Peak() as peak:
-                begun, worked = time.perf_counter(), time.process_time()
-                case.run()
-                taken, work = time.perf_counter() - begun, time.process_time() - worked
+        for case in cases:
+            pair = _timed(baseline), _timed(case)
             if turn:
-                wall[case.name].append(taken)
-                cpu[case.name].append(work)
-                peaks[case.name] = max(peaks[case.name], peak.megabytes)
-
-    def ratio(times: dict[str, list[float]], name: str) -> float:
-        return statistics.median(a / b for a, b in zip(times[name], times[baseline.name], strict=True))
-
+                whole.append(pair[0])
+                rows[case.name].append(pair)
     return [
-        Row(c.name, statistics.median(wall[c.name]), ratio(wall, c.name), ratio(cpu, c.name), peaks[c.name], c.target)
-        for c in everything
+        Row(
+            baseline.name,
+            statistics.median(t.wall for t in whole),
+            1,
+            1,
+            max(t.peak_mb for t in whole),
+            baseline.target,
+        ),
+        *(_row(case, rows[case.name]) for case in cases),
     ]
+
+
+class _Times(NamedTuple):
+    wall: float
+    cpu: float
+    peak_mb: float
+
+
+def _timed(case: Case) -> _Times:
+    gc.collect()
+    with Peak() as peak:
+        begun, worked = time.perf_counter(), time.process_time()
+        case.run()
+        taken, work = time.perf_counter() - begun, time.process_time() - worked
+    case.clear()
+    return _Times(taken, work, peak.megabytes)
+
+
+def _row(case: Case, pairs: list[tuple[_Times, _Times]]) -> Row:
+    wall, cpu = statistics.median(b.wall / a.wall for a, b in pairs), statistics.median(b.cpu / a.cpu for a, b in pairs)
+    seconds, peak = statistics.median(b.wall for _, b in pairs), max(b.peak_mb for _, b in pairs)
+    return Row(case.name, seconds, wall, cpu, peak, case.target)
 
 
 class Peak:

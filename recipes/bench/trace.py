@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import statistics
 import subprocess
@@ -31,7 +32,7 @@ def main(model: str, *, repeat: int, quick: bool, only: str | None = None) -> No
     short, long, longest = (64, 128, 256) if quick else (512, 2048, 8192)
     parts = {
         "captures": lambda: captures(lm, text_of(lm, short), repeat=repeat),
-        "attention": lambda: attention(lm, text_of(lm, long), repeat=max(1, repeat // 2)),
+        "attention": lambda: attention(lm, text_of(lm, long), repeat=repeat),
         "very_long": lambda: very_long(lm, text_of(lm, longest)),
         "decoding": lambda: decoding(lm, text_of(lm, 32), new=16 if quick else 64, repeat=repeat),
         "start_up": lambda: start_up(model, repeat=repeat),
@@ -62,17 +63,16 @@ def traced(
 ) -> Case:
     """A whole `probe.trace` of the text: in memory, or written to a run that is removed again."""
 
+    folder = Path(tempfile.gettempdir()) / f"probe-bench-{os.getpid()}" if disk else None
+
     def run() -> None:
-        if not disk:
-            probe.trace(lm, text, **what)
-            return
-        folder = Path(tempfile.mkdtemp(prefix="probe-bench-"))
-        try:
-            probe.trace(lm, text, out=folder / "run", **what)
-        finally:
+        probe.trace(lm, text, out=folder, **what)
+
+    def clear() -> None:
+        if folder:
             shutil.rmtree(folder)
 
-    return Case(name, run, target)
+    return Case(name, run, target, clear)
 
 
 def captures(lm: probe.LanguageModel, text: str, *, repeat: int) -> None:
