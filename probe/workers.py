@@ -47,6 +47,37 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], device: torc
         wait(waiting)
 
 
+def each(work: Callable[[Item], object], items: Iterable[Item], device: torch.device) -> None:
+    """`work` on every item, without gradients, in any order: each thread takes the next when it is ready.
+
+    On a GPU here and now. After an error no further item is begun.
+    """
+    threads, left = torch.get_num_threads(), deque(items)
+    if device.type != "cpu" or threads == 1 or len(left) < 2:
+        deque(map(work, left), maxlen=0)
+        return
+
+    def take() -> None:
+        while True:
+            try:
+                item = left.popleft()
+            except IndexError:
+                return
+            try:
+                work(item)
+            except BaseException:
+                left.clear()
+                raise
+
+    taking = [_pool(threads).submit(take) for _ in range(threads)]
+    try:
+        for future in taking:
+            future.result()
+    finally:
+        left.clear()
+        wait(taking)
+
+
 @lru_cache(maxsize=1)
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Threads in which an operation of torch has one thread, its own, and no gradients."""

@@ -14,7 +14,7 @@ import torch
 
 import probe
 from probe.capturing import AttentionSpec, MemorySink, read
-from probe.workers import in_order
+from probe.workers import each, in_order
 
 CPU = torch.device("cpu")
 
@@ -58,6 +58,26 @@ def test_an_error_comes_out_and_nothing_goes_on_behind_it() -> None:
     after = len(begun)
     time.sleep(0.05)
     assert len(begun) == after < 30
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_each_item_is_worked_on_once_and_an_error_ends_it() -> None:
+    done: list[tuple[int, int, int]] = []
+
+    def work(item: int) -> None:
+        time.sleep(0.002 * (item % 3))
+        if item == 77:
+            raise IndexError("seventy-seven")  # also the error of an empty queue
+        done.append((item, torch.get_num_threads(), threading.get_ident()))
+
+    each(work, range(40), CPU)
+    assert sorted(item for item, *_ in done) == list(range(40))
+    assert {threads for _, threads, _ in done} == {1} and 1 < len({ident for *_, ident in done}) <= 3
+    with pytest.raises(IndexError, match="seventy-seven"):
+        each(work, range(70, 1000), CPU)
+    after = len(done)
+    time.sleep(0.05)
+    assert len(done) == after < 60
 
 
 @pytest.mark.usefixtures("three_threads")

@@ -26,7 +26,7 @@ from probe.capturing.statistics import NAMES, NAT, Lines, Matches
 from probe.errors import SiteAbsent
 from probe.instrument import AttentionCall
 from probe.sites.ranges import listed
-from probe.workers import in_order
+from probe.workers import each, in_order
 
 if TYPE_CHECKING:
     from probe.sites import Cell
@@ -164,15 +164,15 @@ class AttentionReader:
                 lists.whole_weights(block, *mine, kept, by_loops=source.compiled)
             return work
 
-        works = (
-            _Work(block, pieces.room(block), score_pieces.room(block))
-            for block in blocks(source, single=bool(whole or scores_of))
-        )
-        for _, kept, kept_scores in in_order(read, works, source.device):
-            pieces.add(kept)
-            score_pieces.add(kept_scores)
-        pieces.flush()
-        score_pieces.flush()
+        if whole or scores_of:
+            kept = (_Work(block, pieces.room(block), score_pieces.room(block)) for block in blocks(source, single=True))
+            for work in in_order(read, kept, source.device):
+                pieces.add(work.weights)
+                score_pieces.add(work.scores)
+            pieces.flush()
+            score_pieces.flush()
+        else:
+            each(read, [_Work(block, None, None) for block in blocks(source)], source.device)
         if mode == "topk":
             self.sink.attention(prompt, layer, tops.columns(without=whole))
         statistics = lines.statistics()
@@ -182,10 +182,12 @@ class AttentionReader:
 
     def _room(self, block: Block, source: Source) -> tuple[Tensor, Tensor]:
         """Two flat buffers with room for a block, kept by each thread from one block to the next."""
-        buffers, size = getattr(self._buffers, "held", torch.empty(0)), math.prod(block.shape)
-        if buffers.numel() < 2 * size or buffers.dtype != source.dtype or buffers.device != source.device:
-            self._buffers.held = buffers = torch.empty(2, size, dtype=source.dtype, device=source.device)
-        return buffers[0], buffers[1]
+        held: tuple[Tensor, Tensor] | None = getattr(self._buffers, "held", None)
+        size = math.prod(block.shape)
+        if held is None or len(held[0]) < size or held[0].dtype != source.dtype or held[0].device != source.device:
+            first, second = torch.empty(2, size, dtype=source.dtype, device=source.device)
+            self._buffers.held = held = first, second
+        return held
 
     def _disagreement(self, source: CalledPattern, call: AttentionCall, output: Tensor, prompt: int) -> str:
         """Whether the last row's weights times the values are what the attention function returned; the difference if not."""

@@ -6,14 +6,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probe.capturing.patterns import Block
-from probe.capturing.statistics import Lines
+from probe.capturing.patterns import Block, Source
+from probe.capturing.statistics import Lines, Matches
 
 _NONE = np.zeros((0, 1), np.float32)  # no sinks
 
 
 class CompiledLines(Lines):
     """Fills the sums of `Lines` in one pass."""
+
+    def __init__(self, source: Source, matches: Matches) -> None:
+        """See `Lines`."""
+        super().__init__(source, matches)
+        self._found = self._sums.numpy()  # views of it don't hand the interpreter to another thread, as torch's do
 
     def add(self, block: Block, scores: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
         """See `Lines.add`; the mass takes the place of the scores, and `room` isn't needed."""
@@ -23,10 +28,10 @@ class CompiledLines(Lines):
         sinks = source.sinks(block)
         loops.attention(
             scores.numpy(), _NONE if sinks is None else sinks.contiguous().numpy(), source.normalized,
-            source.later(start, end), head, start, low, *self._matches.earlier, self._sums.numpy(),
+            source.later(start, end), head, start, low, *self._matches.earlier, self._found,
         )  # fmt: skip
-        kept, rest = self._sums[:2, head : head + n_heads, start:end]
-        return scores, kept + rest
+        kept, rest = self._found[:2, head : head + n_heads, start:end]
+        return scores, torch.from_numpy(kept + rest)
 
 
 def largest(mass: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -90,7 +90,7 @@ class CalledPattern:
         self.device = call.query.device
         self.compiled = self.dtype == torch.float32 and kernels.worth(n, self.device)
         query = call.query[prompt, :, :n].to(self.dtype)
-        self._key = call.key[prompt, :, :n].to(self.dtype).contiguous()
+        self._key = call.key[prompt, :, :n].to(self.dtype).contiguous().transpose(1, 2)
         self._cap = call.softcap
         self._query = query * (call.scaling / self._cap if self._cap else call.scaling * BITS)
         causal = call.is_causal and call.query.shape[2] > 1
@@ -108,7 +108,7 @@ class CalledPattern:
         head, n_heads, start, end, low, high = block
         query = self._query[head : head + n_heads, start:end]
         first, last = head // self.groups, (head + n_heads - 1) // self.groups + 1
-        key = self._key[first:last, low:high].transpose(1, 2)
+        key = self._key[first:last, :, low:high]
         flat = out[: n_heads * (end - start) * (high - low)].view(last - first, -1, high - low)
         torch.bmm(query.reshape(last - first, flat.shape[1], -1), key, out=flat)
         scores = flat.view(n_heads, end - start, high - low)
