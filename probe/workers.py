@@ -37,7 +37,7 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], device: torc
     try:
         for item in items:
             waiting.append(pool.submit(work, item))
-            if len(waiting) > 4 * threads:
+            if len(waiting) > 16 * threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import probe
 from probe.capturing import AttentionSpec, MemorySink, read
+from probe.capturing.rows import Memory
 from probe.errors import NonFinite, SiteAbsent
 from probe.sites import Cell, parse_places, resolve
 
@@ -352,3 +354,18 @@ def test_a_model_that_keeps_no_cache_of_keys_is_read_too(family: str) -> None:
     found = read(lm, ids, [20], sink=MemorySink()).scores[0].logprob
     expected = logp[:-1].gather(1, ids[0, 1:, None])[:, 0].float()
     torch.testing.assert_close(found[: len(expected)], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_memory_is_taken_again_when_nobody_looks_at_it() -> None:
+    memory = Memory()
+    lent = memory.take(100)
+    place, view = lent.ctypes.data, lent[10:20]
+    listed = pa.ListArray.from_arrays(pa.array([0, 10], pa.int32()), pa.array(view))
+    del lent, view
+    assert memory.take(100).ctypes.data != place, "an Arrow array still looks at it"
+    tensor = torch.from_dlpack(listed.values)
+    del listed
+    assert memory.take(50).ctypes.data != place
+    del tensor
+    assert place in {lent.ctypes.data for lent in [memory.take(60), memory.take(60), memory.take(60)]}
+    assert len(memory.take(1000)) >= 1000

@@ -41,13 +41,14 @@ def attended(
     sinks: np.ndarray = NONE,
     normalized: bool = False,
     causal: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mass and sums of one block, (head, query, key) and (9, head, query), where no token was there before."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mass (head, query, key), sums (10, head, query) and largest (head, query) of a block without a token of before."""
     n_heads, n_queries, _ = scores.shape
     mass, none = scores.copy(), np.zeros(start + n_queries, np.int64)
-    sums = np.full((9, n_heads, start + n_queries), np.nan, np.float32)
-    loops.attention(mass, sinks, normalized, causal, 0, start, low, none, none, none, sums)
-    return mass, sums[:, :, start:]
+    sums = np.full((10, n_heads, start + n_queries), np.nan, np.float32)
+    places = np.full((n_heads, start + n_queries), -1, np.int32)
+    loops.attention(mass, sinks, normalized, causal, 0, start, low, none, none, none, sums, places)
+    return mass, sums[:, :, start:], places[:, start:]
 
 
 @pytest.mark.parametrize("shift", [0.0, 300.0, -300.0, 3e4])
@@ -57,7 +58,7 @@ def test_a_block_of_a_window_with_sinks(shift: float, causal: bool) -> None:
     start, low, shape = 30, 5, (2, 5, 30)
     scores = (4 * RNG.standard_normal(shape) + shift).astype(np.float32)
     sinks = (RNG.standard_normal((2, 1)) + shift).astype(np.float32)
-    mass, sums = attended(scores, start=start, low=low, sinks=sinks, causal=causal)
+    mass, sums, places = attended(scores, start=start, low=low, sinks=sinks, causal=causal)
     rows, keys = np.arange(start, start + 5)[:, None], np.arange(low, low + 30)
     real = np.where(keys <= rows if causal else True, np.exp2(scores.astype(np.float64) - shift), 0.0)
     rest = np.exp2(sinks.astype(np.float64) - shift)
@@ -66,6 +67,8 @@ def test_a_block_of_a_window_with_sinks(shift: float, causal: bool) -> None:
     np.testing.assert_allclose(mass / total[..., None], weights, rtol=1e-6, atol=1e-12)
     np.testing.assert_allclose(sums[2] / total, (weights * (rows - keys)).sum(-1), rtol=1e-5)
     np.testing.assert_allclose((sums[3] / total) ** 2, (weights**2).sum(-1), rtol=1e-5)
+    np.testing.assert_array_equal(places, low + real.argmax(-1))
+    np.testing.assert_allclose(sums[7] / total, weights.max(-1), rtol=1e-6)
     assert (sums[5] == 0).all()  # key 0 is not in the window
     np.testing.assert_allclose(sums[6] / total, weights[:, np.arange(5), start - 1 - low + np.arange(5)], rtol=1e-6)
 
@@ -73,16 +76,18 @@ def test_a_block_of_a_window_with_sinks(shift: float, causal: bool) -> None:
 def test_a_row_without_numbers_says_so() -> None:
     scores = np.zeros((1, 3, 9), np.float32)
     scores[0, 1, 4] = np.nan
-    mass, sums = attended(scores, start=6, low=0)
+    mass, sums, places = attended(scores, start=6, low=0)
     assert np.isnan(mass[0, 1, 4]) and np.isnan(sums[0, 0]).tolist() == [False, True, False]
+    assert places.tolist() == [[0, 4, 0]] and np.isnan(sums[7, 0]).tolist() == [False, True, False]
 
 
 def test_a_row_that_sees_no_key_looks_at_all_of_them() -> None:
     """Padding on the left: its rows are hidden from, and come before, every key of the block."""
     scores = RNG.standard_normal((1, 6, 4)).astype(np.float32)
-    mass, sums = attended(scores, start=0, low=2, causal=True)
+    mass, sums, places = attended(scores, start=0, low=2, causal=True)
     weights = mass[0] / (sums[0, 0] + sums[1, 0])[:, None]
     np.testing.assert_allclose(weights[:2], 0.25)
+    assert places[0, :3].tolist() == [2, 2, 2]
     assert [(weights[q] > 0).sum() for q in range(2, 6)] == [1, 2, 3, 4]
     np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
 
@@ -90,7 +95,7 @@ def test_a_row_that_sees_no_key_looks_at_all_of_them() -> None:
 def test_long_rows_lose_no_digits() -> None:
     """A hundred thousand equal weights: a float32 sum of them all would be off by 1e-3."""
     n = 100_003
-    _, sums = attended(np.full((1, 1, n), 0.1, np.float32), start=n - 1, low=0)
+    _, sums, _ = attended(np.full((1, 1, n), 0.1, np.float32), start=n - 1, low=0)
     np.testing.assert_allclose(sums[0, 0, 0], n, rtol=1e-7)
     np.testing.assert_allclose(sums[2, 0, 0], n * (n - 1) / 2, rtol=1e-6)
 
@@ -157,3 +162,12 @@ def test_a_machine_without_a_place_to_keep_them_compiles_them_again(tmp_path: Pa
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 100])
+def test_a_place_is_the_first_one(n: int) -> None:
+    for at in {0, n // 2, n - 1}:
+        for value in (7.0, np.nan, np.inf, 0.0):
+            row = np.full(n, -1.0, np.float32)
+            row[at:] = value
+            assert loops.place_of(row, np.float32(-value if value == 0 else value)) == at

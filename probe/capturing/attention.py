@@ -55,7 +55,7 @@ class AttentionReader:
 
     def __post_init__(self) -> None:
         self._matches = [Matches(self.ids[b, :n]) for b, n in enumerate(self.lengths)]
-        self._masks = Masks()
+        self._masks, self._memory = Masks(), lists.Memory()
         self._buffers = threading.local()
         self._emitted: set[tuple[str, int]] = set()
 
@@ -142,10 +142,14 @@ class AttentionReader:
         mode, matches = self.spec.mode, self._matches[prompt]
         whole = list(range(source.n_heads)) if mode == "full" else self.patterns.get(layer, [])
         scores_of = self.scores.get(layer, [])
-        pieces = lists.Pieces(source, whole, partial(self.sink.attention, prompt, layer), name="weights")
-        score_pieces = lists.Pieces(source, scores_of, partial(self.sink.scores, prompt, layer), name="scores")
-        lines = (CompiledLines if source.compiled else Lines)(source, matches)
-        tops = _Tops(source, self.spec.k if mode == "topk" else 1)
+        pieces = lists.Pieces(
+            source, whole, partial(self.sink.attention, prompt, layer), name="weights", memory=self._memory
+        )
+        score_pieces = lists.Pieces(
+            source, scores_of, partial(self.sink.scores, prompt, layer), name="scores", memory=self._memory
+        )
+        lines = (CompiledLines if source.compiled else Lines)(source, matches, peaks=mode in LINED)
+        tops = _Tops(source, self.spec.k) if mode == "topk" else None
 
         def read(work: _Work) -> _Work:
             """Puts what a block amounts to where it belongs."""
@@ -157,7 +161,7 @@ class AttentionReader:
             if kept_scores is not None:
                 lists.whole_scores(block, _of(scores, kept_scores, block), kept_scores)
             mass, total = lines.add(block, scores, room)
-            if mode in LINED:
+            if tops is not None:
                 tops.add(block, mass, total)
             if kept is not None:
                 mine = _of(mass, kept, block), _of(total, kept, block)
@@ -173,12 +177,9 @@ class AttentionReader:
             score_pieces.flush()
         else:
             each(read, [_Work(block, None, None) for block in blocks(source)], source.device)
-        if mode == "topk":
+        if tops is not None:
             self.sink.attention(prompt, layer, tops.columns(without=whole))
-        statistics = lines.statistics()
-        if mode in LINED:
-            statistics["max_weight"], statistics["max_key"] = tops.weights[..., 0], tops.keys[..., 0]
-        return statistics
+        return lines.statistics()
 
     def _room(self, block: Block, source: Source) -> tuple[Tensor, Tensor]:
         """Two flat buffers with room for a block, kept by each thread from one block to the next."""

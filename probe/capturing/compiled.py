@@ -15,9 +15,9 @@ _NONE = np.zeros((0, 1), np.float32)  # no sinks
 class CompiledLines(Lines):
     """Fills the sums of `Lines` in one pass."""
 
-    def __init__(self, source: Source, matches: Matches) -> None:
+    def __init__(self, source: Source, matches: Matches, *, peaks: bool) -> None:
         """See `Lines`."""
-        super().__init__(source, matches)
+        super().__init__(source, matches, peaks=peaks)
         self._found = self._sums.numpy()  # views of it don't hand the interpreter to another thread, as torch's do
 
     def add(self, block: Block, scores: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,7 +28,7 @@ class CompiledLines(Lines):
         sinks = source.sinks(block)
         loops.attention(
             scores.numpy(), _NONE if sinks is None else sinks.contiguous().numpy(), source.normalized,
-            source.later(start, end), head, start, low, *self._matches.earlier, self._found,
+            source.later(start, end), head, start, low, *self._matches.earlier, self._found, self._peaks.numpy(),
         )  # fmt: skip
         kept, rest = self._found[:2, head : head + n_heads, start:end]
         return scores, torch.from_numpy(kept + rest)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
+from collections import deque
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -76,17 +78,33 @@ def _cut(block: Block, values: Tensor, rows: Rows, *, empty: float) -> None:
     np.concatenate(cut, out=rows.values)
 
 
+class Memory:
+    """Memory for pieces. What nobody looks at any more is taken again: new pages cost as much as filling them."""
+
+    def __init__(self) -> None:
+        self._free: deque[np.ndarray] = deque(maxlen=4)
+
+    def take(self, size: int) -> np.ndarray:
+        """At least `size` float32, of any value. It is free again when the array and all views of it are gone."""
+        held: Any = self._free.pop() if self._free else np.empty(0, np.float32)
+        if len(held) < size:
+            held = np.empty(size, np.float32)
+        lent = np.frombuffer(memoryview(held).cast("B"), np.float32)  # of the array itself, views would look at `held`
+        weakref.finalize(lent, self._free.append, held).atexit = False
+        return lent
+
+
 class Pieces:
     """Whole rows of one prompt and layer, which lie in one memory until they are many, and then are handed over."""
 
     def __init__(
         self, source: Source, heads: list[int], hand_over: Callable[[Columns], None], *,
-        name: Literal["weights", "scores"],
+        name: Literal["weights", "scores"], memory: Memory,
     ) -> None:  # fmt: skip
         """heads: whose rows are kept."""
         self._source, self._heads, self._hand_over, self._name = source, heads, hand_over, name
         self._left = len(heads) * (source.n * (source.n + 1) // 2 if source.causal else source.n**2)
-        self._memory, self._used = np.empty(0, np.float32), 0
+        self._supply, self._memory, self._used = memory, np.empty(0, np.float32), 0
         self._held: list[Rows] = []
 
     def room(self, block: Block) -> Rows | None:
@@ -97,7 +115,7 @@ class Pieces:
         lengths = np.arange(block.start + 1, block.end + 1) if self._source.causal else np.full(n, self._source.n)
         size = len(heads) * int(lengths.sum())
         if self._used + size > len(self._memory):
-            self._memory, self._used = np.empty(max(size, min(PIECE, self._left)), np.float32), 0
+            self._memory, self._used = self._supply.take(max(size, min(PIECE, self._left))), 0
         values = self._memory[self._used : self._used + size]
         self._used, self._left = self._used + size, self._left - size
         return Rows(_row_keys(heads, block.start, block.end), np.tile(lengths, len(heads)), values)

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from probe.capturing.patterns import Block, Source
+from probe.scoring import largest
 
 NAMES = ("entropy", "perplexity", "ess", "sink", "prev", "duplicate", "induction", "distance")
 MATCHED = ("duplicate", "induction")
-SUMS = ("kept", "rest", "back", "norm", "score", "sink", "prev", *MATCHED)  # of a row's mass: see `Lines`
+SUMS = ("kept", "rest", "back", "norm", "score", "sink", "prev", "best", *MATCHED)  # of a row's mass: see `Lines`
 NAT = 0.6931471805599453  # nats in a bit
 SMALL, LARGE = 2.0**-50, 2.0**50  # row sums between which neither a mass, its square nor a long sum leaves float32
 DENSE = 1 / 8  # share of a block from which a mask is smaller than a list of its places
@@ -96,11 +97,12 @@ class Lines:
     its length as a vector (norm), mass * score, and that of single keys.
     """
 
-    def __init__(self, source: Source, matches: Matches) -> None:
-        """Room for the sums of every row (head, pos): of mass, its moments and parts."""
+    def __init__(self, source: Source, matches: Matches, *, peaks: bool) -> None:
+        """Room for the sums of every row (head, pos): of mass, its moments and parts. peaks: the largest weight as well."""
         self._source, self._matches = source, matches
         shape = source.n_heads, source.n
         self._sums = torch.zeros(len(SUMS), *shape, dtype=source.dtype, device=source.device)
+        self._peaks = torch.zeros(source.n_heads if peaks else 0, source.n, dtype=torch.int32, device=source.device)
         self._after = self._sums.new_zeros(source.n)  # how far each row is from its block's first
         self._distances = torch.arange(source.n, -source.n, -1, dtype=source.dtype, device=source.device)
 
@@ -110,7 +112,7 @@ class Lines:
         The scores in bits (head, query, key) are used up.
         """
         source, (head, n_heads, start, end, low, high) = self._source, block
-        kept, rest, back, norm, score, sink, prev, *_ = sums = self._sums[:, head : head + n_heads, start:end]
+        kept, rest, back, norm, score, sink, prev, best, *_ = sums = self._sums[:, head : head + n_heads, start:end]
         mass = room[: scores.numel()].view(scores.shape)
         total = self._exponentiate(block, scores, mass, kept, rest)
         torch.linalg.vector_norm(mass, dim=-1, out=norm)
@@ -125,6 +127,10 @@ class Lines:
         previous = mass.diagonal(offset, dim1=1, dim2=2)
         first = max(0, -offset)  # the block's rows above it have no previous key
         prev[:, first : first + previous.shape[1]].copy_(previous)
+        if len(self._peaks):
+            values, keys = largest(mass.flatten(0, 1), 1)
+            best.copy_(values.view(best.shape))
+            self._peaks[head : head + n_heads, start:end] = keys.view(best.shape) + low
         self._matches.add(mass, block, sums[-len(MATCHED) :].transpose(0, 1))
         return mass, total
 
@@ -155,7 +161,7 @@ class Lines:
         return kept + rest
 
     def statistics(self) -> dict[str, Tensor]:
-        """Each of `NAMES` (head, pos), once all blocks are in."""
+        """Each of `NAMES` (head, pos), once all blocks are in; with `peaks` max_weight and max_key too."""
         sums = dict(zip(SUMS, self._sums, strict=True))
         total = sums["kept"] + sums["rest"]
         kept = sums["kept"] / total
@@ -164,4 +170,6 @@ class Lines:
         found["ess"] = (total / sums["norm"]).square_()
         found["entropy"] = ((total.log2() * kept - sums["score"] / total) * NAT).clamp_(min=0)
         found["perplexity"] = found["entropy"].exp()
+        if len(self._peaks):
+            found["max_weight"], found["max_key"] = sums["best"] / total, self._peaks
         return found

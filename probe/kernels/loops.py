@@ -18,6 +18,7 @@ OPTIONS: dict[str, Any] = {
     "fastmath": {"reassoc", "contract", "nsz"},  # sums in any order; NaN and infinity stay what they are
 }  # fmt: skip
 STRIDE = 16  # values of a row that share one maximum in the search for the largest
+STRIP = 64  # values compared together in the search for one of them
 LARGEST = I(0x7FFFFFFF)  # int32
 CHUNK = 1024  # values summed in float32 before float64 takes over
 BITS, NAT = 1.4426950408889634, 0.6931471805599453  # bits in a nat, nats in a bit
@@ -76,6 +77,26 @@ def peak_of(row: Any) -> Any:
     return float_of(best)
 
 
+@compiled("int64(float32[::1], float32)")
+def place_of(row: Any, value: Any) -> Any:
+    """Where a row first has a value that it has."""
+    at = 0
+    if value != value:
+        while row[at] == row[at]:
+            at += 1
+        return at
+    while at + STRIP <= len(row):
+        strip, found = row[at : at + STRIP], I(0)
+        for j in range(STRIP):
+            found |= I(strip[j] == value)
+        if found:
+            break
+        at += STRIP
+    while row[at] != value:
+        at += 1
+    return at
+
+
 @compiled("int64(int32, int64, int32[::1], int64[::1], int64)")
 def _insert(key: Any, place: Any, keys: Any, places: Any, held: Any) -> Any:
     """Put one where it belongs among the `held` best so far, the last one out if there is no room; how many they are now."""
@@ -125,10 +146,8 @@ def largest(rows: Any, values: Any, places: Any) -> None:
     for r in range(len(rows)):
         row = rows[r]
         if len(keys) == 1:
-            best, j = key_of(peak_of(row)), 0
-            while key_of(row[j]) != best:
-                j += 1
-            values[r, 0], places[r, 0] = row[j], j
+            values[r, 0] = peak_of(row)
+            places[r, 0] = place_of(row, values[r, 0])
             continue
         _largest(row, maxima, keys, places[r])
         for i in range(len(keys)):
@@ -137,19 +156,20 @@ def largest(rows: Any, values: Any, places: Any) -> None:
 
 @compiled(
     "void(float32[:,:,::1], float32[:,::1], boolean, boolean, int64, int64, int64, int64[::1], int64[::1], int64[::1],"
-    "float32[:,:,::1])"
+    "float32[:,:,::1], int32[:,::1])"
 )
 def attention(
     scores: Any, sinks: Any, normalized: Any, causal: Any, head: Any, start: Any, low: Any, places: Any, firsts: Any,
-    counts: Any, sums: Any,
+    counts: Any, sums: Any, largest: Any,
 ) -> None:  # fmt: skip
-    """Scores (head, query, key) in bits become mass, 2^(score - the row's largest); its `sums` (9, heads, n) are filled.
+    """Scores (head, query, key) in bits become mass, 2^(score - the row's largest); its `sums` (10, heads, n) are filled.
 
     Of a block: its first head, query and key are head, start and low of the layer. sinks (head, query or 1): scores of a
     column without a key; of no head, if there are none. normalized: mass is 2^score, and what is missing to 1 goes to no
     key. causal: keys after the query are hidden, whatever their scores. Earlier positions with the token of position i are
     places[firsts[i] : firsts[i] + counts[i]]. sums: of mass, what goes to no key, mass * (query - key), sqrt of mass^2,
-    mass * score, of key 0, of the previous one, of the earlier positions, of those after them.
+    mass * score, of key 0, of the previous one, the largest, of the earlier positions, of those after them. largest
+    (heads, n): the key with the largest mass, the first one among equals; not asked for if it is empty.
     """
     n_heads, n_queries, n_keys = scores.shape
     for h in range(n_heads):
@@ -162,7 +182,10 @@ def attention(
             row = scores[h, q, :seen]
             scores[h, q, seen:] = F(0.0)
             sink = F(-np.inf) if len(sinks) == 0 else sinks[h, min(q, sinks.shape[1] - 1)]
-            top = F(0.0) if normalized else max(peak_of(row), sink)
+            peak = F(0.0) if normalized and len(largest) == 0 else peak_of(row)
+            if len(largest):
+                largest[head + h, i] = low + place_of(row, peak)
+            top = F(0.0) if normalized else max(peak, sink)
             kept = back = square = score = 0.0
             for a in range(0, seen, CHUNK):
                 part = row[a : min(a + CHUNK, seen)]
@@ -192,7 +215,8 @@ def attention(
             out[1] = 1.0 - kept if normalized else exp2(sink - top)
             out[5] = row[0] if low == 0 else F(0.0)
             out[6] = row[i - 1 - low] if 0 <= i - 1 - low < seen else F(0.0)
-            out[7], out[8] = same, after
+            out[7] = row[largest[head + h, i] - low] if len(largest) else F(0.0)
+            out[8], out[9] = same, after
 
 
 @compiled("void(float32[:,:,::1], float32[:,::1], int64, int64[::1], float32[::1], float32[::1])")
