@@ -251,10 +251,10 @@ def card(statistics: dict[str, Tensor], matched: dict[str, Tensor]) -> Columns:
     n_heads, n = statistics["entropy"].shape
     out: Columns = {"rows": np.full(n_heads, n - 1, np.int32)}
     for name in NAMES:
-        rows = matched[name].clone() if name in matched else torch.ones(n, dtype=torch.bool)
-        rows[0] = False
-        chosen = statistics[name].cpu()[:, rows].double()
-        out[name] = chosen.mean(-1).to(torch.float32).numpy()
+        chosen = statistics[name].cpu()[:, 1:]
+        if name in matched:
+            chosen = chosen[:, matched[name][1:]]
+        out[name] = chosen.mean(-1, dtype=torch.float64).to(torch.float32).numpy()
     return out
 
 

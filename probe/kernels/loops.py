@@ -160,7 +160,7 @@ def largest(rows: Any, values: Any, places: Any) -> None:
 )
 def attention(
     scores: Any, sinks: Any, normalized: Any, causal: Any, head: Any, start: Any, low: Any, places: Any, firsts: Any,
-    counts: Any, sums: Any, largest: Any,
+    counts: Any, sums: Any, peaks: Any,
 ) -> None:  # fmt: skip
     """Scores (head, query, key) in bits become mass, 2^(score - the row's largest); its `sums` (10, heads, n) are filled.
 
@@ -168,7 +168,7 @@ def attention(
     column without a key; of no head, if there are none. normalized: mass is 2^score, and what is missing to 1 goes to no
     key. causal: keys after the query are hidden, whatever their scores. Earlier positions with the token of position i are
     places[firsts[i] : firsts[i] + counts[i]]. sums: of mass, what goes to no key, mass * (query - key), sqrt of mass^2,
-    mass * score, of key 0, of the previous one, the largest, of the earlier positions, of those after them. largest
+    mass * score, of key 0, of the previous one, the largest, of the earlier positions, of those after them. peaks
     (heads, n): the key with the largest mass, the first one among equals; not asked for if it is empty.
     """
     n_heads, n_queries, n_keys = scores.shape
@@ -182,9 +182,9 @@ def attention(
             row = scores[h, q, :seen]
             scores[h, q, seen:] = F(0.0)
             sink = F(-np.inf) if len(sinks) == 0 else sinks[h, min(q, sinks.shape[1] - 1)]
-            peak = F(0.0) if normalized and len(largest) == 0 else peak_of(row)
-            if len(largest):
-                largest[head + h, i] = low + place_of(row, peak)
+            peak = F(0.0) if normalized and len(peaks) == 0 else peak_of(row)
+            if len(peaks):
+                peaks[head + h, i] = low + place_of(row, peak)
             top = F(0.0) if normalized else max(peak, sink)
             kept = back = square = score = 0.0
             for a in range(0, seen, CHUNK):
@@ -215,7 +215,7 @@ def attention(
             out[1] = 1.0 - kept if normalized else exp2(sink - top)
             out[5] = row[0] if low == 0 else F(0.0)
             out[6] = row[i - 1 - low] if 0 <= i - 1 - low < seen else F(0.0)
-            out[7] = row[largest[head + h, i] - low] if len(largest) else F(0.0)
+            out[7] = row[peaks[head + h, i] - low] if len(peaks) else F(0.0)
             out[8], out[9] = same, after
 
 

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -75,8 +76,31 @@ def traced(
     return Case(name, run, target, clear)
 
 
+def bare(lm: probe.LanguageModel, text: str) -> Case:
+    """The plain forward with torch's own hooks that only keep the residual sites: what no instrument can do without."""
+    taps = [
+        lm.anatomy.tap(p.site, layer) for t in RESIDUAL for p in parse_places(t) for layer in range(lm.anatomy.n_layers)
+    ]
+    forward = plain(lm, text)
+
+    def run() -> None:
+        kept: list[object] = []
+        with ExitStack() as hooked:
+            for tap in taps:
+                module = lm.model.get_submodule(tap.path)
+                if tap.side == "input":
+                    handle = module.register_forward_pre_hook(lambda _, inputs: kept.append(inputs))
+                else:
+                    handle = module.register_forward_hook(lambda _, inputs, output: kept.append(output))
+                hooked.callback(handle.remove)
+            forward.run()
+
+    return Case("the same with bare hooks, all residual sites", run)
+
+
 def captures(lm: probe.LanguageModel, text: str, *, repeat: int) -> None:
     cases = [
+        bare(lm, text),
         looked(lm, text, "read, nothing but scores", None),
         looked(lm, text, "read, all residual sites into memory", 1.10, places=RESIDUAL),
         traced(lm, text, "trace, tokens only", None, attention="none"),
