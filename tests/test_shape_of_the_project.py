@@ -92,8 +92,7 @@ def test_only_the_instrument_registers_hooks() -> None:
 
 
 def unit_is_instrument(path: Path) -> bool:
-    """Or the bench, which sets bare hooks beside it."""
-    return (path.is_relative_to(ROOT / "probe") and unit(path) == "instrument") or path.parent.name == "bench"
+    return path.is_relative_to(ROOT / "probe") and unit(path) == "instrument"
 
 
 def test_no_family_names_in_the_library() -> None:

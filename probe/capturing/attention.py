@@ -169,8 +169,10 @@ class AttentionReader:
             return work
 
         if whole or scores_of:
-            kept = (_Work(block, pieces.room(block), score_pieces.room(block)) for block in blocks(source, single=True))
-            for work in in_order(read, kept, source.device):
+            works = (
+                _Work(block, pieces.room(block), score_pieces.room(block)) for block in blocks(source, single=True)
+            )
+            for work in in_order(read, works, source.device):
                 pieces.add(work.weights)
                 score_pieces.add(work.scores)
             pieces.flush()

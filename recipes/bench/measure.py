@@ -69,9 +69,11 @@ def _timed(case: Case) -> _Times:
     gc.collect()
     with Peak() as peak:
         begun, worked = time.perf_counter(), time.process_time()
-        case.run()
-        taken, work = time.perf_counter() - begun, time.process_time() - worked
-    case.clear()
+        try:
+            case.run()
+        finally:
+            taken, work = time.perf_counter() - begun, time.process_time() - worked
+            case.clear()
     return _Times(taken, work, peak.megabytes)
 
 

@@ -10,7 +10,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ import torch
 import probe
 from probe.capturing import AttentionSpec, MemorySink, read
 from probe.decoding import Sampling, decode
+from probe.instrument import tapping
 from probe.sites import parse_places, resolve
 from recipes.bench.measure import Case, Peak, compare, resident, show
 
@@ -63,44 +63,34 @@ def traced(
     lm: probe.LanguageModel, text: str, name: str, target: float | None, *, disk: bool = False, **what: object
 ) -> Case:
     """A whole `probe.trace` of the text: in memory, or written to a run that is removed again."""
-
-    folder = Path(tempfile.gettempdir()) / f"probe-bench-{os.getpid()}" if disk else None
+    folder = Path(tempfile.gettempdir()) / f"probe-bench-{os.getpid()}"
 
     def run() -> None:
-        probe.trace(lm, text, out=folder, **what)
+        probe.trace(lm, text, out=folder / "run" if disk else None, **what)
 
     def clear() -> None:
-        if folder:
-            shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
     return Case(name, run, target, clear)
 
 
-def bare(lm: probe.LanguageModel, text: str) -> Case:
-    """The plain forward with torch's own hooks that only keep the residual sites: what no instrument can do without."""
-    taps = [
-        lm.anatomy.tap(p.site, layer) for t in RESIDUAL for p in parse_places(t) for layer in range(lm.anatomy.n_layers)
-    ]
+def tapped(lm: probe.LanguageModel, text: str) -> Case:
+    """The plain forward with hooks that only keep the residual sites: what no instrument can do without."""
+    sites = [place.site for asked in RESIDUAL for place in parse_places(asked)]
+    taps = [lm.anatomy.tap(site, layer) for site in sites for layer in range(lm.anatomy.n_layers)]
     forward = plain(lm, text)
 
     def run() -> None:
-        kept: list[object] = []
-        with ExitStack() as hooked:
-            for tap in taps:
-                module = lm.model.get_submodule(tap.path)
-                if tap.side == "input":
-                    handle = module.register_forward_pre_hook(lambda _, inputs: kept.append(inputs))
-                else:
-                    handle = module.register_forward_hook(lambda _, inputs, output: kept.append(output))
-                hooked.callback(handle.remove)
+        kept: list[torch.Tensor] = []
+        with tapping(lm.model, dict.fromkeys(taps, kept.append)):
             forward.run()
 
-    return Case("the same with bare hooks, all residual sites", run)
+    return Case("the same with hooks that keep them all", run)
 
 
 def captures(lm: probe.LanguageModel, text: str, *, repeat: int) -> None:
     cases = [
-        bare(lm, text),
+        tapped(lm, text),
         looked(lm, text, "read, nothing but scores", None),
         looked(lm, text, "read, all residual sites into memory", 1.10, places=RESIDUAL),
         traced(lm, text, "trace, tokens only", None, attention="none"),
