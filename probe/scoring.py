@@ -56,7 +56,7 @@ def score_hidden(
         own = targets[start : start + block_rows].to(logits.device)
         if kernels.worth(len(hidden), logits.device):
             score = partial(_score_compiled, logits, own, top, start)
-            found += in_order(score, _cached(logits), logits.device)
+            in_order(score, _cached(logits), found.append, logits.device)
             continue
         for piece in _cached(logits):
             rows = logits[piece].float()

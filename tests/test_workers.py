@@ -4,45 +4,117 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import probe
+from probe import workers
 from probe.capturing import AttentionSpec, MemorySink, read
-from probe.workers import each, in_order
+from probe.workers import each, in_order, team
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def three_threads() -> Iterator[None]:
+@pytest.fixture(params=["torch's", "ours"])
+def three_threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Torch's own three threads, and where there is no way to them three of ours."""
+    if request.param == "ours":
+        monkeypatch.setattr(team, "_openmp", lambda: None)
+    elif team._openmp() is None:
+        pytest.skip("torch's threads are out of reach")
     before = torch.get_num_threads()
     torch.set_num_threads(3)
-    yield
+    yield request.param
     torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("three_threads")
-def test_results_come_in_order_from_threads_that_are_one_each() -> None:
-    def work(item: int) -> tuple[int, int, bool, int]:
+def test_on_linux_work_goes_to_the_threads_of_torch() -> None:
+    assert (team._openmp() is not None) == (sys.platform == "linux")
+
+
+def in_list(work: Callable[[int], Any], items: Iterable[int]) -> list[Any]:
+    found: list[Any] = []
+    in_order(work, items, found.append, CPU)
+    return found
+
+
+def test_results_come_in_order_from_all_threads(three_threads: str) -> None:
+    users: set[int] = set()
+
+    def work(item: int) -> tuple[int, bool, int]:
         time.sleep(0.002 * (7 - item % 8))  # the later ones are ready first
-        return item, torch.get_num_threads(), torch.is_grad_enabled(), threading.get_ident()
+        return item, torch.is_grad_enabled(), threading.get_ident()
 
-    for _ in range(2):  # a pool that was used before is used again
-        found = list(in_order(work, list(range(40)), CPU))
+    for _ in range(2):  # threads that were used before are used again
+        found: list[tuple[int, bool, int]] = []
+
+        def use(result: tuple[int, bool, int], found: list[tuple[int, bool, int]] = found) -> None:
+            users.add(threading.get_ident())
+            found.append(result)
+
+        in_order(work, range(40), use, CPU)
         assert [item for item, *_ in found] == list(range(40))
-        assert {threads for _, threads, *_ in found} == {1} and torch.get_num_threads() == 3
-        assert {grad for *_, grad, _ in found} == {False}
+        assert torch.get_num_threads() == 3 and torch.is_grad_enabled()
+        assert {grad for _, grad, _ in found} == {False}
         assert 1 < len({ident for *_, ident in found}) <= 3
+    assert users == {threading.get_ident()}
 
 
-@pytest.mark.usefixtures("three_threads")
-def test_an_error_comes_out_and_nothing_goes_on_behind_it() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_an_operation_within_has_one_thread(three_threads: str) -> None:
+    """Three of them at once begin no others, as one does in a thread that comes anew."""
+    together_now, values = threading.Barrier(3), torch.ones(1500, 1500)
+    counts: list[int] = []
+
+    def threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    def work(computes: bool) -> None:
+        together_now.wait(20)  # each has one
+        if computes:
+            values.exp() @ values
+        counts.append(threads())
+        together_now.wait(20)
+
+    each(work, [False] * 3, CPU)
+    each(work, [True] * 3, CPU)
+    assert max(counts[3:]) == max(counts[:3])
+
+    def alone() -> None:
+        values.exp() @ values
+        counts.append(threads())
+
+    thread = threading.Thread(target=alone)
+    thread.start()
+    thread.join()
+    assert counts[-1] >= max(counts[:3]) + 3
+
+
+def test_few_results_wait_for_their_turn(three_threads: str) -> None:
+    begun: list[int] = []
+    ahead: list[int] = []
+
+    def work(item: int) -> int:
+        begun.append(item)
+        return item
+
+    def use(item: int) -> None:
+        time.sleep(0.0005)
+        ahead.append(len(begun) - item)
+
+    in_order(work, range(400), use, CPU)
+    assert len(ahead) == 400 and 1 < max(ahead) <= workers.AHEAD * 3 + 3
+
+
+def test_an_error_comes_out_and_nothing_goes_on_behind_it(three_threads: str) -> None:
     begun: list[int] = []
 
     def work(item: int) -> int:
@@ -52,27 +124,58 @@ def test_an_error_comes_out_and_nothing_goes_on_behind_it() -> None:
             raise ValueError("four")
         return item
 
-    got = []
+    got: list[int] = []
     with pytest.raises(ValueError, match="four"):
-        got.extend(in_order(work, list(range(100)), CPU))
+        in_order(work, range(100), got.append, CPU)
     after = len(begun)
     time.sleep(0.05)
-    assert len(begun) == after < 30
+    assert got == [0, 1, 2, 3] and len(begun) == after < 60
 
 
-@pytest.mark.usefixtures("three_threads")
-def test_each_item_is_worked_on_once_and_an_error_ends_it() -> None:
-    done: list[tuple[int, int, int]] = []
+def test_an_error_of_what_uses_results_or_makes_items_comes_out(three_threads: str) -> None:
+    def broken(item: int) -> None:
+        raise OSError(f"no room for {item}")
+
+    def items() -> Iterator[int]:
+        yield from range(5)
+        raise MemoryError("six")
+
+    with pytest.raises(OSError, match="no room for 0"):
+        in_order(lambda item: item, range(1000), broken, CPU)
+    with pytest.raises(MemoryError, match="six"):
+        in_list(lambda item: item, items())
+
+
+def test_ctrl_c_ends_it(three_threads: str) -> None:
+    begun: list[int] = []
+
+    def work(item: int) -> int:
+        begun.append(item)
+        if item == 20:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.002)
+        return item
+
+    for run in (in_list, lambda work, items: each(work, items, CPU)):
+        begun.clear()
+        with pytest.raises(KeyboardInterrupt):
+            run(work, range(5000))
+            time.sleep(5)  # it may come right behind
+        assert len(begun) < 5000
+
+
+def test_each_item_is_worked_on_once_and_an_error_ends_it(three_threads: str) -> None:
+    done: list[tuple[int, int]] = []
 
     def work(item: int) -> None:
         time.sleep(0.002 * (item % 3))
         if item == 77:
             raise IndexError("seventy-seven")  # also the error of an empty queue
-        done.append((item, torch.get_num_threads(), threading.get_ident()))
+        done.append((item, threading.get_ident()))
 
     each(work, range(40), CPU)
-    assert sorted(item for item, *_ in done) == list(range(40))
-    assert {threads for _, threads, _ in done} == {1} and 1 < len({ident for *_, ident in done}) <= 3
+    assert sorted(item for item, _ in done) == list(range(40))
+    assert 1 < len({ident for _, ident in done}) <= 3
     with pytest.raises(IndexError, match="seventy-seven"):
         each(work, range(70, 1000), CPU)
     after = len(done)
@@ -80,14 +183,13 @@ def test_each_item_is_worked_on_once_and_an_error_ends_it() -> None:
     assert len(done) == after < 60
 
 
-@pytest.mark.usefixtures("three_threads")
 @pytest.mark.filterwarnings("ignore:This process")
-def test_a_forked_process_has_threads_of_its_own() -> None:
-    assert list(in_order(str, [1, 2, 3], CPU)) == ["1", "2", "3"]
+def test_a_forked_process_has_threads_of_its_own(three_threads: str) -> None:
+    assert in_list(str, [1, 2, 3]) == ["1", "2", "3"]
     child = os.fork()
     if not child:
         signal.alarm(20)
-        os._exit(0 if list(in_order(str, [1, 2, 3], CPU)) == ["1", "2", "3"] else 1)
+        os._exit(0 if in_list(str, [1, 2, 3]) == ["1", "2", "3"] else 1)
     assert os.waitpid(child, 0)[1] == 0
 
 

@@ -6,8 +6,9 @@ One layer at a time, one block of rows at a time; only the lines of a layer are 
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -56,7 +57,7 @@ class AttentionReader:
     def __post_init__(self) -> None:
         self._matches = [Matches(self.ids[b, :n]) for b, n in enumerate(self.lengths)]
         self._masks, self._memory = Masks(), lists.Memory()
-        self._buffers = threading.local()
+        self._buffers: deque[Tensor] = deque()
         self._emitted: set[tuple[str, int]] = set()
 
     def observe(self, path: str, call: AttentionCall, output: Tensor) -> None:
@@ -156,25 +157,27 @@ class AttentionReader:
             block, kept, kept_scores = work
             if mode == "none" and kept is None and kept_scores is None:
                 return work
-            scores, room = self._room(block, source)
-            scores = source.scores(block, scores)
-            if kept_scores is not None:
-                lists.whole_scores(block, _of(scores, kept_scores, block), kept_scores)
-            mass, total = lines.add(block, scores, room)
-            if tops is not None:
-                tops.add(block, mass, total)
-            if kept is not None:
-                mine = _of(mass, kept, block), _of(total, kept, block)
-                lists.whole_weights(block, *mine, kept, by_loops=source.compiled)
+            with self._room(block, source) as (scores, room):
+                scores = source.scores(block, scores)
+                if kept_scores is not None:
+                    lists.whole_scores(block, _of(scores, kept_scores, block), kept_scores)
+                mass, total = lines.add(block, scores, room)
+                if tops is not None:
+                    tops.add(block, mass, total)
+                if kept is not None:
+                    mine = _of(mass, kept, block), _of(total, kept, block)
+                    lists.whole_weights(block, *mine, kept, by_loops=source.compiled)
             return work
+
+        def hand_over(work: _Work) -> None:
+            pieces.add(work.weights)
+            score_pieces.add(work.scores)
 
         if whole or scores_of:
             works = (
                 _Work(block, pieces.room(block), score_pieces.room(block)) for block in blocks(source, single=True)
             )
-            for work in in_order(read, works, source.device):
-                pieces.add(work.weights)
-                score_pieces.add(work.scores)
+            in_order(read, works, hand_over, source.device)
             pieces.flush()
             score_pieces.flush()
         else:
@@ -183,20 +186,25 @@ class AttentionReader:
             self.sink.attention(prompt, layer, tops.columns(without=whole))
         return lines.statistics()
 
-    def _room(self, block: Block, source: Source) -> tuple[Tensor, Tensor]:
-        """Two flat buffers with room for a block, kept by each thread from one block to the next."""
-        held: tuple[Tensor, Tensor] | None = getattr(self._buffers, "held", None)
+    @contextmanager
+    def _room(self, block: Block, source: Source) -> Iterator[tuple[Tensor, Tensor]]:
+        """Two flat buffers with room for a block, which the next block takes over."""
         size = math.prod(block.shape)
-        if held is None or len(held[0]) < size or held[0].dtype != source.dtype or held[0].device != source.device:
-            first, second = torch.empty(2, size, dtype=source.dtype, device=source.device)
-            self._buffers.held = held = first, second
-        return held
+        try:
+            held = self._buffers.pop()
+        except IndexError:
+            held = torch.empty(2, 0)
+        if len(held[0]) < size or held[0].dtype != source.dtype or held[0].device != source.device:
+            held = torch.empty(2, size, dtype=source.dtype, device=source.device)
+        yield held[0], held[1]
+        self._buffers.append(held)
 
     def _disagreement(self, source: CalledPattern, call: AttentionCall, output: Tensor, prompt: int) -> str:
         """Whether the last row's weights times the values are what the attention function returned; the difference if not."""
         n = source.n
         block = Block(0, source.n_heads, n - 1, n, *source.keys(n - 1, n))
-        scores, sinks = source.scores(block, self._room(block, source)[0]) * NAT, source.sinks(block)
+        with self._room(block, source) as (room, _):
+            scores, sinks = source.scores(block, room) * NAT, source.sinks(block)
         if sinks is None:
             weights = scores.softmax(-1)
         else:
