@@ -6,6 +6,7 @@ float32 whatever the model's dtype (float64 stays), like the softmax of transfor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
@@ -109,9 +110,9 @@ class CalledPattern:
         query = self._query[head : head + n_heads, start:end]
         first, last = head // self.groups, (head + n_heads - 1) // self.groups + 1
         key = self._key[first:last, :, low:high]
-        flat = out[: n_heads * (end - start) * (high - low)].view(last - first, -1, high - low)
-        torch.bmm(query.reshape(last - first, flat.shape[1], -1), key, out=flat)
-        scores = flat.view(n_heads, end - start, high - low)
+        key = key[:, None].expand(-1, n_heads // len(key), -1, -1).flatten(0, 1)  # a view, if all share one
+        scores = out[: math.prod(block.shape)].view(block.shape)
+        torch.bmm(query, key, out=scores)
         if self._cap:
             scores.tanh_().mul_(self._cap * BITS)
         self._add_masks(scores, block)

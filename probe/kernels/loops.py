@@ -17,6 +17,7 @@ OPTIONS: dict[str, Any] = {
     "nogil": True, "error_model": "numpy",
     "fastmath": {"reassoc", "contract", "nsz"},  # sums in any order; NaN and infinity stay what they are
 }  # fmt: skip
+ROUND = F(1.5 * 2**23 + 127)  # has no room for halves, and in its lowest bits the exponent of 1
 STRIDE = 16  # values of a row that share one maximum in the search for the largest
 STRIP = 64  # values compared together in the search for one of them
 LARGEST = I(0x7FFFFFFF)  # int32
@@ -40,11 +41,14 @@ def compiled(signature: str) -> Callable[[Callable[..., Any]], Any]:
 inlined = numba.njit(inline="always", **OPTIONS)
 
 
-@inlined
+@numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})
 def exp2(x: Any) -> Any:
-    """2^x of a float32 to 1e-7, 0 below -126: a minimax polynomial of 2^f, |f| <= 1/2, times a power made of its bits."""
-    whole = np.floor(x + F(0.5))
-    f = x - whole
+    """2^x of a float32 to 1e-7, 0 below -126: a minimax polynomial of 2^f, |f| <= 1/2, times a power made of its bits.
+
+    To be added to `ROUND`, and taken from it again, rounds x, and leaves the power's bits; so sums keep their order here.
+    """
+    shifted = F(x + ROUND)
+    f = x - (shifted - ROUND)
     p = F(1.5353362e-4)
     p = p * f + F(1.33988744e-3)
     p = p * f + F(9.61843736e-3)
@@ -52,7 +56,7 @@ def exp2(x: Any) -> Any:
     p = p * f + F(2.40226479e-1)
     p = p * f + F(6.93147203e-1)
     p = p * f + F(1.0)
-    return F(0.0) if x < F(-126.0) else p * I((I(whole) + I(127)) << I(23)).view(F)
+    return F(0.0) if x < F(-126.0) else p * I(F(shifted).view(I) << I(23)).view(F)
 
 
 @inlined
