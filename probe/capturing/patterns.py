@@ -110,9 +110,12 @@ class CalledPattern:
         query = self._query[head : head + n_heads, start:end]
         first, last = head // self.groups, (head + n_heads - 1) // self.groups + 1
         key = self._key[first:last, :, low:high]
-        key = key[:, None].expand(-1, n_heads // len(key), -1, -1).flatten(0, 1)  # a view, if all share one
+        if len(key) == 1:
+            key = key.expand(n_heads, -1, -1)
+        else:  # heads that share keys as rows of one matrix
+            query = query.reshape(len(key), -1, query.shape[-1])
         scores = out[: math.prod(block.shape)].view(block.shape)
-        torch.bmm(query, key, out=scores)
+        torch.bmm(query, key, out=scores.view(len(query), -1, high - low))
         if self._cap:
             scores.tanh_().mul_(self._cap * BITS)
         self._add_masks(scores, block)

@@ -193,16 +193,17 @@ def attention(
             kept = back = square = score = 0.0
             for a in range(0, seen, CHUNK):
                 part = row[a : min(a + CHUNK, seen)]
-                distance = I(i - low - a)
+                distance = F(i - low - a)
                 s0, s1, s2, s3 = F(0), F(0), F(0), F(0)
                 for j in range(len(part)):
                     x = part[j] - top
                     e = exp2(x)
                     part[j] = e
                     s0 += e
-                    s1 += e * F(distance - I(j))
+                    s1 += e * distance
                     s2 += e * e
                     s3 += e * x
+                    distance -= F(1.0)  # a conversion of j would cost a quarter of the loop
                 kept += s0
                 back += s1
                 square += s2
