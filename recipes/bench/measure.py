@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import os
 import statistics
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+PROCESS = Path("/proc/self")
 
 
 class Case(NamedTuple):
@@ -84,29 +86,26 @@ def _row(case: Case, pairs: list[tuple[_Times, _Times]]) -> Row:
 
 
 class Peak:
-    """Peak resident memory of this process above what it had on entering, in MB, sampled every 5 ms."""
+    """Peak resident memory of this process above what it had on entering, in MB. Linux keeps it: nothing runs beside.
+
+    (A thread that looked every 5 ms made what it watched up to 5 % slower.)
+    """
 
     megabytes = 0.0
 
     def __enter__(self) -> Peak:
-        self._start, self._highest, self._over = resident(), 0, threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
+        (PROCESS / "clear_refs").write_text("5")  # from now on
+        self._start = resident()
         return self
 
-    def _watch(self) -> None:
-        while not self._over.wait(0.005):
-            self._highest = max(self._highest, resident())
-
     def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-        self.megabytes = max(0, max(self._highest, resident()) - self._start) / 1e6
+        highest = next(line for line in (PROCESS / "status").read_text().splitlines() if line.startswith("VmHWM:"))
+        self.megabytes = max(0, int(highest.split()[1]) * 1024 - self._start) / 1e6
 
 
 def resident() -> int:
     """Resident memory of this process in bytes."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    return int((PROCESS / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def show(title: str, rows: list[Row]) -> None:
