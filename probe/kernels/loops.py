@@ -17,7 +17,7 @@ OPTIONS: dict[str, Any] = {
     "nogil": True, "error_model": "numpy",
     "fastmath": {"reassoc", "contract", "nsz"},  # sums in any order; NaN and infinity stay what they are
 }  # fmt: skip
-ROUND = F(1.5 * 2**23 + 127)  # has no room for halves, and in its lowest bits the exponent of 1
+ROUND = F(1.5 * 2**23 + 127)  # a float32 this large has no room for halves; its lowest bits are the exponent of 1
 STRIDE = 16  # values of a row that share one maximum in the search for the largest
 STRIP = 64  # values compared together in the search for one of them
 LARGEST = I(0x7FFFFFFF)  # int32
@@ -45,7 +45,7 @@ inlined = numba.njit(inline="always", **OPTIONS)
 def exp2(x: Any) -> Any:
     """2^x of a float32 to 1e-7, 0 below -126: a minimax polynomial of 2^f, |f| <= 1/2, times a power made of its bits.
 
-    To be added to `ROUND`, and taken from it again, rounds x, and leaves the power's bits; so sums keep their order here.
+    x + ROUND - ROUND is x rounded, and x + ROUND ends in the power's bits: so here sums must keep their order.
     """
     shifted = F(x + ROUND)
     f = x - (shifted - ROUND)
