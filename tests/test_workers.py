@@ -146,6 +146,15 @@ def test_an_error_of_what_uses_results_or_makes_items_comes_out(three_threads: s
         in_list(lambda item: item, items())
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """What a terminal's programs do with it; those begun in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_it(three_threads: str) -> None:
     begun: list[int] = []
 
