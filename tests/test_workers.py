@@ -49,21 +49,23 @@ def in_list(work: Callable[[int], Any], items: Iterable[int]) -> list[Any]:
 def test_results_come_in_order_from_all_threads(three_threads: str) -> None:
     users: set[int] = set()
 
-    def work(item: int) -> tuple[int, bool, int]:
+    def work(item: int) -> tuple[int, int, bool, int]:
         time.sleep(0.002 * (7 - item % 8))  # the later ones are ready first
-        return item, torch.is_grad_enabled(), threading.get_ident()
+        return item, torch.get_num_threads(), torch.is_grad_enabled(), threading.get_ident()
 
     for _ in range(2):  # threads that were used before are used again
-        found: list[tuple[int, bool, int]] = []
+        found: list[tuple[int, int, bool, int]] = []
 
-        def use(result: tuple[int, bool, int], found: list[tuple[int, bool, int]] = found) -> None:
+        def use(result: tuple[int, int, bool, int], found: list[tuple[int, int, bool, int]] = found) -> None:
             users.add(threading.get_ident())
             found.append(result)
 
         in_order(work, range(40), use, CPU)
         assert [item for item, *_ in found] == list(range(40))
         assert torch.get_num_threads() == 3 and torch.is_grad_enabled()
-        assert {grad for _, grad, _ in found} == {False}
+        if three_threads == "ours":  # a region of OpenMP says 3 and has 1: see the test of an operation within
+            assert {threads for _, threads, *_ in found} == {1}
+        assert {grad for *_, grad, _ in found} == {False}
         assert 1 < len({ident for *_, ident in found}) <= 3
     assert users == {threading.get_ident()}
 
@@ -129,7 +131,7 @@ def test_an_error_comes_out_and_nothing_goes_on_behind_it(three_threads: str) ->
         in_order(work, range(100), got.append, CPU)
     after = len(begun)
     time.sleep(0.05)
-    assert got == [0, 1, 2, 3] and len(begun) == after < 60
+    assert got == [0, 1, 2, 3] and len(begun) == after < 30
 
 
 def test_an_error_of_what_uses_results_or_makes_items_comes_out(three_threads: str) -> None:
@@ -174,17 +176,19 @@ def test_ctrl_c_ends_it(three_threads: str) -> None:
 
 
 def test_each_item_is_worked_on_once_and_an_error_ends_it(three_threads: str) -> None:
-    done: list[tuple[int, int]] = []
+    done: list[tuple[int, int, int]] = []
 
     def work(item: int) -> None:
         time.sleep(0.002 * (item % 3))
         if item == 77:
             raise IndexError("seventy-seven")  # also the error of an empty queue
-        done.append((item, threading.get_ident()))
+        done.append((item, torch.get_num_threads(), threading.get_ident()))
 
     each(work, range(40), CPU)
-    assert sorted(item for item, _ in done) == list(range(40))
-    assert 1 < len({ident for _, ident in done}) <= 3
+    assert sorted(item for item, *_ in done) == list(range(40))
+    assert 1 < len({ident for *_, ident in done}) <= 3
+    if three_threads == "ours":
+        assert {threads for _, threads, _ in done} == {1}
     with pytest.raises(IndexError, match="seventy-seven"):
         each(work, range(70, 1000), CPU)
     after = len(done)

@@ -41,7 +41,7 @@ def compiled(signature: str) -> Callable[[Callable[..., Any]], Any]:
 inlined = numba.njit(inline="always", **OPTIONS)
 
 
-@numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})
+@numba.njit(**OPTIONS | {"fastmath": {"contract"}})
 def exp2(x: Any) -> Any:
     """2^x of a float32 to 1e-7, 0 below -126: a minimax polynomial of 2^f, |f| <= 1/2, times a power made of its bits.
 
@@ -56,7 +56,7 @@ def exp2(x: Any) -> Any:
     p = p * f + F(2.40226479e-1)
     p = p * f + F(6.93147203e-1)
     p = p * f + F(1.0)
-    return F(0.0) if x < F(-126.0) else p * I(F(shifted).view(I) << I(23)).view(F)
+    return F(0.0) if x < F(-126.0) else p * I(shifted.view(I) << I(23)).view(F)
 
 
 @inlined

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from itertools import chain, islice
 from typing import Generic, TypeVar
@@ -56,14 +56,14 @@ def in_order(
 
     This one works too while nothing is ready for it. On a GPU, or with one item, here and now.
     """
-    items = iter(items)
-    first = list(islice(items, 2))
-    items = chain(first, items)
+    rest = iter(items)
+    first = list(islice(rest, 2))
+    left = chain(first, rest)
     if not _shared(device) or len(first) < 2:
-        for item in items:
+        for item in left:
             use(work(item))
         return
-    line, caller = _Line(work, items), threading.get_ident()
+    line, caller = _Line(work, left), threading.get_ident()
     together(lambda: line.serve(use) if threading.get_ident() == caller else line.help())
 
 
@@ -74,8 +74,8 @@ def _shared(device: torch.device) -> bool:
 class _Line(Generic[Item, Result]):
     """Items that were begun, in their order, until their results are used."""
 
-    def __init__(self, work: Callable[[Item], Result], items: Iterable[Item]) -> None:
-        self._work, self._left = work, iter(items)
+    def __init__(self, work: Callable[[Item], Result], items: Iterator[Item]) -> None:
+        self._work, self._left = work, items
         self._most, self._ended = AHEAD * torch.get_num_threads(), False
         self._begun: deque[Future[Result]] = deque()
         self._changed = threading.Condition()

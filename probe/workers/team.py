@@ -80,13 +80,18 @@ def _ours(member: Callable[[], None], threads: int) -> None:
 
 @lru_cache(maxsize=1)
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads in which an operation of torch has one thread, its own."""
+    """Threads beside this one in which an operation of torch has one thread, its own; all have begun."""
+    all_there = threading.Barrier(threads - 1)
 
     def begin() -> None:
         torch.get_num_threads()  # a thread that was never asked would take the number of the others at its first operation
-        torch.set_num_threads(1)
+        torch.set_num_threads(1)  # its own, but also that of threads to come until another is set
+        all_there.wait()
 
-    return ThreadPoolExecutor(threads - 1, thread_name_prefix="probe", initializer=begin)
+    pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="probe")
+    for future in [pool.submit(begin) for _ in range(threads - 1)]:
+        future.result()
+    return pool
 
 
 if hasattr(os, "register_at_fork"):
