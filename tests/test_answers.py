@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from probe.answers import NONE, canonical, equal, explain, extract, merge
@@ -75,6 +75,8 @@ def test_extraction(text: str, how: str, key: str) -> None:
     assert [c.key for c in chosen] == ([] if key == NONE else [key])
 
 
+@example(". .")
+@example("'a'.")
 @given(st.text(alphabet="0123456789.,/-+%$eE \\frac{}()abx", max_size=24))
 def test_a_key_is_its_own_key(text: str) -> None:
     assert canonical(canonical(text)) == canonical(text)

@@ -54,8 +54,8 @@ def _plain(text: str) -> str:
     for command, plain in _COMMANDS.items():
         text = text.replace(command, plain)
     text = re.sub(r"(?<=\d)\{,\}(?=\d)", ",", text)
-    text = re.sub(r"\s+", " ", text).strip().strip("\"'").strip()
-    return text.rstrip(".,;:!").strip().casefold()
+    text = re.sub(r"\s+", " ", text).lstrip(" \"'").rstrip(" \"'.,;:!")  # all at once: one may hide behind another
+    return text.casefold()
 
 
 def _ratio(match: re.Match[str]) -> str:
