@@ -1,19 +1,27 @@
-"""`probe selftest`: the laws of the instrument on the user's own model."""
+"""`probe selftest`: the laws of the instrument on the user's own models."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli import options as o
 from cli.terminal import show_document
 
-Name = Annotated[str, typer.Argument(help="Alias, Hugging Face id, directory, .gguf file or tiny:FAMILY.")]
+if TYPE_CHECKING:
+    from probe.laws import Law
+
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Alias, Hugging Face id, directory, .gguf file or tiny:FAMILY; one or several.", show_default="smollm2"
+    ),
+]
 
 
 def command(
-    model: Name = "smollm2",
+    models: Names = None,
     revision: o.Revision = None,
     trust_remote_code: o.RemoteCode = False,
     allow_pickle: o.Pickle = False,
@@ -22,32 +30,81 @@ def command(
     as_json: o.AsJson = False,
     no_progress: o.NoProgress = False,
 ) -> None:
-    """Check the laws of the instrument on a model: what should be zero, and how far from it it is."""
+    """Check the laws of the instrument on models: what should be zero, and how far from it it is."""
     import probe
     from cli.progress import plain_warnings, progress
-    from cli.terminal import show_table
+    from probe.errors import ProbeError
     from probe.laws import laws
 
+    names = models or ["smollm2"]
+    found: dict[str, list[Law]] = {}
+    unread: dict[str, ProbeError] = {}
     with plain_warnings(), progress(shown=not no_progress) as report:
-        lm = probe.load(
-            model, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code,
-            allow_pickle=allow_pickle, progress=report,
-        )  # fmt: skip
-        found = list(laws(lm, report))
-    broken = [law for law in found if not law.holds and not law.skipped]
+        for name in names:
+            try:
+                lm = probe.load(
+                    name, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code,
+                    allow_pickle=allow_pickle, progress=report,
+                )  # fmt: skip
+                found[name] = list(laws(lm, report))
+            except ProbeError as error:
+                if len(names) == 1:
+                    raise
+                unread[name] = error
     if as_json:
-        rows = [{**law._asdict(), "holds": law.holds} for law in found]
-        show_document({"run": None, "command": "selftest", "summary": {"model": lm.name, "laws": rows}})
+        _show_json(found, unread)
+    elif len(names) == 1:
+        _show_laws(found[names[0]])
     else:
-        show_table(
-            ("law", "", "deviation", "at most", "unit"),
-            [
-                (law.name, "pass" if law.holds else "n/a" if law.skipped else "FAIL",
-                 law.skipped if law.value is None else f"{law.value:.2g}", f"{law.tolerance:.2g}", law.unit)
-                for law in found
-            ],
-        )  # fmt: skip
-    if broken:
-        typer.echo(f"error: {len(broken)} of {len(found)} laws do not hold on {lm.name}", err=True)
+        _show_models(names, found, unread)
+    broken = {name: sum(_broken(law) for law in rows) for name, rows in found.items()}
+    broken = {name: number for name, number in broken.items() if number}
+    if broken or unread:
+        told = [f"{number} of {len(found[name])} laws do not hold on {name}" for name, number in broken.items()]
+        told += [f"{name} was not tried: {error.message}" for name, error in unread.items()]
+        typer.echo(f"error: {'; '.join(told)}", err=True)
         typer.echo("hint: do not trust what depends on them; please report it with probe models check", err=True)
         raise typer.Exit(1)
+
+
+def _broken(law: Law) -> bool:
+    return not law.holds and not law.skipped
+
+
+def _cells(law: Law) -> tuple[str, ...]:
+    said = "pass" if law.holds else "n/a" if law.skipped else "FAIL"
+    value = law.skipped if law.value is None else f"{law.value:.2g}"
+    return law.name, said, value, f"{law.tolerance:.2g}", law.unit
+
+
+def _show_laws(laws: list[Law]) -> None:
+    from cli.terminal import show_table
+
+    show_table(("law", "", "deviation", "at most", "unit"), [_cells(law) for law in laws])
+
+
+def _show_models(names: list[str], found: dict[str, list[Law]], unread: dict[str, Any]) -> None:
+    """How many laws hold on each model, and each that does not."""
+    from cli.terminal import show_table
+
+    counts = []
+    for name in names:
+        rows = found.get(name, [])
+        skipped = sum(bool(law.skipped) for law in rows)
+        broken = sum(map(_broken, rows))
+        said = "not tried" if name in unread else "FAIL" if broken else "pass"
+        counts.append((name, said, str(len(rows) - skipped - broken), str(skipped), str(broken)))
+    show_table(("model", "", "hold", "n/a", "broken"), counts)
+    broken_laws = [(name, *_cells(law)) for name, rows in found.items() for law in rows if _broken(law)]
+    if broken_laws:
+        typer.echo("")
+        show_table(("model", "law", "", "deviation", "at most", "unit"), broken_laws)
+
+
+def _show_json(found: dict[str, list[Law]], unread: dict[str, Any]) -> None:
+    rows = [
+        {"model": name, **law._asdict(), "holds": law.holds} for name, members in found.items() for law in members
+    ]
+    errors = [{"model": name, "error": error.message} for name, error in unread.items()]
+    summary = {"models": [*found, *unread], "laws": rows, "errors": errors}
+    show_document({"run": None, "command": "selftest", "summary": summary})

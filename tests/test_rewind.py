@@ -374,6 +374,16 @@ def test_selftest_passes_and_can_fail(shell, tiny, monkeypatch) -> None:
     assert said["command"] == "selftest" and all(law["holds"] or law["skipped"] for law in said["summary"]["laws"])
 
 
+def test_selftest_tries_several_models_and_goes_on_after_one_that_is_not_there(shell) -> None:
+    several = shell("selftest", "tiny:gpt2", "tiny:nosuch", "tiny:llama", "--json")
+    assert several.returncode == 1 and several.stderr.startswith("error: tiny:nosuch was not tried")
+    summary = json.loads(several.stdout)["summary"]
+    assert [(e["model"], "nosuch" in e["error"]) for e in summary["errors"]] == [("tiny:nosuch", True)]
+    assert {law["model"] for law in summary["laws"] if law["holds"]} == {"tiny:gpt2", "tiny:llama"}
+    lines = shell("selftest", "tiny:gpt2", "tiny:llama").stdout.splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [["tiny:gpt2", "pass"], ["tiny:llama", "pass"]]
+
+
 def test_the_tree_is_exported(shell) -> None:
     assert shell("trace", "Q: how many?", "-n", "12", "--model", "tiny:llama", "--out", "base", "-q").returncode == 0
     words = ("rewind", "base", "--to", "15", "-n", "2", "--max-new", "4", "--out", "went", "-q")
