@@ -102,9 +102,7 @@ def _show_models(names: list[str], found: dict[str, list[Law]], unread: dict[str
 
 
 def _show_json(found: dict[str, list[Law]], unread: dict[str, Any]) -> None:
-    rows = [
-        {"model": name, **law._asdict(), "holds": law.holds} for name, members in found.items() for law in members
-    ]
+    rows = [{"model": name, **law._asdict(), "holds": law.holds} for name, members in found.items() for law in members]
     errors = [{"model": name, "error": error.message} for name, error in unread.items()]
     summary = {"models": [*found, *unread], "laws": rows, "errors": errors}
     show_document({"run": None, "command": "selftest", "summary": summary})
