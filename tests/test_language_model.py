@@ -96,12 +96,19 @@ def test_hashes_are_remembered_until_the_file_changes(
     file.write_bytes(b"one")
     first = remembered([file])
     assert first == {"weights": hashlib.sha256(b"one").hexdigest()} == remembered([file])
-    monkeypatch.setattr("probe.language_model.hashes.sha256", lambda *_, **__: pytest.fail("was read again"))
+    monkeypatch.setattr("probe.language_model.hashes._hash", lambda *_, **__: pytest.fail("was read again"))
     assert remembered([file]) == first
     monkeypatch.undo()
     monkeypatch.setenv("PROBE_HOME", str(own_home))
     file.write_bytes(b"other")
     assert remembered([file]) == {"weights": hashlib.sha256(b"other").hexdigest()}
+    before = file.stat()
+    file.write_bytes(b"third")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert remembered([file]) == {"weights": hashlib.sha256(b"third").hexdigest()}
+    for damaged in ("[]", '{"x": 3}', json.dumps({f"sha256 {file}": 3}), "\x00"):
+        (own_home / "hashes.json").write_text(damaged)
+        assert remembered([file]) == {"weights": hashlib.sha256(b"third").hexdigest()}
 
 
 def test_the_weights_name_a_tiny_model() -> None:
@@ -588,7 +595,7 @@ def test_the_default_model_has_the_logits_of_its_gguf_file(smollm2: LanguageMode
 def test_a_second_load_reads_no_weight_file_to_hash_it(smollm2: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """0.25 s on an idle machine, against 14 s for the first; the bound here is for a busy one."""
     assert smollm2.identity["files"]
-    monkeypatch.setattr("probe.language_model.hashes.sha256", lambda *_, **__: pytest.fail("was read again"))
+    monkeypatch.setattr("probe.language_model.hashes._hash", lambda *_, **__: pytest.fail("was read again"))
     start = time.perf_counter()
     assert probe.load("smollm2").identity == smollm2.identity
     assert time.perf_counter() - start < 10

