@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from probe.answers.canonical import canonical
 from probe.errors import BadOption
+from probe.patterns import Pattern
 
 _WORDS = 3  # a longer clause without a number explains, it doesn't answer
 NONE, TRUNCATED = "<none>", "<truncated>"
@@ -150,15 +151,9 @@ def _yes_no(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _pattern(pattern: str) -> Finder:
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise BadOption(f"'{pattern}' is not a regular expression: {error}", hint="write regex=PATTERN") from error
+    compiled = Pattern(pattern, hint="write regex=PATTERN")
 
     def find(text: str) -> Iterator[tuple[int, int]]:
-        for match in compiled.finditer(text):
-            span = match.span(1 if compiled.groups and match[1] is not None else 0)
-            if span[0] < span[1]:
-                yield span
+        return (span for span in compiled.groups(text) if span[0] < span[1])
 
     return find

@@ -7,6 +7,7 @@ from bisect import bisect_left, bisect_right
 from typing import NamedTuple
 
 from probe.errors import BadOption, OutOfRange
+from probe.patterns import Pattern
 from probe.rewinding.trajectory import Trajectory
 
 _FORMS = "step4, 57 (a token position), tok=TEXT, tok=TEXT#2 or regex=/PATTERN/"
@@ -73,13 +74,10 @@ def _text(trajectory: Trajectory, text: str) -> Target:
 
 def _regex(trajectory: Trajectory, pattern: str) -> Target:
     bare = pattern[1:-1] if len(pattern) > 2 and pattern[0] == pattern[-1] == "/" else pattern
-    try:
-        match = re.search(bare, trajectory.completion)
-    except re.error as error:
-        raise BadOption(f"'{bare}' is not a regular expression: {error}", hint=f"write {_FORMS}") from error
-    if match is None or match.start() == match.end():
+    found = Pattern(bare, hint=f"write {_FORMS}").search(trajectory.completion)
+    if found is None or found[0] == found[1]:
         raise OutOfRange(f"nothing in the generation matches /{bare}/", hint="probe steps RUN shows its text")
-    return _span(trajectory, *match.span())
+    return _span(trajectory, *found)
 
 
 def _span(trajectory: Trajectory, low: int, high: int) -> Target:

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from probe.errors import BadOption
+from probe.patterns import Pattern
 from probe.spans.imported import read_spans
 
 HOWS = ("sentence", "line", "paragraph", "token", "regex:PATTERN", "spans:FILE")
@@ -40,6 +41,7 @@ _ABBREVIATIONS = frozenset((
 _ENDS_ANYWAY = frozenset((
     "etc", "a.m", "p.m", "u.s", "u.k", "u.n", "ph.d", "inc", "ltd", "co", "corp", "no", "min", "max", "al",
 ))  # fmt: skip
+_REGEX = "write regex:PATTERN; a step ends where a match ends"
 _LAST_WORD = re.compile(r"[^\s(\[{\"'“‘]+\Z")
 
 
@@ -55,14 +57,9 @@ def check_split(how: str) -> None:
     """Raise `BadOption` unless `how` is sentence, line, paragraph, token, regex:PATTERN or spans:FILE."""
     name, colon, pattern = how.partition(":")
     if name == "regex" and colon:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise BadOption(
-                f"the regex '{pattern}' is wrong: {error}", hint="Python's re syntax; a step ends where a match ends"
-            ) from error
+        Pattern(pattern, hint=_REGEX)
         if not pattern:
-            raise BadOption("the regex is empty", hint="write regex:PATTERN; a step ends where a match ends")
+            raise BadOption("the regex is empty", hint=_REGEX)
     elif name == "spans" and colon:
         read_spans(pattern)
     elif how not in HOWS[:-2]:
@@ -89,7 +86,7 @@ def cuts(text: str, how: str = "sentence") -> list[Cut]:
     elif how == "sentence":
         found = _merged(text, _ordered(text, [*_structure(text), *_sentences(text)]))
     else:
-        found = [Cut(m.end(), m.end(), True) for m in re.finditer(how.removeprefix("regex:"), text)]
+        found = [Cut(end, end, True) for _, end in Pattern(how.removeprefix("regex:"), hint=_REGEX).spans(text)]
     return _ordered(text, found)
 
 

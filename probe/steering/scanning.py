@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from probe.decoding import Sampling, branch
 from probe.errors import BadEdit, BadOption, NonFinite
 from probe.interventions import Add, Direction, applying, cells, check_edits, load_direction
 from probe.language_model.answers import two_answers
+from probe.patterns import Pattern
 from probe.steering.effects import strengths_of
 from probe.steering.texts import encoded
 from probe.tracing.rows import prompt_columns
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 STRENGTHS = (-8.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 8.0)
 HELD = 2**25  # logits at once
+_MATCHING = "as 'good|great'"
 
 
 class Push(NamedTuple):
@@ -99,10 +100,7 @@ def _check(
     if len(scale) < 2 or not all(map(math.isfinite, scale)):
         raise BadOption("a scan needs strengths other than 0 that are numbers", hint="as --strengths -4,-2,2,4")
     if matching is not None:
-        try:
-            re.compile(matching)
-        except re.error as error:
-            raise BadOption(f"'{matching}' is not a regular expression: {error}", hint="as 'good|great'") from error
+        Pattern(matching, hint=_MATCHING)
 
 
 def _cell(lm: LanguageModel, made: Direction, at: str | None) -> Cell:
@@ -174,7 +172,8 @@ def _written(
     with applying(lm, edits, ids=[list(ids)] * len(edits), longest=longest) as applied:
         drawn = branch(lm, [ids] * len(edits), [0], max_new=generate, sampling=Sampling(), edits=applied)
     texts = [lm.pieces(own[0].ids).text for own in drawn]
-    return [{"value": float(bool(re.search(matching, t))), "kl": None, "lost": None, "text": t} for t in texts]
+    pattern = Pattern(matching, hint=_MATCHING)
+    return [{"value": float(pattern.search(t) is not None), "kl": None, "lost": None, "text": t} for t in texts]
 
 
 def _summary(
