@@ -43,7 +43,7 @@ def show_rewind(run: Run, *, quiet: bool, explain: bool) -> None:
 
 def show_rewind_plan(plan: dict[str, Any], *, as_json: bool) -> None:
     """Print what a rewind would cost and how wide its interval would be."""
-    show_plan({**plan, "half_width": plan["half_width"]}, as_json=as_json)
+    show_plan(plan, as_json=as_json)
 
 
 def _show_edit(summary: dict[str, Any]) -> None:

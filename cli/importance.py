@@ -131,11 +131,12 @@ def _show_method(rows: Any) -> None:
         interval = "" if row.ci_low != row.ci_low else f"[{row.ci_low:+.2f}, {row.ci_high:+.2f}]"
         bar = "" if row.estimate != row.estimate else "█" * round(BAR * abs(row.estimate) / largest)
         table.append((
-            f"step{row.step}", number(row.estimate), interval, number(row.control), number(row.p_value, ".3g"),
+            f"step{row.step}", number(row.estimate), interval, number(row.control),
+            "" if row.floor == row.control else number(row.floor), number(row.p_value, ".3g"),
             number(row.q_value, ".3g"), bar.ljust(BAR), visible(row.text[:60]),
         ))  # fmt: skip
     shown = [i for i, name in enumerate(_COLUMNS) if any(cells[i].strip() for cells in table)]
     show_table([_COLUMNS[i] for i in shown], [[cells[i] for i in shown] for cells in table])
 
 
-_COLUMNS = ("step", "estimate", "95 %", "control", "p", "q", "", "text")
+_COLUMNS = ("step", "estimate", "95 %", "control", "by chance", "p", "q", "", "text")

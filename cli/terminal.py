@@ -53,6 +53,7 @@ def show_plan(plan: dict[str, Any], *, as_json: bool) -> None:
     for key, value in plan.items():
         if key != "tables":
             shown = size(value) if key.endswith("_bytes") else f"{value:,}" if isinstance(value, int) else value
+            shown = "–" if value is None else shown
             typer.echo(f"{key.removesuffix('_bytes').replace('_', ' ')}: {shown}")
     show_table(("table", "rows", "on disk"), tables)
 

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 
@@ -273,22 +273,47 @@ def test_what_says_something_else() -> None:
     assert likeness.cosines(np.zeros((1, 2)), own[0]).tolist() == [0.0]
 
 
-def test_counterfactual_needs_enough_draws() -> None:
-    branches = pd.DataFrame({
-        "arm": ["boundary-0"] * 24 + ["boundary-1"] * 24, "sample": [*range(24)] * 2,
-        "outcome": ["1"] * 6 + ["0"] * 18 + ["1"] * 20 + ["0"] * 4,
-    })  # fmt: skip
-    import pyarrow as pa
+def outcomes(**arms: str) -> pa.Table:
+    """A table `branches` of outcomes that are one character each."""
+    rows = [(name.replace("_", "-"), i, c) for name, drawn in arms.items() for i, c in enumerate(drawn)]
+    return pa.table(dict(zip(("arm", "sample", "outcome"), map(list, zip(*rows, strict=True)), strict=True)))
 
-    table = pa.Table.from_pandas(branches)
+
+def test_counterfactual_needs_enough_draws() -> None:
+    table = outcomes(boundary_0="1" * 6 + "0" * 18, boundary_1="1" * 20 + "0" * 4)
     few = np.arange(24) < 5
-    (row,) = boundaries.counterfactual(table, 1, "1", [few], n=24)
+    row, *others = boundaries.counterfactual(table, 1, "1", [few], n=24)
     assert row.estimate is None and row.n == 5 and row.control == pytest.approx(20 / 24 - 1 / 19)
-    (row,) = boundaries.counterfactual(table, 1, "1", [~few], n=24)
-    assert row.estimate == pytest.approx(20 / 24 - 1 / 19) and row.p_value == pytest.approx(
-        __import__("scipy.stats").stats.fisher_exact([[1, 18], [20, 4]]).pvalue
-    )
-    assert (row.ci_low, row.ci_high) == pytest.approx(stats.newcombe(1, 19, 20, 24)[1:])
+    assert all(r.estimate is None and r.p_value is None and r.control is not None for r in others)
+    row, *others = boundaries.counterfactual(table, 1, "1", [~few], n=24)
+    assert row.estimate == pytest.approx(20 / 24 - 1 / 19) and row.control is None
+    assert stats.Difference(row.estimate, row.ci_low, row.ci_high, row.p_value) == stats.independent(1, 19, 20, 24)
+    assert all(r.estimate is not None and r.control is None for r in others)
+
+
+def test_counterfactual_divergences_and_both_their_controls() -> None:
+    """KL(other || kept), TV, the variant that pools, and the controls, from counts by hand."""
+    import scipy.stats
+
+    table = outcomes(boundary_0="1" * 4 + "2" * 10 + "3" * 6 + "1" * 12, boundary_1="1" * 25 + "2" * 7)
+    different = np.arange(32) < 20
+    rows = {row.method: row for row in boundaries.counterfactual(table, 1, "1", [different], n=32, seed=1)}
+
+    def kl(p: list[int], q: list[int]) -> float:
+        return float(scipy.stats.entropy(np.add(p, 0.5), np.add(q, 0.5)))
+
+    assert rows["counterfactual_kl"].estimate == pytest.approx(kl([4, 10, 6], [25, 7, 0]))
+    assert rows["counterfactual_kl_pooled"].estimate == pytest.approx(kl([4, 10, 6], [37, 7, 0]))
+    assert rows["counterfactual_tv"].estimate == pytest.approx(25 / 32 - 4 / 20)
+    assert rows["counterfactual_tv_pooled"].estimate == pytest.approx(37 / 44 - 4 / 20)
+    # draws that say the same as the step: over the classes that they and the kept have
+    assert rows["counterfactual_kl"].control == pytest.approx(kl([12, 0], [25, 7]))
+    assert rows["counterfactual_tv"].control == pytest.approx(7 / 32)
+    # what chance gives: two arms of 20 and 32 drawn from all 52 outcomes
+    random, pool = np.random.default_rng(0), [29 / 52, 17 / 52, 6 / 52]
+    a, b = random.multinomial(20, pool, size=20000), random.multinomial(32, pool, size=20000)
+    assert rows["counterfactual_tv"].floor == pytest.approx(stats.tv(a, b).mean(), abs=0.006)
+    assert rows["counterfactual_tv"].p_value < 0.001
 
 
 def test_early_answers_on_a_known_chain(markov) -> None:

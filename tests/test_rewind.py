@@ -322,7 +322,8 @@ def test_the_command_line(shell, tmp_path: Path) -> None:
     said = json.loads(shell("rewind", "run", "--to", "step0", "-n", "3", "--max-new", "5", "--json").stdout)
     assert said["command"] == "rewind" and said["summary"]["arms"]["control"]["n"] == 3
     plan = json.loads(shell("rewind", "run", "--to", "step0", "--delete", "-n", "8", "--dry-run", "--json").stdout)
-    assert plan["continuations"] == 16 and plan["half_width"] == pytest.approx(1.96 * np.sqrt(0.25 / 8), abs=1e-3)
+    assert plan["continuations"] == 16 and plan["half_width"] == pytest.approx(0.412, abs=1e-3)
+    assert plan["tells_from_0"] == 0.81
     assert shell("runs", "check", "new").returncode == 0
     for words, said in (
         (("rewind", "run", "--to", "step77"), "0.."), (("rewind", "nowhere", "--to", "step0"), "nowhere"),

@@ -24,16 +24,90 @@ def test_published_sizes() -> None:
     assert stats.wilson(0, 100).high == pytest.approx(0.037, abs=5e-4) and stats.wilson(0, 20).high == pytest.approx(
         0.161, abs=5e-4
     )
-    assert [stats.independent_needed(w) for w in (0.1, 0.2, 0.05)] == [193, 49, 769]
-    assert [stats.pairs_needed(0.1, rho=r) for r in (0.3, 0.5, 0.8, 0.95)] == [135, 97, 39, 10]
-    # Newcombe 1998, table II: 56/70 - 48/80 = 0.2, [0.0524, 0.3339]
-    assert stats.newcombe(48, 80, 56, 70) == pytest.approx((0.2, 0.0524, 0.3339), abs=1e-4)
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (3, 3), (0, 6), (1, 9), (12, 4)])
 def test_mcnemar(b: int, c: int) -> None:
     expected = reference.binomtest(b, b + c).pvalue if b + c else 1.0
-    assert stats.mcnemar_exact(b, c) == pytest.approx(expected)
+    assert stats.paired(*pairs(b, c, 40)).p_value == pytest.approx(expected)
+
+
+def pairs(down: int, up: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Arms of n pairs of which `down` are in the first only, `up` in the second only."""
+    i = np.arange(n)
+    return i < down, (i >= down) & (i < down + up)
+
+
+@pytest.mark.parametrize("n", [5, 16, 25])
+def test_interval_and_p_of_pairs_are_one_rule(n: int) -> None:
+    """In every table: 0 is outside where p is at most 0.05, the estimate is inside, swapped arms give the mirror image."""
+    for down in range(n + 1):
+        for up in range(n + 1 - down):
+            found, mirrored = stats.paired(*pairs(down, up, n)), stats.paired(*pairs(down, up, n)[::-1])
+            assert (found.low > 0 or found.high < 0) == (found.p_value <= 0.05)
+            assert found.low < found.estimate + 1e-12 and found.estimate < found.high + 1e-12
+            assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low))
+            if down < 2:
+                said = stats.resolution(*pairs(down, up, n))
+                assert said.startswith("resolved") == (found.p_value <= 0.05), said
+    assert not stats.resolution(*pairs(0, 4, 16)).startswith("resolved")  # McNemar p = 0.125
+
+
+@pytest.mark.parametrize(("n", "p", "q", "same"), [(9, 0.4, 0.4, 0.5), (20, 0.5, 0.7, 0.5), (31, 0.1, 0.8, 0.2)])
+def test_the_paired_interval_covers_and_the_test_keeps_its_level(n: int, p: float, q: float, same: float) -> None:
+    """Exactly, over all tables of n pairs."""
+    both = same * min(p, q) + (1 - same) * p * q
+    law = reference.multinomial(n, [p - both, q - both, 1 - p - q + 2 * both])
+    covered = rejected = 0.0
+    for down in range(n + 1):
+        for up in range(n + 1 - down):
+            weight, found = law.pmf([down, up, n - down - up]), stats.paired(*pairs(down, up, n))
+            covered += weight * (found.low <= q - p <= found.high)
+            rejected += weight * (found.p_value <= 0.05)
+    assert covered >= 0.95
+    assert rejected <= 0.05 or p != q
+
+
+def test_power_is_what_simulation_gives_and_what_is_planned_suffices() -> None:
+    random = np.random.default_rng(0)
+    for n, size, discordant in ((25, 0.1, 0.1), (60, 0.2, 0.3)):
+        up, down = (discordant + size) / 2, (discordant - size) / 2
+        drawn_tables = random.multinomial(n, [down, up, 1 - up - down], size=2000)
+        told = np.mean([reference.binomtest(int(u), int(u + d)).pvalue <= 0.05 if u + d else False for d, u, _ in drawn_tables])
+        assert stats.power(n, size, discordant) == pytest.approx(told, abs=0.033)  # 3 standard errors
+    # about 80 pairs tell 0.10 from 0 where nothing else is discordant; 25 don't
+    assert 70 <= stats.pairs_to_tell(0.1, 0.06) <= 90 and stats.power(25, 0.1, 0.06) < 0.1
+    for size, discordant in ((0.1, 0.4), (0.3, 0.5), (0.02, 0.1)):
+        n = stats.pairs_to_tell(size, discordant)
+        assert 0.8 <= stats.power(n, size, discordant) < 0.82
+    assert stats.pairs_to_tell(1e-4, 0.1) == pytest.approx(0.1 * (1.96 + 0.8416) ** 2 / 1e-8, rel=0.01)
+    assert stats.size_told(4, 0.25) is None and stats.power(64, stats.size_told(64, 0.25), 0.25) >= 0.8
+
+
+@pytest.mark.parametrize(("n1", "n2"), [(10, 16), (12, 12)])
+def test_interval_and_p_of_arms_are_one_rule(n1: int, n2: int) -> None:
+    n = n1 + n2
+    for k1 in range(n1 + 1):
+        for k2 in range(n2 + 1):
+            found = stats.independent(k1, n1, k2, n2)
+            assert (found.low > 0 or found.high < 0) == (found.p_value <= 0.05)
+            if 0 < k1 + k2 < n:
+                chi = reference.chi2_contingency([[k1, n1 - k1], [k2, n2 - k2]], correction=False).statistic
+                assert found.p_value == pytest.approx(reference.chi2.sf(chi * (n - 1) / n, 1))
+            for bound in (found.low, found.high):
+                if -1 < bound < 1:
+                    assert abs(score(k1, n1, k2, n2, bound)) == pytest.approx(1.96, abs=0.01)
+
+
+def score(k1: int, n1: int, k2: int, n2: int, d: float) -> float:
+    """Miettinen and Nurminen's statistic with the most likely share looked for on a grid."""
+    p = np.linspace(max(0, -d), min(1, 1 - d), 20001)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        parts = [(k1, p), (n1 - k1, 1 - p), (k2, p + d), (n2 - k2, 1 - p - d)]
+        likelihood = sum(np.where(k > 0, k * np.log(np.clip(x, 0, 1)), 0.0) for k, x in parts if k > 0)
+    p = p[np.argmax(likelihood)]
+    variance = (p * (1 - p) / n1 + (p + d) * (1 - p - d) / n2) * (n1 + n2) / (n1 + n2 - 1)
+    return float((k2 / n2 - k1 / n1 - d) / np.sqrt(variance))
 
 
 def drawn(random, n: int, p: float, q: float, same: float) -> tuple[np.ndarray, np.ndarray]:
@@ -46,17 +120,17 @@ def drawn(random, n: int, p: float, q: float, same: float) -> tuple[np.ndarray, 
 def test_paired_intervals_cover(p: float, q: float, same: float) -> None:
     random, hits, trials = np.random.default_rng(0), 0, 2000
     for _ in range(trials):
-        interval = stats.paired_difference(*drawn(random, 64, p, q, same))
+        interval = stats.paired(*drawn(random, 64, p, q, same))
         hits += interval.low <= q - p <= interval.high
-    assert 0.93 <= hits / trials <= 0.97
+    assert 0.945 <= hits / trials <= 0.985
 
 
 def test_a_paired_interval_never_vanishes_and_shared_noise_narrows_it() -> None:
     same = np.ones(16, bool)
-    nothing = stats.paired_difference(same, same)
+    nothing = stats.paired(same, same)
     assert nothing.estimate == 0 and nothing.high > 0.1 and nothing.low < -0.1
     random = np.random.default_rng(1)
-    widths = [np.subtract(*stats.paired_difference(*drawn(random, 400, 0.5, 0.5, s))[2:0:-1]) for s in (0.0, 0.9)]
+    widths = [np.subtract(*stats.paired(*drawn(random, 400, 0.5, 0.5, s))[2:0:-1]) for s in (0.0, 0.9)]
     assert widths[1] < 0.6 * widths[0]
 
 
@@ -85,23 +159,34 @@ def test_counts_of_draws() -> None:
 def test_p_values_are_uniform_where_nothing_differs_and_small_where_something_does(paired: bool) -> None:
     random, found = np.random.default_rng(0), []
     for i in range(200):
-        a, b = random.integers(0, 6, 60), random.integers(0, 6, 60)
-        found.append(stats.permutation_test(a, b, stats.jensen_shannon, paired=paired, seed=i, draws=400))
+        a, b = random.integers(0, 6, 60).astype(str), random.integers(0, 6, 60).astype(str)
+        found.append(stats.shift(a, b, stats.jensen_shannon, paired=paired, seed=i, draws=400).p_value)
     assert reference.kstest(found, "uniform").pvalue > 0.01
-    a, b = np.zeros(40, int), np.ones(40, int)
-    assert stats.permutation_test(a, b, stats.tv, paired=paired, seed=0, draws=999) == pytest.approx(1e-3)
+    a, b = ["0"] * 40, ["1"] * 40
+    assert stats.shift(a, b, stats.tv, paired=paired, seed=0, draws=999).p_value == pytest.approx(1e-3)
 
 
 def test_the_null_floor_is_what_chance_gives() -> None:
     random = np.random.default_rng(0)
     p = np.array([0.5, 0.3, 0.2])
     real = [stats.tv(*(np.bincount(random.choice(3, 100, p=p), minlength=3) for _ in range(2))) for _ in range(2000)]
-    floor = stats.null_floor(random.choice(3, 100, p=p), random.choice(3, 100, p=p), stats.tv, paired=False, seed=0)
-    assert floor.mean == pytest.approx(np.mean(real), abs=0.012) and floor.high == pytest.approx(
+    a, b = (random.choice(3, 100, p=p).astype(str) for _ in range(2))
+    floor = stats.shift(a, b, stats.tv, paired=False, seed=0)
+    assert floor.null_mean == pytest.approx(np.mean(real), abs=0.012) and floor.null_high == pytest.approx(
         np.quantile(real, 0.95), abs=0.03
     )
-    same = random.choice(3, 100, p=p)
-    assert stats.null_floor(same, same, stats.tv, paired=True, seed=0) == (0.0, 0.0)
+    same = stats.shift(a, a, stats.tv, paired=True, seed=0)
+    assert (same.value, same.p_value, same.null_mean, same.null_high) == (0.0, 1.0, 0.0, 0.0)
+
+
+def test_value_and_null_of_a_shift_are_over_one_alphabet() -> None:
+    """Twelve outcomes that all differ: KL with a half added to each of the 24 classes, in the value as in its null."""
+    a, b = [f"a{i}" for i in range(12)], [f"b{i}" for i in range(12)]
+    found = stats.shift(a, b, stats.kl_jeffreys, paired=True, seed=0)
+    p = np.array([1.5] * 12 + [0.5] * 12) / 24
+    assert found.value == pytest.approx(reference.entropy(p, p[::-1]))
+    # pairs turned round: every class is still in one arm once, so the statistic is what it was, whatever is drawn
+    assert found.p_value == 1.0
 
 
 def test_false_discoveries_and_ranks() -> None:
@@ -115,10 +200,18 @@ def test_false_discoveries_and_ranks() -> None:
 
 
 def test_what_is_not_resolved_says_how_much_is_needed() -> None:
-    random = np.random.default_rng(0)
-    said = stats.resolution(*drawn(random, 16, 0.5, 0.5, 0.2))
-    assert said.startswith("not resolved at n = 16; about ") and "pairs needed" in said
+    said = stats.resolution(*pairs(1, 2, 16))
+    assert said == "not resolved at n = 16; about 158 pairs tell 0.10 from 0 in 4 of 5 runs"
+    assert stats.power(158, 0.1, 3 / 16) >= 0.8 > stats.power(140, 0.1, 3 / 16)
     assert stats.resolution(np.zeros(40, bool), np.ones(40, bool)) == "resolved at n = 40"
+    # as narrow as was asked for: no more pairs are needed, and the difference is bounded
+    assert stats.resolution(*pairs(0, 0, 400), target=0.01) == "smaller than ±0.010 at n = 400"
+    assert stats.resolution(*pairs(3, 3, 400)) == "smaller than ±0.018 at n = 400"
+    said = stats.resolution(*pairs(60, 50, 1024), target=0.01)
+    assert said.startswith("not resolved at n = 1024, which is too few for ±0.01; about 8") and " tell 0.01 " in said
+
+
+def test_a_mean_by_bootstrap() -> None:
     mean = stats.bootstrap_mean(np.arange(100.0), seed=0)
     assert (
         mean.estimate == 49.5 and mean.low == pytest.approx(43.9, abs=0.5) and mean.high == pytest.approx(55.1, abs=0.5)

@@ -7,6 +7,7 @@ the second only the draws whose own step says something else. Knows outcomes, dr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,7 @@ from probe.rewinding.trajectory import Trajectory
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
+DISTANCES = (("tv", "total variation", stats.tv), ("kl", "nats, KL Jeffreys", stats.kl_jeffreys))
 LEAST = 10  # draws that must say something else: with fewer nothing is concluded
 
 
@@ -44,58 +46,57 @@ def resampling(branches: pa.Table, n_steps: int, reference: str, *, n: int, seed
     added to each count, of all outcomes; their `control` is the mean where nothing differs, their p a paired permutation's.
     """
     found = [labels(branches, boundary(i), n) for i in range(n_steps + 1)]
-    codes = {c: k for k, c in enumerate(sorted({c for arm in found for c in arm}))}
     rows = []
     for i in range(n_steps):
         without, kept = found[i], found[i + 1]
-        a, b = (np.asarray([c == reference for c in arm]) for arm in (without, kept))
-        interval = stats.paired_difference(a, b)
-        rows.append(Row(
-            "resampling", i, interval.estimate, "P(answer) with the step - without", interval.low, interval.high,
-            stats.mcnemar_exact(*stats.cells(a, b)[1:3]), n=n,
-        ))  # fmt: skip
-        x, y = (np.asarray([codes[c] for c in arm]) for arm in (without, kept))
-        counts = [np.bincount(v, minlength=len(codes)) for v in (x, y)]
-        for name, unit, statistic in (
-            ("tv", "total variation", stats.tv),
-            ("kl", "nats, KL Jeffreys", stats.kl_jeffreys),
-        ):
+        difference = stats.paired(*(np.asarray([c == reference for c in arm]) for arm in (without, kept)))
+        rows.append(Row("resampling", i, unit="P(answer) with the step - without", n=n, **_columns(difference)))
+        for name, unit, statistic in DISTANCES:
+            shift = stats.shift(without, kept, statistic, paired=True, seed=seed)
             rows.append(Row(
-                f"resampling_{name}", i, float(statistic(*counts)), unit, n=n,
-                p_value=stats.permutation_test(x, y, statistic, paired=True, seed=seed),
-                control=stats.null_floor(x, y, statistic, paired=True, seed=seed).mean,
+                f"resampling_{name}", i, shift.value, unit, p_value=shift.p_value, control=shift.null_mean,
+                floor=shift.null_mean, n=n,
             ))  # fmt: skip
     return rows
 
 
 def counterfactual(
-    branches: pa.Table, n_steps: int, reference: str, different: Sequence[np.ndarray], *, n: int
+    branches: pa.Table, n_steps: int, reference: str, different: Sequence[np.ndarray], *, n: int, seed: int = 0
 ) -> list[Row]:
-    """A row a step: P(reference) with the step kept - P(reference) where another step was drawn in its place.
+    """Five rows a step: the outcome where another step was drawn in its place, against the outcome with the step kept.
 
-    different[i] (n,): whether draw s from before step i says something else than step i. `control` is the same against the
-    draws that say the same: content matters only if the estimate exceeds it. Fewer than LEAST such draws: no estimate.
+    different[i] (n,): whether draw s from before step i says something else than step i.
+    `counterfactual`: P(reference) with the step - with another. `counterfactual_kl`: KL(with another || with the step) of
+    all outcomes (Bogdan et al. 2025), `_tv`: their total variation; `…_pooled`: against the draws with the step and those
+    that say the same taken together, as those authors' code has it.
+    Two controls: `control` is the same against the draws that say the same (content matters only where the estimate
+    exceeds it), `floor` its mean where nothing differs. Fewer than LEAST draws of either kind: not measured.
     """
     rows = []
     for i in range(n_steps):
-        without, kept = (np.asarray(labels(branches, boundary(k), n)) == reference for k in (i, i + 1))
-        other, same = without[different[i]], without[~different[i]]
+        without, kept = (labels(branches, boundary(k), n) for k in (i, i + 1))
+        other, same = ([c for c, d in zip(without, different[i], strict=True) if d == kind] for kind in (True, False))
         row = Row("counterfactual", i, None, "P(answer) with the step - with another", n=len(other))
         if len(other) >= LEAST:
-            interval = stats.newcombe(int(other.sum()), len(other), int(kept.sum()), n)
-            row.estimate, row.ci_low, row.ci_high = interval
-            row.p_value = _fisher(int(other.sum()), len(other), int(kept.sum()), n)
+            row = replace(row, **_columns(_apart(other, kept, reference)))
         if len(same) >= LEAST:
-            row.control = float(kept.mean() - same.mean())
+            row.control = _apart(same, kept, reference).estimate
         rows.append(row)
+        for name, unit, statistic in DISTANCES:
+            alike = stats.shift(same, kept, statistic, paired=False, seed=seed).value if len(same) >= LEAST else None
+            for suffix, against in (("", kept), ("_pooled", [*kept, *same])):
+                row = Row(f"counterfactual_{name}{suffix}", i, None, unit, control=alike, n=len(other))
+                if len(other) >= LEAST:
+                    shift = stats.shift(other, against, statistic, paired=False, seed=seed)
+                    row = replace(row, estimate=shift.value, p_value=shift.p_value, floor=shift.null_mean)
+                rows.append(row)
     return rows
 
 
-def _fisher(k1: int, n1: int, k2: int, n2: int) -> float:
-    """Two-sided p of two independent proportions being one (Fisher's exact test)."""
-    from math import comb
+def _columns(found: stats.Difference) -> dict[str, float]:
+    return {"estimate": found.estimate, "ci_low": found.low, "ci_high": found.high, "p_value": found.p_value}
 
-    total, whole = k1 + k2, comb(n1 + n2, k1 + k2)
-    each = [comb(n1, k) * comb(n2, total - k) for k in range(max(0, total - n2), min(n1, total) + 1)]
-    own = comb(n1, k1) * comb(n2, total - k1)
-    return min(1.0, sum(p for p in each if p <= own) / whole)
+
+def _apart(other: Sequence[str], kept: Sequence[str], reference: str) -> stats.Difference:
+    """P(reference) in `kept` - in `other`."""
+    return stats.independent(other.count(reference), len(other), kept.count(reference), len(kept))

@@ -105,7 +105,7 @@ def importance(
 
 def plan_importance(run: stores.Run | str | Path, *, lm: LanguageModel | None = None, **what: Any) -> dict[str, Any]:
     """What `importance` would do; keywords as there. Decodes a few tokens to time them; writes nothing."""
-    from probe.rewinding.planning import half_width, seconds
+    from probe.rewinding.planning import precision, seconds
 
     source = open_source(run)
     lm = lm or model_of(source)
@@ -121,7 +121,7 @@ def plan_importance(run: stores.Run | str | Path, *, lm: LanguageModel | None = 
         "model": lm.name, "methods": ", ".join(asked.methods), "steps": len(asked.original.steps), "continuations": drawn,
         "tokens": tokens,
         "seconds": round(seconds(lm, [arm.prefix for arm in arms], asked.drawing, drawn), 1) if drawn else 0.0,
-        "half_width": round(half_width(asked.samples), 3),
+        **precision(asked.samples),
         "tables": {"branches": {"rows": drawn, "bytes": drawn * (100 + 4 * asked.drawing.max_new)},
                    "tokens": {"rows": tokens, "bytes": 14 * tokens}},
     }  # fmt: skip
@@ -233,7 +233,9 @@ def _counterfactual(lm: LanguageModel, writer: stores.Writer, asked: Asked, more
         "different": [float(d.mean()) for d in different],
         "overdetermined": [1 - len(set(per)) / len(per) for per in texts],
     }  # fmt: skip
-    return boundaries.counterfactual(branches, len(steps), asked.reference, different, n=asked.samples)
+    return boundaries.counterfactual(
+        branches, len(steps), asked.reference, different, n=asked.samples, seed=asked.drawing.sampling.seed
+    )
 
 
 def _keep_matrix(writer: stores.Writer, name: str, matrix: np.ndarray) -> None:

@@ -14,7 +14,8 @@ from probe.rewinding.trajectory import Trajectory
 
 @dataclass
 class Row:
-    """A step's importance. NaN-free: what was not measured is None. `control` is the method's own control, in its unit."""
+    """A step's importance. NaN-free: what was not measured is None. `control` is the method's own control, and `floor`
+    the mean estimate where nothing differs, both in its unit."""
 
     method: str
     step: int
@@ -25,6 +26,7 @@ class Row:
     p_value: float | None = None
     q_value: float | None = None
     control: float | None = None
+    floor: float | None = None
     n: int | None = None
 
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from probe import stats
 
-SCORES = "Newcombe paired, McNemar exact"
+SCORES = "McNemar exact and its inversion"
 LABELS = "paired permutation, parametric null"
 
 
@@ -24,7 +24,7 @@ def labels(branches: pa.Table, arm: str, n: int | None = None) -> list[str]:
 def half_width(branches: pa.Table, reference: str) -> float:
     """Half the width of the 95 % interval of the paired difference in P(reference)."""
     control, edited = (_is(labels(branches, arm), reference) for arm in ("control", "edited"))
-    found = stats.paired_difference(control, edited)
+    found = stats.paired(control, edited)
     return (found.high - found.low) / 2
 
 
@@ -40,7 +40,7 @@ def effect_rows(
     control, edited = labels(branches, "control", n), labels(branches, "edited", n)
     classes = sorted(set(control) | set(edited) | {reference}, key=lambda c: (-control.count(c), -edited.count(c), c))
     rows = [_share(control, edited, c) for c in classes]
-    rows += _distances(control, edited, classes, seed=seed)
+    rows += _distances(control, edited, seed=seed)
     rows.append(_flips(control, edited))
     if expected is not None:
         rows.append({**_share(control, edited, expected), "metric": "accuracy", "outcome": expected})
@@ -54,34 +54,28 @@ def _is(found: Sequence[str], outcome: str) -> np.ndarray:
 
 def _share(control: Sequence[str], edited: Sequence[str], outcome: str) -> dict[str, Any]:
     a, b = _is(control, outcome), _is(edited, outcome)
-    interval = stats.paired_difference(a, b)
+    found = stats.paired(a, b)
     return {
         "metric": "share", "outcome": outcome, "control": float(a.mean()), "edited": float(b.mean()),
-        "difference": interval.estimate, "ci_low": interval.low, "ci_high": interval.high,
-        "p_value": stats.mcnemar_exact(*stats.cells(a, b)[1:3]), "null_high": None,
+        "difference": found.estimate, "ci_low": found.low, "ci_high": found.high, "p_value": found.p_value,
+        "null_high": None,
         "n": len(a), "method": SCORES,
     }  # fmt: skip
 
 
-def _distances(
-    control: Sequence[str], edited: Sequence[str], classes: Sequence[str], *, seed: int
-) -> list[dict[str, Any]]:
+def _distances(control: Sequence[str], edited: Sequence[str], *, seed: int) -> list[dict[str, Any]]:
     """How far the two distributions of outcomes lie apart, and how far they would if the edit did nothing."""
-    codes = {c: i for i, c in enumerate(classes)}
-    a, b = (np.asarray([codes[x] for x in arm]) for arm in (control, edited))
     rows = []
     for metric, statistic in (
         ("total_variation", stats.tv),
         ("jensen_shannon", stats.jensen_shannon),
         ("kl_jeffreys", stats.kl_jeffreys),
     ):
-        counts = np.bincount(a, minlength=len(classes)), np.bincount(b, minlength=len(classes))
-        floor = stats.null_floor(a, b, statistic, seed=seed, paired=True)
+        found = stats.shift(control, edited, statistic, seed=seed, paired=True)
         rows.append({
-            "metric": metric, "outcome": "", "control": None, "edited": None, "difference": float(statistic(*counts)),
-            "ci_low": None, "ci_high": None,
-            "p_value": stats.permutation_test(a, b, statistic, seed=seed, paired=True),
-            "null_high": floor.high, "n": len(a), "method": LABELS,
+            "metric": metric, "outcome": "", "control": None, "edited": None, "difference": found.value,
+            "ci_low": None, "ci_high": None, "p_value": found.p_value, "null_high": found.null_high,
+            "n": len(control), "method": LABELS,
         })  # fmt: skip
     return rows
 

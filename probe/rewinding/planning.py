@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from probe import stats
 from probe.decoding import decode
 from probe.rewinding.preparing import model_of, open_source, prepare
 from probe.rewinding.rollouts import ROWS, Drawing
@@ -24,7 +25,8 @@ def plan_rewind(run: Run | str | Path, *, to: str, lm: LanguageModel | None = No
     """What `rewind` would do; keywords as there. Decodes a few tokens to time them; writes nothing.
 
     `half_width` is that of the 95 % interval of the paired difference in P(answer) at P = ½ and a correlation of RHO
-    between the arms: the widest that is to be expected.
+    between the arms: the widest that is to be expected. `tells_from_0` is the smallest difference that is then told from 0 in
+    4 of 5 runs; None where so few pairs tell none.
     """
     source = open_source(run)
     lm = lm or model_of(source)
@@ -35,15 +37,15 @@ def plan_rewind(run: Run | str | Path, *, to: str, lm: LanguageModel | None = No
         "model": lm.name, "edit": str(plan.edit), "position": plan.target.start, "arms": len(plan.named),
         "continuations": rows, "tokens": tokens,
         "seconds": round(seconds(lm, [arm.prefix for arm in plan.named], plan.drawing, rows), 1),
-        "half_width": round(half_width(plan.samples), 3),
+        **precision(plan.samples),
         "tables": {"branches": {"rows": rows, "bytes": rows * (100 + 4 * plan.drawing.max_new)},
                    "tokens": {"rows": tokens, "bytes": 14 * tokens}},
     }  # fmt: skip
 
 
-def half_width(n: int, *, p: float = 0.5, rho: float = RHO) -> float:
-    """Of the 95 % interval of a paired difference of proportions: 1.96 sqrt(2 p (1 - p) (1 - rho) / n)."""
-    return 1.96 * math.sqrt(2 * p * (1 - p) * (1 - rho) / n)
+def precision(n: int) -> dict[str, float | None]:
+    """What n pairs are good for: see `plan_rewind`."""
+    return {"half_width": round(stats.half_width(n, rho=RHO), 3), "tells_from_0": stats.size_told(n, (1 - RHO) / 2)}
 
 
 def seconds(lm: LanguageModel, prefixes: Sequence[Sequence[int]], drawing: Drawing, rows: int) -> float:

@@ -33,7 +33,7 @@ def summarize(
         "new": _text(lm, arms.before, arms.new), "same_length": len(arms.old) == len(arms.new), "samples": n,
         "max_new": plan.drawing.max_new, "answers": plan.drawing.how, "reference": plan.reference,
         "expected": plan.expected, "arms": shares, "headroom": shares[before]["entropy"] if before else None,
-        "difference": headline, "resolution": _resolution(branches, plan.reference, n) if headline else None,
+        "difference": headline, "resolution": _resolution(branches, plan.reference, n, plan.until) if headline else None,
         "effects": rows, "off_policy": far, "rescored": _rescored(original, len(arms.control), scored),
         "examples": _examples(branches, n), "no_answer": _no_answer(shares),
     }  # fmt: skip
@@ -67,10 +67,10 @@ def _arm(branches: pa.Table, arm: str, n: int | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _resolution(branches: pa.Table, reference: str, n: int) -> str:
+def _resolution(branches: pa.Table, reference: str, n: int, until: float | None) -> str:
     """Whether the paired difference in P(reference) is told from zero."""
     control, edited = (np.asarray(labels(branches, arm, n)) == reference for arm in ("control", "edited"))
-    return stats.resolution(control, edited)
+    return stats.resolution(control, edited, target=until)
 
 
 def _rescored(original: Trajectory, first: int, scored: tuple[np.ndarray, np.ndarray] | None) -> dict[str, Any] | None:
