@@ -31,6 +31,8 @@ def command(
     branch: r.Branch = 0,
     chat: o.Chat = False,
     system: o.System = None,
+    template_option: o.TemplateOption = None,
+    allow_template_loss: o.TemplateLoss = False,
     model: s.Model = None,
     revision: o.Revision = None,
     trust_remote_code: o.RemoteCode = False,
@@ -52,7 +54,8 @@ def command(
 
     what: dict[str, Any] = {
         "answer": answer, "against": against, "position": position, "by_source": sources, "prompt_id": prompt,
-        "branch": branch, "chat": chat, "system": system, "other_model": model is not None,
+        "branch": branch, "chat": chat, "system": system,
+        **o.template(template_option, allow_template_loss), "other_model": model is not None,
     }  # fmt: skip
     with plain_warnings(), progress(shown=not (quiet or no_progress)) as report:
         lm = s.load_for(

@@ -30,6 +30,8 @@ def command(
     dtype_b: DtypeB = None,
     chat: o.Chat = False,
     system: o.System = None,
+    template_option: o.TemplateOption = None,
+    allow_template_loss: o.TemplateLoss = False,
     revision: o.Revision = None,
     revision_b: RevisionB = None,
     trust_remote_code: o.RemoteCode = False,
@@ -55,7 +57,12 @@ def command(
     from probe.comparing import plan_compare
     from probe.errors import BadOption
 
-    what: dict[str, Any] = {"edit": edit or [], "chat": chat, "system": system}
+    what: dict[str, Any] = {
+        "edit": edit or [],
+        "chat": chat,
+        "system": system,
+        **o.template(template_option, allow_template_loss),
+    }
     shared: dict[str, Any] = {
         "device": device,
         "device_map": device_map,

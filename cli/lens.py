@@ -38,6 +38,8 @@ def command(
     branch: r.Branch = 0,
     chat: o.Chat = False,
     system: o.System = None,
+    template_option: o.TemplateOption = None,
+    allow_template_loss: o.TemplateLoss = False,
     model: s.Model = None,
     revision: o.Revision = None,
     trust_remote_code: o.RemoteCode = False,
@@ -60,7 +62,8 @@ def command(
 
     what: dict[str, Any] = {
         "target": target, "position": position, "edit": edit or [], "top": top, "prompt_id": prompt, "branch": branch,
-        "chat": chat, "system": system, "seed": seed, "other_model": model is not None,
+        "chat": chat, "system": system,
+        **o.template(template_option, allow_template_loss), "seed": seed, "other_model": model is not None,
     }  # fmt: skip
     with plain_warnings(), progress(shown=not (quiet or no_progress)) as report:
         lm = s.load_for(

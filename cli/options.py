@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +25,13 @@ Resume = Annotated[bool, typer.Option("--resume", help="Complete the interrupted
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seeds every random choice.")]
 Chat = Annotated[bool, typer.Option("--chat/--raw", help="Apply the model's chat template to the prompt.")]
 System = Annotated[str | None, typer.Option("--system", help="System message; needs --chat.")]
+TemplateOption = Annotated[
+    list[str] | None,
+    typer.Option("--template-option", help="Set a variable of the template: NAME=VALUE (JSON or text); repeatable."),
+]
+TemplateLoss = Annotated[
+    bool, typer.Option("--allow-template-loss", help="Go on where the template leaves out what a message says.")
+]
 PromptFile = Annotated[
     Path | None,
     typer.Option("--file", "-f", help="Many prompts: .txt (one a line), .jsonl, .csv or .parquet; - for stdin."),
@@ -44,3 +51,10 @@ Edits = Annotated[
     typer.Option("--edit", "-e", help="Change activations: PLACE=OP, e.g. z@5.3=zero; repeatable."),
 ]
 Split = Annotated[str, typer.Option("--split", help="sentence, line, paragraph, token, regex:PATTERN or spans:FILE.")]
+
+
+def template(options: list[str] | None, allow_loss: bool) -> dict[str, Any]:
+    """The template's options as keywords of a verb."""
+    from probe.language_model.chat import parse_options
+
+    return {"template_options": parse_options(options or []), "allow_template_loss": allow_loss}

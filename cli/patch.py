@@ -100,6 +100,8 @@ def command(
     device_map: o.DeviceMap = None,
     chat: o.Chat = False,
     system: o.System = None,
+    template_option: o.TemplateOption = None,
+    allow_template_loss: o.TemplateLoss = False,
     out: o.Out = None,
     resume: o.Resume = False,
     seed: o.Seed = 0,
@@ -119,7 +121,8 @@ def command(
         "clean": clean, "corrupt": corrupt, "answer": answer, "against": against, "pairs": file or (), "sites": sites,
         "layers": layers, "heads": heads, "positions": positions, "by": by, "source": source, "direction": direction,
         "metric": metric, "align": align, "method": method, "ig": ig, "sample": sample, "path": path, "memory": memory,
-        "rewind": from_rewind, "edit": edit or [], "chat": chat, "system": system, "seed": seed,
+        "rewind": from_rewind, "edit": edit or [], "chat": chat, "system": system,
+        **o.template(template_option, allow_template_loss), "seed": seed,
     }  # fmt: skip
     with plain_warnings(), progress(shown=not (quiet or no_progress)) as report:
         default = ctx.get_parameter_source("model")

@@ -37,6 +37,8 @@ def command(
     split: o.Split = "sentence",
     chat: o.Chat = False,
     system: o.System = None,
+    template_option: o.TemplateOption = None,
+    allow_template_loss: o.TemplateLoss = False,
     model: o.Model = "smollm2",
     revision: o.Revision = None,
     trust_remote_code: o.RemoteCode = False,
@@ -67,7 +69,7 @@ def command(
     )  # fmt: skip
     what: dict[str, Any] = {
         "generate": generate, "block": block, "plain": plain, "top": top, "sampling": sampling, "split": split,
-        "chat": chat, "system": system,
+        "chat": chat, "system": system, **o.template(template_option, allow_template_loss),
     }  # fmt: skip
     placed: dict[str, Any] = {
         "device": device, "dtype": dtype, "device_map": device_map, "trust_remote_code": trust_remote_code,

@@ -52,6 +52,8 @@ def command(
     split: o.Split = "sentence",
     chat: o.Chat = False,
     system: o.System = None,
+    template_option: o.TemplateOption = None,
+    allow_template_loss: o.TemplateLoss = False,
     model: o.Model = "smollm2",
     revision: o.Revision = None,
     trust_remote_code: o.RemoteCode = False,
@@ -84,7 +86,8 @@ def command(
     )  # fmt: skip
     what = {
         "generate": generate, "sampling": sampling, "capture": capture or [], "attention": attention, "lens": lens,
-        "top": top, "split": split, "chat": chat, "system": system, "batch_tokens": batch_tokens, "store": store,
+        "top": top, "split": split, "chat": chat, "system": system,
+        **o.template(template_option, allow_template_loss), "batch_tokens": batch_tokens, "store": store,
         "edit": edit or [], "explain": explain, "order": order,
     }  # fmt: skip
     with plain_warnings(), progress(shown=not (quiet or no_progress)) as report:

@@ -69,7 +69,7 @@ def attribute(
             widths = {i: seen.values[lm.anatomy.layers[i].taps["z"]].shape[-1] for i in parts.heads}
             found, more = sources(lm, subject.ids, positions, parts, widths)
             parts.notes += more
-        for note in (*notes, *_grouped(parts.notes)):
+        for note in (*subject.sequence.notes, *notes, *_grouped(parts.notes)):
             writer.warn(note)
         with writer.unit("attribution"):
             _keep(writer, subject, positions, parts, found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from probe.comparing import recorded, residuals, sides, summary
 from probe.comparing.sides import Pair, Side
 from probe.errors import BadOption, BadPlace, BadPrompt, NonFinite, ProbeError
 from probe.interventions import Edit, edit_texts, parse_all
+from probe.language_model.chat import Chat
 from probe.tracing.encoding import encode
 from probe.tracing.prompts import Prompt, as_prompts
 from probe.tracing.rows import Sequence, prompt_columns
@@ -23,29 +24,32 @@ Progress = Callable[[str, int, int], None]
 
 def compare(
     a: LanguageModel | stores.Run | str | Path, b: LanguageModel | stores.Run | str | Path, texts: Any = None, *,
-    edit: str | Iterable[str | Edit] = (), chat: bool = False, system: str | None = None, seed: int = 0,
+    edit: str | Iterable[str | Edit] = (), chat: bool = False, system: str | None = None,
+    template_options: Mapping[str, Any] | None = None, allow_template_loss: bool = False, seed: int = 0,
     out: str | Path | None = None, progress: Progress | None = None,
 ) -> stores.Run:  # fmt: skip
     """Where two models (A, B) differ on the same texts, or two runs of `trace` (or their paths) on what they share.
 
     texts: as in `trace`. edit: changes of B's activations, so that a model can be compared with itself under an edit; A
-    and B may be one object. chat, system: apply A's chat template.
+    and B may be one object. chat, system, template_options, allow_template_loss: apply A's chat template, as in
+    `trace`.
     Models of one vocabulary read the same ids: table `comparison`, a row a token (its log-prob by each, KL both ways,
     Jensen-Shannon, total variation and 1 - TV, the acceptance rate if one drafted for the other), and `similarity`, a row a
     layer (cosine, linear CKA). With different tokenizers only log-probs are compared, summed between the characters
     where both have a boundary: table `segments`. Two runs are compared by what was recorded, up to where their texts part.
     Raises `BadPrompt`, `BadOption`, `BadEdit`, `RunError`, `NonFinite`.
     """
+    how = Chat(chat, system, template_options or {}, allow_template_loss)
     if isinstance(a, stores.Run | str | Path) and isinstance(b, stores.Run | str | Path):
-        if texts is not None or edit or chat or system is not None:
-            raise BadOption("two runs hold their own texts", hint="leave out the text, --edit, --chat and --system")
+        if texts is not None or edit or how != Chat():
+            raise BadOption("two runs hold their own texts", hint="leave out the text, --edit, --chat and its options")
         return _compare_runs(_opened(a), _opened(b), seed=seed, out=out)
     if isinstance(a, stores.Run | str | Path) or isinstance(b, stores.Run | str | Path):
         raise BadOption("one is a run and the other a model", hint="give two models and a text, or two runs")
-    pair, inputs = _prepared(a, b, texts, edit, chat=chat, system=system)
+    pair, inputs = _prepared(a, b, texts, edit, how)
     path = _path(out)
-    with stores.create(path, command="compare", arguments=_arguments(pair, inputs, chat, system)) as writer:
-        sequences, failed = _encoded(pair, inputs, chat=chat, system=system)
+    with stores.create(path, command="compare", arguments=_arguments(pair, inputs, how)) as writer:
+        sequences, failed = _encoded(pair, inputs, how)
         if failed and len(inputs) == 1:
             raise failed[0][1]
         chosen = residuals.sample([len(s.ids) for s in sequences])
@@ -76,9 +80,12 @@ def compare(
 
 def plan_compare(a: LanguageModel, b: LanguageModel, texts: Any, **what: Any) -> dict[str, Any]:
     """What `compare` of two models would compute and write, without running them; keywords as there."""
-    chat, system = what.get("chat", False), what.get("system")
-    pair, inputs = _prepared(a, b, texts, what.get("edit", ()), chat=chat, system=system)
-    sequences, failed = _encoded(pair, inputs, chat=chat, system=system)
+    how = Chat(
+        what.get("chat", False), what.get("system"), what.get("template_options") or {},
+        what.get("allow_template_loss", False),
+    )  # fmt: skip
+    pair, inputs = _prepared(a, b, texts, what.get("edit", ()), how)
+    sequences, failed = _encoded(pair, inputs, how)
     if not sequences:
         raise failed[0][1]
     tokens = sum(len(s.ids) for s in sequences)
@@ -96,14 +103,13 @@ def plan_compare(a: LanguageModel, b: LanguageModel, texts: Any, **what: Any) ->
 
 
 def _prepared(
-    a: LanguageModel, b: LanguageModel, texts: Any, edit: str | Iterable[str | Edit], *, chat: bool, system: str | None
+    a: LanguageModel, b: LanguageModel, texts: Any, edit: str | Iterable[str | Edit], how: Chat
 ) -> tuple[Pair, list[Prompt]]:
     if texts is None:
         raise BadOption("two models need a text to read", hint="give one after them, or a file of texts with --file")
-    if system is not None and not chat:
-        raise BadOption("a system message needs the chat template", hint="add --chat")
+    how.check()
     same = sides.one_vocabulary(a, b)
-    if chat and not same:
+    if how.apply and not same:
         raise BadOption(
             "a chat has another text for each tokenizer", hint="leave out --chat, or render the text yourself"
         )
@@ -111,9 +117,7 @@ def _prepared(
     return Pair(Side(a), Side(b, parse_all(b, edit)), same, why, edit_texts(edit)), as_prompts(texts)
 
 
-def _encoded(
-    pair: Pair, inputs: list[Prompt], *, chat: bool, system: str | None
-) -> tuple[list[Sequence], list[tuple[Prompt, ProbeError]]]:
+def _encoded(pair: Pair, inputs: list[Prompt], how: Chat) -> tuple[list[Sequence], list[tuple[Prompt, ProbeError]]]:
     """Every text that both can read, in A's tokens, and every one that they can't with its reason."""
     found: list[Sequence] = []
     failed: list[tuple[Prompt, ProbeError]] = []
@@ -121,7 +125,7 @@ def _encoded(
         try:
             if not pair.by_tokens and not isinstance(prompt.content, str):
                 raise BadPrompt("a chat has another text for each tokenizer", hint="give the text itself")
-            sequence = encode(pair.a.lm, prompt, chat=chat, system=system)
+            sequence = encode(pair.a.lm, prompt, how)
             if pair.by_tokens:
                 sides.check_length(pair.b.lm, sequence.ids)
                 if len(sequence.ids) < 2:
@@ -150,6 +154,8 @@ def _write(writer: stores.Writer, prompt_id: int, columns: dict[str, Any]) -> No
 
 def _warn(writer: stores.Writer, pair: Pair, sequences: list[Sequence]) -> None:
     a, b = pair.a.lm, pair.b.lm
+    for note in dict.fromkeys(note for sequence in sequences for note in sequence.notes):
+        writer.warn(note)
     if not pair.by_tokens:
         return
     if a.anatomy.d_vocab != b.anatomy.d_vocab:
@@ -234,9 +240,9 @@ def _path(out: str | Path | None) -> Path | None:
     return stores.fresh_path("compare") if out == "auto" else Path(out) if out else None
 
 
-def _arguments(pair: Pair, inputs: list[Prompt], chat: bool, system: str | None) -> dict[str, Any]:
+def _arguments(pair: Pair, inputs: list[Prompt], how: Chat) -> dict[str, Any]:
     a, b = pair.a.lm, pair.b.lm
     return {
         "a": a.name, "b": b.name, "dtype_a": str(a.dtype), "dtype_b": str(b.dtype), "edit": pair.edit,
-        "prompts": len(inputs), "chat": chat, "system": system,
+        "prompts": len(inputs), **how.arguments(),
     }  # fmt: skip

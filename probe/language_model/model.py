@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from probe.errors import BadOption, BadPrompt
+from probe.language_model import chat as chats
 from probe.language_model.home import home
 from probe.language_model.pieces import Pieces, alone, pieces
 
@@ -33,6 +34,15 @@ class Encoded(NamedTuple):
 
     ids: list[int]
     text: str
+
+
+class Rendered(NamedTuple):
+    """A conversation as ids and as text, the characters on which its messages stand there, and what is to be said of it."""
+
+    ids: list[int]
+    text: str
+    said: list[tuple[int, int]]
+    notes: list[str]
 
 
 class LanguageModel:
@@ -147,31 +157,36 @@ class LanguageModel:
     ) -> Encoded:
         """Messages (a text is one of the user's) through the chat template, once, then tokenised with nothing added.
 
-        Raises `BadOption` if there is no template or it drops the system message, `BadPrompt` if it refuses them.
+        Raises as `render` does.
         """
-        from jinja2 import TemplateError
+        found = self.render(messages, chats.Chat(True, system), add_generation_prompt=add_generation_prompt)
+        return Encoded(found.ids, found.text)
 
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]] | str,
+        chat: chats.Chat,
+        *,
+        add_generation_prompt: bool = True,
+    ) -> Rendered:
+        """Messages through the chat template as `chat` says, then tokenised with nothing added.
+
+        Raises `BadOption` if there is no template or it does not read an option, `BadPrompt` if it refuses the messages,
+        fails, or leaves out what they say.
+        """
         if not self.tokenizer.chat_template:
             raise BadOption(f"'{self.name}' has no chat template", hint="give the prompt raw, or a model tuned to chat")
-        chat = [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(m) for m in messages]
-        if system is not None:
-            chat = [{"role": "system", "content": system}, *chat]
+        said = [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(m) for m in messages]
+        if chat.system is not None:
+            said = [{"role": "system", "content": chat.system}, *said]
         odd = next(
-            (m for m in chat if not isinstance(m.get("role"), str) or not m.keys() & {"content", "tool_calls"}), None
+            (m for m in said if not isinstance(m.get("role"), str) or not m.keys() & {"content", "tool_calls"}), None
         )
-        if odd is not None or not chat:
+        if odd is not None or not said:
             # most templates would render nothing in its place
             raise BadPrompt(f"not a message: {odd}", hint="each needs a 'role' and a 'content'")
-        try:
-            text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
-        except (TemplateError, KeyError, TypeError, ValueError) as error:
-            raise BadPrompt(
-                f"the chat template of '{self.name}' refuses these messages: {error}",
-                hint="some templates know no system role, or want user and assistant in turns",
-            ) from error
-        if system is not None and system.strip() not in text:
-            raise BadOption(f"the chat template of '{self.name}' drops the system message", hint="put it in the prompt")
-        return Encoded(self._ids(text, special=False), text)
+        found = chats.render(self.tokenizer, said, chat, awaited=add_generation_prompt, name=self.name)
+        return Rendered(self._ids(found.text, special=False), *found)
 
     def pieces(self, ids: Sequence[int]) -> Pieces:
         """Decode ids at once: the text, each token's piece of it and its character span (see `Pieces`)."""
@@ -191,10 +206,26 @@ class LanguageModel:
                 f"the prompt is not valid text: {error.reason} at {error.start}", hint="give UTF-8"
             ) from error
         ids = list(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+        self._check_rows(ids)
         if self.bos_id is not None and ids[:2] == [self.bos_id] * 2:
             # the text brought its own; a template's double is the same mistake
             ids = ids[1:]
         return ids
+
+    def _check_rows(self, ids: Sequence[int]) -> None:
+        """Raises `BadPrompt` for a token that the tokenizer has and the model has not."""
+        if ids and self._rows is not None and max(ids) >= self._rows:
+            worst = max(ids)
+            raise BadPrompt(
+                f"token {self.tokenizer.convert_ids_to_tokens(worst)!r} is {worst}, and the model has {self._rows:,} tokens",
+                hint="it was added to the tokenizer alone: leave it out, or resize the model's embedding",
+            )
+
+    @cached_property
+    def _rows(self) -> int | None:
+        """How many tokens the model can read; None if its embedding does not say."""
+        weight = getattr(self.model.get_input_embeddings(), "weight", None)
+        return None if weight is None or weight.ndim != 2 else int(weight.shape[0])
 
 
 def _tokenizer_text(tokenizer: Any) -> str:

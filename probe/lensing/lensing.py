@@ -108,11 +108,14 @@ def _edits(lm: LanguageModel, given: str | Iterable[str | Edit], seed: int) -> t
 
 
 def _notes(subject: Subject, edit: object) -> list[str]:
-    """What has to be said of a run that was made under edits which are not at work now."""
+    """What has to be said of how a chat was rendered, and of a run that was made under edits which are not at work now."""
+    notes = list(subject.sequence.notes)
     made = (subject.run.manifest["arguments"].get("edit") if subject.run else None) or []
     if made and isinstance(made, list) and not edit:
-        return [f"the run was made with edits ({'; '.join(map(str, made))}): give them with --edit to see them at work"]
-    return []
+        notes.append(
+            f"the run was made with edits ({'; '.join(map(str, made))}): give them with --edit to see them at work"
+        )
+    return notes
 
 
 class _Streams(MemorySink):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from probe.errors import BadOption
+from probe.language_model.chat import Chat
 from probe.rewinding import model_of
 from probe.rewinding.trajectory import check_model as check_model_of
 from probe.rewinding.trajectory import chosen_prompt, same_tokenizer, sequence_ids
@@ -65,8 +67,9 @@ class Subject:
 
 
 def find_subject(
-    lm: LanguageModel | None, source: Any, *, chat: bool = False, system: str | None = None, prompt_id: int | None = None,
-    branch: int = 0, split: str = "sentence", other_model: bool = False, **placement: Any,
+    lm: LanguageModel | None, source: Any, *, chat: bool = False, system: str | None = None,
+    template_options: Mapping[str, Any] | None = None, allow_template_loss: bool = False,
+    prompt_id: int | None = None, branch: int = 0, split: str = "sentence", other_model: bool = False, **placement: Any,
 ) -> tuple[LanguageModel, Subject]:  # fmt: skip
     """The model and the text: of a prompt (a text or chat messages), or of a run's sequence, whose own model is loaded if
     `lm` is None.
@@ -83,11 +86,13 @@ def find_subject(
         prompts = as_prompts(source)
         if len(prompts) != 1:
             raise BadOption(f"{len(prompts)} prompts were given", hint="one at a time")
-        sequence = encode(lm, prompts[0], chat=chat, system=system)
+        how = Chat(chat, system, template_options or {}, allow_template_loss)
+        how.check()
+        sequence = encode(lm, prompts[0], how)
         sequence.finish(lm, None, split)
         return lm, Subject(sequence)
-    if chat or system is not None:
-        raise BadOption("a run has its chat template applied", hint="leave --chat and --system out")
+    if chat or system is not None or template_options:
+        raise BadOption("a run has its chat template applied", hint="leave --chat and its options out")
     lm = lm or model_of(run, **placement)
     if not other_model:
         check_model_of(run, lm)

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from probe.errors import BadOption, BadPrompt
 from probe.interventions.runs import check_run, prompts_of
 from probe.language_model.answers import two_answers
+from probe.language_model.chat import Chat
 from probe.patching.metrics import Target
 from probe.store import Run, run_of
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
+RAW = Chat()
 ALIGNMENTS = ("left", "right", "ends")
 COLUMNS = ("clean", "corrupt", "answer", "against")
 
@@ -70,11 +72,9 @@ class Pair:
         return {b: a for a, b in self.places} if direction == "denoise" else dict(self.places)
 
 
-def make_pair(
-    lm: LanguageModel, words: Words, *, align: str | None = None, chat: bool = False, system: str | None = None
-) -> Pair:
+def make_pair(lm: LanguageModel, words: Words, *, align: str | None = None, chat: Chat = RAW) -> Pair:
     """Tokens, alignment and target of a pair. Raises `BadPrompt` or `BadOption` for one that says nothing."""
-    clean, corrupt = (ids_of(lm, given, chat=chat, system=system) for given in words[:2])
+    clean, corrupt = (ids_of(lm, given, chat) for given in words[:2])
     for name, ids in (("clean", clean), ("corrupt", corrupt)):
         if not ids:
             raise BadPrompt(f"the {name} text is empty", hint="give it some tokens")
@@ -137,7 +137,7 @@ def target_of(
     return Target(first, other), texts, tuple(notes)
 
 
-def ids_of(lm: LanguageModel, given: Any, *, chat: bool = False, system: str | None = None) -> tuple[int, ...]:
+def ids_of(lm: LanguageModel, given: Any, chat: Chat = RAW) -> tuple[int, ...]:
     """The tokens of a text, of a run (its one prompt and what it generated), or of a text that is the path of a run."""
     run = run_of(given)
     if run is not None:
@@ -148,8 +148,10 @@ def ids_of(lm: LanguageModel, given: Any, *, chat: bool = False, system: str | N
             raise BadOption(f"'{_name(given)}' has {len(prompts)} prompts", hint="give a run of one prompt")
         rows = run.scan("tokens", columns=["pos", "token_id"], prompt_id=prompts[0], branch=0).sort_by("pos")
         return tuple(int(i) for i in rows["token_id"].to_pylist())
-    if chat:
-        return tuple(lm.render_chat(given, system=system).ids)
+    if chat.apply:
+        return tuple(lm.render(given, chat).ids)
+    if chat.options:
+        raise BadOption("template options need the chat template", hint="add --chat")
     return tuple(lm.encode(given).ids)
 
 

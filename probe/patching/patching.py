@@ -47,7 +47,7 @@ def patch_sweep(
     noise. metric: `logit-diff`, `logprob`, `prob`, `kl`. align: where lengths differ, `left`, `right` or `ends`.
     rewind: a run of `probe.rewind` in place of texts and answers: its control and edited arm, both with what followed the step
     up to the answer, step by step. memory: what a pass may take, such as `2GB`. edit: changes that hold in all runs.
-    chat, system: as in `trace`. seed.
+    chat, system, template_options, allow_template_loss: as in `trace`. seed.
     method: `exact`, or `attribution`: `patched` is foretold from the gradient at the base run (METHODS B3), of all cells by
     two forwards and a backward; ig: averaged over so many points on the way to the other text; sample: how many random cells
     are run too, for the correlation in the summary (default 40). path: `SENDER->RECEIVER` in place of sites (METHODS B4):

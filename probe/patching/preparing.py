@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probe.errors import BadOption
 from probe.interventions import Edit, parse_all
+from probe.language_model.chat import Chat
 from probe.patching.grid import Asked, slices
 from probe.patching.memory import DEFAULT, parse_memory
 from probe.patching.metrics import check_metric
@@ -50,11 +51,14 @@ def prepare(
     heads: str | int | None = None, positions: str | int = "all", by: str | Sequence[str] | None = None,
     source: str = "clean", direction: str | None = None, metric: str = "logit-diff", align: str | None = None,
     memory: str | int = DEFAULT, rewind: Any = None, edit: str | Iterable[str | Edit] = (), chat: bool = False,
-    system: str | None = None, seed: int = 0, method: str = "exact", ig: int = 0, sample: int | None = None,
+    system: str | None = None, template_options: Mapping[str, Any] | None = None, allow_template_loss: bool = False,
+    seed: int = 0, method: str = "exact", ig: int = 0, sample: int | None = None,
     path: str | None = None,
 ) -> Plan:  # fmt: skip
     """Check what is asked (see `patch_sweep`) and make the pairs. Raises as it does."""
     check_source(source)
+    how = Chat(chat, system, template_options or {}, allow_template_loss)
+    how.check()
     direction = direction or ("denoise" if source == "clean" else "noise")
     if direction not in DIRECTIONS:
         raise BadOption(f"unknown direction '{direction}'", hint="denoise or noise")
@@ -70,7 +74,7 @@ def prepare(
         asked = asked if asked.by is not None or path is not None else asked._replace(by=("step",))
     else:
         words = _words(clean, corrupt, answer, against, pairs)
-        made = tuple(make_pair(lm, one, align=align, chat=chat, system=system) for one in words)
+        made = tuple(make_pair(lm, one, align=align, chat=how) for one in words)
     for pair in made:
         check_metric(metric, pair.target)
         if path is None:
@@ -83,7 +87,7 @@ def prepare(
     arguments = {
         "pairs": [[*pair.names, *pair.answers] for pair in made], "sites": list(asked.sites), "layers": asked.layers,
         "heads": asked.heads, "positions": asked.positions, "by": None if asked.by is None else list(asked.by),
-        "from": source, "direction": direction, "metric": metric, "align": align, "chat": chat, "system": system,
+        "from": source, "direction": direction, "metric": metric, "align": align, **how.arguments(),
         "edits": [str(one) for one in edits], "seed": seed, "model": lm.name, "dtype": str(lm.dtype),
         "method": method, "ig": ig, "sample": sample, "path": path,
     }  # fmt: skip

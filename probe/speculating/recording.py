@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,8 +62,9 @@ def speculate(
     draft: `layers:N` (the target's own first N blocks, then its norm and head), `ngram` (what followed the last tokens where
     they stood before; `ngram:N` looks for N of them first), or another model with the same tokenizer, loaded or by its name.
     generate: at most so many tokens (64). block: tokens drafted at once, a number (4) or `adaptive`. sampling: of both sides
-    alike; default greedy. plain: time plain decoding of the target in the same process too. top, split, chat, system: as in
-    `trace`, which can also be given a file or a list of prompts. out, resume: as in `trace`.
+    alike; default greedy. plain: time plain decoding of the target in the same process too. top, split, chat,
+    system, template_options, allow_template_loss: as in `trace`, which can also be given a file or a list of prompts. out,
+    resume: as in `trace`.
 
     Tables: `proposals`, and `prompts`, `tokens`, `steps` as of a trace, so that the run can be viewed and rewound.
     Raises `BadPrompt`, `BadOption`, `NonFinite`, `RunError`, and `UnknownModel` for a draft that is none.
@@ -73,7 +74,7 @@ def speculate(
     work = _work(lm, draft, progress, **what)
     inputs = as_prompts(prompts)
     asked = work.asked
-    sequences, failed = encode_all(lm, inputs, chat=asked.chat, system=asked.system)
+    sequences, failed = encode_all(lm, inputs, asked.chat)
     if len(inputs) == 1 and failed:
         raise failed[0].error
     path = stores.fresh_path("speculate", word=work.draft.name) if out == "auto" else Path(out) if out else None
@@ -81,6 +82,8 @@ def speculate(
     arguments = {**_arguments(work), "prompts": len(inputs), "prompts_sha256": texts}
     with stores.create(path, command="speculate", arguments=arguments, resume=resume) as writer:
         _record_failed(failed, writer, "failed")
+        for note in dict.fromkeys(note for sequence in sequences for note in sequence.notes):
+            writer.warn(note)
         for i, sequence in enumerate(sequences):
             work.prompts = (len(sequences), i)
             _record(work, sequence, writer, alone=len(inputs) == 1)
@@ -93,7 +96,7 @@ def speculate(
 def plan_speculate(lm: LanguageModel, prompts: Any, *, draft: str | LanguageModel, **what: Any) -> dict[str, Any]:
     """What `speculate` would compute and write at most, without running the model."""
     work = _work(lm, draft, None, **what)
-    sequences, failed = encode_all(lm, as_prompts(prompts), chat=work.asked.chat, system=work.asked.system)
+    sequences, failed = encode_all(lm, as_prompts(prompts), work.asked.chat)
     if not sequences:
         raise failed[0].error
     n, new = len(sequences), work.asked.generate
@@ -116,14 +119,16 @@ def _work(
     lm: LanguageModel, draft: str | LanguageModel, progress: Progress | None, *, generate: int = MAX_NEW,
     block: str | int = FIRST, sampling: Sampling | None = None, plain: bool = True, top: int = 5,
     split: str = "sentence", chat: bool = False, system: str | None = None,
+    template_options: Mapping[str, Any] | None = None, allow_template_loss: bool = False,
 ) -> Work:  # fmt: skip
     """Everything checked before anything runs; keywords as in `speculate`."""
     if generate < 1:
         raise BadOption(f"generate is {generate}", hint="it is at least 1")
     blocks = Blocks.parse(block)
     asked = request(
-        lm, generate=generate, sampling=sampling, attention="none", top=top, split=split, chat=chat, system=system
-    )
+        lm, generate=generate, sampling=sampling, attention="none", top=top, split=split, chat=chat, system=system,
+        template_options=template_options, allow_template_loss=allow_template_loss,
+    )  # fmt: skip
     return Work(lm, make_draft(lm, draft), blocks, plain, asked, progress)
 
 
@@ -133,7 +138,7 @@ def _arguments(work: Work) -> dict[str, Any]:
     return {
         "draft": work.draft.name, "block": "adaptive" if work.blocks.adaptive else work.blocks.first, "plain": work.plain,
         "generate": asked.generate, "sampling": {**asdict(asked.sampling), "stop": list(asked.sampling.stop)},
-        "top": asked.top, "split": asked.split, "chat": asked.chat, "system": asked.system,
+        "top": asked.top, "split": asked.split, **asked.chat.arguments(),
         "model": work.lm.name, "dtype": str(work.lm.dtype),
     }  # fmt: skip
 

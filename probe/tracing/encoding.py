@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from probe.errors import BadPrompt, ProbeError
+from probe.errors import BadOption, BadPrompt, ProbeError
+from probe.language_model.chat import Chat
 from probe.tracing.prompts import Prompt
 from probe.tracing.rows import Sequence
 
@@ -20,19 +21,24 @@ class Failed(NamedTuple):
     error: ProbeError
 
 
-def encode(lm: LanguageModel, prompt: Prompt, *, chat: bool, system: str | None) -> Sequence:
+def encode(lm: LanguageModel, prompt: Prompt, chat: Chat) -> Sequence:
     """One prompt as ids: by the tokenizer's own rules for a text, by the chat template (rendered once) for messages.
 
-    Raises `BadPrompt` if there is no token or more than the context holds, `BadOption` for a chat without a template.
+    Raises `BadPrompt` if there is no token or more than the context holds, or if the template leaves out what was said;
+    `BadOption` for a chat without a template, and for template options where there is no chat.
     """
     if prompt.error:
         raise BadPrompt(prompt.error, hint="one prompt a row: a text in 'prompt', or chat messages in 'messages'")
-    if chat or not isinstance(prompt.content, str):
+    said: list[tuple[int, int]] | None = None
+    notes: list[str] = []
+    if chat.apply or not isinstance(prompt.content, str):
         awaited = isinstance(prompt.content, str) or prompt.content[-1]["role"] != "assistant"
-        encoded = lm.render_chat(prompt.content, system=system, add_generation_prompt=awaited)
+        ids, text, said, notes = lm.render(prompt.content, chat, add_generation_prompt=awaited)
+    elif chat.options:
+        raise BadOption("template options need the chat template", hint="add --chat")
     else:
-        encoded = lm.encode(prompt.content)
-    n = len(encoded.ids)
+        ids, text = lm.encode(prompt.content)
+    n = len(ids)
     if n == 0:
         raise BadPrompt(
             "the prompt is empty, and this model has no BOS token to start from", hint="give at least one token of text"
@@ -42,17 +48,15 @@ def encode(lm: LanguageModel, prompt: Prompt, *, chat: bool, system: str | None)
             f"the prompt has {n:,} tokens, and the context of {lm.name} holds {lm.context_length:,}",
             hint="shorten the prompt, or use a model with a longer context",
         )
-    return Sequence(prompt, encoded.text, list(encoded.ids), n)
+    return Sequence(prompt, text, list(ids), n, said=said, notes=notes)
 
 
-def encode_all(
-    lm: LanguageModel, prompts: Iterable[Prompt], *, chat: bool, system: str | None
-) -> tuple[list[Sequence], list[Failed]]:
+def encode_all(lm: LanguageModel, prompts: Iterable[Prompt], chat: Chat) -> tuple[list[Sequence], list[Failed]]:
     """Every prompt that can be run, and every one that can't with its reason."""
     sequences, failed = [], []
     for prompt in prompts:
         try:
-            sequences.append(encode(lm, prompt, chat=chat, system=system))
+            sequences.append(encode(lm, prompt, chat))
         except BadPrompt as error:
             failed.append(Failed(prompt._replace(error=error.message), error))
     return sequences, failed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -13,6 +13,7 @@ from probe.capturing import AttentionSpec
 from probe.decoding import Sampling, decode
 from probe.errors import BadOption, NonFinite
 from probe.interventions import Edit, applying, edit_texts, parse_all
+from probe.language_model.chat import Chat
 from probe.sites import Cell, parse_places, resolve
 from probe.spans import check_split
 from probe.tracing.encoding import Failed, batches, encode_all
@@ -27,7 +28,13 @@ if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 Progress = Callable[[str, int, int], None]
-_ELSEWHERE = ("cells", "attention", "edits", "explain")  # parts of a request that its arguments say in their own words
+_ELSEWHERE = (
+    "cells",
+    "attention",
+    "edits",
+    "explain",
+    "chat",
+)  # parts of a request that its arguments say in their own words
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,7 @@ class Request:
     lens: bool
     top: int
     split: str
-    chat: bool
-    system: str | None
+    chat: Chat
     batch_tokens: int
     store: str
     edits: tuple[Edit, ...] = ()
@@ -61,6 +67,8 @@ def request(
     split: str = "sentence",
     chat: bool = False,
     system: str | None = None,
+    template_options: Mapping[str, Any] | None = None,
+    allow_template_loss: bool = False,
     batch_tokens: int = 4096,
     store: str = "exact",
     edit: str | Iterable[str | Edit] = (),
@@ -71,7 +79,8 @@ def request(
 
     generate: tokens to continue by. sampling: default greedy. capture: places (`resid_post@all`). attention: `none`, `heads`,
     `summary`, `topk:K`, `full`. lens: every layer's guess. top: alternatives a position. split: how steps are cut.
-    chat, system: apply the chat template. batch_tokens: padded tokens run together. store: `exact` or `bf16` vectors.
+    chat, system: apply the chat template. template_options: variables that it reads (`enable_thinking`). allow_template_loss:
+    go on where it leaves out what a message says. batch_tokens: padded tokens run together. store: `exact` or `bf16` vectors.
     edit: changes of activations (`z@5.3=zero`, or `interventions.Edit`) that hold while the model decodes and is read;
     positions are absolute. Then each prompt runs by itself.
     explain: positions (`7`, `last`, `completion`) of tokens whose way through the sampler is told, and in the order of
@@ -82,15 +91,15 @@ def request(
             raise BadOption(f"{name} is {value}", hint=f"it is at least {least}")
     if store not in ("exact", "bf16"):
         raise BadOption(f"unknown storage '{store}'", hint="exact or bf16")
-    if system is not None and not chat:
-        raise BadOption("a system message needs the chat template", hint="add --chat")
+    how = Chat(chat, system, template_options or {}, allow_template_loss)
+    how.check()
     check_split(split)
     anatomy = lm.anatomy
     texts = [capture] if isinstance(capture, str) else list(capture)
     places = tuple(place for text in texts for place in parse_places(text))
     cells = resolve(places, n_layers=anatomy.n_layers, n_heads=anatomy.n_heads, has=anatomy.has)
     return Request(
-        generate, sampling or Sampling(), cells, AttentionSpec.parse(attention), lens, top, split, chat, system,
+        generate, sampling or Sampling(), cells, AttentionSpec.parse(attention), lens, top, split, how,
         batch_tokens, store, parse_all(lm, edit, seed=sampling.seed if sampling else 0),
         explanation(explain, order, sampling or Sampling()),
     )  # fmt: skip
@@ -110,7 +119,7 @@ def trace(
     """
     asked = request(lm, **what)
     inputs = as_prompts(prompts)
-    sequences, failed = encode_all(lm, inputs, chat=asked.chat, system=asked.system)
+    sequences, failed = encode_all(lm, inputs, asked.chat)
     if len(inputs) == 1 and failed:
         raise failed[0].error
     if resume and (out is None or out == "auto"):
@@ -119,6 +128,8 @@ def trace(
     with stores.create(path, command="trace", arguments=_arguments(lm, asked, what, inputs), resume=resume) as writer:
         if failed:
             _record_failed(failed, writer)
+        for note in dict.fromkeys(note for sequence in sequences for note in sequence.notes):
+            writer.warn(note)
         done = 0
         tokens = 1 if asked.edits else asked.batch_tokens
         for batch in batches(sequences, generate=asked.generate, tokens=tokens):
@@ -137,7 +148,7 @@ def trace(
 def plan_trace(lm: LanguageModel, prompts: Any, **what: Any) -> dict[str, Any]:
     """What `trace` would compute and write, without running the model: see `planning.estimate`."""
     asked = request(lm, **what)
-    sequences, failed = encode_all(lm, as_prompts(prompts), chat=asked.chat, system=asked.system)
+    sequences, failed = encode_all(lm, as_prompts(prompts), asked.chat)
     if not sequences:
         raise failed[0].error
     return estimate(lm, asked, sequences)
@@ -207,7 +218,8 @@ def _arguments(lm: LanguageModel, asked: Request, what: dict[str, Any], inputs: 
     capture = what.get("capture", ())
     return {
         **{f.name: getattr(asked, f.name) for f in fields(asked) if f.name not in _ELSEWHERE},
-        "edit": edit_texts(what.get("edit", ())), "sampling": {**asdict(asked.sampling), "stop": list(asked.sampling.stop)},
+        **asked.chat.arguments(), "edit": edit_texts(what.get("edit", ())),
+        "sampling": {**asdict(asked.sampling), "stop": list(asked.sampling.stop)},
         "explain": str(asked.explain.positions) if asked.explain else None,
         "order": list(asked.explain.orders) if asked.explain else None,
         "capture": [capture] if isinstance(capture, str) else list(capture), "attention": what.get("attention", "heads"),

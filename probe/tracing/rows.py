@@ -32,6 +32,10 @@ class Sequence:
     continuation: Continuation | None = None
     pieces: Pieces | None = None
     steps: list[Step] = field(default_factory=list)
+    said: list[tuple[int, int]] | None = (
+        None  # characters of `rendered` that are the messages' own; None without a chat
+    )
+    notes: list[str] = field(default_factory=list)
 
     def restart(self) -> None:
         """Forget the continuation."""
