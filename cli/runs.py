@@ -30,8 +30,11 @@ def ls(root: Root = RUNS, as_json: o.AsJson = False) -> None:
     from cli.terminal import show_table, size
     from probe import store
     from probe.errors import RunError
+    from probe.store import durable
 
-    if root != RUNS and not root.is_dir():
+    with durable.readable(root):
+        there = root.is_dir()
+    if root != RUNS and not there:
         raise RunError(f"there is no folder '{root}'", hint=f"without one, the runs in '{RUNS}' are listed")
     runs = store.list_runs(root)
     if as_json:
@@ -136,7 +139,7 @@ def export(
 
 @app.command("rm")
 def rm(runs: Annotated[list[Path], typer.Argument(help="Run directories.")], yes: Yes = False) -> None:
-    """Delete runs, whole or unfinished. Anything that is not a run is refused."""
+    """Delete runs, whole or unfinished; files in them that are not theirs stay. Anything that is not a run is refused."""
     from cli.terminal import size
     from probe import store
     from probe.errors import BadOption, RunError
@@ -153,8 +156,10 @@ def rm(runs: Annotated[list[Path], typer.Argument(help="Run directories.")], yes
         total = size(sum(d.bytes for d in described))
         typer.confirm(f"remove {', '.join(str(run) for run in runs)} ({total})?", abort=True)
     for run in runs:
-        store.remove(run)
+        left = store.remove(run)
         typer.echo(f"removed {run}")
+        if left:
+            typer.echo(f"kept in it, not of the run: {', '.join(left)}", err=True)
 
 
 def _plain(run: Listed) -> dict[str, Any]:

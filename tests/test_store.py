@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from typer.testing import CliRunner
 
 from probe import store, tables
 from probe.errors import BadOption, ProbeError, RunError, StorageFull
-from probe.store import columns, merging, pages, vectors
+from probe.store import columns, merging, pages, papers, vectors
 
 RNG = np.random.default_rng(0)
 EVERY = store.Limits(bytes=1)  # a flush after every unit
@@ -215,12 +216,14 @@ def test_manifest_says_what_was_done(tmp_path: Path) -> None:
         w.warn("beware")
         w.warn("beware")
         summary = {"nan": float("nan"), "n": np.float32(2)}
-        run = w.finish(summary=summary, model={"name": "m"}, anatomy={"e": 0.0}, parent="p")
+        run = w.finish(summary=summary, model={"name": "m"}, anatomy={"e": 0.0}, parent={"run": "p"})
     about = json.loads((tmp_path / "r/manifest.json").read_text())
     assert about == run.manifest
     assert about["arguments"] == {"x": 3, "p": str(tmp_path)}
     assert about["typed"] == "probe t" and about["command"] == "trace" and about["warnings"] == ["beware"]
-    assert run.summary == {"nan": None, "n": 2.0} and about["parent"] == "p" and about["model"] == {"name": "m"}
+    assert (
+        run.summary == {"nan": None, "n": 2.0} and about["parent"] == {"run": "p"} and about["model"] == {"name": "m"}
+    )
     assert about["versions"]["pyarrow"] == pa.__version__ and about["wall_seconds"] >= 0
     assert about["peak_memory_bytes"] > 1e6
     file = about["tables"]["tokens"]["files"][0]
@@ -441,8 +444,10 @@ def test_a_run_of_before_is_checked_by_the_hash_it_has(tmp_path: Path) -> None:
         for file in table["files"]:
             del file["xxh3_128"]
             file["sha256"] = hashlib.sha256((tmp_path / "r" / file["path"]).read_bytes()).hexdigest()
+    del about["xxh3_128"], about["readme"]  # of the manifest itself
     manifest.write_text(json.dumps(about))
     assert store.check(tmp_path / "r") == []
+    assert store.open_run(tmp_path / "r").run_id == "r"
     tokens = tmp_path / "r/tokens.parquet"
     tokens.write_bytes(tokens.read_bytes()[::-1])
     assert store.check(tmp_path / "r") == ["tokens.parquet: altered: its sha256 is another"]
@@ -586,14 +591,119 @@ def test_remove_touches_only_runs(tmp_path: Path) -> None:
         with pytest.raises(RunError, match="is not a run"):
             store.remove(tmp_path / name)
     (tmp_path / "r/figure.png").write_bytes(b"mine")
-    with pytest.raises(RunError, match=r"figure\.png"):
-        store.remove(tmp_path / "r")
-    (tmp_path / "r/figure.png").unlink()
-    store.remove(tmp_path / "r")
+    kept = {"figure.png", "mine.parquet", "tokens/mine.parquet", "journal/notes.txt", "x.tmp"}
+    for name in kept:
+        (tmp_path / "r" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "r" / name).write_bytes(b"mine")
+    assert set(store.remove(tmp_path / "r")) == kept
+    assert {p.relative_to(tmp_path / "r").as_posix() for p in (tmp_path / "r").rglob("*") if p.is_file()} == kept
+    shutil.rmtree(tmp_path / "r")
     with start(tmp_path / "p") as writer:
         fill(writer, [0])
     store.remove(tmp_path / "p.partial")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["docs", "link"]
+
+
+def test_a_removal_that_was_killed_leaves_no_run_and_the_next_completes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files go one by one: after any of them, the folder is no run any more, and what is not of it stays."""
+    from probe.store import inside
+
+    real = inside.clear
+
+    def dies(folder: Path, names: Any) -> None:
+        for name in names:
+            if done == []:
+                raise KeyboardInterrupt
+            done.pop()
+            real(folder, [name])
+
+    for kills in range(8):
+        path = tmp_path / str(kills)
+        make(path, units=2)
+        (path / "mine.parquet").write_text("mine")
+        done = [None] * kills
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(inside, "clear", dies)
+            store.remove(path)
+        assert [run.status for run in store.list_runs(tmp_path)] == ["removing"]
+        if kills:
+            with pytest.raises(RunError, match="not a run"):
+                store.open_run(path)
+        assert store.remove(path) == ["mine.parquet"]
+        assert [p.name for p in path.iterdir()] == ["mine.parquet"] and store.list_runs(tmp_path) == []
+
+
+def test_resuming_keeps_what_is_not_of_the_run(tmp_path: Path) -> None:
+    with start(tmp_path / "r") as writer:
+        fill(writer, [0, 1])
+    mine = {"tokens/mine.parquet", "journal/notes.txt", "notes.md", "mine.tmp", "activations/x.parquet.tmp"}
+    for name in mine:
+        (tmp_path / "r.partial" / name).write_text("mine")
+    torn = tmp_path / "r.partial/tokens/part-00002.parquet.tmp"  # what a killed writer leaves
+    torn.write_text("torn")
+    with start(tmp_path / "r", resume=True) as writer:
+        assert not torn.exists()
+        fill(writer, range(5))
+        writer.finish(summary={})
+    assert {problem.split(":")[0] for problem in store.check(tmp_path / "r")} == mine
+    assert all((tmp_path / "r" / name).read_text() == "mine" for name in mine)
+
+
+@pytest.mark.parametrize("name", ["tokens/part-00000.parquet", "state.json", "journal/000001.json"])
+def test_a_flipped_bit_of_a_partial_run_is_not_built_upon(tmp_path: Path, name: str) -> None:
+    with start(tmp_path / "r", typed="command as typed") as writer:
+        fill(writer, [0, 1])
+    path = tmp_path / "r.partial" / name
+    data = bytearray(path.read_bytes())
+    at = data.index(b"typed") + 11 if name == "state.json" else len(data) // 2
+    data[at] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(RunError, match=r"altered|damaged"):
+        start(tmp_path / "r", resume=True, typed="command as typed")
+    assert store.check(tmp_path / "r.partial")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such files there")
+@pytest.mark.parametrize("kind", ["link", "pipe", "linked folder", "parent", "absolute"])
+def test_the_files_of_a_received_run_are_its_own(tmp_path: Path, kind: str) -> None:
+    make(tmp_path / "r")
+    make(tmp_path / "other", run_id="s")
+    part = tmp_path / "r/activations/part-00000.parquet"
+    if kind in ("parent", "absolute"):
+        other = tmp_path / "other/tokens.parquet"
+        about = json.loads((tmp_path / "r/manifest.json").read_text())
+        about["tables"]["tokens"]["files"][0]["path"] = str(other) if kind == "absolute" else "../other/tokens.parquet"
+        (tmp_path / "r/manifest.json").write_text(json.dumps(papers.sealed(about)))
+        with pytest.raises(RunError, match="not the name of a table's file"):
+            store.open_run(tmp_path / "r")
+        assert store.check(tmp_path / "r") != [] and store.list_runs(tmp_path)[0].status == "damaged"
+        return
+    if kind == "linked folder":
+        shutil.rmtree(part.parent)
+        part.parent.symlink_to(tmp_path / "other/activations")
+    else:
+        part.unlink()
+        os.mkfifo(part) if kind == "pipe" else part.symlink_to(tmp_path / "other/activations/part-00000.parquet")
+    with pytest.raises(RunError, match="leads elsewhere"):
+        store.open_run(tmp_path / "r").table("activations")
+    assert any(problem.startswith("activations") for problem in store.check(tmp_path / "r"))
+    store.remove(tmp_path / "r")
+    assert store.check(tmp_path / "other") == []
+
+
+def test_names_that_no_file_system_takes(tmp_path: Path) -> None:
+    for name in ("x" * 300, "a\0b"):
+        for call in (store.open_run, store.check, store.remove, store.list_runs, lambda path: start(Path(path))):
+            with pytest.raises(ProbeError):
+                assert call(tmp_path / name) == []
+                raise RunError("a list of none is right, too")
+    for name in (".", "/", ".."):
+        with pytest.raises(RunError):
+            store.open_run(name)
+        with pytest.raises(RunError):
+            start(Path(name))
 
 
 # --- export -----------------------------------------------------------------------------------------------------------

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import xxhash
-
 from probe.errors import RunError
-from probe.store import durable, manifest
-from probe.store.journal import FOLDER, STATE
+from probe.store import durable, inside, papers
+from probe.store.inside import MANIFEST, PARTIAL, REMOVING, STATE
+from probe.store.journal import read_records
 from probe.store.run import read_manifest
-
-PARTIAL, REMOVING = ".partial", ".removing"
 
 
 class Listed(NamedTuple):
-    """One run of a folder. `status`: whole, partial, running (a living process writes it) or damaged."""
+    """One run of a folder. `status`: whole, partial, running (a living process writes it), altered (its manifest is another
+    than was written), removing (its deletion was cut short) or damaged."""
 
     path: Path
     status: str
@@ -34,109 +30,130 @@ class Listed(NamedTuple):
 def list_runs(root: Path | str = "runs") -> list[Listed]:
     """The runs right under a folder, oldest first; other folders are passed over."""
     root = Path(root)
-    if not root.is_dir():
-        return []
-    found = [describe(path) for path in sorted(root.iterdir()) if path.is_dir() and is_run(path)]
+    with durable.readable(root):
+        if not root.is_dir():
+            return []
+        found = [describe(path) for path in sorted(root.iterdir()) if path.is_dir() and is_run(path)]
     return sorted(found, key=lambda run: (run.started, run.path.name))
 
 
 def is_run(path: Path) -> bool:
     """Whether a folder is a run, whole or not, by the files that only a run has."""
-    for name in (manifest.NAME, STATE):
-        if (path / name).is_file():
-            try:
+    try:
+        if (path / REMOVING).is_file():
+            return True
+        for name in (MANIFEST, STATE):
+            if (path / name).is_file():
                 about = durable.read_json(path / name)
-            except RunError:
-                return path.suffix == PARTIAL or (path / "README.md").is_file()
-            return isinstance(about, dict) and {"run_id", "schema_version", "command"} <= set(about)
+                return isinstance(about, dict) and {"run_id", "schema_version", "command"} <= set(about)
+    except RunError:  # damaged: what else a run has decides
+        return path.suffix == PARTIAL or (path / inside.README).is_file()
+    except (OSError, ValueError):  # a name that is too long, or no name at all
+        return False
     return False
 
 
 def describe(path: Path) -> Listed:
     """What a run's own papers say."""
     try:
-        about = _papers(path)
+        if (path / REMOVING).is_file():
+            removal = papers.read(path / REMOVING, papers.Removal)
+            return Listed(path, "removing", removal["run_id"], "", "", 0, 0, None)
         if path.suffix == PARTIAL:
-            records = _records(path)
+            about = papers.read(path / STATE, papers.State)
+            records = read_records(path)
             parts = [part for record in records for part in record["parts"]]
             units = sum(len(record["units"]) for record in records)
             status = "running" if durable.locked(path) else "partial"
         else:
-            parts, units, status = list(about["tables"].values()), None, "whole"
+            about = read_manifest(path)
+            parts, units = list(about["tables"].values()), None
+            status = "altered" if papers.altered(about) else "whole"
         rows, size = sum(p["rows"] for p in parts), sum(p["bytes"] for p in parts)
         return Listed(path, status, about["run_id"], about["command"], about["started"], rows, size, units)
-    except (RunError, KeyError, TypeError):
+    except (RunError, OSError):
         return Listed(path, "damaged", path.name, "", "", 0, 0, None)
 
 
 def check(path: Path | str) -> list[str]:
-    """What is wrong with a run, file by file: missing, torn, altered, extra. Nothing: []. Reads every byte."""
+    """What is wrong with a run, file by file: missing, torn, altered, extra. Nothing: []. Reads every byte.
+
+    RunError only where there is no run at all.
+    """
     path = Path(path)
-    problems = []
-    if path.suffix == PARTIAL and path.is_dir() and is_run(path):
-        records = _records(path)
-        units = sum(len(record["units"]) for record in records)
-        problems.append(f"unfinished: {units} units are done; the same command with --resume completes it")
-        files = [part for record in records for part in record["parts"]]
-        ours = {STATE, durable.Lock.NAME, manifest.NAME, "README.md"}
-        ours |= {p.relative_to(path).as_posix() for p in (path / FOLDER).glob("*.json")}
-    else:
-        files = [file for table in read_manifest(path)["tables"].values() for file in table["files"]]
-        ours = {manifest.NAME, "README.md", durable.Lock.NAME, STATE}
-    problems += [f"{file['path']}: {what}" for file in files if (what := _wrong(path / file["path"], file))]
-    extra = sorted(set(_inside(path)) - {file["path"] for file in files} - ours)
+    problems: list[str] = []
+    partial = path.suffix == PARTIAL and is_run(path)
+    try:
+        found = _unfinished(path, problems) if partial else _finished(path, problems)
+    except RunError as error:
+        if not is_run(path):
+            raise
+        return [error.message]
+    problems += [f"{file['path']}: {what}" for file in found if (what := inside.wrong(path, file))]
+    named = {file["path"] for file in found}
+    ours = {*inside.PAPERS, *(p.relative_to(path).as_posix() for p in inside.records(path) if partial)}
+    extra = sorted(set(inside.files(path)) - named - ours)
     return problems + [f"{name}: extra, not of this run" for name in extra]
 
 
-def remove(path: Path | str) -> None:
-    """Delete a run, whole or partial. Refuses what is no run, is being written, or holds files of someone else."""
+def _unfinished(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+    """The files that a partial run's journal names."""
+    papers.intact(path / STATE, papers.State)
+    records = read_records(path)
+    units = sum(len(record["units"]) for record in records)
+    problems.append(f"unfinished: {units} units are done; the same command with --resume completes it")
+    return [part for record in records for part in record["parts"]]
+
+
+def _finished(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+    """The files that a whole run's manifest names, its README among them."""
+    about = read_manifest(path)
+    if papers.altered(about):
+        problems.append(f"{MANIFEST}: altered: its {papers.SEAL} is another")
+    files = [file for table in about["tables"].values() for file in table["files"]]
+    return files + ([{"path": inside.README, **about["readme"]}] if "readme" in about else [])
+
+
+def remove(path: Path | str) -> list[str]:
+    """Delete a run, whole or partial: the files that its papers name, and nothing else. What is left of others' files,
+    which stay where they are. Refuses what is no run, is being written, or does not say what is its own.
+
+    A list of the files is written first and the papers go next: a kill leaves no run, and the same call completes it.
+    """
     path = Path(path)
-    if path.is_symlink() or not path.is_dir() or not is_run(path):
-        raise RunError(f"'{path}' is not a run; nothing was removed", hint="probe runs ls shows those there are")
-    if durable.locked(path):
-        raise RunError(f"'{path}' is being written by another process", hint="stop it first")
-    foreign = [name for name in _inside(path) if not _known(name)]
-    if foreign:
-        hint = "move them away, or delete the folder yourself"
-        raise RunError(f"'{path}' holds files that are not the run's: {', '.join(foreign[:3])}", hint=hint)
-    gone = path.with_name(path.name + REMOVING)
+    with durable.readable(path):
+        if path.is_symlink() or not path.is_dir() or not is_run(path):
+            raise RunError(f"'{path}' is not a run; nothing was removed", hint="probe runs ls shows those there are")
+        if durable.locked(path):
+            raise RunError(f"'{path}' is being written by another process", hint="stop it first")
+    try:
+        removal = papers.read(path / REMOVING, papers.Removal) if (path / REMOVING).is_file() else _own_files(path)
+    except RunError as error:
+        hint = f"look into the folder, and delete it yourself: {error.message}"
+        raise RunError(f"'{path}' does not say which files are its own; nothing was removed", hint=hint) from error
     with durable.stated(path):
-        path.rename(gone)  # a kill from here on leaves nothing that looks whole
-        shutil.rmtree(gone)
+        durable.write_json(path / REMOVING, removal)
+        inside.clear(path, [MANIFEST, STATE])
+        durable.sync_folder(path)
+        inside.clear(path, [*removal["files"], inside.README, durable.Lock.NAME])
+        left = [name for name in inside.files(path) if name != REMOVING]
+        inside.clear(path, [REMOVING])
+        inside.remove_empty(path)
+        with suppress(OSError):  # something of the user's is in it
+            path.rmdir()
+    return left
 
 
-def _known(inside: str) -> bool:
-    """Names that a writer makes."""
-    name = inside.rsplit("/", 1)[-1]
-    top = inside in (manifest.NAME, STATE, "README.md", durable.Lock.NAME)
-    return top or name.endswith((".parquet", durable.TEMPORARY)) or inside.startswith(f"{FOLDER}/")
-
-
-def _papers(path: Path) -> Mapping[str, Any]:
-    found = read_manifest(path) if path.suffix != PARTIAL else durable.read_json(path / STATE)
-    assert isinstance(found, dict)
-    return found
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    return [durable.read_json(record) for record in sorted((path / FOLDER).glob("*.json"))]
-
-
-def _inside(path: Path) -> Iterator[str]:
-    found: Iterable[Path] = sorted(path.rglob("*"))
-    return (p.relative_to(path).as_posix() for p in found if not p.is_dir())
-
-
-def _wrong(path: Path, file: Mapping[str, Any]) -> str:
-    """What a file has against its record; empty if nothing."""
-    if not path.is_file():
-        return "missing"
-    size = path.stat().st_size
-    if size != file["bytes"]:
-        return f"{'torn' if size < file['bytes'] else 'altered'}: {size} bytes, not {file['bytes']}"
-    with path.open("rb") as opened:
-        name, digest = (
-            ("xxh3_128", xxhash.xxh3_128) if "xxh3_128" in file else ("sha256", hashlib.sha256)
-        )  # of older runs
-        found = hashlib.file_digest(opened, digest).hexdigest()
-    return "" if found == file[name] else f"altered: its {name} is another"
+def _own_files(path: Path) -> dict[str, Any]:
+    if path.suffix != PARTIAL:
+        about = read_manifest(path)
+        names = [file["path"] for table in about["tables"].values() for file in table["files"]]
+        return {"run_id": about["run_id"], "files": names}
+    about = papers.read(path / STATE, papers.State)
+    parts = [part for record in read_records(path) for part in record["parts"]]
+    names = [part["path"] for part in parts] + inside.unfinished(path, parts)
+    if (path / MANIFEST).is_file():  # killed at its very end
+        whole = papers.read(path / MANIFEST, papers.Manifest)
+        names += [file["path"] for table in whole["tables"].values() for file in table["files"]]
+    journal = [record.relative_to(path).as_posix() for record in inside.records(path)]
+    return {"run_id": about["run_id"], "files": [*names, *journal]}

@@ -6,7 +6,9 @@ import errno
 import io
 import json
 import os
+import re
 import signal
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -40,7 +42,7 @@ class Sink(io.RawIOBase):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("wb", buffering=0)
+        self._file = open(path, "wb", buffering=0, opener=_own)  # noqa: SIM115 - closed by `seal`
         self._hash = xxhash.xxh3_128()
         self._waiting = bytearray()
         self._size = self._written = self._given = 0
@@ -100,6 +102,11 @@ class Sink(io.RawIOBase):
             self._file.close()
 
 
+def _own(path: str, flags: int) -> int:
+    """Opens a file that lies at this name itself: no link to elsewhere, and no pipe, which would be waited for."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+
+
 def temporary(path: Path) -> Path:
     """The name under which `path` is written."""
     return path.with_name(path.name + TEMPORARY)
@@ -136,18 +143,44 @@ def write_bytes(path: Path, data: bytes) -> Written:
 
 
 def write_json(path: Path, value: Any) -> Written:
-    """`write_bytes` of JSON; `value` must hold no NaN (`jsonable`)."""
-    return write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    """`write_bytes` of JSON; `value` must hold no NaN (`jsonable`). A half of a surrogate pair, which UTF-8 has not, is
+    written as its escape."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return write_bytes(path, re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text).encode())
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in a file; RunError when it is torn."""
+    """The JSON in a file; RunError when it is torn, or no file of its own (a link, a pipe)."""
     try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
+        return json.loads(read_bytes(path), parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
         raise RunError(f"'{path}' is damaged: it is not JSON", hint=f"probe runs check {path.parent}") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """What a regular file holds; RunError for everything else that can be at a name."""
+    with readable(path), open(path, "rb", opener=_own) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise RunError(f"'{path}' is not a file", hint="probe runs ls shows the runs there are")
+        return file.read()
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn what a disk or a name can do to us while reading `path` into one clear error."""
+    try:
+        yield
     except OSError as error:
-        raise RunError(f"cannot read '{path}': {error.strerror}") from error
+        why = "it is a link" if error.errno == errno.ELOOP else error.strerror or str(error)
+        raise RunError(f"cannot read '{path}': {why}", hint="probe runs ls shows the runs there are") from error
+    except ValueError as error:  # a name with a NUL in it, or with characters that the system's encoding has not
+        if isinstance(error, json.JSONDecodeError):
+            raise
+        raise RunError(f"cannot read '{path}': {error}", hint="probe runs ls shows the runs there are") from error
 
 
 @contextmanager
@@ -195,6 +228,8 @@ class Lock:
     def __init__(self, folder: Path) -> None:
         from filelock import FileLock, Timeout
 
+        if (folder / self.NAME).is_symlink():  # opening it would empty what it leads to
+            raise RunError(f"'{folder}' has a link for a lock", hint="remove the link, or choose another --out")
         self._lock = FileLock(folder / self.NAME, timeout=0, thread_local=False)
         try:
             self._lock.acquire()

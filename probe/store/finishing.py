@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from probe import tables
-from probe.store import durable, manifest, merging, parts
-from probe.store.journal import FOLDER, STATE
+from probe.errors import RunError
+from probe.store import durable, inside, manifest, merging, papers, parts
+from probe.store.inside import STATE
+from probe.store.journal import read_records
 from probe.store.shelves import Disk
 
 
@@ -23,18 +25,28 @@ def finish(path: Path, shelf: Disk, state: Mapping[str, Any], about: Mapping[str
     else:  # nothing was flushed: no need to write anything twice
         listed = _directly(shelf)
     described = _manifest(state, about, _listing(listed), seconds=shelf.journal.seconds)
-    durable.write_bytes(shelf.folder / "README.md", manifest.readme(described).encode())
-    durable.write_json(shelf.folder / manifest.NAME, described)
+    written = durable.write_bytes(shelf.folder / inside.README, manifest.readme(described).encode())
+    described["readme"] = written._asdict()
+    durable.write_json(shelf.folder / inside.MANIFEST, papers.sealed(described))
     conclude(path, shelf.folder)
 
 
 def conclude(path: Path, folder: Path) -> None:
     """Remove what only an unfinished run needs, and rename. The manifest is there already."""
-    for name, table in durable.read_json(folder / manifest.NAME)["tables"].items():
-        if not tables.TABLES[name].large:
-            assert table["files"][0]["path"] == f"{name}.parquet"
-            shutil.rmtree(folder / name, ignore_errors=True)
-    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    for table in papers.intact(folder / inside.MANIFEST, papers.Manifest)["tables"].values():
+        for file in table["files"]:
+            if what := inside.wrong(folder, file):
+                hint = f"remove it (probe runs rm {folder}) and start again"
+                raise RunError(f"'{folder}' was altered: {file['path']}: {what}", hint=hint)
+    small = [
+        part["path"]
+        for record in read_records(folder)
+        for part in record["parts"]
+        if not tables.TABLES[part["table"]].large
+    ]
+    inside.clear(folder, small)  # before the journal, which names them
+    inside.clear(folder, [path.relative_to(folder).as_posix() for path in reversed(inside.records(folder))])
+    inside.remove_empty(folder)
     durable.sync_folder(folder)
     folder.rename(path)
     durable.sync_folder(path.parent)
@@ -43,13 +55,11 @@ def conclude(path: Path, folder: Path) -> None:
 
 def discard(folder: Path) -> None:
     """Remove a partial run in which nothing was finished. Its state goes last: without it the folder is not ours."""
-    for child in folder.iterdir():
-        if child.is_dir():
-            shutil.rmtree(child)
-        elif child.name != STATE:
-            child.unlink()
+    inside.clear(folder, [*inside.unfinished(folder, []), durable.Lock.NAME])
     (folder / STATE).unlink(missing_ok=True)
-    folder.rmdir()
+    inside.remove_empty(folder)
+    with suppress(OSError):  # something of the user's is in it
+        folder.rmdir()
 
 
 def in_memory(state: Mapping[str, Any], about: Mapping[str, Any], found: Mapping[str, pa.Table]) -> dict[str, Any]:

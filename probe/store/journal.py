@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from probe.errors import RunError
-from probe.store import durable
-
-STATE = "state.json"
-FOLDER = "journal"
+from probe.store import durable, inside, papers
+from probe.store.inside import JOURNAL, STATE
 
 
 class Journal:
@@ -26,21 +24,25 @@ class Journal:
     @classmethod
     def start(cls, folder: Path, state: dict[str, Any]) -> Journal:
         """A new run in an empty folder."""
-        durable.write_json(folder / STATE, state)
-        (folder / FOLDER).mkdir(exist_ok=True)
+        durable.write_json(folder / STATE, papers.sealed(state))
+        (folder / JOURNAL).mkdir(exist_ok=True)
         durable.sync_folder(folder.parent)
         return cls(folder, state)
 
     @classmethod
     def reopen(cls, folder: Path) -> Journal:
-        """An unfinished run: read the records, and remove every file that no record names."""
-        journal = cls(folder, durable.read_json(folder / STATE))
-        (folder / FOLDER).mkdir(exist_ok=True)
-        for path in sorted((folder / FOLDER).glob("*.json")):
-            journal.records.append(durable.read_json(path))
+        """An unfinished run: read the records, look whether the parts are what they say, and remove what was being
+        written when it ended. Files of others stay."""
+        _no_links(folder)
+        journal = cls(folder, papers.intact(folder / STATE, papers.State))
+        (folder / JOURNAL).mkdir(exist_ok=True)
+        journal.records = read_records(folder)
+        for part in journal.parts:
+            if what := inside.wrong(folder, part):
+                raise _altered(folder, f"{part['path']}: {what}")
         if journal.records:
             journal._before = float(journal.records[-1]["seconds"])
-        journal._sweep()
+        inside.clear(folder, inside.unfinished(folder, journal.parts))
         return journal
 
     @property
@@ -63,25 +65,33 @@ class Journal:
     def record(self, units: Sequence[str], parts: Sequence[Mapping[str, Any]], warnings: Sequence[str]) -> None:
         """State durably that these parts hold these units. From here on they are part of the run."""
         record = {"units": list(units), "parts": list(parts), "warnings": list(warnings), "seconds": self.seconds}
-        durable.write_json(self.folder / FOLDER / f"{len(self.records):06d}.json", record)
+        durable.write_json(self.folder / JOURNAL / _name(len(self.records)), papers.sealed(record))
         self.records.append(record)
 
     def next_part(self, table: str) -> int:
         return sum(part["table"] == table for part in self.parts)
 
-    def _sweep(self) -> None:
-        named = {part["path"]: part["bytes"] for part in self.parts}
-        for path in sorted(self.folder.rglob("*")):
-            inside = path.relative_to(self.folder).as_posix()
-            if path.is_file() and inside not in named and not _ours(inside):
-                path.unlink()
-        for inside, size in named.items():
-            path = self.folder / inside
-            if not path.is_file() or path.stat().st_size != size:
-                hint = f"remove it (probe runs rm {self.folder}) and start again"
-                raise RunError(f"'{self.folder}' was altered: {inside} is missing or has another size", hint=hint)
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """The journal of a run, oldest record first. RunError if one is missing, damaged or altered."""
+    found = inside.records(folder)
+    for number, path in enumerate(found):
+        if path.name != _name(number):
+            raise _altered(folder, f"record {number} of its journal is missing")
+    return [papers.intact(path, papers.Record) for path in found]
 
 
-def _ours(inside: str) -> bool:
-    in_journal = inside.startswith(f"{FOLDER}/") and inside.endswith(".json")
-    return inside in (STATE, durable.Lock.NAME) or in_journal
+def _name(number: int) -> str:
+    return f"{number:06d}.json"
+
+
+def _no_links(folder: Path) -> None:
+    """What is resumed is written to: nothing in it may lead out of it."""
+    for name in inside.files(folder):
+        if (folder / name).is_symlink():
+            raise RunError(f"'{folder}' holds a link: {name}", hint="remove it, or start again with another --out")
+
+
+def _altered(folder: Path, what: str) -> RunError:
+    hint = f"remove it (probe runs rm {folder}) and start again"
+    return RunError(f"'{folder}' was altered: {what}", hint=hint)

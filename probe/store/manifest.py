@@ -16,7 +16,6 @@ from typing import Any
 
 from probe.tables import SCHEMA_VERSION, TABLES
 
-NAME = "manifest.json"
 _PACKAGES = ("torch", "transformers", "pyarrow", "pandas", "numpy", "safetensors")
 
 

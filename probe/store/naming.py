@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from probe.store.catalog import PARTIAL, is_run
+from probe.store.catalog import is_run
+from probe.store.inside import partial
 from probe.store.run import Run, open_run
 
 
@@ -14,7 +15,7 @@ def names_run(text: str) -> bool:
     path = Path(text)
     if path.name == "":
         return False
-    return _is_folder(path.with_name(path.name + PARTIAL)) or (_is_folder(path) and is_run(path))
+    return _is_folder(partial(path)) or (_is_folder(path) and is_run(path))
 
 
 def run_of(source: Any) -> Run | None:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from probe.errors import RunError
+from probe.store import inside
 
 
 class Parts:
@@ -26,37 +27,63 @@ class Parts:
         """Rows where every key has its value, in the order they were written; `columns` of them."""
         wanted = list(columns) if columns is not None else self.schema.names
         needed = list(dict.fromkeys([*wanted, *where]))
-        found = []
+        found = [self.schema.empty_table().select(needed)]
         for path, footer in self._open():
-            groups = [g for g in range(footer.num_row_groups) if _may_hold(footer, g, where)]
-            if groups:
-                found.append(self._groups(path, footer, groups, needed))
-        table = pa.concat_tables(found) if found else self.schema.empty_table().select(needed)
-        return filtered(table, where).select(wanted).replace_schema_metadata(self.schema.metadata)
+            with self._stated(path):
+                groups = [g for g in range(footer.num_row_groups) if _may_hold(footer, g, where)]
+                if groups:
+                    found.append(self._groups(path, footer, groups, needed))
+        return filtered(pa.concat_tables(found), where).select(wanted)
 
     def batches(self, rows: int) -> Any:
         """All rows, a table of at most so many at a time."""
         for path, footer in self._open():
             with self._stated(path), pq.ParquetFile(path, metadata=footer, page_checksum_verification=True) as file:
                 for batch in file.iter_batches(rows):
-                    yield pa.Table.from_batches([batch])
+                    yield self._fitted(pa.Table.from_batches([batch]), self.schema.names)
 
     def _groups(self, path: Path, footer: pq.FileMetaData, groups: list[int], columns: list[str]) -> pa.Table:
-        with self._stated(path), pq.ParquetFile(path, metadata=footer, page_checksum_verification=True) as file:
-            return file.read_row_groups(groups, columns=columns)
+        with pq.ParquetFile(path, metadata=footer, page_checksum_verification=True) as file:
+            return self._fitted(file.read_row_groups(groups, columns=columns), columns)
+
+    def _fitted(self, table: pa.Table, columns: list[str]) -> pa.Table:
+        """The columns in the table's schema; those that the file is too old to have are null."""
+        table.validate(full=True)
+        kept = self.schema.empty_table().select(columns).schema
+        arrays = [
+            table[name] if name in table.column_names else pa.nulls(len(table), kept.field(name).type)
+            for name in columns
+        ]
+        return pa.Table.from_arrays(arrays, schema=kept)
 
     def _open(self) -> list[tuple[Path, pq.FileMetaData]]:
         if self._footers is None:
             footers = []
             for name in self._inside:
-                path = self.folder / name
+                path = inside.own(self.folder, name)
                 with self._stated(path):
-                    footers.append((path, pq.read_metadata(path)))
+                    footer = pq.read_metadata(path)
+                    self._compare(footer.schema.to_arrow_schema())
+                    footers.append((path, footer))
             self._footers = footers
         return self._footers
 
+    def _compare(self, found: pa.Schema) -> None:
+        """Refuses a file with columns of other types, or with other names in the place of ours."""
+        for field in found:
+            if field.name in self.schema.names and field.type != self.schema.field(field.name).type:
+                raise ValueError(f"column '{field.name}' holds {field.type}")
+        if set(found.names) - set(self.schema.names) and set(self.schema.names) - set(found.names):
+            raise ValueError("it has other columns")
+        if len(set(found.names)) != len(found.names):
+            raise ValueError("a column is there twice")
+
     def _stated(self, path: Path) -> _Stated:
         return _Stated(self.folder, path)
+
+
+# what comes out of reading a file that is not what it says: names and statistics are decoded, sizes believed
+_PARSING = (OSError, pa.ArrowException, ValueError, LookupError, TypeError, OverflowError, MemoryError)
 
 
 class _Stated:
@@ -71,7 +98,7 @@ class _Stated:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, FileNotFoundError):
             raise RunError(f"'{self._path}' is missing", hint=f"probe runs check {self._folder}") from error
-        if isinstance(error, (OSError, pa.ArrowException)):
+        if isinstance(error, _PARSING):
             raise RunError(f"'{self._path}' is damaged", hint=f"probe runs check {self._folder}") from error
 
 
@@ -94,7 +121,8 @@ def matrix(column: pa.ChunkedArray) -> np.ndarray:
     if not chunks:
         return np.empty((0, 0), np.float32)
     flat = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
-    assert len(flat) % len(column) == 0, "rows of different widths"
+    if len(flat) % len(column):
+        raise RunError("the run is damaged: its vectors have different widths", hint="probe runs check RUN")
     return flat.reshape(len(column), -1)
 
 
@@ -105,7 +133,8 @@ def _values(value: Any) -> list[Any]:
 def _may_hold(footer: pq.FileMetaData, group: int, where: Mapping[str, Any]) -> bool:
     rows = footer.row_group(group)
     for key, value in where.items():
-        statistics = rows.column(_position(footer, key)).statistics
+        column = _position(footer, key)
+        statistics = None if column is None else rows.column(column).statistics
         if statistics is None or not statistics.has_min_max:
             continue
         if all(one < statistics.min or one > statistics.max for one in _values(value)):
@@ -113,8 +142,8 @@ def _may_hold(footer: pq.FileMetaData, group: int, where: Mapping[str, Any]) -> 
     return True
 
 
-def _position(footer: pq.FileMetaData, key: str) -> int:
+def _position(footer: pq.FileMetaData, key: str) -> int | None:
     for i in range(footer.num_columns):
         if footer.schema.column(i).path == key:
             return i
-    raise AssertionError(f"no flat column {key!r}")
+    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import html
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,7 +14,8 @@ import pyarrow as pa
 
 from probe import tables
 from probe.errors import RunError
-from probe.store import durable, manifest, reading
+from probe.store import durable, papers, reading
+from probe.store.inside import MANIFEST, PARTIAL, partial
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,32 +65,41 @@ class DiskSource:
 
 
 def open_run(path: Path | str) -> Run:
-    """The run in a directory. RunError if there is none, if it is unfinished, or of another format."""
+    """The run in a directory. RunError if there is none, if it is unfinished, damaged, or of another format.
+
+    Warns of one whose manifest is another than was written.
+    """
     path = Path(path)
     found = read_manifest(path)
-    unknown = sorted(set(found["tables"]) - set(tables.TABLES))
-    if unknown:
-        raise RunError(f"'{path}' has tables that this probe does not know: {', '.join(unknown)}", hint="upgrade probe")
+    if papers.altered(found):
+        warnings.warn(f"the manifest of '{path}' was altered since it was written", stacklevel=2)
     return Run(DiskSource(path, found["tables"]), found)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a whole run of this format; else a RunError that says what is there instead."""
-    if not (path / manifest.NAME).is_file() or path.suffix == ".partial":
-        beside = path.with_name(path.name + ".partial")
-        if (path.suffix == ".partial" and path.is_dir()) or (beside.is_dir() and not path.exists()):
-            hint = "the command that began it completes it with --resume"
-            raise RunError(f"the run '{path}' is unfinished", hint=hint)
-        if not path.exists():
-            raise RunError(f"there is no run '{path}'", hint="probe runs ls shows those there are")
-        raise RunError(f"'{path}' is not a run: it has no {manifest.NAME}", hint="probe runs ls shows those there are")
-    found = durable.read_json(path / manifest.NAME)
+    with durable.readable(path):
+        _whole(path)
+    found = durable.read_json(path / MANIFEST)
     version = found.get("schema_version") if isinstance(found, dict) else None
-    if version != tables.SCHEMA_VERSION:
+    if isinstance(version, int) and version != tables.SCHEMA_VERSION:
         hint = "use the version of probe that made it; the Parquet files open in pandas as they are"
         raise RunError(f"'{path}' has format {version}, and this probe reads {tables.SCHEMA_VERSION}", hint=hint)
-    assert isinstance(found, dict)
-    return found
+    papers.checked(found, papers.Manifest, path / MANIFEST)
+    unknown = sorted(set(found["tables"]) - set(tables.TABLES))
+    if unknown:
+        raise RunError(f"'{path}' has tables that this probe does not know: {', '.join(unknown)}", hint="upgrade probe")
+    return dict(found)
+
+
+def _whole(path: Path) -> None:
+    if (path / MANIFEST).is_file() and path.suffix != PARTIAL:
+        return
+    if (path.suffix == PARTIAL and path.is_dir()) or (partial(path).is_dir() and not path.exists()):
+        raise RunError(f"the run '{path}' is unfinished", hint="the command that began it completes it with --resume")
+    if not path.exists():
+        raise RunError(f"there is no run '{path}'", hint="probe runs ls shows those there are")
+    raise RunError(f"'{path}' is not a run: it has no {MANIFEST}", hint="probe runs ls shows those there are")
 
 
 class Run:

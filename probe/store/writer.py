@@ -12,12 +12,12 @@ from typing import Any
 import pyarrow as pa
 
 from probe.errors import ProbeError, RunError
-from probe.store import columns, durable, finishing, manifest
-from probe.store.journal import STATE, Journal
+from probe.store import columns, durable, finishing, inside, manifest, papers
+from probe.store.inside import MANIFEST, STATE, partial
+from probe.store.journal import Journal
 from probe.store.run import MemorySource, Run, open_run
 from probe.store.shelves import Disk, Limits, Memory
 
-PARTIAL = ".partial"
 # fmt: off
 _WORDS = [
     "amber", "basil", "birch", "cedar", "clover", "coral", "ember", "fjord", "garnet", "hazel", "indigo", "jade",
@@ -25,11 +25,6 @@ _WORDS = [
     "sage", "slate", "spruce", "topaz", "umber", "willow", "zephyr",
 ]
 # fmt: on
-
-
-def partial(path: Path) -> Path:
-    """Where the run `path` is built."""
-    return path.with_name(path.name + PARTIAL)
 
 
 def fresh_path(command: str, *, root: Path = Path("runs"), word: str = "") -> Path:
@@ -72,9 +67,12 @@ def create(
     if path is None:
         return Writer(None, Memory(), {**state, "git": manifest.commit(Path.cwd())})
     limits = limits or Limits()
-    if path.exists() or path.is_symlink():
-        return _whole(path, state, resume=resume)
+    if "\0" in str(path):
+        raise RunError("no file's name has a NUL in it", hint="choose another --out")
     folder = partial(path)
+    with durable.stated(path):
+        if path.exists() or path.is_symlink():
+            return _whole(path, state, resume=resume)
     with durable.stated(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(exist_ok=True)
@@ -92,15 +90,18 @@ def _begin(path: Path, state: dict[str, Any], *, resume: bool, lock: durable.Loc
         raise _in_the_way(path)
     if not (folder / STATE).exists():  # reserved, or killed before it began
         if {child.name for child in folder.iterdir()} - {durable.Lock.NAME, STATE + durable.TEMPORARY}:
+            if (folder / inside.REMOVING).exists():
+                hint = f"probe runs rm {folder} completes that"
+                raise RunError(f"cannot write '{path}': '{folder}' is half removed", hint=hint)
             raise RunError(f"cannot write '{path}': '{folder}' is not a run", hint="choose another --out")
         state["git"] = manifest.commit(Path.cwd())
         return Writer(path, Disk(Journal.start(folder, state), limits), state, lock=lock)
     if not resume:
         hint = f"add --resume to go on with it, or remove it: probe runs rm {folder}"
         raise RunError(f"'{path}' was begun and not finished", hint=hint)
-    before = durable.read_json(folder / STATE)
+    before = papers.intact(folder / STATE, papers.State)
     _same(before, state, path=folder)
-    if (folder / manifest.NAME).exists():
+    if (folder / MANIFEST).exists():
         finishing.conclude(path, folder)
         lock.release()
         return Writer(path, Memory(), before, whole=open_run(path))
@@ -108,15 +109,16 @@ def _begin(path: Path, state: dict[str, Any], *, resume: bool, lock: durable.Loc
 
 
 def _whole(path: Path, state: dict[str, Any], *, resume: bool) -> Writer:
-    if not resume or not (path / manifest.NAME).exists():
+    if not resume or not (path / MANIFEST).exists():
         raise _in_the_way(path)
+    papers.intact(path / MANIFEST, papers.Manifest)
     run = open_run(path)
     _same(run.manifest, state, path=path)
     return Writer(path, Memory(), run.manifest, whole=run)
 
 
 def _in_the_way(path: Path) -> RunError:
-    what = "a run is already there" if (path / manifest.NAME).exists() else "something is already there"
+    what = "a run is already there" if (path / MANIFEST).exists() else "something is already there"
     return RunError(f"cannot write '{path}': {what}", hint="choose another --out, or remove it: probe runs rm")
 
 

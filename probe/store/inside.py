@@ -1,0 +1,122 @@
+"""What lies in a run's folder: which names a writer makes, and what only looks like one of its files. Reads no rows."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from probe import tables
+from probe.errors import RunError
+from probe.store import durable
+
+MANIFEST, STATE, JOURNAL, README = "manifest.json", "state.json", "journal", "README.md"
+REMOVING = "removing.json"  # what is being deleted: a kill in between leaves the list of the rest
+PARTIAL = ".partial"
+PAPERS = (MANIFEST, STATE, README, REMOVING, durable.Lock.NAME)
+_TABLE = "|".join(tables.TABLES)
+_PART = re.compile(rf"({_TABLE})(?:\.parquet|/part-(\d{{5,9}})\.parquet)")
+_RECORD = re.compile(rf"{JOURNAL}/\d{{6,9}}\.json")
+_KEPT = re.compile(rf"({_TABLE})/kept-part-\d{{5,9}}\.parquet")
+
+
+def partial(path: Path) -> Path:
+    """Where the run `path` is built: beside it."""
+    named = path if path.name not in ("", "..") else path.resolve()
+    return named.parent / (named.name + PARTIAL)
+
+
+def table_of(name: str) -> str | None:
+    """The table whose rows a file of this name holds; None if no writer gives such a name."""
+    found = _PART.fullmatch(name)
+    return found[1] if found else None
+
+
+def files(folder: Path) -> list[str]:
+    """Everything but folders under a folder, links and pipes too; links are not followed."""
+    found = []
+    for where, folders, names in os.walk(folder):
+        links = [name for name in folders if (Path(where) / name).is_symlink()]
+        found += [(Path(where) / name).relative_to(folder).as_posix() for name in [*names, *links]]
+    return sorted(found)
+
+
+def records(folder: Path) -> list[Path]:
+    """The journal's records, oldest first."""
+    return [folder / name for name in files(folder) if _RECORD.fullmatch(name)]
+
+
+def writes(name: str) -> bool:
+    """Whether a writer ever gives a file such a name."""
+    stem = name.removesuffix(durable.TEMPORARY)
+    found = stem in PAPERS or _PART.fullmatch(stem) or _RECORD.fullmatch(stem)
+    return bool(found or (stem != name and _KEPT.fullmatch(stem)))
+
+
+def unfinished(folder: Path, parts: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Files that a writer was at when it was killed: under temporary names, or parts newer than all that are recorded."""
+    count: dict[str, int] = {}
+    for part in parts:
+        count[part["table"]] = count.get(part["table"], 0) + 1
+    found = []
+    for name in files(folder):
+        part_ = _PART.fullmatch(name)
+        temporary = name.endswith(durable.TEMPORARY) and writes(name)
+        newer = part_ is not None and part_[2] is not None and int(part_[2]) >= count.get(part_[1], 0)
+        if temporary or newer:
+            found.append(name)
+    return found
+
+
+def own(folder: Path, name: str) -> Path:
+    """A regular file of the run. RunError if it is missing, or something that leads elsewhere."""
+    path, hint = folder / name, f"probe runs check {folder}"
+    with durable.readable(path):
+        for place in [folder / parent for parent in Path(name).parents if parent.name] + [path]:
+            try:
+                mode = place.lstat().st_mode
+            except FileNotFoundError as error:
+                raise RunError(f"'{path}' is missing", hint=hint) from error
+            if not (stat.S_ISREG(mode) if place == path else stat.S_ISDIR(mode)):
+                raise RunError(f"'{path}' is no file of the run: '{place}' leads elsewhere", hint=hint)
+    return path
+
+
+def wrong(folder: Path, file: Mapping[str, Any]) -> str:
+    """What a file has against its record (path, bytes, hash); empty if nothing. Reads every byte."""
+    import hashlib
+
+    try:
+        path = own(folder, file["path"])
+    except RunError as error:
+        return "missing" if isinstance(error.__cause__, FileNotFoundError) else "not a file: it leads elsewhere"
+    size = path.stat().st_size
+    if size != file["bytes"]:
+        return f"{'torn' if size < file['bytes'] else 'altered'}: {size} bytes, not {file['bytes']}"
+    name, digest = (
+        ("xxh3_128", xxhash.xxh3_128) if file.get("xxh3_128") else ("sha256", hashlib.sha256)
+    )  # of older runs
+    with durable.readable(path), path.open("rb") as opened:
+        found = hashlib.file_digest(opened, digest).hexdigest()
+    return "" if found == file.get(name) else f"altered: its {name} is another"
+
+
+def clear(folder: Path, names: Iterable[str]) -> None:
+    """Delete these files; nothing else, and nothing through a link."""
+    for name in names:
+        if not any((folder / parent).is_symlink() for parent in Path(name).parents):
+            (folder / name).unlink(missing_ok=True)
+
+
+def remove_empty(folder: Path) -> None:
+    """Delete the folders that a writer makes in a run's, where they hold nothing (of the user's)."""
+    for name in (*tables.TABLES, JOURNAL):
+        if not (folder / name).is_symlink():
+            with suppress(OSError):
+                (folder / name).rmdir()
