@@ -25,6 +25,8 @@ def command(
     b: B,
     text: Text = None,
     file: o.PromptFile = None,
+    form: o.Format = None,
+    column: o.TextColumn = None,
     edit: Edits = None,
     dtype: o.Dtype = "auto",
     dtype_b: DtypeB = None,
@@ -49,7 +51,7 @@ def command(
     from probe.store import names_run
 
     runs = [names_run(name) for name in (a, b)]
-    texts = None if any(runs) and text is None and file is None else prompts_given(text, file)
+    texts = None if any(runs) and text is None and file is None else prompts_given(text, file, form, column)
     import probe
     from cli.differences import show_comparison
     from cli.progress import plain_warnings, progress

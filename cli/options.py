@@ -34,8 +34,15 @@ TemplateLoss = Annotated[
 ]
 PromptFile = Annotated[
     Path | None,
-    typer.Option("--file", "-f", help="Many prompts: .txt (one a line), .jsonl, .csv or .parquet; - for stdin."),
+    typer.Option("--file", "-f", help="Many prompts: .txt (one a line), .jsonl, .json, .csv, .parquet; - for stdin."),
 ]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        "--format", help="What --file or stdin is: txt, jsonl, json, csv, tsv, parquet [default: by content]."
+    ),
+]
+TextColumn = Annotated[str | None, typer.Option("--column", help="The prompts' column [default: messages or prompt].")]
 AsJson = Annotated[bool, typer.Option("--json", help="Exactly one JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only where the run is.")]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress bar.")]

@@ -24,6 +24,8 @@ def command(
     draft: DraftName,
     prompt: PromptText = None,
     file: o.PromptFile = None,
+    form: o.Format = None,
+    column: o.TextColumn = None,
     generate: Generate = 64,
     block: Block = "4",
     plain: Plain = True,
@@ -55,7 +57,7 @@ def command(
     no_progress: o.NoProgress = False,
 ) -> None:
     """Speculative decoding, looked into: what a draft proposed, what the target kept, and why."""
-    given = prompts_given(prompt, file)
+    given = prompts_given(prompt, file, form, column)
     import probe
     from cli.progress import plain_warnings, progress
     from cli.proposals import show_speculation

@@ -40,6 +40,8 @@ def command(
     at: At = None,
     out: To = None,
     file: o.PromptFile = None,
+    form: o.Format = None,
+    column: o.TextColumn = None,
     answer: Answer = None,
     against: Against = None,
     matching: Matching = None,
@@ -67,7 +69,7 @@ def command(
     if scan is not None and out is not None:
         raise typer.BadParameter("--scan makes no direction: say where the run goes with --run")
     asked: dict[str, Any] = (
-        {} if scan is None else {"prompts": prompts_given(prompt, file), "strengths": _numbers(strengths)}
+        {} if scan is None else {"prompts": prompts_given(prompt, file, form, column), "strengths": _numbers(strengths)}
     )
     import probe
     from cli.progress import plain_warnings, progress

@@ -10,7 +10,12 @@ import typer
 
 from cli import options as o
 
-PromptText = Annotated[str | None, typer.Argument(help="The prompt; - reads many from standard input, one a line.")]
+PromptText = Annotated[
+    str | None,
+    typer.Argument(
+        help="The prompt; - reads many from standard input (see --file). After --, it may begin with a dash."
+    ),
+]
 Generate = Annotated[int, typer.Option("--generate", "-n", min=0, help="Let the model continue by N tokens.")]
 Capture = Annotated[
     list[str] | None,
@@ -35,6 +40,8 @@ BatchTokens = Annotated[int, typer.Option("--batch-tokens", min=1, help="At most
 def command(
     prompt: PromptText = None,
     file: o.PromptFile = None,
+    form: o.Format = None,
+    column: o.TextColumn = None,
     generate: Generate = 0,
     capture: Capture = None,
     attention: Attention = "heads",
@@ -72,7 +79,7 @@ def command(
     no_progress: o.NoProgress = False,
 ) -> None:
     """Record what the model does with a prompt: log-probs, entropies, attention, activations."""
-    given = prompts_given(prompt, file)
+    given = prompts_given(prompt, file, form, column)
     import probe
     from cli.explained import show_explained
     from cli.progress import plain_warnings, progress
@@ -116,12 +123,14 @@ def command(
         raise typer.Exit(1)
 
 
-def prompts_given(prompt: str | None, file: Path | None) -> object:
-    """The prompt text, a path, or the prompts on standard input."""
+def prompts_given(prompt: str | None, file: Path | None, form: str | None = None, column: str | None = None) -> object:
+    """The prompt text, or the prompts of a file or of standard input."""
     if (prompt is None) == (file is None):
         raise typer.BadParameter("give a prompt, or a file of prompts with --file")
-    if prompt == "-" or str(file) == "-":
-        from probe.tracing.prompts import read_stream
+    if prompt is not None and prompt != "-":
+        if form is not None or column is not None:
+            raise typer.BadParameter("--format and --column are for --file and for standard input")
+        return prompt
+    from probe.tracing.prompts import read_prompts
 
-        return read_stream(sys.stdin.buffer)
-    return prompt if file is None else file
+    return read_prompts(sys.stdin.buffer if file is None or str(file) == "-" else file, kind=form, column=column)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from probe.errors import BadPrompt
-from probe.tracing.prompts import as_prompts, parse_prompts, read_prompts
+from probe.errors import BadOption, BadPrompt
+from probe.tracing.prompts import as_prompts, read_prompts
 
 CHAT = [{"role": "user", "content": "Hi"}]
 ROWS = [{"prompt": 'a, "b"\nc'}, {"prompt": "日本 \u2028 x"}]
@@ -28,8 +29,74 @@ def test_every_format_holds_the_same_prompts(tmp_path: Path) -> None:
         assert texts(read_prompts(tmp_path / name)) == [r["prompt"] for r in ROWS], name
 
 
+def given(text: str, kind: str | None = None, column: str | None = None):
+    return read_prompts(io.BytesIO(text.encode()), kind=kind, column=column)
+
+
 def test_a_line_ends_at_a_newline_and_nowhere_else() -> None:
-    assert texts(parse_prompts("one\u2028still one\r\n\n  two  \n")) == ["one\u2028still one", "  two  "]
+    assert texts(given("one\u2028still one\r\n\n  two  \n")) == ["one\u2028still one", "  two  "]
+
+
+def test_blank_rows_keep_their_numbers() -> None:
+    """A prompt's id is the number of its row in the file."""
+    for text in ("a\n\n \nb\n", '{"prompt": "a"}\n\n\n{"prompt": "b"}', "prompt\na\n\n\nb\n"):
+        assert [(p.prompt_id, p.text) for p in given(text)] == [(0, "a"), (3, "b")], text
+
+
+CONTENT = [
+    ('{"prompt": "a"}\n{"prompt": "b"}\n', ["a", "b"]),
+    ('[{"prompt": "a"},\n {"prompt": "b"}]', ["a", "b"]),
+    ('{\n "prompt": "a"\n}', ["a"]),
+    ('\ufeffprompt,n\n"a\r\nA",1\nb,2\n', ["a\r\nA", "b"]),
+    ("n\tprompt\n1\ta, b\n", ["a, b"]),
+    ("Is {1} in {1, 2}?\n[1, 2]\n", ["Is {1} in {1, 2}?", "[1, 2]"]),
+    ("A prompt, and more\nx\n", ["A prompt, and more", "x"]),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), CONTENT)
+@pytest.mark.parametrize("name", [None, "prompts", "PROMPTS.dat"])
+def test_a_text_is_read_by_its_content(tmp_path: Path, text: str, expected: list[str], name: str | None) -> None:
+    if name is None:
+        assert texts(given(text)) == expected
+        return
+    (tmp_path / name).write_bytes(text.encode())
+    assert texts(read_prompts(tmp_path / name)) == expected
+
+
+def test_parquet_is_known_by_its_first_bytes(tmp_path: Path) -> None:
+    pd.DataFrame(ROWS).to_parquet(tmp_path / "rows")
+    assert texts(read_prompts(io.BytesIO((tmp_path / "rows").read_bytes()))) == [r["prompt"] for r in ROWS]
+
+
+def test_the_format_that_is_told_wins_and_endings_may_be_of_any_case(tmp_path: Path) -> None:
+    line = '{"prompt": "a"}'
+    (tmp_path / "P.JSONL").write_text(line)
+    assert texts(read_prompts(tmp_path / "P.JSONL")) == ["a"]
+    assert texts(read_prompts(tmp_path / "P.JSONL", kind="txt")) == [line] == texts(given(line, "txt"))
+    assert texts(given('["a", "b"]', "json")) == ["a", "b"]
+    with pytest.raises(BadOption, match="unknown format 'yaml'"):
+        given(line, "yaml")
+    for text, kind in ((line, "parquet"), ("{", "json"), ('"', "csv")):
+        with pytest.raises(BadPrompt) as caught:
+            given(text, kind)
+        assert caught.value.hint
+
+
+def test_another_column() -> None:
+    rows = [{"text": "a", "prompt": "no"}, {"text": json.dumps(CHAT)}, {"text": CHAT}, {"prompt": "no"}]
+    found = given("\n".join(map(json.dumps, rows)), column="text")
+    assert [p.content for p in found] == ["a", CHAT, CHAT, ""] and "no column 'text'" in found[3].error
+    with pytest.raises(BadPrompt, match="no column 'messages' or 'prompt'") as caught:
+        given('{"text": "a"}\n{"text": "b"}')
+    assert "--column" in caught.value.hint
+    with pytest.raises(BadOption, match="there is no column 'text'"):
+        given("a\nb", column="text")
+
+
+def test_messages_that_are_none_are_no_text() -> None:
+    found = given('{"messages": "[torn"}\n{"messages": [{"role": "user", "content": "Hi"}]}\n' + "[" * 100_000)
+    assert found[0].error and found[1].content == CHAT and found[2].error
 
 
 def test_messages_in_json_csv_and_python(tmp_path: Path) -> None:
@@ -41,7 +108,7 @@ def test_messages_in_json_csv_and_python(tmp_path: Path) -> None:
 
 
 def test_a_bad_row_keeps_its_place_and_says_why() -> None:
-    prompts = parse_prompts('{"prompt": "a"}\n{torn\n{"text": "b"}\n{"prompt": 3}\n{"prompt": "c"}', ".jsonl")
+    prompts = given('{"prompt": "a"}\n{torn\n{"text": "b"}\n{"prompt": 3}\n{"prompt": "c"}')
     assert [bool(p.error) for p in prompts] == [False, True, True, True, False]
     assert [p.prompt_id for p in prompts] == [0, 1, 2, 3, 4]
     assert "JSON" in prompts[1].error and "text" in prompts[2].error and "int" in prompts[3].error

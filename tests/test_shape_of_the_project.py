@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"errors"},
-    {"patterns"},
+    {"files", "patterns"},
     {"sites", "tables", "spans", "answers", "workers", "kernels"},
     {"store"},
     {"anatomy", "tiny", "instrument", "language_model"},

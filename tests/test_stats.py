@@ -73,7 +73,9 @@ def test_power_is_what_simulation_gives_and_what_is_planned_suffices() -> None:
     for n, size, discordant in ((25, 0.1, 0.1), (60, 0.2, 0.3)):
         up, down = (discordant + size) / 2, (discordant - size) / 2
         drawn_tables = random.multinomial(n, [down, up, 1 - up - down], size=2000)
-        told = np.mean([reference.binomtest(int(u), int(u + d)).pvalue <= 0.05 if u + d else False for d, u, _ in drawn_tables])
+        told = np.mean(
+            [reference.binomtest(int(u), int(u + d)).pvalue <= 0.05 if u + d else False for d, u, _ in drawn_tables]
+        )
         assert stats.power(n, size, discordant) == pytest.approx(told, abs=0.033)  # 3 standard errors
     # about 80 pairs tell 0.10 from 0 where nothing else is discordant; 25 don't
     assert 70 <= stats.pairs_to_tell(0.1, 0.06) <= 90 and stats.power(25, 0.1, 0.06) < 0.1

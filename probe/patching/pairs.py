@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from probe.errors import BadOption, BadPrompt
+from probe.files import read_rows
 from probe.interventions.runs import check_run, prompts_of
 from probe.language_model.answers import two_answers
 from probe.language_model.chat import Chat
@@ -168,32 +167,19 @@ def _check_length(lm: LanguageModel, name: str, ids: Sequence[int]) -> None:
 
 
 def read_pairs(path: Path) -> list[Words]:
-    """Pairs of a `.jsonl` or `.csv` file with columns clean, corrupt, answer and, if there is one, against.
+    """Pairs of a file of rows with columns clean, corrupt, answer and, if there is one, against; see `files.read_rows`.
 
     Raises `BadPrompt` for a file or a row that cannot be read.
     """
-    if path.suffix not in (".jsonl", ".csv"):
+    kind, rows = read_rows(path, columns=COLUMNS, origin=str(path))
+    if kind == "txt":
         raise BadPrompt(f"'{path}' is no file of pairs", hint="a .jsonl or .csv with clean, corrupt, answer, against")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise BadPrompt(f"cannot read '{path}': {error}", hint="is it there, and is it UTF-8 text?") from error
-    pairs = [_words(row, f"row {i} of '{path}'") for i, row in enumerate(_rows(text, path), start=1)]
-    if not pairs:
+    if not rows:
         raise BadPrompt(f"no pair in '{path}'", hint=f"columns {', '.join(COLUMNS)}, and at least one row")
-    return pairs
-
-
-def _rows(text: str, path: Path) -> Iterator[Any]:
-    if path.suffix == ".csv":
-        yield from csv.DictReader(text.splitlines())
-        return
-    for i, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise BadPrompt(f"line {i} of '{path}' is not JSON: {error}", hint="one object a line") from error
+    torn = next((row for row in rows if row.error), None)
+    if torn is not None:
+        raise BadPrompt(f"line {torn.number + 1} of '{path}' is {torn.error}", hint="one object a line")
+    return [_words(row.value, f"row {row.number + 1} of '{path}'") for row in rows]
 
 
 def _words(row: Any, where: str) -> Words:

@@ -1,17 +1,16 @@
-"""Where prompts come from: a text, messages, or a file of many; knows formats, not tokens."""
+"""Where prompts come from: a text, messages, or a file of many; knows columns and messages, not formats or tokens."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from probe.errors import BadPrompt
+from probe.errors import BadOption, BadPrompt
+from probe.files import Row, read_rows
 
-FORMATS = (".txt", ".jsonl", ".csv", ".parquet")
+NAMES = ("messages", "prompt")  # the first that has a value is read
 Messages = list[dict[str, str]]
 
 
@@ -40,88 +39,65 @@ def as_prompts(given: Any) -> list[Prompt]:
     return prompts
 
 
-def read_prompts(path: Path) -> list[Prompt]:
-    """Prompts of a file: `.txt` one a line; else the column `prompt` (text) or `messages` (chat). A bad row keeps its place.
+def read_prompts(source: Path | BinaryIO, *, kind: str | None = None, column: str | None = None) -> list[Prompt]:
+    """Prompts of a file or a stream: a line each, or the column `prompt` (text) or `messages` (chat), or `column` (either).
 
-    Raises `BadPrompt` if the file cannot be read, has another ending, has neither column, or holds no prompt.
+    A row's `prompt_id` is its number in the file, blank rows counted. A row that holds no prompt keeps its place.
+    Raises `BadPrompt` if nothing can be read, no row has the column, or there is no prompt; `BadOption` as `read_rows`.
     """
-    if path.suffix not in FORMATS:
-        raise BadPrompt(f"'{path}' is not a prompt file", hint=f"endings that are understood: {', '.join(FORMATS)}")
-    try:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            return _from_rows(pq.read_table(path).to_pylist(), path)
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        what = "whole" if path.suffix == ".parquet" else "UTF-8 text"
-        raise BadPrompt(f"cannot read '{path}': {error}", hint=f"is it there, and is it {what}?") from error
-    return parse_prompts(text, path.suffix, origin=str(path))
-
-
-def parse_prompts(text: str, kind: str = ".txt", *, origin: str = "standard input") -> list[Prompt]:
-    """Prompts in the text of a file of that kind (`.txt`, `.jsonl`, `.csv`)."""
-    if kind == ".jsonl":
-        return _from_rows((_json(line) for line in text.split("\n") if line.strip()), origin)
-    if kind == ".csv":
-        return _from_rows(_csv(text, origin), origin)
-    # only \n ends a line: a prompt may hold any other separator of str.splitlines
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
-    prompts = [Prompt(i, line) for i, line in enumerate(line for line in lines if line.strip())]
-    if not prompts:
-        raise BadPrompt(f"no prompt in {origin}", hint="one prompt a line")
-    return prompts
-
-
-def read_stream(stream: BinaryIO, origin: str = "standard input") -> list[Prompt]:
-    """Prompts of a stream of UTF-8 text, one a line."""
-    try:
-        return parse_prompts(stream.read().decode("utf-8-sig"), origin=origin)
-    except UnicodeDecodeError as error:
-        raise BadPrompt(f"cannot read {origin}: {error}", hint="is it UTF-8 text?") from error
-
-
-def _csv(text: str, origin: object) -> list[dict[str, str]]:
-    csv.field_size_limit(max(len(text), csv.field_size_limit()))
-    try:
-        return list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
-    except csv.Error as error:
-        raise BadPrompt(f"'{origin}' is not CSV: {error}", hint="is a quote left open?") from error
-
-
-def _json(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        return BadPrompt(f"not JSON: {error}")
-
-
-def _from_rows(rows: Iterable[Any], origin: object) -> list[Prompt]:
-    prompts = []
-    for i, row in enumerate(rows):
-        if isinstance(row, BadPrompt):
-            prompts.append(Prompt(i, "", row.message))
-        elif not isinstance(row, dict) or ("prompt" not in row and "messages" not in row):
-            found = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-            prompts.append(Prompt(i, "", f"no column 'prompt' or 'messages' (found: {found})"))
-        else:
-            content = row.get("messages") if row.get("messages") is not None else row.get("prompt")
-            prompts.append(_checked(i, _parsed_messages(content) if row.get("messages") is not None else content))
-    if not prompts:
-        raise BadPrompt(f"no prompt in '{origin}'", hint="a column 'prompt' or 'messages', and at least one row")
+    origin = str(source) if isinstance(source, Path) else "standard input"
+    names = NAMES if column is None else (column,)
+    kind, rows = read_rows(source, columns=names, kind=kind, origin=origin)
+    if not rows:
+        raise BadPrompt(
+            f"no prompt in '{origin}'", hint=f"one prompt a row: a line of text, or a column {_named(names)}"
+        )
+    if kind == "txt":
+        if column is not None:
+            raise BadOption(
+                f"'{origin}' is lines of text: there is no column '{column}'", hint="--format names another"
+            )
+        return [Prompt(row.number, row.value) for row in rows]
+    if kind == "json" and _is_chat([row.value for row in rows]):
+        return [_checked(0, [row.value for row in rows])]
+    prompts = [_from_row(row, names) for row in rows]
     if all(p.error for p in prompts):
         raise BadPrompt(
-            f"no usable prompt in '{origin}': {prompts[0].error}", hint="name the column 'prompt' or 'messages'"
+            f"no usable prompt in '{origin}': {prompts[0].error}",
+            hint=f"the column is {_named(names)}; --column names another, and --format txt takes lines as they are",
         )
     return prompts
 
 
-def _parsed_messages(content: Any) -> Any:
-    """A CSV holds messages as JSON text."""
-    if isinstance(content, str):
-        parsed = _json(content)
-        return content if isinstance(parsed, BadPrompt) else parsed
-    return content
+def _from_row(row: Row, names: Sequence[str]) -> Prompt:
+    if row.error:
+        return Prompt(row.number, "", row.error)
+    value = row.value
+    if isinstance(value, str) or _is_chat(value):
+        return _checked(row.number, value)
+    if not isinstance(value, dict) or value.keys().isdisjoint(names):
+        found = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
+        return Prompt(row.number, "", f"no column {_named(names)} (found: {found})")
+    name = next((name for name in names if value.get(name) is not None), names[-1])
+    content = _messages(value.get(name)) if name != "prompt" else value.get(name)
+    if name == "messages" and isinstance(content, str):
+        return Prompt(row.number, "", "the messages are no JSON list of messages with 'role' and 'content'")
+    return _checked(row.number, content)
+
+
+def _named(names: Sequence[str]) -> str:
+    return " or ".join(f"'{name}'" for name in names)
+
+
+def _messages(content: Any) -> Any:
+    """What a column holds; messages that it holds as JSON text, as a CSV must, are messages."""
+    if not isinstance(content, str) or content.lstrip()[:1] != "[":
+        return content
+    try:
+        parsed = json.loads(content)
+    except (ValueError, RecursionError):
+        return content
+    return parsed if _is_chat(parsed) else content
 
 
 def _checked(i: int, content: Any) -> Prompt:
@@ -139,5 +115,6 @@ def _is_chat(content: Any) -> bool:
         isinstance(content, Sequence)
         and not isinstance(content, str)
         and len(content) > 0
-        and all(isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in content)
+        and all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in content)
+        and all(m.keys() & {"content", "tool_calls"} for m in content)
     )
