@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import probe
 from probe.errors import BadOption, BadPrompt
 from probe.tracing.prompts import as_prompts, read_prompts
 
@@ -136,3 +137,9 @@ def test_half_a_parquet_file_is_asked_to_be_whole(tmp_path: Path) -> None:
     with pytest.raises(BadPrompt) as found:
         read_prompts(tmp_path / "p.parquet")
     assert found.value.hint == "is it there, and is it whole?"
+
+
+def test_what_is_no_unicode_is_an_error_row() -> None:
+    found = given('{"prompt": "a \\ud800"}\n{"prompt": "b"}')
+    run = probe.trace(probe.load("tiny:llama"), found, out=None)
+    assert run.prompts["text"].tolist() == ["a \\ud800", "b"] and "not valid text" in run.prompts["error"][0]

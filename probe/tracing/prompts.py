@@ -23,8 +23,9 @@ class Prompt(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The prompt as given: messages as JSON."""
-        return self.content if isinstance(self.content, str) else json.dumps(self.content, ensure_ascii=False)
+        """The prompt as given: messages as JSON; what no UTF-8 can hold (half a surrogate pair) is escaped."""
+        text = self.content if isinstance(self.content, str) else json.dumps(self.content, ensure_ascii=False)
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def as_prompts(given: Any) -> list[Prompt]:
