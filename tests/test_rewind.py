@@ -341,20 +341,46 @@ def test_trees(tiny, tmp_path: Path) -> None:
         tree(source)
     first = probe.rewind(source, lm=tiny, to="-8", delete=True, samples=3, max_new=4, out=tmp_path / "first")
     again = probe.rewind(first, lm=tiny, to="-1", branch=2, samples=2, max_new=2, out=tmp_path / "again")
+    beside = probe.rewind(first, lm=tiny, to="-2", samples=2, max_new=2, out=tmp_path / "beside")
     probe.importance(source, lm=tiny, method="rescore", split="token", out=tmp_path / "zero draws")
     whole = tree(source)
     made, bare = whole["children"]
     assert bare["name"] == "zero draws" and bare["children"] == []
-    assert made["name"] == "first" and [c["name"] for c in made["children"]] == ["control", "edited", "again"]
+    # a run that went back into branch 2 hangs under that branch, one that went back into the original beside its arms
+    assert made["name"] == "first" and [c["name"] for c in made["children"]] == ["control", "edited", "beside"]
     for arm in made["children"][:2]:
         rows = first.branches[first.branches["arm"] == arm["name"]]
         assert sum(arm["outcomes"].values()) == arm["n"] == len(rows) == 3
         assert [b["branch"] for b in arm["branches"]] == rows.sort_values("sample")["branch"].tolist()
-    assert again.manifest["parent"]["run"] == first.run_id
+    under = {b["branch"]: [c["name"] for c in b["children"]] for arm in made["children"][:2] for b in arm["branches"]}
+    assert under == {**{key: [] for key in under}, 2: ["again"]}
+    assert again.manifest["parent"]["branch"] == 2 and beside.manifest["parent"]["branch"] == 0
+    # what a run went back into is there already: every outcome is counted once
+    assert made["outcomes"] == {} and made["n"] == 0
+    (inside,) = next(b for b in made["children"][1]["branches"] if b["branch"] == 2)["children"]
+    assert inside["outcomes"] == {} and inside["position"] == again.manifest["parent"]["position"] > 0
+    lines = drawn(whole)
+    assert lines[0].startswith("source: ") and lines[0].endswith(" ×1") and sum("control" in line for line in lines) == 3
+    at = next(i for i, line in enumerate(lines) if "branch 2:" in line)
+    assert "edited" in lines[at - 1] and "again at token" in lines[at + 1]
     text = newick(whole)
-    assert text.endswith(";") and text.count("(") == text.count(")") == 6 and "'zero draws':" in text
-    assert text.count("b1 ") + text.count("b2 ") >= 2
-    assert drawn(whole)[0] == "source" and sum("control" in line for line in drawn(whole)) == 2
+    runs = (first, again, beside)
+    assert text.endswith(";") and text.count("(") == text.count(")") and "'zero draws':" in text
+    assert text.count("b") - text.count("beside") == sum(len(run.branches) - 1 for run in runs)
+
+
+def test_a_tree_counts_what_was_compared(run, tiny, tmp_path: Path) -> None:
+    """An insertion's control is drawn from before the step: 20 times for the z-score, of which 8 are compared."""
+    from probe.rewinding.tree import drawn, tree
+
+    done = probe.rewind(run, lm=tiny, to="step1", insert="Let us see.", samples=8, max_new=4, out=tmp_path / "run")
+    assert (done.branches["arm"] == "control").sum() == 20
+    arms = {arm["name"]: arm for arm in tree(done)["children"]}
+    assert {name: arm["n"] for name, arm in arms.items()} == {"control": 8, "edited": 8, "more from before the step": 12}
+    assert [b["sample"] for b in arms["control"]["branches"]] == list(range(8))
+    assert sum(len(arm["branches"]) for arm in arms.values()) == len(done.branches) - 1
+    assert arms["control"]["outcomes"] == {row["outcome"]: row["count"] for row in done.summary["arms"]["control"]["outcomes"]}
+    assert len(drawn(tree(done))) == 4
 
 
 def test_selftest_passes_and_can_fail(shell, tiny, monkeypatch) -> None:

@@ -11,13 +11,17 @@ from probe.errors import RunError
 from probe.store import Run, list_runs, open_run
 
 Tree = dict[str, Any]
+BEYOND = "more from before the step"
 
 
 def tree(run: Run, *, root: Path | None = None) -> Tree:
     """The run's original with its arms as children: `name`, `position` of the fork, `n`, `outcomes` {class: count},
-    `branches` (each with its branch id, sample, outcome and length in tokens), `children`.
+    `branches` (each with its branch id, sample, outcome, length in tokens and `children`), `children`.
 
-    Runs under `root` (default: the folder the run is in) that went back into this one are children too.
+    Arms hold the samples that were compared; what was drawn beyond them, to see what the model itself would say before the
+    step, is an arm of its own. Runs under `root` (default: the folder the run is in) that went back into this one are
+    children too: of the branch that they went back into, or of the run if that was its original. The original of such a
+    run is there already, so that it counts none.
     Raises `RunError` for a run that nothing forks from.
     """
     found = _node(run, root or (run.path.resolve().parent if run.path else None))
@@ -28,14 +32,23 @@ def tree(run: Run, *, root: Path | None = None) -> Tree:
     return found
 
 
-def _node(run: Run, folder: Path | None) -> Tree:
+def _node(run: Run, folder: Path | None, *, inside: bool = False) -> Tree:
     node: Tree = {
-        "name": run.path.name if run.path else run.run_id, "edit": "", "position": 0, "n": 1, "outcomes": {}, "tokens": 0,
-        "branches": [], "children": [],
+        "name": run.path.name if run.path else run.run_id, "edit": "", "position": 0, "n": 0 if inside else 1, "outcomes": {},
+        "tokens": 0, "branches": [], "children": [],
     }  # fmt: skip
     if "branches" in run.tables:
         _add_arms(node, run)
-    node["children"] += [_node(child, folder) for child in _children(run, folder)]
+    if inside:
+        parent = run.manifest["parent"]
+        node |= {"position": int(parent["position"]), "outcomes": {}, "tokens": 0}
+    own = {branch["branch"]: branch for arm in node["children"] for branch in arm["branches"]}
+    for child in _children(run, folder):
+        if "branches" not in run.tables and not inside:  # a plain trace: how it came out, only those who went back know
+            original = child.branches[child.branches["arm"] == "original"].iloc[0]
+            node["outcomes"].setdefault(str(original["outcome"]), 1)
+        branch = own.get(int(child.manifest["parent"].get("branch") or 0), node)
+        branch["children"].append(_node(child, folder, inside=True))
     return node
 
 
@@ -46,16 +59,25 @@ def _add_arms(node: Tree, run: Run) -> None:
         "position": int(original["draw_pos"]), "outcomes": {str(original["outcome"]): 1}, "tokens": int(original["n_tokens"]),
     }  # fmt: skip
     arms = table[table["arm"] != "original"]
-    for name, rows in arms.groupby("arm", sort=False, observed=True):
-        node["children"].append({
-            "name": str(name), "edit": str(rows["edit"].iloc[0] or ""), "position": int(rows["fork_pos"].iloc[0]),
-            "n": len(rows), "outcomes": dict(Counter(map(str, rows["outcome"])).most_common()),
-            "tokens": float(rows["n_tokens"].mean()), "children": [],
-            "branches": [
-                {"branch": int(r.branch), "sample": int(r.sample), "outcome": str(r.outcome), "tokens": int(r.n_tokens)}
-                for r in rows.sort_values("sample").itertuples()
-            ],
-        })  # fmt: skip
+    compared = run.summary.get("samples") or len(table)
+    extra = (arms["sample"] >= compared) & arms["arm"].isin(["control", "edited"])
+    for name, rows in arms[~extra].groupby("arm", sort=False, observed=True):
+        node["children"].append(_arm(str(name), rows))
+    if extra.any():
+        node["children"].append(_arm(BEYOND, arms[extra]))
+
+
+def _arm(name: str, rows: Any) -> Tree:
+    return {
+        "name": name, "edit": str(rows["edit"].iloc[0] or ""), "position": int(rows["fork_pos"].iloc[0]),
+        "n": len(rows), "outcomes": dict(Counter(map(str, rows["outcome"])).most_common()),
+        "tokens": float(rows["n_tokens"].mean()), "children": [],
+        "branches": [
+            {"branch": int(r.branch), "sample": int(r.sample), "outcome": str(r.outcome), "tokens": int(r.n_tokens),
+             "children": []}
+            for r in rows.sort_values("sample").itertuples()
+        ],
+    }  # fmt: skip
 
 
 def _children(run: Run, folder: Path | None) -> list[Run]:
@@ -75,10 +97,16 @@ def newick(node: Tree) -> str:
 
 
 def _newick(node: Tree) -> str:
-    names = [_word(f"b{branch['branch']} {branch['outcome']}") for branch in node["branches"]]
-    leaves = [f"{name}:{branch['tokens']}" for name, branch in zip(names, node["branches"], strict=True)]
-    inside = [*leaves, *map(_newick, node["children"])]
-    return (f"({','.join(inside)})" if inside else "") + f"{_word(node['name'])}:{node['tokens']:g}"
+    return _inside([*map(_leaf, node["branches"]), *map(_newick, node["children"])], node["name"], node["tokens"])
+
+
+def _leaf(branch: Tree) -> str:
+    name = f"b{branch['branch']} {branch['outcome']}"
+    return _inside([*map(_newick, branch["children"])], name, branch["tokens"])
+
+
+def _inside(parts: list[str], name: str, tokens: float) -> str:
+    return (f"({','.join(parts)})" if parts else "") + f"{_word(name)}:{tokens:g}"
 
 
 def _word(text: str) -> str:
@@ -87,13 +115,18 @@ def _word(text: str) -> str:
 
 
 def drawn(node: Tree) -> list[str]:
-    """Lines of text: a line a node, with how often each outcome came out."""
+    """Lines of text: a line a node, with how often each outcome came out; of single branches those that were gone back into."""
     counts = ", ".join(f"{outcome} ×{count}" for outcome, count in node["outcomes"].items())
     edit = f" ({node['edit']})" if node["edit"] else ""
-    lines = [f"{node['name']}{edit} at token {node['position']}: {counts}" if counts else node["name"]]
-    for i, child in enumerate(node["children"]):
-        last = i == len(node["children"]) - 1
-        first, *rest = drawn(child)
+    place = f" at token {node['position']}" if node["position"] else ""
+    lines = [f"{node['name']}{edit}{place}" + (f": {counts}" if counts else "")]
+    below = [drawn(child) for child in node["children"]]
+    for branch in node["branches"]:
+        if branch["children"]:
+            own = {"name": f"branch {branch['branch']}", "edit": "", "position": 0, "outcomes": {branch["outcome"]: 1}}
+            below.append(drawn({**branch, **own, "branches": []}))
+    for i, (first, *rest) in enumerate(below):
+        last = i == len(below) - 1
         lines.append(f"{'└─ ' if last else '├─ '}{first}")
         lines += [f"{'   ' if last else '│  '}{line}" for line in rest]
     return lines
