@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -341,6 +342,78 @@ def test_transformers_says_nothing(checkpoint: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     assert (done.stdout, done.stderr) == (f"{checkpoint}\n", "")
+
+
+# weights that the config has no place for
+
+
+def add_weights(directory: Path, **config: object) -> Callable[[dict[str, torch.Tensor]], Path]:
+    """Fields into a config, and then tensors into the weights."""
+    from safetensors.torch import load_file, save_file
+
+    path = directory / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+
+    def put(extra: dict[str, torch.Tensor]) -> Path:
+        weights = directory / "model.safetensors"
+        own = {name: tensor.clone() for name, tensor in extra.items()}
+        save_file({**load_file(weights), **own}, weights, metadata={"format": "pt"})
+        return directory
+
+    return put
+
+
+ONE, MASK = torch.ones(4), torch.ones(1, 1, 8, 8, dtype=torch.bool)
+LEFT_OVER = {
+    "norms of another family": ({}, {"model.layers.0.self_attn.q_norm.weight": ONE}),
+    "scales of 8-bit weights": ({}, {"model.layers.0.mlp.gate_proj.weight_scale_inv": ONE}),
+    "a bias": ({}, {"model.layers.0.self_attn.q_proj.bias": ONE}),
+    "a bias that has a mask's name": ({}, {"model.layers.0.attn.bias": ONE}),
+    "a layer more": ({}, {"model.layers.1.input_layernorm.weight": ONE}),
+    "eyes that no config speaks of": ({}, {"vision_tower.layers.0.weight": ONE}),
+    "scales of a cache that none quantises": ({}, {"model.layers.0.self_attn.k_scale": ONE}),
+    "a layer after the one that predicts further": (
+        {"num_nextn_predict_layers": 1}, {"model.layers.2.input_layernorm.weight": ONE},
+    ),
+}  # fmt: skip
+HARMLESS = {
+    "rotary frequencies": ({}, {"model.layers.0.self_attn.rotary_emb.inv_freq": ONE}),
+    "masks": ({}, {"h.0.attn.bias": MASK, "h.0.attn.masked_bias": torch.tensor(-1e4)}),
+    "positions": ({}, {"model.embeddings.position_ids": torch.arange(8)}),
+    "another task's head": ({}, {"v_head.summary.weight": ONE, "score.weight": ONE}),
+    "further tokens": ({}, {"mtp.fc.weight": ONE, "model.mtp_layers.0.norm.weight": ONE}),
+    "a layer for a further token": ({"num_nextn_predict_layers": 1}, {"model.layers.1.shared_head.norm.weight": ONE}),
+    "eyes": ({"vision_config": {"x": 1}}, {"vision_tower.layers.0.weight": ONE, "multi_modal_projector.w": ONE}),
+}
+
+
+@pytest.mark.parametrize("which", LEFT_OVER)
+def test_weights_that_the_config_has_no_place_for_are_named(checkpoint: Path, which: str) -> None:
+    """They were dropped without a word, and the numbers were another model's."""
+    config, extra = LEFT_OVER[which]
+    add_weights(checkpoint, **config)(extra)
+    with pytest.raises(BadModel, match="brings 1 weights that would be left unused") as caught:
+        probe.load(str(checkpoint))
+    assert next(iter(extra)) in caught.value.message and caught.value.hint
+
+
+@pytest.mark.parametrize("which", HARMLESS)
+def test_weights_that_change_no_next_token_are_left_out(checkpoint: Path, which: str) -> None:
+    before = logits(probe.load(str(checkpoint)))
+    config, extra = HARMLESS[which]
+    add_weights(checkpoint, **config)(extra)
+    assert torch.equal(logits(probe.load(str(checkpoint))), before)
+
+
+def test_a_head_beside_the_embedding_that_it_is_tied_to(tmp_path: Path) -> None:
+    """The same twice is one; transformers unties one that differs, and so is the model that was saved."""
+    directory = save(tmp_path / "model", "llama", tie_word_embeddings=True)
+    before = logits(probe.load(str(directory)))
+    embedding = probe.load(str(directory)).model.get_input_embeddings().weight.clone()
+    add_weights(directory)({"lm_head.weight": embedding})
+    assert torch.equal(logits(probe.load(str(directory))), before)
+    add_weights(directory)({"lm_head.weight": 2 * embedding})
+    assert torch.equal(logits(probe.load(str(directory))), 2 * before)
 
 
 # GGUF

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,6 +64,19 @@ def is_complete(directory: Path, *, allow_pickle: bool = False) -> bool:
     except ProbeError:
         return False
     return True
+
+
+def shape_in(files: Sequence[Path], key: str) -> tuple[int, ...] | None:
+    """The shape of a tensor in safetensors files, with or without the prefix that a class gives its names; else None."""
+    from safetensors import safe_open
+
+    for file in files:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="numpy") as opened:
+                for name in opened.keys():  # noqa: SIM118 (no mapping)
+                    if name == key or name.endswith(f".{key}") or key.endswith(f".{name}"):
+                        return tuple(opened.get_slice(name).get_shape())
+    return None
 
 
 def _read_json(path: Path) -> dict:

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from probe.errors import BadModel
 from probe.language_model.checkpoint import Checkpoint
+from probe.language_model.completeness import check_all_there
 from probe.language_model.converted import hashes_of, made
 from probe.language_model.hashes import remembered
 from probe.language_model.home import Progress, building, models_dir
-from probe.language_model.refusals import check_all_there, stated
+from probe.language_model.refusals import stated
 
 if TYPE_CHECKING:
     import torch
@@ -106,7 +107,7 @@ def load(path: Path, *, dtype: torch.dtype | str, progress: Progress | None = No
             folder, **where, dtype=dtype, quantization_config=GgufConfig(dequantize=True),
             output_loading_info=True, **options,
         )  # fmt: skip
-        check_all_there(str(path), report)
+        check_all_there(str(path), report["missing_keys"])
         tokenizer = AutoTokenizer.from_pretrained(folder, **where)
     _split_as_llama_cpp(tokenizer, Header(path).metadata)
     return model, tokenizer

@@ -7,18 +7,20 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from probe.errors import BadModel, BadOption
 from probe.language_model import gguf, hub, wheel
-from probe.language_model.checkpoint import Checkpoint, check_directory
+from probe.language_model.checkpoint import Checkpoint, check_directory, shape_in
+from probe.language_model.completeness import check_all_there, check_all_used
 from probe.language_model.hashes import remembered
 from probe.language_model.home import Progress
 from probe.language_model.model import LanguageModel
 from probe.language_model.names import DEFAULT, Named, default_name, name_kind
 from probe.language_model.placement import Placement, place
-from probe.language_model.refusals import check_all_there, stated
+from probe.language_model.refusals import stated
 
 
 def load(
@@ -133,7 +135,10 @@ def _loaded(
         with stated(found.name):
             config = _config(found, code=code)
             tokenizer = _tokenizer(found, code=code)
-            model = _model(found, config, placement, code=code, allow_pickle=allow_pickle, **options)
+            model, report = _model(found, config, placement, code=code, allow_pickle=allow_pickle, **options)
+            check_all_there(found.name, report["missing_keys"])
+            written = hub.config_of(found.directory)
+            check_all_used(found.name, report["unexpected_keys"], written, partial(shape_in, files))
     identity = {
         "revision": found.revision,
         "source": found.source,
@@ -182,18 +187,16 @@ def _class_names() -> tuple[set[str], set[str]]:
 def _model(
     found: Checkpoint, config: Any, placement: Placement, *, code: bool, allow_pickle: bool, **options: Any
 ) -> Any:
-    """The model, all of whose weights came from the checkpoint."""
+    """The model, and transformers' report on its weights."""
     from transformers import AutoModelForCausalLM
 
     quantised = getattr(config, "quantization_config", None) is not None
     dtype = "auto" if placement.dtype is None or (quantised and not placement.chosen) else placement.dtype
     loader: Any = AutoModelForCausalLM
-    model, report = loader.from_pretrained(
+    return loader.from_pretrained(
         found.directory, config=config, dtype=dtype, local_files_only=True, trust_remote_code=code,
         use_safetensors=None if allow_pickle else True, output_loading_info=True, **options,
     )  # fmt: skip
-    check_all_there(found.name, report)
-    return model
 
 
 def _tokenizer(found: Checkpoint, *, code: bool) -> Any:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from probe.errors import BadModel, ProbeError
 
@@ -36,14 +35,3 @@ def stated(name: str) -> Iterator[None]:
         raise BadModel(
             f"'{name}' cannot be loaded: {first}", hint="is it a causal language model that this transformers knows?"
         ) from error
-
-
-def check_all_there(name: str, report: Mapping[str, Any]) -> None:
-    """`BadModel` if transformers' loading report names weights that the checkpoint did not bring: they are random."""
-    missing = sorted(report["missing_keys"])
-    if missing:
-        shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        raise BadModel(
-            f"'{name}' lacks {len(missing)} of its weights ({shown}): they would be random",
-            hint="the checkpoint is of another class, or not whole",
-        )
