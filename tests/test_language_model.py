@@ -8,8 +8,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -419,8 +421,17 @@ def test_a_head_beside_the_embedding_that_it_is_tied_to(tmp_path: Path) -> None:
 # GGUF
 
 
-def write_gguf(path: Path, *, rule: str = "smollm", kind: str = "Q4_1", leave_out: str = "") -> Path:
-    """A little llama with quantised weights and a byte-level tokenizer of 256 bytes, 3 special tokens and one merge."""
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+def write_gguf(
+    path: Path, *, rule: str = "smollm", kind: str = "Q4_1", leave_out: str = "", tensors: Mapping[str, list[float]] = NOTHING,
+    facts: Mapping[str, float | str] = NOTHING, sentencepiece: bool = False, head: bool = False,
+) -> Path:  # fmt: skip
+    """A little llama with quantised weights and a tokenizer of 256 bytes, 3 special tokens and one more piece.
+
+    tensors, facts: further ones. head: an output matrix of its own.
+    """
     from gguf import GGMLQuantizationType, GGUFWriter, TokenType, quants
 
     n_vocab, width, inner, draw = 260, 64, 96, np.random.default_rng(0)
@@ -436,16 +447,24 @@ def write_gguf(path: Path, *, rule: str = "smollm", kind: str = "Q4_1", leave_ou
     writer.add_vocab_size(n_vocab)
     tokens = [*tiny("llama", layers=1)[1].get_vocab().items()]
     names = [name for name, _ in sorted(tokens, key=lambda pair: pair[1])][:259]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(rule)
-    writer.add_token_list([*names, "ĠĠ"])
-    writer.add_token_types([TokenType.NORMAL] * 256 + [TokenType.CONTROL] * 3 + [TokenType.NORMAL])
-    writer.add_token_merges(["Ġ Ġ"])
+    if sentencepiece:
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list([*(f"<0x{byte:02X}>" for byte in range(256)), "<s>", "</s>", "<unk>", "▁"])
+        writer.add_token_scores([0.0] * 259 + [-1.0])
+        last = [TokenType.CONTROL] * 2 + [TokenType.UNKNOWN, TokenType.NORMAL]
+        writer.add_token_types([TokenType.BYTE] * 256 + last)
+        writer.add_unk_token_id(258)
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(rule)
+        writer.add_token_list([*names, "ĠĠ"])
+        writer.add_token_types([TokenType.NORMAL] * 256 + [TokenType.CONTROL] * 3 + [TokenType.NORMAL])
+        writer.add_token_merges(["Ġ Ġ"])
     writer.add_bos_token_id(256)
     writer.add_eos_token_id(257)
     writer.add_add_bos_token(False)
     writer.add_chat_template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
-    shapes = {"token_embd": (n_vocab, width), "output_norm": (width,)}
+    shapes = {"token_embd": (n_vocab, width), "output_norm": (width,), **({"output": (n_vocab, width)} if head else {})}
     for layer in range(2):
         shapes |= {
             f"blk.{layer}.attn_norm": (width,), f"blk.{layer}.ffn_norm": (width,),
@@ -463,6 +482,11 @@ def write_gguf(path: Path, *, rule: str = "smollm", kind: str = "Q4_1", leave_ou
         else:
             dtype = GGMLQuantizationType[kind]
             writer.add_tensor(f"{name}.weight", quants.quantize(weight, dtype), raw_dtype=dtype)
+    for name, values in tensors.items():
+        writer.add_tensor(name, np.array(values, np.float32))
+    for key, value in facts.items():
+        add = writer.add_string if isinstance(value, str) else writer.add_float32
+        (writer.add_uint32 if isinstance(value, int) else add)(f"llama.{key}", value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -512,11 +536,92 @@ def test_a_large_gguf_file_is_unpacked_in_place(
     assert lm.encode("a b").text == "a b"
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "F16"])
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "F16", "BF16", "Q5_0", "Q5_1", "MXFP4"])
 def test_other_quantisations(tmp_path: Path, kind: str) -> None:
-    path = write_gguf(tmp_path / "small.gguf", kind=kind)
+    """Every type that the gguf package unpacks: transformers' reader of headers knows fewer (not Q5_0, for one)."""
+    path = write_gguf(tmp_path / "small.gguf", kind=kind, head=kind == "Q5_0")
     lm = probe.load(str(path))
     assert torch.equal(logits(lm), gguf_logits(path)) and kind in lm.identity["quantisation"]
+    tied = lm.model.get_output_embeddings().weight is lm.model.get_input_embeddings().weight
+    assert tied == (kind != "Q5_0")
+
+
+def test_a_type_that_nothing_unpacks_is_named(tmp_path: Path) -> None:
+    from gguf import GGMLQuantizationType
+
+    with pytest.raises(BadModel, match="of type Q8_K, which nothing here can unpack"):
+        gguf._check_unpacks(tmp_path / "m.gguf", GGMLQuantizationType.Q8_K)
+
+
+def test_a_tensor_of_a_gguf_file_that_nothing_uses_is_named(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "small.gguf", tensors={"blk.0.attn_q_norm.weight": [2.0] * 32})
+    with pytest.raises(BadModel, match=r"would be left unused \(blk.0.attn_q_norm.weight\)"):
+        probe.load(str(path))
+
+
+FACTORS = [1.0 + 0.5 * i for i in range(16)]
+FLAT = [8.0] * 8 + [2.0] * 8
+
+
+@pytest.mark.parametrize(
+    ("tensors", "facts", "short", "long", "gain"),
+    [
+        ({"rope_freqs.weight": FACTORS}, {}, FACTORS, FACTORS, 1.0),
+        ({"rope_freqs.weight": [1.0] * 16}, {}, [1.0] * 16, [1.0] * 16, 1.0),
+        ({}, {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, [4.0] * 16, [4.0] * 16, 1.0),
+        ({}, {"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, [1.0] * 16, [1.0] * 16, 1.0),
+        (
+            {"rope_factors_long.weight": FLAT, "rope_factors_short.weight": FACTORS},
+            {"rope.scaling.original_context_length": 16, "rope.scaling.attn_factor": 1.25}, FACTORS, FLAT, 1.25,
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("n", [12, 40])
+def test_the_rotary_factors_of_a_gguf_file_are_applied(
+    tmp_path: Path, tensors: dict, facts: dict, short: list[float], long: list[float], gain: float, n: int
+) -> None:
+    """As in llama.cpp: each frequency is divided by its factor. They were ignored, at a cost of up to 11 nats."""
+    from transformers import AutoModelForCausalLM
+
+    lm = probe.load(str(write_gguf(tmp_path / "scaled.gguf", tensors=tensors, facts=facts)))
+    plain = write_gguf(tmp_path / "plain.gguf")
+    by_hand = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=plain.name, dtype=torch.float32)
+    rotary = by_hand.model.rotary_emb
+    rotary.inv_freq.div_(torch.tensor(long if n > 16 else short))
+    rotary.attention_scaling = gain
+    ids = torch.arange(n)[None] * 7 % 250
+    with torch.no_grad():
+        # rounding of the frequencies, which positions multiply
+        torch.testing.assert_close(lm.model(ids).logits, by_hand(ids).logits, atol=2e-3, rtol=1e-4)
+
+
+def test_yarn_of_a_gguf_file_is_the_configs(tmp_path: Path) -> None:
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    facts = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 32}
+    lm = probe.load(str(write_gguf(tmp_path / "yarn.gguf", facts=facts)))
+    said = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 1e4}
+    config = LlamaConfig(hidden_size=64, num_attention_heads=2, max_position_embeddings=128, rope_parameters=said)
+    frequencies, gain = ROPE_INIT_FUNCTIONS["yarn"](config, "cpu")
+    rotary = lm.model.model.rotary_emb
+    assert torch.equal(rotary.inv_freq, frequencies) and rotary.attention_scaling == gain
+
+
+def test_rotary_scaling_that_nothing_applies_is_refused(tmp_path: Path) -> None:
+    odd = {"rope.scaling.type": "zigzag", "rope.scaling.factor": 4.0}
+    both = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
+    for facts, tensors in ((odd, {}), (both, {"rope_freqs.weight": FACTORS}), ({}, {"rope_freqs.weight": FACTORS[:7]})):
+        with pytest.raises(BadModel, match=r"rotary embedding|cannot be loaded"):
+            probe.load(str(write_gguf(tmp_path / "odd.gguf", facts=facts, tensors=tensors)))
+
+
+def test_a_gguf_file_with_a_sentencepiece_tokenizer(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "small.gguf", sentencepiece=True)
+    lm = probe.load(str(path))
+    assert torch.equal(logits(lm), gguf_logits(path))
+    assert lm.encode("a é").ids == [259, ord("a"), 259, 0xC3, 0xA9]
+    assert lm.pieces(lm.ids_of("a é")).text.strip() == "a é" and lm.bos_id == 256
 
 
 def test_a_gguf_files_tokenizer_splits_digits_apart_if_it_says_so(tmp_path: Path) -> None:

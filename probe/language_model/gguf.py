@@ -13,18 +13,20 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from probe.errors import BadModel
 from probe.language_model.checkpoint import Checkpoint
-from probe.language_model.completeness import check_all_there
+from probe.language_model.completeness import check_all_there, check_all_used
 from probe.language_model.converted import hashes_of, made
 from probe.language_model.hashes import remembered
 from probe.language_model.home import Progress, building, models_dir
 from probe.language_model.refusals import stated
+from probe.language_model.rotary import FACTORS, check_factors, scale
 
 if TYPE_CHECKING:
     import torch
+    from gguf import GGMLQuantizationType
 
 SOURCE = "source.gguf"  # in a converted folder: the file that it was made from
 # unpacked bytes up to which a user's file is worth a converted copy; larger ones are unpacked at every load
@@ -35,29 +37,75 @@ DIGITS_APART = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exao
 
 
 class Header:
-    """What a GGUF file says about itself. Raises `BadModel` if it is not a whole one that transformers can read."""
+    """What a GGUF file says about itself. Raises `BadModel` if it is not a whole one that can be read."""
 
     def __init__(self, path: Path) -> None:
         from gguf import GGMLQuantizationType
-        from transformers.integrations.gguf.reader import GgufHeader, read_gguf_metadata
+        from transformers.integrations.gguf.reader import read_gguf_metadata
 
         try:
-            header = GgufHeader.from_file(str(path))
             self.metadata: dict[str, Any] = read_gguf_metadata(str(path))[0]
-            end = max((header.data_start + t.offset + t.nbytes for t in header.tensors), default=0)
+            tensors = _tensors(path)
+            kinds = [GGMLQuantizationType(tensor.kind) for tensor in tensors]
         except (ValueError, struct.error, KeyError, IndexError, UnicodeDecodeError, OverflowError, OSError) as error:
             why = str(error).replace(f"{path} ", "")
             raise BadModel(f"'{path}' is not a readable GGUF file: {why}", hint="copy or download it again") from error
-        if not header.tensors or end > path.stat().st_size:
+        end = max((tensor.end for tensor in tensors), default=0)
+        if not tensors or end > path.stat().st_size:
             raise BadModel(
                 f"'{path}' is not a whole GGUF file: its tensors end at byte {end:,} of {path.stat().st_size:,}",
                 hint="copy or download it again",
             )
+        self.names = [tensor.name for tensor in tensors]
         numbers = Counter[str]()
-        for tensor in header.tensors:
-            numbers[GGMLQuantizationType(tensor.ggml_type).name] += math.prod(tensor.shape)
+        for tensor, kind in zip(tensors, kinds, strict=True):
+            numbers[kind.name] += tensor.values
         self.parameters = numbers.total()
         self.quantisation = f"gguf {'+'.join(kind for kind, _ in numbers.most_common())}, dequantised"
+        for kind in sorted(set(kinds)):
+            _check_unpacks(path, kind)
+
+
+class Stored(NamedTuple):
+    """A tensor of a file: its type as a number, how many values it has, where its bytes end."""
+
+    name: str
+    kind: int
+    values: int
+    end: int
+
+
+def _tensors(path: Path) -> list[Stored]:
+    """By transformers' reader, which is quick and knows fewer types, else by the `gguf` package's."""
+    from gguf import GGUFReader
+    from transformers.integrations.gguf.reader import GgufHeader
+
+    try:
+        header = GgufHeader.from_file(str(path))
+    except ValueError as error:
+        if "ggml type" not in str(error):
+            raise
+        return [
+            Stored(t.name, int(t.tensor_type), int(t.n_elements), int(t.data_offset + t.n_bytes))
+            for t in GGUFReader(path).tensors
+        ]
+    start = header.data_start
+    return [Stored(t.name, t.ggml_type, math.prod(t.shape), start + t.offset + t.nbytes) for t in header.tensors]
+
+
+def _check_unpacks(path: Path, kind: GGMLQuantizationType) -> None:
+    """`BadModel` for a type of tensor that the `gguf` package has no code for."""
+    import numpy as np
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
+
+    plain = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.float16}
+    try:
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8).view(plain.get(kind, np.uint8)), kind)
+    except NotImplementedError as error:
+        raise BadModel(
+            f"'{path}' holds tensors of type {kind.name}, which nothing here can unpack",
+            hint="use a file of another quantisation, or the safetensors checkpoint",
+        ) from error
 
 
 def obtain(name: str, path: Path, *, progress: Progress | None = None) -> Checkpoint:
@@ -97,20 +145,48 @@ def convert(
 
 def load(path: Path, *, dtype: torch.dtype | str, progress: Progress | None = None, **options: Any) -> tuple[Any, Any]:
     """(model, tokenizer) of a GGUF file, all weights unpacked to `dtype`."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.quantization_config import GgufConfig
 
     where = {"gguf_file": path.name, "local_files_only": True}
     loader: Any = AutoModelForCausalLM
+    header = Header(path)
     with stated(str(path)), _unpacking(path, progress), _apart(path) as folder:
+        config = AutoConfig.from_pretrained(folder, **where)
+        factors = _factors(Path(folder) / path.name) if FACTORS & set(header.names) else {}
+        scale(str(path), config, header.metadata, factors)
         model, report = loader.from_pretrained(
-            folder, **where, dtype=dtype, quantization_config=GgufConfig(dequantize=True),
+            folder, **where, config=config, dtype=dtype, quantization_config=GgufConfig(dequantize=True),
             output_loading_info=True, **options,
         )  # fmt: skip
         check_all_there(str(path), report["missing_keys"])
+        check_all_used(str(path), [*report["unexpected_keys"], *_unused(model, header)], {}, lambda _: None)
+        check_factors(str(path), model, factors)
         tokenizer = AutoTokenizer.from_pretrained(folder, **where)
-    _split_as_llama_cpp(tokenizer, Header(path).metadata)
+    _split_as_llama_cpp(tokenizer, header.metadata)
     return model, tokenizer
+
+
+def _factors(path: Path) -> dict[str, list[float]]:
+    """The tensors of FACTORS that a file holds: by what each rotary frequency is divided."""
+    import gguf
+
+    tensors = [tensor for tensor in gguf.GGUFReader(str(path)).tensors if tensor.name in FACTORS]
+    return {tensor.name: gguf.dequantize(tensor.data, tensor.tensor_type).flatten().tolist() for tensor in tensors}
+
+
+def _unused(model: Any, header: Header) -> list[str]:
+    """The tensors of the file that transformers leaves out without a word, where it reads files in its older way."""
+    from transformers import modeling_gguf_pytorch_utils as unpacker
+    from transformers.integrations.gguf.utils import is_gguf_arch_supported
+
+    family = header.metadata["general.architecture"]
+    if is_gguf_arch_supported(family):
+        return []
+    processor = unpacker.TENSOR_PROCESSORS.get(family, unpacker.TensorProcessor)(config=model.config.to_dict())
+    known = unpacker.get_gguf_hf_weights_map(model, processor)
+    elsewhere = FACTORS | {name for name in header.names if "attn_rot_embd" in name or ".nextn." in name}
+    return [n for n in header.names if n not in elsewhere and not {n, n.removesuffix(".weight")} & known.keys()]
 
 
 @contextmanager
