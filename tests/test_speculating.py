@@ -17,7 +17,7 @@ from probe.speculating import plan_speculate
 from probe.speculating.drafts import fitted, history, lookup, make_draft
 from probe.speculating.proposals import kind_of
 from probe.speculating.readers import EarlyExit, Reader
-from probe.speculating.rounds import Blocks, speculate_ids
+from probe.speculating.rounds import Blocks, Round, speculate_ids
 from probe.tiny import tiny, tokenizer
 
 FAMILIES = ("llama", "gpt2", "gemma2", "gpt_neox", "mixtral", "mamba", "jamba", "falcon_h1")
@@ -110,13 +110,22 @@ def test_a_cache_that_takes_one_token_at_a_time_is_done_without(wrong: str, monk
 
 def test_a_sliding_window_is_crossed_and_taken_back() -> None:
     """Rejections at, before and beyond the window's edge; a crop without its past would shift what is seen."""
-    lm = loaded("gemma2", sliding_window=8)
+    lm, drafting = loaded("gemma2", sliding_window=8), loaded("mistral", sliding_window=8, layers=2, seed=5)
     lm.eos_ids = set()
     for n in (3, 7, 8, 20):
         ids = list(range(10, 10 + n))
         expected = greedy(lm.model, ids, 24)
-        for draft in every_draft(lm):
+        for draft in [*every_draft(lm), drafting]:
             assert speculate_ids(lm, make_draft(lm, draft), ids, max_new=24, sampling=Sampling()).found.ids == expected
+
+
+def test_a_text_is_taken_back_beyond_what_a_window_holds() -> None:
+    """A crop forgets what had left the window: the text is then read anew, and gives the same numbers."""
+    lm = loaded("mistral", sliding_window=8)
+    reader, ids = Reader(lm), list(range(10, 50))
+    for n, keep in ((20, 1), (30, 3), (30, 1), (28, 1), (12, 2), (40, 1), (40, 30), (9, 1)):
+        found, expected = reader.logits(ids[:n], keep), lm.model(torch.tensor([ids[:n]])).logits[0, -keep:]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gpt_neox", "mixtral", "mamba"])
@@ -239,6 +248,29 @@ def test_a_draft_with_a_shorter_context_drafts_no_further() -> None:
     assert all(len(r.text) + len(r.proposal.tokens) <= 17 for r in seen if r.proposal.tokens)
 
 
+def test_a_draft_never_proposes_and_never_reads_an_id_that_it_lacks() -> None:
+    """One family's sizes often pad one vocabulary to different lengths."""
+    lm, other = loaded("llama", vocab_size=300), loaded("gpt2", vocab_size=270)
+    lm.eos_ids = set()
+    ids = list(range(40, 50))
+    expected = greedy(lm.model, ids, 20)
+    first = next(k for k, token in enumerate(expected) if token >= 270)
+    assert 3 <= first < 19
+    rounds: list[Round] = []
+    for sampling in (Sampling(), Sampling(temperature=1.0, seed=1)):
+        seen: list[Round] = []
+        found = speculate_ids(lm, make_draft(lm, other), ids, max_new=20, sampling=sampling, seen=seen.append)
+        rounds += seen
+        if not sampling.temperature:
+            assert found.found.ids == expected
+            assert found.warnings == ("the draft 'tiny:gpt2' has 270 ids, and drafts none after another one",)
+    drafted = [one for one in rounds if one.proposal.tokens]
+    assert drafted and all(max(one.text) < 270 for one in drafted)
+    for one in drafted:
+        assert one.proposal.laws.shape[-1] == 300 and float(one.proposal.laws[:, 270:].abs().max()) == 0.0
+        assert torch.allclose(one.proposal.laws.sum(-1), torch.ones(len(one.proposal.tokens), dtype=torch.float64))
+
+
 def test_one_prompt_of_nan_logits_is_an_error_and_a_row_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = loaded("llama")
     forward = lm.model.forward
@@ -274,9 +306,10 @@ def test_what_cannot_draft_is_refused() -> None:
     assert caught.value.hint == "use another draft"
     with pytest.raises(BadModel, match="later tokens"):
         make_draft(loaded("xlm"), "ngram")
-    longer = LanguageModel(lm.model, tokenizer(300), name="longer")
-    with pytest.raises(BadOption, match="259 and 300 tokens, 41 ids of which 259 is None and '<unused0>'"):
-        make_draft(lm, longer)
+    turned = tokenizer(300)
+    turned.get_vocab = lambda: {**tokenizer(300).get_vocab(), "A": 33, "B": 32}
+    with pytest.raises(BadOption, match="259 and 300 tokens, 2 ids of which 32 is 'A' and 'B'; 33 is 'B' and 'A'"):
+        make_draft(lm, LanguageModel(lm.model, turned, name="turned"))
     for block in ("0", "-1", "x", "²"):
         with pytest.raises(BadOption, match="block length"):
             Blocks.parse(block)

@@ -13,6 +13,8 @@ import probe
 from probe import store
 from probe.decoding import Sampling
 from probe.errors import BadOption, BadPrompt, NonFinite, RunError, SiteAbsent
+from probe.language_model import LanguageModel
+from probe.tiny import tiny
 
 RAGGED = [
     "The capital of France is",
@@ -171,6 +173,28 @@ def test_one_bad_prompt_of_many_is_a_row(llama, tmp_path) -> None:
     assert set(run.tokens["prompt_id"]) == {0, 2}
     with pytest.raises(BadPrompt, match="context"):
         probe.trace(llama, "x" * 10_000)
+
+
+def test_a_token_that_was_added_and_has_no_row_is_said_and_costs_only_its_prompt() -> None:
+    """A tokenizer that was given a token, and a model that was not resized: the id is none of the embedding's."""
+    model, tokenizer = tiny("llama", layers=2)
+    tokenizer.add_tokens(["<more>"])
+    lm, n = LanguageModel(model, tokenizer, name="grown"), len(tokenizer) - 1
+    told = f"the embedding of 'grown' has {n} rows, and none for '<more>', id {n}"
+    run = probe.trace(lm, ["fine", "a <more>", "fine too"], generate=2)
+    assert run.prompts["error"].tolist() == ["", told, ""] and sorted(set(run.tokens["prompt_id"])) == [0, 2]
+    short = probe.trace(lm, "fine. And then.", generate=3)
+    for refused in (
+        lambda: probe.trace(lm, "a <more>"),
+        lambda: probe.speculate(lm, "a <more>", draft="ngram"),
+        lambda: probe.patch_sweep(lm, clean="a b", corrupt="a <more>", answer="c"),
+        lambda: probe.attribute(lm, "a b", answer="<more>"),
+        lambda: probe.rewind(short, lm=lm, to=str(len(short.tokens) - 1), replace="<more>", samples=2),
+    ):
+        with pytest.raises(BadPrompt, match="has 259 rows, and none for '<more>'"):
+            refused()
+    apart = probe.compare(probe.load("tiny:llama"), lm, "a <more>")
+    assert "B's tokenizer would cut the text otherwise; both read the tokens of A" in apart.manifest["warnings"]
 
 
 def test_nan_logits_are_said_and_cost_only_their_prompt() -> None:

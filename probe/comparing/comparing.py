@@ -163,8 +163,16 @@ def _warn(writer: stores.Writer, pair: Pair, sequences: list[Sequence]) -> None:
             f"A has {a.anatomy.d_vocab:,} ids and B {b.anatomy.d_vocab:,}: distances are of the distributions over the first "
             f"{pair.shared:,}; the others had a probability of at most {pair.beyond:.2g}"
         )
-    if a is not b and any(b.encode(s.rendered).ids != s.ids for s in sequences if isinstance(s.prompt.content, str)):
+    if a is not b and any(_cut_otherwise(b, s) for s in sequences if isinstance(s.prompt.content, str)):
         writer.warn("B's tokenizer would cut the text otherwise; both read the tokens of A")
+
+
+def _cut_otherwise(lm: LanguageModel, sequence: Sequence) -> bool:
+    """Whether the model's own tokenizer would make other ids of the text (or some that the model has no row for)."""
+    try:
+        return lm.encode(sequence.rendered).ids != sequence.ids
+    except BadPrompt:
+        return True
 
 
 def _summary(writer: stores.Writer, pair: Pair, *, seed: int, errors: int) -> dict[str, Any]:

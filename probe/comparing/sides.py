@@ -149,5 +149,6 @@ def check_length(lm: LanguageModel, ids: Sequence[int]) -> None:
             f"the text has {len(ids):,} tokens, and the context of {lm.name} holds {lm.context_length:,}",
             hint="shorten the text",
         )
+    lm.check_ids(ids)
     if max(ids) >= lm.anatomy.d_vocab:
         raise BadPrompt(f"the text has a token that {lm.name} does not know", hint="compare models of one vocabulary")

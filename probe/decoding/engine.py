@@ -81,9 +81,16 @@ def check(lm: LanguageModel) -> None:
 
 
 def ended(lm: LanguageModel, ids: Sequence[int], stop: Sequence[str]) -> str:
-    """`eos` or `stop` if the last of the generated ids ends the text by itself; else empty."""
+    """`eos` or `stop` if the last of the generated ids ends the text by itself; else empty.
+
+    Raises `BadModel` for an id that the model can choose and not read."""
     if ids[-1] in lm.eos_ids:
         return "eos"
+    if lm.lacks(ids[-1:]) is not None:
+        raise BadModel(
+            f"'{lm.name}' chose token id {ids[-1]:,}, and its embedding has {lm.n_ids:,} rows",
+            hint="its head and its embedding are not of one vocabulary",
+        )
     if not stop:
         return ""
     tail = 2 * max(map(len, stop)) + 8  # tokens in which a stop string can end

@@ -126,6 +126,26 @@ class LanguageModel:
         return next((n for n in lengths if isinstance(n, int) and 0 < n < _VERY_LONG), None)
 
     @cached_property
+    def n_ids(self) -> int | None:
+        """How many token ids the model can read: rows of its embedding; None where that is no such table."""
+        rows = getattr(self.model.get_input_embeddings(), "num_embeddings", None)
+        return rows if isinstance(rows, int) else None
+
+    def lacks(self, ids: Sequence[int]) -> int | None:
+        """The first of the ids that the embedding has no row for; None if it has one for each."""
+        n = self.n_ids
+        return None if n is None else next((i for i in ids if i >= n), None)
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Raises `BadPrompt` for an id that the embedding has no row for: a token was added, and the matrix not resized."""
+        missing = self.lacks(ids)
+        if missing is not None:
+            raise BadPrompt(
+                f"the embedding of '{self.name}' has {self.n_ids:,} rows, and none for {self.token_text(missing)!r}, id {missing:,}",
+                hint="the token was added later: save the model after model.resize_token_embeddings(len(tokenizer))",
+            )
+
+    @cached_property
     def eos_ids(self) -> set[int]:
         """Every token that ends a generation: the generation config's and the tokenizer's."""
         configured = getattr(self.model.generation_config, "eos_token_id", None)
@@ -210,6 +230,7 @@ class LanguageModel:
         if self.bos_id is not None and ids[:2] == [self.bos_id] * 2:
             # the text brought its own; a template's double is the same mistake
             ids = ids[1:]
+        self.check_ids(ids)
         return ids
 
     def _check_rows(self, ids: Sequence[int]) -> None:

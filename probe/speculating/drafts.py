@@ -39,6 +39,13 @@ class Proposal(NamedTuple):
     logits: Tensor | None
 
 
+class Limit(NamedTuple):
+    """How many tokens a draft can propose after a text (None: any number), and why there is an end to it."""
+
+    most: int | None = None
+    why: str = ""
+
+
 class Draft(Protocol):
     """Something that proposes. `warning`: what is to be said after a text, if anything."""
 
@@ -49,9 +56,8 @@ class Draft(Protocol):
     def identity(self) -> dict[str, Any] | None:
         """The manifest's `draft_model`; None where no other model drafts."""
 
-    @property
-    def room(self) -> int | None:
-        """How long a text it can read; None: any."""
+    def limit(self, text: Sequence[int]) -> Limit:
+        """How many tokens it can propose after the text."""
 
     def begin(self, target: Reader, prompt: Sequence[int]) -> None:
         """A new text: what can be read of it before the first block is read now."""
@@ -103,18 +109,30 @@ class ModelDraft:
 
     def __init__(self, lm: LanguageModel, target: LanguageModel) -> None:
         check_vocabulary(target, lm)
-        self.name, self.room, self.warning, self.identity = lm.name, lm.context_length, "", lm.identity
+        self.name, self.warning, self.identity = lm.name, "", lm.identity
         self._lm, self._ends = lm, target.eos_ids
+
+    def limit(self, text: Sequence[int]) -> Limit:
+        """It reads the text and all proposed tokens but the last, each of which must be an id that it has."""
+        lm = self._lm
+        if lm.lacks(text) is not None:
+            return Limit(0, f"the draft '{lm.name}' has {lm.n_ids} ids, and drafts none after another one")
+        if lm.context_length is None:
+            return Limit()
+        return Limit(
+            max(0, lm.context_length - len(text) + 1),
+            f"the draft '{lm.name}' reads {lm.context_length} tokens, and drafts none beyond",
+        )
 
     def begin(self, target: Reader, prompt: Sequence[int]) -> None:
         self._reader, self._target = Reader(self._lm), target
-        if self.room is None or len(prompt) <= self.room:
+        if self.limit(prompt).most != 0:
             self._reader.logits(prompt, 1)
         self.warning = "" if self._reader.goes_back else slow(self._lm, "draft")
 
     def propose(self, text: Sequence[int], n: int, at: Address) -> Proposal:
         def after(ids: Sequence[int]) -> Tensor:
-            return self._reader.logits(ids, 1)
+            return self._reader.logits(ids, 1)[:, : self._lm.n_ids]
 
         return stepwise(after, text, n, at, width=self._target.width, ends=self._ends)
 
@@ -122,11 +140,14 @@ class ModelDraft:
 class LayersDraft:
     """The target's own first n blocks, then its norm and head, on the target's own cache."""
 
-    room, warning, identity = None, "", None
+    warning, identity = "", None
 
     def __init__(self, lm: LanguageModel, n: int) -> None:
         check_exit(lm, n)
         self.name, self._n, self._ends = f"layers:{n}", n, lm.eos_ids
+
+    def limit(self, text: Sequence[int]) -> Limit:
+        return Limit()
 
     def begin(self, target: Reader, prompt: Sequence[int]) -> None:
         self._target, self._exit = target, EarlyExit(target, self._n)
@@ -142,10 +163,13 @@ class LayersDraft:
 class NgramDraft:
     """What followed the last few tokens where they stood before (prompt lookup, Saxena 2023): a law of one token each."""
 
-    room, warning, identity = None, "", None
+    warning, identity = "", None
 
     def __init__(self, longest: int) -> None:
         self.name, self._longest = f"ngram:{longest}", longest
+
+    def limit(self, text: Sequence[int]) -> Limit:
+        return Limit()
 
     def begin(self, target: Reader, prompt: Sequence[int]) -> None:
         self._target = target
@@ -198,12 +222,15 @@ def is_model(draft: str) -> bool:
 
 
 def check_vocabulary(target: LanguageModel, draft: LanguageModel) -> None:
-    """Raises `BadOption`, with what differs, unless every id means the same token to both."""
+    """Raises `BadOption`, with what differs, where an id means one token to the target and another to the draft.
+
+    Either may have ids that the other lacks: such a one is never proposed, or never accepted.
+    """
     ours, theirs = ({i: token for token, i in lm.tokenizer.get_vocab().items()} for lm in (target, draft))
-    if ours == theirs:
+    other = [i for i in sorted(ours.keys() & theirs.keys()) if ours[i] != theirs[i]]
+    if not other:
         return
-    other = [i for i in sorted(ours.keys() | theirs.keys()) if ours.get(i) != theirs.get(i)]
-    first = "; ".join(f"{i} is {ours.get(i)!r} and {theirs.get(i)!r}" for i in other[:3])
+    first = "; ".join(f"{i} is {ours[i]!r} and {theirs[i]!r}" for i in other[:3])
     sizes = f"{len(ours):,} and {len(theirs):,} tokens, " if len(ours) != len(theirs) else ""
     raise BadOption(
         f"the vocabularies of '{target.name}' and '{draft.name}' differ: {sizes}{len(other):,} ids of which {first}",

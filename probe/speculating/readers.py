@@ -56,6 +56,9 @@ class Reader:
         if self.cache is None or same < 1:
             self.cache, self.ids = None, []
             return
+        if not all(holds_before(layer, known - same) for layer in self.cache.layers):
+            self.cache, self.ids = None, []
+            return
         for layer in self.cache.layers:
             crop(layer, known - same)
         self.ids = self.ids[:same]
@@ -102,9 +105,20 @@ def _trial(lm: LanguageModel) -> bool:
 
 
 def crop(layer: Any, n: int) -> None:
-    """Take the last n positions out of a layer of a cache; one that never held any is left alone."""
-    if getattr(layer, "keys", None) is not None:
+    """Take the last n positions out of a layer of a cache; one that never held any is left alone.
+
+    To take out none is not asked of a window: it would forget what it needs when more is taken out later.
+    """
+    if n and getattr(layer, "keys", None) is not None:
         layer.crop(-n)
+
+
+def holds_before(layer: Any, n: int) -> bool:
+    """Whether a layer still holds all that it looked at n positions ago: a window forgets, with each crop, what left it."""
+    window, keys = getattr(layer, "sliding_window", None), getattr(layer, "keys", None)
+    if not n or not window or keys is None:
+        return True
+    return bool(keys.shape[-2] - n >= min(window - 1, layer.get_seq_length() - n))
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -127,11 +127,10 @@ def speculate_ids(
             seen(one)
         if progress:
             progress(len(found.ids))
-    outgrown = (
-        "" if _block(1, draft, text) else f"the draft '{draft.name}' reads {draft.room} tokens, and drafts none beyond"
-    )
+    limit = draft.limit(text)
+    outgrown = limit.why if limit.most == 0 else ""
     result.warnings = tuple(
-        text for text in (draft.warning, outgrown, "" if target.goes_back else slow(lm, "target")) if text
+        told for told in (draft.warning, outgrown, "" if target.goes_back else slow(lm, "target")) if told
     )
     return result
 
@@ -142,8 +141,9 @@ def _room(lm: LanguageModel, text: Sequence[int], wanted: int) -> int:
 
 
 def _block(wanted: int, draft: Draft, text: Sequence[int]) -> int:
-    """How many tokens are drafted: the draft reads the text and all of them but the last."""
-    return wanted if draft.room is None else min(wanted, max(0, draft.room - len(text) + 1))
+    """How many tokens are drafted."""
+    most = draft.limit(text).most
+    return wanted if most is None else min(wanted, most)
 
 
 def _pass(target: Reader, text: list[int], proposal: Proposal, at: Address, number: int) -> Round:
