@@ -77,9 +77,10 @@ def test_slopes_are_those_of_autograd_by_hand_in_float64() -> None:
     read = slopes(lm, corrupt, list(kept), difference(lm))
     for where, value in kept.items():
         torch.testing.assert_close(read.slopes[where].flatten(1), value.grad[0], rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(read.values[where].flatten(1), value.detach()[0], rtol=0, atol=0)
+        torch.testing.assert_close(read.values[where].flatten(1), value.detach()[0], rtol=1e-12, atol=1e-12)
     assert read.slopes["z", 1].abs().max() > 1e-3
-    assert float(metric.detach()) == float(difference(lm)(read.logits[None]))
+    # two forwards in float64 may add in another order: the last digits depend on the processor
+    assert float(metric.detach()) == pytest.approx(float(difference(lm)(read.logits[None])), rel=1e-12)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox", "mixtral", "mamba", "falcon_h1", "bloom", "gpt_oss"])

@@ -183,7 +183,8 @@ def test_add_is_a_plain_hook_before_the_block(family: str) -> None:
         expected = logits(lm, ids)
     found = edited(lm, ids, [Add(cell(lm, f"resid_pre@{LAYER}:4"), vector, 1.5)])
     torch.testing.assert_close(found, expected, **CLOSE)
-    assert torch.equal(found[:, :4], logits(lm, ids)[:, :4])
+    # an expert that is given other rows beside these may add their products in another order
+    torch.testing.assert_close(found[:, :4], logits(lm, ids)[:, :4], **CLOSE)
     before = edited(lm, ids, [Add(cell(lm, f"resid_post@{LAYER - 1}:4"), vector, 1.5)])
     assert torch.equal(before, found), "resid_post of a layer is resid_pre of the next"
 
@@ -333,7 +334,9 @@ def test_every_site_that_is_changed_has_an_effect(family: str) -> None:
     plain = logits(lm, ids)
     for one in changeable(lm):
         found = edited(lm, ids, [Noise(replace_positions(one, "6"), 1.0)])
-        assert not torch.equal(found[:, 6:], plain[:, 6:]) and torch.equal(found[:, :6], plain[:, :6]), one
+        assert not torch.allclose(found[:, 6:], plain[:, 6:], **CLOSE), one
+        # an expert that is given other rows beside these may add their products in another order
+        torch.testing.assert_close(found[:, :6], plain[:, :6], **CLOSE)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])

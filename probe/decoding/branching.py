@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,6 +34,7 @@ def branch(
 
     Noise is keyed by (seed, sample, steps since the prefix, token id): branches of two prefixes with one sample share it, and
     a branch is the same alone, in a batch of any size and in any order (in fp32).
+    Equal prefixes with one sample are one branch, drawn once: they differ nowhere, on any processor and in any precision.
     What prefixes have in common is run once and each prefix once, alone; its branches share its keys and values until their
     first token. Up to `batch` branches run side by side: of any lengths where all that is cached is keys and values and
     a mask can hide padding, else of one length, or of one prefix; if a cache can't be repeated, prefixes are run anew for each.
@@ -46,17 +47,22 @@ def branch(
     ragged = takes_padding(lm)
     rows = [[Row(tuple(prefix), sample, i) for sample in samples] for i, prefix in enumerate(prefixes)]
     total, ended = sum(map(len, rows)), 0
+    twins: dict[tuple[Key, int], list[Row]] = defaultdict(list)  # rows that are one branch
+    for row in chain.from_iterable(rows):
+        twins[_branch_of(row, edits)].append(row)
 
     def end(row: Row) -> None:
         nonlocal ended
-        ended += 1
-        if done:
-            done(row.name, row.sample, row.found)
-        if progress:
-            progress("branches", ended, total)
+        for twin in twins[_branch_of(row, edits)]:
+            twin.found = row.found
+            ended += 1
+            if done:
+                done(twin.name, twin.sample, twin.found)
+            if progress:
+                progress("branches", ended, total)
 
     room = lm.context_length
-    waiting = [row for group in rows for row in group]
+    waiting = [members[0] for members in twins.values()]
     for row in waiting:
         if max_new < 1 or (room is not None and len(row.prefix) >= room):
             row.found.stop_reason = "context" if max_new >= 1 else "length"
@@ -119,6 +125,11 @@ def _edited(lm: LanguageModel, rows: Sequence[Row], edits: Edits) -> dict[Key, K
         edits.rows, edits.start = [key[1]], 0
         found[key] = extended(lm, None, key[0], 0)
     return found
+
+
+def _branch_of(row: Row, edits: Edits | None) -> tuple[Key, int]:
+    """What makes a branch another one: its prefix, the address of its noise, and its name where edits are for single rows."""
+    return (row.prefix, SAME if edits is None else row.name), row.sample
 
 
 def _key(row: Row, known: Mapping[Key, Known]) -> Key:

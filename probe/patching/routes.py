@@ -128,6 +128,12 @@ def follows(lm: LanguageModel, sender: End, receiver: End) -> bool:
     return written < read
 
 
+def reaches(lm: LanguageModel, sender: End, receiver: End, *, last: int) -> bool:
+    """Whether a change at the sender's positions can be seen at the receiver's; logits are read at the `last` position."""
+    at = (last,) if receiver.site == "logits" else receiver.positions
+    return not lm.anatomy.causal or sender.positions[0] <= at[-1]
+
+
 def _moment(lm: LanguageModel, end: End) -> float:
     """When a site is computed: ten times its layer and a number within the layer."""
     if end.site in ("embed", "logits"):

@@ -12,7 +12,7 @@ from probe.patching.memory import rows_at_once
 from probe.patching.metrics import Readout, read_out
 from probe.patching.paths import Paths
 from probe.patching.preparing import Plan
-from probe.patching.routes import End, Send
+from probe.patching.routes import End, Send, reaches
 from probe.patching.swaps import Swap
 from probe.patching.sweep import Measured, Scene
 
@@ -29,22 +29,27 @@ class Sender:
         self._paths = Paths(view.base, rows_at_once=rows_at_once(view.base.lm, new=n, n=n, budget=plan.memory))
 
     def measure(self, send: Send, new: Tensor, report: Callable[[int], None]) -> list[tuple[str, Slice, Measured]]:
-        """(receiver as text, senders, metrics) for each receiver. new (pos, [head,] d): what senders take."""
-        count = len(send.paths)
-        columns = [np.full(count, np.nan) for _ in Readout._fields]
-        done = 0
-        for numbers, logits in self._paths.send(send.paths, lambda site, layer: new):
-            readout = read_out(logits, self._view.pair.target, self._view.clean)
+        """(receiver as text, senders, metrics) for each receiver. new (pos, [head,] d): what senders take.
+
+        A path whose receiver can't see its sender is the base: it is not run.
+        """
+        lm, last = self._view.base.lm, len(self._view.base) - 1
+        run = [i for i, (sender, receiver) in enumerate(send.paths) if reaches(lm, sender, receiver, last=last)]
+        columns = [np.repeat(column, len(send.paths)) for column in self._view.start]
+        done = len(send.paths) - len(run)
+        report(done)
+        for numbers, logits in self._paths.send([send.paths[i] for i in run], lambda site, layer: new):
+            readout, cells = read_out(logits, self._view.pair.target, self._view.clean), [run[i] for i in numbers]
             for column, values in zip(columns, readout, strict=True):
-                column[numbers] = values
-            done += len(numbers)
+                column[cells] = values
+            done += len(cells)
             report(done)
         by_receiver: dict[End, list[int]] = {}
         for i, (_, receiver) in enumerate(send.paths):
             by_receiver.setdefault(receiver, []).append(i)
         found = []
         for receiver, some in by_receiver.items():
-            measured = Measured(Readout(*(column[some] for column in columns)), np.full(len(some), True))
+            measured = Measured(Readout(*(column[some] for column in columns)), np.isin(some, run))
             found.append((self._named(receiver), _slice(send, some), measured))
         return found
 
