@@ -360,7 +360,9 @@ def test_trees(tiny, tmp_path: Path) -> None:
     (inside,) = next(b for b in made["children"][1]["branches"] if b["branch"] == 2)["children"]
     assert inside["outcomes"] == {} and inside["position"] == again.manifest["parent"]["position"] > 0
     lines = drawn(whole)
-    assert lines[0].startswith("source: ") and lines[0].endswith(" ×1") and sum("control" in line for line in lines) == 3
+    assert (
+        lines[0].startswith("source: ") and lines[0].endswith(" ×1") and sum("control" in line for line in lines) == 3
+    )
     at = next(i for i, line in enumerate(lines) if "branch 2:" in line)
     assert "edited" in lines[at - 1] and "again at token" in lines[at + 1]
     text = newick(whole)
@@ -376,10 +378,16 @@ def test_a_tree_counts_what_was_compared(run, tiny, tmp_path: Path) -> None:
     done = probe.rewind(run, lm=tiny, to="step1", insert="Let us see.", samples=8, max_new=4, out=tmp_path / "run")
     assert (done.branches["arm"] == "control").sum() == 20
     arms = {arm["name"]: arm for arm in tree(done)["children"]}
-    assert {name: arm["n"] for name, arm in arms.items()} == {"control": 8, "edited": 8, "more from before the step": 12}
+    assert {name: arm["n"] for name, arm in arms.items()} == {
+        "control": 8,
+        "edited": 8,
+        "more from before the step": 12,
+    }
     assert [b["sample"] for b in arms["control"]["branches"]] == list(range(8))
     assert sum(len(arm["branches"]) for arm in arms.values()) == len(done.branches) - 1
-    assert arms["control"]["outcomes"] == {row["outcome"]: row["count"] for row in done.summary["arms"]["control"]["outcomes"]}
+    assert arms["control"]["outcomes"] == {
+        row["outcome"]: row["count"] for row in done.summary["arms"]["control"]["outcomes"]
+    }
     assert len(drawn(tree(done))) == 4
 
 

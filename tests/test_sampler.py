@@ -37,7 +37,9 @@ def test_what_is_left_and_its_law_are_hugging_faces(n_vocab: int) -> None:
         # thousands of fp32 probabilities, added in the processor's own order, end on either side of top-p
         around = [top_p] if top_p in (None, 1.0) else [top_p - 1e-5, top_p + 1e-5]
         counts = [replace(sampling, top_p=p).processors()(ids, logits.double()).isfinite().sum(-1) for p in around]
-        assert (torch.tensor(found.kept) >= counts[0]).all() and (torch.tensor(found.kept) <= counts[-1]).all(), sampling
+        assert (torch.tensor(found.kept) >= counts[0]).all() and (torch.tensor(found.kept) <= counts[-1]).all(), (
+            sampling
+        )
         own = expected.gather(1, torch.tensor(found.tokens)[:, None])[:, 0]
         np.testing.assert_allclose(found.logprobs, own, atol=1.5e-5, err_msg=str(sampling))
         # the race itself, without any shortcut

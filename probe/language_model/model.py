@@ -141,7 +141,8 @@ class LanguageModel:
         missing = self.lacks(ids)
         if missing is not None:
             raise BadPrompt(
-                f"the embedding of '{self.name}' has {self.n_ids:,} rows, and none for {self.token_text(missing)!r}, id {missing:,}",
+                f"the embedding of '{self.name}' has {self.n_ids:,} rows, and none for {self.token_text(missing)!r}, "
+                f"id {missing:,}",
                 hint="the token was added later: save the model after model.resize_token_embeddings(len(tokenizer))",
             )
 
