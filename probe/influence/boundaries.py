@@ -50,7 +50,7 @@ def resampling(branches: pa.Table, n_steps: int, reference: str, *, n: int, seed
     for i in range(n_steps):
         without, kept = found[i], found[i + 1]
         difference = stats.paired(*(np.asarray([c == reference for c in arm]) for arm in (without, kept)))
-        rows.append(Row("resampling", i, unit="P(answer) with the step - without", n=n, **_columns(difference)))
+        rows.append(_with(Row("resampling", i, None, "P(answer) with the step - without", n=n), difference))
         for name, unit, statistic in DISTANCES:
             shift = stats.shift(without, kept, statistic, paired=True, seed=seed)
             rows.append(Row(
@@ -78,7 +78,7 @@ def counterfactual(
         other, same = ([c for c, d in zip(without, different[i], strict=True) if d == kind] for kind in (True, False))
         row = Row("counterfactual", i, None, "P(answer) with the step - with another", n=len(other))
         if len(other) >= LEAST:
-            row = replace(row, **_columns(_apart(other, kept, reference)))
+            row = _with(row, _apart(other, kept, reference))
         if len(same) >= LEAST:
             row.control = _apart(same, kept, reference).estimate
         rows.append(row)
@@ -93,8 +93,9 @@ def counterfactual(
     return rows
 
 
-def _columns(found: stats.Difference) -> dict[str, float]:
-    return {"estimate": found.estimate, "ci_low": found.low, "ci_high": found.high, "p_value": found.p_value}
+def _with(row: Row, found: stats.Difference) -> Row:
+    """The row with the difference as its estimate."""
+    return replace(row, estimate=found.estimate, ci_low=found.low, ci_high=found.high, p_value=found.p_value)
 
 
 def _apart(other: Sequence[str], kept: Sequence[str], reference: str) -> stats.Difference:
