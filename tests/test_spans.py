@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,38 +14,7 @@ from hypothesis import strategies as st
 from probe.errors import BadOption
 from probe.spans import cuts, split, steps
 
-# `|` marks where a step ends and the next begins
-SENTENCES = r"""
-The first step is here. |The second step is there.
-Is it really so simple? |It certainly seems so! |Then we are finished.
-The value is 3.14 and it stays. |Nothing else is needed.
-It costs $3.50 at the shop. |That is 1,250.75 in all.
-We use e.g. a table for this. |Then we go on with it.
-Some of it, i.e. the larger part, is left. |The rest is gone.
-See Fig. 3 for the details. |It shows the whole curve.
-According to Dr. Smith it works. |His result is well known.
-Mr. and Mrs. Jones bought apples. |They paid with a note.
-The U.S. economy grew by 2.5 percent. |Others did not grow.
-We compare A vs. B in the table. |The second one wins it.
-By Thm. 2 the claim follows. |This ends the proof here.
-J. R. R. Tolkien wrote the book. |It was a great success.
-Let $x = 3.5. y$ be the number. |Then we can go on from it.
-The formula $$a. b. c$$ is long. |We do not need all of it.
-We have \[x. y. z\] as a result. |The rest follows at once.
-So \(f(x) = 2. 5\) is the value. |It is what we wanted first.
-He said "I am done." |Then he left the large room.
-She asked "Is it so?" and waited. |Nobody gave her an answer.
-(This is an aside.) |The main text goes on after it.
-Wait... that is not quite right. |Let me try it once more.
-Use `a.b. c` in the code here. |It returns a large number.
-Visit https://example.com/a.b for more. |It is a long page there.
-The file is called main.py and it runs. |It prints one long line.
-Version 2.0.1 is the newest one. |Older ones do not work.
-An unterminated last sentence follows. |and it goes on without an end
-At 5 p.m. we leave the old house. |The train goes at seven.
-The answer is (B). |The others are clearly wrong.
-It is 5 ft. long and very heavy. |Nobody can lift it alone.
-"""
+TEXTS = (Path(__file__).parent / "texts" / "steps.txt").read_text(encoding="utf-8").splitlines()[1:]
 LINES = [
     ("one line\ntwo lines\nthree", "line", ["one line\n", "two lines\n", "three"]),
     ("a first paragraph\nstill it\n\nthe second one", "paragraph", ["a first paragraph\nstill it\n\n", "the second one"]),
@@ -52,28 +26,34 @@ LINES = [
     ("The first part is over\n\nThe second part begins", "sentence", ["The first part is over\n\n", "The second part begins"]),
     ("<think>Let me think about it.</think>The answer is seven.", "sentence",
      ["<think>", "Let me think about it.", "</think>", "The answer is seven."]),
-    ("```\na. b. c\nd. e. f\n```\nThat was the code of it.", "sentence", None),
+    ("```\na. b. c\nd. e. f\n```\nThat was the code of it.", "sentence",
+     ["```\na. b. c\nd. e. f\n```\n", "That was the code of it."]),
 ]  # fmt: skip
-MARKED = [line for line in SENTENCES.strip().splitlines() if line]
 
 
-@pytest.mark.parametrize("marked", MARKED)
-def test_sentences(marked: str) -> None:
-    wanted = marked.split("|")
-    text = "".join(wanted)
-    assert [text[a:b] for a, b in split(text)] == wanted
+@pytest.mark.parametrize("line", TEXTS)
+def test_sentences_end_where_a_careful_reader_ends_them(line: str) -> None:
+    marked = line.partition(": ")[2].replace("⏎", "\n").replace("\\r", "\r")
+    text, wanted = marked.replace("¦", ""), marked.split("¦")
+    found = [text[a:b] for a, b in split(text)]
+    assert [step.strip() for step in found] == [step.strip() for step in wanted]
+    assert "".join(found) == text
 
 
 @pytest.mark.parametrize(("text", "how", "wanted"), LINES)
-def test_other_cuts(text: str, how: str, wanted: list[str] | None) -> None:
-    found = [text[a:b] for a, b in split(text, how)]
-    if wanted is None:
-        assert any(step.startswith("```") and "d. e. f" in step for step in found), found
-    else:
-        assert found == wanted
+def test_other_cuts(text: str, how: str, wanted: list[str]) -> None:
+    assert [text[a:b] for a, b in split(text, how)] == wanted
 
 
-@given(st.text(alphabet="ab.?! \n1$`<>\\(){}'\"|-*", max_size=60), st.sampled_from(["sentence", "line", "paragraph"]))
+PIECES = st.sampled_from([
+    "a", "B", "I", "5", " ", "  ", "\n", "\n\n", ".", "?", "!", "…", "...", "$", "$$", "\\[", "\\]", "\\(",
+    "\\)", "`", "```", "\n```\n", "|", "\n| a |", "\n|---|", "<think>", "</think>", "(", ")", "“", "”", '"',
+    "'", "*", "**", "- ", "1. ", "# ", "。", "？", "」", "「", "我", "।", "؟", "No", "e.g.", "Then", "\r\n", "\t",
+    "😀", "é", "\u200b", "https://a.b", "\\begin{a}", "\\end{a}", "<|channel|>final<|message|>",
+])  # fmt: skip
+
+
+@given(st.lists(PIECES, max_size=40).map("".join), st.sampled_from(["sentence", "line", "paragraph"]))
 def test_steps_tile_the_text(text: str, how: str) -> None:
     spans = split(text, how)
     assert "".join(text[a:b] for a, b in spans) == text
@@ -104,9 +84,45 @@ def test_a_cut_inside_a_token_is_recorded() -> None:
     assert [s.mid_token for s in steps(text, offsets, "line")] == [False]
 
 
-def test_long_texts_are_cut_in_one_pass() -> None:
-    text = "This is a sentence with 3.5 parts. " * 20_000
-    assert len(split(text)) == 20_000
+@pytest.mark.parametrize(
+    "unit",
+    ["This is a sentence with 3.5 parts. ", "我有三个苹果。", "“他。”就", "x", "\n", "\n ", " " * 7 + "a", "\\[ ", "$$ ", "$5 ",
+     "```\n", "| a |\n", "(He. ", '" ', "5! is ", "<think> ", "\\begin{a} ", "1. a\n", "Is it? No. ", "A. B. ", "a|b\n-|-\n"],
+)  # fmt: skip
+def test_long_texts_take_linear_time(unit: str) -> None:
+    """Eight times the text: eight times the time and no more than twice that, where a quadratic rule would take 64 times."""
+
+    def seconds(n: int) -> float:
+        text = (unit * (n // len(unit) + 1))[:n]
+        began = time.process_time()
+        split(text)
+        return time.process_time() - began
+
+    short = min(seconds(5_000) for _ in range(3))
+    assert min(seconds(40_000) for _ in range(2)) < 24 * short + 0.25
+
+
+def test_a_long_text_has_all_its_sentences() -> None:
+    assert len(split("This is a sentence with 3.5 parts. " * 3000)) == 3000
+    assert len(split("我有三个苹果。" * 3000)) == 3000
+
+
+@pytest.mark.parametrize("opening", ["", "<think>\n", "```python\n", "$$ x = ", "\\[", "- a\n| b |\n"])
+@pytest.mark.parametrize("close", ["</think>", "</reasoning>", "◁/think▷", "[/THINK]", "<|channel|>final<|message|>"])
+def test_no_step_holds_both_thinking_and_answer(opening: str, close: str) -> None:
+    """Also where the template opened the thinking, or code or a formula in it was never closed."""
+    text = f"{opening}It is 42.\n{close}\n\nThe answer is 42."
+    found = [text[a:b] for a, b in split(text)]
+    assert found[-1] == "The answer is 42." and found[-2].strip() == close
+
+
+def test_a_tag_that_is_quoted_ends_nothing() -> None:
+    assert len(split("I write `</think>` there. ")) == 1
+
+
+def test_help_and_import_need_no_splitter() -> None:
+    code = "import sys, probe, cli.main, probe.spans; print('sentencex' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("how", ["chapter", "regex:", "regex:(", "spans:none.json"])
