@@ -12,12 +12,13 @@ import torch
 
 import probe
 from probe.errors import BadOption, OutOfRange, ProbeError, RunError
+from probe.language_model.following import ids_after
 from probe.rewinding.edits import KINDS
 from probe.rewinding.preparing import prepare
 from probe.rewinding.rescoring import rescore
 from probe.rewinding.targets import find_target
 from probe.rewinding.trajectory import trajectory
-from probe.rewinding.wording import ids_after, negate, respelled
+from probe.rewinding.wording import negate, respelled
 
 TEXT = "First we count all apples here. There are 12 apples. Then we add 7 more. So there are 19 apples in all."
 

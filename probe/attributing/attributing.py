@@ -49,7 +49,7 @@ def attribute(
     """
     lm, subject = find_subject(lm, source, **where)
     positions = subject.positions(position)
-    ids, notes = _asked(lm, answer, against)
+    ids, notes = _asked(lm, answer, against, after=subject.ids[: positions[-1] + 1])
     arguments = {
         "source": subject.run.run_id if subject.run else None, "ids": subject.ids, "answer": answer, "against": against,
         "position": position, "by_source": by_source, "model": lm.name, "dtype": str(lm.dtype),
@@ -85,8 +85,9 @@ def plan_attribute(
 ) -> dict[str, Any]:  # fmt: skip
     """What `attribute` would compute and write; keywords as there. Runs nothing."""
     lm, subject = find_subject(lm, source, **where)
-    _asked(lm, answer, against)
-    n, anatomy = len(subject.positions(position)), lm.anatomy
+    positions = subject.positions(position)
+    _asked(lm, answer, against, after=subject.ids[: positions[-1] + 1])
+    n, anatomy = len(positions), lm.anatomy
     heads = sum(layer.n_heads for layer in anatomy.layers)
     rows = n * (heads + 2 * anatomy.n_layers + 2)
     tables = {"attribution": {"rows": rows, "bytes": 20 * rows}}
@@ -99,14 +100,14 @@ def plan_attribute(
 
 
 def _asked(
-    lm: LanguageModel, answer: str | None, against: str | None
+    lm: LanguageModel, answer: str | None, against: str | None, *, after: list[int]
 ) -> tuple[tuple[int, int | None] | None, list[str]]:
-    """The two tokens, or None for the model's own answer."""
+    """The two tokens where they follow these ids, or None for the model's own answer."""
     if answer is None:
         if against is not None:
             raise BadOption("against which answer?", hint="give --answer too")
         return None, []
-    one, other, notes = two_answers(lm, answer, against)
+    one, other, notes = two_answers(lm, answer, against, after=after)
     return (one, other), notes
 
 
@@ -167,7 +168,8 @@ def _summary(
     total = parts.total()
     at = [
         {
-            "pos": position, "token": subject.tokens[position], "logit": float(logit.given[i]),
+            "pos": position, "token": lm.label(subject.ids[position], subject.tokens[position]),
+            "logit": float(logit.given[i]),
             "before_cap": float(logit.before_cap[i]), "sum": float(total[i]), "residual": float(logit.before_cap[i] - total[i]),
         }
         for i, position in enumerate(positions)

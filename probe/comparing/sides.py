@@ -75,7 +75,7 @@ def by_tokens(pair: Pair, ids: Sequence[int], positions: Sequence[int]) -> dict[
     apart = _distances(pair, a, b, len(ids) - 1)
     cut = pair.a.lm.pieces(ids)
     columns: dict[str, Any] = {
-        "pos": np.arange(len(ids), dtype=np.int32), "token_id": np.asarray(ids, np.int32), "token": cut.tokens,
+        "pos": np.arange(len(ids), dtype=np.int32), "token_id": np.asarray(ids, np.int32), "token": pair.a.lm.labels(ids),
         "text_start": [start for start, _ in cut.offsets], "text_end": [end for _, end in cut.offsets],
     }  # fmt: skip
     told: dict[str, list[Any]] = {name: getattr(apart, name).tolist() for name in Distances._fields}

@@ -11,8 +11,8 @@ from probe import answers
 from probe.decoding import Sampling, decode
 from probe.decoding.forced import Prefix, logprobs
 from probe.influence.rows import Row
+from probe.language_model.following import ids_after
 from probe.rewinding.trajectory import Trajectory
-from probe.rewinding.wording import ids_after
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from probe.errors import BadOption, BadPrompt
 from probe.language_model import chat as chats
 from probe.language_model.home import home
-from probe.language_model.pieces import Pieces, alone, pieces
+from probe.language_model.pieces import Pieces, alone, pieces, spelled
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +54,7 @@ class LanguageModel:
         self.name = name
         self._origin = dict(identity or {})
         self._alone: dict[int, str] = {}
+        self._spelled: dict[int, str | None] = {}
 
     def __repr__(self) -> str:
         return f"LanguageModel('{self.name}', {type(self.model).__name__}, {self.dtype}, {self.device})".replace(
@@ -214,10 +215,23 @@ class LanguageModel:
         return pieces(self.tokenizer, ids)
 
     def token_text(self, token_id: int) -> str:
-        """One token as it would read in the middle of a text; for alternatives that were not chosen."""
+        """One token as it would read in the middle of a text, a part of a character as its bytes: `<0xC3>`."""
         if token_id not in self._alone:
-            self._alone[token_id] = alone(self.tokenizer, token_id)
+            self._alone[token_id] = self._bytes(token_id) or alone(self.tokenizer, token_id)
         return self._alone[token_id]
+
+    def labels(self, ids: Sequence[int]) -> list[str]:
+        """Tokens as a reader is shown them: their pieces of the text, but bytes where a token is a part of a character."""
+        return [self.label(i, piece) for i, piece in zip(ids, self.pieces(ids).tokens, strict=True)]
+
+    def label(self, token_id: int, piece: str) -> str:
+        """One token with this piece of a text as a reader is shown it."""
+        return piece if piece and piece.isascii() else self._bytes(int(token_id)) or piece
+
+    def _bytes(self, token_id: int) -> str | None:
+        if token_id not in self._spelled:
+            self._spelled[token_id] = spelled(self.tokenizer, token_id)
+        return self._spelled[token_id]
 
     def _ids(self, text: str, *, special: bool) -> list[int]:
         try:

@@ -58,6 +58,27 @@ def alone(tokenizer: Any, token_id: int) -> str:
     return both.removeprefix(before) if anchor and both.startswith(before) else decode(tokenizer, [int(token_id)])
 
 
+def spelled(tokenizer: Any, token_id: int) -> str | None:
+    """The bytes of a token that holds a part of a character, as in `<0xC3>`; None for one of whole characters."""
+    if _LOST not in alone(tokenizer, token_id):
+        return None
+    (name,) = tokenizer.convert_ids_to_tokens([int(token_id)])
+    if not isinstance(name, str) or _BYTE.fullmatch(name):
+        return name if isinstance(name, str) else None
+    if not all(character in _ALPHABET for character in name):
+        return None
+    text = bytes(_ALPHABET[character] for character in name).decode("utf-8", "probe.spell")
+    return None if _LOST in text else text
+
+
+def _spell(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return "".join(f"<0x{byte:02X}>" for byte in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error("probe.spell", _spell)
+
+
 def _byte_level(names: list[str], text: str) -> np.ndarray | None:
     """Boundaries if each token is bytes in GPT-2's alphabet (or as it stands) and the text is those bytes as UTF-8."""
     meaning: dict[str, bytes] = {}

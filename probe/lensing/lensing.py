@@ -55,8 +55,8 @@ def lens(
         raise BadOption(f"top is {top}", hint="it is at least 1")
     wanted = None
     if target is not None:
-        wanted, said = first_token(lm, target, "target")
-        notes += [said] if said else []
+        wanted, said = first_token(lm, target, "target", after=subject.ids[: positions[-1] + 1])
+        notes += said
     arguments: dict[str, Any] = {
         "source": subject.run.run_id if subject.run else None, "ids": subject.ids, "target": target, "position": position,
         "edit": [str(e) for e in edits], "top": top, "model": lm.name, "dtype": str(lm.dtype), "seed": seed,
@@ -85,9 +85,10 @@ def plan_lens(
     edit, target, seed = more.pop("edit", ()), more.pop("target", None), more.pop("seed", 0)
     lm, subject = find_subject(lm, source, **more)
     _edits(lm, edit, seed)
+    positions = subject.positions(position)
     if target is not None:
-        first_token(lm, target, "target")
-    n, layers = len(subject.positions(position)), lm.anatomy.n_layers
+        first_token(lm, target, "target", after=subject.ids[: positions[-1] + 1])
+    n, layers = len(positions), lm.anatomy.n_layers
     return {
         "model": lm.name, "tokens": len(subject.ids), "positions": n, "read_passes": 1,
         "tables": {
@@ -165,7 +166,8 @@ def _keep(
     tops = np.stack([np.asarray(columns["top_ids"])[:, 0] for columns in tables])  # (layer, pos)
     rows = [
         {
-            "pos": position, "token_id": subject.ids[position], "token": subject.tokens[position],
+            "pos": position, "token_id": subject.ids[position],
+            "token": lm.label(subject.ids[position], subject.tokens[position]),
             "final_id": int(tops[-1, i]), "final_token": lm.token_text(int(tops[-1, i])),
             "settled_layer": _settled(tops[:, i]), "target_id": int(targets[i]),
             "target_token": lm.token_text(int(targets[i])),

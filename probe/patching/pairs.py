@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -73,12 +74,19 @@ class Pair:
 
 def make_pair(lm: LanguageModel, words: Words, *, align: str | None = None, chat: Chat = RAW) -> Pair:
     """Tokens, alignment and target of a pair. Raises `BadPrompt` or `BadOption` for one that says nothing."""
-    clean, corrupt = (ids_of(lm, given, chat) for given in words[:2])
+    (clean, said), (corrupt, more) = (_read(lm, given, chat) for given in words[:2])
     for name, ids in (("clean", clean), ("corrupt", corrupt)):
         if not ids:
             raise BadPrompt(f"the {name} text is empty", hint="give it some tokens")
         _check_length(lm, name, ids)
-    target, answers, notes = target_of(lm, words.answer, words.against)
+    target, answers, notes = target_of(lm, words.answer, words.against, after=clean)
+    with suppress(BadOption):
+        other = target_of(lm, words.answer, words.against, after=corrupt)
+        if other[0] != target:
+            notes += (
+                f"after the corrupt text, the answers begin with {other[1]}: those after the clean text are used",
+            )
+    notes = (*dict.fromkeys([*said, *more, *notes]),)
     return pair_of(clean, corrupt, target, answers, align=align, names=(_name(words.clean), _name(words.corrupt)),
                    notes=notes)  # fmt: skip
 
@@ -125,19 +133,20 @@ def common(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def target_of(
-    lm: LanguageModel, answer: str, against: str | None
+    lm: LanguageModel, answer: str, against: str | None, *, after: Sequence[int]
 ) -> tuple[Target, tuple[str, str | None], tuple[str, ...]]:
-    """The tokens to follow, their texts, and what has to be said about them.
+    """The tokens to follow where they come after these ids, their texts, and what has to be said about them.
 
     Raises `BadOption` where one is empty, or where both begin with the same token.
     """
-    first, other, notes = two_answers(lm, answer, against)
+    first, other, notes = two_answers(lm, answer, against, after=after)
     texts = lm.token_text(first), None if other is None else lm.token_text(other)
     return Target(first, other), texts, tuple(notes)
 
 
-def ids_of(lm: LanguageModel, given: Any, chat: Chat = RAW) -> tuple[int, ...]:
-    """The tokens of a text, of a run (its one prompt and what it generated), or of a text that is the path of a run."""
+def _read(lm: LanguageModel, given: Any, chat: Chat) -> tuple[tuple[int, ...], list[str]]:
+    """The tokens, and what is to be said of them: of a text, of a run (its one prompt and what it generated), or of a text
+    that is the path of a run."""
     run = run_of(given)
     if run is not None:
         check_run(lm, run, _name(given))
@@ -146,12 +155,13 @@ def ids_of(lm: LanguageModel, given: Any, chat: Chat = RAW) -> tuple[int, ...]:
         if len(prompts) != 1:
             raise BadOption(f"'{_name(given)}' has {len(prompts)} prompts", hint="give a run of one prompt")
         rows = run.scan("tokens", columns=["pos", "token_id"], prompt_id=prompts[0], branch=0).sort_by("pos")
-        return tuple(int(i) for i in rows["token_id"].to_pylist())
+        return tuple(int(i) for i in rows["token_id"].to_pylist()), []
     if chat.apply:
-        return tuple(lm.render(given, chat).ids)
+        rendered = lm.render(given, chat)
+        return tuple(rendered.ids), rendered.notes
     if chat.options:
         raise BadOption("template options need the chat template", hint="add --chat")
-    return tuple(lm.encode(given).ids)
+    return tuple(lm.encode(given).ids), []
 
 
 def _name(given: Any) -> str:

@@ -112,7 +112,7 @@ class _Sweep:
         old = engine.base(site, layers)
         other = engine.other(site, layers) if plan.source == "clean" else old
         pool = self._pool(site, layers) if plan.source in POOLED else old
-        tokens = lm.pieces(pair.base(plan.direction)).tokens
+        tokens = lm.labels(pair.base(plan.direction))
         for i, part in members:
             if not self._writer.done(_unit(number, i)):
                 address, layer = f"{plan.seed} {number} {site}@{part.layer}", part.layer
@@ -164,7 +164,7 @@ class _Paths:
     def _pair(self, number: int, pair: Pair, missing: Sequence[tuple[int, Send]]) -> None:
         lm, plan = self._lm, self._plan
         view = scene(lm, pair, plan.direction, plan.edits)
-        sender, tokens = Sender(view, plan), lm.pieces(pair.base(plan.direction)).tokens
+        sender, tokens = Sender(view, plan), lm.labels(pair.base(plan.direction))
         wheres = [(send.site, send.layer) for _, send in missing]
         old = values(lm, pair.base(plan.direction), wheres, edits=plan.edits).values
         other = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -57,7 +57,7 @@ def rewound_pair(
     (kept, at), other = found, _others(lm, whole, edited, how)
     tail = kept.ids[len(prefix) : at]
     clean, corrupt = prefix + tail, corrupt + tail
-    target, texts, notes = _target(lm, kept.ids[at], other, answer, against)
+    target, texts, notes = _target(lm, clean, kept.ids[at], other, answer, against)
     pieces = lm.pieces(clean)
     spans = tuple((s.start, s.end) for s in steps_from(pieces.text, pieces.offsets, whole.n_prompt, split))
     names = (f"{source.run_id} control", f"{source.run_id} edited")
@@ -93,13 +93,13 @@ def _others(lm: LanguageModel, whole: Trajectory, edited: list[_Draw], how: str)
 
 
 def _target(
-    lm: LanguageModel, there: int, others: list[int], answer: str | None, against: str | None
+    lm: LanguageModel, clean: Sequence[int], there: int, others: list[int], answer: str | None, against: str | None
 ) -> tuple[Target, tuple[str, str | None], tuple[str, ...]]:
     """The run's own answers, where none are given."""
     if answer is not None:
-        return target_of(lm, answer, against)
+        return target_of(lm, answer, against, after=clean)
     if against is not None:
-        (token, _), (text, _), notes = target_of(lm, against, None)
+        (token, _), (text, _), notes = target_of(lm, against, None, after=clean)
         if token == there:
             raise BadOption(f"--against {against!r} is the answer itself", hint="name another one")
         return Target(there, token), (lm.token_text(there), text), notes

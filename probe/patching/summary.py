@@ -65,5 +65,5 @@ def _plain(value: Any) -> Any:
 
 def _differing(lm: LanguageModel, pair: Pair) -> list[dict[str, Any]]:
     """The first aligned places whose tokens differ."""
-    clean, corrupt = (lm.pieces(ids).tokens for ids in (pair.clean, pair.corrupt))
+    clean, corrupt = (lm.labels(ids) for ids in (pair.clean, pair.corrupt))
     return [{"pos": a, "corrupt_pos": b, "clean": clean[a], "corrupt": corrupt[b]} for a, b in pair.differing[:SHOWN]]

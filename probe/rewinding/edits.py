@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from probe.errors import BadOption
+from probe.language_model.following import ids_after
 from probe.rewinding import wording
 from probe.rewinding.targets import Target
 from probe.rewinding.trajectory import Trajectory
@@ -86,10 +87,10 @@ def arms_for(
         other = tuple(prompt_b)
         return Arms(before, before, other + ids[n : target.start], n_prompt_edited=len(other))
     if edit.kind in ("insert", "truncate"):
-        new = tuple(wording.ids_after(lm, before, wording.fitted(edit.text, text) if edit.kind == "insert" else stub))
+        new = tuple(ids_after(lm, before, wording.fitted(edit.text, text) if edit.kind == "insert" else stub))
         return Arms(before, before, before + new, (), new, n)
     if edit.kind == "append_wait":
-        new = tuple(wording.ids_after(lm, upto, WAIT if text[-1:].isspace() else " " + WAIT))
+        new = tuple(ids_after(lm, upto, WAIT if text[-1:].isspace() else " " + WAIT))
         return Arms(upto, upto, upto + new, (), new, n)
     new = tuple(_replacement(lm, edit, before, old, text, trajectory, seed, swapped))
     return Arms(before, upto, before + new, old, new, n)

@@ -8,12 +8,12 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from probe.errors import BadOption
+from probe.language_model.following import WINDOW, ids_after
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 FILLER = " ..."
-WINDOW = 24  # tokens of the prefix that a tokenizer is shown: no merge reaches further than a word
 NUMERAL = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?!\w)")
 # (pattern, its negation); the first that occurs in the step, at its earliest place, is applied
 _NEGATIONS = (
@@ -29,21 +29,6 @@ _NEGATIONS = (
     (r"\b(is|are|was|were|can|could|will|would|should|must)\b", r"\1 not"),
     (r"\bhas\b", "does not have"), (r"\bhave\b", "do not have"),
 )  # fmt: skip
-
-
-def ids_after(lm: LanguageModel, prefix: Sequence[int], text: str) -> list[int]:
-    """Ids that, after the prefix, read as exactly `text`: as the tokenizer would cut it there, if that leaves the prefix alone.
-
-    Raises `BadOption` if no cut reads so (a text that the tokenizer changes).
-    """
-    window = list(prefix[-WINDOW:])
-    before = lm.pieces(window).text
-    whole, own = lm.ids_of(before + text), lm.ids_of(before)
-    tried = [whole[len(own) :]] if whole[: len(own)] == own else []
-    for ids in [*tried, lm.ids_of(text)]:
-        if lm.pieces([*window, *ids]).text == before + text:
-            return ids
-    raise BadOption(f"the tokenizer of '{lm.name}' cannot write {text!r} there", hint="spell it another way")
 
 
 def respelled(lm: LanguageModel, prefix: Sequence[int], old: Sequence[int], text: str) -> list[int]:

@@ -56,8 +56,9 @@ def steer(
     cell = _cell(lm, made, at)
     scale = sorted({0.0, *map(float, strengths)})
     _check(answer, against, matching, controls, generate, scale)
-    tokens = two_answers(lm, answer, against) if answer is not None else None
     sequences = encoded(lm, prompts, "prompt")
+    # what an answer's first token is, the prompt before it decides
+    tokens = [two_answers(lm, answer, against, after=s.ids) for s in sequences] if answer is not None else None
     pushes = [Push(number, strength) for number in range(controls + 1) for strength in scale if strength or not number]
     edits = _edits(cell, _vectors(made.vector, controls, seed), pushes)
     arguments = {
@@ -70,7 +71,7 @@ def steer(
         rows: list[dict[str, Any]] = []
         for done, sequence in enumerate(sequences):
             measured = (
-                _read(lm, sequence.ids, edits, tokens[0], tokens[1]) if tokens is not None
+                _read(lm, sequence.ids, edits, *tokens[done][:2]) if tokens is not None
                 else _written(lm, sequence.ids, edits, str(matching), generate)
             )  # fmt: skip
             rows += [
@@ -84,7 +85,7 @@ def steer(
             writer.write("prompts", prompt_columns(sequences, []))
             for table, found in (("steering", rows), ("steering_means", means)):
                 writer.write(table, {name: [row[name] for row in found] for name in found[0]})
-        for text in [*(tokens[2] if tokens else []), *_elsewhere(made, cell)]:
+        for text in [*(text for one in tokens or [] for text in one[2]), *_elsewhere(made, cell)]:
             writer.warn(text)
         summary = _summary(made, cell, answer, against, matching, len(sequences), controls, means)
         return writer.finish(summary=summary, model=lm.identity, anatomy=lm.anatomy.to_dict(), seed=seed)

@@ -22,7 +22,7 @@ from probe.tracing.planning import estimate
 from probe.tracing.prompts import Prompt, as_prompts
 from probe.tracing.reading import read_sequences
 from probe.tracing.rows import Sequence, prompt_columns
-from probe.tracing.summary import most_surprising, summarize
+from probe.tracing.summary import summarize
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -205,8 +205,7 @@ def _record_failed(failed: list[Failed], writer: stores.Writer) -> None:
 
 def _summary(lm: LanguageModel, writer: stores.Writer, asked: Request) -> dict[str, Any]:
     tokens = writer.read("tokens")
-    tops = [ids[0] for ids in most_surprising(tokens)["top_ids"].to_pylist() if ids]
-    found = summarize(writer.read("prompts"), tokens, expected={i: lm.token_text(i) for i in tops})
+    found = summarize(writer.read("prompts"), tokens, expected=lm.token_text, shown=lm.label)
     return found if asked.explain is None else {**found, "explained": explained(writer.read)}
 
 

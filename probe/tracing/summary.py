@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,12 @@ import pyarrow.compute as pc
 SHOWN = 8
 
 
-def summarize(prompts: pa.Table, tokens: pa.Table, *, expected: dict[int, str]) -> dict[str, Any]:
+def summarize(
+    prompts: pa.Table, tokens: pa.Table, *, expected: Callable[[int], str], shown: Callable[[int, str], str]
+) -> dict[str, Any]:
     """Log-prob (nats), perplexity and bits a token over the scored positions, mean entropy, the most surprising tokens.
 
-    `expected` maps the id of a top token to its text, for the tokens that `most_surprising` will name.
+    expected(id) is the text of a token that was not chosen, shown(id, piece) that of one in the text.
     """
     logprob = tokens["logprob"].drop_null().to_numpy()
     scored, total = len(logprob), float(logprob.sum(dtype=np.float64))
@@ -34,7 +37,7 @@ def summarize(prompts: pa.Table, tokens: pa.Table, *, expected: dict[int, str]) 
         "perplexity": _number(math.exp(-mean) if -mean < 700 else math.inf),
         "bits_per_token": _number(-mean / math.log(2)),
         "mean_entropy": _number(pc.mean(tokens["entropy"]).as_py() if scored else math.nan),
-        "most_surprising": _most_surprising(tokens, expected),
+        "most_surprising": _most_surprising(tokens, expected, shown),
     }
 
 
@@ -49,15 +52,17 @@ def most_surprising(tokens: pa.Table, shown: int = SHOWN) -> pa.Table:
     return scored.take(order)
 
 
-def _most_surprising(tokens: pa.Table, expected: dict[int, str]) -> list[dict[str, Any]]:
-    rows = most_surprising(tokens).select(["prompt_id", "pos", "token", "surprisal", "rank", "top_ids"]).to_pylist()
+def _most_surprising(
+    tokens: pa.Table, expected: Callable[[int], str], shown: Callable[[int, str], str]
+) -> list[dict[str, Any]]:
+    columns = ["prompt_id", "pos", "token_id", "token", "surprisal", "rank", "top_ids"]
     return [
         {
-            "prompt_id": row["prompt_id"], "pos": row["pos"], "token": row["token"],
+            "prompt_id": row["prompt_id"], "pos": row["pos"], "token": shown(row["token_id"], row["token"]),
             "surprisal": _number(row["surprisal"]), "rank": row["rank"],
-            "expected": expected.get(row["top_ids"][0], "") if row["top_ids"] else "",
+            "expected": expected(row["top_ids"][0]) if row["top_ids"] else "",
         }
-        for row in rows
+        for row in most_surprising(tokens).select(columns).to_pylist()
     ]  # fmt: skip
 
 
