@@ -132,15 +132,16 @@ def _draw(table: pd.DataFrame) -> None:
         for name, row in zip(table.index, shown, strict=True):
             typer.echo(printable(str(name)).ljust(width) + "".join(text.rjust(cell) for text in row))
         return
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console()
+    from cli.printing import console
+
+    on_terminal = console()
     for name, row, values in zip(table.index, shown, table.to_numpy(), strict=True):
         line = Text(printable(str(name)).ljust(width))
         for text, value in zip(row, values, strict=True):
             line.append(text.rjust(cell), style=_shade(value))
-        console.print(line, soft_wrap=True)
+        on_terminal.print(line, soft_wrap=True)
 
 
 def _shade(value: float) -> str:

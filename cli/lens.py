@@ -109,9 +109,9 @@ def _grid(lens: pd.DataFrame, positions: pd.DataFrame, lm: LanguageModel) -> Non
 
     shown = list(positions["pos"])
     if sys.stdout.isatty():
-        from rich.console import Console
+        from cli.printing import console
 
-        fits = max(1, (Console().width - 8) // (WIDTH + 2))
+        fits = max(1, (console().width - 8) // (WIDTH + 2))
         if len(shown) > fits:
             typer.echo(f"the last {fits} of {len(shown)} positions; choose others with --position")
             shown = shown[-fits:]
@@ -136,9 +136,10 @@ def _print_cells(header: list[str], rows: list[list[tuple[str, float]]]) -> None
     if not sys.stdout.isatty():
         show_table(header, [[text for text, _ in row] for row in rows])
         return
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from cli.printing import console
 
     table = Table(padding=(0, 1), box=None)
     for name in header:
@@ -149,4 +150,4 @@ def _print_cells(header: list[str], rows: list[list[tuple[str, float]]]) -> None
             shade = [colour for at, colour in SHADES if probability >= at][-1]
             styled.append(Text(text, style=f"color(16) on color({shade})" if shade else ""))
         table.add_row(*styled)
-    Console().print(table)
+    console().print(table)

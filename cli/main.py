@@ -23,19 +23,30 @@ import cli.speculate as speculate
 import cli.steer as steer
 import cli.steps as steps
 import cli.trace as trace
-from probe.errors import ProbeError
+from cli import printing
+from cli.progress import plain_warnings
+from probe.errors import BadOption, ProbeError
 
 
 class Shell(TyperGroup):
-    """Runs a subcommand; exit codes: 1 a stated failure, 2 wrong usage, 130 interrupted."""
+    """Runs a subcommand; exit codes: 1 a stated failure or one that nobody foresaw, 2 wrong usage, 130 interrupted."""
+
+    def main(self, args: Any = None, *rest: Any, **options: Any) -> Any:
+        with printing.guarded(), plain_warnings():
+            try:
+                _check_words(sys.argv[1:] if args is None else list(args))
+                return super().main(args, *rest, **options)
+            except ProbeError as error:
+                printing.complain(error.message, error.hint)
+            except Exception as error:
+                _unforeseen(error)
+            sys.exit(1)
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except ProbeError as error:
-            typer.echo(f"error: {error.message}", err=True)
-            if error.hint:
-                typer.echo(f"hint: {error.hint}", err=True)
+            printing.complain(error.message, error.hint)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             typer.echo("interrupted: what was finished is kept", err=True)
@@ -45,6 +56,45 @@ class Shell(TyperGroup):
             with contextlib.suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from error
+        except Exception as error:
+            if getattr(error, "option_name", None) and not getattr(error, "possibilities", True):  # no such option
+                error.message += "\nA text that begins with a dash goes after --, as in: probe trace -- '-5 + 3 ='"
+            raise
+
+
+def _check_words(words: list[str]) -> None:
+    """Raises `BadOption` for words that are no text: neither tokens nor a manifest could hold them."""
+    for word in words:
+        if not _is_text(word):
+            raise BadOption(f"'{word}' is not UTF-8 text", hint="write it in UTF-8, or rename the file")
+
+
+def _is_text(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _unforeseen(error: Exception) -> None:
+    """A line, and a file that holds the traceback; `PROBE_DEBUG=1` shows it."""
+    import tempfile
+    import traceback
+
+    told = "".join(traceback.format_exception(error))
+    if os.environ.get("PROBE_DEBUG", "0") not in ("", "0"):
+        print(told, file=sys.stderr)
+    first = (str(error).strip().splitlines() or [""])[0][:300]
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="probe-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
+        ) as file:
+            file.write(f"{sys.argv}\n{told}")
+        where = f"the traceback is in {file.name}"
+    except OSError:
+        where = "no file could be written for the traceback"
+    printing.complain(f"unforeseen: {type(error).__name__}: {first}", f"{where}; PROBE_DEBUG=1 shows it")
 
 
 app = typer.Typer(

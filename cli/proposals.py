@@ -70,8 +70,9 @@ def _show(parts: list[tuple[str, str]]) -> None:
         typer.echo("".join(MARKS[style].format(printable(text)) for style, text in parts))
         typer.echo(f"({LEGEND})\n")
         return
-    from rich.console import Console
     from rich.text import Text
+
+    from cli.printing import console
 
     text = Text()
     for style, piece in parts:
@@ -79,7 +80,7 @@ def _show(parts: list[tuple[str, str]]) -> None:
     text.append("\n")
     for style in ("accepted", "rejected", "correction", "bonus"):
         text.append(style, style=STYLES[style]).append(" ")
-    Console().print(text, soft_wrap=True)
+    console().print(text, soft_wrap=True)
 
 
 def _acceptance(summary: dict[str, Any]) -> None:

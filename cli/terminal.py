@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from cli import printing
+from cli.printing import printable
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -32,16 +35,8 @@ def show_warnings(run: Run) -> None:
 
 
 def show_document(document: Any) -> None:
-    """Print one JSON document; JSON knows no NaN and no infinity: they are null."""
-    typer.echo(json.dumps(_finite(document), ensure_ascii=False, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """Print one JSON document."""
+    typer.echo(printing.as_json(document))
 
 
 def show_plan(plan: dict[str, Any], *, as_json: bool) -> None:
@@ -89,15 +84,15 @@ def show_trace(run: Run, *, quiet: bool) -> None:
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A rich table on a terminal; aligned plain columns in a pipe, however long."""
+    rows = [[printing.in_a_line(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
-        from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
         table = Table(*header)
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
-        Console().print(table)
+        printing.console().print(table)
         return
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in (header, *rows):
@@ -109,18 +104,10 @@ def visible(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if text.isprintable() else json.dumps(text)
 
 
-def printable(text: str) -> str:
-    """Text in which no character can move the cursor or turn the line: all but newline, tab and joiners are escaped."""
-    return "".join(
-        c if c.isprintable() or c in "\n\t\u200c\u200d" else c.encode("unicode_escape").decode() for c in text
-    )
-
-
 def _coloured(tokens: pd.DataFrame) -> None:
     if not sys.stdout.isatty():
         typer.echo(printable("".join(tokens["token"])))
         return
-    from rich.console import Console
     from rich.text import Text
 
     text = Text()
@@ -128,7 +115,7 @@ def _coloured(tokens: pd.DataFrame) -> None:
         shade = None if math.isnan(surprisal) else [colour for at, colour in SHADES if surprisal >= at][-1]
         style = "bold " if segment == "completion" else ""
         text.append(printable(token), style=f"{style}color(16) on color({shade})" if shade else style.strip())
-    Console().print(text, soft_wrap=True)
+    printing.console().print(text, soft_wrap=True)
 
 
 def run_path(run: Run) -> str | None:

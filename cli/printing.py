@@ -1,0 +1,122 @@
+"""The one place through which words leave: no character of theirs moves a cursor, turns a line or hides in it."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import sys
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_KEPT = "\n\t\u200c\u200d"  # joiners make words and emoji what they are
+
+
+def printable(text: str) -> str:
+    """Text without controls (C0, C1), marks of direction and halves of characters: those are shown as Python writes them."""
+    if text.isprintable():
+        return text
+    return "".join(c if _harmless(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _harmless(c: str) -> bool:
+    return c.isprintable() or c in _KEPT or unicodedata.category(c) == "Zs"  # spaces of every width
+
+
+def in_a_line(text: str) -> str:
+    """`printable`, newlines and tabs too."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def as_json(document: Any) -> str:
+    """One JSON document in one line; JSON knows no NaN and no infinity: they are null. What is not harmless is escaped."""
+    text = json.dumps(_finite(document), ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8", "surrogatepass")
+    except (LookupError, UnicodeEncodeError):
+        return json.dumps(_finite(document), allow_nan=False)
+    return text if text.isprintable() else "".join(c if _harmless(c) else _escaped(c) for c in text)
+
+
+def _escaped(c: str) -> str:
+    return json.dumps(c)[1:-1] if c != "\x7f" else "\\u007f"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def complain(message: str, hint: str = "") -> None:
+    """What went wrong and what to do: a line each, on standard error."""
+    for name, text in (("error", message), ("hint", hint)):
+        if text:
+            line = re.sub(r"\s*\n\s*", " ", text.strip())
+            print(printable(f"{name}: {line}"), file=sys.stderr)
+
+
+class Stream(io.TextIOBase):
+    """A stream over another: what the other's encoding has not is escaped, and (`escape`) all that is not `printable`."""
+
+    def __init__(self, under: TextIO, *, escape: bool) -> None:
+        self.under, self.escape = under, escape
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self.under.encoding or "utf-8"
+
+    @property
+    def errors(self) -> str:  # type: ignore[override]
+        return "backslashreplace"
+
+    def write(self, text: str) -> int:
+        out = printable(text) if self.escape else text
+        self.under.write(out.encode(self.encoding, "backslashreplace").decode(self.encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        self.under.flush()
+
+    def isatty(self) -> bool:
+        return self.under.isatty()
+
+    def fileno(self) -> int:
+        return self.under.fileno()
+
+    def writable(self) -> bool:
+        return True
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Everything that anyone writes to standard output and error goes through a `Stream` that escapes."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (s if s is None or isinstance(s, Stream) else Stream(s, escape=True) for s in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def console(*, err: bool = False) -> Console:
+    """rich on standard output (or error): its own colours go through, what it is given to show is `printable`."""
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class Escaping(Console):
+        def render(self, *args: Any, **options: Any) -> Any:
+            for text, style, control in super().render(*args, **options):
+                yield Segment(text if control else printable(text), style, control)
+
+    stream: Any = sys.stderr if err else sys.stdout
+    own: Any = Stream(stream.under, escape=False) if isinstance(stream, Stream) else stream
+    return Escaping(file=own)
