@@ -57,8 +57,9 @@ class Shell(TyperGroup):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from error
         except Exception as error:
+            usage: Any = error
             if getattr(error, "option_name", None) and not getattr(error, "possibilities", True):  # no such option
-                error.message += "\nA text that begins with a dash goes after --, as in: probe trace -- '-5 + 3 ='"
+                usage.message += "\nA text that begins with a dash goes after --, as in: probe trace -- '-5 + 3 ='"
             raise
 
 
