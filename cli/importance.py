@@ -49,7 +49,8 @@ def command(
     top_k: o.TopK = None,
     top_p: o.TopP = None,
     min_p: o.MinP = None,
-    repetition_penalty: o.RepetitionPenalty = 1.0,
+    repetition_penalty: o.RepetitionPenalty = None,
+    generation_config: o.GenerationConfig = "none",
     stop: o.Stop = None,
     model: r.OtherModel = None,
     device: o.Device = "auto",
@@ -75,10 +76,12 @@ def command(
         "stub": STUB if stub is None else stub, "candidates": tuple(candidate or ()), "embedder": embedder, "split": split,
         "suppress": suppress,
         "prompt_id": prompt, "branch": branch, "seed": seed, "other_model": model is not None,
-        "sampling": r.sampling(temperature, top_k, top_p, min_p, repetition_penalty, stop, seed),
     }  # fmt: skip
     with plain_warnings(), progress(shown=not (quiet or no_progress)) as report:
         lm = r.load(source, model, device=device, dtype=dtype, progress=report)
+        what["sampling"] = r.sampling(
+            lm, generation_config, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed
+        )
         if dry_run:
             show_plan(plan_importance(source, lm=lm, **what), as_json=as_json)
             return

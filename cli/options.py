@@ -47,11 +47,21 @@ AsJson = Annotated[bool, typer.Option("--json", help="Exactly one JSON document 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only where the run is.")]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress bar.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be computed; write nothing.")]
-Temperature = Annotated[float, typer.Option("--temperature", "-t", min=0.0, help="0 is greedy.")]
+Temperature = Annotated[
+    float | None, typer.Option("--temperature", "-t", min=0.0, help="0 is greedy.", show_default="0.0")
+]
 TopK = Annotated[int | None, typer.Option("--top-k", min=1, help="Sample among the K most probable tokens.")]
 TopP = Annotated[float | None, typer.Option("--top-p", min=0.0, max=1.0, help="Sample within this mass.")]
 MinP = Annotated[float | None, typer.Option("--min-p", min=0.0, max=1.0, help="Drop below this share of the top.")]
-RepetitionPenalty = Annotated[float, typer.Option("--repetition-penalty", min=1e-6, help="1 is none.")]
+RepetitionPenalty = Annotated[
+    float | None, typer.Option("--repetition-penalty", min=1e-6, help="1 is none.", show_default="1.0")
+]
+GenerationConfig = Annotated[
+    str,
+    typer.Option(
+        "--generation-config", help="model: draw by the model's generation_config.json, where no option says otherwise."
+    ),
+]
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="Stop at this string; repeatable.")]
 Edits = Annotated[
     list[str] | None,

@@ -72,7 +72,8 @@ def command(
     top_k: o.TopK = None,
     top_p: o.TopP = None,
     min_p: o.MinP = None,
-    repetition_penalty: o.RepetitionPenalty = 1.0,
+    repetition_penalty: o.RepetitionPenalty = None,
+    generation_config: o.GenerationConfig = "none",
     stop: o.Stop = None,
     model: OtherModel = None,
     device: o.Device = "auto",
@@ -102,10 +103,12 @@ def command(
         "answer": answer, "merge_answers": merge_answers,
         "expect": expect, "stub": STUB if stub is None else stub, "split": split, "prompt_id": prompt,
         "branch": branch, "seed": seed, "other_model": model is not None,
-        "sampling": sampling(temperature, top_k, top_p, min_p, repetition_penalty, stop, seed),
     }  # fmt: skip
     with plain_warnings(), progress(shown=not (quiet or no_progress)) as report:
         lm = load(source, model, device=device, dtype=dtype, progress=report)
+        what["sampling"] = sampling(
+            lm, generation_config, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed
+        )
         if dry_run:
             show_rewind_plan(plan_rewind(source, lm=lm, **what), as_json=as_json)
             return
@@ -117,19 +120,22 @@ def command(
 
 
 def sampling(
-    temperature: float | None, top_k: int | None, top_p: float | None, min_p: float | None,
-    penalty: float, stop: list[str] | None, seed: int,
+    lm: Any, generation_config: str, temperature: float | None, top_k: int | None, top_p: float | None, min_p: float | None,
+    penalty: float | None, stop: list[str] | None, seed: int,
 ) -> Any:  # fmt: skip
     """The sampling that was asked for, or None for the run's own."""
-    from probe.decoding import Sampling
+    from probe.decoding import sampling_for
     from probe.errors import BadOption
 
-    given = any(x is not None for x in (top_k, top_p, min_p)) or penalty != 1.0 or bool(stop)
-    if temperature is None:
+    given = any(x is not None for x in (top_k, top_p, min_p, penalty)) or bool(stop)
+    if temperature is None and generation_config == "none":
         if given:
             raise BadOption("filters need a temperature", hint="add --temperature 0.6")
         return None
-    return Sampling(temperature, top_k, top_p, min_p, penalty, tuple(stop or ()), seed)
+    return sampling_for(
+        lm, generation_config=generation_config, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        repetition_penalty=penalty, stop=tuple(stop or ()), seed=seed,
+    )  # fmt: skip
 
 
 def load(source: Any, model: str | None, **placement: Any) -> Any:

@@ -30,11 +30,12 @@ def command(
     block: Block = "4",
     plain: Plain = True,
     top: Top = 5,
-    temperature: o.Temperature = 0.0,
+    temperature: o.Temperature = None,
     top_k: o.TopK = None,
     top_p: o.TopP = None,
     min_p: o.MinP = None,
-    repetition_penalty: o.RepetitionPenalty = 1.0,
+    repetition_penalty: o.RepetitionPenalty = None,
+    generation_config: o.GenerationConfig = "none",
     stop: o.Stop = None,
     split: o.Split = "sentence",
     chat: o.Chat = False,
@@ -62,15 +63,19 @@ def command(
     from cli.progress import plain_warnings, progress
     from cli.proposals import show_speculation
     from cli.terminal import show_json, show_plan
-    from probe.decoding import Sampling
+    from probe.decoding import sampling_for
     from probe.speculating import is_model, plan_speculate
 
-    sampling = Sampling(
-        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-        repetition_penalty=repetition_penalty, stop=tuple(stop or ()), seed=seed,
-    )  # fmt: skip
+    drawn: dict[str, Any] = {
+        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty,
+        "stop": tuple(stop or ()), "seed": seed,
+    }  # fmt: skip
+    # what the options alone decide is checked before a model is loaded
+    sampling = (
+        None if generation_config == "model" else sampling_for(None, generation_config=generation_config, **drawn)
+    )
     what: dict[str, Any] = {
-        "generate": generate, "block": block, "plain": plain, "top": top, "sampling": sampling, "split": split,
+        "generate": generate, "block": block, "plain": plain, "top": top, "split": split,
         "chat": chat, "system": system, **o.template(template_option, allow_template_loss),
     }  # fmt: skip
     placed: dict[str, Any] = {
@@ -81,6 +86,7 @@ def command(
         lm = probe.load(model, revision=revision, **placed, progress=report)
         other = is_model(draft) and draft != lm.name
         drafting = probe.load(draft, **placed, progress=report) if other else lm if draft == lm.name else draft
+        what["sampling"] = sampling or sampling_for(lm, generation_config=generation_config, **drawn)
         if dry_run:
             show_plan(plan_speculate(lm, given, draft=drafting, **what), as_json=as_json)
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -48,11 +48,12 @@ def command(
     lens: Lens = False,
     edit: o.Edits = None,
     top: Top = 5,
-    temperature: o.Temperature = 0.0,
+    temperature: o.Temperature = None,
     top_k: o.TopK = None,
     top_p: o.TopP = None,
     min_p: o.MinP = None,
-    repetition_penalty: o.RepetitionPenalty = 1.0,
+    repetition_penalty: o.RepetitionPenalty = None,
+    generation_config: o.GenerationConfig = "none",
     stop: o.Stop = None,
     explain: Explain = None,
     order: Order = None,
@@ -84,15 +85,19 @@ def command(
     from cli.explained import show_explained
     from cli.progress import plain_warnings, progress
     from cli.terminal import show_json, show_plan, show_trace, show_warnings
-    from probe.decoding import Sampling
+    from probe.decoding import sampling_for
     from probe.tracing import plan_trace
 
-    sampling = Sampling(
-        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-        repetition_penalty=repetition_penalty, stop=tuple(stop or ()), seed=seed,
-    )  # fmt: skip
-    what = {
-        "generate": generate, "sampling": sampling, "capture": capture or [], "attention": attention, "lens": lens,
+    drawn: dict[str, Any] = {
+        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty,
+        "stop": tuple(stop or ()), "seed": seed,
+    }  # fmt: skip
+    # what the options alone decide is checked before a model is loaded
+    sampling = (
+        None if generation_config == "model" else sampling_for(None, generation_config=generation_config, **drawn)
+    )
+    what: dict[str, Any] = {
+        "generate": generate, "capture": capture or [], "attention": attention, "lens": lens,
         "top": top, "split": split, "chat": chat, "system": system,
         **o.template(template_option, allow_template_loss), "batch_tokens": batch_tokens, "store": store,
         "edit": edit or [], "explain": explain, "order": order,
@@ -102,6 +107,7 @@ def command(
             model, revision=revision, device=device, dtype=dtype, device_map=device_map,
             trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, progress=report,
         )  # fmt: skip
+        what["sampling"] = sampling or sampling_for(lm, generation_config=generation_config, **drawn)
         if dry_run:
             plan = plan_trace(lm, given, **what)
         else:

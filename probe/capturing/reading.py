@@ -20,6 +20,7 @@ from probe.capturing.sinks import Sink
 from probe.capturing.spec import AttentionSpec
 from probe.errors import NonFinite
 from probe.instrument import attending, tapping
+from probe.language_model.rotary import start_over
 
 if TYPE_CHECKING:
     from probe.anatomy import Anatomy
@@ -78,6 +79,7 @@ class _Read:
 
     def run(self, top: int, *, lens: bool, whole: bool) -> Reading:
         """The forward, then what can only be told after it."""
+        start_over(self.model)
         unembed = unembedding(self.model, self.anatomy)
         # whoever hooks the model itself (edits do) may change what it returns
         changed = bool(self.model._forward_hooks)

@@ -17,6 +17,7 @@ from probe.decoding.caches import expected, joined, joins, make_room, select, se
 from probe.decoding.prefixes import Edits, Known, Prefix, forward, plain_kwargs
 from probe.decoding.sampler import Sampling, choose
 from probe.errors import BadModel
+from probe.language_model.rotary import start_over
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -115,8 +116,7 @@ def takes_padding(lm: LanguageModel) -> bool:
     """
     accepted = inspect.signature(lm.model.forward).parameters
     attends = all(layer.attention is not None for layer in lm.anatomy.layers)
-    rotary = " ".join(str(getattr(module, "rope_type", "")) for module in lm.model.modules())
-    longest_rules = "dynamic" in rotary or "longrope" in rotary
+    longest_rules = lm.frequencies_change is not None
     usual = joins(expected(lm.model.config))  # compressed keys, for one, would hold some of the padding
     return attends and usual and not longest_rules and {"attention_mask", "position_ids"} <= set(accepted)
 
@@ -155,6 +155,7 @@ class Batch:
     @torch.inference_mode()
     def run(self, max_new: int, *, progress: Progress | None = None) -> None:
         """Decode until every row has ended."""
+        start_over(self.lm.model)
         for step in range(max_new):
             for row in self.rows:
                 self._check_context(row, step)

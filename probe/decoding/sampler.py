@@ -14,6 +14,7 @@ from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
+    SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -35,8 +36,10 @@ class Sampling:
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int = 0
+    suppress: tuple[int, ...] = ()  # ids that are never drawn
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "suppress", tuple(self.suppress))
         legal = (
             ("temperature", 0.0 <= self.temperature < float("inf"), "0 (greedy) or more"),
             ("top_k", self.top_k is None or self.top_k >= 1, "1 or more"),
@@ -60,13 +63,15 @@ class Sampling:
         return self.top_k is not None or bool(self.min_p) or (self.top_p is not None and self.top_p < 1.0)
 
     def processors(self) -> LogitsProcessorList:
-        """Hugging Face's processors in the order of its `generate`: penalty, temperature, top-k, top-p, min-p.
+        """Hugging Face's processors in its order: penalty, suppressed tokens, temperature, top-k, top-p, min-p.
 
         They say what `choose` draws from, stage by stage; it does not sort all tokens for that.
         """
         found = LogitsProcessorList()
         if self.repetition_penalty != 1.0:
             found.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
+        if self.suppress:
+            found.append(SuppressTokensLogitsProcessor(list(self.suppress)))
         if self.temperature not in (0.0, 1.0):
             found.append(TemperatureLogitsWarper(self.temperature))
         if self.top_k is not None:
@@ -122,10 +127,13 @@ def law(
 
 
 def _scores(logits: Tensor, ids: Tensor | None, sampling: Sampling) -> Tensor:
-    """After the penalty and the temperature, float32."""
+    """After the penalty, the suppressed tokens and the temperature, float32."""
     scores = logits.to(torch.float32)
     if sampling.repetition_penalty != 1.0:
         scores = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)(ids, scores)
+    if sampling.suppress:
+        never = torch.tensor(sampling.suppress, device=scores.device)
+        scores = scores.index_fill(-1, never[never < scores.shape[-1]], -torch.inf)
     return scores if sampling.temperature in (0.0, 1.0) else scores / sampling.temperature
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from probe import answers, stats
 from probe import store as stores
-from probe.decoding import Sampling
+from probe.decoding import Sampling, differences
 from probe.errors import BadOption, ProbeError
 from probe.influence import boundaries, dependence, early, likeness, receiver
 from probe.influence.rows import Row, columns, discovered
@@ -86,6 +86,8 @@ def importance(
         arguments=_arguments(source, lm, asked, branch, expect),
         resume=resume,
     ) as writer:
+        for note in differences(lm, asked.drawing.sampling):
+            writer.warn(note)
         keeping.keep_original(writer, source, asked.original, branch, found)
         rows, matrices, more = _measure(lm, writer, asked, progress)
         if not writer.done("importance"):

@@ -11,6 +11,7 @@ from probe.errors import BadOption, BadPrompt
 from probe.language_model import chat as chats
 from probe.language_model.home import home
 from probe.language_model.pieces import Pieces, alone, pieces, spelled
+from probe.language_model.rotary import Change, carried, change
 
 if TYPE_CHECKING:
     import torch
@@ -121,10 +122,18 @@ class LanguageModel:
 
     @cached_property
     def context_length(self) -> int | None:
-        """How many positions the model was made for; None if its config sets no bound."""
+        """How many positions the model holds, by its config and scaling or as it was loaded; None if there is no bound."""
+        if "context_length" in self._origin:
+            return int(self._origin["context_length"])
         config = self.model.config.get_text_config(decoder=True)
         lengths = [getattr(config, name, None) for name in _LENGTHS]
-        return next((n for n in lengths if isinstance(n, int) and 0 < n < _VERY_LONG), None)
+        stated = next((n for n in lengths if isinstance(n, int) and 0 < n < _VERY_LONG), None)
+        return None if stated is None else carried(config, stated)
+
+    @cached_property
+    def frequencies_change(self) -> Change | None:
+        """The length beyond which a text has other rotary frequencies at all its positions; None if they stay."""
+        return change(self.model.config.get_text_config(decoder=True))
 
     @cached_property
     def n_ids(self) -> int | None:

@@ -1,13 +1,61 @@
-"""Rotary embeddings that are scaled: what a GGUF file says of them, how long a text they carry. Knows configs, not texts."""
+"""Rotary embeddings that are scaled: how long a text they carry, where they change, what a GGUF file says of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from probe.errors import BadModel
 
 FACTORS = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
+
+
+def carried(config: Any, stated: int) -> int:
+    """How many positions a context of `stated` ones holds with its scaling: what was trained times the factor, if more."""
+    own = _whole(config)
+    factor = own.get("factor")
+    if own.get("rope_type") not in ("linear", "dynamic", "yarn", "longrope", "llama3") or not isinstance(
+        factor, int | float
+    ):
+        return stated
+    original = own.get("original_max_position_embeddings") or stated
+    return max(stated, int(original * factor))
+
+
+class Change(NamedTuple):
+    """The length beyond which a longer text has other frequencies at all its positions, and whether they change but once."""
+
+    length: int
+    once: bool
+
+
+def change(config: Any) -> Change | None:
+    """Where the rotary frequencies change with a text's length; None if they don't."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    found = []
+    for own in (one for one in (parameters, *parameters.values()) if isinstance(one, dict)):
+        if "dynamic" in str(own.get("rope_type")):
+            found.append(Change(config.max_position_embeddings, False))
+        if own.get("rope_type") == "longrope" and own["short_factor"] != own["long_factor"]:
+            found.append(Change(own["original_max_position_embeddings"], True))
+    return min(found, default=None)
+
+
+def start_over(model: Any) -> None:
+    """Have dynamic embeddings forget the longest text so far: they would use its frequencies for a shorter one (5.24)."""
+    import torch
+
+    for module in model.modules():
+        longest, original = getattr(module, "max_seq_len_cached", None), getattr(module, "original_max_seq_len", None)
+        if "dynamic" in str(getattr(module, "rope_type", "")) and longest is not None and longest > original:
+            at = module.inv_freq.device
+            module(torch.zeros(1, device=at), torch.zeros(1, 1, dtype=torch.long, device=at))
+
+
+def _whole(config: Any) -> dict[str, Any]:
+    """The parameters of a rotary embedding that all layers share; empty if there is none."""
+    parameters = getattr(config, "rope_parameters", None)
+    return parameters if isinstance(parameters, dict) and "rope_type" in parameters else {}
 
 
 def scale(name: str, config: Any, metadata: Mapping[str, Any], factors: Mapping[str, Sequence[float]]) -> None:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from probe import store as stores
 from probe.answers import merge
+from probe.decoding import differences
 from probe.decoding.forced import forced
 from probe.errors import BadOption
 from probe.rewinding import keeping, policy
@@ -58,6 +59,8 @@ def rewind(
         else None
     )
     with stores.create(path, command="rewind", arguments=plan.arguments, resume=resume) as writer:
+        for note in differences(lm, plan.drawing.sampling):
+            writer.warn(note)
         keeping.keep_original(writer, source, plan.original, plan.branch, plan.found)
         return _measure(lm, writer, plan, _draw(lm, writer, plan, progress))
 

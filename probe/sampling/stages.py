@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import (
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
+    SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -24,13 +25,14 @@ from probe.errors import BadOption, NonFinite
 # hf: generation/utils.py of transformers 5.23; vllm: the v1 sampler (its docs of 0.22: penalties, temperature, the
 # argmax-invariant processors, of which min-p is the built-in one, then top-k and top-p); llamacpp: common/sampling's default
 ORDERS: dict[str, tuple[str, ...]] = {
-    "hf": ("penalty", "temperature", "top_k", "top_p", "min_p"),
-    "vllm": ("penalty", "temperature", "min_p", "top_k", "top_p"),
-    "llamacpp": ("penalty", "top_k", "top_p", "min_p", "temperature"),
+    "hf": ("penalty", "suppress", "temperature", "top_k", "top_p", "min_p"),
+    "vllm": ("suppress", "penalty", "temperature", "min_p", "top_k", "top_p"),
+    "llamacpp": ("suppress", "penalty", "top_k", "top_p", "min_p", "temperature"),
 }
 WINDOW = 64  # llama.cpp's repeat_last_n: its penalty looks at so many last tokens, the others' at all
 _NAMES = {
     RepetitionPenaltyLogitsProcessor: ("penalty", "repetition_penalty"),
+    SuppressTokensLogitsProcessor: ("suppress", "suppress"),
     TemperatureLogitsWarper: ("temperature", "temperature"),
     TopKLogitsWarper: ("top_k", "top_k"),
     TopPLogitsWarper: ("top_p", "top_p"),
@@ -57,7 +59,7 @@ def stages(logits: Tensor, ids: Tensor, sampling: Sampling, order: str) -> list[
         raise NonFinite("the logits are not finite numbers", hint="try --dtype float32")
     found = [Stage("logits", None, scores[0].double().log_softmax(-1))]
     processors = {_NAMES[type(p)]: p for p in sampling.processors()}
-    active = {name: (processor, float(getattr(sampling, field))) for (name, field), processor in processors.items()}
+    active = {name: (processor, _setting(sampling, field)) for (name, field), processor in processors.items()}
     for name in ORDERS[order]:
         if name in active:
             processor, setting = active[name]
@@ -68,6 +70,12 @@ def stages(logits: Tensor, ids: Tensor, sampling: Sampling, order: str) -> list[
                 scores = processor(seen[None], scores.clone())
             found.append(Stage(name, setting, scores[0].double().log_softmax(-1)))
     return found
+
+
+def _setting(sampling: Sampling, field: str) -> float:
+    """What a stage was set to; of suppressed tokens how many they are."""
+    value = getattr(sampling, field)
+    return float(len(value) if isinstance(value, tuple) else value)
 
 
 def check_order(order: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probe import store as stores
-from probe.decoding import Sampling, decode
+from probe.decoding import Sampling, decode, differences
 from probe.errors import BadOption, NonFinite
 from probe.speculating import proposals
 from probe.speculating.drafts import Draft, make_draft
@@ -83,6 +83,8 @@ def speculate(
     with stores.create(path, command="speculate", arguments=arguments, resume=resume) as writer:
         _record_failed(failed, writer, "failed")
         for note in dict.fromkeys(note for sequence in sequences for note in sequence.notes):
+            writer.warn(note)
+        for note in differences(work.lm, work.asked.sampling):
             writer.warn(note)
         for i, sequence in enumerate(sequences):
             work.prompts = (len(sequences), i)

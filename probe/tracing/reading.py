@@ -43,6 +43,20 @@ def read_sequences(lm: LanguageModel, batch: list[Sequence], asked: Request, wri
             explain_sequence(lm, sequence, asked.explain, asked.sampling, partial(reading.logits, row), writer)
 
 
+def changed_frequencies(lm: LanguageModel, batch: list[Sequence]) -> list[str]:
+    """What is to be said of texts that grew beyond the length at which the model's rotary frequencies change."""
+    change = lm.frequencies_change
+    if change is None:
+        return []
+    grown = [s for s in batch if len(s.ids) > max(change.length, s.n_prompt)]
+    grown = [s for s in grown if not change.once or s.n_prompt <= change.length]
+    return [
+        f"a text of {lm.name} grew beyond {change.length:,} tokens, where its rotary frequencies change with the length: "
+        "it is read with those of its whole length, and was drawn with those of shorter ones; sample_logprob is the sampler's"
+        for _ in grown[:1]
+    ]  # fmt: skip
+
+
 def padded(batch: list[Sequence]) -> tuple[Tensor, list[int]]:
     """ids (batch, pos), 0 behind a shorter text's end, and how many of them are each text's own."""
     lengths = [len(s.ids) for s in batch]

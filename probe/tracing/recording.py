@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from probe import store as stores
 from probe.capturing import AttentionSpec
-from probe.decoding import Sampling, decode
+from probe.decoding import Sampling, decode, differences
 from probe.errors import BadOption, NonFinite
 from probe.interventions import Edit, applying, edit_texts, parse_all
 from probe.language_model.chat import Chat
@@ -20,7 +20,7 @@ from probe.tracing.encoding import Failed, batches, encode_all
 from probe.tracing.explaining import Explain, explained, explanation
 from probe.tracing.planning import estimate
 from probe.tracing.prompts import Prompt, as_prompts
-from probe.tracing.reading import read_sequences
+from probe.tracing.reading import changed_frequencies, read_sequences
 from probe.tracing.rows import Sequence, prompt_columns
 from probe.tracing.summary import summarize
 
@@ -130,8 +130,10 @@ def trace(
             _record_failed(failed, writer)
         for note in dict.fromkeys(note for sequence in sequences for note in sequence.notes):
             writer.warn(note)
+        for note in differences(lm, asked.sampling) if asked.generate else ():
+            writer.warn(note)
         done = 0
-        tokens = 1 if asked.edits else asked.batch_tokens
+        tokens = 1 if asked.edits or _crosses(lm, sequences, asked.generate) else asked.batch_tokens
         for batch in batches(sequences, generate=asked.generate, tokens=tokens):
             _record(lm, batch, asked, writer, alone=len(inputs) == 1)
             done += len(batch)
@@ -162,6 +164,8 @@ def _record(lm: LanguageModel, batch: list[Sequence], asked: Request, writer: st
     try:
         with writer.unit(key), _edited(lm, batch, asked):
             _decode(lm, batch, asked)
+            for note in changed_frequencies(lm, batch):
+                writer.warn(note)
             writer.write("prompts", prompt_columns(batch, []))
             read_sequences(lm, batch, asked, writer)
     except NonFinite as error:
@@ -173,6 +177,12 @@ def _record(lm: LanguageModel, batch: list[Sequence], asked: Request, writer: st
         for sequence in batch:
             sequence.restart()
             _record(lm, [sequence], asked, writer, alone=False)
+
+
+def _crosses(lm: LanguageModel, sequences: list[Sequence], generate: int) -> bool:
+    """Whether the longest text of a batch could set the rotary frequencies of the others."""
+    change = lm.frequencies_change
+    return change is not None and any(len(s.ids) + generate > change.length for s in sequences)
 
 
 def _edited(lm: LanguageModel, batch: list[Sequence], asked: Request) -> AbstractContextManager[Any]:
