@@ -41,6 +41,7 @@ def command(
     dtype: o.Dtype = "auto",
     device_map: o.DeviceMap = None,
     out: o.Out = None,
+    resume: o.Resume = False,
     dry_run: o.DryRun = False,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
@@ -65,7 +66,7 @@ def command(
         if dry_run:
             show_plan(plan_attribute(lm, source, **what), as_json=as_json)
             return
-        run = probe.attribute(lm, source, **what, out=out or "auto", progress=report)
+        run = probe.attribute(lm, source, **what, out=out or "auto", resume=resume, progress=report)
     show_warnings(run)
     if as_json:
         show_json(run, "attribute")

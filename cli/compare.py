@@ -41,6 +41,7 @@ def command(
     device: o.Device = "auto",
     device_map: o.DeviceMap = None,
     out: o.Out = None,
+    resume: o.Resume = False,
     seed: o.Seed = 0,
     dry_run: o.DryRun = False,
     as_json: o.AsJson = False,
@@ -86,7 +87,9 @@ def command(
                 raise BadOption("comparing two runs runs no model", hint="leave out --dry-run")
             show_plan(plan_compare(sides[0], sides[1], texts, **what), as_json=as_json)
             return
-        run = probe.compare(sides[0], sides[1], texts, **what, seed=seed, out=out or "auto", progress=report)
+        run = probe.compare(
+            sides[0], sides[1], texts, **what, seed=seed, out=out or "auto", resume=resume, progress=report
+        )
     if as_json:
         show_json(run, "compare")
     else:

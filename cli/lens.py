@@ -48,6 +48,7 @@ def command(
     dtype: o.Dtype = "auto",
     device_map: o.DeviceMap = None,
     out: o.Out = None,
+    resume: o.Resume = False,
     seed: o.Seed = 0,
     dry_run: o.DryRun = False,
     as_json: o.AsJson = False,
@@ -73,7 +74,7 @@ def command(
         if dry_run:
             show_plan(plan_lens(lm, source, **what), as_json=as_json)
             return
-        run = probe.lens(lm, source, **what, out=out or "auto", progress=report)
+        run = probe.lens(lm, source, **what, out=out or "auto", resume=resume, progress=report)
     show_warnings(run)
     if as_json:
         show_json(run, "lens")

@@ -24,6 +24,7 @@ At = Annotated[
 ]
 To = Annotated[Path | None, typer.Option("--out", "-o", help="The file of the direction that is made, .safetensors.")]
 RunAt = Annotated[Path | None, typer.Option("--run", help="The run directory [default: runs/TIME-steer-WORD].")]
+Resume = Annotated[bool, typer.Option("--resume", help="Complete the interrupted run at --run.")]
 PromptText = Annotated[str | None, typer.Argument(help="What --scan adds the direction to; many with --file.")]
 Answer = Annotated[str | None, typer.Option("--answer", help="Measure the log-prob of this token after the prompt.")]
 Against = Annotated[str | None, typer.Option("--against", help="Less the log-prob of this one.")]
@@ -49,6 +50,7 @@ def command(
     strengths: Strengths = "-8,-4,-2,-1,1,2,4,8",
     controls: Controls = 20,
     run: RunAt = None,
+    resume: Resume = False,
     model: o.Model = "smollm2",
     revision: o.Revision = None,
     trust_remote_code: o.RemoteCode = False,
@@ -82,12 +84,12 @@ def command(
         )  # fmt: skip
         if make is not None:
             done = probe.make_direction(
-                lm, *make, at=str(at), to=str(out), seed=seed, out=run or "auto", progress=report
+                lm, *make, at=str(at), to=str(out), seed=seed, out=run or "auto", resume=resume, progress=report
             )
         else:
             done = probe.steer(
                 lm, str(scan), **asked, at=at, answer=answer, against=against, matching=matching, generate=generate,
-                controls=controls, seed=seed, out=run or "auto", progress=report,
+                controls=controls, seed=seed, out=run or "auto", resume=resume, progress=report,
             )  # fmt: skip
     if as_json:
         show_json(done, "steer")

@@ -35,7 +35,8 @@ class Logit(NamedTuple):
 
 def attribute(
     lm: LanguageModel | None, source: Any, *, answer: str | None = None, against: str | None = None, position: str = "last",
-    by_source: bool = False, out: str | Path | None = None, progress: Progress | None = None, **where: Any,
+    by_source: bool = False, out: str | Path | None = None, resume: bool = False,
+    progress: Progress | None = None, **where: Any,
 ) -> stores.Run:  # fmt: skip
     """Direct logit attribution: what each head, MLP, bias and the embedding wrote towards the answer's logit, or towards
     its difference to that of `against`, with the final norm's scale frozen at its real value (METHODS B5; Elhage et al.
@@ -54,9 +55,11 @@ def attribute(
         "source": subject.run.run_id if subject.run else None, "ids": subject.ids, "answer": answer, "against": against,
         "position": position, "by_source": by_source, "model": lm.name, "dtype": str(lm.dtype),
     }  # fmt: skip
-    path = stores.fresh_path("attribute", word=(answer or "").strip()) if out == "auto" else out
+    path = stores.place_for("attribute", out, word=(answer or "").strip(), resume=resume)
     passes = 2 if by_source else 1
-    with stores.create(path, command="attribute", arguments=arguments) as writer:
+    with stores.create(path, command="attribute", arguments=arguments, resume=resume) as writer:
+        if writer.whole:
+            return writer.whole
         if progress:
             progress("reading", 0, passes)
         seen = see(lm, subject.ids, positions)
@@ -71,7 +74,7 @@ def attribute(
             parts.notes += more
         for note in (*subject.sequence.notes, *notes, *_grouped(parts.notes)):
             writer.warn(note)
-        with writer.unit("attribution"):
+        with writer.unit("attribution", again=True):
             _keep(writer, subject, positions, parts, found)
         return writer.finish(
             summary=_summary(lm, subject, positions, ids, logit, parts), model=lm.identity,

@@ -26,7 +26,7 @@ def compare(
     a: LanguageModel | stores.Run | str | Path, b: LanguageModel | stores.Run | str | Path, texts: Any = None, *,
     edit: str | Iterable[str | Edit] = (), chat: bool = False, system: str | None = None,
     template_options: Mapping[str, Any] | None = None, allow_template_loss: bool = False, seed: int = 0,
-    out: str | Path | None = None, progress: Progress | None = None,
+    out: str | Path | None = None, resume: bool = False, progress: Progress | None = None,
 ) -> stores.Run:  # fmt: skip
     """Where two models (A, B) differ on the same texts, or two runs of `trace` (or their paths) on what they share.
 
@@ -43,34 +43,39 @@ def compare(
     if isinstance(a, stores.Run | str | Path) and isinstance(b, stores.Run | str | Path):
         if texts is not None or edit or how != Chat():
             raise BadOption("two runs hold their own texts", hint="leave out the text, --edit, --chat and its options")
-        return _compare_runs(_opened(a), _opened(b), seed=seed, out=out)
+        return _compare_runs(_opened(a), _opened(b), seed=seed, out=out, resume=resume)
     if isinstance(a, stores.Run | str | Path) or isinstance(b, stores.Run | str | Path):
         raise BadOption("one is a run and the other a model", hint="give two models and a text, or two runs")
     pair, inputs = _prepared(a, b, texts, edit, how)
-    path = _path(out)
-    with stores.create(path, command="compare", arguments=_arguments(pair, inputs, how)) as writer:
+    path = stores.place_for("compare", out, resume=resume)
+    with stores.create(path, command="compare", arguments=_arguments(pair, inputs, how), resume=resume) as writer:
         sequences, failed = _encoded(pair, inputs, how)
         if failed and len(inputs) == 1:
             raise failed[0][1]
         chosen = residuals.sample([len(s.ids) for s in sequences])
-        with writer.unit("compare"):
-            for i, (sequence, positions) in enumerate(zip(sequences, chosen, strict=True)):
-                try:
+        for i, (sequence, positions) in enumerate(zip(sequences, chosen, strict=True)):
+            key = f"text-{sequence.prompt.prompt_id}"
+            if writer.whole or (writer.done(key) and not positions):
+                continue
+            try:
+                with writer.unit(key, again=True):  # what is done gives its sample of the streams once more
                     columns = _columns(pair, sequence, positions)
-                except (BadPrompt, BadPlace, NonFinite) as error:
-                    if len(inputs) == 1:
-                        raise
-                    failed.append((sequence.prompt._replace(error=error.message), error))
-                    continue
-                writer.write("prompts", prompt_columns([sequence], []))
-                _write(writer, sequence.prompt.prompt_id, columns)
-                if progress:
-                    progress("comparing", i + 1, len(sequences))
-            if len(failed) == len(inputs):
-                raise failed[0][1]
-            writer.write("prompts", prompt_columns([], [prompt for prompt, _ in failed]))
-            if pair.samples[0] and any(positions for positions in chosen):
-                writer.write("similarity", residuals.similarity_columns(*pair.samples))
+                    writer.write("prompts", prompt_columns([sequence], []))
+                    _write(writer, sequence.prompt.prompt_id, columns)
+            except (BadPrompt, BadPlace, NonFinite) as error:
+                if len(inputs) == 1:
+                    raise
+                failed.append((sequence.prompt._replace(error=error.message), error))
+                continue
+            if progress:
+                progress("comparing", i + 1, len(sequences))
+        if len(failed) == len(inputs):
+            raise failed[0][1]
+        if not writer.done("texts"):
+            with writer.unit("texts"):
+                writer.write("prompts", prompt_columns([], [prompt for prompt, _ in failed]))
+                if pair.samples[0] and any(positions for positions in chosen):
+                    writer.write("similarity", residuals.similarity_columns(*pair.samples))
         _warn(writer, pair, sequences)
         return writer.finish(
             summary=_summary(writer, pair, seed=seed, errors=len(failed)), model=pair.a.lm.identity,
@@ -194,14 +199,19 @@ def _summary(writer: stores.Writer, pair: Pair, *, seed: int, errors: int) -> di
     return {**found, "similarity": summary.of_layers(writer.read("similarity"))}
 
 
-def _compare_runs(a: stores.Run, b: stores.Run, *, seed: int, out: str | Path | None) -> stores.Run:
+def _compare_runs(
+    a: stores.Run, b: stores.Run, *, seed: int, out: str | Path | None, resume: bool
+) -> stores.Run:  # fmt: skip
     """What two runs recorded of the same text. Distributions were not recorded, so there are no distances."""
     same = recorded.one_tokenizer(a, b)
     matched = recorded.pairs(a, b)
     partings = []
     about = {"a": a.run_id, "b": b.run_id}
-    with stores.create(_path(out), command="compare", arguments=about) as writer:
-        with writer.unit("compare"):
+    path = stores.place_for("compare", out, resume=resume)
+    with stores.create(path, command="compare", arguments=about, resume=resume) as writer:
+        if writer.whole:
+            return writer.whole
+        with writer.unit("compare", again=True):
             for number, other in matched:
                 if same:
                     columns, parting = recorded.by_tokens(a, b, number, other)
@@ -242,10 +252,6 @@ def _texts(run: stores.Run) -> dict[int, str]:
 
 def _opened(run: stores.Run | str | Path) -> stores.Run:
     return run if isinstance(run, stores.Run) else stores.open_run(run)
-
-
-def _path(out: str | Path | None) -> Path | None:
-    return stores.fresh_path("compare") if out == "auto" else Path(out) if out else None
 
 
 def _arguments(pair: Pair, inputs: list[Prompt], how: Chat) -> dict[str, Any]:

@@ -78,6 +78,8 @@ def load_direction(path: Path | str, *, lm: LanguageModel | None = None) -> Dire
         raise BadEdit(
             f"cannot read a direction from '{path}': {error}", hint="probe steer --make writes one"
         ) from error
+    if not _readable(about):
+        raise BadEdit(f"'{path}' says about itself what no direction says", hint="probe steer --make writes one")
     vectors = [tensor for tensor in found.values() if tensor.numel() == max(tensor.shape, default=0)]
     if len(found) != 1 or len(vectors) != 1:
         raise BadEdit(f"'{path}' holds {len(found)} tensors, not one vector", hint="probe steer --make writes one")
@@ -90,6 +92,12 @@ def load_direction(path: Path | str, *, lm: LanguageModel | None = None) -> Dire
             f"'{path}' was made with another model, '{direction.model.get('name')}'", hint=f"make it with '{lm.name}'"
         )
     return direction
+
+
+def _readable(about: Any) -> bool:
+    """Whether a file's words about itself are of the kinds that `save_direction` writes."""
+    kinds = {"model": dict, "site": str, "layer": int, "head": int | None, "made": str}
+    return isinstance(about, dict) and all(isinstance(about[key], kind) for key, kind in kinds.items() if key in about)
 
 
 def same_model(identity: Mapping[str, Any]) -> dict[str, Any]:

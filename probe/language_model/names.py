@@ -48,7 +48,11 @@ def name_kind(name: str) -> Named:
         return Named(name, "tiny", name.removeprefix(TINY))
     if name in ALIASES:
         return Named(name, "hub", ALIASES[name])
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+        path.is_dir()
+    except (OSError, RuntimeError) as error:  # too long for a name, or the home of a user that there is not
+        raise unknown(name, getattr(error, "strerror", None) or str(error)) from error
     if name and path.is_dir():
         return Named(name, "directory", str(path.absolute()))
     if path.suffix.lower() == ".gguf":

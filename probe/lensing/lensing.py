@@ -33,7 +33,7 @@ ROW_BYTES = 86
 
 def lens(
     lm: LanguageModel | None, source: Any, *, target: str | None = None, position: str = "all",
-    edit: str | Iterable[str | Edit] = (), top: int = 5, seed: int = 0, out: str | Path | None = None,
+    edit: str | Iterable[str | Edit] = (), top: int = 5, seed: int = 0, out: str | Path | None = None, resume: bool = False,
     progress: Progress | None = None, **where: Any,
 ) -> stores.Run:  # fmt: skip
     """What each layer would answer at each position: head(final_norm(resid_post)), with the head's scale and cap
@@ -61,8 +61,10 @@ def lens(
         "source": subject.run.run_id if subject.run else None, "ids": subject.ids, "target": target, "position": position,
         "edit": [str(e) for e in edits], "top": top, "model": lm.name, "dtype": str(lm.dtype), "seed": seed,
     }  # fmt: skip
-    path = stores.fresh_path("lens", word=(target or "").strip()) if out == "auto" else out
-    with stores.create(path, command="lens", arguments=arguments) as writer:
+    path = stores.place_for("lens", out, word=(target or "").strip(), resume=resume)
+    with stores.create(path, command="lens", arguments=arguments, resume=resume) as writer:
+        if writer.whole:
+            return writer.whole
         if progress:
             progress("reading", 0, 1)
         scores, tables, targets = _guessed(lm, subject, positions, edits, wanted, top)
@@ -70,7 +72,7 @@ def lens(
             progress("reading", 1, 1)
         for note in notes:
             writer.warn(note)
-        with writer.unit("lens"):
+        with writer.unit("lens", again=True):
             settled = _keep(lm, writer, subject, scores, tables, positions, targets)
         return writer.finish(
             summary=_summary(lm, subject, tables, settled, target, arguments["edit"]), model=lm.identity,

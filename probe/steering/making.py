@@ -30,7 +30,7 @@ TOKENS = 4096  # padded, read together
 
 def make_direction(
     lm: LanguageModel, positive: Any, negative: Any, *, at: str, to: str | Path, seed: int = 0,
-    out: str | Path | None = None, progress: Progress | None = None,
+    out: str | Path | None = None, resume: bool = False, progress: Progress | None = None,
 ) -> stores.Run:  # fmt: skip
     """mean(positive) - mean(negative) at one place (Turner et al. 2023, 2308.10248; Rimsky et al. 2023, 2312.06681), saved
     at `to` for `--edit PLACE=add:FILE:STRENGTH`.
@@ -48,8 +48,10 @@ def make_direction(
         "at": at, "to": str(to), "model": lm.name, "dtype": str(lm.dtype), "seed": seed,
         **{name: [s.ids for s in own] for name, own in zip(names, sets, strict=True)},
     }  # fmt: skip
-    path = stores.fresh_path("steer", word=Path(to).stem) if out == "auto" else out
-    with stores.create(path, command="steer", arguments=arguments) as writer:
+    path = stores.place_for("steer", out, word=Path(to).stem, resume=resume)
+    with stores.create(path, command="steer", arguments=arguments, resume=resume) as writer:
+        if writer.whole and Path(to).exists():
+            return writer.whole
         x, size = _vectors(lm, sequences, cell, progress)
         vector = x[labels].mean(0) - x[~labels].mean(0)
         norm = float(np.linalg.norm(vector))
@@ -65,7 +67,7 @@ def make_direction(
         )
         for number, sequence in enumerate(sequences):
             sequence.prompt = sequence.prompt._replace(prompt_id=number)
-        with writer.unit("direction"):
+        with writer.unit("direction", again=True):
             writer.write("prompts", prompt_columns(sequences, []))
             writer.write("projections", {
                 "prompt_id": list(range(len(labels))), "label": ["positive" if own else "negative" for own in labels],

@@ -19,6 +19,7 @@ from probe.language_model.answers import two_answers
 from probe.patterns import Pattern
 from probe.steering.effects import strengths_of
 from probe.steering.texts import encoded
+from probe.tracing.rows import Sequence as Encoded
 from probe.tracing.rows import prompt_columns
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ class Push(NamedTuple):
 def steer(
     lm: LanguageModel, direction: str | Path, prompts: Any, *, at: str | None = None, answer: str | None = None,
     against: str | None = None, matching: str | None = None, generate: int = 24, strengths: Iterable[float] = STRENGTHS,
-    controls: int = 20, seed: int = 0, out: str | Path | None = None, progress: Progress | None = None,
+    controls: int = 20, seed: int = 0, out: str | Path | None = None, resume: bool = False,
+    progress: Progress | None = None,
 ) -> stores.Run:  # fmt: skip
     """Add a direction at many strengths and measure what comes of it: h <- h + strength * v (Turner et al. 2023, 2308.10248).
 
@@ -66,29 +68,35 @@ def steer(
         "generate": generate, "strengths": scale, "controls": controls, "model": lm.name, "dtype": str(lm.dtype),
         "prompts": [s.ids for s in sequences], "seed": seed, "vector": made.vector.tolist(),
     }  # fmt: skip
-    path = stores.fresh_path("steer", word=Path(direction).stem) if out == "auto" else out
-    with stores.create(path, command="steer", arguments=arguments) as writer:
-        rows: list[dict[str, Any]] = []
+    path = stores.place_for("steer", out, word=Path(direction).stem, resume=resume)
+    with stores.create(path, command="steer", arguments=arguments, resume=resume) as writer:
         for done, sequence in enumerate(sequences):
-            measured = (
-                _read(lm, sequence.ids, edits, *tokens[done][:2]) if tokens is not None
-                else _written(lm, sequence.ids, edits, str(matching), generate)
-            )  # fmt: skip
-            rows += [
-                {"prompt_id": sequence.prompt.prompt_id, "control": push.number, "strength": push.strength, **found}
-                for push, found in zip(pushes, measured, strict=True)
-            ]
+            if not writer.done(f"prompt-{done}"):
+                measured = (
+                    _read(lm, sequence.ids, edits, *tokens[done][:2]) if tokens is not None
+                    else _written(lm, sequence.ids, edits, str(matching), generate)
+                )  # fmt: skip
+                with writer.unit(f"prompt-{done}"):
+                    _keep(writer, sequence, pushes, measured)
             if progress:
                 progress("prompts", done + 1, len(sequences))
-        means = strengths_of(rows, scale, controls, seed=seed)
-        with writer.unit("scan"):
-            writer.write("prompts", prompt_columns(sequences, []))
-            for table, found in (("steering", rows), ("steering_means", means)):
-                writer.write(table, {name: [row[name] for row in found] for name in found[0]})
+        means = strengths_of(writer.read("steering").to_pylist(), scale, controls, seed=seed)
+        with writer.unit("means", again=True):
+            writer.write("steering_means", {name: [row[name] for row in means] for name in means[0]})
         for text in [*(text for one in tokens or [] for text in one[2]), *_elsewhere(made, cell)]:
             writer.warn(text)
         summary = _summary(made, cell, answer, against, matching, len(sequences), controls, means)
         return writer.finish(summary=summary, model=lm.identity, anatomy=lm.anatomy.to_dict(), seed=seed)
+
+
+def _keep(writer: stores.Writer, sequence: Encoded, pushes: list[Push], measured: list[dict[str, Any]]) -> None:
+    """The prompt, and a row for each push."""
+    rows = [
+        {"prompt_id": sequence.prompt.prompt_id, "control": push.number, "strength": push.strength, **found}
+        for push, found in zip(pushes, measured, strict=True)
+    ]
+    writer.write("prompts", prompt_columns([sequence], []))
+    writer.write("steering", {name: [row[name] for row in rows] for name in rows[0]})
 
 
 def _check(

@@ -2,7 +2,7 @@
 
 from probe.store.catalog import Listed, check, describe, is_run, list_runs, remove
 from probe.store.exporting import export
-from probe.store.naming import names_run, run_of
+from probe.store.naming import names_run, place_for, run_of
 from probe.store.run import Run, open_run
 from probe.store.shelves import Limits
 from probe.store.writer import Writer, create, fresh_path
@@ -21,6 +21,7 @@ __all__ = [
     "list_runs",
     "names_run",
     "open_run",
+    "place_for",
     "remove",
     "run_of",
 ]

@@ -188,10 +188,12 @@ class Writer:
         return self.whole is not None or key in self._done
 
     @contextmanager
-    def unit(self, key: str) -> Iterator[None]:
-        """One unit of work: its rows become part of the run together, or (on any exception) not at all."""
-        assert self._finished is None and self._unit is None, "units are not nested, and end with the run"
-        assert key not in self._done, f"unit {key!r} is already done"
+    def unit(self, key: str, *, again: bool = False) -> Iterator[None]:
+        """One unit of work: its rows become part of the run together, or (on any exception) not at all. `again`: it may be
+        done already, and is gone through for what else it finds; its rows are in the run and are not written twice."""
+        assert self._unit is None and (again or self._finished is None), "units are not nested, and end with the run"
+        known = self.done(key)
+        assert again or not known, f"unit {key!r} is already done"
         self._shelf.begin()
         self._unit = key
         try:
@@ -201,6 +203,9 @@ class Writer:
             raise
         finally:
             self._unit = None
+        if known:
+            self._shelf.rollback()
+            return
         self._done.add(key)
         self._shelf.commit(key)
 
