@@ -59,8 +59,8 @@ def _show_edit(summary: dict[str, Any]) -> None:
     if far:
         z = "–" if far["z"] is None else f"{far['z']:+.2f}"
         typer.echo(
-            f"off-policy z {z}: {far['edit_logprob']:.3f} nats a token, the model's own {far['own_steps']} steps there "
-            f"{far['own_logprob']:.3f} ± {far['own_sd']:.3f}"
+            f"off-policy z {z}: {far['edit_logprob']:.3f} nats a token over {far['tokens']} tokens, the model's own "
+            f"{far['own_steps']} there {far['own_logprob']:.3f} ± {far['own_sd']:.3f}"
         )
         if far["far"]:
             typer.echo("warning: the model would hardly say this: what follows may be its surprise (z < -3)", err=True)
@@ -70,7 +70,7 @@ def _show_edit(summary: dict[str, Any]) -> None:
 
 def _show_arms(summary: dict[str, Any]) -> None:
     arms = summary["arms"]
-    order: dict[str, None] = {}
+    order: dict[str, None] = {summary["reference"]: None}  # shown whatever else is cut off
     for name in ("control", "edited", "before"):
         order.update(dict.fromkeys(row["outcome"] for row in arms.get(name, {"outcomes": []})["outcomes"]))
     names = [name for name in ("control", "edited", "before") if name in arms]
@@ -83,6 +83,9 @@ def _show_arms(summary: dict[str, Any]) -> None:
     show_table(("outcome", *(f"{ARMS[name]} (n = {arms[name]['n']})" for name in names)), rows)
     if len(order) > SHOWN:
         typer.echo(f"… and {len(order) - SHOWN} more outcomes")
+    cut = ", ".join(f"{ARMS[name]} {arms[name]['cut_off']} of {arms[name]['n']}" for name in names)
+    if any(arms[name]["cut_off"] for name in names):
+        typer.echo(f"cut off after {summary['max_new']} tokens: {cut}")
     typer.echo(f"* {'expected' if summary['expected'] else 'the original answer'}; shares with 95 % Wilson intervals")
 
 

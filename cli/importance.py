@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,6 +29,9 @@ Embedder = Annotated[str | None, typer.Option("--embedder", help="A sentence-tra
 Suppress = Annotated[
     str | None, typer.Option("--suppress", help="Only these heads look away, for suppression: pattern@5.3,7.1.")
 ]
+Heads = Annotated[
+    Path | None, typer.Option("--heads", help="Take the receiver heads of this importance run over another text.")
+]
 BAR = 24
 
 
@@ -42,6 +46,7 @@ def command(
     candidate: Candidate = None,
     embedder: Embedder = None,
     suppress: Suppress = None,
+    heads: Heads = None,
     split: o.Split = "sentence",
     prompt: r.PromptId = None,
     branch: r.Branch = 0,
@@ -74,7 +79,7 @@ def command(
     what: dict[str, Any] = {
         "method": method, "samples": samples, "max_new": max_new, "answer": answer, "expect": expect,
         "stub": STUB if stub is None else stub, "candidates": tuple(candidate or ()), "embedder": embedder, "split": split,
-        "suppress": suppress,
+        "suppress": suppress, "heads": heads,
         "prompt_id": prompt, "branch": branch, "seed": seed, "other_model": model is not None,
     }  # fmt: skip
     with plain_warnings(), progress(shown=not (quiet or no_progress)) as report:
@@ -106,13 +111,16 @@ def show_importance(run: Run, *, quiet: bool) -> None:
         typer.echo(f"{name}: {rows['unit'].iloc[0]}" + (f", only {heads}" if heads else ""))
         _show_method(rows)
         typer.echo("")
+    if summary.get("truncated") and any(summary["truncated"]):
+        typer.echo(f"cut off, by boundary: {' '.join(f'{share:.2f}' for share in summary['truncated'])}\n")
+    _show_heads(summary.get("receiver"))
     early = summary.get("early_answer")
     if early:
         typer.echo(
             f"commitment step {early['commitment_step']}, area over the curve {early['area_over_curve']:.3f} "
             f"(by tokens {early['area_over_curve_by_tokens']:.3f}); answers {' '.join(early['answers'])}\n"
         )
-    agree = [row for row in summary["agreement"] if row["spearman"] is not None]
+    agree = [row for row in summary["agreement"] if row["spearman"] is not None and _base(row["a"]) != _base(row["b"])]
     if agree:
         cells = [
             (row["a"], row["b"], f"{row['spearman']:+.2f}", f"{row['kendall']:+.2f}", str(row["steps"]))
@@ -120,6 +128,23 @@ def show_importance(run: Run, *, quiet: bool) -> None:
         ]
         show_table(("method", "and", "Spearman", "Kendall", "steps"), cells)
     typer.echo(f"reference answer {summary['reference']}\nrun: {run_path(run)}")
+
+
+def _base(method: str) -> str:
+    return method.split("_")[0]
+
+
+def _show_heads(chosen: dict[str, Any] | None) -> None:
+    """Which heads the receiver scores are of, and whether they were chosen on the text that they score."""
+    if not chosen:
+        return
+    names = " ".join(f"{head['layer']}.{head['head']}" for head in chosen["heads"])
+    mean = sum(head["kurtosis"] for head in chosen["heads"]) / len(chosen["heads"])
+    typer.echo(f"receiver heads, chosen on {chosen['chosen_on']}: {names}")
+    typer.echo(
+        f"mean kurtosis {mean:+.2f}, with weights shuffled {chosen['kurtosis_shuffled']:+.2f} "
+        f"(95 % below {chosen['kurtosis_shuffled_high']:+.2f})\n"
+    )
 
 
 def _show_method(rows: Any) -> None:

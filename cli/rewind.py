@@ -26,7 +26,12 @@ Resample = Annotated[
 ]
 Samples = Annotated[int, typer.Option("--samples", "-n", min=1, help="Continuations of each arm.")]
 Until = Annotated[float | None, typer.Option("--until", help="Draw on until the difference is known to ± this.")]
-MaxNew = Annotated[int | None, typer.Option("--max-new", min=1, help="Tokens of a continuation [default: as the run].")]
+MaxNew = Annotated[
+    int | None,
+    typer.Option(
+        "--max-new", "--max-new-tokens", min=1, help="Tokens of a continuation [default: 1.5 x what was left]."
+    ),
+]
 Answer = Annotated[str, typer.Option("--answer", help="auto, last-number, boxed, choice, yes-no or regex=PATTERN.")]
 Expect = Annotated[str | None, typer.Option("--expect", help="The right answer.")]
 Stub = Annotated[str | None, typer.Option("--stub", help="Text that asks for the answer, for --truncate.")]

@@ -52,6 +52,17 @@ def assert_same(found, alone) -> None:
     assert found.sample_logprob == pytest.approx(alone.sample_logprob, abs=1e-4)
 
 
+@pytest.mark.parametrize("family", ["llama", "mamba", "rwkv"])
+def test_each_prefix_has_its_own_room(family: str) -> None:
+    lm, most = loaded(family), [3, 9, 1, 0, 12, 5]
+    found = branch(lm, PREFIXES, [0, 5], max_new=most, sampling=WARM)
+    for prefix, own, n in zip(PREFIXES, found, most, strict=True):
+        for one, sample in zip(own, [0, 5], strict=True):
+            (alone,) = decode(lm, [prefix], max_new=n, sampling=WARM, samples=[sample])
+            assert len(one.ids) == n
+            assert_same(one, alone)
+
+
 @pytest.mark.parametrize("family", [*ATTENTION, *STATES])
 def test_a_branch_is_its_prefix_decoded_from_scratch(family: str) -> None:
     lm, samples = loaded(family), [0, 5, 2]

@@ -14,7 +14,7 @@ import torch
 import probe
 from probe import stats
 from probe.decoding import Sampling
-from probe.errors import BadModel, BadOption, ProbeError
+from probe.errors import BadModel, BadOption, ProbeError, RunError
 from probe.influence import boundaries, dependence, likeness, receiver
 from probe.rewinding.trajectory import trajectory
 from tests.test_rewind import same_tables, written
@@ -181,8 +181,48 @@ def test_receiver_statistics_on_a_hand_set_pattern(tiny) -> None:
         full = patterns[layer][0, head].double().numpy()
         for i, a in enumerate(original.steps):
             for j, b in enumerate(original.steps):
-                expected = full[a.start : a.end, b.start : b.end].sum(axis=1).mean()
+                expected = full[a.start : a.end, b.start : b.end].mean()
                 assert own[i, j] == pytest.approx(expected, abs=1e-5)
+
+
+def test_weights_are_shuffled_among_the_steps_that_count(tiny) -> None:
+    n, random = 20, np.random.default_rng(0)
+    matrix = np.tril(random.random((3, n, n)) + 1.0)
+    mixed = receiver.shuffled(matrix, random, gap=4)
+    counts = np.subtract.outer(np.arange(n), np.arange(n)) >= 4
+    assert (mixed[:, ~counts] == matrix[:, ~counts]).all() and (mixed[:, counts] >= 1.0).all()
+    np.testing.assert_array_equal(
+        np.sort(np.where(counts, mixed, 9.0)), np.sort(np.where(counts, matrix, 9.0))
+    )  # row by row the same weights
+    assert (mixed[:, counts] != matrix[:, counts]).mean() > 0.5
+    # a head that gives every step its share is no more peaked than its own shuffles; one that looks at one step is
+    even, one = matrix[:1], matrix[:1].copy()
+    one[:, 4:, 7] = 8.0
+    for own, peaked in ((even, False), (one, True)):
+        null = [receiver.kurtosis(receiver.vertical(receiver.shuffled(own, random)))[0] for _ in range(200)]
+        assert (receiver.kurtosis(receiver.vertical(own))[0] > np.quantile(null, 0.95)) == peaked
+
+
+def test_receiver_heads_of_another_text(tiny, tmp_path: Path) -> None:
+    """Too few scores a head are refused; the table says on which text its heads were chosen; another run's can be taken."""
+    with pytest.raises(BadOption, match="at least 16 steps"):
+        probe.importance(written(tiny, REASONING), lm=tiny, method="receiver")
+    long, other = written(tiny, REASONING * 3), written(tiny, REASONING.replace("apples", "pears") * 3)
+    chosen = probe.importance(other, lm=tiny, method="receiver", out=tmp_path / "chosen")
+    assert chosen.importance["unit"].str.endswith("chosen on this text").all()
+    done = probe.importance(long, lm=tiny, method="receiver", heads=tmp_path / "chosen")
+    assert done.importance["unit"].str.endswith("chosen on chosen").all()
+    places = [(h["layer"], h["head"]) for h in chosen.summary["receiver"]["heads"]]
+    assert [(h["layer"], h["head"]) for h in done.summary["receiver"]["heads"]] == places
+    found = receiver.looks(tiny, trajectory(long, tiny))
+    own = receiver.vertical(found.matrix[[found.names.index(place) for place in places]]).mean(axis=0)
+    np.testing.assert_allclose(done.importance["estimate"], own[~np.isnan(own)])
+    for run, said in ((done, "chose no"), (tmp_path / "chosen", "same text")):
+        source = long if run is done else other
+        with pytest.raises(RunError, match=said):
+            probe.importance(source, lm=tiny, method="receiver", heads=run)
+    with pytest.raises(BadOption, match="for receiver"):
+        probe.importance(long, lm=tiny, method="rescore", heads=tmp_path / "chosen")
 
 
 def chain(lm, table: dict[str, dict[str, float]]) -> None:
@@ -273,8 +313,8 @@ def test_what_says_something_else() -> None:
     assert likeness.cosines(np.zeros((1, 2)), own[0]).tolist() == [0.0]
 
 
-def outcomes(**arms: str) -> pa.Table:
-    """A table `branches` of outcomes that are one character each."""
+def outcomes(**arms: str | list[str]) -> pa.Table:
+    """A table `branches` of outcomes by arm; a text is one outcome a character."""
     rows = [(name.replace("_", "-"), i, c) for name, drawn in arms.items() for i, c in enumerate(drawn)]
     return pa.table(dict(zip(("arm", "sample", "outcome"), map(list, zip(*rows, strict=True)), strict=True)))
 
@@ -334,13 +374,101 @@ def test_early_answers_on_a_known_chain(markov) -> None:
     assert early["area_over_curve"] == 0.0
 
 
+def test_an_answer_has_an_end() -> None:
+    """After 5 + 7 a model that says "12" nine times of ten has not said "1": exactly, from the chain's own probabilities."""
+    lm = probe.load("tiny:llama")
+    chain(lm, {
+        "=": {" ": 1.0}, " ": {"1": 1.0}, "1": {"2": 0.9, ".": 0.1}, "2": {".": 0.7, "3": 0.3}, "3": {"": 1.0},
+        ".": {"": 1.0},
+    })  # fmt: skip
+    source = written(lm, "1.\n2.\n")
+    what = {"method": "early-answer", "answer": "last-number", "split": "line"}
+    done = probe.importance(source, lm=lm, stub="=", candidates=("1", "12", "123"), expect="12", **what)
+    early = done.summary["early_answer"]
+    by = dict(zip(early["candidates"], np.transpose(early["chances"]), strict=True))
+    for key, p in (("1", 0.1), ("12", 0.9 * 0.7), ("123", 0.9 * 0.3)):
+        np.testing.assert_allclose(by[key], p, atol=1e-4)
+
+
+@pytest.mark.parametrize("stub", ["\nThe answer is", "\nThe answer is \\boxed{"])
+def test_chances_are_those_of_the_best_spelling_with_the_best_end(tiny, stub: str) -> None:
+    """Against one whole forward for every spelling and end."""
+    source = written(tiny, REASONING)
+    done = probe.importance(
+        source, lm=tiny, method="early-answer", stub=stub, candidates=("17", "1", "1.7"), expect="17",
+    )  # fmt: skip
+    original, early = trajectory(source, tiny), done.summary["early_answer"]
+    ends = {"17": [".", "\n", "}"], "1": ["\n", "}"], "1.7": [".", "\n", "}"]}  # "1." might go on to be 1.7
+    for k in (0, 3):
+        before = list(original.ids[: original.steps[k].start]) + tiny.ids_of(stub)
+        best = []
+        for text, marks in ends.items():
+            spelled = [tiny.ids_of(lead + text + mark) for lead in (" ", "") for mark in marks]
+            spelled += [[*tiny.ids_of(lead + text), eos] for lead in (" ", "") for eos in tiny.eos_ids]
+            best.append(max(total(tiny, before, ids) for ids in spelled))
+        p = np.exp(np.asarray(best) - max(best))
+        np.testing.assert_allclose(early["chances"][k], p / p.sum(), atol=1e-4)
+
+
+def total(lm, before: list[int], ids: list[int]) -> float:
+    with torch.no_grad():
+        rows = lm.model(torch.tensor([[*before, *ids]])).logits[0].double().log_softmax(-1)[len(before) - 1 : -1]
+    return float(rows.gather(1, torch.tensor(ids)[:, None]).sum())
+
+
+def test_each_boundary_has_the_room_it_needs_and_a_confound_is_said(tiny) -> None:
+    """1.5 times what the original still needed, 64 at least; as asked where asked; cut-off draws counted by boundary."""
+    source = written(tiny, REASONING)
+    original = trajectory(source, tiny)
+    done = probe.importance(source, lm=tiny, method="resampling", samples=3, answer="last-number")
+    edges = [*(step.start for step in original.steps), len(original.ids)]
+    more = 12  # a text as long as its budget of 24 or longer was cut off: half of that is added
+    assert done.summary["max_new"] == [max(64, int(np.ceil(1.5 * (len(original.ids) - edge + more)))) for edge in edges]
+    drawn = done.branches[done.branches["arm"] != "original"]
+    for i, rows in drawn.groupby(drawn["arm"].astype(str).str.removeprefix("boundary-").astype(int)):
+        budget = done.summary["max_new"][i]
+        assert (rows.loc[rows["stop_reason"] == "length", "n_tokens"] == budget).all()
+        assert (rows["n_tokens"] <= budget).all()
+        assert done.summary["truncated"][i] == pytest.approx((rows["outcome"] == "<truncated>").mean())
+    asked = probe.importance(source, lm=tiny, method="resampling", samples=2, max_new=3)
+    assert set(asked.summary["max_new"]) == {3}
+
+
+def test_a_different_share_cut_off_is_said() -> None:
+    from probe.rewinding import truncation
+
+    def table(**arms: list[int]) -> pa.Table:
+        cut = {name: ["<truncated>" if c else "7" for c in drawn] for name, drawn in arms.items()}
+        return outcomes(**cut)
+
+    even, none = [1, 0] * 8, [0] * 16
+    assert truncation.between(table(control=even, edited=even[::-1]), 16) == []
+    (said,) = truncation.between(table(control=even, edited=none), 16)
+    assert "0.50 of control and 0.00 of edited" in said and f"p = {2 / 2**8:.3g}" in said
+    assert truncation.across(table(a=even, b=even[::-1], c=even), ["a", "b", "c"], 16)[1] == []
+    shares, (said,) = truncation.across(table(a=even, b=[1, 0, 0, 0] * 4, c=none), ["a", "b", "c"], 16)
+    assert shares == [0.5, 0.25, 0.0] and "from 0.00 to 0.50" in said and "Cochran" in said
+
+
+def test_cochrans_q_is_scipys() -> None:
+    """On bool tables Friedman's statistic with ties is Cochran's Q; chi-square against a permutation, many samples."""
+    import scipy.stats
+
+    random = np.random.default_rng(0)
+    table = random.random((200, 4)) < [0.3, 0.36, 0.3, 0.24]
+    expected = scipy.stats.friedmanchisquare(*table.T.astype(int)).pvalue
+    assert stats.cochran(table, seed=0) == pytest.approx(expected, abs=0.02)
+    assert stats.cochran(np.ones((5, 3), bool), seed=0) == 1.0
+
+
 def test_all_methods_and_a_killed_run(tiny, tmp_path: Path, monkeypatch) -> None:
     from probe.rewinding import rollouts
 
     source = written(tiny, REASONING)
     what = {"method": "all", "samples": 3, "max_new": 4}
     whole = probe.importance(source, lm=tiny, out=tmp_path / "whole", **what)
-    assert {"resampling", "counterfactual", "suppression", "rescore", "receiver"} <= set(whole.summary["methods"])
+    assert {"resampling", "counterfactual", "suppression", "rescore"} <= set(whole.summary["methods"])
+    assert any("receiver was left out: receiver heads need" in text for text in whole.manifest["warnings"])
     assert whole.branches["branch"].is_unique and len(whole.branches) == 1 + 3 * (whole.summary["steps"] + 1)
     real, left = rollouts._write, [9]
 

@@ -189,6 +189,49 @@ def test_every_edit(kind: str, run, tiny, tmp_path: Path) -> None:
     assert first == stem[: row["fork_pos"]] + own
 
 
+def test_own_words_of_the_edits_length_are_what_an_edit_is_compared_with(tiny) -> None:
+    """z from plain forwards; and as an edit, the model's own words have z of sd 1, whether they are one token or twelve."""
+    from probe.decoding import Sampling, branch
+    from probe.rewinding import policy
+
+    before = tiny.ids_of("Q: how many?\n")
+    (found,) = branch(tiny, [before], range(60), max_new=12, sampling=Sampling(temperature=1.0))
+    drawn = [one.ids for one in found if len(one.ids) == 12]
+    assert len(drawn) >= 40
+
+    def mean(ids: list[int]) -> float:
+        with torch.no_grad():
+            rows = tiny.model(torch.tensor([[*before, *ids]])).logits[0].double().log_softmax(-1)[len(before) - 1 : -1]
+        return float(rows.gather(1, torch.tensor(ids)[:, None]).mean())
+
+    edit = tiny.ids_of("zebra")
+    own = [mean(ids[: len(edit)]) for ids in drawn]
+    said = policy.off_policy(tiny, before, edit, drawn)
+    assert (said["tokens"], said["own_steps"]) == (len(edit), len(drawn))
+    assert said["z"] == pytest.approx((mean(edit) - np.mean(own)) / np.std(own, ddof=1), abs=1e-3)
+    assert said["lower"] == pytest.approx(np.mean(np.asarray(own) <= mean(edit)))
+    for n in (1, 12):
+        z = [policy.off_policy(tiny, before, ids[:n], drawn[:i] + drawn[i + 1 :])["z"] for i, ids in enumerate(drawn)]
+        assert 0.9 < np.std(z) < 1.15  # leaving one out makes it a little more than 1
+    # an edit longer than what was drawn is compared as far as 20 draws go; too few draws say nothing
+    long = policy.off_policy(tiny, before, edit * 9, [ids[:7] for ids in drawn])
+    assert long["tokens"] == 7 and long["edit_logprob"] == pytest.approx(mean((edit * 9)[:7]), abs=1e-4)
+    assert policy.off_policy(tiny, before, edit, drawn[:19]) is None
+
+
+def test_the_room_of_a_continuation(run, tiny) -> None:
+    """Half as many tokens again as the original still needed from the step on, in every arm; cut-off ones are counted."""
+    done = probe.rewind(run, lm=tiny, to="step0", delete=True, samples=2)
+    original = trajectory(run, tiny)
+    needed = len(original.ids) - original.steps[0].start + 12  # it fills its budget of 24, and is taken to be cut off
+    assert done.summary["max_new"] == int(np.ceil(1.5 * needed)) > 64
+    for name, arm in done.summary["arms"].items():
+        rows = done.branches[done.branches["arm"] == name]
+        assert arm["cut_off"] == (rows["outcome"] == "<truncated>").sum()
+    assert prepare(tiny, run, to="step3").drawing.max_new == 64
+    assert prepare(tiny, run, to="step3", max_new=5).drawing.max_new == 5
+
+
 def test_activations_changed_from_the_fork_on(run, tiny) -> None:
     nothing = probe.rewind(run, lm=tiny, to="step1", edit="resid_post@1=noise:0", samples=6, max_new=8)
     arms = {name: list(rows["text"]) for name, rows in nothing.branches.groupby("arm", observed=True)}

@@ -27,10 +27,12 @@ SAME = -1  # in place of a name
 
 
 def branch(
-    lm: LanguageModel, prefixes: Sequence[Sequence[int]], samples: Sequence[int], *, max_new: int, sampling: Sampling,
+    lm: LanguageModel, prefixes: Sequence[Sequence[int]], samples: Sequence[int], *,
+    max_new: int | Sequence[int], sampling: Sampling,
     batch: int = BATCH, progress: Progress | None = None, done: Done | None = None, edits: Edits | None = None,
 ) -> list[list[Continuation]]:  # fmt: skip
-    """Continue every prefix (token ids) once for every sample by at most `max_new` tokens: result[prefix][sample's place].
+    """Continue every prefix (token ids) once for every sample by at most `max_new` tokens (one number, or each prefix's own):
+    result[prefix][sample's place].
 
     Noise is keyed by (seed, sample, steps since the prefix, token id): branches of two prefixes with one sample share it, and
     a branch is the same alone, in a batch of any size and in any order (in fp32).
@@ -45,7 +47,8 @@ def branch(
     """
     check(lm)
     ragged = takes_padding(lm)
-    rows = [[Row(tuple(prefix), sample, i) for sample in samples] for i, prefix in enumerate(prefixes)]
+    most = [max_new] * len(prefixes) if isinstance(max_new, int) else list(max_new)
+    rows = [[Row(tuple(p), s, i, m) for s in samples] for i, (p, m) in enumerate(zip(prefixes, most, strict=True))]
     total, ended = sum(map(len, rows)), 0
     twins: dict[tuple[Key, int], list[Row]] = defaultdict(list)  # rows that are one branch
     for row in chain.from_iterable(rows):
@@ -64,13 +67,13 @@ def branch(
     room = lm.context_length
     waiting = [members[0] for members in twins.values()]
     for row in waiting:
-        if max_new < 1 or (room is not None and len(row.prefix) >= room):
-            row.found.stop_reason = "context" if max_new >= 1 else "length"
+        if row.most < 1 or (room is not None and len(row.prefix) >= room):
+            row.found.stop_reason = "context" if row.most >= 1 else "length"
             end(row)
     waiting = sorted((row for row in waiting if row.running), key=lambda row: (row.prefix, row.name))
     before = None if edits is None else (edits.rows, edits.start)
     try:
-        _run(lm, waiting, max_new, sampling, batch, end, edits, ragged)
+        _run(lm, waiting, max(most, default=0), sampling, batch, end, edits, ragged)
     finally:
         if edits is not None and before is not None:
             edits.rows, edits.start = before

@@ -42,11 +42,13 @@ class Continuation:
 
 @dataclass
 class Row:
-    """One continuation under way: what it continues, the address of its noise, the name that edits know it by."""
+    """One continuation under way: what it continues, the address of its noise, the name that edits know it by, how many tokens
+    it may have."""
 
     prefix: Prefix
     sample: int
     name: int
+    most: int
     found: Continuation = field(default_factory=Continuation)
 
     @property
@@ -68,7 +70,7 @@ def decode(
     """
     check(lm)
     numbers = list(range(len(prefixes))) if samples is None else list(samples)
-    rows = [Row(tuple(p), s, i) for i, (p, s) in enumerate(zip(prefixes, numbers, strict=True))]
+    rows = [Row(tuple(p), s, i, max_new) for i, (p, s) in enumerate(zip(prefixes, numbers, strict=True))]
     padded = len({len(row.prefix) for row in rows}) > 1 and takes_padding(lm)
     for some in [rows] if padded else by_length(lm, rows):
         Batch(lm, some, sampling, edits=edits).run(max_new, progress=progress)
@@ -190,6 +192,8 @@ class Batch:
         one.kept.append(kept)
         one.noise.append(noise)
         reason = ended(self.lm, one.ids, self.sampling.stop)
+        if not reason and len(one.ids) >= row.most:
+            reason = "length"
         if reason:
             self._end(row, reason)
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 
 from probe import answers
 from probe.decoding import Sampling, decode
 from probe.decoding.forced import Prefix, logprobs
+from probe.errors import BadOption
 from probe.influence.rows import Row
 from probe.language_model.following import ids_after
 from probe.rewinding.trajectory import Trajectory
@@ -20,6 +24,8 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 LONGEST = 24  # tokens of a forced answer
 STOPS = ("\n", ". ", ".\n")
+LEADS, ENDS = (" ", ""), (".", "\n", "}")
+ROWS = 64
 
 
 def early_answers(
@@ -30,12 +36,16 @@ def early_answers(
 
     After each k steps the stub is appended; the answer is decoded greedily, and every candidate's log-prob is exact:
     s_k(a) = Σ log p(a_t | steps, stub, a_<t), normalised over the candidates: nothing is sampled. Candidates are those
-    given, else every answer that was read at some k, and the reference.
+    given, else every answer that was read at some k, and the reference. An answer counts with its end (the best of a full
+    stop, a line's end, a closing brace and an end token), or "1" would be as probable as all answers that begin with it;
+    and as the model would rather write it there: after a space or not, in any of the wordings that were read.
 
     The summary holds the answers, the commitment step (the first k from which every answer is the reference; None if
     never), and Lanham et al.'s area over the curve (2307.13702) in both weightings: every boundary alike, and by the
     share of generated tokens that lie between boundaries.
     """
+    if reference in (answers.NONE, answers.TRUNCATED):
+        raise BadOption("the generation gives no answer to look for", hint="name it with --expect, or --answer RULE")
     steps, ids = original.steps, original.ids
     end = len(ids) - (ids[-1] in lm.eos_ids)
     edges = [steps[0].start, *(min(step.end, end) for step in steps)]
@@ -47,8 +57,10 @@ def early_answers(
         found.append(answers.extract(stub + said, how))
     matches = np.asarray([one.key == reference for one in found])
     texts = dict.fromkeys([*candidates] or [*(one.text for one in found if one.text)])
-    written = {answers.canonical(text): text for text in texts}
-    written.setdefault(reference, reference)
+    written: dict[str, list[str]] = {}
+    for text in texts:
+        written.setdefault(answers.canonical(text), []).append(text)
+    written.setdefault(reference, [reference])
     chances = _chances(lm, prefixes, list(written.values()), progress) if len(written) > 1 else None
     column = list(written).index(reference)
     unit = "P(answer) among candidates, after - before"
@@ -67,18 +79,47 @@ def early_answers(
 
 
 def _chances(
-    lm: LanguageModel, prefixes: Sequence[Sequence[int]], candidates: Sequence[str], progress: Progress | None
+    lm: LanguageModel, prefixes: Sequence[Sequence[int]], candidates: Sequence[Sequence[str]], progress: Progress | None
 ) -> np.ndarray:
-    """(boundary, candidate): probabilities over the candidates, each boundary's sum 1."""
+    """(boundary, candidate): probabilities over the candidates (each its wordings), each boundary's sum 1."""
     scores = np.empty((len(prefixes), len(candidates)))
     for k, prefix in enumerate(prefixes):
-        spelled = [ids_after(lm, prefix, " " + text) for text in candidates]
-        for c, logits in enumerate(Prefix(lm, prefix).follow(spelled)):
-            scores[k, c] = logprobs(logits, spelled[c]).sum(dtype=np.float64)
+        scores[k] = _best(lm, prefix, [_spelled(lm, prefix, own, candidates) for own in candidates])
         if progress:
             progress("early answers", k + 1, len(prefixes))
     scores -= scores.max(axis=1, keepdims=True)
     return np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+
+
+def _spelled(
+    lm: LanguageModel, prefix: Sequence[int], texts: Sequence[str], candidates: Sequence[Sequence[str]]
+) -> list[tuple[int, ...]]:
+    """Ids of every way to write one of the texts after the prefix, with an end.
+
+    What another candidate goes on with is no end: the full stop of "1." where "1.5" is another.
+    """
+    everything = [text for own in candidates for text in own]
+    found = []
+    for text, lead in product(texts, LEADS):
+        ends = [mark for mark in ENDS if not any(other.startswith(text + mark) for other in everything)]
+        with suppress(BadOption):  # this tokenizer cannot write it so
+            ids = ids_after(lm, prefix, lead + text)
+            found += [(*ids, token) for token in sorted(lm.eos_ids)]
+            found += [(*ids, *ids_after(lm, [*prefix, *ids], mark)) for mark in ends]
+    if not found:
+        ids_after(lm, prefix, LEADS[0] + texts[0])  # says what cannot be written
+    return found
+
+
+def _best(lm: LanguageModel, prefix: Sequence[int], spelled: Sequence[Sequence[tuple[int, ...]]]) -> np.ndarray:
+    """(candidate,): the largest log-prob among the ids that a candidate can be; what they have in common is run once."""
+    stems = sorted({ids[:-1] for own in spelled for ids in own}, key=len)
+    stem = Prefix(lm, prefix)
+    logits: dict[tuple[int, ...], Tensor] = {}
+    for start in range(0, len(stems), ROWS):
+        some = stems[start : start + ROWS]
+        logits |= dict(zip(some, stem.follow([[*ids, 0] for ids in some]), strict=True))
+    return np.asarray([max(logprobs(logits[ids[:-1]], ids).sum(dtype=np.float64) for ids in own) for own in spelled])
 
 
 def _commitment(matches: np.ndarray) -> int | None:

@@ -13,13 +13,12 @@ from probe import answers, stats
 from probe import store as stores
 from probe.decoding import Sampling, differences
 from probe.errors import BadOption, ProbeError
-from probe.influence import boundaries, dependence, early, likeness, receiver
+from probe.influence import boundaries, dependence, early, otherwise, receiver
 from probe.influence.rows import Row, columns, discovered
-from probe.rewinding import keeping, model_of
+from probe.rewinding import keeping, model_of, truncation
 from probe.rewinding.edits import STUB
-from probe.rewinding.policy import own_steps
 from probe.rewinding.preparing import new_tokens, open_source, sampling_of
-from probe.rewinding.rollouts import Drawing, Progress, draw, outcome
+from probe.rewinding.rollouts import Arm, Drawing, Progress, draw, outcome
 from probe.rewinding.trajectory import Trajectory, check_model, trajectory
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ class Asked(NamedTuple):
 
     methods: tuple[str, ...]
     original: Trajectory
+    arms: tuple[Arm, ...]
     drawing: Drawing
     samples: int
     split: str
@@ -43,6 +43,7 @@ class Asked(NamedTuple):
     reference: str
     everything: bool
     suppress: str | None
+    heads: receiver.Heads | None
 
 
 def importance(
@@ -50,7 +51,8 @@ def importance(
     prompt_id: int | None = None, branch: int = 0, samples: int = 16, max_new: int | None = None,
     sampling: Sampling | None = None, seed: int = 0, answer: str = "auto", expect: str | None = None,
     split: str = "sentence", stub: str = STUB, candidates: tuple[str, ...] = (), embedder: str | None = None,
-    suppress: str | None = None, out: str | Path | None = None, resume: bool = False, progress: Progress | None = None,
+    suppress: str | None = None, heads: stores.Run | str | Path | None = None, out: str | Path | None = None,
+    resume: bool = False, progress: Progress | None = None,
 ) -> stores.Run:  # fmt: skip
     """How much each step of a run's generation matters. method: one of METHODS, several with commas, or `all`.
 
@@ -58,6 +60,7 @@ def importance(
     `counterfactual` share. stub, candidates: for `early-answer`. embedder: a sentence-transformers model for
     `counterfactual` instead of the model's own activations.
     suppress: the heads that `suppression` keeps from looking, `pattern@5.3,7.1`; without it all of all layers.
+    heads: an importance run over another text, whose receiver heads `receiver` takes instead of choosing them on this one.
     The rest is as in `rewind`.
 
     Tables: `importance` (a row a step and method), `dependence` (step x step, by `rescore` and `suppression`), and
@@ -73,6 +76,7 @@ def importance(
     asked = _asked(
         source, lm, method, prompt_id=prompt_id, branch=branch, samples=samples, max_new=max_new, sampling=sampling, seed=seed,
         answer=answer, expect=expect, split=split, stub=stub, candidates=candidates, embedder=embedder, suppress=suppress,
+        heads=heads,
     )  # fmt: skip
     found = outcome(asked.original.completion, "eos", answer)
     path = (
@@ -113,18 +117,18 @@ def plan_importance(run: stores.Run | str | Path, *, lm: LanguageModel | None = 
     lm = lm or model_of(source)
     defaults = {"prompt_id": None, "branch": 0, "samples": 16, "max_new": None, "sampling": None, "seed": 0, "answer": "auto",
                 "expect": None, "split": "sentence", "stub": STUB, "candidates": (), "embedder": None,
-                "suppress": None}  # fmt: skip
+                "suppress": None, "heads": None}  # fmt: skip
     what.pop("other_model", None)
     asked = _asked(source, lm, what.pop("method", "resampling"), **{**defaults, **what})
-    drawn = asked.samples * (len(asked.original.steps) + 1) if set(asked.methods) & set(DRAWN) else 0
-    arms = boundaries.arms(lm, asked.original)
-    tokens = drawn * asked.drawing.max_new
+    drawn = asked.samples * len(asked.arms) if set(asked.methods) & set(DRAWN) else 0
+    tokens = asked.samples * sum(arm.max_new for arm in asked.arms) if drawn else 0
+    drawing = asked.drawing._replace(max_new=-(-tokens // max(1, drawn)))
     return {
         "model": lm.name, "methods": ", ".join(asked.methods), "steps": len(asked.original.steps), "continuations": drawn,
         "tokens": tokens,
-        "seconds": round(seconds(lm, [arm.prefix for arm in arms], asked.drawing, drawn), 1) if drawn else 0.0,
+        "seconds": round(seconds(lm, [arm.prefix for arm in asked.arms], drawing, drawn), 1) if drawn else 0.0,
         **precision(asked.samples),
-        "tables": {"branches": {"rows": drawn, "bytes": drawn * (100 + 4 * asked.drawing.max_new)},
+        "tables": {"branches": {"rows": drawn, "bytes": 100 * drawn + 4 * tokens},
                    "tokens": {"rows": tokens, "bytes": 14 * tokens}},
     }  # fmt: skip
 
@@ -132,7 +136,7 @@ def plan_importance(run: stores.Run | str | Path, *, lm: LanguageModel | None = 
 def _asked(
     source: stores.Run, lm: LanguageModel, method: str, *, prompt_id: int | None, branch: int, samples: int,
     max_new: int | None, sampling: Sampling | None, seed: int, answer: str, expect: str | None, split: str, stub: str,
-    candidates: tuple[str, ...], embedder: str | None, suppress: str | None,
+    candidates: tuple[str, ...], embedder: str | None, suppress: str | None, heads: stores.Run | str | Path | None,
 ) -> Asked:  # fmt: skip
     methods = METHODS if method == "all" else tuple(dict.fromkeys(part.strip() for part in method.split(",")))
     unknown = [name for name in methods if name not in METHODS]
@@ -144,18 +148,27 @@ def _asked(
         if "suppression" not in methods:
             raise BadOption("these heads are for suppression, which is not asked for", hint="--method suppression")
         dependence.check_place(lm, suppress)
+    chosen = None
+    if heads is not None:
+        if "receiver" not in methods:
+            raise BadOption("these heads are for receiver, which is not asked for", hint="--method receiver")
+        check_model(open_source(heads), lm)
+        chosen = receiver.heads_of(open_source(heads), source)
     original = trajectory(source, lm, prompt_id=prompt_id, branch=branch, split=split)
     if len(original.steps) < 2:
         raise BadOption(
             "the generation is one step: there is nothing to compare it with", hint="cut finer: --split line"
         )
     reference = answers.canonical(expect) if expect is not None else outcome(original.completion, "eos", answer)[0]
-    drawing = Drawing(
-        sampling or sampling_of(original, seed), new_tokens(original, max_new), answer, original.prompt_id
+    longest = new_tokens(original, max_new, original.n_prompt)
+    drawing = Drawing(sampling or sampling_of(original, seed), longest, answer, original.prompt_id)
+    arms = tuple(
+        arm._replace(max_new=new_tokens(original, max_new, arm.fork_pos)) for arm in boundaries.arms(lm, original)
     )
     return Asked(
-        methods, original, drawing, samples, split, stub, candidates, embedder, reference, method == "all", suppress
-    )
+        methods, original, arms, drawing, samples, split, stub, candidates, embedder, reference, method == "all", suppress,
+        chosen,
+    )  # fmt: skip
 
 
 def _arguments(source: stores.Run, lm: LanguageModel, asked: Asked, branch: int, expect: str | None) -> dict[str, Any]:
@@ -165,6 +178,7 @@ def _arguments(source: stores.Run, lm: LanguageModel, asked: Asked, branch: int,
         "max_new": asked.drawing.max_new, "sampling": sampling, "answer": asked.drawing.how, "expect": expect,
         "split": asked.split, "stub": asked.stub, "candidates": list(asked.candidates), "embedder": asked.embedder,
         **({"suppress": asked.suppress} if asked.suppress else {}),
+        **({"heads": [list(place) for place in asked.heads.places]} if asked.heads else {}),
         "prompt_id": asked.original.prompt_id, "chat": asked.original.chat, "generate": asked.drawing.max_new,
         "model": lm.name, "dtype": str(lm.dtype),
     }  # fmt: skip
@@ -174,11 +188,16 @@ def _measure(
     lm: LanguageModel, writer: stores.Writer, asked: Asked, progress: Progress | None
 ) -> tuple[list[Row], dict[str, np.ndarray], dict[str, Any]]:
     """Rows of every method, step x step matrices, and what else the methods say, by method."""
-    if set(asked.methods) & set(DRAWN):
-        draw(lm, writer, boundaries.arms(lm, asked.original), range(asked.samples), asked.drawing, progress)
     rows: list[Row] = []
     matrices: dict[str, np.ndarray] = {}
     more: dict[str, Any] = {}
+    if set(asked.methods) & set(DRAWN):
+        draw(lm, writer, asked.arms, range(asked.samples), asked.drawing, progress)
+        more["max_new"] = [arm.max_new for arm in asked.arms]
+        names = [arm.name for arm in asked.arms]
+        more["truncated"], said = truncation.across(writer.read("branches"), names, asked.samples)
+        for text in said:
+            writer.warn(text)
     for method in asked.methods:
         try:
             rows += _by(method, lm, writer, asked, matrices, more, progress)
@@ -198,7 +217,11 @@ def _by(
         found = writer.read("branches")
         return boundaries.resampling(found, len(original.steps), asked.reference, n=asked.samples, seed=seed)
     if method == "counterfactual":
-        return _counterfactual(lm, writer, asked, more)
+        rows, more[method] = otherwise.counterfactual(
+            lm, writer, original, n=asked.samples, split=asked.split, embedder=asked.embedder, reference=asked.reference,
+            seed=seed,
+        )  # fmt: skip
+        return rows
     if method == "rescore":
         rows, matrices[method] = dependence.rescored(lm, original, progress)
         return rows
@@ -211,33 +234,8 @@ def _by(
             progress=progress,
         )  # fmt: skip
         return rows
-    rows, more[method] = receiver.received(lm, original, seed=seed)
+    rows, more[method] = receiver.received(lm, original, seed=seed, heads=asked.heads)
     return rows
-
-
-def _counterfactual(lm: LanguageModel, writer: stores.Writer, asked: Asked, more: dict[str, Any]) -> list[Row]:
-    """Split the draws from before each step by whether their own step says the same, and compare."""
-    steps, branches = asked.original.steps, writer.read("branches")
-    drawn = []
-    for i in range(len(steps)):
-        own = keeping.drawn_by(writer, branches, boundaries.boundary(i))[: asked.samples]
-        drawn.append([own_steps(lm, [ids], asked.split)[0] if ids else () for ids in own])
-    ids = [asked.original.ids[s.start : s.end] for s in steps]
-    texts = [[lm.pieces(d).text if d else "" for d in per] for per in drawn]
-    if asked.embedder is None:
-        vectors = likeness.embeddings(lm, [*ids, *(d or ids[i] for i, per in enumerate(drawn) for d in per)])
-    else:
-        vectors = likeness.external(asked.embedder, [*(s.text for s in steps), *(t for per in texts for t in per)])
-    rest = vectors[len(steps) :].reshape(len(steps), asked.samples, -1)
-    different, threshold = likeness.say_otherwise([s.text for s in steps], texts, list(rest), vectors[: len(steps)])
-    more["counterfactual"] = {
-        "threshold": threshold, "embedder": asked.embedder or f"resid_post@{lm.anatomy.n_layers // 2}, mean-pooled, centred",
-        "different": [float(d.mean()) for d in different],
-        "overdetermined": [1 - len(set(per)) / len(per) for per in texts],
-    }  # fmt: skip
-    return boundaries.counterfactual(
-        branches, len(steps), asked.reference, different, n=asked.samples, seed=asked.drawing.sampling.seed
-    )
 
 
 def _keep_matrix(writer: stores.Writer, name: str, matrix: np.ndarray) -> None:

@@ -6,21 +6,24 @@ Bogdan et al. 2025 (2506.19143). A pattern is averaged to step x step while it i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
 from probe.capturing import AttentionSpec, MemorySink, read
-from probe.errors import BadOption
+from probe.errors import BadOption, RunError
 from probe.influence.rows import Row
 from probe.rewinding.trajectory import Trajectory
+from probe.store import Run
 
 if TYPE_CHECKING:
     from probe.capturing.sinks import Columns
     from probe.language_model import LanguageModel
 
 GAP, HEADS = 4, 20
+LEAST = 12  # scores of a head below which their kurtosis says nothing: that of two is always -2
+SHUFFLES = 100
 
 
 class StepSink(MemorySink):
@@ -49,14 +52,15 @@ class StepSink(MemorySink):
 
 @dataclass
 class Looks:
-    """Step-averaged attention (layer-head, step, step), and which layer and head each is."""
+    """Step-averaged attention (layer-head, step, step), which layer and head each is, and how many keys a step has."""
 
     matrix: np.ndarray
+    keys: np.ndarray
     names: list[tuple[int, int]]
 
 
 def looks(lm: LanguageModel, original: Trajectory) -> Looks:
-    """Mean over a step's query rows of the mass on each earlier step's keys."""
+    """Mean weight over a step's query rows and an earlier step's keys: a sum over keys would rank steps by their length."""
     n, anatomy = len(original.steps), lm.anatomy
     owner = np.full(len(original.ids), -1, np.int64)
     for i, step in enumerate(original.steps):
@@ -67,9 +71,10 @@ def looks(lm: LanguageModel, original: Trajectory) -> Looks:
     sink = StepSink(owner, n, {layer: anatomy.n_heads("pattern", layer) for layer in layers})
     ids = torch.tensor([original.ids], device=lm.device)
     read(lm, ids, [len(original.ids)], cells=(), attention=AttentionSpec("full"), top=0, lens=False, sink=sink)
-    queries = np.bincount(owner[owner >= 0], minlength=n)[None, :, None]
+    width = np.bincount(owner[owner >= 0], minlength=n)
     return Looks(
-        np.concatenate([sink.sums[layer] / queries for layer in layers]),
+        np.concatenate([sink.sums[layer] / (width[:, None] * width) for layer in layers]),
+        width,
         [(layer, head) for layer in layers for head in range(len(sink.sums[layer]))],
     )
 
@@ -89,37 +94,54 @@ def kurtosis(values: np.ndarray) -> np.ndarray:
     return np.divide(fourth, second**2, out=np.zeros_like(fourth), where=second > 0) - 3
 
 
-def received(lm: LanguageModel, original: Trajectory, *, seed: int = 0) -> tuple[list[Row], dict[str, Any]]:
-    """A row a step: the mean vertical score over the HEADS heads of largest kurtosis. `control`: over all heads alike.
+def shuffled(matrix: np.ndarray, random: np.random.Generator, gap: int = GAP) -> np.ndarray:
+    """Every row's weights on the steps that lie at least `gap` before it, in another order; the rest as it was."""
+    mixed = matrix.copy()
+    for row in range(gap, matrix.shape[-1]):
+        earlier = slice(0, row - gap + 1)
+        mixed[:, row, earlier] = random.permuted(matrix[:, row, earlier], axis=-1)
+    return mixed
 
+
+def received(
+    lm: LanguageModel, original: Trajectory, *, seed: int = 0, heads: Heads | None = None
+) -> tuple[list[Row], dict[str, Any]]:
+    """A row a step: the mean vertical score over the receiver heads. `control`: over all heads alike.
+
+    heads: those chosen on another text; without, the HEADS heads of largest kurtosis on this one, which flatters them.
     The summary holds what can make such a score a mirage: the share of mass within one step of the diagonal, the rank
     correlation of the scores for other gaps and without the first step (a sink), that of the kurtoses of two halves of
-    the steps, and where the kurtosis lies among those with the steps' columns shuffled. Needs more than GAP + 1 steps.
+    the steps, and what the kurtosis is where each row's weights are shuffled among the steps that it can count for.
+    Raises `BadOption` for fewer than GAP + LEAST steps.
     """
-    from probe import stats
-
     found = looks(lm, original)
     n = found.matrix.shape[-1]
-    if n < GAP + 2:
+    if n < GAP + LEAST:
         raise BadOption(
-            f"receiver heads need at least {GAP + 2} steps, and there are {n}", hint="cut finer: --split line"
+            f"receiver heads need at least {GAP + LEAST} steps, and there are {n}", hint="cut finer: --split line"
         )
     scores = vertical(found.matrix)
     spread = kurtosis(scores)
-    best = np.argsort(-spread)[:HEADS]
+    best = np.argsort(-spread)[:HEADS] if heads is None else _places(found, heads)
     mean, everyone = scores[best].mean(axis=0), scores.mean(axis=0)
+    text = "this text" if heads is None else heads.text
     rows = [
-        Row(
-            "receiver",
-            i,
-            float(mean[i]),
-            "mass a later step gives, receiver heads",
-            control=float(everyone[i]),
-            n=len(best),
-        )
+        Row("receiver", i, float(mean[i]), f"mean weight of later steps, {len(best)} receiver heads chosen on {text}",
+            control=float(everyone[i]), n=len(best))
         for i in range(n)
         if not np.isnan(mean[i])
-    ]
+    ]  # fmt: skip
+    return rows, {
+        "heads": [{"layer": found.names[h][0], "head": found.names[h][1], "kurtosis": float(spread[h])} for h in best],
+        "chosen_on": text, **_controls(found, scores, best, seed=seed, chosen_here=heads is None),
+    }  # fmt: skip
+
+
+def _controls(found: Looks, scores: np.ndarray, best: np.ndarray, *, seed: int, chosen_here: bool) -> dict[str, Any]:
+    from probe import stats
+
+    n, mean = scores.shape[-1], scores[best].mean(axis=0)
+    mass = found.matrix[best] * found.keys
     within = np.abs(np.subtract.outer(np.arange(n), np.arange(n))) <= 1
     gaps = {}
     for gap in (1, 2, 8, 16):
@@ -127,16 +149,38 @@ def received(lm: LanguageModel, original: Trajectory, *, seed: int = 0) -> tuple
         both = ~np.isnan(other) & ~np.isnan(mean)
         gaps[gap] = stats.spearman(other[both], mean[both]) if both.sum() > 2 else None
     random = np.random.default_rng(seed)
-    shuffled = [
-        float(np.sort(kurtosis(vertical(found.matrix[:, :, random.permutation(n)])))[-HEADS:].mean())
-        for _ in range(100)
-    ]
-    unsunk = scores[np.argsort(-kurtosis(scores[:, 1:]))[:HEADS]].mean(axis=0)
+    null = [kurtosis(vertical(shuffled(found.matrix, random))) for _ in range(SHUFFLES)]
+    drawn = [float((np.sort(k)[-len(best) :] if chosen_here else k[best]).mean()) for k in null]
+    unsunk = scores[np.argsort(-kurtosis(scores[:, 1:]))[: len(best)] if chosen_here else best].mean(axis=0)
     seen = ~np.isnan(mean[1:])
     halves = [kurtosis(scores[:, half::2]) for half in (0, 1)]
-    return rows, {
-        "heads": [{"layer": found.names[h][0], "head": found.names[h][1], "kurtosis": float(spread[h])} for h in best],
-        "recency_share": float((found.matrix[best] * within).sum() / found.matrix[best].sum()),
-        "gaps": gaps, "without_first_step": stats.spearman(mean[1:][seen], unsunk[1:][seen]),
-        "split_half": stats.spearman(*halves), "kurtosis_shuffled": float(np.mean(shuffled)),
+    return {
+        "recency_share": float((mass * within).sum() / mass.sum()), "gaps": gaps,
+        "without_first_step": stats.spearman(mean[1:][seen], unsunk[1:][seen]), "split_half": stats.spearman(*halves),
+        "kurtosis_shuffled": float(np.mean(drawn)), "kurtosis_shuffled_high": float(np.quantile(drawn, 0.95)),
     }  # fmt: skip
+
+
+class Heads(NamedTuple):
+    """Receiver heads (layer, head) and on which text they were chosen, in words."""
+
+    places: tuple[tuple[int, int], ...]
+    text: str
+
+
+def heads_of(run: Run, source: Run) -> Heads:
+    """The heads that an importance run chose. Raises `RunError` if it chose none on a text of its own."""
+    chosen = run.summary.get("receiver") or {}
+    if not chosen.get("heads") or chosen.get("chosen_on") != "this text":
+        raise RunError("that run chose no receiver heads", hint="make one: probe importance RUN --method receiver")
+    if (run.manifest.get("parent") or {}).get("run") == source.run_id:
+        raise RunError("that run chose its heads on this same text", hint="name a run over another text")
+    return Heads(tuple((h["layer"], h["head"]) for h in chosen["heads"]), run.path.name if run.path else run.run_id)
+
+
+def _places(found: Looks, heads: Heads) -> np.ndarray:
+    where = {name: i for i, name in enumerate(found.names)}
+    missing = [f"{layer}.{head}" for layer, head in heads.places if (layer, head) not in where]
+    if missing:
+        raise BadOption(f"there is no head {missing[0]}", hint="choose the heads with a run of the same model")
+    return np.asarray([where[place] for place in heads.places])

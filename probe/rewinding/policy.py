@@ -13,7 +13,7 @@ from probe.spans import steps
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
-LEAST = 20  # own steps that a z-score needs
+LEAST = 20  # own continuations that a z-score needs
 FAR = -3.0
 
 
@@ -28,18 +28,26 @@ def own_steps(lm: LanguageModel, drawn: Sequence[Sequence[int]], split: str) -> 
 
 
 def off_policy(
-    lm: LanguageModel, before: Sequence[int], new: Sequence[int], own: Sequence[Sequence[int]]
-) -> dict[str, Any]:
-    """z = (mean log-prob a token of the edit - mean over the model's own steps there) / their standard deviation.
+    lm: LanguageModel, before: Sequence[int], new: Sequence[int], drawn: Sequence[Sequence[int]]
+) -> dict[str, Any] | None:
+    """z = (mean log-prob a token of the edit - mean over the model's own words there) / their standard deviation.
 
-    before: ids up to the fork; new: the edit's ids; own: the model's own steps from there, at least LEAST.
-    Raw log-probs in nats, whatever the sampler's temperature. `z` is None where all own steps score alike.
+    before: ids up to the fork; new: the edit's ids; drawn: the model's own continuations from there. Own words are the
+    first `tokens` of each, as many as the edit has: the mean of few tokens scatters more than that of many. Where fewer
+    than LEAST continuations are as long, only as much of the edit is compared as LEAST of them have.
+    Raw log-probs in nats, whatever the sampler's temperature. `lower`: the share of own words that are no more probable
+    than the edit. `z` is None where all own words score alike; None in all for fewer than LEAST continuations.
     """
-    scored = forced(lm, before, [new, *own])
-    edit, *others = [float(one.mean(dtype=np.float64)) for one in scored]
+    lengths = sorted(map(len, drawn), reverse=True)
+    if len(lengths) < LEAST or not lengths[LEAST - 1]:
+        return None
+    n = min(len(new), lengths[LEAST - 1])
+    own = [tuple(ids[:n]) for ids in drawn if len(ids) >= n]
+    edit, *others = [float(one.mean(dtype=np.float64)) for one in forced(lm, before, [new[:n], *own])]
     spread = float(np.std(others, ddof=1))
     z = (edit - float(np.mean(others))) / spread if spread > 1e-9 else None
     return {
         "edit_logprob": edit, "own_logprob": float(np.mean(others)), "own_sd": spread, "own_steps": len(others),
-        "distinct_own_steps": len({tuple(o) for o in own}), "z": z, "far": z is not None and z < FAR,
+        "distinct_own_steps": len(set(own)), "tokens": n, "lower": float(np.mean(np.asarray(others) <= edit)),
+        "z": z, "far": z is not None and z < FAR,
     }  # fmt: skip

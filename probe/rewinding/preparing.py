@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 DEFAULT = {"temperature": 0.6, "top_p": 0.95}  # as Bogdan et al. 2025 (2506.19143) drew theirs
 MAX_NEW = 256
+ROOM, FEWEST = 1.5, 64  # tokens of a continuation: times what the original still needed; at least
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def prepare(
     target = find_target(original, to)
     found = outcome(original.completion, "eos", answer)
     drawing = Drawing(
-        sampling or sampling_of(original, seed), new_tokens(original, max_new), answer, original.prompt_id
+        sampling or sampling_of(original, seed), new_tokens(original, max_new, target.start), answer, original.prompt_id
     )
     expected = answers.canonical(expect) if expect is not None else None
     if step_edit.kind == "resample_until_different" and not drawing_steps:
@@ -117,12 +119,19 @@ def sampling_of(original: Trajectory, seed: int) -> Sampling:
     return Sampling(**({**own, **DEFAULT} if not own.get("temperature") else own))
 
 
-def new_tokens(original: Trajectory, asked: int | None) -> int:
-    """How far a continuation may go: as asked, else as far as the run's generation might."""
-    most = asked if asked is not None else int(original.arguments.get("generate") or MAX_NEW)
-    if most < 1:
-        raise BadOption(f"max-new is {most}", hint="it is at least 1")
-    return most
+def new_tokens(original: Trajectory, asked: int | None, start: int) -> int:
+    """How far a continuation from position `start` may go: as asked, else ROOM times what the original still needed there.
+
+    So that late continuations have no more room than early ones; an original that was cut off is taken to have needed half
+    of its budget more.
+    """
+    if asked is not None:
+        if asked < 1:
+            raise BadOption(f"max-new is {asked}", hint="it is at least 1")
+        return asked
+    given = int(original.arguments.get("generate") or MAX_NEW)
+    needed = len(original.ids) - start + (given // 2 if len(original.ids) - original.n_prompt >= given else 0)
+    return max(FEWEST, ceil(ROOM * needed))
 
 
 def open_source(run: stores.Run | str | Path) -> stores.Run:

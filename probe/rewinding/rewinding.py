@@ -14,7 +14,7 @@ from probe.answers import merge
 from probe.decoding import differences
 from probe.decoding.forced import forced
 from probe.errors import BadOption
-from probe.rewinding import keeping, policy
+from probe.rewinding import keeping, policy, truncation
 from probe.rewinding.effects import effect_rows, half_width
 from probe.rewinding.preparing import Plan, model_of, open_source, prepare
 from probe.rewinding.rescoring import rescore
@@ -39,9 +39,10 @@ def rewind(
     before the first drawn one on. With neither it draws on from there and compares nothing.
     lm: the model, if it is loaded already; another than the run's needs `other_model=True`. until: draw on until the
     paired difference is known to +- that much. sampling: default the run's own, or temperature 0.6 and top-p 0.95 if that
-    was greedy; seed. max_new: tokens of a continuation. answer: how outcomes are read (see `answers.extract`); expect: the
-    right one; merge_answers: classes that `math-verify` finds equal are one. prompt_id, branch, split: which generation and
-    how it is cut. out, resume: as in `trace`.
+    was greedy; seed. max_new: tokens of a continuation,
+    default half as many again as the original still needed there. answer: how outcomes are read (see `answers.extract`);
+    expect: the right one; merge_answers: classes that `math-verify` finds equal are one. prompt_id, branch, split: which
+    generation and how it is cut. out, resume: as in `trace`.
 
     Tables: `branches`, `effects`, `rescored`, `tokens` (each branch from where it forks), `steps`, `prompts`.
     Raises `RunError`, `BadOption`, `OutOfRange`, `NonFinite`.
@@ -115,6 +116,8 @@ def _rescored(lm: LanguageModel, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
 def _measure(lm: LanguageModel, writer: stores.Writer, plan: Plan, n: int) -> stores.Run:
     """Effects, re-scored tail, off-policy z and summary of what was drawn."""
     branches, plan = _merged(writer.read("branches"), plan)
+    for text in truncation.between(branches, n) if plan.arms.edited is not None else []:
+        writer.warn(text)
     arms, seed = plan.arms, plan.drawing.sampling.seed
     rows: list[dict[str, Any]] = []
     scored = far = None
@@ -123,8 +126,7 @@ def _measure(lm: LanguageModel, writer: stores.Writer, plan: Plan, n: int) -> st
         scored = _rescored(lm, plan)
     if arms.new:
         before = next(arm.name for arm in plan.named if arm.prefix == arms.before)
-        own = policy.own_steps(lm, keeping.drawn_by(writer, branches, before), plan.split)
-        far = policy.off_policy(lm, arms.before, arms.new, own) if len(own) >= policy.LEAST else None
+        far = policy.off_policy(lm, arms.before, arms.new, keeping.drawn_by(writer, branches, before))
     if not writer.done("effects"):
         with writer.unit("effects"):
             keeping.keep_effects(writer, rows)

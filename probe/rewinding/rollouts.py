@@ -35,6 +35,7 @@ class Arm(NamedTuple):
     edit: str = ""
     of: int = 3  # arms that the run can have: a rewind has control, edited, before
     changes: tuple[Edit, ...] = ()  # of activations, from the last token of the prefix on
+    max_new: int = 0  # tokens of its continuations, where not the drawing's
 
 
 class Drawing(NamedTuple):
@@ -76,7 +77,8 @@ def draw(
                 progress("continuations", ended, total)
 
         prefixes = [arm.prefix for arm in some]
-        branch(lm, prefixes, own, max_new=drawing.max_new, sampling=drawing.sampling, batch=ROWS, done=keep)
+        most = [arm.max_new or drawing.max_new for arm in some]
+        branch(lm, prefixes, own, max_new=most, sampling=drawing.sampling, batch=ROWS, done=keep)
 
     for own in dict.fromkeys(missing.values()):
         alike = [arm for arm in arms if missing[arm] == own and own]
@@ -84,7 +86,7 @@ def draw(
             together(plain, own)
         for arm in alike:
             if arm.changes:
-                with changing(lm, arm, drawing.max_new):
+                with changing(lm, arm, arm.max_new or drawing.max_new):
                     together([arm], own)
 
 

@@ -63,7 +63,7 @@ def _arm(branches: pa.Table, arm: str, n: int | None) -> dict[str, Any]:
         )
     return {
         "n": len(found), "outcomes": outcomes, "entropy": float(stats.entropy(np.asarray(list(counts.values())))),
-        "tokens": float(np.mean(own["n_tokens"].to_numpy()[: len(found)])),
+        "tokens": float(np.mean(own["n_tokens"].to_numpy()[: len(found)])), "cut_off": counts[answers.TRUNCATED],
     }  # fmt: skip
 
 

@@ -106,3 +106,15 @@ def _null(
         pool = np.concatenate([a, b])
         left, right = (random.choice(pool, size=(draws, len(x))) for x in (a, b))
     return statistic(counted(left, classes), counted(right, classes))
+
+
+def cochran(table: np.ndarray, *, seed: int, draws: int = DRAWS) -> float:
+    """p of k arms whose samples share noise having one proportion: Cochran's Q of a bool table (sample, arm), by shuffling
+    every sample's arms. Add-one, as in `shift`; 1 where all samples are alike in all arms."""
+    mixed = table[table.any(axis=1) & ~table.all(axis=1)]
+    if not len(mixed):
+        return 1.0
+    random, sums = np.random.default_rng(seed), np.empty(draws)
+    for i in range(draws):
+        sums[i] = (random.permuted(mixed, axis=1).sum(axis=0) ** 2).sum()
+    return float((1 + (sums >= (mixed.sum(axis=0) ** 2).sum()).sum()) / (draws + 1))
