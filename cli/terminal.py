@@ -53,35 +53,6 @@ def show_plan(plan: dict[str, Any], *, as_json: bool) -> None:
     show_table(("table", "rows", "on disk"), tables)
 
 
-def show_trace(run: Run, *, quiet: bool) -> None:
-    """Print the text coloured by surprisal, the totals, the most surprising tokens, and where the run is."""
-    if quiet:
-        typer.echo(run_path(run))
-        return
-    tokens, summary = run.tokens, run.summary
-    prompts = tokens["prompt_id"].unique()
-    for prompt_id in prompts[:SHOWN_PROMPTS]:
-        _coloured(tokens[tokens["prompt_id"] == prompt_id])
-    if len(prompts) > SHOWN_PROMPTS:
-        typer.echo(f"… and {len(prompts) - SHOWN_PROMPTS} more prompts")
-    typer.echo("")
-    for name, unit in (("logprob", "nats"), ("perplexity", ""), ("bits_per_token", "bits"), ("mean_entropy", "nats")):
-        value = summary[name]
-        typer.echo(f"{name.replace('_', ' '):<15}{_number(value)} {unit}".rstrip())
-    typer.echo(f"{'tokens':<15}{summary['tokens']:,} ({summary['scored']:,} scored)")
-    if summary["stop_reasons"]:
-        reasons = ", ".join(f"{reason} {n}" for reason, n in summary["stop_reasons"].items())
-        typer.echo(f"{'generated':<15}{summary['generated']:,} tokens (stopped by: {reasons})")
-    if summary["most_surprising"]:
-        typer.echo("\nmost surprising tokens")
-        rows = [
-            (str(t["pos"]), visible(t["token"]), _number(t["surprisal"]), str(t["rank"]), visible(t["expected"]))
-            for t in summary["most_surprising"]
-        ]
-        show_table(("pos", "token", "surprisal", "rank", "expected"), rows)
-    typer.echo(f"\nrun: {run_path(run)}")
-
-
 def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A rich table on a terminal; aligned plain columns in a pipe, however long."""
     rows = [[printing.in_a_line(cell) for cell in row] for row in rows]
@@ -104,7 +75,8 @@ def visible(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if text.isprintable() else json.dumps(text)
 
 
-def _coloured(tokens: pd.DataFrame) -> None:
+def show_text(tokens: pd.DataFrame) -> None:
+    """Print a text, on a terminal coloured by surprisal."""
     if not sys.stdout.isatty():
         typer.echo(printable("".join(tokens["token"])))
         return
@@ -121,10 +93,6 @@ def _coloured(tokens: pd.DataFrame) -> None:
 def run_path(run: Run) -> str | None:
     """Where a run is; None if only in memory."""
     return str(run.path) if run.path else None
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:,.3f}"
 
 
 def size(n: float) -> str:

@@ -84,7 +84,8 @@ def command(
     import probe
     from cli.explained import show_explained
     from cli.progress import plain_warnings, progress
-    from cli.terminal import show_json, show_plan, show_trace, show_warnings
+    from cli.terminal import show_json, show_plan, show_warnings
+    from cli.traced import show_trace
     from probe.decoding import sampling_for
     from probe.tracing import plan_trace
 

@@ -201,6 +201,6 @@ def test_a_token_that_the_model_does_not_have_is_an_error_of_that_prompt(lm: Lan
     rows = lm.model.get_input_embeddings().weight.shape[0]
     assert lm.tokenizer.convert_tokens_to_ids("<new>") == rows
     run = probe.trace(lm, ["fine", "a <new>"], out=None)
-    assert run.prompts["error"][0] == "" and f"token '<new>' is {rows}" in run.prompts["error"][1]
-    with pytest.raises(BadPrompt, match="tokens"):
+    assert run.prompts["error"][0] == "" and "none for '<new>'" in run.prompts["error"][1]
+    with pytest.raises(BadPrompt, match="none for '<new>'"):
         probe.attribute(lm, "fine", answer="<new>", out=None)

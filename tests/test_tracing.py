@@ -271,3 +271,52 @@ def test_an_edit_holds_while_decoding_and_reading(llama) -> None:
     two = probe.trace(llama, ["Hello there, you", "Short"], generate=6, edit="mlp_out@all=zero", out=None)
     own = two.tokens[two.tokens["prompt_id"] == 0]
     assert own["token_id"].tolist() == run.tokens["token_id"].tolist()
+
+
+def test_what_was_asked_for_is_told_first(smollm2) -> None:
+    """The template's own words are improbable to the model; an answer's perplexity is of the answer alone."""
+    run = probe.trace(smollm2, "What is 3 + 4?", chat=True, generate=8)
+    rendered = smollm2.render_chat("What is 3 + 4?").ids
+    ids = run.tokens["token_id"].tolist()
+    logprob = (
+        plain(smollm2, ids).logits[0, :-1].double().log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    )
+    own = logprob[len(rendered) - 1 :]
+    asked = smollm2.ids_of("What is 3 + 4?")
+    at = next(i for i in range(len(rendered)) if rendered[i : i + len(asked)] == asked)
+    expected = {"completion": own, "prompt": logprob[at - 1 : at - 1 + len(asked)]}
+    expected["template"] = torch.cat([logprob[: at - 1], logprob[at - 1 + len(asked) : len(rendered) - 1]])
+    assert list(run.summary["parts"]) == list(expected)
+    for name, values in expected.items():
+        part = run.summary["parts"][name]
+        assert part["scored"] == len(values) and part["logprob"] == pytest.approx(float(values.sum()), abs=1e-4)
+        assert part["perplexity"] == pytest.approx(float((-values.mean()).exp()), rel=1e-5)
+    template = run.tokens["template"].tolist()
+    assert [i for i in range(len(ids)) if not template[i]] == [
+        *range(at, at + len(asked)),
+        *range(len(rendered), len(ids)),
+    ]
+    assert all(row["pos"] >= len(rendered) for row in run.summary["most_surprising"])
+    (row,) = run.prompts.to_dict("records")
+    entropy = run.tokens["entropy"].to_numpy()[len(rendered) :]
+    assert row["scored"] == len(own) and row["logprob"] == pytest.approx(float(own.sum()), abs=1e-4)
+    assert row["mean_entropy"] == pytest.approx(entropy.mean(), rel=1e-5)
+    text = smollm2.pieces(ids[len(rendered) :]).text
+    assert row["completion"] == text and run.summary["completions"] == [{"prompt_id": 0, "text": text}]
+
+
+def test_numbers_of_a_prompt_that_nothing_follows(llama) -> None:
+    run = probe.trace(llama, ["abc", "x" * 5000, "de"], attention="none")
+    prompts = run.prompts.set_index("prompt_id")
+    assert prompts["completion"].isna().all() and "completion" not in run.summary["parts"]
+    for i in (0, 2):
+        own = run.tokens[run.tokens["prompt_id"] == i]
+        assert prompts["logprob"][i] == pytest.approx(own["logprob"].sum(), rel=1e-6)
+        assert prompts["perplexity"][i] == pytest.approx(np.exp(-own["logprob"].mean()), rel=1e-5)
+    assert np.isnan(prompts["logprob"][1]) and prompts["error"][1] != ""
+    assert run.tokens["template"].isna().all()
+    said = probe.trace(llama, [[{"role": "user", "content": "abc"}]], attention="none")
+    own = said.tokens[~said.tokens["template"].astype(bool)]
+    assert "".join(own["token"]) == "abc" and said.prompts["logprob"][0] == pytest.approx(
+        own["logprob"].sum(), rel=1e-6
+    )

@@ -250,27 +250,11 @@ class LanguageModel:
                 f"the prompt is not valid text: {error.reason} at {error.start}", hint="give UTF-8"
             ) from error
         ids = list(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
-        self._check_rows(ids)
         if self.bos_id is not None and ids[:2] == [self.bos_id] * 2:
             # the text brought its own; a template's double is the same mistake
             ids = ids[1:]
         self.check_ids(ids)
         return ids
-
-    def _check_rows(self, ids: Sequence[int]) -> None:
-        """Raises `BadPrompt` for a token that the tokenizer has and the model has not."""
-        if ids and self._rows is not None and max(ids) >= self._rows:
-            worst = max(ids)
-            raise BadPrompt(
-                f"token {self.tokenizer.convert_ids_to_tokens(worst)!r} is {worst}, and the model has {self._rows:,} tokens",
-                hint="it was added to the tokenizer alone: leave it out, or resize the model's embedding",
-            )
-
-    @cached_property
-    def _rows(self) -> int | None:
-        """How many tokens the model can read; None if its embedding does not say."""
-        weight = getattr(self.model.get_input_embeddings(), "weight", None)
-        return None if weight is None or weight.ndim != 2 else int(weight.shape[0])
 
 
 def _tokenizer_text(tokenizer: Any) -> str:

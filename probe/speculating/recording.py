@@ -162,10 +162,10 @@ def _record(work: Work, sequence: Sequence, writer: stores.Writer, *, alone: boo
         with writer.unit(key):
             found = _speculate(work, sequence, rows)
             sequence.finish(work.lm, found.found, work.asked.split)
-            writer.write("prompts", prompt_columns([sequence], []))
             if rows:
                 writer.write("proposals", proposals.columns(sequence.prompt.prompt_id, rows))
             read_sequences(work.lm, [sequence], work.asked, writer)
+            writer.write("prompts", prompt_columns([sequence], []))
     except NonFinite as error:
         if alone:
             raise

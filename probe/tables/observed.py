@@ -39,6 +39,10 @@ OBSERVED = (
         PROMPT, text("text", "as given"), text("rendered", "as the model saw it, after the chat template"),
         i32("n_tokens", "tokens of the prompt"),
         Column("stop_reason", words(), "eos, stop, length or context; null where nothing was generated"),
+        text("completion", "what was generated; null where nothing was asked for"),
+        i32("scored", "tokens that the next three columns tell of: generated ones; without any, the prompt's but its template"),
+        f64("logprob", "nats, their sum; null where none is scored"),
+        f64("perplexity", "exp of minus their mean log-prob"), f64("mean_entropy", "nats, of the distributions they came from"),
         text("error", "why this prompt was not run; empty if it was"),
     )),
     Table("tokens", "a position of a sequence", ("prompt_id", "branch", "pos"), (
@@ -46,6 +50,7 @@ OBSERVED = (
         i32("token_id", "vocabulary id"), text("token", "text of the token as decoded in context"),
         i32("text_start", "first character in the decoded text"), i32("text_end", "one past the last character"),
         Column("segment", words(), "prompt, completion, or edit (put in by a rewind)"),
+        Column("template", pa.bool_(), "written by the chat template, not by a message; null where there is no chat"),
         i32("step", "reasoning step; null in the prompt"),
         f32("logprob", "nats, given all earlier tokens; null at a first token"),
         f32("entropy", "nats, of the distribution this token was drawn from"),

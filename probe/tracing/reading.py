@@ -38,6 +38,7 @@ def read_sequences(lm: LanguageModel, batch: list[Sequence], asked: Request, wri
         logprob, entropy = (
             columns[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in ("logprob", "entropy")
         )
+        sequence.sum_up(logprob, entropy)
         writer.write("steps", step_columns(sequence.prompt.prompt_id, sequence.steps, logprob, entropy))
         if asked.explain:
             explain_sequence(lm, sequence, asked.explain, asked.sampling, partial(reading.logits, row), writer)

@@ -166,8 +166,8 @@ def _record(lm: LanguageModel, batch: list[Sequence], asked: Request, writer: st
             _decode(lm, batch, asked)
             for note in changed_frequencies(lm, batch):
                 writer.warn(note)
-            writer.write("prompts", prompt_columns(batch, []))
             read_sequences(lm, batch, asked, writer)
+            writer.write("prompts", prompt_columns(batch, []))
     except NonFinite as error:
         if alone:
             raise

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from probe.language_model.standing import find
 from probe.spans import Step, steps_from
 from probe.tables import FLOATS, INTS
 from probe.tracing.prompts import Prompt
@@ -19,6 +21,15 @@ if TYPE_CHECKING:
     from probe.sites import Positions
 
 Columns = dict[str, Any]
+
+
+class Totals(NamedTuple):
+    """Of the tokens that a reader asks for first: those generated, or without any those of the prompt."""
+
+    scored: int
+    logprob: float | None  # nats, summed
+    perplexity: float | None
+    mean_entropy: float | None  # nats
 
 
 @dataclass
@@ -36,6 +47,8 @@ class Sequence:
         None  # characters of `rendered` that are the messages' own; None without a chat
     )
     notes: list[str] = field(default_factory=list)
+    template: list[bool] | None = None  # of each token of the prompt: whether the chat template wrote it
+    totals: Totals | None = None
 
     def restart(self) -> None:
         """Forget the continuation."""
@@ -47,14 +60,54 @@ class Sequence:
         if continuation is not None:
             self.ids = [*self.ids, *continuation.ids]
         self.pieces = lm.pieces(self.ids)
+        if self.said is not None:
+            self.template = _by_template(self.pieces, self.n_prompt, self.rendered, self.said)
         first = self.n_prompt if len(self.ids) > self.n_prompt else 0
         self.steps = steps_from(self.pieces.text, self.pieces.offsets, first, split)
+
+    @property
+    def completion(self) -> str | None:
+        """What was generated; None where nothing was asked for."""
+        if self.continuation is None or self.pieces is None:
+            return None
+        return self.pieces.text[self.pieces.offsets[self.n_prompt - 1][1] :] if self.n_prompt else self.pieces.text
+
+    def sum_up(self, logprob: np.ndarray, entropy: np.ndarray) -> None:
+        """Take in the log-probs and entropies of all tokens (T,), NaN where there is none."""
+        asked = np.arange(len(self.ids)) >= self.n_prompt
+        if not asked.any():
+            asked = ~np.asarray(self.template) if self.template is not None else ~asked
+        self.totals = totals_of(logprob[asked], entropy[asked])
 
     def positions(self, chosen: Positions) -> list[int]:
         """The absolute positions that are chosen here, once it is finished. Raises `OutOfRange` or `BadPlace`."""
         assert self.pieces is not None, "finish() comes first"
         steps = [(step.start, step.end) for step in self.steps]
         return chosen.indices(len(self.ids), self.n_prompt, steps=steps, tokens=self.pieces.tokens)
+
+
+def _by_template(pieces: Pieces, n_prompt: int, rendered: str, said: list[tuple[int, int]]) -> list[bool]:
+    """Which tokens of a prompt hold no character of what the messages say."""
+    text = pieces.text[: pieces.offsets[n_prompt - 1][1]]
+    # a decoder may put spaces between what a template wrote together: then the words are looked for
+    spans = said if text == rendered else find([rendered[low:high] for low, high in said], text)
+    held = [span for span in spans if span is not None]
+    return [
+        not any(start < high and (end > low or low < end == start) for low, high in held)
+        for start, end in pieces.offsets[:n_prompt]
+    ]
+
+
+def totals_of(logprob: np.ndarray, entropy: np.ndarray) -> Totals:
+    """From the log-probs and entropies of tokens, NaN where there is none."""
+    found = logprob[~np.isnan(logprob)].astype(np.float64)
+    if not len(found):
+        return Totals(0, None, None, None)
+    mean = float(found.mean())
+    return Totals(
+        len(found), float(found.sum()), math.exp(-mean) if -mean < 700 else None,
+        float(np.nanmean(entropy[~np.isnan(logprob)], dtype=np.float64)),
+    )  # fmt: skip
 
 
 def prompt_columns(sequences: list[Sequence], failed: list[Prompt]) -> Columns:
@@ -66,6 +119,8 @@ def prompt_columns(sequences: list[Sequence], failed: list[Prompt]) -> Columns:
         "n_tokens": [s.n_prompt for s in sequences] + [0] * len(failed),
         "stop_reason": [s.continuation.stop_reason if s.continuation else None for s in sequences]
         + [None] * len(failed),
+        "completion": [s.completion for s in sequences] + [None] * len(failed),
+        **{name: [getattr(s.totals, name, None) for s in sequences] + [None] * len(failed) for name in Totals._fields},
         "error": [""] * len(sequences) + [p.error for p in failed],
     }
 
@@ -88,6 +143,7 @@ def token_columns(sequence: Sequence, scores: Scores) -> Columns:
         "text_start": np.asarray([start for start, _ in sequence.pieces.offsets], dtype=np.int32),
         "text_end": np.asarray([end for _, end in sequence.pieces.offsets], dtype=np.int32),
         "segment": ["prompt"] * sequence.n_prompt + ["completion"] * (n - sequence.n_prompt),
+        "template": _template_column(sequence, n),
         "step": pa.array(step, mask=step < 0),
         "logprob": _nulled(logprob, first_unscored),
         "entropy": _nulled(_shifted(scores.entropy), first_unscored),
@@ -99,6 +155,13 @@ def token_columns(sequence: Sequence, scores: Scores) -> Columns:
         "top_logprobs": _lists(_shifted(scores.top_logprobs), FLOATS),
         **_choice_columns(sequence, n),
     }
+
+
+def _template_column(sequence: Sequence, n: int) -> pa.Array:
+    """Null where there was no chat; what the model wrote is of no template."""
+    if sequence.template is None:
+        return pa.nulls(n, pa.bool_())
+    return pa.array([*sequence.template, *[False] * (n - sequence.n_prompt)])
 
 
 def _choice_columns(sequence: Sequence, n: int) -> Columns:

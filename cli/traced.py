@@ -1,0 +1,92 @@
+"""How a trace looks on a terminal: the text, a row a prompt, what was asked for before the rest, and what surprised."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from cli.terminal import SHOWN_PROMPTS, run_path, show_table, show_text, visible
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from probe.store import Run
+
+SHOWN_ROWS = 20  # prompts in the table of prompts
+WIDE = 40  # characters of a text in it
+TOTALS = (("logprob", "nats"), ("perplexity", ""), ("bits_per_token", "bits"), ("mean_entropy", "nats"))
+
+
+def show_trace(run: Run, *, quiet: bool) -> None:
+    """Print the text coloured by surprisal, the totals, the most surprising tokens, and where the run is."""
+    if quiet:
+        typer.echo(run_path(run))
+        return
+    tokens, summary = run.tokens, run.summary
+    prompts = tokens["prompt_id"].unique()
+    for prompt_id in prompts[:SHOWN_PROMPTS]:
+        show_text(tokens[tokens["prompt_id"] == prompt_id])
+    if len(prompts) > SHOWN_PROMPTS:
+        typer.echo(f"… and {len(prompts) - SHOWN_PROMPTS} more prompts")
+    typer.echo("")
+    if summary["prompts"] > 1:
+        _show_prompts(run.prompts)
+    _show_totals(summary)
+    if summary["stop_reasons"]:
+        reasons = ", ".join(f"{reason} {n}" for reason, n in summary["stop_reasons"].items())
+        typer.echo(f"{'generated':<15}{summary['generated']:,} tokens (stopped by: {reasons})")
+    if summary["most_surprising"]:
+        parts = list(summary["parts"])
+        typer.echo("\nmost surprising tokens" + (f" of the {parts[0]}" if len(parts) > 1 else ""))
+        several = summary["prompts"] > 1
+        rows = [
+            (
+                *([str(t["prompt_id"])] if several else []), str(t["pos"]), visible(t["token"]), number(t["surprisal"]),
+                str(t["rank"]), visible(t["expected"]),
+            )
+            for t in summary["most_surprising"]
+        ]  # fmt: skip
+        show_table((*(["prompt"] if several else []), "pos", "token", "surprisal", "rank", "expected"), rows)
+    typer.echo(f"\nrun: {run_path(run)}")
+
+
+def _show_totals(summary: dict[str, Any]) -> None:
+    """One part a line, or one number a line where there is one part."""
+    parts = summary["parts"]
+    if len(parts) > 1:
+        rows = [
+            (name, f"{part['tokens']:,}", *(number(part[key]) for key, _ in TOTALS)) for name, part in parts.items()
+        ]
+        show_table(("part", "tokens", "logprob", "perplexity", "bits a token", "mean entropy"), rows)
+        return
+    for name, unit in TOTALS:
+        typer.echo(f"{name.replace('_', ' '):<15}{number(summary[name])} {unit}".rstrip())
+    typer.echo(f"{'tokens':<15}{summary['tokens']:,} ({summary['scored']:,} scored)")
+
+
+def _show_prompts(prompts: pd.DataFrame) -> None:
+    """One prompt a line: its numbers are those of what was generated, or, without anything, of the prompt."""
+    generated = prompts["completion"].notna().any()
+    rows = []
+    for row in prompts.head(SHOWN_ROWS).itertuples():
+        numbers = (number(getattr(row, name)) for name in ("logprob", "perplexity", "mean_entropy"))
+        written = row.completion if isinstance(row.completion, str) else None
+        last = f"error: {row.error}" if row.error else _short(written) if written is not None else ""
+        scored = "–" if math.isnan(row.scored) else f"{int(row.scored):,}"
+        rows.append((str(row.prompt_id), _short(row.text), scored, *numbers, last))
+    header = ("prompt", "text", "scored", "logprob", "perplexity", "mean entropy", "generated" if generated else "")
+    show_table(header, rows)
+    if len(prompts) > SHOWN_ROWS:
+        typer.echo(f"… and {len(prompts) - SHOWN_ROWS} more prompts: the table 'prompts' has all")
+    typer.echo("")
+
+
+def _short(text: str) -> str:
+    return visible(text if len(text) <= WIDE else f"{text[: WIDE - 1]}…")
+
+
+def number(value: float | None) -> str:
+    """A number with three decimals; – where there is none."""
+    return "–" if value is None or math.isnan(value) else f"{value:,.3f}"
