@@ -56,7 +56,7 @@ def command(
     import probe
     from cli.differences import show_comparison
     from cli.progress import plain_warnings, progress
-    from cli.terminal import show_json, show_plan
+    from cli.terminal import end_with_failed, show_json, show_plan
     from probe.comparing import plan_compare
     from probe.errors import BadOption
 
@@ -94,8 +94,4 @@ def command(
         show_json(run, "compare")
     else:
         show_comparison(run, quiet=quiet)
-    failed = run.summary["errors"]
-    if failed:
-        typer.echo(f"error: {failed} of {run.summary['prompts']} texts could not be compared", err=True)
-        typer.echo("hint: the column 'error' of the table 'prompts' says why", err=True)
-        raise typer.Exit(1)
+    end_with_failed(run, "texts could not be compared")

@@ -29,24 +29,27 @@ from probe.errors import BadOption, ProbeError
 
 
 class Shell(TyperGroup):
-    """Runs a subcommand; exit codes: 1 a stated failure or one that nobody foresaw, 2 wrong usage, 130 interrupted."""
+    """Runs a subcommand; exit codes: 1 a stated failure or one that nobody foresaw, 2 wrong usage, 3 some rows failed,
+    130 interrupted. With --json an error is a document on standard output too."""
 
     def main(self, args: Any = None, *rest: Any, **options: Any) -> Any:
         with printing.guarded(), plain_warnings():
+            words = sys.argv[1:] if args is None else list(args)
+            as_json = "--json" in words[: words.index("--") if "--" in words else None]
             try:
-                _check_words(sys.argv[1:] if args is None else list(args))
-                return super().main(args, *rest, **options)
+                _check_words(words)
+                return super().main(args, *rest, obj=as_json, **options)
             except ProbeError as error:
-                printing.complain(error.message, error.hint)
+                _fail(error.message, error.hint, as_json=as_json)
             except Exception as error:
-                _unforeseen(error)
+                _fail(*_unforeseen(error), as_json=as_json)
             sys.exit(1)
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except ProbeError as error:
-            printing.complain(error.message, error.hint)
+            _fail(error.message, error.hint, as_json=bool(ctx.obj))
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             typer.echo("interrupted: what was finished is kept", err=True)
@@ -59,8 +62,21 @@ class Shell(TyperGroup):
         except Exception as error:
             usage: Any = error
             if getattr(error, "option_name", None) and not getattr(error, "possibilities", True):  # no such option
-                usage.message += "\nA text that begins with a dash goes after --, as in: probe trace -- '-5 + 3 ='"
+                usage.message += f"\n{DASH}"
+            if ctx.obj and hasattr(error, "format_message"):  # wrong usage: the parser shows its words itself
+                typer.echo(printing.as_json({"error": usage.format_message(), "hint": "see --help"}))
             raise
+
+
+DASH = "A text that begins with a dash goes after --, as in: probe trace -- '-5 + 3 ='"
+CODES = "Exit codes: 0 done, 1 nothing could be done, 2 wrong usage, 3 some rows failed and say why, 130 interrupted."
+
+
+def _fail(message: str, hint: str, *, as_json: bool) -> None:
+    """What went wrong: two lines on standard error and, where JSON was asked for, one document on standard output."""
+    printing.complain(message, hint)
+    if as_json:
+        typer.echo(printing.as_json({"error": message, "hint": hint}))
 
 
 def _check_words(words: list[str]) -> None:
@@ -78,8 +94,8 @@ def _is_text(word: str) -> bool:
     return True
 
 
-def _unforeseen(error: Exception) -> None:
-    """A line, and a file that holds the traceback; `PROBE_DEBUG=1` shows it."""
+def _unforeseen(error: Exception) -> tuple[str, str]:
+    """A line to show, and where the file is that holds the traceback; `PROBE_DEBUG=1` shows it."""
     import tempfile
     import traceback
 
@@ -95,13 +111,14 @@ def _unforeseen(error: Exception) -> None:
         where = f"the traceback is in {file.name}"
     except OSError:
         where = "no file could be written for the traceback"
-    printing.complain(f"unforeseen: {type(error).__name__}: {first}", f"{where}; PROBE_DEBUG=1 shows it")
+    return f"unforeseen: {type(error).__name__}: {first}", f"{where}; PROBE_DEBUG=1 shows it"
 
 
 app = typer.Typer(
     cls=Shell,
     name="probe",
     help="A microscope and a scalpel for open-weight language models.",
+    epilog=CODES,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

@@ -62,7 +62,7 @@ def command(
     import probe
     from cli.progress import plain_warnings, progress
     from cli.proposals import show_speculation
-    from cli.terminal import show_json, show_plan
+    from cli.terminal import end_with_failed, show_json, show_plan
     from probe.decoding import sampling_for
     from probe.speculating import is_model, plan_speculate
 
@@ -95,8 +95,4 @@ def command(
         show_json(run, "speculate")
     else:
         show_speculation(run, quiet=quiet)
-    failed = run.summary["errors"]
-    if failed:
-        typer.echo(f"error: {failed} of {run.summary['prompts']} prompts could not be run", err=True)
-        typer.echo("hint: the column 'error' of the table 'prompts' says why", err=True)
-        raise typer.Exit(1)
+    end_with_failed(run, "prompts could not be run")

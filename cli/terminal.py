@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # background colours of the terminal's 256, from expected to surprising, and the surprisal (nats) where each begins
 SHADES = ((0.0, None), (0.5, 193), (1.5, 229), (3.0, 222), (5.0, 215), (8.0, 203))
 SHOWN_PROMPTS = 5
+SOME_FAILED = 3
 
 
 def show_json(run: Run, command: str) -> None:
@@ -37,6 +38,14 @@ def show_warnings(run: Run) -> None:
 def show_document(document: Any) -> None:
     """Print one JSON document."""
     typer.echo(printing.as_json(document))
+
+
+def end_with_failed(run: Run, words: str) -> None:
+    """Say how many rows failed, if any did, and end: 3, or 1 if none of them could be done."""
+    failed, rows = run.summary["errors"], run.summary["prompts"]
+    if failed:
+        printing.complain(f"{failed} of {rows} {words}", "the column 'error' of the table 'prompts' says why")
+        raise typer.Exit(SOME_FAILED if failed < rows else 1)
 
 
 def show_plan(plan: dict[str, Any], *, as_json: bool) -> None:

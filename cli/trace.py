@@ -84,7 +84,7 @@ def command(
     import probe
     from cli.explained import show_explained
     from cli.progress import plain_warnings, progress
-    from cli.terminal import show_json, show_plan, show_warnings
+    from cli.terminal import end_with_failed, show_json, show_plan, show_warnings
     from cli.traced import show_trace
     from probe.decoding import sampling_for
     from probe.tracing import plan_trace
@@ -123,11 +123,7 @@ def command(
         if explain is not None and not quiet:
             show_explained(run.summary["explained"])
     show_warnings(run)
-    failed = run.summary["errors"]
-    if failed:
-        typer.echo(f"error: {failed} of {run.summary['prompts']} prompts could not be run", err=True)
-        typer.echo("hint: the column 'error' of the table 'prompts' says why", err=True)
-        raise typer.Exit(1)
+    end_with_failed(run, "prompts could not be run")
 
 
 def prompts_given(prompt: str | None, file: Path | None, form: str | None = None, column: str | None = None) -> object:
