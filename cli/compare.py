@@ -17,6 +17,9 @@ Edits = Annotated[
     typer.Option("--edit", "-e", help="Change B's activations: PLACE=OP, e.g. z@5.3=zero; repeatable."),
 ]
 DtypeB = Annotated[str | None, typer.Option("--dtype-b", help="B's, where it is another than --dtype.")]
+AdapterB = Annotated[
+    str | None, typer.Option("--adapter-b", help="An adapter of B's: A may be the same model without.")
+]
 RevisionB = Annotated[str | None, typer.Option("--revision-b", help="B's, where it is another than --revision.")]
 
 
@@ -38,6 +41,9 @@ def command(
     revision_b: RevisionB = None,
     trust_remote_code: o.RemoteCode = False,
     allow_pickle: o.Pickle = False,
+    adapter: o.Adapter = None,
+    adapter_b: AdapterB = None,
+    context_length: o.ContextLength = None,
     device: o.Device = "auto",
     device_map: o.DeviceMap = None,
     out: o.Out = None,
@@ -68,14 +74,17 @@ def command(
     }
     shared: dict[str, Any] = {
         "device": device,
+        "context_length": context_length,
         "device_map": device_map,
         "trust_remote_code": trust_remote_code,
         "allow_pickle": allow_pickle,
     }
     kinds: list[dict[str, Any]] = [
-        {"revision": revision, "dtype": dtype},
-        {"revision": revision_b or revision, "dtype": dtype_b or dtype},
+        {"revision": revision, "dtype": dtype, "adapter": adapter},
+        {"revision": revision_b or revision, "dtype": dtype_b or dtype, "adapter": adapter_b},
     ]
+    if any(runs) and (adapter is not None or adapter_b is not None):
+        raise BadOption("a run is what its model was when it was made", hint="adapters are for comparing models")
     with plain_warnings(), progress(shown=not (quiet or no_progress)) as report:
         sides: list[Any] = []
         for name, is_run, kind in zip((a, b), runs, kinds, strict=True):

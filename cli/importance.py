@@ -58,6 +58,10 @@ def command(
     generation_config: o.GenerationConfig = "none",
     stop: o.Stop = None,
     model: r.OtherModel = None,
+    trust_remote_code: o.RemoteCode = False,
+    allow_pickle: o.Pickle = False,
+    allow_fetch: o.Fetch = False,
+    adapter: o.Adapter = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     out: o.Out = None,
@@ -83,7 +87,10 @@ def command(
         "prompt_id": prompt, "branch": branch, "seed": seed, "other_model": model is not None,
     }  # fmt: skip
     with plain_warnings(), progress(shown=not (quiet or no_progress)) as report:
-        lm = r.load(source, model, device=device, dtype=dtype, progress=report)
+        lm = r.load(
+            source, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle,
+            allow_fetch=allow_fetch, adapter=adapter, progress=report,
+        )  # fmt: skip
         what["sampling"] = r.sampling(
             lm, generation_config, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed
         )

@@ -44,6 +44,9 @@ def command(
     revision: o.Revision = None,
     trust_remote_code: o.RemoteCode = False,
     allow_pickle: o.Pickle = False,
+    adapter: o.Adapter = None,
+    context_length: o.ContextLength = None,
+    allow_fetch: o.Fetch = False,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     device_map: o.DeviceMap = None,
@@ -69,7 +72,8 @@ def command(
     with plain_warnings(), progress(shown=not (quiet or no_progress)) as report:
         lm = s.load_for(
             source, model, revision=revision, device=device, dtype=dtype, device_map=device_map,
-            trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, progress=report,
+            trust_remote_code=trust_remote_code, allow_pickle=allow_pickle,
+            adapter=adapter, context_length=context_length, allow_fetch=allow_fetch, progress=report,
         )  # fmt: skip
         if dry_run:
             show_plan(plan_lens(lm, source, **what), as_json=as_json)

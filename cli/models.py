@@ -161,7 +161,7 @@ def sites(
     show_sites(rows)
 
 
-def _load(name: str, revision: str | None, code: bool, pickle: bool, **placement: str) -> LanguageModel:
+def _load(name: str, revision: str | None, code: bool, pickle: bool, **placement: Any) -> LanguageModel:
     import probe
     from cli.progress import plain_warnings, progress
 

@@ -17,6 +17,14 @@ Model = Annotated[
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the Hub.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Load pickled weights, which can run code.")]
+Fetch = Annotated[bool, typer.Option("--allow-fetch", help="Download a model that only the run names.")]
+Adapter = Annotated[
+    str | None, typer.Option("--adapter", help="A directory of the peft library (LoRA, …), merged into the weights.")
+]
+ContextLength = Annotated[
+    int | None,
+    typer.Option("--context-length", min=1, help="Positions that the model holds, where its config says too few."),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:I or mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
 DeviceMap = Annotated[str | None, typer.Option("--device-map", help="accelerate's map, e.g. auto.")]

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cli import options as o
+from cli import rewind as r
 
 Clean = Annotated[str | None, typer.Option("--clean", help="The text with the right answer, or a run.")]
 Corrupt = Annotated[str | None, typer.Option("--corrupt", help="The same text with another answer, or a run.")]
@@ -95,6 +96,9 @@ def command(
     revision: o.Revision = None,
     trust_remote_code: o.RemoteCode = False,
     allow_pickle: o.Pickle = False,
+    adapter: o.Adapter = None,
+    context_length: o.ContextLength = None,
+    allow_fetch: o.Fetch = False,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     device_map: o.DeviceMap = None,
@@ -116,6 +120,7 @@ def command(
     from cli.progress import plain_warnings, progress
     from cli.terminal import show_json, show_plan
     from probe.patching import plan_patch
+    from probe.store import run_of
 
     what: dict[str, Any] = {
         "clean": clean, "corrupt": corrupt, "answer": answer, "against": against, "pairs": file or (), "sites": sites,
@@ -126,11 +131,15 @@ def command(
     }  # fmt: skip
     with plain_warnings(), progress(shown=not (quiet or no_progress)) as report:
         default = ctx.get_parameter_source("model")
-        named = (_model_of(clean, from_rewind) if default is not None and default.name == "DEFAULT" else None) or model
-        lm = probe.load(
-            named, revision=revision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, device=device,
-            dtype=dtype, device_map=device_map, progress=report,
-        )  # fmt: skip
+        run = run_of(from_rewind or clean) if default is not None and default.name == "DEFAULT" else None
+        loading: dict[str, Any] = {
+            "revision": revision, "trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "adapter": adapter,
+            "context_length": context_length, "device": device, "dtype": dtype, "device_map": device_map,
+        }  # fmt: skip
+        if run is None:
+            lm = probe.load(model, **loading, progress=report)
+        else:
+            lm = r.load(run, None, allow_fetch=allow_fetch, **loading, progress=report)
         if dry_run:
             show_plan(plan_patch(lm, **what), as_json=as_json)
             return
@@ -139,11 +148,3 @@ def command(
         show_json(done, "patch")
     else:
         show_patch(done, quiet=quiet)
-
-
-def _model_of(clean: str | None, rewind: Path | None) -> str | None:
-    """The model that made the run which was named, if one was."""
-    from probe.store import run_of
-
-    run = run_of(rewind or clean)
-    return None if run is None else (run.manifest.get("model") or {})["name"]

@@ -81,6 +81,10 @@ def command(
     generation_config: o.GenerationConfig = "none",
     stop: o.Stop = None,
     model: OtherModel = None,
+    trust_remote_code: o.RemoteCode = False,
+    allow_pickle: o.Pickle = False,
+    allow_fetch: o.Fetch = False,
+    adapter: o.Adapter = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     out: o.Out = None,
@@ -110,7 +114,10 @@ def command(
         "branch": branch, "seed": seed, "other_model": model is not None,
     }  # fmt: skip
     with plain_warnings(), progress(shown=not (quiet or no_progress)) as report:
-        lm = load(source, model, device=device, dtype=dtype, progress=report)
+        lm = load(
+            source, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle,
+            allow_fetch=allow_fetch, adapter=adapter, progress=report,
+        )  # fmt: skip
         what["sampling"] = sampling(
             lm, generation_config, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed
         )
@@ -143,9 +150,20 @@ def sampling(
     )  # fmt: skip
 
 
-def load(source: Any, model: str | None, **placement: Any) -> Any:
+def load(
+    source: Any, model: str | None, *, revision: str | None = None, adapter: str | None = None,
+    context_length: int | None = None, allow_fetch: bool = False, **loading: Any,
+) -> Any:  # fmt: skip
     """The run's own model, or the one that was named."""
     import probe
+    from probe.errors import BadOption
     from probe.rewinding import model_of
 
-    return model_of(source, **placement) if model is None else probe.load(model, **placement)
+    if model is not None:
+        return probe.load(model, revision=revision, adapter=adapter, context_length=context_length, **loading)
+    if revision is not None or adapter is not None:
+        raise BadOption(
+            "a run says which revision and adapter made it", hint="name the model too, with --model, to use another"
+        )
+    more = {} if context_length is None else {"context_length": context_length}
+    return model_of(source, allow_fetch=allow_fetch, **more, **loading)

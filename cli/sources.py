@@ -23,18 +23,16 @@ Model = Annotated[
 Position = Annotated[str, typer.Option("--position", "-p", help="Positions: all, last, 7, 3..9, tok=Paris, step3.")]
 
 
-def load_for(
-    source: Any, model: str | None, *, device: str, dtype: str, progress: Any, **loading: Any
-) -> LanguageModel:
+def load_for(source: Any, model: str | None, *, allow_fetch: bool, **loading: Any) -> LanguageModel:
     """The model that was named; else the run's own, or the default one for a prompt."""
     import probe
     from probe.store import run_of
 
     run = run_of(source)
     if run is not None:
-        return r.load(run, model, device=device, dtype=dtype, progress=progress)
-    name = model or os.environ.get("PROBE_MODEL") or "smollm2"
-    return probe.load(name, device=device, dtype=dtype, progress=progress, **loading)
+        return r.load(run, model, allow_fetch=allow_fetch, **loading)
+    name = (os.environ.get("PROBE_MODEL") or "smollm2") if model is None else model
+    return probe.load(name, **loading)
 
 
 __all__ = ["Model", "Position", "Source", "load_for"]

@@ -46,6 +46,8 @@ def command(
     revision: o.Revision = None,
     trust_remote_code: o.RemoteCode = False,
     allow_pickle: o.Pickle = False,
+    adapter: o.Adapter = None,
+    context_length: o.ContextLength = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     device_map: o.DeviceMap = None,
@@ -83,8 +85,10 @@ def command(
         "allow_pickle": allow_pickle,
     }  # fmt: skip
     with plain_warnings(), progress(shown=not (quiet or no_progress)) as report:
-        lm = probe.load(model, revision=revision, **placed, progress=report)
-        other = is_model(draft) and draft != lm.name
+        lm = probe.load(
+            model, revision=revision, adapter=adapter, context_length=context_length, **placed, progress=report
+        )
+        other = is_model(draft) and (draft != lm.name or adapter is not None)
         drafting = probe.load(draft, **placed, progress=report) if other else lm if draft == lm.name else draft
         what["sampling"] = sampling or sampling_for(lm, generation_config=generation_config, **drawn)
         if dry_run:

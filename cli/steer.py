@@ -55,6 +55,8 @@ def command(
     revision: o.Revision = None,
     trust_remote_code: o.RemoteCode = False,
     allow_pickle: o.Pickle = False,
+    adapter: o.Adapter = None,
+    context_length: o.ContextLength = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     device_map: o.DeviceMap = None,
@@ -80,7 +82,8 @@ def command(
     with plain_warnings(), progress(shown=not (quiet or no_progress)) as report:
         lm = probe.load(
             model, revision=revision, device=device, dtype=dtype, device_map=device_map,
-            trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, progress=report,
+            trust_remote_code=trust_remote_code, allow_pickle=allow_pickle,
+            adapter=adapter, context_length=context_length, progress=report,
         )  # fmt: skip
         if make is not None:
             done = probe.make_direction(

@@ -66,6 +66,8 @@ def command(
     revision: o.Revision = None,
     trust_remote_code: o.RemoteCode = False,
     allow_pickle: o.Pickle = False,
+    adapter: o.Adapter = None,
+    context_length: o.ContextLength = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     device_map: o.DeviceMap = None,
@@ -106,7 +108,8 @@ def command(
     with plain_warnings(), progress(shown=not (quiet or no_progress)) as report:
         lm = probe.load(
             model, revision=revision, device=device, dtype=dtype, device_map=device_map,
-            trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, progress=report,
+            trust_remote_code=trust_remote_code, allow_pickle=allow_pickle,
+            adapter=adapter, context_length=context_length, progress=report,
         )  # fmt: skip
         what["sampling"] = sampling or sampling_for(lm, generation_config=generation_config, **drawn)
         if dry_run:

@@ -346,6 +346,53 @@ def test_transformers_says_nothing(checkpoint: Path) -> None:
     assert (done.stdout, done.stderr) == (f"{checkpoint}\n", "")
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("", "the model's name is empty"),
+        ("x" * 300, f"unknown model '{'x' * 95}…'"),
+        ("a/" + "y" * 200, "unknown model 'a/yyy"),
+        ("x" * 5000 + ".gguf", "unknown model 'xxx"),
+        ("~nobody-of-that-name/model", "unknown model '~nobody"),
+        ("a\0b", "unknown model 'a"),
+    ],
+)
+def test_names_that_no_model_can_have(name: str, says: str) -> None:
+    """They were tracebacks, or, where empty, the default model."""
+    with pytest.raises(UnknownModel) as caught:
+        probe.load(name)
+    assert says in caught.value.message and len(caught.value.message) < 250 and caught.value.hint
+    assert "\n" not in caught.value.message
+
+
+def test_an_empty_model_is_an_error_of_every_command(shell: Callable[..., Any]) -> None:
+    for words in (
+        ("trace", "a", "--model", ""),
+        ("lens", "a", "-m", ""),
+        ("compare", "", "", "a"),
+        ("models", "show", ""),
+    ):
+        done = shell(*words)
+        assert done.returncode in (1, 2) and "empty" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_context_that_is_longer_than_the_config_says(
+    checkpoint: Path, shell: Callable[..., Any], tmp_path: Path
+) -> None:
+    short = probe.load(str(checkpoint)).context_length
+    assert short is not None
+    lm = probe.load(str(checkpoint), context_length=short + 8)
+    text = "a" * (short + 8 - len(lm.encode("").ids))
+    run = probe.trace(lm, text, out=tmp_path / "r")
+    assert run.manifest["model"]["context_length"] == len(run.table("tokens")) == short + 8
+    done = shell("lens", "r", "--out", "again", "--position", "last", "--no-progress")
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(BadPrompt, match="the context of"):
+        probe.trace(probe.load(str(checkpoint)), text)
+    with pytest.raises(BadOption, match="learned"):
+        probe.load("tiny:gpt2", context_length=10_000)
+
+
 # weights that the config has no place for
 
 

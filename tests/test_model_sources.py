@@ -17,13 +17,16 @@ import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import probe
 from probe.errors import BadModel, StorageFull, UnknownModel
 from probe.language_model import home, hub, wheel
+from probe.rewinding import model_of
 from tests.test_language_model import gguf_logits, logits, save, write_gguf
 
 ROOT = Path(__file__).parents[1]
@@ -91,6 +94,33 @@ def test_half_a_model_in_the_cache_is_none(cache: Path, tmp_path: Path) -> None:
     assert hub.cached("someone/small") is None
     with pytest.raises(UnknownModel, match="HF_HUB_OFFLINE is set"):
         probe.load("someone/small")
+
+
+def test_a_model_that_only_a_run_names_is_fetched_only_if_asked(cache: Path, tmp_path: Path) -> None:
+    """A run may be somebody else's: opening it downloads nothing by itself."""
+    snapshot = put(cache, "someone/small", save(tmp_path / "model", "gpt2"))
+    run = probe.trace(probe.load("someone/small"), "abc", out=tmp_path / "r")
+    assert model_of(run).name == "someone/small"
+    (snapshot / "model.safetensors").unlink()
+    with pytest.raises(UnknownModel, match="only a run's manifest names it") as caught:
+        model_of(run)
+    assert "--allow-fetch" in caught.value.hint
+    with pytest.raises(UnknownModel, match="HF_HUB_OFFLINE is set"):
+        model_of(run, allow_fetch=True)
+
+
+def test_a_run_of_a_pickled_model_is_reopened_with_the_flag(tmp_path: Path, shell: Callable[..., Any]) -> None:
+    directory = save(tmp_path / "model", "llama")
+    torch.save(load_file(directory / "model.safetensors"), directory / "pytorch_model.bin")
+    (directory / "model.safetensors").unlink()
+    words = ("--no-progress", "--allow-pickle", "--out")
+    assert shell("trace", "abc", "-n", "4", "-m", "./model", *words, "r").returncode == 0
+    rewind = ("rewind", "r", "--to", "5", "-n", "2", "--max-new", "2", "--no-progress", "--out", "back")
+    done = shell(*rewind)
+    assert done.returncode == 1 and "--allow-pickle" in done.stderr
+    for command in (rewind, ("lens", "r", "--no-progress", "--out", "seen")):
+        done = shell(*command, "--allow-pickle")
+        assert done.returncode == 0, done.stderr
 
 
 # a Hub on the loopback

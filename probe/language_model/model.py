@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from probe.errors import BadOption, BadPrompt
@@ -61,6 +62,12 @@ class LanguageModel:
         return f"LanguageModel('{self.name}', {type(self.model).__name__}, {self.dtype}, {self.device})".replace(
             "torch.", ""
         )
+
+    @property
+    def title(self) -> str:
+        """The name, with that of the adapter that was merged in, if one was."""
+        adapter = self._origin.get("adapter")
+        return f"{self.name} + {PurePath(adapter['path']).name}" if adapter else self.name
 
     @property
     def device(self) -> torch.device:

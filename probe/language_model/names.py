@@ -23,6 +23,7 @@ ALIASES = {
     "r1-1.5b": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
 }
 TINY = "tiny:"
+LONGEST = 96  # characters of an id on the Hub
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -46,14 +47,18 @@ def name_kind(name: str) -> Named:
     """
     if name.startswith(TINY):
         return Named(name, "tiny", name.removeprefix(TINY))
+    if not name:
+        raise UnknownModel("the model's name is empty", hint="leave --model out for the default, or name one")
     if name in ALIASES:
         return Named(name, "hub", ALIASES[name])
     try:
         path = Path(name).expanduser()
-        path.is_dir()
-    except (OSError, RuntimeError) as error:  # too long for a name, or the home of a user that there is not
-        raise unknown(name, getattr(error, "strerror", None) or str(error)) from error
-    if name and path.is_dir():
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, RuntimeError) as error:  # too long, not to be read, a null byte, no such user
+        raise unknown(name, str(getattr(error, "strerror", None) or error).lower()) from error
+    if path.is_dir():
         return Named(name, "directory", str(path.absolute()))
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
@@ -61,7 +66,7 @@ def name_kind(name: str) -> Named:
         return Named(name, "gguf", str(path.absolute()))
     if path.is_file():
         raise UnknownModel(f"'{name}' is a file, not a model", hint="give the directory that holds it, or a .gguf file")
-    if not _HUB_ID.fullmatch(name):
+    if not _HUB_ID.fullmatch(name) or len(name) > LONGEST:
         raise unknown(name, "no such directory")
     return Named(name, "hub", name)
 
@@ -73,4 +78,5 @@ def unknown(name: str, why: str) -> UnknownModel:
         hint = f"did you mean {' or '.join(repr(alias) for alias in near)}?"
     else:
         hint = f"aliases: {', '.join(ALIASES)}; or a Hub id OWNER/NAME, a directory, a .gguf file, tiny:FAMILY"
-    return UnknownModel(f"unknown model '{name}': {why}", hint=hint)
+    shown = name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+    return UnknownModel(f"unknown model '{shown}': {why}", hint=hint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from probe.errors import BadModel
+from probe.errors import BadModel, BadOption
 
 FACTORS = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
 
@@ -20,6 +20,20 @@ def carried(config: Any, stated: int) -> int:
         return stated
     original = own.get("original_max_position_embeddings") or stated
     return max(stated, int(original * factor))
+
+
+def check_extends(name: str, model: Any, n: int) -> None:
+    """`BadOption` if the model looks its positions up in a table of fewer than n rows."""
+    import torch
+
+    tables = [
+        m for key, m in model.named_modules() if (isinstance(m, torch.nn.Embedding) and "pos" in key) or "wpe" in key
+    ]
+    rows = min((table.num_embeddings for table in tables if table.num_embeddings), default=n)
+    if rows < n:
+        raise BadOption(
+            f"the positions of '{name}' are learned: {rows:,} of them", hint=f"at most --context-length {rows}"
+        )
 
 
 class Change(NamedTuple):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from probe import answers
 from probe import store as stores
 from probe.decoding import Sampling
-from probe.errors import BadOption, BadPrompt
+from probe.errors import BadOption, BadPrompt, RunError
 from probe.interventions import Edit as ActivationEdit
 from probe.interventions import parse_all
 from probe.rewinding.different import different_step
@@ -104,12 +104,22 @@ def prepare(
     )  # fmt: skip
 
 
-def model_of(run: stores.Run, **placement: Any) -> LanguageModel:
-    """The model that made a run, loaded by the name in its manifest; keywords as in `load`."""
+def model_of(run: stores.Run, *, allow_fetch: bool = False, **placement: Any) -> LanguageModel:
+    """The model that made a run, loaded by the name in its manifest, with its adapter; keywords as in `load`.
+
+    A run may be somebody else's: the model is fetched only if `allow_fetch`.
+    """
     from probe.language_model import load
 
     made = run.manifest.get("model") or {}
-    return load(made["name"], revision=made.get("revision") if made.get("source") == "hub" else None, **placement)
+    if not isinstance(made.get("name"), str):
+        raise RunError("the run does not say which model made it", hint="give --model")
+    adapter = made.get("adapter") or {}
+    own = {
+        "revision": made.get("revision") if made.get("source") == "hub" else None, "adapter": adapter.get("path"),
+        "context_length": made.get("context_length"),
+    }  # fmt: skip
+    return load(made["name"], **{**own, **placement}, fetch=allow_fetch)
 
 
 def sampling_of(original: Trajectory, seed: int) -> Sampling:

@@ -13,7 +13,7 @@ from probe.store import Run
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
-SAME = ("files", "tokenizer_sha256", "class", "parameters")
+SAME = ("files", "tokenizer_sha256", "class", "parameters", "adapter")
 
 
 @dataclass(frozen=True)
