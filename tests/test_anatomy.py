@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from probe.anatomy import Anatomy, Tap, cached_find, find, verify
+from probe.anatomy import Anatomy, Tap, cached_find, find, tokens, verify
 from probe.anatomy import caching as caching_module
 from probe.errors import OutOfRange, SiteAbsent
 from probe.tiny import tiny
@@ -288,8 +288,8 @@ def test_layers_and_sites_that_are_not_there_are_clear_errors() -> None:
     ("family", "why"),
     [
         ("xlm", "no chain of sibling modules hands"),
-        ("xlnet", r"tensors of shape \(12, 1, 64\) for 12 tokens, not \(batch, pos, d_model\)"),
-        ("cpmant", "for 12 tokens, not"),
+        ("xlnet", r"tensors of shape \(13, 1, 64\) for 13 tokens, not \(batch, pos, d_model\)"),
+        ("cpmant", "for 13 tokens, not"),
         ("gemma3n_text", "4 residual streams, not one"),
     ],
 )
@@ -302,6 +302,25 @@ def test_a_model_without_a_chain_of_blocks_says_why(family: str, why: str) -> No
     assert anatomy.has("logits") and not anatomy.has("embed")
     with pytest.raises(SiteAbsent, match="no 'embed'"):
         anatomy.tap("embed")
+
+
+def test_attention_over_something_else_than_the_texts_positions_is_none_of_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """inkling2 attends over its blocks at each position: its "heads" would be as many as there are tokens."""
+    model, _ = tiny("inkling2_text")
+    anatomy = find(model)
+    assert {layer.n_heads for layer in anatomy.layers} <= {0, 4}
+    monkeypatch.setattr(tokens, "N_TOKENS", (17,))
+    again = find(model)
+    assert [(la.taps, la.n_heads, la.n_kv_heads) for la in anatomy.layers] == [
+        (la.taps, la.n_heads, la.n_kv_heads) for la in again.layers
+    ]
+
+
+def test_the_number_of_tokens_is_no_size_of_the_model() -> None:
+    assert tokens.n_tokens(tiny("llama")[0]) == 13
+    assert tokens.n_tokens(tiny("llama", intermediate_size=13)[0]) == 11
 
 
 def test_blocks_that_are_no_part_of_the_stream_are_named() -> None:

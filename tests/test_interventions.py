@@ -363,6 +363,29 @@ def replace_positions(one: Cell, *parts: str) -> Cell:
     return one._replace(positions=Positions(parts))
 
 
+def test_a_text_that_the_model_pads_itself_is_read_and_changed_at_its_own_tokens() -> None:
+    """reformer pads on the right to a multiple of its chunks: sites are those of the tokens, and what pads stays."""
+    lm, ids = probe.load("tiny:reformer"), torch.arange(5, 42)[None]
+    seen: list[Tensor] = []
+    first = lm.model.get_submodule(lm.anatomy.layers[0].block)
+    given = first.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append({**dict(enumerate(args)), **kwargs}[lm.anatomy.tap("resid_pre", 0).key]),
+        with_kwargs=True,
+    )
+    sink, cells_read = MemorySink(), [Cell("embed", -1, None, Positions()), Cell("resid_pre", 0, None, Positions())]
+    read(lm, ids, [37], cells=cells_read, sink=sink)
+    plain = seen[-1]
+    assert plain.shape[1] == 48
+    for site in sink.activations.values():
+        assert torch.equal(site, plain[:, :37])
+    with applying(lm, [Zero(cell(lm, "embed:36"))], ids=ids[0].tolist()):
+        lm.model(ids)
+    given.remove()
+    wanted = plain.clone()
+    wanted[:, 36] = 0.0
+    assert torch.equal(seen[-1], wanted)
+
+
 def test_edits_are_undone_when_the_forward_fails() -> None:
     lm, ids = loaded("llama"), drawn()
     plain = logits(lm, ids)

@@ -3,7 +3,7 @@
 from probe.anatomy.caching import cached_find
 from probe.anatomy.checking import read_out, verify
 from probe.anatomy.finding import find
-from probe.anatomy.parts import Anatomy, Layer, Readout, Write
+from probe.anatomy.parts import Anatomy, Layer, Readout, Write, of_text
 from probe.instrument import Tap
 
-__all__ = ["Anatomy", "Layer", "Readout", "Tap", "Write", "cached_find", "find", "read_out", "verify"]
+__all__ = ["Anatomy", "Layer", "Readout", "Tap", "Write", "cached_find", "find", "of_text", "read_out", "verify"]

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from torch import Tensor
+
 from probe.errors import OutOfRange, SiteAbsent
 from probe.instrument import Tap
 
@@ -16,6 +18,19 @@ MODEL_SITES = ("embed", "final_norm", "logits")
 LOGITS = Tap("", "output", "logits")
 
 Kind = Literal["attn", "mlp", "other"]
+
+
+def of_text(value: Tensor, batch: int, n: int, what: str) -> Tensor:
+    """A tap's tensor as (batch, pos, …) over the n tokens of each text: some models pad texts on the right to a multiple of
+    a number of their own, and some hand on all rows flat. Raises `SiteAbsent` where it is neither."""
+    if value.ndim > 2 and value.shape[0] == batch and value.shape[1] >= n:
+        return value[:, :n]
+    if value.shape[0] == batch * n:
+        return value.reshape(batch, n, *value.shape[1:])
+    raise SiteAbsent(
+        f"'{what}' has no vector for each token here: its shape is {tuple(value.shape)} for {batch} x {n} tokens",
+        hint="this model cuts texts otherwise; try another site",
+    )
 
 
 class Write(NamedTuple):

@@ -93,6 +93,8 @@ def tape(model: nn.Module, ids: Tensor) -> Tape:
         recorded.events.append(Event(len(recorded.events), path, module, inputs, outputs))
 
     def attend(path: str, call: AttentionCall, output: Tensor) -> None:
+        if call.query.shape[0] != 1 or call.query.shape[2] != recorded.n_tokens:
+            return  # its queries are not the text's positions: blocks that look back on blocks, chunks
         heads, width = call.query.shape[1], call.query.shape[-1]
         recorded.attended.append(
             Attended(len(recorded.events), path, call.visit, _print(output), heads, call.key.shape[1], width)

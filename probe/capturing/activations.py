@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from probe.anatomy.parts import of_text
 from probe.capturing.sinks import Sink
 from probe.instrument import tapping
 
@@ -100,7 +101,8 @@ class ActivationReader:
             if site in CALLED:
                 own = value.transpose(1, 2).flatten(2) if head is None else value[:, head]
             else:
-                own = value if value.ndim == 3 and value.shape[:2] == self._shape else value.reshape(*self._shape, -1)
+                own = of_text(value, *self._shape, site)
+                own = own if own.ndim == 3 else own.flatten(2)
                 if head is not None:
                     n_heads = self._anatomy.n_heads(site, layer)
                     own = own.unflatten(-1, (n_heads, own.shape[-1] // n_heads))[:, :, head]

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+from probe.anatomy.parts import of_text
 from probe.instrument import Tap, attending, entering, tapping
 from probe.interventions.calls import SITES_IN_CALL, CallEditor
 from probe.interventions.edits import Edit
@@ -143,7 +145,11 @@ def _edited(anatomy: Anatomy, marks: Marks, whereabouts: Whereabouts, i: int, va
     hits = marks.hits(i, positions.to(value.device))
     if hits is None:
         return value
+    own = of_text(value, positions.shape[0], positions.shape[1], site)
     heads = (anatomy.n_heads(site, layer),) if SITES[site].per_head else ()
-    whole = value.reshape(*positions.shape, *heads, -1)
+    whole = own.reshape(*positions.shape, *heads, -1)
     unit = unit_of(anatomy, site, layer)
-    return changed(edit, whole, hits, coefficient=unit, owned=owned).reshape(value.shape)
+    new = changed(edit, whole, hits, coefficient=unit, owned=owned).reshape(own.shape)
+    if own.shape[1] < value.shape[1] and own.ndim == value.ndim:
+        return torch.cat([new, value[:, own.shape[1] :]], dim=1)  # what the model pads texts with stays
+    return new.reshape(value.shape)
