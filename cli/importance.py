@@ -157,10 +157,12 @@ def _show_heads(chosen: dict[str, Any] | None) -> None:
 def _show_method(rows: Any) -> None:
     from cli.terminal import show_table, visible
 
-    def number(value: Any, form: str = "+.3f") -> str:
+    largest = rows["estimate"].abs().max() or 1.0
+    usual = "+.3f" if largest >= 0.05 else "+.2e"  # weights of single tokens are small
+
+    def number(value: Any, form: str = usual) -> str:
         return "" if value is None or value != value else format(value, form)
 
-    largest = rows["estimate"].abs().max() or 1.0
     table = []
     for row in rows.itertuples():
         interval = "" if row.ci_low != row.ci_low else f"[{row.ci_low:+.2f}, {row.ci_high:+.2f}]"

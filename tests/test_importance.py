@@ -213,6 +213,8 @@ def test_receiver_heads_of_another_text(tiny, tmp_path: Path) -> None:
     done = probe.importance(long, lm=tiny, method="receiver", heads=tmp_path / "chosen")
     assert done.importance["unit"].str.endswith("chosen on chosen").all()
     places = [(h["layer"], h["head"]) for h in chosen.summary["receiver"]["heads"]]
+    heads = sum(tiny.anatomy.n_heads("pattern", layer) for layer in range(tiny.anatomy.n_layers))
+    assert len(places) == heads // 4
     assert [(h["layer"], h["head"]) for h in done.summary["receiver"]["heads"]] == places
     found = receiver.looks(tiny, trajectory(long, tiny))
     own = receiver.vertical(found.matrix[[found.names.index(place) for place in places]]).mean(axis=0)

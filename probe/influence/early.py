@@ -106,9 +106,7 @@ def _spelled(
             ids = ids_after(lm, prefix, lead + text)
             found += [(*ids, token) for token in sorted(lm.eos_ids)]
             found += [(*ids, *ids_after(lm, [*prefix, *ids], mark)) for mark in ends]
-    if not found:
-        ids_after(lm, prefix, LEADS[0] + texts[0])  # says what cannot be written
-    return found
+    return found or [tuple(ids_after(lm, prefix, LEADS[0] + texts[0]))]  # says what cannot be written
 
 
 def _best(lm: LanguageModel, prefix: Sequence[int], spelled: Sequence[Sequence[tuple[int, ...]]]) -> np.ndarray:

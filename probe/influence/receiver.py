@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 GAP, HEADS = 4, 20
+FEW = 4  # at most one head in so many is a receiver head: all heads of a small model are none
 LEAST = 12  # scores of a head below which their kurtosis says nothing: that of two is always -2
 SHUFFLES = 100
 
@@ -108,7 +109,8 @@ def received(
 ) -> tuple[list[Row], dict[str, Any]]:
     """A row a step: the mean vertical score over the receiver heads. `control`: over all heads alike.
 
-    heads: those chosen on another text; without, the HEADS heads of largest kurtosis on this one, which flatters them.
+    heads: those chosen on another text; without, the HEADS heads (at most one in FEW) of largest kurtosis on this one,
+    which flatters them.
     The summary holds what can make such a score a mirage: the share of mass within one step of the diagonal, the rank
     correlation of the scores for other gaps and without the first step (a sink), that of the kurtoses of two halves of
     the steps, and what the kurtosis is where each row's weights are shuffled among the steps that it can count for.
@@ -122,7 +124,7 @@ def received(
         )
     scores = vertical(found.matrix)
     spread = kurtosis(scores)
-    best = np.argsort(-spread)[:HEADS] if heads is None else _places(found, heads)
+    best = np.argsort(-spread)[: min(HEADS, max(1, len(spread) // FEW))] if heads is None else _places(found, heads)
     mean, everyone = scores[best].mean(axis=0), scores.mean(axis=0)
     text = "this text" if heads is None else heads.text
     rows = [
