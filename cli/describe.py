@@ -43,6 +43,14 @@ def site_rows(lm: LanguageModel, text: str | None) -> list[dict[str, Any]]:
     return rows
 
 
+def sums(anatomy: Anatomy) -> list[dict[str, str]]:
+    """How the sites of a layer add up to the stream, or why they don't, layers that are alike together."""
+    grouped: dict[str, list[int]] = defaultdict(list)
+    for i, layer in enumerate(anatomy.layers):
+        grouped[layer.sum or f"no sum of sites: {layer.equation}"].append(i)
+    return [{"layers": listed(where), "equation": text} for text, where in grouped.items()]
+
+
 def facts(lm: LanguageModel) -> dict[str, Any]:
     """Identity, sizes and tokenizer of a model, and in brief what was found in it; heads are the first layer's."""
     anatomy, tokenizer, first = lm.anatomy, lm.tokenizer, lm.anatomy.layers[:1]
@@ -76,8 +84,8 @@ def show_facts(found: dict[str, Any]) -> None:
         typer.echo(f"{key.replace('_', ' '):<{width}}  {'–' if value in (None, '') else value}")
 
 
-def show_sites(rows: list[dict[str, Any]]) -> None:
-    """Rows of `site_rows`, layers that are alike together."""
+def show_sites(rows: list[dict[str, Any]], equations: list[dict[str, str]]) -> None:
+    """Rows of `site_rows`, layers that are alike together, and what `sums` says."""
     from cli.terminal import show_table
 
     grouped: dict[tuple[str, str, int], list[int]] = defaultdict(list)
@@ -93,6 +101,8 @@ def show_sites(rows: list[dict[str, Any]]) -> None:
     typer.echo(
         f"\nall of these but patterns: {sum(row['bytes_per_token'] for row in rows):,} bytes a token, as float32"
     )
+    for found in equations:
+        typer.echo(f"layers {found['layers']}: {found['equation']}")
 
 
 def show_anatomy(anatomy: Anatomy) -> None:

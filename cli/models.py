@@ -151,14 +151,15 @@ def sites(
     as_json: o.AsJson = False,
 ) -> None:
     """List the sites that a model has (or those that match a place), with shapes and bytes per token."""
-    from cli.describe import show_sites, site_rows
+    from cli.describe import show_sites, site_rows, sums
 
     lm = _load(model, revision, trust_remote_code, allow_pickle)
     rows = site_rows(lm, place)
+    equations = sums(lm.anatomy) if place is None else []
     if as_json:
-        show_document({"model": lm.name, "sites": rows})
+        show_document({"model": lm.name, "sites": rows, "equations": equations})
         return
-    show_sites(rows)
+    show_sites(rows, equations)
 
 
 def _load(name: str, revision: str | None, code: bool, pickle: bool, **placement: Any) -> LanguageModel:

@@ -73,7 +73,7 @@ def _broken(law: Law) -> bool:
 
 def _cells(law: Law) -> tuple[str, ...]:
     said = "pass" if law.holds else "n/a" if law.skipped else "FAIL"
-    value = law.skipped if law.value is None else f"{law.value:.2g}"
+    value = law.skipped or law.failed or f"{law.value:.2g}"
     return law.name, said, value, f"{law.tolerance:.2g}", law.unit
 
 

@@ -225,7 +225,7 @@ def watch(call: AttentionCall, weights: np.ndarray, ids: Tensor, spec: str, *, s
     value = call.value[0, :, :n].double().repeat_interleave(len(heads) // call.value.shape[1], dim=0)
     output = (torch.from_numpy(weights) @ value).transpose(0, 1)[None].float()
     reader = AttentionReader(
-        AttentionSpec.parse(spec), ids[None], [n], sink, layers={"attention": [0]}, patterns={},
+        AttentionSpec.parse(spec), ids[None], [n], sink, layers={("attention", 0): 0}, patterns={},
         scores={0: heads} if scores else {}, emit=lambda *_: None,
     )  # fmt: skip
     reader.observe("attention", call, output)

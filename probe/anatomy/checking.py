@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from probe.anatomy.mixing import values_at
 from probe.anatomy.parts import LOGITS, Anatomy, Layer
 from probe.anatomy.sums import misfit, tolerance
 from probe.anatomy.tokens import probe_tokens
+from probe.anatomy.units import in_units, unit_of_write
 from probe.instrument import Tap
 
 
@@ -28,10 +29,9 @@ def verify(model: nn.Module, anatomy: Anatomy) -> list[str]:
     missing = [f"nothing passes '{tap.path}' ({tap.side})" for tap in taps if tap not in seen]
     if missing:
         return missing
-    parameters = dict(model.named_parameters(remove_duplicate=False))
     problems: list[str] = []
     for i, layer in enumerate(anatomy.layers):
-        problems += _layer_problems(i, layer, seen, parameters)
+        problems += _layer_problems(model, i, layer, seen)
     for i, (layer, after) in enumerate(zip(anatomy.layers, anatomy.layers[1:], strict=False)):
         if "resid_post" in layer.taps and "resid_pre" in after.taps:
             one, other = seen[layer.taps["resid_post"]], seen[after.taps["resid_pre"]]
@@ -40,29 +40,29 @@ def verify(model: nn.Module, anatomy: Anatomy) -> list[str]:
     return problems + _readout_problems(model, anatomy, seen)
 
 
-def _layer_problems(i: int, layer: Layer, seen: Mapping[Tap, Tensor], parameters: Mapping[str, Tensor]) -> list[str]:
+def _layer_problems(model: nn.Module, i: int, layer: Layer, seen: Mapping[Tap, Tensor]) -> list[str]:
     """The layer's equation, with the coefficients that the anatomy states."""
     if not layer.writes:
         return []
-    wanted = seen[layer.taps["resid_post"]].double()
-    total = layer.carry * _gained(seen[layer.taps["resid_pre"]].double(), layer.carry_gains, parameters)
-    for write in layer.writes:
-        part = seen[write.tap].double().reshape(wanted.shape).to(wanted.device)
-        total = total + write.coefficient * _gained(part, write.gains, parameters)
+    post = seen[layer.taps["resid_post"]]
+    writes = [in_units(seen[write.tap].double(), unit_of_write(model, write)) for write in layer.writes]
+    error = sum_error(model, layer, pre=seen[layer.taps["resid_pre"]], post=post, writes=writes)
+    return [] if error <= 5 * tolerance(post.dtype) else [f"layer {i}: {layer.equation} is off by {error:.1e}"]
+
+
+def sum_error(model: nn.Module, layer: Layer, *, pre: Tensor, post: Tensor, writes: Sequence[Tensor]) -> float:
+    """By how much resid_post is not what the layer's equation makes of resid_pre and its writes, in units of their sites."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    total = layer.carry * pre.double()
+    for name in layer.carry_gains:
+        total = total * parameters[name].double().flatten().to(total.device)
+    for write in writes:
+        total = total + write.double().reshape(total.shape).to(total.device)
     if layer.offset in parameters:
-        total = total + parameters[layer.offset].double().flatten().to(wanted.device)
+        total = total + parameters[layer.offset].double().flatten().to(total.device)
     elif layer.offset:
-        total = total + (wanted - total).mean(dim=(0, 1))
-    error = misfit(wanted, total)
-    if error <= 5 * tolerance(seen[layer.taps["resid_post"]].dtype):
-        return []
-    return [f"layer {i}: {layer.equation} is off by {error:.1e}"]
-
-
-def _gained(value: Tensor, gains: tuple[str, ...], parameters: Mapping[str, Tensor]) -> Tensor:
-    for name in gains:
-        value = value * parameters[name].double().flatten().to(value.device)
-    return value
+        total = total + (post.double().to(total.device) - total).mean(dim=(0, 1))
+    return misfit(post, total.to(post.device))
 
 
 def _readout_problems(model: nn.Module, anatomy: Anatomy, seen: Mapping[Tap, Tensor]) -> list[str]:

@@ -12,12 +12,17 @@ from torch import Tensor
 from probe.errors import OutOfRange, SiteAbsent
 from probe.instrument import Tap
 
-LAYER_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "mlp_post", "z")
 ATTENTION_SITES = ("q", "k", "v", "pattern", "scores")  # read off the attention call, not off a module
 MODEL_SITES = ("embed", "final_norm", "logits")
 LOGITS = Tap("", "output", "logits")
 
-Kind = Literal["attn", "mlp", "other"]
+Kind = Literal["attn", "mixer", "mlp", "other", "other_2", "other_3", "other_4", "other_5"]
+WRITES: dict[str, Kind] = {  # site -> the kind of the block's write that it is
+    "attn_out": "attn", "mixer_out": "mixer", "mlp_out": "mlp",
+    "other_out": "other", "other_out_2": "other_2", "other_out_3": "other_3",
+    "other_out_4": "other_4", "other_out_5": "other_5",
+}  # fmt: skip
+LAYER_SITES = ("resid_pre", "resid_mid", "resid_post", *WRITES, "mlp_post", "z")  # found at a module
 
 
 def of_text(value: Tensor, batch: int, n: int, what: str) -> Tensor:
@@ -73,6 +78,24 @@ class Layer:
     visit: int = 0  # which of the attention module's calls in one forward
     absent: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def write_sites(self) -> list[str]:
+        """The sites of its writes, in their order."""
+        site_of = {kind: site for site, kind in WRITES.items()}
+        return [site_of[write.kind] for write in self.writes]
+
+    @property
+    def sum(self) -> str:
+        """The equation in sites, which hold the coefficients of writes: `resid_post = resid_pre + attn_out + mlp_out`."""
+        if not self.writes or (not self.carry and len(self.writes) == 1):
+            return ""
+        gains = [name.removeprefix(f"{self.block}.") for name in self.carry_gains]
+        number = [] if self.carry == 1 else [f"{self.carry:.4g}"]
+        parts = [" ".join([*number, *gains, "resid_pre"])] if self.carry else []
+        parts += self.write_sites
+        parts += [self.offset.removeprefix(f"{self.block}.")] if self.offset else []
+        return f"resid_post = {' + '.join(parts)}"
+
 
 @dataclass(frozen=True)
 class Anatomy:
@@ -113,11 +136,22 @@ class Anatomy:
         here = self._layer(layer)
         return here.attention is not None if site in ATTENTION_SITES else site in here.taps
 
+    def write(self, site: str, layer: int = -1) -> Write | None:
+        """The block's write that a site is; None for a site that is no write."""
+        if site not in WRITES or not self.has(site, layer):
+            return None
+        return next(write for write in self._layer(layer).writes if write.kind == WRITES[site])
+
     def n_heads(self, site: str, layer: int = -1) -> int:
         """How many heads the site has at that layer: 0 where it has none."""
         if site in {"k", "v"}:
             return self._layer(layer).n_kv_heads
         return self._layer(layer).n_heads if site in {"q", "z", "pattern", "scores"} else 0
+
+    @property
+    def calls(self) -> dict[tuple[str, int], int]:
+        """(path of an attention module, which of its calls in one forward) -> the layer whose attention that is."""
+        return {(layer.attention, layer.visit): i for i, layer in enumerate(self.layers) if layer.attention is not None}
 
     def reason(self, site: str, layer: int = -1) -> str:
         """Why the site is absent."""

@@ -8,11 +8,13 @@ from torch import Tensor, nn
 
 from probe.anatomy.inside import Inside, is_leaf, is_linear
 from probe.anatomy.mixing import Reach, fed, headwise, reach
-from probe.anatomy.parts import ATTENTION_SITES, Kind
+from probe.anatomy.parts import ATTENTION_SITES, WRITES, Kind
 from probe.anatomy.sums import channelwise_sum, shortest_sum
 from probe.anatomy.tape import Attended, Event, Port
 from probe.anatomy.writes import Equation
 from probe.instrument import Tap
+
+OTHERS: tuple[Kind, ...] = ("other", "other_2", "other_3", "other_4", "other_5")  # as many as a sum has terms
 
 
 @dataclass
@@ -41,8 +43,9 @@ def find_roles(inside: Inside, equation: Equation, trials: Trials) -> Roles:
     origins = [inside.sources(p) + inside.ancestors(p.tap.path) for p in equation.terms]
     kinds, attention = _kinds(inside, equation, origins, trials)
     roles = Roles(kinds, {}, attention, {})
-    for site, kind in (("attn_out", "attn"), ("mlp_out", "mlp")):
-        if kind in kinds:
+    replaced = equation.carry == 0 and len(equation.terms) == 1
+    for site, kind in WRITES.items():
+        if kind in kinds and not replaced:
             roles.sites[site] = equation.terms[kinds.index(kind)].tap
         else:
             roles.absent[site] = _why_no(kind, equation, inside)
@@ -57,17 +60,19 @@ def find_roles(inside: Inside, equation: Equation, trials: Trials) -> Roles:
 
 def find_attention(inside: Inside, trials: Trials, why: str) -> Roles:
     """What can be read in a block whose equation is not known, for the reason `why`: its attention call."""
-    sites = ("attn_out", "mlp_out", "resid_mid", "mlp_post")
+    sites = (*WRITES, "resid_mid", "mlp_post")
     roles = Roles([], {}, next(iter(inside.attended), None), dict.fromkeys(sites, why))
     _find_heads(inside, roles.attention, trials, roles)
     return roles
 
 
-def _why_no(kind: str, equation: Equation, inside: Inside) -> str:
+def _why_no(kind: Kind, equation: Equation, inside: Inside) -> str:
     if equation.carry == 0 and len(equation.terms) == 1:
         return "the block ends with a norm, so what was written is not added to the stream as it is"
     if kind == "attn" and inside.attended:
         return "no write of this block is made of the attention's result alone"
+    if kind not in ("attn", "mlp"):
+        return "no further part of this block writes to the stream"
     what = "mixes positions" if kind == "attn" else "works on each position alone"
     return f"no write of this block {what}"
 
@@ -76,7 +81,7 @@ def _kinds(
     inside: Inside, equation: Equation, origins: list[list[Event]], trials: Trials
 ) -> tuple[list[Kind], Attended | None]:
     """attn: the write that the registry's attention feeds; else the one whose part mixes most positions. mlp: the one
-    with the most weights among those that mix none; else the last that is left."""
+    with the most weights among those that mix none; else the last that is left. mixer: the first other that mixes."""
     if equation.carry == 0 and len(equation.terms) == 1:
         return ["other"], next(iter(inside.attended), None)
     parts = [_part(inside, equation, i, origins[i]) for i in range(len(equation.terms))]
@@ -92,12 +97,18 @@ def _kinds(
     elif attn is None:
         mixers = [i for i, r in enumerate(reaches) if r.others]
         attn = max(mixers, key=lambda i: reaches[i].others, default=None)
-    rest = [i for i in range(len(parts)) if i != attn and parts[i]]
+    bare = [
+        i for i in range(len(parts)) if parts[i] and not _has_matrix(parts[i])
+    ]  # a norm from which the sum starts anew
+    rest = [i for i in range(len(parts)) if i != attn and parts[i] and i not in bare]
     still = [i for i in rest if not reaches[i].others and not holds[i]]
     mlp = max(still, key=lambda i: _n_weights(parts[i]), default=None)
     if mlp is None and attn is not None and rest and not any(holds[i] for i in rest):
-        mlp = rest[-1] if len(parts) == 2 or (equation.carry and not inside.attended) else None
-    kinds: list[Kind] = ["attn" if i == attn else "mlp" if i == mlp else "other" for i in range(len(parts))]
+        mlp = rest[-1] if len(parts) - len(bare) == 2 or (equation.carry and not inside.attended) else None
+    mixer = next((i for i in rest if i != mlp and (reaches[i].others or holds[i])), None)
+    known: dict[int | None, Kind] = {mixer: "mixer", mlp: "mlp", attn: "attn"}
+    others = iter(OTHERS)
+    kinds: list[Kind] = [known[i] if i in known else next(others) for i in range(len(parts))]
     attention = next((a for a in inside.attended if attn is None or holds[attn]), None)
     return kinds, attention
 
@@ -118,6 +129,10 @@ def _part(inside: Inside, equation: Equation, index: int, origins: list[Event]) 
         for e in origins
         if not any(inside.contains(e.path, o) and e.path != equation.terms[index].tap.path for o in others)
     ]
+
+
+def _has_matrix(part: list[Event]) -> bool:
+    return any(p.dim() > 1 for e in part for p in e.module.parameters())
 
 
 def _n_weights(part: list[Event]) -> int:

@@ -153,6 +153,6 @@ class _Walk:
 
 def _name(layer: Layer, write: Write) -> str:
     """`mlp`, or the path within the block of a write that is neither attention nor MLP."""
-    if write.kind != "other":
+    if write.kind in ("attn", "mlp"):
         return write.kind
     return write.tap.path.removeprefix(layer.block).removeprefix(".") or "other"

@@ -7,19 +7,17 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from probe.anatomy.parts import of_text
+from probe.anatomy.units import in_units, unit_of
 from probe.capturing.sinks import Sink
 from probe.instrument import tapping
 
 if TYPE_CHECKING:
     from probe.anatomy import Anatomy, Tap
-    from probe.anatomy.parts import Write
     from probe.sites import Cell
 
-WRITES = {"attn_out": "attn", "mlp_out": "mlp"}  # site -> kind of a block's writes to the stream
 CALLED = ("q", "k", "v")  # come from the attention call, not from a tap
 ELSEWHERE = (*CALLED, "pattern", "scores", "logits")
 SHORT = 8  # tokens that show whether a model writes into its activations
@@ -37,25 +35,11 @@ class ActivationReader:
         self._model, self._anatomy, self._sink, self._shape = model, anatomy, sink, shape
         self._heads: dict[tuple[str, int], set[int | None]] = defaultdict(set)
         self._given: list[tuple[str, weakref.ref[Tensor], int]] = []
-        self._sums: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
         for cell in cells:
             if cell.site not in ("pattern", "scores"):
                 self._heads[cell.site, cell.layer].update([None] if cell.heads is None else cell.heads)
-        self._sources = {where: self._find(*where) for where in self._heads if where[0] not in ELSEWHERE}
-
-    def _find(self, site: str, layer: int) -> list[tuple[Tap, float | Tensor]]:
-        """The taps that sum to a site, with what the model multiplies each by: a number, or one for each of d_model."""
-        tap = self._anatomy.tap(site, layer)  # raises where there is none
-        if site in WRITES:
-            writes = [w for w in self._anatomy.layers[layer].writes if w.kind == WRITES[site]]
-            return [(w.tap, self._factor(w)) for w in writes]
-        return [(tap, 1.0)]
-
-    def _factor(self, write: Write) -> float | Tensor:
-        factor: float | Tensor = write.coefficient
-        for name in write.gains:
-            factor = self._model.get_parameter(name).detach() * factor
-        return factor
+        # raises where there is none
+        self._sources = {where: anatomy.tap(*where) for where in self._heads if where[0] not in ELSEWHERE}
 
     @property
     def wants_logits(self) -> bool:
@@ -67,31 +51,20 @@ class ActivationReader:
 
         May run a short forward of its own, once a model.
         """
-        parts = [
-            (tap, site, layer, c, len(found)) for (site, layer), found in self._sources.items() for tap, c in found
-        ]
-        copied = overwritten(self._model, {*also, *(tap for tap, *_ in parts)}, ids, **inputs)
+        copied = overwritten(self._model, {*also, *self._sources.values()}, ids, **inputs)
         readers: dict[Tap, list[Callable[[Tensor], None]]] = defaultdict(list)
         for tap, kept in also.items():
             readers[tap].append(_keeper(kept, copy=copied[tap]))
-        for tap, site, layer, coefficient, of in parts:
-            readers[tap].append(self._reader(site, layer, coefficient, of, copy=copied[tap]))
+        for (site, layer), tap in self._sources.items():
+            readers[tap].append(self._reader(site, layer, copy=copied[tap]))
         return {tap: _all(found) for tap, found in readers.items()}
 
-    def _reader(
-        self, site: str, layer: int, coefficient: float | Tensor, of: int, *, copy: bool
-    ) -> Callable[[Tensor], None]:
+    def _reader(self, site: str, layer: int, *, copy: bool) -> Callable[[Tensor], None]:
+        unit = unit_of(self._model, self._anatomy, site, layer)
+
         def read(value: Tensor) -> None:
-            plain = not isinstance(coefficient, Tensor) and coefficient == 1.0
-            value = value * coefficient if not plain else value.clone() if copy else value
-            if of == 1:
-                self.emit(site, layer, value)
-                return
-            parts = self._sums[site, layer]
-            parts.append(value)
-            if len(parts) == of:
-                self.emit(site, layer, torch.stack(parts).sum(0))
-                parts.clear()
+            found = in_units(value, unit)
+            self.emit(site, layer, value.clone() if copy and found is value else found)
 
         return read
 

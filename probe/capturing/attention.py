@@ -37,7 +37,7 @@ LINED = ("summary", "topk", "full")  # modes with a line a row
 
 @dataclass
 class AttentionReader:
-    """The observer of one read. `layers` says which layers a module's visits are; cells say which heads to keep whole.
+    """The observer of one read. `layers` says which layer a visit of a module is; cells say which heads to keep whole.
 
     `patterns` and `scores`: layer -> heads whose full rows are wanted. `emit` takes the sites q, k and v.
     After the forward `told` has a reason for every layer that was asked for and seen: empty if its pattern was read.
@@ -47,7 +47,7 @@ class AttentionReader:
     ids: Tensor
     lengths: Sequence[int]
     sink: Sink
-    layers: dict[str, list[int]]
+    layers: dict[tuple[str, int], int]
     patterns: dict[int, list[int]]
     scores: dict[int, list[int]]
     emit: Callable[[str, int, Tensor], None]
@@ -62,10 +62,9 @@ class AttentionReader:
 
     def observe(self, path: str, call: AttentionCall, output: Tensor) -> None:
         """Read one attention call; the forward goes on with what it had."""
-        layers = self.layers.get(path, [])
-        if call.visit >= len(layers):
+        layer = self.layers.get((path, call.visit))
+        if layer is None:
             return
-        layer = layers[call.visit]
         for site, tensor in (("q", call.query), ("k", call.key), ("v", call.value)):
             self.emit(site, layer, tensor)
             self._emitted.add((site, layer))

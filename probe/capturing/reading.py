@@ -73,7 +73,7 @@ class _Read:
         self.inputs = _inputs(model, anatomy, ids, lengths)
         self.activations = ActivationReader(model, anatomy, cells, sink, shape=(ids.shape[0], ids.shape[1]))
         self.attention = AttentionReader(
-            attention, ids, lengths, sink, layers=_layers_of_modules(anatomy), emit=self.activations.emit,
+            attention, ids, lengths, sink, layers=anatomy.calls, emit=self.activations.emit,
             patterns=_heads_of(cells, "pattern", anatomy), scores=_heads_of(cells, "scores", anatomy),
         )  # fmt: skip
 
@@ -158,15 +158,6 @@ def _inputs(model: nn.Module, anatomy: Anatomy, ids: Tensor, lengths: list[int])
 
 def _accepts(model: nn.Module, name: str) -> bool:
     return name in inspect.signature(model.forward).parameters
-
-
-def _layers_of_modules(anatomy: Anatomy) -> dict[str, list[int]]:
-    """The layers that each attention module's visits are, in their order; a shared module has several."""
-    layers: dict[str, list[int]] = defaultdict(list)
-    for i, layer in enumerate(anatomy.layers):
-        if layer.attention is not None:
-            layers[layer.attention].append(i)
-    return dict(layers)
 
 
 def _heads_of(cells: Sequence[Cell], site: str, anatomy: Anatomy) -> dict[int, list[int]]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from probe.anatomy.parts import of_text
+from probe.anatomy.units import unit_of
 from probe.instrument import Tap, attending, entering, tapping
 from probe.interventions.calls import SITES_IN_CALL, CallEditor
 from probe.interventions.edits import Edit
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from probe.anatomy import Anatomy
     from probe.language_model import LanguageModel
 
-WRITES = {"attn_out": "attn", "mlp_out": "mlp"}  # site -> kind of a block's write, whose coefficient it includes
 AT_THE_END = ("final_norm", "logits")  # a model may compute these for the last positions only
 
 
@@ -47,7 +47,7 @@ def applying(
     whereabouts, marks = Whereabouts(lm.model, start), Marks(settled)
     calls, applied = CallEditor(lm.anatomy, marks, whereabouts), Applied(marks, whereabouts)
     with ExitStack() as hooked:
-        hooked.enter_context(tapping(lm.model, _taps(lm.anatomy, marks, whereabouts)))
+        hooked.enter_context(tapping(lm.model, _taps(lm, marks, whereabouts)))
         if calls.needed:
             hooked.enter_context(attending(lm.model, calls.observe, changer=calls.change))
         # last: the end of a forward comes after the edits of what it returns
@@ -93,13 +93,13 @@ class Applied:
         return tuple(edit for edit, met in zip(self.edits, self._marks.met, strict=True) if not met)
 
 
-def _taps(anatomy: Anatomy, marks: Marks, whereabouts: Whereabouts) -> dict[Tap, Callable[[Tensor], Tensor | None]]:
+def _taps(lm: LanguageModel, marks: Marks, whereabouts: Whereabouts) -> dict[Tap, Callable[[Tensor], Tensor | None]]:
     """What to tap for the edits outside of attention calls."""
     grouped: dict[Tap, list[int]] = defaultdict(list)
     for i, edit in enumerate(marks.edits):
         if edit.cell.site not in SITES_IN_CALL:
-            grouped[changed_at(anatomy, edit.cell.site, edit.cell.layer)].append(i)
-    return {tap: _editor(anatomy, marks, whereabouts, members) for tap, members in grouped.items()}
+            grouped[changed_at(lm.anatomy, edit.cell.site, edit.cell.layer)].append(i)
+    return {tap: _editor(lm, marks, whereabouts, members) for tap, members in grouped.items()}
 
 
 def changed_at(anatomy: Anatomy, site: str, layer: int) -> Tap:
@@ -109,14 +109,8 @@ def changed_at(anatomy: Anatomy, site: str, layer: int) -> Tap:
     return anatomy.tap(site, layer)
 
 
-def unit_of(anatomy: Anatomy, site: str, layer: int) -> float:
-    """What a site is worth of the tensor at its tap: a write includes the coefficient that the block gives it."""
-    writes = anatomy.layers[layer].writes if site in WRITES else ()
-    return next((write.coefficient for write in writes if write.kind == WRITES[site]), 1.0)
-
-
 def _editor(
-    anatomy: Anatomy, marks: Marks, whereabouts: Whereabouts, members: list[int]
+    lm: LanguageModel, marks: Marks, whereabouts: Whereabouts, members: list[int]
 ) -> Callable[[Tensor], Tensor | None]:
     """The reader of one tap."""
     in_place = any(marks.edits[i].cell.site == "resid_mid" for i in members)
@@ -124,7 +118,7 @@ def _editor(
     def edit(value: Tensor) -> Tensor | None:
         new = value
         for i in members:
-            new = _edited(anatomy, marks, whereabouts, i, new, owned=new is not value)
+            new = _edited(lm, marks, whereabouts, i, new, owned=new is not value)
         if new is value:
             return None
         if in_place:
@@ -135,7 +129,7 @@ def _editor(
     return edit
 
 
-def _edited(anatomy: Anatomy, marks: Marks, whereabouts: Whereabouts, i: int, value: Tensor, *, owned: bool) -> Tensor:
+def _edited(lm: LanguageModel, marks: Marks, whereabouts: Whereabouts, i: int, value: Tensor, *, owned: bool) -> Tensor:
     """value (batch, pos, d), or flat, after edit i; the same tensor where it meets none of the edit's positions."""
     edit = marks.edits[i]
     site, layer = edit.cell.site, edit.cell.layer
@@ -146,10 +140,10 @@ def _edited(anatomy: Anatomy, marks: Marks, whereabouts: Whereabouts, i: int, va
     if hits is None:
         return value
     own = of_text(value, positions.shape[0], positions.shape[1], site)
-    heads = (anatomy.n_heads(site, layer),) if SITES[site].per_head else ()
+    heads = (lm.anatomy.n_heads(site, layer),) if SITES[site].per_head else ()
     whole = own.reshape(*positions.shape, *heads, -1)
-    unit = unit_of(anatomy, site, layer)
-    new = changed(edit, whole, hits, coefficient=unit, owned=owned).reshape(own.shape)
+    unit = unit_of(lm.model, lm.anatomy, site, layer)
+    new = changed(edit, whole, hits, unit=unit, owned=owned).reshape(own.shape)
     if own.shape[1] < value.shape[1] and own.ndim == value.ndim:
         return torch.cat([new, value[:, own.shape[1] :]], dim=1)  # what the model pads texts with stays
     return new.reshape(value.shape)

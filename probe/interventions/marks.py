@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from probe.anatomy.units import Unit, in_units, out_of_units
 from probe.errors import BadEdit
 from probe.interventions.edits import At, Edit
 from probe.interventions.forwards import Forward
@@ -72,21 +73,25 @@ class Marks:
         )
 
 
-def changed(edit: Edit, value: Tensor, hits: Hits, *, coefficient: float = 1.0, owned: bool = False) -> Tensor:
+def changed(edit: Edit, value: Tensor, hits: Hits, *, unit: Unit = 1.0, owned: bool = False) -> Tensor:
     """value (batch, pos, d) or (batch, pos, head, d) with the vectors that were hit changed; strides stay as they were.
 
-    A copy, unless it is `owned` by an edit before. The edit sees `coefficient` times the vectors, in fp32 or wider. What it
-    leaves as it is keeps its bits.
+    A copy, unless it is `owned` by an edit before. The edit sees the vectors in units of the site, as a read gives
+    them, in fp32 or wider. What it leaves as it is keeps its bits. Raises `BadEdit` for what cannot be put back.
     """
     old = value[hits.row, hits.column]
     heads = None if edit.cell.heads is None or value.ndim == 3 else list(edit.cell.heads)
     part = old if heads is None else old[:, heads]
-    wide = part if part.dtype == torch.float64 else part.float()
-    seen = wide * coefficient if coefficient != 1.0 else wide
+    seen = _wide(in_units(part, unit))
     new = edit.change(seen, hits.at)
     assert new.shape == seen.shape, f"{edit} made {tuple(new.shape)} of {tuple(seen.shape)}"
-    if coefficient != 1.0:
-        new = torch.where(new == seen, wide, new / coefficient)
+    if isinstance(unit, Tensor) or unit != 1.0:
+        new = torch.where(new == seen, _wide(part), out_of_units(new, unit))
+        if isinstance(unit, Tensor) and not bool(new.isfinite().all()):
+            dead = (unit == 0).nonzero().flatten().tolist()
+            raise BadEdit(
+                f"{edit} cannot be made: the model multiplies channel {dead[:1]} by 0", hint="edit resid_post"
+            )
     new = new.to(value.dtype)
     if heads is not None:
         whole = old.clone()
@@ -95,3 +100,7 @@ def changed(edit: Edit, value: Tensor, hits: Hits, *, coefficient: float = 1.0, 
     result = value if owned else value.clone()
     result[hits.row, hits.column] = new
     return result
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value if value.dtype == torch.float64 else value.float()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from probe.anatomy.tokens import probe_tokens
+from probe.anatomy.units import in_units, unit_of_write
 from probe.errors import SiteAbsent
 from probe.instrument import tapping
 
@@ -48,10 +49,8 @@ def _why_not(model: nn.Module, anatomy: Anatomy, layer: int) -> str:
     changed = _values(model, ids, taps, add=added)
     left = (changed["post"] - plain["post"]).double().reshape(added.shape)
     for i, write in enumerate(here.writes):
-        own = (changed[f"{i}"] - plain[f"{i}"]).double().reshape(added.shape) * write.coefficient
-        for name in write.gains:
-            own = own * model.get_parameter(name).double().to(own.device)
-        left = left - own
+        own = (changed[f"{i}"] - plain[f"{i}"]).double().reshape(added.shape)
+        left = left - in_units(own, unit_of_write(model, write))
     wanted = added.double()
     ratio = float((left * wanted).sum() / (wanted * wanted).sum())
     tolerance = max(TOLERANCE, 16 * torch.finfo(added.dtype).eps) * max(1.0, abs(ratio))

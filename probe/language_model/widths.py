@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from probe.anatomy.parts import LAYER_SITES
 from probe.instrument import AttentionCall, Tap, attending, tapping
 
 if TYPE_CHECKING:
     from probe.anatomy import Anatomy
 
-TAPPED = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "mlp_post", "z")
 CALLED = {"q": "query", "k": "key", "v": "value"}
 WHOLE = ("embed", "final_norm", "logits")
 _IDS = ((1, 2, 3),)
@@ -25,13 +25,14 @@ def widths(model: Any, anatomy: Anatomy, *, device: torch.device) -> dict[tuple[
 
     Patterns and scores are left out: they have a value a key.
     """
-    places = [(site, layer) for site in TAPPED for layer in range(anatomy.n_layers)] + [(site, -1) for site in WHOLE]
+    places = [(site, layer) for site in LAYER_SITES for layer in range(anatomy.n_layers)] + [
+        (site, -1) for site in WHOLE
+    ]
     sites: dict[Tap, list[tuple[str, int]]] = defaultdict(list)
     for site, layer in places:
         if anatomy.has(site, layer):
             sites[anatomy.tap(site, layer)].append((site, layer))
     found: dict[tuple[str, int], int] = {}
-    calls = {(layer.attention, layer.visit): i for i, layer in enumerate(anatomy.layers) if layer.attention is not None}
 
     def note(site: str, layer: int, value: Tensor) -> None:
         found[site, layer] = value.numel() // len(_IDS[0]) // (anatomy.n_heads(site, layer) or 1)
@@ -44,7 +45,7 @@ def widths(model: Any, anatomy: Anatomy, *, device: torch.device) -> dict[tuple[
         return read
 
     def observe(path: str, call: AttentionCall, _: Tensor) -> None:
-        layer = calls.get((path, call.visit))
+        layer = anatomy.calls.get((path, call.visit))
         if layer is not None:
             for site, name in CALLED.items():
                 note(site, layer, getattr(call, name))

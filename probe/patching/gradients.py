@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from probe.anatomy.units import in_units, slope_in_units, unit_of
 from probe.capturing.activations import overwritten
 from probe.errors import BadModel, BadOption, NonFinite
 from probe.instrument import AttentionCall, Reader, Tap, attending, tapping
 from probe.interventions import Edit, applying
-from probe.interventions.applying import changed_at, unit_of
+from probe.interventions.applying import changed_at
 from probe.interventions.calls import SITES_IN_CALL
 from probe.interventions.checking import check_cell
 from probe.patching.rest import ended
@@ -217,10 +218,11 @@ class _Watch:
             raise _no_gradients(self.lm, f"a part of {self._broken[0]} is computed without them")
 
     def values(self) -> dict[Where, Tensor]:
-        """In the units of edits: a write with the coefficient that the model gives it."""
-        anatomy = self.lm.anatomy
+        """In the units of reads and edits."""
+        model, anatomy = self.lm.model, self.lm.anatomy
         return {
-            where: self._shaped(where, self.kept[where].detach() * unit_of(anatomy, *where)) for where in self.wheres
+            where: self._shaped(where, in_units(self.kept[where].detach(), unit_of(model, anatomy, *where)))
+            for where in self.wheres
         }
 
     def slopes(self, found: Sequence[Tensor | None]) -> dict[Where, Tensor]:
@@ -231,7 +233,9 @@ class _Watch:
                 raise _no_gradients(self.lm, f"none comes to {site}@{layer}")
             if not bool(slope.isfinite().all()):
                 raise NonFinite(f"the gradient at {site}@{layer} is not finite numbers", hint="try --dtype float32")
-            slope_of[where] = self._shaped(where, slope / unit_of(self.lm.anatomy, site, layer))
+            slope_of[where] = self._shaped(
+                where, slope_in_units(slope, unit_of(self.lm.model, self.lm.anatomy, site, layer))
+            )
         return slope_of
 
     def _shaped(self, where: Where, tensor: Tensor) -> Tensor:

@@ -12,9 +12,10 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
+from probe.anatomy.units import in_units, unit_of
 from probe.instrument import AttentionCall, Reader, Tap, attending, tapping
 from probe.interventions import Patch, applying
-from probe.interventions.applying import changed_at, unit_of
+from probe.interventions.applying import changed_at
 from probe.interventions.calls import SITES_IN_CALL
 from probe.interventions.spots import Spots
 from probe.patching.gradients import Where
@@ -114,10 +115,10 @@ class Paths:
 
     def _recorder(self, seen: dict[Where, Tensor], where: Where, rows: int) -> Reader:
         n_heads = self.lm.anatomy.n_heads(*where) if SITES[where[0]].per_head else 0
-        unit = unit_of(self.lm.anatomy, *where)
+        unit = unit_of(self.lm.model, self.lm.anatomy, *where)
 
         def record(value: Tensor) -> None:
-            found = value.reshape(rows, len(self.text), -1) * unit
+            found = in_units(value.reshape(rows, len(self.text), -1), unit)
             seen[where] = found.unflatten(-1, (n_heads, -1)) if n_heads else found
 
         return record

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from probe.anatomy.parts import WRITES
 from probe.errors import BadOption, OutOfRange, SiteAbsent
 from probe.interventions import cells
 from probe.interventions.checking import check_cell
@@ -18,15 +19,14 @@ if TYPE_CHECKING:
 
 ARROW = "->"
 FORM = "SENDER->RECEIVER, as in z@5.3->q@8.1 or mlp_out@4->logits"
-SENDERS = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "mlp_post", "z", "q", "k", "v")
-RECEIVERS = ("q", "k", "v", "z", "attn_out", "mlp_out", "mlp_post", "resid_pre", "resid_mid", "resid_post", "logits")
-_STAGES = {
-    "resid_pre": 0.0,
-    "mlp_out": 3.0,
-    "mlp_post": 3.0,
-    "resid_mid": 2.0,
-}  # within a layer; attention's sites are 1
-WRITTEN_BY = {"mlp_out": "mlp", "mlp_post": "mlp", **dict.fromkeys(("attn_out", "z", "q", "k", "v"), "attn")}
+_STREAM, _WITHIN = ("resid_pre", "resid_mid", "resid_post"), (*WRITES, "mlp_post", "z", "q", "k", "v")
+SENDERS = ("embed", *_STREAM, *_WITHIN)
+RECEIVERS = (*_WITHIN, *_STREAM, "logits")
+_STAGES = {  # within a layer; those of attention and of a second mixer are 1
+    "resid_pre": 0.0, "resid_mid": 2.0, "mlp_out": 3.0, "mlp_post": 3.0,
+    **{site: 3.0 for site in WRITES if site.startswith("other")},
+}  # fmt: skip
+WRITTEN_BY = {**WRITES, "mlp_post": "mlp", **dict.fromkeys(("z", "q", "k", "v"), "attn")}
 
 
 class End(NamedTuple):

@@ -27,7 +27,20 @@ SITES: dict[str, Site] = {
         Site("resid_mid", ("pos", "d_model"), "residual stream between attention and MLP"),
         Site("resid_post", ("pos", "d_model"), "residual stream out of a block"),
         Site("attn_out", ("pos", "d_model"), "what the attention (or other mixer) adds to the stream"),
+        Site(
+            "mixer_out",
+            ("pos", "d_model"),
+            "what a second mixer (a state space beside the attention) adds to the stream",
+        ),
         Site("mlp_out", ("pos", "d_model"), "what the MLP adds to the stream"),
+        *(
+            Site(
+                f"other_out{number}",
+                ("pos", "d_model"),
+                "what a further part (per-layer inputs, a second MLP) adds to it",
+            )
+            for number in ("", "_2", "_3", "_4", "_5")
+        ),
         Site("mlp_post", ("pos", "d_mlp"), "the MLP's hidden layer, before its last matrix"),
         Site("q", ("pos", "head", "d_head"), "queries, after rotation", per_head=True),
         Site("k", ("pos", "head", "d_head"), "keys, after rotation; one a key-value head", per_head=True),

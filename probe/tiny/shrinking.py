@@ -49,12 +49,14 @@ PERIODS = {"attn_layer_period": 2, "attn_layer_offset": 1, "attn_layer_indices":
 SIZE_OF = {name: size for size, names in SIZES.items() for name in names.split()}
 DEPTHS = (
     *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"),
-    *("num_encoder_layers", "num_decoder_layers", "num_layers_per_stack", "num_blocks"),
+    *("num_encoder_layers", "num_decoder_layers", "num_blocks"),
 )
 HEAD_COUNTS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 KV_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_n_heads", "num_query_groups")
 SPECIAL = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258, "decoder_start_token_id": 256}
-IDENTITY = {"transformers_version", "_name_or_path", "architectures", "id2label", "label2id", "hybrid_layer_ids"}
+# says who a config is, or is made anew by the class from the other fields
+LEFT_OUT = {"transformers_version", "_name_or_path", "architectures", "id2label", "label2id"}
+LEFT_OUT |= {"hybrid_layer_ids", "num_layers_per_stack"}
 
 
 class Variant(NamedTuple):
@@ -125,7 +127,7 @@ def _shrink(fields: Mapping[str, Any], layers: int, variant: Variant) -> dict[st
     picked = _picked(fields, depth, layers)
     out: dict[str, Any] = {}
     for name, value in fields.items():
-        if name in IDENTITY:
+        if name in LEFT_OUT:
             continue
         if name in SPECIAL:
             out[name] = value if value is None else SPECIAL[name]
@@ -169,7 +171,7 @@ def _is_by_index(value: Any) -> bool:
 def _picked(fields: Mapping[str, Any], depth: int | None, layers: int) -> list[int]:
     """Which of the family's own layers to keep: one of each kind in order of appearance, over and over."""
     lists = [v for k, v in fields.items() if _is_per_layer(k, v, depth)]
-    tables = [{int(k): v for k, v in t.items()} for n, t in fields.items() if n not in IDENTITY and _is_by_index(t)]
+    tables = [{int(k): v for k, v in t.items()} for n, t in fields.items() if n not in LEFT_OUT and _is_by_index(t)]
     kinds: dict[str, int] = {}
     for i in range(min((len(v) for v in lists), default=0)):
         kinds.setdefault(repr([v[i] for v in lists] + [t.get(i) for t in tables]), i)
