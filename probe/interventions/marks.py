@@ -88,10 +88,8 @@ def changed(edit: Edit, value: Tensor, hits: Hits, *, unit: Unit = 1.0, owned: b
     if isinstance(unit, Tensor) or unit != 1.0:
         new = torch.where(new == seen, _wide(part), out_of_units(new, unit))
         if isinstance(unit, Tensor) and not bool(new.isfinite().all()):
-            dead = (unit == 0).nonzero().flatten().tolist()
-            raise BadEdit(
-                f"{edit} cannot be made: the model multiplies channel {dead[:1]} by 0", hint="edit resid_post"
-            )
+            dead = int((unit == 0).nonzero()[0])
+            raise BadEdit(f"{edit} cannot be made: the model multiplies channel {dead} by 0", hint="edit resid_post")
     new = new.to(value.dtype)
     if heads is not None:
         whole = old.clone()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probe.anatomy.checking import sum_error
+from probe.anatomy.checking import read_out, sum_error
 from probe.anatomy.parts import ATTENTION_SITES, LAYER_SITES, MODEL_SITES
 from probe.capturing import AttentionSpec, MemorySink, read
 from probe.errors import BadModel
@@ -80,9 +80,13 @@ def no_hook_is_left(lm: LanguageModel, ids: list[int]) -> float:
 def scores_are_those_of_the_logits(lm: LanguageModel, ids: list[int]) -> float:
     """Log-probabilities of a text against those of plain logits."""
     _, reading = captured(lm, [ids], [])
+    return gap(reading.scores[0].logprob[:-1], _logprobs(lm, ids))
+
+
+def _logprobs(lm: LanguageModel, ids: list[int]) -> Tensor:
+    """(pos - 1,), of each token but the first, from plain logits."""
     rows = plain(lm, ids).double().log_softmax(-1)[:-1]
-    expected = rows.gather(1, torch.tensor(ids[1:], device=rows.device)[:, None])[:, 0].cpu()
-    return gap(reading.scores[0].logprob[:-1], expected)
+    return rows.gather(1, torch.tensor(ids[1:], device=rows.device)[:, None])[:, 0].cpu()
 
 
 def company_changes_no_score(lm: LanguageModel, ids: list[int]) -> float:
@@ -114,10 +118,15 @@ def stream_error(lm: LanguageModel, seen: Mapping[tuple[str, int, int | None], T
 
 
 def the_end_gives_the_logits(lm: LanguageModel, ids: list[int]) -> float:
-    """The readout's error, as the anatomy found it."""
+    """What norm and head, called alone on the last resid_post, make of it, against the logits."""
     if not lm.anatomy.readout_exact:
         raise BadModel(f"no readout was found: {lm.anatomy.reason('final_norm')}")
-    return lm.anatomy.readout_error
+    last = lm.anatomy.n_layers - 1
+    sink, _ = captured(lm, [ids], ["logits", f"resid_post@{last}"])
+    logits = sink.activations["logits", -1, None]
+    with torch.no_grad():
+        replayed = read_out(lm.model, lm.anatomy, sink.activations["resid_post", last, None])
+    return gap(replayed, logits) / float(logits.nan_to_num(neginf=0.0).abs().max())
 
 
 def attention_is_that_of_its_call(lm: LanguageModel, ids: list[int]) -> float:
@@ -157,6 +166,7 @@ def _gap_of_result(sink: MemorySink, layer: int, call: AttentionCall, output: Te
 
 
 def lens_ends_at_the_model(lm: LanguageModel, ids: list[int]) -> float:
-    """KL from the lens at the last layer to the model's own distribution."""
+    """Log-probabilities of a text by the lens at the last layer, against those of plain logits."""
     sink, _ = captured(lm, [ids], [], lens=True, top=1)
-    return float(np.abs(sink.guesses[lm.anatomy.n_layers - 1]["kl_to_final"]).max())
+    found = torch.as_tensor(sink.guesses[lm.anatomy.n_layers - 1]["target_logprob"])[0, :-1]
+    return gap(found, _logprobs(lm, ids))
