@@ -68,7 +68,7 @@ _LAWS: tuple[tuple[str, Callable[[LanguageModel, list[int]], float], float, str]
     ("the end of the stream gives the logits", reading.the_end_gives_the_logits, 1e-4, "relative"),
     ("recorded attention is the call that the anatomy names", reading.attention_is_that_of_its_call, 1e-4, "relative"),
     ("the last layer's guess is the model's", reading.lens_ends_at_the_model, 1e-4, "nats"),
-    ("a patch of a run with itself changes nothing, at any site", editing.own_patches_change_nothing, 1e-4, "values"),
+    ("a patch of a run with itself changes nothing, at any site", editing.own_patches_change_nothing, 1e-5, "relative"),
     ("what is added to a write is added to the stream", editing.writes_can_be_added_to, 1e-3, "relative"),
     ("greedy decoding is what reading says", continuing.decoding_is_reading, 1e-3, "logits"),
     ("greedy speculation is what reading says", continuing.speculating_is_reading, 1e-3, "logits"),

@@ -10,7 +10,7 @@ from torch import Tensor
 from probe.anatomy.parts import WRITES
 from probe.errors import SiteAbsent
 from probe.interventions import Add, Edit, Patch, applying
-from probe.laws.reading import READ, captured, everything, gap, layers_with, stream_error
+from probe.laws.reading import READ, captured, everything, layers_with, relative_gap, stream_error
 from probe.sites import SITES, Cell
 from probe.sites.positions import EVERYWHERE
 
@@ -30,7 +30,7 @@ def own_patches_change_nothing(lm: LanguageModel, ids: list[int]) -> float:
         edits = [edit for edit in edits if _can_be_made(lm, edit, ids)]
         if edits:
             after = _seen(lm, ids, edits)
-            worst = max(worst, *(gap(after[where], before[where]) for where in before))
+            worst = max(worst, *(relative_gap(after[where], before[where]) for where in before))
     return worst
 
 

@@ -60,6 +60,11 @@ def gap(one: Tensor, other: Tensor) -> float:
     return float(apart.nan_to_num(nan=torch.inf).max()) if apart.numel() else 0.0
 
 
+def relative_gap(one: Tensor, other: Tensor) -> float:
+    """The largest difference, relative to the largest finite number."""
+    return gap(one, other) / max(1e-30, float(other.masked_fill(~other.isfinite(), 0.0).abs().max()))
+
+
 def capturing_changes_nothing(lm: LanguageModel, ids: list[int]) -> float:
     """Logits of a forward of which everything is recorded, against those of a plain one."""
     sink, _ = captured(lm, [ids], everything(lm), attention=AttentionSpec("summary"))
@@ -126,7 +131,7 @@ def the_end_gives_the_logits(lm: LanguageModel, ids: list[int]) -> float:
     logits = sink.activations["logits", -1, None]
     with torch.no_grad():
         replayed = read_out(lm.model, lm.anatomy, sink.activations["resid_post", last, None])
-    return gap(replayed, logits) / float(logits.nan_to_num(neginf=0.0).abs().max())
+    return relative_gap(replayed, logits)
 
 
 def attention_is_that_of_its_call(lm: LanguageModel, ids: list[int]) -> float:
@@ -149,7 +154,7 @@ def attention_is_that_of_its_call(lm: LanguageModel, ids: list[int]) -> float:
         for site, tensor in (("q", call.query), ("k", call.key), ("v", call.value)):
             heads = range(lm.anatomy.n_heads(site, layer))
             found = torch.stack([sink.activations[site, layer, head][0] for head in heads])
-            worst = max(worst, gap(found, tensor[0]) / float(tensor.abs().max()))
+            worst = max(worst, relative_gap(found, tensor[0]))
         if (0, layer) in sink.attention_pieces:
             worst = max(worst, _gap_of_result(sink, layer, call, output))
     return worst
@@ -162,7 +167,7 @@ def _gap_of_result(sink: MemorySink, layer: int, call: AttentionCall, output: Te
     values = call.value[0].double().cpu().repeat_interleave(n_heads // call.value.shape[1], dim=0)
     result = torch.einsum("hqk,hkd->qhd", torch.from_numpy(pattern).double(), values)  # q query, k key, h head
     wanted = output[0].double().cpu().reshape(result.shape)
-    return gap(result, wanted) / float(wanted.abs().max())
+    return relative_gap(result, wanted)
 
 
 def lens_ends_at_the_model(lm: LanguageModel, ids: list[int]) -> float:
