@@ -14,6 +14,13 @@ To = Annotated[str, typer.Option("--to", help="Where to: step4, 57 (a position),
 Replace = Annotated[str | None, typer.Option("--replace", help="Put this in the step's place.")]
 Insert = Annotated[str | None, typer.Option("--insert", help="Put this before the step.")]
 Swap = Annotated[str | None, typer.Option("--swap", help="Put a step of another run in its place: RUN:step3.")]
+SwapPrompt = Annotated[
+    int | None, typer.Option("--swap-prompt", min=0, help="Which prompt of the run that --swap names.")
+]
+SwapBranch = Annotated[
+    int | None, typer.Option("--swap-branch", min=0, help="Which branch of the run that --swap names.")
+]
+SwapSplit = Annotated[str | None, typer.Option("--swap-split", help="How that run is cut [default: as --split].")]
 PromptB = Annotated[str | None, typer.Option("--prompt-b", help="Keep the reasoning, change the prompt.")]
 Delete = Annotated[bool, typer.Option("--delete", help="Take the step out; the model goes on without it.")]
 Truncate = Annotated[bool, typer.Option("--truncate", help="Answer now: see --stub.")]
@@ -53,6 +60,9 @@ def command(
     replace: Replace = None,
     insert: Insert = None,
     swap: Swap = None,
+    swap_prompt: SwapPrompt = None,
+    swap_branch: SwapBranch = None,
+    swap_split: SwapSplit = None,
     prompt_b: PromptB = None,
     delete: Delete = False,
     truncate: Truncate = False,
@@ -105,7 +115,8 @@ def command(
 
     source = probe.open_run(run)
     what: dict[str, Any] = {
-        "to": to, "replace": replace, "insert": insert, "swap": swap, "prompt_b": prompt_b, "delete": delete,
+        "to": to, "replace": replace, "insert": insert, "swap": swap, "swap_prompt": swap_prompt,
+        "swap_branch": swap_branch, "swap_split": swap_split, "prompt_b": prompt_b, "delete": delete,
         "truncate": truncate, "append_wait": append_wait, "numbers": numbers, "negate": negate, "filler": filler,
         "resample_until_different": resample_until_different, "edit": edit or [],
         "samples": samples, "until": until, "max_new": max_new,

@@ -14,23 +14,39 @@ RunPath = Annotated[Path, typer.Argument(help="A run directory.")]
 PromptId = Annotated[int | None, typer.Option("--prompt", min=0, help="Only this prompt's steps.")]
 
 
-def command(run: RunPath, split: o.Split = "sentence", prompt: PromptId = None, as_json: o.AsJson = False) -> None:
+Branch = Annotated[int | None, typer.Option("--branch", min=0, help="Only this branch of a run made by rewind.")]
+
+
+def command(
+    run: RunPath,
+    split: o.Split = "sentence",
+    prompt: PromptId = None,
+    branch: Branch = None,
+    as_json: o.AsJson = False,
+) -> None:
     """Show the reasoning steps of a run: id, token span, kind, log-prob, mean entropy, text."""
     import probe
     from cli.terminal import show_document, show_table, visible
     from probe.tracing import steps_of
 
     opened = probe.open_run(run)
-    table = steps_of(opened, split=split, prompt_id=prompt)
+    table = steps_of(opened, split=split, prompt_id=prompt, branch=branch)
     if as_json:
         steps = json.loads(table.to_json(orient="records"))
         show_document({"run": str(opened.path), "command": "steps", "summary": {"steps": steps}})
         return
+    branched = bool(table["branch"].any())
     rows = [
         (
-            str(row.prompt_id), f"step{row.step}", f"{row.start}..{row.end - 1}", str(row.kind),
-            f"{row.logprob:.3f}", f"{row.mean_entropy:.3f}", visible(row.text),
+            str(row.prompt_id), *([str(row.branch)] if branched else []), f"step{row.step}", f"{row.start}..{row.end - 1}",
+            str(row.kind), _number(row.logprob), _number(row.mean_entropy), visible(row.text),
         )
         for row in table.itertuples()
     ]  # fmt: skip
-    show_table(("prompt", "step", "tokens", "kind", "logprob", "mean entropy", "text"), rows)
+    heads = ("prompt", *(["branch"] if branched else []), "step", "tokens", "kind", "logprob", "mean entropy", "text")
+    show_table(heads, rows)
+
+
+def _number(value: float | None) -> str:
+    """Nothing where tokens were drawn and not scored."""
+    return "" if value is None or value != value else f"{value:.3f}"

@@ -164,6 +164,16 @@ def test_steps_of_a_run(shell) -> None:
     )
     assert len(steps) == 3
     failed(shell("steps", "nowhere"), 1, "nowhere")
+    failed(shell("steps", "run", "--branch", "3"), 1, "branch 3")
+
+
+def test_steps_of_a_rewind(shell) -> None:
+    assert shell("trace", "Once upon", *TINY, "--generate", "12", "--out", "run").returncode == 0
+    assert shell("rewind", "run", "--to", "step0", "-n", "2", "--max-new", "6", "--out", "drawn").returncode == 0
+    done = shell("steps", "drawn")
+    assert done.returncode == 0 and "branch" in done.stdout and not done.stderr, done.stderr
+    rows = json.loads(shell("steps", "drawn", "--branch", "1", "--json").stdout)["summary"]["steps"]
+    assert {row["branch"] for row in rows} == {1}
 
 
 def test_an_error_is_a_document_where_json_was_asked_for(shell, tmp_path: Path) -> None:

@@ -18,12 +18,12 @@ from probe.rewinding.preparing import prepare
 from probe.rewinding.rescoring import rescore
 from probe.rewinding.targets import find_target
 from probe.rewinding.trajectory import trajectory
-from probe.rewinding.wording import negate, respelled
+from probe.rewinding.wording import NUMERAL, respelled
 
 TEXT = "First we count all apples here. There are 12 apples. Then we add 7 more. So there are 19 apples in all."
 
 
-def written(lm, text: str = TEXT, prompt: str = "Q: how many?\n"):
+def written(lm, text: str = TEXT, prompt: str = "Q: how many?\n", stop: tuple[str, ...] = ()):
     """A run whose completion is a given text: a model's own generation, as far as a rewind can tell."""
     from probe.rewinding import keeping
     from probe.rewinding.trajectory import Trajectory
@@ -34,7 +34,9 @@ def written(lm, text: str = TEXT, prompt: str = "Q: how many?\n"):
     ids += lm.ids_of(text)
     pieces = lm.pieces(ids)
     made = Trajectory(0, tuple(ids), n_prompt, pieces.text, tuple(pieces.offsets), (), False, {})
-    with create(None, command="trace", arguments={"generate": 24, "sampling": {"temperature": 1.0}}) as writer:
+    with create(
+        None, command="trace", arguments={"generate": 24, "sampling": {"temperature": 1.0, "stop": list(stop)}}
+    ) as writer:
         with writer.unit("all"):
             writer.write("prompts", {"prompt_id": [0], "text": [prompt], "n_tokens": [n_prompt], "error": [""]})
             writer.write("tokens", keeping._bare_tokens(made))
@@ -104,9 +106,149 @@ def test_words_are_spelled_in_context(tiny, smollm2) -> None:
         old = lm.ids_of(" Then 3 - 4 = 5 apples.\n\n")
         new = respelled(lm, before, old, " Then 3 - 4 = 6 apples.\n\n")
         assert len(new) == len(old) and sum(a != b for a, b in zip(old, new, strict=True)) == 1
-    with pytest.raises(BadOption):
-        negate("Hello there")
-    assert negate("It is not true") == "It is true" and negate("3 + 4 = 7") == "3 - 4 = 7"
+
+
+def edited_number(lm, text: str, seed: int) -> tuple[str, int]:
+    """The last step after `--numbers`, and by how many tokens it is longer."""
+    plan = prepare(lm, written(lm, text), to="step-1", numbers=True, seed=seed)
+    return lm.pieces(plan.arms.new).text, len(plan.arms.new) - len(plan.arms.old)
+
+
+@pytest.mark.parametrize("model", ["tiny", "smollm2"])
+def test_a_number_can_always_be_another_one(model: str, request) -> None:
+    lm = request.getfixturevalue(model)
+    free, every, wide = (
+        "We add 3 and 4. It is 7.",
+        "We see 0 1 2 3 4 5 6 8 9 here. It is 7.",
+        "It is 12 or 34. So it is 56.",
+    )
+    for seed in range(8):
+        (said, longer), number = edited_number(lm, free, seed), lambda text: NUMERAL.findall(text)[-1]
+        assert number(said) not in ("3", "4", "7") and longer == 0
+        (said, longer) = edited_number(lm, every, seed)
+        assert number(said) != "7" and len(number(said)) == 1 and longer == 0
+        (said, longer) = edited_number(lm, wide, seed)
+        assert number(said) not in ("12", "34", "56") and len(number(said)) == 2 and longer == 0
+
+
+def test_a_swapped_step_is_of_the_prompt_branch_and_cut_that_were_named(tiny, tmp_path: Path) -> None:
+    probe.trace(tiny, ["One prompt.", "And another."], generate=24, out=tmp_path / "two:runs")
+    two = probe.open_run(tmp_path / "two:runs")
+    drawn = probe.rewind(two, lm=tiny, to="step0", prompt_id=1, samples=2, max_new=20, out=tmp_path / "drawn")
+    here = written(tiny)
+    for other, what in (
+        (two, {"swap_prompt": 1}), (drawn, {"swap_branch": 1}), (drawn, {"swap_branch": 4}),
+        (two, {"swap_prompt": 0, "swap_split": "regex:[a-z]"}),
+    ):  # fmt: skip
+        plan = prepare(tiny, here, to="step1", swap=f"{other.path}:step0", **what)
+        there = trajectory(
+            other,
+            tiny,
+            prompt_id=what.get("swap_prompt"),
+            branch=what.get("swap_branch", 0),
+            split=what.get("swap_split", "sentence"),
+        )
+        step = there.steps[0]
+        assert list(plan.arms.new) == [i for i in there.ids[step.start : step.end] if i not in tiny.eos_ids]
+        assert plan.arguments["swap_branch"] == what.get("swap_branch")
+    with pytest.raises(RunError, match="2 prompts"):
+        prepare(tiny, here, to="step1", swap=f"{two.path}:step0")
+    with pytest.raises(BadOption, match="no step of another run"):
+        prepare(tiny, here, to="step1", swap_branch=1)
+
+
+def test_spans_that_do_not_fit_are_refused_before_anything_is_drawn(run, tiny, tmp_path: Path, monkeypatch) -> None:
+    own = tmp_path / "own.json"
+    text = trajectory(run, tiny).completion
+    own.write_text(json.dumps([[0, 40], [40, len(text)]]))
+    what = {"lm": tiny, "to": "step1", "split": f"spans:{own}", "samples": 20, "max_new": 4}
+    assert probe.rewind(run, replace="Now we add 8.", **what).summary["off_policy"]["own_steps"] >= 20
+    probe.rewind(run, resample_until_different=True, **what)
+    own.write_text(json.dumps([[0, 40], [40, 3 + len(text)]]))  # a prompt's text begins with <s>
+    probe.trace(tiny, text, split=f"spans:{own}", attention="none")
+
+    def drawn(*a, **b):
+        raise AssertionError("drew")
+
+    monkeypatch.setattr("probe.tracing.recording.decode", drawn)
+    monkeypatch.setattr("probe.tracing.recording.read_sequences", drawn)
+    with pytest.raises(BadOption, match="not written yet"):
+        probe.trace(tiny, text, generate=4, split=f"spans:{own}", out=tmp_path / "a")
+    with pytest.raises(BadOption, match="the text at"):
+        probe.trace(tiny, text + " more", split=f"spans:{own}", out=tmp_path / "a")
+    assert not list(tmp_path.glob("a*"))
+
+
+@pytest.mark.parametrize("stop", [" in all.", "all.", "."])
+def test_nothing_is_drawn_after_a_stop_text(stop: str, tiny) -> None:
+    """A run that ended by --stop ends there again: its last boundary is over, others are not."""
+    from probe.decoding import Sampling
+    from probe.influence import boundaries
+    from probe.rewinding.preparing import drawing_from
+
+    text = "First we count all apples here\n\nThere are 12 apples\n\nSo there are 19 apples in all."
+    sampling = Sampling(1.0, stop=(stop,), seed=3)
+    for run in (written(tiny, text, stop=(stop,)), written(tiny, text)):  # stop texts of the run's, or given now
+        original = trajectory(run, tiny)
+        drawing = drawing_from(tiny, original, sampling, 8, "auto")
+        over = [drawing.is_over(tiny, arm.prefix, arm.n_prompt) for arm in boundaries.arms(tiny, original)]
+        assert over == [False, False, False, True]
+        done = probe.importance(run, lm=tiny, method="resampling", samples=4, max_new=8, sampling=sampling)
+        last = done.branches[done.branches["arm"] == "boundary-3"]
+        assert set(last["stop_reason"]) == {"stop"} and set(last["n_tokens"]) == {0} and set(last["outcome"]) == {"19"}
+        assert (done.branches.loc[done.branches["arm"] == "boundary-2", "n_tokens"] > 0).all()
+        kept = probe.rewind(
+            run, lm=tiny, to="step2", append_wait=True, samples=4, max_new=8, sampling=sampling
+        ).branches
+        assert set(kept.loc[kept["arm"] == "control", "n_tokens"]) == {0}
+        assert (kept.loc[kept["arm"] == "edited", "n_tokens"] > 0).all()
+
+
+def test_a_stop_text_that_is_given_now_ends_no_older_step(tiny) -> None:
+    """`--stop "\\n\\n"` asks for one more paragraph, from a place where one has just ended."""
+    from probe.decoding import Sampling
+    from probe.influence import boundaries
+    from probe.rewinding.preparing import drawing_from
+
+    original = trajectory(written(tiny, "First we count\n\nThen we add\n\n"), tiny)
+    drawing = drawing_from(tiny, original, Sampling(1.0, stop=("\n\n",)), 8, "auto")
+    over = [drawing.is_over(tiny, arm.prefix, arm.n_prompt) for arm in boundaries.arms(tiny, original)]
+    assert over == [False, False, True]
+
+
+def test_steps_of_what_a_rewind_drew(run, tiny) -> None:
+    from probe.tracing import steps_of
+
+    done = probe.rewind(run, lm=tiny, to="step1", replace="Now we add 8.", samples=2, max_new=9)
+    table = steps_of(done)
+    assert set(table["branch"]) == {0, *done.branches["branch"]}
+    for branch in (0, 1, 2, 4, 5):
+        whole = trajectory(done, tiny, branch=branch)
+        own = steps_of(done, branch=branch)
+        pd.testing.assert_frame_equal(own, table[table["branch"] == branch].reset_index(drop=True))
+        assert own["text"].tolist() == [step.text for step in whole.steps]
+        assert own[["start", "end"]].values.tolist() == [[step.start, step.end] for step in whole.steps]
+    drawn = table[table["branch"] == 1].iloc[-1]
+    assert pd.isna(drawn["logprob"]) and pd.isna(drawn["mean_entropy"])  # they were drawn, and not scored
+    with pytest.raises(RunError, match="branch 99"):
+        steps_of(done, branch=99)
+    again = probe.rewind(done, lm=tiny, to="-1", branch=1, samples=2, max_new=3)
+    assert "".join(steps_of(again, branch=1)["text"]) == trajectory(again, tiny, branch=1).completion
+
+
+@pytest.mark.parametrize("split", ["sentence", "line", "paragraph", "token", "regex:a"])
+def test_a_cut_never_changes_the_ids(split: str, run, tiny) -> None:
+    """Steps are spans over tokens that are there: cut in any way, ids, offsets and text stay, and steps tile them."""
+    from probe.tracing import steps_of
+
+    ids, text = list(trajectory(run, tiny).ids), trajectory(run, tiny).text
+    before = run.tokens.copy()
+    cut = trajectory(run, tiny, split=split)
+    assert list(cut.ids) == ids and cut.text == text
+    assert [i for step in cut.steps for i in ids[step.start : step.end]] == ids[cut.n_prompt :]
+    assert "".join(step.text for step in cut.steps) == cut.completion
+    assert steps_of(run, split=split)[["start", "end"]].values.tolist() == [[s.start, s.end] for s in cut.steps]
+    pd.testing.assert_frame_equal(run.tokens, before)
 
 
 def test_a_null_edit_is_exactly_nothing(run, tiny) -> None:

@@ -17,7 +17,7 @@ from probe.influence import boundaries, dependence, early, otherwise, receiver
 from probe.influence.rows import Row, columns, discovered
 from probe.rewinding import keeping, model_of, truncation
 from probe.rewinding.edits import STUB
-from probe.rewinding.preparing import new_tokens, open_source, sampling_of
+from probe.rewinding.preparing import drawing_from, new_tokens, open_source, sampling_of
 from probe.rewinding.rollouts import Arm, Drawing, Progress, draw, outcome
 from probe.rewinding.trajectory import Trajectory, check_model, trajectory
 
@@ -161,7 +161,7 @@ def _asked(
         )
     reference = answers.canonical(expect) if expect is not None else outcome(original.completion, "eos", answer)[0]
     longest = new_tokens(original, max_new, original.n_prompt)
-    drawing = Drawing(sampling or sampling_of(original, seed), longest, answer, original.prompt_id)
+    drawing = drawing_from(lm, original, sampling or sampling_of(original, seed), longest, answer)
     arms = tuple(
         arm._replace(max_new=new_tokens(original, max_new, arm.fork_pos)) for arm in boundaries.arms(lm, original)
     )

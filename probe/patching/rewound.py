@@ -12,7 +12,7 @@ from probe.patching.metrics import Target
 from probe.patching.pairs import Pair, pair_of, target_of
 from probe.rewinding.preparing import open_source
 from probe.rewinding.trajectory import Trajectory, check_model, trajectory
-from probe.spans import steps_from
+from probe.spans import of_other_texts, steps_from
 from probe.store import Run
 
 if TYPE_CHECKING:
@@ -59,7 +59,9 @@ def rewound_pair(
     clean, corrupt = prefix + tail, corrupt + tail
     target, texts, notes = _target(lm, clean, kept.ids[at], other, answer, against)
     pieces = lm.pieces(clean)
-    spans = tuple((s.start, s.end) for s in steps_from(pieces.text, pieces.offsets, whole.n_prompt, split))
+    spans = tuple(
+        (s.start, s.end) for s in steps_from(pieces.text, pieces.offsets, whole.n_prompt, of_other_texts(split))
+    )
     names = (f"{source.run_id} control", f"{source.run_id} edited")
     return pair_of(clean, corrupt, target, texts, align=align, names=names, notes=notes, steps=spans)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from probe.errors import BadOption
 from probe.language_model.following import ids_after
 from probe.rewinding import wording
+from probe.rewinding.negating import negate
 from probe.rewinding.targets import Target
 from probe.rewinding.trajectory import Trajectory
 
@@ -109,7 +110,7 @@ def _replacement(
     if edit.kind == "numbers":
         return wording.change_number(lm, before, old, text, context=trajectory.text, seed=seed)
     if edit.kind == "negate":
-        return wording.respelled(lm, before, old, wording.negate(text))
+        return wording.respelled(lm, before, old, negate(text))
     if edit.kind == "filler":
         return wording.filler(lm, before, len(old))
     raise BadOption(f"unknown edit '{edit.kind}'", hint=f"there are {', '.join(KINDS)}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from probe.decoding.forced import forced
-from probe.spans import steps
+from probe.spans import of_other_texts, steps
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -19,11 +19,12 @@ FAR = -3.0
 
 def own_steps(lm: LanguageModel, drawn: Sequence[Sequence[int]], split: str) -> list[tuple[int, ...]]:
     """The first step of each continuation (ids), cut as the original was; empty ones are left out."""
+    how = of_other_texts(split)
     found = []
     for ids in drawn:
         pieces = lm.pieces(list(ids))
         if ids:
-            found.append(tuple(ids[: steps(pieces.text, pieces.offsets, split)[0].end]))
+            found.append(tuple(ids[: steps(pieces.text, pieces.offsets, how)[0].end]))
     return found
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from probe import answers
 from probe import store as stores
@@ -26,6 +27,14 @@ if TYPE_CHECKING:
 DEFAULT = {"temperature": 0.6, "top_p": 0.95}  # as Bogdan et al. 2025 (2506.19143) drew theirs
 MAX_NEW = 256
 ROOM, FEWEST = 1.5, 64  # tokens of a continuation: times what the original still needed; at least
+
+
+class Other(NamedTuple):
+    """Which generation of the run that `swap` names: its prompt, its branch, and how it is cut (as this one if not said)."""
+
+    swap_prompt: int | None = None
+    swap_branch: int | None = None
+    swap_split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,8 @@ def prepare(
     branch: int = 0, samples: int = 16, until: float | None = None, max_new: int | None = None,
     sampling: Sampling | None = None, seed: int = 0, answer: str = "auto", expect: str | None = None,
     split: str = "sentence", stub: str = STUB, drawing_steps: bool = True,
-    edit: str | Iterable[str | ActivationEdit] = (), merge_answers: bool = False, **edits: Any,
+    edit: str | Iterable[str | ActivationEdit] = (), merge_answers: bool = False, swap_prompt: int | None = None,
+    swap_branch: int | None = None, swap_split: str | None = None, **edits: Any,
 ) -> Plan:  # fmt: skip
     """Check what is asked (see `rewind`) and find the arms.
 
@@ -74,6 +84,9 @@ def prepare(
     if until is not None and not 0 < until < 1:
         raise BadOption(f"until is {until}", hint="the half-width of an interval of a proportion: between 0 and 1")
     step_edit = edit_from(edits)
+    other = Other(swap_prompt, swap_branch, swap_split)
+    if step_edit.kind != "swap" and other != Other():
+        raise BadOption("no step of another run is asked for", hint="name the run and its step: --swap RUN:step3")
     if merge_answers:
         answers.merge([])  # says what is missing before anything is drawn
     if not other_model:
@@ -81,13 +94,12 @@ def prepare(
     original = trajectory(source, lm, prompt_id=prompt_id, branch=branch, split=split)
     target = find_target(original, to)
     found = outcome(original.completion, "eos", answer)
-    drawing = Drawing(
-        sampling or sampling_of(original, seed), new_tokens(original, max_new, target.start), answer, original.prompt_id
-    )
+    longest = new_tokens(original, max_new, target.start)
+    drawing = drawing_from(lm, original, sampling or sampling_of(original, seed), longest, answer)
     expected = answers.canonical(expect) if expect is not None else None
     if step_edit.kind == "resample_until_different" and not drawing_steps:
         step_edit = Edit("filler")
-    arms = _arms(lm, original, target, step_edit, drawing, stub, split)
+    arms = _arms(lm, original, target, step_edit, drawing, stub, split, other)
     changes = parse_all(lm, edit, seed=seed)
     if changes and arms.edited is None:
         arms = replace(arms, edited=arms.control)
@@ -97,6 +109,7 @@ def prepare(
         "max_new": drawing.max_new, "sampling": {**asdict(drawing.sampling), "stop": list(drawing.sampling.stop)},
         "answer": answer, "merge_answers": merge_answers, "expect": expect, "split": split, "stub": stub, "chat": original.chat,
         "generate": drawing.max_new, "prompt_id": original.prompt_id, "model": lm.name, "dtype": str(lm.dtype),
+        **(other._asdict() if step_edit.kind == "swap" else {}),
     }  # fmt: skip
     return Plan(
         source, original, branch, target, step_edit, arms, _named(arms, original, step_edit, changes), drawing, samples, until,
@@ -129,6 +142,14 @@ def sampling_of(original: Trajectory, seed: int) -> Sampling:
     return Sampling(**({**own, **DEFAULT} if not own.get("temperature") else own))
 
 
+def drawing_from(lm: LanguageModel, original: Trajectory, sampling: Sampling, max_new: int, answer: str) -> Drawing:
+    """How continuations of this original are drawn and read."""
+    stops = (original.arguments.get("sampling") or {}).get("stop", ())
+    ids = original.ids
+    whole = ids[:-1] if ids[-1] in lm.eos_ids else ids
+    return Drawing(sampling, max_new, answer, original.prompt_id, tuple(stops), whole)
+
+
 def new_tokens(original: Trajectory, asked: int | None, start: int) -> int:
     """How far a continuation from position `start` may go: as asked, else ROOM times what the original still needed there.
 
@@ -150,12 +171,13 @@ def open_source(run: stores.Run | str | Path) -> stores.Run:
 
 
 def _arms(
-    lm: LanguageModel, original: Trajectory, target: Target, edit: Edit, drawing: Drawing, stub: str, split: str
-) -> Arms:
+    lm: LanguageModel, original: Trajectory, target: Target, edit: Edit, drawing: Drawing, stub: str, split: str,
+    other: Other,
+) -> Arms:  # fmt: skip
     swapped: Sequence[int] = ()
     prompt_b: Sequence[int] = ()
     if edit.kind == "swap":
-        swapped = _swapped(lm, edit.text)
+        swapped = _swapped(lm, edit.text, other, split)
     if edit.kind == "resample_until_different":
         swapped = different_step(lm, original, target, drawing, split)
     if edit.kind == "prompt_b":
@@ -174,13 +196,19 @@ def _arms(
     return arms
 
 
-def _swapped(lm: LanguageModel, text: str) -> tuple[int, ...]:
+def _swapped(lm: LanguageModel, text: str, which: Other, split: str) -> tuple[int, ...]:
     """The tokens of `RUN:step3`."""
-    path, _, to = text.rpartition(":")
-    if not path:
+    named = re.fullmatch(r"(.+?):(step-?\d+|-?\d+|tok=.+|regex=.+)", text, re.DOTALL)
+    if named is None:
         raise BadOption(f"cannot read '{text}'", hint="write --swap RUN:step3")
-    other = trajectory(stores.open_run(path), lm)
-    there = find_target(other, to)
+    other = trajectory(
+        stores.open_run(named[1]),
+        lm,
+        prompt_id=which.swap_prompt,
+        branch=which.swap_branch or 0,
+        split=which.swap_split or split,
+    )
+    there = find_target(other, named[2])
     ids = other.ids[there.start : there.end]
     return ids[:-1] if ids[-1] in lm.eos_ids else ids
 

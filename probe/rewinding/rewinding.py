@@ -33,7 +33,8 @@ def rewind(
 ) -> stores.Run:  # fmt: skip
     """Go back to a place in a run's generation, edit, let both go on `samples` times (16), and measure what changed.
 
-    to: `step4`, `57`, `tok=TEXT`, `regex=/Wait/`. At most one edit: `replace`, `insert`, `swap` ("RUN:step3"), `prompt_b`
+    to: `step4`, `57`, `tok=TEXT`, `regex=/Wait/`. At most one edit: `replace`, `insert`, `swap` ("RUN:step3";
+    swap_prompt, swap_branch, swap_split say which generation of that run and how it is cut), `prompt_b`
     (texts), or `delete`, `truncate` (with `stub`), `append_wait`, `numbers`, `negate`, `filler`,
     `resample_until_different` (True); and `edit`, changes of activations (`resid_post@12=add:FILE`) from the last token
     before the first drawn one on. With neither it draws on from there and compares nothing.

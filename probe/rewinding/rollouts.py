@@ -39,12 +39,31 @@ class Arm(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """How continuations are drawn and read: at most `max_new` tokens, answers found by `how` (see `answers.extract`)."""
+    """How continuations are drawn and read: at most `max_new` tokens, answers found by `how` (see `answers.extract`).
+
+    stops: stop texts that the original was written with; whole: its ids, without an end token.
+    """
 
     sampling: Sampling
     max_new: int
     how: str
     prompt_id: int = 0
+    stops: tuple[str, ...] = ()
+    whole: tuple[int, ...] = ()
+
+    def is_over(self, lm: LanguageModel, prefix: tuple[int, ...], n_prompt: int) -> bool:
+        """Whether a prefix ends in a stop text, so that decoding it would have ended there.
+
+        A stop text that the original was not written with ends a prefix only where the original ends too: it says how far
+        new text may go, not that old text is wrong.
+        """
+        stops = [one for one in self.sampling.stop if one in self.stops or prefix == self.whole]
+        own = prefix[n_prompt:]
+        if not stops or not own:
+            return False
+        pieces = lm.pieces(own[-2 * max(map(len, stops)) - 8 :])
+        last = pieces.offsets[-1][0]
+        return any(pieces.text.find(one, max(0, last - len(one) + 1)) >= 0 for one in stops)
 
 
 def outcome(text: str, stop_reason: str, how: str) -> tuple[str, str | None]:
@@ -61,8 +80,14 @@ def draw(
 ) -> None:  # fmt: skip
     """Draw every (arm, sample) that the run does not have yet and keep each as it ends; arms run side by side.
 
+    An arm whose text has ended by a stop text is kept as it is.
     What their prefixes have in common is computed once. Arms whose activations are changed run by themselves.
     """
+    for arm in arms:
+        if drawing.is_over(lm, arm.prefix, arm.n_prompt):
+            for sample in (s for s in samples if not writer.done(_key(arm, s))):
+                with writer.unit(_key(arm, sample)):
+                    _write(lm, writer, arm, sample, Continuation(stop_reason="stop"), drawing)
     missing = {arm: tuple(s for s in samples if not writer.done(_key(arm, s))) for arm in arms}
     total = len(arms) * len(samples)
     ended = total - sum(map(len, missing.values()))

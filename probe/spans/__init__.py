@@ -1,7 +1,22 @@
 """Reasoning steps: where a text is cut, which tokens a step has, and a heuristic label of what it does."""
 
-from probe.spans.cutting import Cut, check_split, cuts, split
+from probe.spans.cutting import Cut, check_split, cuts, of_other_texts, split
 from probe.spans.kinds import KINDS, kind
+from probe.spans.protecting import zones
 from probe.spans.steps import Span, Step, from_spans, steps, steps_from
 
-__all__ = ["KINDS", "Cut", "Span", "Step", "check_split", "cuts", "from_spans", "kind", "split", "steps", "steps_from"]
+__all__ = [
+    "KINDS",
+    "Cut",
+    "Span",
+    "Step",
+    "check_split",
+    "cuts",
+    "from_spans",
+    "kind",
+    "of_other_texts",
+    "split",
+    "steps",
+    "steps_from",
+    "zones",
+]

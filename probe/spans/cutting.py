@@ -39,6 +39,11 @@ def split(text: str, how: str = "sentence") -> list[tuple[int, int]]:
     return [(a, b) for a, b in pairwise(edges) if b > a]
 
 
+def of_other_texts(how: str) -> str:
+    """How texts like one that was cut so are cut: the same way, but by sentences where a file says where that one is."""
+    return "sentence" if how.startswith("spans:") else how
+
+
 def cuts(text: str, how: str = "sentence") -> list[Cut]:
     """Where the text is cut, ascending, none at either end. Raises `BadOption` for an unknown `how`; `token` cuts nothing."""
     check_split(how)

@@ -94,6 +94,10 @@ def request(
     how = Chat(chat, system, template_options or {}, allow_template_loss)
     how.check()
     check_split(split)
+    if generate and split.startswith("spans:"):
+        raise BadOption(
+            "spans of a text that is not written yet", hint="generate first, then probe steps RUN --split spans:FILE"
+        )
     anatomy = lm.anatomy
     texts = [capture] if isinstance(capture, str) else list(capture)
     places = tuple(place for text in texts for place in parse_places(text))
@@ -124,6 +128,9 @@ def trace(
         raise failed[0].error
     if resume and (out is None or out == "auto"):
         raise BadOption("which run is to be resumed?", hint="name it with --out")
+    if asked.split.startswith("spans:"):  # a file that does not fit its text is an error before anything is run
+        for sequence in sequences:
+            sequence.finish(lm, None, asked.split)
     path = stores.fresh_path("trace", word=_word(inputs[0])) if out == "auto" else Path(out) if out else None
     with stores.create(path, command="trace", arguments=_arguments(lm, asked, what, inputs), resume=resume) as writer:
         if failed:

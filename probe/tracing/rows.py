@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -193,14 +194,16 @@ def step_columns(prompt_id: int, spans: list[Step], logprob: np.ndarray, entropy
             name: [getattr(s, name) for s in spans]
             for name in ("start", "end", "text_start", "text_end", "kind", "text", "mid_token")
         },
-        "logprob": [float(np.nansum(logprob[i], dtype=np.float64)) for i in inside],
+        "logprob": [_over(partial(np.nansum, dtype=np.float64), logprob[i]) for i in inside],
         "mean_entropy": [_over(np.nanmean, entropy[i]) for i in inside],
         "max_entropy": [_over(np.nanmax, entropy[i]) for i in inside],
     }
 
 
 def _over(statistic: Any, values: np.ndarray) -> float | None:
-    return None if np.isnan(values).all() else float(statistic(values))
+    """None where tokens were not scored; the first of a text never is."""
+    gaps = np.isnan(values)
+    return None if gaps.all() or gaps[1:].any() else float(statistic(values))
 
 
 def _shifted(rows: Any) -> np.ndarray:
