@@ -370,6 +370,11 @@ def test_the_room_of_a_continuation(run, tiny) -> None:
     for name, arm in done.summary["arms"].items():
         rows = done.branches[done.branches["arm"] == name]
         assert arm["cut_off"] == (rows["outcome"] == "<truncated>").sum()
+    eos = min(tiny.eos_ids)
+    whole = written(tiny, TEXT + tiny.tokenizer.decode([eos]))  # this one came to its end
+    n = len(trajectory(whole, tiny).ids) - trajectory(whole, tiny).steps[0].start
+    assert trajectory(whole, tiny).ids[-1] == eos and n == len(tiny.ids_of(TEXT)) + 1
+    assert prepare(tiny, whole, to="step0").drawing.max_new == int(np.ceil(1.5 * n))
     assert prepare(tiny, run, to="step3").drawing.max_new == 64
     assert prepare(tiny, run, to="step3", max_new=5).drawing.max_new == 5
 

@@ -160,10 +160,10 @@ def _asked(
             "the generation is one step: there is nothing to compare it with", hint="cut finer: --split line"
         )
     reference = answers.canonical(expect) if expect is not None else outcome(original.completion, "eos", answer)[0]
-    longest = new_tokens(original, max_new, original.n_prompt)
+    longest = new_tokens(lm, original, max_new, original.n_prompt)
     drawing = drawing_from(lm, original, sampling or sampling_of(original, seed), longest, answer)
     arms = tuple(
-        arm._replace(max_new=new_tokens(original, max_new, arm.fork_pos)) for arm in boundaries.arms(lm, original)
+        arm._replace(max_new=new_tokens(lm, original, max_new, arm.fork_pos)) for arm in boundaries.arms(lm, original)
     )
     return Asked(
         methods, original, arms, drawing, samples, split, stub, candidates, embedder, reference, method == "all", suppress,

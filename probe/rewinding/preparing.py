@@ -94,7 +94,7 @@ def prepare(
     original = trajectory(source, lm, prompt_id=prompt_id, branch=branch, split=split)
     target = find_target(original, to)
     found = outcome(original.completion, "eos", answer)
-    longest = new_tokens(original, max_new, target.start)
+    longest = new_tokens(lm, original, max_new, target.start)
     drawing = drawing_from(lm, original, sampling or sampling_of(original, seed), longest, answer)
     expected = answers.canonical(expect) if expect is not None else None
     if step_edit.kind == "resample_until_different" and not drawing_steps:
@@ -150,7 +150,7 @@ def drawing_from(lm: LanguageModel, original: Trajectory, sampling: Sampling, ma
     return Drawing(sampling, max_new, answer, original.prompt_id, tuple(stops), whole)
 
 
-def new_tokens(original: Trajectory, asked: int | None, start: int) -> int:
+def new_tokens(lm: LanguageModel, original: Trajectory, asked: int | None, start: int) -> int:
     """How far a continuation from position `start` may go: as asked, else ROOM times what the original still needed there.
 
     So that late continuations have no more room than early ones; an original that was cut off is taken to have needed half
@@ -161,7 +161,8 @@ def new_tokens(original: Trajectory, asked: int | None, start: int) -> int:
             raise BadOption(f"max-new is {asked}", hint="it is at least 1")
         return asked
     given = int(original.arguments.get("generate") or MAX_NEW)
-    needed = len(original.ids) - start + (given // 2 if len(original.ids) - original.n_prompt >= given else 0)
+    cut_off = original.ids[-1] not in lm.eos_ids and len(original.ids) - original.n_prompt >= given
+    needed = len(original.ids) - start + (given // 2 if cut_off else 0)
     return max(FEWEST, ceil(ROOM * needed))
 
 

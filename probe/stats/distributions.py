@@ -108,7 +108,7 @@ def _null(
     return statistic(counted(left, classes), counted(right, classes))
 
 
-def cochran(table: np.ndarray, *, seed: int, draws: int = DRAWS) -> float:
+def cochran(table: np.ndarray, *, seed: int, draws: int = 2000) -> float:
     """p of k arms whose samples share noise having one proportion: Cochran's Q of a bool table (sample, arm), by shuffling
     every sample's arms. Add-one, as in `shift`; 1 where all samples are alike in all arms."""
     mixed = table[table.any(axis=1) & ~table.all(axis=1)]
