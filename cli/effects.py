@@ -128,7 +128,7 @@ def _show_answers(run: Run) -> None:
     how = run.summary["answers"]
     rows = []
     for row in run.branches.itertuples():
-        chosen = "chosen" if row.outcome != TRUNCATED else f"chosen, but cut off: {TRUNCATED}"
+        cut_off = f"chosen, but cut off: {TRUNCATED}"
         for found in explain(row.text, how):
             rows.append(
                 (
@@ -137,11 +137,15 @@ def _show_answers(run: Run) -> None:
                     found.rule,
                     visible(found.text),
                     visible(found.key),
-                    chosen if found.chosen else "",
+                    found.confidence,
+                    (cut_off if row.outcome == TRUNCATED else "chosen" if row.outcome == found.key else "")
+                    if found.chosen
+                    else "",
                 )
             )
-    typer.echo("\nanswers found in what was drawn")
-    show_table(("branch", "arm", "rule", "as written", "class", ""), rows)
+    read_by = ", ".join(f"{rule} {n}" for rule, n in run.summary["rules"].items())
+    typer.echo(f"\nanswers read by: {read_by or 'no rule'}; all that was found in what was drawn")
+    show_table(("branch", "arm", "rule", "as written", "class", "confidence", ""), rows)
 
 
 def _show_examples(summary: dict[str, Any]) -> None:

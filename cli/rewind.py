@@ -45,9 +45,7 @@ Stub = Annotated[str | None, typer.Option("--stub", help="Text that asks for the
 PromptId = Annotated[int | None, typer.Option("--prompt", min=0, help="Which prompt of the run.")]
 Branch = Annotated[int, typer.Option("--branch", min=0, help="Which branch of a run made by rewind.")]
 Explain = Annotated[bool, typer.Option("--explain-answer", help="Say how each answer was found.")]
-Merge = Annotated[
-    bool, typer.Option("--merge-answers", help="Answers that math-verify finds equal are one (an extra).")
-]
+Merge = Annotated[bool, typer.Option("--merge-answers", help="Answers whose formulas simplify to one are one.")]
 OtherModel = Annotated[
     str | None, typer.Option("--model", "-m", help="Another model than the run's, with the same tokenizer.")
 ]

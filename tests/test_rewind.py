@@ -630,3 +630,27 @@ def test_the_tree_is_exported(shell) -> None:
     (control,) = json.loads(shell("runs", "export", "went", "--json").stdout)["summary"]["children"]
     assert (control["name"], control["n"], len(control["branches"])) == ("control", 2, 2)
     assert shell("runs", "export", "went").returncode == 2
+
+
+def test_an_outcome_is_read_without_thinking_and_special_tokens() -> None:
+    """Tokens that the tokenizer calls special are no part of an answer, whatever their shape; a budget that ends inside the
+    thinking leaves no answer."""
+    from types import SimpleNamespace
+
+    from probe.rewinding.rollouts import outcome
+
+    words = ["ask", "<think>", " 41", "</think>", " So 42", " END7", "<eos>"]
+
+    def pieces(ids):
+        text = "".join(words[i] for i in ids)
+        ends = np.cumsum([len(words[i]) for i in ids])
+        return SimpleNamespace(
+            text=text, offsets=[(end - len(words[i]), end) for end, i in zip(ends, ids, strict=True)]
+        )
+
+    lm = SimpleNamespace(pieces=pieces, tokenizer=SimpleNamespace(all_special_ids=[5, 6]), eos_ids={6})
+    assert outcome(lm, [0, 1, 2, 3, 4, 5, 6], 2, "eos", "auto") == ("42", "42", "last-number", "low")
+    assert outcome(lm, [0, 1, 2, 3, 4], 2, "stop", "auto").key == "42"
+    assert outcome(lm, [0, 1, 2, 3, 4], 2, "length", "auto").key == "<truncated>"
+    assert outcome(lm, [0, 1, 2], 2, "eos", "auto").key == outcome(lm, [0, 1, 2], 1, "eos", "auto").key == "<truncated>"
+    assert outcome(lm, [0, 1, 2, 6], 2, "eos", "auto") == ("<none>", None, None, None)

@@ -1,7 +1,22 @@
 """What a text answers, as a class: found by rules, compared by canonical keys."""
 
 from probe.answers.canonical import canonical, equal
-from probe.answers.extraction import HOWS, NONE, TRUNCATED, Answer, Candidate, explain, extract
+from probe.answers.extraction import HOWS, NONE, TRUNCATED, Answer, Candidate, explain, extract, key
+from probe.answers.markup import opens_thinking, said
 from probe.answers.merging import merge
 
-__all__ = ["HOWS", "NONE", "TRUNCATED", "Answer", "Candidate", "canonical", "equal", "explain", "extract", "merge"]
+__all__ = [
+    "HOWS",
+    "NONE",
+    "TRUNCATED",
+    "Answer",
+    "Candidate",
+    "canonical",
+    "equal",
+    "explain",
+    "extract",
+    "key",
+    "merge",
+    "opens_thinking",
+    "said",
+]

@@ -59,7 +59,7 @@ def early_answers(
     texts = dict.fromkeys([*candidates] or [*(one.text for one in found if one.text)])
     written: dict[str, list[str]] = {}
     for text in texts:
-        written.setdefault(answers.canonical(text), []).append(text)
+        written.setdefault(answers.key(text, how), []).append(text)
     written.setdefault(reference, [reference])
     chances = _chances(lm, prefixes, list(written.values()), progress) if len(written) > 1 else None
     column = list(written).index(reference)

@@ -78,7 +78,7 @@ def importance(
         answer=answer, expect=expect, split=split, stub=stub, candidates=candidates, embedder=embedder, suppress=suppress,
         heads=heads,
     )  # fmt: skip
-    found = outcome(asked.original.completion, "eos", answer)
+    found = outcome(lm, asked.original.ids, asked.original.n_prompt, "eos", answer)
     path = (
         stores.fresh_path("importance", word=asked.methods[0] if len(asked.methods) == 1 else "all")
         if out == "auto"
@@ -159,7 +159,11 @@ def _asked(
         raise BadOption(
             "the generation is one step: there is nothing to compare it with", hint="cut finer: --split line"
         )
-    reference = answers.canonical(expect) if expect is not None else outcome(original.completion, "eos", answer)[0]
+    reference = (
+        answers.key(expect, answer)
+        if expect is not None
+        else outcome(lm, original.ids, original.n_prompt, "eos", answer).key
+    )
     longest = new_tokens(lm, original, max_new, original.n_prompt)
     drawing = drawing_from(lm, original, sampling or sampling_of(original, seed), longest, answer)
     arms = tuple(

@@ -11,6 +11,7 @@ from probe.errors import BadOption, RunError
 from probe.patching.metrics import Target
 from probe.patching.pairs import Pair, pair_of, target_of
 from probe.rewinding.preparing import open_source
+from probe.rewinding.rollouts import answer_in
 from probe.rewinding.trajectory import Trajectory, check_model, trajectory
 from probe.spans import of_other_texts, steps_from
 from probe.store import Run
@@ -75,11 +76,9 @@ def _draws(source: Run, lm: LanguageModel, arm: str) -> Iterator[_Draw]:
 def _answer_at(lm: LanguageModel, whole: Trajectory, draw: _Draw, how: str) -> int | None:
     """The position of the token in which the answer of a continuation begins; None where it gives none after its prefix."""
     pieces = lm.pieces(draw.ids)
-    first = pieces.offsets[min(whole.n_prompt, len(draw.ids) - 1)][0]
-    found = answers.extract(pieces.text[first:], how)
+    found, start, _ = answer_in(lm, draw.ids, whole.n_prompt, how)
     if found.key == answers.NONE:
         return None
-    start = first + found.start
     at = next(i for i, (_, end) in enumerate(pieces.offsets) if end > start)
     return at if at >= draw.begin else None
 

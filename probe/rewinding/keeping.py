@@ -9,17 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from probe.rewinding.rollouts import ORIGINAL
+from probe.rewinding.rollouts import ORIGINAL, Outcome
 from probe.rewinding.trajectory import Trajectory
 from probe.store import Run, Writer
 
 SPAN = ("start", "end", "text_start", "text_end", "kind", "text", "mid_token")
 
 
-def keep_original(
-    writer: Writer, source: Run, original: Trajectory, branch: int, found: tuple[str, str | None]
-) -> None:
-    """The sequence that was rewound, as branch 0, so that the run needs no other. `found`: outcome and answer."""
+def keep_original(writer: Writer, source: Run, original: Trajectory, branch: int, found: Outcome) -> None:
+    """The sequence that was rewound, as branch 0, so that the run needs no other. `found`: what it answers."""
     if writer.done("original"):
         return
     prompt = original.prompt_id
@@ -37,7 +35,7 @@ def keep_original(
             "prompt_id": [prompt], "branch": [ORIGINAL], "parent": [-1], "arm": ["original"], "sample": [-1],
             "fork_pos": [0], "draw_pos": [original.n_prompt], "n_prompt": [original.n_prompt], "edit": [""],
             "text": [original.completion], "n_tokens": [len(original.ids) - original.n_prompt],
-            "outcome": [found[0]], "answer": [found[1]],
+            "outcome": [found.key], "answer": [found.text], "rule": [found.rule], "confidence": [found.confidence],
         })  # fmt: skip
 
 

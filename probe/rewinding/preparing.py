@@ -17,7 +17,7 @@ from probe.interventions import Edit as ActivationEdit
 from probe.interventions import parse_all
 from probe.rewinding.different import different_step
 from probe.rewinding.edits import STUB, Arms, Edit, arms_for, edit_from
-from probe.rewinding.rollouts import Arm, Drawing, outcome
+from probe.rewinding.rollouts import Arm, Drawing, Outcome, outcome
 from probe.rewinding.targets import Target, find_target
 from probe.rewinding.trajectory import Trajectory, check_model, trajectory
 
@@ -52,7 +52,7 @@ class Plan:
     samples: int
     until: float | None
     split: str
-    found: tuple[str, str | None]
+    found: Outcome
     reference: str
     expected: str | None
     arguments: dict[str, Any]
@@ -87,16 +87,14 @@ def prepare(
     other = Other(swap_prompt, swap_branch, swap_split)
     if step_edit.kind != "swap" and other != Other():
         raise BadOption("no step of another run is asked for", hint="name the run and its step: --swap RUN:step3")
-    if merge_answers:
-        answers.merge([])  # says what is missing before anything is drawn
     if not other_model:
         check_model(source, lm)
     original = trajectory(source, lm, prompt_id=prompt_id, branch=branch, split=split)
     target = find_target(original, to)
-    found = outcome(original.completion, "eos", answer)
+    found = outcome(lm, original.ids, original.n_prompt, "eos", answer)
     longest = new_tokens(lm, original, max_new, target.start)
     drawing = drawing_from(lm, original, sampling or sampling_of(original, seed), longest, answer)
-    expected = answers.canonical(expect) if expect is not None else None
+    expected = answers.key(expect, answer) if expect is not None else None
     if step_edit.kind == "resample_until_different" and not drawing_steps:
         step_edit = Edit("filler")
     arms = _arms(lm, original, target, step_edit, drawing, stub, split, other)
@@ -113,7 +111,7 @@ def prepare(
     }  # fmt: skip
     return Plan(
         source, original, branch, target, step_edit, arms, _named(arms, original, step_edit, changes), drawing, samples, until,
-        split, found, expected or found[0], expected, arguments, changes, merge_answers,
+        split, found, expected or found.key, expected, arguments, changes, merge_answers,
     )  # fmt: skip
 
 

@@ -42,7 +42,7 @@ def rewind(
     paired difference is known to +- that much. sampling: default the run's own, or temperature 0.6 and top-p 0.95 if that
     was greedy; seed. max_new: tokens of a continuation,
     default half as many again as the original still needed there. answer: how outcomes are read (see `answers.extract`);
-    expect: the right one; merge_answers: classes that `math-verify` finds equal are one. prompt_id, branch, split: which
+    expect: the right one; merge_answers: classes whose formulas simplify to one are one. prompt_id, branch, split: which
     generation and how it is cut. out, resume: as in `trace`.
 
     Tables: `branches`, `effects`, `rescored`, `tokens` (each branch from where it forks), `steps`, `prompts`.

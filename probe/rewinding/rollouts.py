@@ -66,12 +66,42 @@ class Drawing(NamedTuple):
         return any(pieces.text.find(one, max(0, last - len(one) + 1)) >= 0 for one in stops)
 
 
-def outcome(text: str, stop_reason: str, how: str) -> tuple[str, str | None]:
-    """(class, answer as written) of a whole completion; one that ran out of tokens is `<truncated>`, whatever it holds."""
+class Outcome(NamedTuple):
+    """What a completion answers: its class, the answer as written, the rule that found it, and how sure that is."""
+
+    key: str
+    text: str | None = None
+    rule: str | None = None
+    confidence: str | None = None
+
+
+def answer_in(lm: LanguageModel, ids: Sequence[int], n_prompt: int, how: str) -> tuple[answers.Answer, int, bool]:
+    """The answer of a completion, the character it begins at in the whole text, and whether it ends while it still thinks.
+
+    Special tokens and thinking are no part of it; the prompt may have opened the thinking.
+    """
+    pieces = lm.pieces(ids)
+    begin = _char(pieces, n_prompt)
+    thinking = answers.opens_thinking(pieces.text[:begin])
+    special = set(lm.tokenizer.all_special_ids)
+    hidden = [
+        (a - begin, b - begin)
+        for token, (a, b) in zip(ids[n_prompt:], pieces.offsets[n_prompt:], strict=True)
+        if token in special
+    ]
+    text = pieces.text[begin:]
+    found = answers.extract(text, how, thinking=thinking, hidden=hidden)
+    return found, begin + found.start, answers.said(text, opened=thinking).thinking
+
+
+def outcome(lm: LanguageModel, ids: Sequence[int], n_prompt: int, stop_reason: str, how: str) -> Outcome:
+    """What a whole sequence answers; one that ran out of tokens, or stops inside its thinking, is `<truncated>`."""
     if stop_reason in ("length", "context"):
-        return answers.TRUNCATED, None
-    found = answers.extract(text, how)
-    return found.key, found.text or None
+        return Outcome(answers.TRUNCATED)
+    found, _, thinking = answer_in(lm, ids, n_prompt, how)
+    if thinking and ids[-1] not in lm.eos_ids:
+        return Outcome(answers.TRUNCATED)
+    return Outcome(found.key, found.text or None, found.rule or None, found.confidence or None)
 
 
 def draw(
@@ -141,14 +171,15 @@ def _key(arm: Arm, sample: int) -> str:
 def _write(lm: LanguageModel, writer: Writer, arm: Arm, sample: int, drawn: Continuation, drawing: Drawing) -> None:
     ids = [*arm.prefix, *drawn.ids]
     pieces = lm.pieces(ids)
-    begin, prompt_end = _char(pieces, len(arm.prefix)), _char(pieces, arm.n_prompt)
-    key, written = outcome(pieces.text[prompt_end:], drawn.stop_reason, drawing.how)
+    begin = _char(pieces, len(arm.prefix))
+    found = outcome(lm, ids, arm.n_prompt, drawn.stop_reason, drawing.how)
     branch = 1 + arm.of * sample + arm.number
     writer.write("branches", {
         "prompt_id": [drawing.prompt_id], "branch": [branch], "parent": [ORIGINAL], "arm": [arm.name], "sample": [sample],
         "fork_pos": [arm.fork_pos], "draw_pos": [len(arm.prefix)], "n_prompt": [arm.n_prompt], "edit": [arm.edit],
         "text": [pieces.text[begin:]], "n_tokens": [len(drawn.ids)], "stop_reason": [drawn.stop_reason],
-        "outcome": [key], "answer": [written], "logprob": [float(np.sum(drawn.sample_logprob, dtype=np.float64))],
+        "outcome": [found.key], "answer": [found.text], "rule": [found.rule], "confidence": [found.confidence],
+        "logprob": [float(np.sum(drawn.sample_logprob, dtype=np.float64))],
     })  # fmt: skip
     own = slice(arm.fork_pos, None)
     n_edit = len(arm.prefix) - arm.fork_pos

@@ -33,6 +33,7 @@ def summarize(
         "new": _text(lm, arms.before, arms.new), "same_length": len(arms.old) == len(arms.new), "samples": n,
         "max_new": plan.drawing.max_new, "answers": plan.drawing.how, "reference": plan.reference,
         "expected": plan.expected, "arms": shares, "headroom": shares[before]["entropy"] if before else None,
+        "rules": _rules(branches, n),
         "difference": headline, "resolution": _resolution(branches, plan.reference, n, plan.until) if headline else None,
         "effects": rows, "off_policy": far, "rescored": _rescored(original, len(arms.control), scored),
         "examples": _examples(branches, n), "no_answer": _no_answer(shares),
@@ -97,6 +98,12 @@ def _examples(branches: pa.Table, n: int) -> dict[str, Any]:
         for row in chosen
         if row["arm"] in arms
     }
+
+
+def _rules(branches: pa.Table, n: int) -> dict[str, int]:
+    """How often each rule found the answer of a drawn continuation, the commonest first."""
+    drawn = branches.filter(pc.and_(pc.greater_equal(branches["sample"], 0), pc.less(branches["sample"], n)))
+    return dict(Counter(rule for rule in drawn["rule"].cast(pa.string()).to_pylist() if rule).most_common())
 
 
 def _no_answer(shares: dict[str, Any]) -> bool:

@@ -46,6 +46,8 @@ MEASURED = (
         Column("stop_reason", words(), "eos, stop, length or context"),
         Column("outcome", words(), "class of its answer; <none> and <truncated> are classes"),
         text("answer", "the answer as written; null where none was found"),
+        Column("rule", words(), "what found the answer: boxed, answer is, last-number, …; null where none was found"),
+        Column("confidence", words(), "high if the text marks its answer, medium if read out of more, low if nothing does"),
         Column("logprob", pa.float64(), "nats after the filters, summed over the drawn tokens; 0 where greedy"),
     )),
     Table("effects", "one measured difference", ("edit", "metric", "outcome"), (
