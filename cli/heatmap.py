@@ -40,11 +40,22 @@ def show_patch(run: Run, *, quiet: bool) -> None:
     typer.echo(f"\nrun: {run_path(run)}")
 
 
+def _measure(summary: dict[str, Any]) -> str:
+    """The column that is shown: shares, but where most pairs' clean and corrupt hardly differ their differences."""
+    return "change" if 2 * len(summary.get("small", ())) > summary["pairs"] else "effect"
+
+
 def _show_question(summary: dict[str, Any]) -> None:
     against = "" if summary["against"] is None else f" against {visible(summary['against'])}"
     mean = f", mean of {summary['pairs']} pairs" if summary["pairs"] > 1 else ""
     typer.echo(f"{summary['metric']} of {visible(summary['answer'])}{against} ({summary['unit']}){mean}")
-    typer.echo(f"clean {summary['clean']:+.3f}, corrupt {summary['corrupt']:+.3f}")
+    floor = summary.get("floor")
+    typer.echo(
+        f"clean {summary['clean']:+.3f}, corrupt {summary['corrupt']:+.3f}"
+        + ("" if floor is None else f"; 95 % of random patches of the same norm move it by less than {floor:.3f}")
+    )
+    if summary.get("measured"):
+        _show_measured(summary["measured"])
     into = (
         "the corrupt run: 0 is corrupt, 1 is clean"
         if summary["direction"] == "denoise"
@@ -63,6 +74,21 @@ def _show_question(summary: dict[str, Any]) -> None:
         _show_agreement(summary)
         return
     typer.echo(f"{summary['cells']:,} {'paths of ' + summary['path'] if summary['path'] else 'cells'}{idle}")
+
+
+def _show_measured(measured: dict[str, Any]) -> None:
+    """Where the arms of a rewind are compared, and what the step does to the outcome in the end."""
+    where = {"parting": "the first place after the step where the arms part", "answer": "the answer"}
+    typer.echo(
+        f"measured at {measured['pos']}, {where.get(measured['measure_at'], 'as asked')}: total variation of the next token "
+        f"{measured['total_variation']:.3f}"
+    )
+    total = measured["outcome"]
+    if total:
+        typer.echo(
+            f"total effect of the step: P({visible(total['outcome'])}) changes by {total['difference']:+.3f} "
+            f"[{total['ci_low']:+.3f}, {total['ci_high']:+.3f}]"
+        )
 
 
 def _show_agreement(summary: dict[str, Any]) -> None:
@@ -89,10 +115,11 @@ def _kind(row: pd.Series) -> str:
 
 
 def _show_map(run: Run, summary: dict[str, Any], site: str, kind: str, cells: pd.DataFrame) -> None:
-    """Rows are tokens, steps or heads; columns are layers; a number is 100 x the effect."""
+    """Rows are tokens, steps or heads; columns are layers; a number is 100 x the effect, or the change."""
+    measure = _measure(summary)
     rows = cells.assign(row=_labels(run, summary, kind, cells))
     order = list(dict.fromkeys(rows.sort_values(["pos", "step", "head"], kind="stable")["row"]))
-    table = rows.pivot_table(index="row", columns="layer", values="effect", observed=True, sort=True).reindex(order)
+    table = rows.pivot_table(index="row", columns="layer", values=measure, observed=True, sort=True).reindex(order)
     table = table.dropna(how="all")
     faint = (table.abs() < FAINT).all(axis=1)
     hidden = int(faint.sum())
@@ -101,7 +128,8 @@ def _show_map(run: Run, summary: dict[str, Any], site: str, kind: str, cells: pd
         hidden += len(table) - MOST
         strongest = table.abs().max(axis=1).nlargest(MOST).index
         table = table.loc[[row for row in table.index if row in set(strongest)]]
-    typer.echo(f"\n{site}: 100 x effect, by {kind} and layer")
+    named = "100 x effect" if measure == "effect" else f"change of {summary['metric']}, x 100"
+    typer.echo(f"\n{site}: {named}, by {kind} and layer")
     _draw(table)
     if hidden:
         typer.echo(f"… and {hidden} more rows with less" if len(table) == MOST else f"… and {hidden} rows of 0")
@@ -152,7 +180,7 @@ def _shade(value: float) -> str:
 
 
 def _show_strongest(summary: dict[str, Any]) -> None:
-    rows = []
+    rows, measure = [], _measure(summary)
     for cell in summary["strongest"]:
         place = f"{cell['site']}@{cell['layer']}" if cell["layer"] >= 0 else cell["site"]
         place += f".{cell['head']}" if cell["head"] >= 0 else ""
@@ -166,11 +194,12 @@ def _show_strongest(summary: dict[str, Any]) -> None:
         place += f" -> {cell['receiver']}" if cell["receiver"] else ""
         token = visible(cell["token"]) if cell.get("token") is not None else ""
         interval = "" if cell.get("ci_low") is None else f"[{cell['ci_low']:+.3f}, {cell['ci_high']:+.3f}]"
-        rows.append((place, where, token, f"{cell['effect']:+.3f}", interval, f"{cell['patched']:+.3f}"))
+        interval = "" if measure == "change" else interval
+        rows.append((place, where, token, f"{cell[measure]:+.3f}", interval, f"{cell['patched']:+.3f}"))
     if not rows:
         typer.echo("\nno effect is defined: clean and corrupt do not differ in this metric")
         return
-    header = ("place", "at", "token", "effect", "95 %", summary["metric"])
+    header = ("place", "at", "token", measure, "95 %", summary["metric"])
     shown = [i for i in range(len(header)) if any(row[i] for row in rows)]
     typer.echo("\nstrongest places")
     show_table([header[i] for i in shown], [[row[i] for i in shown] for row in rows])

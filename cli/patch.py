@@ -22,6 +22,14 @@ Rewind = Annotated[
     Path | None,
     typer.Option("--from-rewind", help="A rewind's run: where does its step travel to the answer? By step and layer."),
 ]
+MeasureAt = Annotated[
+    str | None,
+    typer.Option(
+        "--measure-at",
+        help="Of a rewind: parting (the first token after the step that the arms expect otherwise), answer, or a position"
+        " [default: parting].",
+    ),
+]
 Sites = Annotated[
     list[str],
     typer.Option(
@@ -77,6 +85,7 @@ def command(
     against: Against = None,
     file: Pairs = None,
     from_rewind: Rewind = None,
+    measure_at: MeasureAt = None,
     sites: Sites = ["resid_pre"],  # noqa: B006  (typer copies it)
     layers: Layers = "all",
     heads: Heads = None,
@@ -126,7 +135,7 @@ def command(
         "clean": clean, "corrupt": corrupt, "answer": answer, "against": against, "pairs": file or (), "sites": sites,
         "layers": layers, "heads": heads, "positions": positions, "by": by, "source": source, "direction": direction,
         "metric": metric, "align": align, "method": method, "ig": ig, "sample": sample, "path": path, "memory": memory,
-        "rewind": from_rewind, "edit": edit or [], "chat": chat, "system": system,
+        "rewind": from_rewind, "measure_at": measure_at, "edit": edit or [], "chat": chat, "system": system,
         **o.template(template_option, allow_template_loss), "seed": seed,
     }  # fmt: skip
     with plain_warnings(), progress(shown=not (quiet or no_progress)) as report:

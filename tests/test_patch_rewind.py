@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import probe
-from probe.errors import BadOption, RunError
+from probe.errors import BadOption, OutOfRange, RunError
+from probe.rewinding.trajectory import trajectory
 from tests.test_rewind import TEXT, written
 
 ANSWER = "19"
@@ -26,7 +29,7 @@ def rewound(lm):
 
 
 def test_the_arms_of_a_rewind_are_a_pair(lm, rewound):
-    run = probe.patch_sweep(lm, rewind=rewound, against="2")
+    run = probe.patch_sweep(lm, rewind=rewound, against="2", measure_at="answer")
     before = TEXT[: TEXT.index(ANSWER)]
     changed = before.replace("There are 12 apples.", "There are 21 apples.")
     assert [text.endswith(part) for text, part in zip(run.prompts["rendered"], (before, changed), strict=True)] == [
@@ -47,7 +50,7 @@ def test_the_arms_of_a_rewind_are_a_pair(lm, rewound):
 
 def test_a_step_is_patched_whole(lm, rewound):
     """By a plain hook that puts the clean block's input at the step's tokens."""
-    run = probe.patch_sweep(lm, rewind=rewound, against="2")
+    run = probe.patch_sweep(lm, rewind=rewound, against="2", measure_at="answer")
     steps, block, kept = run.steps.set_index("step"), lm.model.model.layers[1], []
     clean, corrupt = (
         torch.tensor([run.tokens[run.tokens["prompt_id"] == p].sort_values("pos")["token_id"].tolist()]) for p in (0, 1)
@@ -72,12 +75,51 @@ def test_a_step_is_patched_whole(lm, rewound):
         assert patched == pytest.approx(float(logits[lm.ids_of("1")[0]] - logits[lm.ids_of("2")[0]]), abs=2e-5)
 
 
+def variations(lm, clean: list[int], corrupt: list[int], n_tail: int) -> tuple[np.ndarray, np.ndarray]:
+    """Total variation (place,) of what two plain forwards predict from the end of the step on, and the change (place, d_vocab)
+    of the probabilities."""
+    with torch.no_grad():
+        p, q = (lm.model(torch.tensor([ids])).logits[0, -n_tail - 1 :].double().softmax(-1) for ids in (clean, corrupt))
+    return ((p - q).abs().sum(-1) / 2).numpy(), (p - q).numpy()
+
+
+@pytest.mark.parametrize("parted", [0.02, 0.1, 0.9])
+def test_the_arms_are_measured_where_they_part(lm, rewound, monkeypatch, parted):
+    """Two plain forwards: the first place after the step with so much total variation, else that with the most."""
+    monkeypatch.setattr("probe.patching.parting.PARTED", parted)
+    monkeypatch.setattr("probe.patching.rewound.PARTED", parted)
+    monkeypatch.setattr("probe.patching.parting._ROWS", 5)
+    whole = trajectory(written(lm), lm)
+    begin = int(rewound.branches.query("arm == 'control'")["draw_pos"].iloc[0])
+    new = rewound.tokens.query("segment == 'edit'")
+    new = new[new["branch"] == new["branch"].iloc[0]].sort_values("pos")
+    first = int(new["pos"].iloc[0])
+    tail = list(whole.ids[begin:])
+    corrupt = [*whole.ids[:first], *new["token_id"], *tail]
+    apart, change = variations(lm, list(whole.ids), corrupt, len(tail))
+    place = int((apart >= parted).argmax()) if (apart >= parted).any() else int(apart.argmax())
+    run = probe.patch_sweep(lm, rewind=rewound, layers="0")
+    measured = run.summary["measured"]
+    assert measured["pos"] == begin + place and measured["total_variation"] == pytest.approx(apart[place], abs=1e-6)
+    assert run.summary["answer"] == lm.token_text(int(change[place].argmax()))
+    assert run.summary["against"] == lm.token_text(int(change[place].argmin()))
+    assert run.summary["clean"] > run.summary["corrupt"], (
+        "the one is likelier in the clean text, the other in the corrupt"
+    )
+    assert measured["outcome"] == rewound.summary["difference"]
+    assert any("hardly changes" in text for text in run.manifest["warnings"]) == bool(apart.max() < parted)
+    there = probe.patch_sweep(lm, rewind=rewound, layers="0", measure_at=begin + place)
+    pd.testing.assert_frame_equal(there.patches.drop(columns="run_id"), run.patches.drop(columns="run_id"))
+
+
 def test_a_step_of_another_length_needs_a_word(lm):
     longer = probe.rewind(written(lm), to="step1", replace="There are only 21 apples. ", lm=lm, samples=2, max_new=4)
     with pytest.raises(BadOption, match="tokens and the corrupt one"):
-        probe.patch_sweep(lm, rewind=longer, against="2")
+        probe.patch_sweep(lm, rewind=longer, against="2", measure_at="answer")
     for direction in ("denoise", "noise"):
-        run = probe.patch_sweep(lm, rewind=longer, against="2", align="ends", direction=direction, layers="0")
+        run = probe.patch_sweep(
+            lm, rewind=longer, against="2", measure_at="answer", align="ends", direction=direction, layers="0"
+        )
         assert set(run.patches["step"]) == {0, 1, 2, 3}
 
 
@@ -89,7 +131,13 @@ def test_what_is_no_pair_is_refused(lm, rewound):
     with pytest.raises(BadOption, match="brings its own texts"):
         probe.patch_sweep(lm, rewind=rewound, clean="a")
     with pytest.raises(BadOption, match="the answer itself"):
-        probe.patch_sweep(lm, rewind=rewound, against="1")
+        probe.patch_sweep(lm, rewind=rewound, against="1", measure_at="answer")
+    with pytest.raises(OutOfRange, match="not after the step"):
+        probe.patch_sweep(lm, rewind=rewound, measure_at=2)
+    with pytest.raises(BadOption, match="unknown place 'late'"):
+        probe.patch_sweep(lm, rewind=rewound, measure_at="late")
+    with pytest.raises(BadOption, match="arms of a rewind"):
+        probe.patch_sweep(lm, clean="ab", corrupt="bb", answer="a", against="b", measure_at="answer")
 
 
 def test_from_the_command_line(lm, shell, tmp_path: Path):
@@ -98,7 +146,7 @@ def test_from_the_command_line(lm, shell, tmp_path: Path):
         written(lm), to="step1", replace="There are 21 apples. ", lm=lm, samples=2, max_new=4, out=tmp_path / "r"
     )
     assert source.path is not None
-    done = shell("patch", "--from-rewind", "r", "--against", "2", "--out", "p")
+    done = shell("patch", "--from-rewind", "r", "--against", "2", "--measure-at", "answer", "--out", "p")
     assert done.returncode == 0, done.stderr
     assert 'step1 "There are 12 apples. "' in done.stdout
     assert probe.open_run(tmp_path / "p").manifest["model"]["name"] == "tiny:llama"

@@ -16,7 +16,7 @@ from probe.patching.grid import Asked, slices
 from probe.patching.memory import parse_memory, rows_at_once
 from probe.patching.metrics import Target, effects, logprobs_of, read_out
 from probe.patching.pairs import Words, aligned, make_pair
-from probe.patching.sources import activations
+from probe.patching.sources import activations, generator
 from probe.patching.sweep import exact, scene
 
 CLEAN, CORRUPT = "abcdef Mary gh", "abXdef John gh"
@@ -87,7 +87,7 @@ def test_a_fast_sweep_is_the_slow_one(family):
         slow = slow_sweep(lm, site, side=side)
         assert np.abs(slow - slow[0, 0]).max() > 0.01, "patching changes something"
         np.testing.assert_allclose(grid(run, site), slow, atol=2e-5)
-    assert run.manifest["warnings"] == []
+    assert not any("whole forward" in text for text in run.manifest["warnings"])
     assert run.patches["passed"].sum() < len(run.patches)
 
 
@@ -249,6 +249,45 @@ def test_an_effect_without_a_scale_is_undefined():
     assert effects(np.array([1.0, 3.0]), 3.0, 1.0, "noise").tolist() == [1.0, 0.0]
 
 
+@pytest.mark.parametrize(("direction", "seed"), [("denoise", 0), ("noise", 3)])
+def test_the_floor_is_what_random_patches_do(direction, seed):
+    """Plain hooks before each block, which add vectors as long as the texts' values differ by, in random directions."""
+    lm = probe.load("tiny:llama")
+    run = probe.patch_sweep(lm, **ASKED, direction=direction, seed=seed, layers="0", positions="last")
+    base, other = (ids_of(lm, text) for text in ((CORRUPT, CLEAN) if direction == "denoise" else (CLEAN, CORRUPT)))
+    a, b = lm.ids_of("a")[0], lm.ids_of("b")[0]
+    with torch.no_grad():
+        plain = lm.model(base).logits[0, -1].double()
+    moved, first = [], int((base != other)[0].nonzero()[0])
+    for layer, block in enumerate(lm.model.model.layers):
+        old, new = (seen(lm, block, side="input", ids=ids)[0, first:] for ids in (base, other))
+        length = (new - old).norm(dim=-1, keepdim=True)
+        drawn = torch.randn((4, *old.shape), generator=generator(f"{seed} 0 floor {layer}"))
+        for direction_ in drawn / drawn.norm(dim=-1, keepdim=True):
+            put = torch.cat([seen(lm, block, side="input", ids=base)[0, :first], old + length * direction_])[None]
+            logits = hooked(lm, block, lambda _, put=put: put, side="input", ids=base)
+            moved.append(abs(float((logits[a] - logits[b]) - (plain[a] - plain[b]))))
+    floor = run.patches["floor"].unique()
+    assert len(floor) == 1 and floor[0] == pytest.approx(np.quantile(moved, 0.95), abs=2e-5) and floor[0] > 1e-3
+    small = abs(run.summary["clean"] - run.summary["corrupt"]) < floor[0]
+    assert run.summary["small"] == ([0] if small else [])
+    assert any("random patches" in text for text in run.manifest["warnings"]) == small
+
+
+def test_differences_are_shown_where_the_texts_hardly_differ(shell, tmp_path: Path):
+    """Texts that differ at their first token alone, far from the answer of a random model."""
+    lm = probe.load("tiny:llama")
+    words = ("--clean", "Xbcdefghijklmnop", "--corrupt", "abcdefghijklmnop", "--answer", "a", "--against", "b")
+    done = shell("patch", *words, "--model", "tiny:llama", "--out", "p")
+    assert done.returncode == 0, done.stderr
+    run = probe.open_run(tmp_path / "p")
+    rows, span = run.patches, abs(run.summary["clean"] - run.summary["corrupt"])
+    assert run.summary["small"] == [0] and span < run.summary["floor"]
+    assert "random patches of the same norm" in done.stderr and "100 x effect" not in done.stdout
+    assert "change of logit-diff, x 100" in done.stdout and lm.name in run.manifest["model"]["name"]
+    np.testing.assert_allclose(rows["change"], rows["effect"] * span, atol=1e-6)
+
+
 def test_undefined_effects_are_said_and_kept_as_null():
     """A model whose logits do not depend on what differs: only the last token is read."""
     lm = probe.load("tiny:llama")
@@ -397,7 +436,7 @@ def test_the_command_line(shell, tmp_path: Path):
     done = shell(*words, "--out", "r", "--sites", "resid_pre", "--sites", "z")
     assert done.returncode == 0, done.stderr
     assert 'tokens that differ: 3 "c" / "X"' in done.stdout and "strongest places" in done.stdout
-    assert "resid_pre: 100 x effect, by pos and layer" in done.stdout and "head 2" in done.stdout
+    assert "resid_pre: change of logit-diff, x 100, by pos and layer" in done.stdout and "head 2" in done.stdout
     shown = json.loads(shell(*words, "--json", "--layers", "0..1").stdout)
     assert shown["command"] == "patch" and shown["summary"]["cells"] == 30 and len(shown["summary"]["strongest"]) == 10
     planned = json.loads(shell(*words, "--dry-run", "--json").stdout)
@@ -416,6 +455,9 @@ def test_the_well_known_picture(smollm2):
     assert (effect[:19, 9] > 0.95).all() and (np.abs(effect[:19, 13]) < 0.05).all()
     assert (effect[25:, 13] > 0.85).all() and (np.abs(effect[25:, 9]) < 0.05).all()
     assert (effect[:, :9] == 0).all()
+    assert (
+        run.summary["small"] == [] and 1.0 < run.summary["floor"] < (run.summary["clean"] - run.summary["corrupt"]) / 2
+    )
     ids, source = ids_of(smollm2, JOHN), None
     block = smollm2.model.model.layers[21]
     source = seen(smollm2, block, side="input", ids=ids_of(smollm2, MARY))

@@ -32,7 +32,7 @@ class Exact:
 
     def __init__(self, lm: LanguageModel, pair: Pair, plan: Plan) -> None:
         self._lm, self._pair, self._plan = lm, pair, plan
-        self.view: Scene = scene(lm, pair, plan.direction, plan.edits)
+        self.view = self.scene = scene(lm, pair, plan.direction, plan.edits)
         why = self.view.base.why_not if self.view.base.way is None else ""
         self.warning = f"every cell took a whole forward: {why}" if why else ""
 
@@ -97,12 +97,13 @@ class Attribution:
             some = sorted(sampled)
             few = replace(part, swaps=tuple(part.swaps[i] for i in some), pos=(), step=())
             paired, budget = self._plan.source == "clean", self._plan.memory
-            tried[some] = exact(self._scene, few, old, new, budget=budget, paired=paired).readout.of(metric)
+            tried[some] = exact(self.scene, few, old, new, budget=budget, paired=paired).readout.of(metric)
         report(len(part.swaps))
         return Measured(readout, ~np.isnan(tried), tried)
 
     @cached_property
-    def _scene(self) -> Scene:
+    def scene(self) -> Scene:
+        """Both texts, ready for cells that are run."""
         return scene(self._lm, self._pair, self._plan.direction, self._plan.edits)
 
 

@@ -80,6 +80,12 @@ def defined(clean: float, corrupt: float) -> bool:
     return abs(clean - corrupt) > SAME * max(abs(clean), abs(corrupt))
 
 
+def changes(patched: np.ndarray, clean: float, corrupt: float, direction: str) -> np.ndarray:
+    """How far the patch moves the metric from the base towards the other run, in its own unit (n,)."""
+    towards = np.sign(clean - corrupt) or 1.0
+    return towards * ((patched - corrupt) if direction == "denoise" else (clean - patched))
+
+
 def effects(patched: np.ndarray, clean: float, corrupt: float, direction: str) -> np.ndarray:
     """The share of the change that the patch carries (Heimersheim & Nanda 2024, 2404.15255): denoising, 0 = as corrupt and
     1 = as clean; noising, 0 = as clean and 1 = as corrupt. NaN where clean and corrupt do not differ."""

@@ -14,6 +14,7 @@ from probe import store as stores
 from probe.errors import BadOption
 from probe.patching import rows
 from probe.patching.engines import Attribution, Exact, sample
+from probe.patching.floor import floor
 from probe.patching.gradients import values
 from probe.patching.grid import Slice, slices
 from probe.patching.pairs import Pair
@@ -45,8 +46,9 @@ def patch_sweep(
     head where there are heads, else by position). source: `clean` (the other text), `zero`, `mean`, `noise`, `resample`.
     direction: `denoise` (into the corrupt run) or `noise` (into the clean one); default denoise from the other text, else
     noise. metric: `logit-diff`, `logprob`, `prob`, `kl`. align: where lengths differ, `left`, `right` or `ends`.
-    rewind: a run of `probe.rewind` in place of texts and answers: its control and edited arm, both with what followed the step
-    up to the answer, step by step. memory: what a pass may take, such as `2GB`. edit: changes that hold in all runs.
+    rewind: a run of `probe.rewind` in place of texts and answers: its control and edited arm, both with what followed the
+    step, step by step, up to measure_at: `parting` (default: where the next-token distributions part), `answer`, a position.
+    memory: what a pass may take, such as `2GB`. edit: changes that hold in all runs.
     chat, system, template_options, allow_template_loss: as in `trace`. seed.
     method: `exact`, or `attribution`: `patched` is foretold from the gradient at the base run (METHODS B3), of all cells by
     two forwards and a backward; ig: averaged over so many points on the way to the other text; sample: how many random cells
@@ -54,7 +56,9 @@ def patch_sweep(
     a row for each sender and each receiver above it; what the sender changes reaches the receiver alone.
 
     effect = (patched - corrupt) / (clean - corrupt), or (clean - patched) / (clean - corrupt) where noising, of the metric
-    after the last token. Equal to a full forward with the patch, to rounding. Tables: `patches`, `prompts`, `tokens`, and
+    after the last token; `change` is the same undivided, `floor` what 95 % of random patches of the same norm stay under:
+    where clean and corrupt differ by less, the summary names the pair as `small` and a warning says it.
+    Equal to a full forward with the patch, to rounding. Tables: `patches`, `prompts`, `tokens`, and
     `patch_means` over several pairs. Raises `BadOption`, `BadPrompt`, `BadPlace` and its kinds, `BadEdit`, `NonFinite`.
     """
     if resume and (out is None or out == "auto"):
@@ -74,6 +78,12 @@ def patch_sweep(
         summary = summarize(writer, lm, plan)
         for number in summary["undefined"]:
             writer.warn(f"pair {number}: clean and corrupt have the same {plan.metric}, so no effect is defined")
+        if small := [number for number in summary["small"] if number not in summary["undefined"]]:
+            writer.warn(
+                f"clean and corrupt differ by less in {plan.metric} than random patches of the same norm move it "
+                f"({'pair ' + ', '.join(map(str, small)) if len(plan.pairs) > 1 else 'see floor'}): effects are shares of "
+                "nearly nothing, look at the differences"
+            )
         return writer.finish(summary=summary, model=lm.identity, anatomy=lm.anatomy.to_dict(), seed=plan.seed)
 
 
@@ -98,15 +108,25 @@ class _Sweep:
             engine = self._engine(pair, parts)
             if engine.warning:
                 self._writer.warn(engine.warning)
+            under = self._floor(number, engine)
             for site, members in groupby(enumerate(parts), key=lambda item: item[1].site):
-                self._site(number, engine, site, list(members))
+                self._site(number, engine, site, list(members), under)
+
+    def _floor(self, number: int, engine: Exact | Attribution) -> float:
+        """NaN where all is foretold and nothing is run."""
+        plan = self._plan
+        if plan.method == "attribution" and not plan.sample:
+            return float("nan")
+        return floor(engine.scene, metric=plan.metric, address=f"{plan.seed} {number}", edits=plan.edits)
 
     def _engine(self, pair: Pair, parts: Sequence[Slice]) -> Exact | Attribution:
         if self._plan.method == "attribution":
             return Attribution(self._lm, pair, self._plan, parts)
         return Exact(self._lm, pair, self._plan)
 
-    def _site(self, number: int, engine: Exact | Attribution, site: str, members: Sequence[tuple[int, Slice]]) -> None:
+    def _site(
+        self, number: int, engine: Exact | Attribution, site: str, members: Sequence[tuple[int, Slice]], under: float
+    ) -> None:
         lm, plan, pair = self._lm, self._plan, engine.view.pair
         layers = sorted({part.layer for _, part in members})
         old = engine.base(site, layers)
@@ -122,7 +142,9 @@ class _Sweep:
                 sampled = self._sampled.get((number, i), set())
                 found = engine.cells(part, old[layer], new, self._report, sampled=sampled)
                 with self._writer.unit(_unit(number, i)):
-                    rows.keep_cells(self._writer, number, engine.view, part, found, metric=plan.metric, tokens=tokens)
+                    rows.keep_cells(
+                        self._writer, number, engine.view, part, found, metric=plan.metric, tokens=tokens, floor=under
+                    )
             self._count(len(part.swaps))
 
     def _pool(self, site: str, layers: Sequence[int]) -> dict[int, Tensor]:
@@ -164,6 +186,7 @@ class _Paths:
     def _pair(self, number: int, pair: Pair, missing: Sequence[tuple[int, Send]]) -> None:
         lm, plan = self._lm, self._plan
         view = scene(lm, pair, plan.direction, plan.edits)
+        under = floor(view, metric=plan.metric, address=f"{plan.seed} {number}", edits=plan.edits)
         sender, tokens = Sender(view, plan), lm.labels(pair.base(plan.direction))
         wheres = [(send.site, send.layer) for _, send in missing]
         old = values(lm, pair.base(plan.direction), wheres, edits=plan.edits).values
@@ -176,7 +199,7 @@ class _Paths:
             with self._writer.unit(_unit(number, i)):
                 for receiver, part, measured in found:
                     rows.keep_cells(self._writer, number, view, part, measured, metric=plan.metric, tokens=tokens,
-                                    receiver=receiver)  # fmt: skip
+                                    floor=under, receiver=receiver)  # fmt: skip
             self._done += len(send.paths)
 
     def _new(self, number: int, pair: Pair, send: Send, old: Tensor, other: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from probe.patching.grid import Asked, slices
 from probe.patching.memory import DEFAULT, parse_memory
 from probe.patching.metrics import check_metric
 from probe.patching.pairs import COLUMNS, Pair, Words, make_pair, read_pairs
-from probe.patching.rewound import rewound_pair
+from probe.patching.rewound import PARTING, Rewound, rewound_pair
 from probe.patching.routes import sends
 from probe.patching.sources import check_source
 
@@ -43,6 +43,7 @@ class Plan:
     ig: int = 0
     sample: int = 0
     path: str | None = None
+    rewound: Rewound | None = None
 
 
 def prepare(
@@ -53,7 +54,7 @@ def prepare(
     memory: str | int = DEFAULT, rewind: Any = None, edit: str | Iterable[str | Edit] = (), chat: bool = False,
     system: str | None = None, template_options: Mapping[str, Any] | None = None, allow_template_loss: bool = False,
     seed: int = 0, method: str = "exact", ig: int = 0, sample: int | None = None,
-    path: str | None = None,
+    path: str | None = None, measure_at: str | int | None = None,
 ) -> Plan:  # fmt: skip
     """Check what is asked (see `patch_sweep`) and make the pairs. Raises as it does."""
     check_source(source)
@@ -67,11 +68,18 @@ def prepare(
         str(positions), tuple(by.replace(" ", "").split(",")) if isinstance(by, str) else None if by is None else tuple(by),
     )  # fmt: skip
     _check_method(method, ig, sample, path, asked, source=source, direction=direction, metric=metric)
+    rewound = None
     if rewind is not None:
         if clean is not None or corrupt is not None or pairs:
             raise BadOption("a rewind brings its own texts", hint="leave out --clean, --corrupt and --file")
-        made: tuple[Pair, ...] = (rewound_pair(lm, rewind, answer=answer, against=against, align=align),)
+        place = PARTING if measure_at is None else str(measure_at)
+        rewound = rewound_pair(lm, rewind, answer=answer, against=against, align=align, measure_at=place)
+        made: tuple[Pair, ...] = (rewound.pair,)
         asked = asked if asked.by is not None or path is not None else asked._replace(by=("step",))
+    elif measure_at is not None:
+        raise BadOption(
+            "--measure-at is for the arms of a rewind", hint="add --from-rewind; else the last token is measured"
+        )
     else:
         words = _words(clean, corrupt, answer, against, pairs)
         made = tuple(make_pair(lm, one, align=align, chat=how) for one in words)
@@ -90,10 +98,24 @@ def prepare(
         "from": source, "direction": direction, "metric": metric, "align": align, **how.arguments(),
         "edits": [str(one) for one in edits], "seed": seed, "model": lm.name, "dtype": str(lm.dtype),
         "method": method, "ig": ig, "sample": sample, "path": path,
+        "measure_at": None if rewound is None else rewound.measure_at,
     }  # fmt: skip
     sample = (SAMPLE if sample is None else sample) if method == "attribution" else 0
     return Plan(
-        made, asked, source, direction, metric, parse_memory(memory), edits, seed, arguments, method, ig, sample, path
+        made,
+        asked,
+        source,
+        direction,
+        metric,
+        parse_memory(memory),
+        edits,
+        seed,
+        arguments,
+        method,
+        ig,
+        sample,
+        path,
+        rewound,
     )
 
 

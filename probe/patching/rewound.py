@@ -1,15 +1,16 @@
-"""The pair of a rewind: the text up to its answer with the step as it was, and with another in its place. Runs no model."""
+"""The pair of a rewind: the step as it was and another in its place, both with what followed up to where it is measured."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from probe import answers
-from probe.errors import BadOption, RunError
+from probe.errors import BadOption, OutOfRange, RunError
 from probe.patching.metrics import Target
 from probe.patching.pairs import Pair, pair_of, target_of
+from probe.patching.parting import PARTED, Parting, parted_at, parting
 from probe.rewinding.preparing import open_source
 from probe.rewinding.rollouts import answer_in
 from probe.rewinding.trajectory import Trajectory, check_model, trajectory
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 
+PARTING, ANSWER = "parting", "answer"
+
+
 class _Draw(NamedTuple):
     """One continuation: its whole sequence and where the drawn part of it begins."""
 
@@ -28,14 +32,28 @@ class _Draw(NamedTuple):
     outcome: str
 
 
-def rewound_pair(
-    lm: LanguageModel, run: Run | str | Path, *, answer: str | None = None, against: str | None = None, align: str | None = None
-) -> Pair:  # fmt: skip
-    """Clean is the control arm's prefix with what followed it in the original up to its answer (or in the first control
-    continuation that answers), corrupt the edited arm's prefix with the same tokens after it.
+class Rewound(NamedTuple):
+    """The pair of a rewind and where it is measured: the position (in the clean text) of the token that is predicted there,
+    the total variation of both texts' predictions, and the rewind's own effect on the outcome (its `difference`)."""
 
-    The answer that is followed is the token there; it is compared with the edited arm's most frequent other answer.
-    Raises `RunError` for a run that has no such arms or no answer after the step, and what making a pair raises.
+    pair: Pair
+    measure_at: str
+    position: int
+    variation: float
+    outcome: dict[str, Any] | None
+
+
+def rewound_pair(
+    lm: LanguageModel, run: Run | str | Path, *, answer: str | None = None, against: str | None = None,
+    align: str | None = None, measure_at: str = PARTING,
+) -> Rewound:  # fmt: skip
+    """Clean is the control arm's prefix with what followed it in the original (or in the first control continuation),
+    corrupt the edited arm's prefix with the same tokens after it, both up to where the sweep measures.
+
+    measure_at: `parting`, the first place after the step where the next-token distributions part (see `parting`), followed
+    by the tokens that they differ in most; `answer`, where the answer begins, which is compared with the edited arm's most
+    frequent other answer; or a position in the clean text.
+    Raises `RunError` for a run that has no such arms or no answer after the step, `OutOfRange`, and what making a pair raises.
     """
     source = open_source(run)
     if source.command != "rewind" or "branches" not in source.tables:
@@ -48,23 +66,64 @@ def rewound_pair(
     whole = trajectory(source, lm)
     prefix, corrupt = control[0].ids[: control[0].begin], edited[0].ids[: edited[0].begin]
     original = [_Draw(whole.ids, len(prefix), "")] if whole.ids[: len(prefix)] == prefix else []
-    found = next(
-        ((draw, at) for draw in [*original, *control] if (at := _answer_at(lm, whole, draw, how)) is not None), None
-    )
-    if found is None:
-        raise RunError(
-            "no control continuation gives an answer after the step", hint="--answer of rewind says how answers look"
-        )
-    (kept, at), other = found, _others(lm, whole, edited, how)
-    tail = kept.ids[len(prefix) : at]
+    kept, found, others = _measured(lm, whole, [*original, *control], edited, how, (prefix, corrupt), measure_at)
+    tail = kept.ids[len(prefix) : len(prefix) + found.after]
     clean, corrupt = prefix + tail, corrupt + tail
-    target, texts, notes = _target(lm, clean, kept.ids[at], other, answer, against)
+    target, texts, notes = _target(lm, clean, found.target.answer, others, answer, against)
+    if measure_at == PARTING and found.variation < PARTED:
+        notes = (*notes, "the step hardly changes what comes next anywhere: measured where the total variation of the "
+                 f"next-token distributions is largest, {found.variation:.3f}")  # fmt: skip
     pieces = lm.pieces(clean)
     spans = tuple(
         (s.start, s.end) for s in steps_from(pieces.text, pieces.offsets, whole.n_prompt, of_other_texts(split))
     )
     names = (f"{source.run_id} control", f"{source.run_id} edited")
-    return pair_of(clean, corrupt, target, texts, align=align, names=names, notes=notes, steps=spans)
+    pair = pair_of(clean, corrupt, target, texts, align=align, names=names, notes=notes, steps=spans)
+    return Rewound(pair, measure_at, len(clean), found.variation, source.summary.get("difference"))
+
+
+def _measured(
+    lm: LanguageModel, whole: Trajectory, draws: Sequence[_Draw], edited: list[_Draw], how: str,
+    prefixes: tuple[tuple[int, ...], tuple[int, ...]], measure_at: str,
+) -> tuple[_Draw, Parting, list[int]]:  # fmt: skip
+    """The continuation that is followed, the place in it, and the tokens that may stand against the one there."""
+    clean, corrupt = prefixes
+    n = len(clean)
+    if measure_at == ANSWER:
+        kept, at = _answering(lm, whole, draws, how)
+        found = parted_at(lm, clean, corrupt, kept.ids[n:at])
+        return kept, found._replace(target=Target(kept.ids[at], None)), _others(lm, whole, edited, how)
+    kept = draws[0]
+    if measure_at == PARTING:
+        found = parting(lm, clean, corrupt, kept.ids[n:])
+    else:
+        found = parted_at(lm, clean, corrupt, kept.ids[n : _place(measure_at, n, len(kept.ids))])
+    assert found.target.against is not None, "two distributions differ both ways"
+    return kept, found, [found.target.against]
+
+
+def _place(measure_at: str, first: int, end: int) -> int:
+    """A position given as a number, from the first after the step to the end of the text."""
+    try:
+        place = int(measure_at)
+    except ValueError as error:
+        raise BadOption(
+            f"unknown place '{measure_at}'", hint=f"--measure-at takes {PARTING}, {ANSWER} or a position"
+        ) from error
+    if not first <= place <= end:
+        raise OutOfRange(f"position {place} is not after the step", hint=f"--measure-at takes {first}..{end}")
+    return place
+
+
+def _answering(lm: LanguageModel, whole: Trajectory, draws: Sequence[_Draw], how: str) -> tuple[_Draw, int]:
+    """The first continuation that answers, and the position of its answer."""
+    for draw in draws:
+        at = _answer_at(lm, whole, draw, how)
+        if at is not None:
+            return draw, at
+    raise RunError(
+        "no control continuation gives an answer after the step", hint="--answer of rewind says how answers look"
+    )
 
 
 def _draws(source: Run, lm: LanguageModel, arm: str) -> Iterator[_Draw]:

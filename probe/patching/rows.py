@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from probe import stats
 from probe.patching.grid import Slice
-from probe.patching.metrics import effects
+from probe.patching.metrics import changes, effects
 from probe.patching.pairs import Pair
 from probe.patching.sweep import Measured, View
 from probe.store import Writer
@@ -47,9 +47,10 @@ def keep_texts(writer: Writer, lm: LanguageModel, pairs: Sequence[Pair]) -> None
 
 def keep_cells(
     writer: Writer, number: int, view: View, part: Slice, found: Measured, *, metric: str, tokens: Sequence[str],
-    receiver: str = "",
+    floor: float, receiver: str = "",
 ) -> None:  # fmt: skip
-    """The cells of one slice. tokens: of the base. receiver: what the cells were sent to, on a path."""
+    """The cells of one slice. tokens: of the base. floor: of the pair (see `floor.py`). receiver: what the cells were sent
+    to, on a path."""
     n, readout = len(part.swaps), found.readout
     patched, (clean, corrupt) = readout.of(metric), (float(x) for x in view.ends.of(metric))
     origins = view.pair.origins(view.direction)
@@ -62,6 +63,7 @@ def keep_cells(
         "source_pos": np.asarray([-1 if pos < 0 else origins[pos] for pos in part.pos], np.int32),
         "token": pa.array([None if pos < 0 else tokens[pos] for pos in part.pos], pa.string()),
         "clean": np.full(n, clean), "corrupt": np.full(n, corrupt), "patched": patched, "effect": _nulls(effect),
+        "change": _nulls(changes(patched, clean, corrupt, view.direction)), "floor": _nulls(np.full(n, floor)),
         "logit_diff": _nulls(readout.logit_diff), "logprob": _nulls(readout.logprob), "prob": _nulls(readout.prob),
         "kl": _nulls(readout.kl), "passed": found.passed, "receiver": [receiver] * n,
         "exact": _nulls(np.full(n, np.nan) if found.exact is None else found.exact),
@@ -85,7 +87,8 @@ def keep_means(writer: Writer, pairs: Sequence[Pair], direction: str, *, seed: i
             row |= {"effect": mean.estimate, "ci_low": low, "ci_high": high}
         else:
             row |= {"effect": None, "ci_low": None, "ci_high": None}
-        means.append({**row, "patched": float(group["patched"].mean()), "n": len(known)})
+        row |= {name: float(group[name].mean()) for name in ("patched", "change")}
+        means.append({**row, "n": len(known)})
     writer.write("patch_means", {name: [row[name] for row in means] for name in means[0]})
 
 

@@ -72,9 +72,9 @@ def replacement(
     if source == "mean":
         return pool.double().mean(0).to(base).expand_as(base)
     if source == "noise":
-        noise = torch.randn(base.shape, generator=_generator(address)).to(base)
+        noise = torch.randn(base.shape, generator=generator(address)).to(base)
         return base + SIGMAS * pool.double().std(unbiased=False).to(base) * noise
-    drawn = torch.randint(len(pool), (len(base),), generator=_generator(address.rpartition(" ")[0]))
+    drawn = torch.randint(len(pool), (len(base),), generator=generator(address.rpartition(" ")[0]))
     return pool[drawn.to(pool.device)].to(base)
 
 
@@ -83,5 +83,6 @@ def _seed(address: str) -> int:
     return int.from_bytes(hashlib.sha256(address.encode()).digest()[:7])
 
 
-def _generator(address: str) -> torch.Generator:
+def generator(address: str) -> torch.Generator:
+    """Random numbers that are a function of the address alone."""
     return torch.Generator().manual_seed(_seed(address))

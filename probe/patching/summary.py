@@ -30,15 +30,21 @@ def summarize(writer: Writer, lm: LanguageModel, plan: Plan) -> dict[str, Any]:
     cells = writer.read("patch_means").to_pandas() if several else frame
     order = cells["effect"].abs().sort_values(ascending=False, kind="stable").index[:STRONGEST]
     strongest = [_cell(row) for row in cells.loc[order].to_dict("records") if abs(row["effect"]) > 0]
-    ends = frame.groupby("pair")[["clean", "corrupt"]].first()
+    ends = frame.groupby("pair")[["clean", "corrupt", "floor"]].first()
+    small = ends[(ends["clean"] - ends["corrupt"]).abs() < ends["floor"]]
     return {
         "pairs": len(pairs), "metric": metric, "unit": METRICS[metric], "direction": direction, "from": source,
         "cells": len(frame), "passed": int(frame["passed"].sum()),
         "clean": float(ends["clean"].mean()), "corrupt": float(ends["corrupt"].mean()),
+        "floor": _plain(ends["floor"].mean()), "small": [int(i) for i in small.index],
         "undefined": [int(i) for i, row in ends.iterrows() if not defined(row["clean"], row["corrupt"])],
         "answer": pairs[0].answers[0], "against": pairs[0].answers[1], "tokens": len(pairs[0].base(direction)),
         "differing": _differing(lm, pairs[0]), "strongest": strongest, "method": plan.method, "ig": plan.ig, "path": plan.path,
         "agreement": _agreement(frame) if plan.sample else None,
+        "measured": None if plan.rewound is None else {
+            "measure_at": plan.rewound.measure_at, "pos": plan.rewound.position,
+            "total_variation": plan.rewound.variation, "outcome": plan.rewound.outcome,
+        },
     }  # fmt: skip
 
 
@@ -53,7 +59,21 @@ def _agreement(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def _cell(row: dict[str, Any]) -> dict[str, Any]:
-    names = ("site", "layer", "head", "pos", "step", "receiver", "token", "effect", "ci_low", "ci_high", "patched", "n")
+    names = (
+        "site",
+        "layer",
+        "head",
+        "pos",
+        "step",
+        "receiver",
+        "token",
+        "effect",
+        "ci_low",
+        "ci_high",
+        "change",
+        "patched",
+        "n",
+    )
     return {name: _plain(row[name]) for name in names if name in row}
 
 

@@ -134,6 +134,8 @@ MEASURED = (
         text("token", "the token that is patched; null for several"),
         f64("clean", "the sweep's metric in the clean run"), f64("corrupt", "in the corrupt run"), f64("patched", "patched"),
         f64("effect", "share of clean - corrupt that the patch carries; null where they do not differ"),
+        f64("change", "of the metric, from the unpatched run towards the other: effect x |clean - corrupt|"),
+        f64("floor", "of the pair: 95 % of random patches as long as clean differs from corrupt change the metric by less"),
         f64("logit_diff", "patched, logits, answer - against"), f64("logprob", "patched, nats, of the answer"),
         f64("prob", "patched, of the answer"), f64("kl", "nats, KL(clean || patched)"),
         Column("passed", pa.bool_(), "the model was run for it; else it is known to be as unpatched, or foretold"),
@@ -145,7 +147,8 @@ MEASURED = (
         Column("head", pa.int16(), "head, from 0; -1: the whole width"),
         i32("pos", "position; where the texts differ in length, from the end (-1 the last)"), i32("step", "as in patches"),
         f64("effect", "mean over pairs"), f64("ci_low", "95 %, bootstrap over pairs"), f64("ci_high", "same"),
-        f64("patched", "mean of the metric, patched"), i32("n", "pairs"), Column("receiver", words(), "as in patches"),
+        f64("patched", "mean of the metric, patched"), f64("change", "mean over pairs, as in patches"), i32("n", "pairs"),
+        Column("receiver", words(), "as in patches"),
     )),
 )
 # fmt: on
