@@ -19,7 +19,7 @@ def first_token(lm: LanguageModel, text: str, name: str, *, after: Sequence[int]
         raise BadOption(f"--{name} is empty", hint="give the token that follows, with its space: ' Paris'")
     ids, said = encoded_after(lm, after, text), []
     if ids is None:
-        ids = ids_after(lm, after, text)
+        ids = _spelt(lm, text, after)
         end = lm.token_text(after[-1]) if after else ""
         said.append(
             f"encoded together with --{name} {text!r}, the prompt ends in other tokens than {end!r}: the answer is the "
@@ -28,6 +28,17 @@ def first_token(lm: LanguageModel, text: str, name: str, *, after: Sequence[int]
     if len(ids) > 1:
         said.append(f"--{name} {text!r} is {len(ids)} tokens: the first, {lm.token_text(ids[0])!r}, is used")
     return ids[0], said
+
+
+def _spelt(lm: LanguageModel, text: str, after: Sequence[int]) -> list[int]:
+    """The ids that read as the text after these; for a tokenizer that puts white space between all tokens, those of the word."""
+    try:
+        return ids_after(lm, after, text)
+    except BadOption:
+        ids = lm.ids_of(text)
+        if lm.pieces([*ids, *ids]).text.split() == [text, text]:
+            return ids
+        raise
 
 
 def two_answers(
