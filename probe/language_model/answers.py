@@ -31,7 +31,7 @@ def first_token(lm: LanguageModel, text: str, name: str, *, after: Sequence[int]
 
 
 def _spelt(lm: LanguageModel, text: str, after: Sequence[int]) -> list[int]:
-    """The ids that read as the text after these; for a tokenizer that puts white space between all tokens, those of the word."""
+    """The ids that read as the text after these; of a tokenizer that puts white space between all tokens, the word's own."""
     try:
         return ids_after(lm, after, text)
     except BadOption:
