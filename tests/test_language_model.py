@@ -241,7 +241,7 @@ SPOILED = {
         "comes with code of its own", "--trust-remote-code",
     ),
     "GGUF files": (only_a_gguf, "directory of GGUF files", "small.gguf"),
-    "an adapter": (an_adapter, "is an adapter", "merge"),
+    "an adapter": (an_adapter, "is an adapter", "base model"),
 }  # fmt: skip
 
 

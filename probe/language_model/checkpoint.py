@@ -110,7 +110,9 @@ def _check_weights(file: Path, name: str) -> None:
 
 def _no_config(directory: Path, name: str) -> BadModel:
     if (directory / "adapter_config.json").is_file():
-        return BadModel(f"'{name}' is an adapter, not a whole model", hint="merge it into its base model and save that")
+        return BadModel(
+            f"'{name}' is an adapter, not a whole model", hint="name its base model, and give this as the adapter"
+        )
     ggufs = sorted(directory.glob("*.gguf"))
     if ggufs:
         return BadModel(f"'{name}' is a directory of GGUF files", hint=f"name the file: {ggufs[0]}")
