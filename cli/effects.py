@@ -64,8 +64,19 @@ def _show_edit(summary: dict[str, Any]) -> None:
         )
         if far["far"]:
             typer.echo("warning: the model would hardly say this: what follows may be its surprise (z < -3)", err=True)
+    typer.echo(f"drawn at {_law(summary['sampling'])}")
     if summary["headroom"] is not None:
         typer.echo(f"headroom {summary['headroom']:.3f} nats: entropy of the outcome before the step")
+
+
+def _law(sampling: dict[str, Any]) -> str:
+    """What the continuations were drawn with: the temperature, and the filters that were set."""
+    found = [f"temperature {sampling['temperature']:g}" if sampling["temperature"] else "temperature 0 (greedy)"]
+    found += [
+        f"{key.replace('_', '-')} {sampling[key]:g}" for key in ("top_k", "top_p", "min_p") if sampling[key] is not None
+    ]
+    penalty = sampling["repetition_penalty"]
+    return ", ".join([*found, *([f"repetition-penalty {penalty:g}"] if penalty != 1 else [])])
 
 
 def _show_arms(summary: dict[str, Any]) -> None:

@@ -204,3 +204,24 @@ def test_a_token_that_the_model_does_not_have_is_an_error_of_that_prompt(lm: Lan
     assert run.prompts["error"][0] == "" and "none for '<new>'" in run.prompts["error"][1]
     with pytest.raises(BadPrompt, match="none for '<new>'"):
         probe.attribute(lm, "fine", answer="<new>", out=None)
+
+
+def test_another_prompt_goes_through_the_template_as_the_first_did(lm: LanguageModel) -> None:
+    """The run's system message and options hold for `prompt_b` too; a rewind says at what temperature it drew."""
+    lm.tokenizer.chat_template = PLAIN + "{{ mood }}"
+    run = probe.trace(
+        lm,
+        "a?",
+        chat=True,
+        system="Be brief.",
+        template_options={"mood": "calm"},
+        generate=6,
+        attention="none",
+        out=None,
+    )
+    done = probe.rewind(run, lm=lm, to=str(len(run.tokens) - 2), split="token", prompt_b="b?", samples=2, out=None)
+    edited = done.branches[done.branches["arm"] == "edited"].iloc[0]
+    own = done.tokens[done.tokens["branch"] == edited["branch"]].sort_values("pos")
+    prefix = "".join(own["token"]).removeprefix("<s>")
+    assert prefix.startswith("[system] Be brief.\n[user] b?\ncalm")
+    assert done.summary["sampling"]["temperature"] == 0.6

@@ -15,6 +15,7 @@ from probe.decoding import Sampling
 from probe.errors import BadOption, BadPrompt, RunError
 from probe.interventions import Edit as ActivationEdit
 from probe.interventions import parse_all
+from probe.language_model.chat import Chat
 from probe.rewinding.different import different_step
 from probe.rewinding.edits import STUB, Arms, Edit, arms_for, edit_from
 from probe.rewinding.rollouts import Arm, Drawing, Outcome, outcome
@@ -105,7 +106,8 @@ def prepare(
         "source": source.run_id, "branch": branch, "to": to, "edit": asdict(step_edit),
         "changes": [str(change) for change in changes], "samples": samples, "until": until,
         "max_new": drawing.max_new, "sampling": {**asdict(drawing.sampling), "stop": list(drawing.sampling.stop)},
-        "answer": answer, "merge_answers": merge_answers, "expect": expect, "split": split, "stub": stub, "chat": original.chat,
+        "answer": answer, "merge_answers": merge_answers, "expect": expect, "split": split, "stub": stub,
+        **chat_of(original).arguments(),
         "generate": drawing.max_new, "prompt_id": original.prompt_id, "model": lm.name, "dtype": str(lm.dtype),
         **(other._asdict() if step_edit.kind == "swap" else {}),
     }  # fmt: skip
@@ -180,7 +182,7 @@ def _arms(
     if edit.kind == "resample_until_different":
         swapped = different_step(lm, original, target, drawing, split)
     if edit.kind == "prompt_b":
-        prompt_b = (lm.render_chat(edit.text) if original.chat else lm.encode(edit.text)).ids
+        prompt_b = (lm.render(edit.text, chat_of(original)) if original.chat else lm.encode(edit.text)).ids
         if not prompt_b:
             raise BadPrompt("the other prompt is empty", hint="give it some text")
     arms = arms_for(
@@ -193,6 +195,14 @@ def _arms(
             hint="go back to an earlier step",
         )
     return arms
+
+
+def chat_of(original: Trajectory) -> Chat:
+    """How the run's prompts became a conversation."""
+    given = original.arguments
+    return Chat(
+        original.chat, given.get("system"), given.get("template_options") or {}, bool(given.get("allow_template_loss"))
+    )
 
 
 def _swapped(lm: LanguageModel, text: str, which: Other, split: str) -> tuple[int, ...]:

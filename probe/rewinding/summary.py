@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +37,7 @@ def summarize(
         "rules": _rules(branches, n),
         "difference": headline, "resolution": _resolution(branches, plan.reference, n, plan.until) if headline else None,
         "effects": rows, "off_policy": far, "rescored": _rescored(original, len(arms.control), scored),
+        "sampling": {**asdict(plan.drawing.sampling), "stop": list(plan.drawing.sampling.stop)},
         "examples": _examples(branches, n), "no_answer": _no_answer(shares),
     }  # fmt: skip
 
