@@ -119,3 +119,43 @@ def test_a_direction_of_another_program_and_a_name_that_is_too_long(lm: Any, tmp
     for name in ("m" * 300, "~nobody-of-that-name/x", "a" * 300 + ".gguf"):
         with pytest.raises(UnknownModel):
             probe.load(name)
+
+
+@pytest.mark.parametrize("verb", ["rewind", "until", "importance"])
+def test_continuations_that_are_drawn_again_have_the_same_numbers_to_the_last_digit(
+    lm: Any, verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row's log-probs differ in the last digits with the rows beside it: which these are must not depend on where a
+    run was cut short."""
+    from probe.decoding import Sampling
+    from probe.rewinding import rollouts
+
+    monkeypatch.setattr(rollouts, "ROWS", 16)
+    monkeypatch.setattr(rollouts, "BLOCK", 32)
+    warm = Sampling(temperature=1.0, seed=3)
+    traced = probe.trace(lm, "hello there. And so on. 12 and 13", generate=24, sampling=warm, out=tmp_path / "t")
+    calls = {
+        "rewind": lambda **more: probe.rewind(traced, lm=lm, to="step0", delete=True, samples=24, max_new=12, **more),
+        "until": lambda **more: probe.rewind(
+            traced, lm=lm, to="step0", delete=True, samples=8, until=0.2, max_new=12, **more
+        ),
+        "importance": lambda **more: probe.importance(
+            traced, lm=lm, method="resampling", split="token", samples=6, max_new=8, **more
+        ),
+    }
+    alone = calls[verb](out=tmp_path / "alone")
+    real = rollouts._write
+    for at in (1, 5, 19, 30):
+        left = [None] * at
+
+        def cut_short(*given: Any, left: list[None] = left) -> None:
+            if not left:
+                raise KeyboardInterrupt
+            left.pop()
+            real(*given)
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(rollouts, "_write", cut_short)
+            calls[verb](out=tmp_path / f"r{at}")
+        resumed = calls[verb](out=tmp_path / f"r{at}", resume=True)
+        assert str(rows(resumed)) == str(rows(alone))

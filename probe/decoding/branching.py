@@ -30,6 +30,7 @@ def branch(
     lm: LanguageModel, prefixes: Sequence[Sequence[int]], samples: Sequence[int], *,
     max_new: int | Sequence[int], sampling: Sampling,
     batch: int = BATCH, progress: Progress | None = None, done: Done | None = None, edits: Edits | None = None,
+    kept: Callable[[int, int], bool] | None = None,
 ) -> list[list[Continuation]]:  # fmt: skip
     """Continue every prefix (token ids) once for every sample by at most `max_new` tokens (one number, or each prefix's own):
     result[prefix][sample's place].
@@ -41,6 +42,8 @@ def branch(
     first token. Up to `batch` branches run side by side: of any lengths where all that is cached is keys and values and
     a mask can hide padding, else of one length, or of one prefix; if a cache can't be repeated, prefixes are run anew for each.
     done(prefix's place, sample, continuation) is called as each ends, so that it can be kept: in no promised order.
+    kept(prefix's place, sample): which branches are known from before. A batch of only such is not run; else it is run as a
+    whole, so that the others have the numbers, to the last digit, that they would have had.
     edits: what `applying` gave, if its edits are for single rows (named by the place of their prefix): then nothing is
     shared between prefixes. Edits of all rows need not be given.
     Raises `NonFinite`, and `BadModel` for a model that cannot generate.
@@ -64,6 +67,9 @@ def branch(
             if progress:
                 progress("branches", ended, total)
 
+    def known(row: Row) -> bool:
+        return kept is not None and all(kept(twin.name, twin.sample) for twin in twins[_branch_of(row, edits)])
+
     room = lm.context_length
     waiting = [members[0] for members in twins.values()]
     for row in waiting:
@@ -73,7 +79,7 @@ def branch(
     waiting = sorted((row for row in waiting if row.running), key=lambda row: (row.prefix, row.name))
     before = None if edits is None else (edits.rows, edits.start)
     try:
-        _run(lm, waiting, max(most, default=0), sampling, batch, end, edits, ragged)
+        _run(lm, waiting, max(most, default=0), sampling, batch, end, edits, ragged, known)
     finally:
         if edits is not None and before is not None:
             edits.rows, edits.start = before
@@ -83,9 +89,11 @@ def branch(
 @torch.inference_mode()
 def _run(
     lm: LanguageModel, waiting: list[Row], max_new: int, sampling: Sampling, batch: int,
-    end: Callable[[Row], None], edits: Edits | None, ragged: bool,
+    end: Callable[[Row], None], edits: Edits | None, ragged: bool, known: Callable[[Row], bool],
 ) -> None:  # fmt: skip
     """Rows in batches; a beginning that all have in common is kept from one to the next."""
+    if all(map(known, waiting)):
+        return
     shares = edits is None and grows(expected(lm.model.config))
     base = _base(lm, waiting) if shares and len(waiting) > batch else None
     batches = [waiting[start : start + batch] for start in range(0, len(waiting), batch)]
@@ -93,12 +101,14 @@ def _run(
         # edits at work that aren't told where a forward begins take a recurrent state to go on where the last one ended
         batches = [own for some in batches for own in by_length(lm, some)]
     for some in batches:
-        known = _shared(lm, some, base, shares) if edits is None else _edited(lm, some, edits)
-        for bunch in _bunches(lm, some, known, ragged):
+        if all(map(known, some)):
+            continue
+        prefixes = _shared(lm, some, base, shares) if edits is None else _edited(lm, some, edits)
+        for bunch in _bunches(lm, some, prefixes, ragged):
             together = Batch(lm, bunch, sampling, edits=edits, done=end)
-            repeats = Counter(_key(row, known) for row in bunch)
-            if all(key in known and selects(known[key].cache) for key in repeats):
-                together.start_from([known.pop(key) for key in repeats], list(repeats.values()))
+            repeats = Counter(_key(row, prefixes) for row in bunch)
+            if all(key in prefixes and selects(prefixes[key].cache) for key in repeats):
+                together.start_from([prefixes.pop(key) for key in repeats], list(repeats.values()))
             together.run(max_new)
 
 

@@ -72,13 +72,13 @@ def _draw(lm: LanguageModel, writer: stores.Writer, plan: Plan, progress: Progre
 
     The arm that is drawn from before the step gets at least as many as a z-score of the edit needs.
     """
-    n = plan.samples
+    before, n = 0, plan.samples
     while True:
-        draw(lm, writer, plan.named, range(n), plan.drawing, progress)
+        draw(lm, writer, plan.named, range(before, n), plan.drawing, progress)
         narrow = plan.until is None or plan.arms.edited is None or n >= MOST
-        if narrow or half_width(writer.read("branches"), plan.reference) <= (plan.until or 0):
+        if narrow or half_width(writer.read("branches"), plan.reference, n) <= (plan.until or 0):
             break
-        n = min(MOST, 2 * n)
+        before, n = n, min(MOST, 2 * n)
     if plan.arms.new:
         own = [arm for arm in plan.named if arm.prefix == plan.arms.before]
         draw(lm, writer, own, range(n, max(n, policy.LEAST)), plan.drawing, progress)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 ROWS = 64  # continuations that run together
+BLOCK = 8 * ROWS  # continuations that are asked for at once: what was drawn is held until the last of them is
 ORIGINAL = 0  # the branch that was rewound
 
 
@@ -112,37 +113,44 @@ def draw(
 
     An arm whose text has ended by a stop text is kept as it is.
     What their prefixes have in common is computed once. Arms whose activations are changed run by themselves.
+    Which of them share a batch is decided by their numbers alone, never by what the run has: it resumes to the same bytes.
     """
-    for arm in arms:
-        if drawing.is_over(lm, arm.prefix, arm.n_prompt):
-            for sample in (s for s in samples if not writer.done(_key(arm, s))):
-                with writer.unit(_key(arm, sample)):
-                    _write(lm, writer, arm, sample, Continuation(stop_reason="stop"), drawing)
-    missing = {arm: tuple(s for s in samples if not writer.done(_key(arm, s))) for arm in arms}
-    total = len(arms) * len(samples)
-    ended = total - sum(map(len, missing.values()))
+    total, ended = len(arms) * len(samples), 0
+    over = [arm for arm in arms if drawing.is_over(lm, arm.prefix, arm.n_prompt)]
+    for arm in over:
+        for sample in (s for s in samples if not writer.done(_key(arm, s))):
+            with writer.unit(_key(arm, sample)):
+                _write(lm, writer, arm, sample, Continuation(stop_reason="stop"), drawing)
+        ended += len(samples)
 
     def together(some: Sequence[Arm], own: Sequence[int]) -> None:
         def keep(i: int, sample: int, continuation: Continuation) -> None:
-            nonlocal ended
-            with writer.unit(_key(some[i], sample)):
-                _write(lm, writer, some[i], sample, continuation, drawing)
-            ended += 1
-            if progress:
-                progress("continuations", ended, total)
+            key = _key(some[i], sample)
+            if not writer.done(key):
+                with writer.unit(key):
+                    _write(lm, writer, some[i], sample, continuation, drawing)
 
-        prefixes = [arm.prefix for arm in some]
-        most = [arm.max_new or drawing.max_new for arm in some]
-        branch(lm, prefixes, own, max_new=most, sampling=drawing.sampling, batch=ROWS, done=keep)
+        nonlocal ended
+        branch(
+            lm, [arm.prefix for arm in some], own, max_new=[arm.max_new or drawing.max_new for arm in some],
+            sampling=drawing.sampling, batch=ROWS, done=keep, kept=lambda i, sample: writer.done(_key(some[i], sample)),
+        )  # fmt: skip
+        ended += len(some) * len(own)
+        if progress:
+            progress("continuations", ended, total)
 
-    for own in dict.fromkeys(missing.values()):
-        alike = [arm for arm in arms if missing[arm] == own and own]
-        if plain := [arm for arm in alike if not arm.changes]:
-            together(plain, own)
-        for arm in alike:
-            if arm.changes:
-                with changing(lm, arm, arm.max_new or drawing.max_new):
-                    together([arm], own)
+    def in_blocks(some: Sequence[Arm]) -> None:
+        block = max(1, BLOCK // len(some))
+        for start in range(0, len(samples), block):
+            together(some, samples[start : start + block])
+
+    running = [arm for arm in arms if arm not in over]
+    if plain := [arm for arm in running if not arm.changes]:
+        in_blocks(plain)
+    for arm in running:
+        if arm.changes:
+            with changing(lm, arm, arm.max_new or drawing.max_new):
+                in_blocks([arm])
 
 
 def changing(lm: LanguageModel, arm: Arm, longest: int) -> AbstractContextManager[Any]:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 DRAWS = 10_000
 Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+HELD = 1 << 20  # numbers that are drawn at once
+
+
+def pieces(draws: int, n: int) -> Iterator[int]:
+    """How many draws of n numbers are held at once, until all are done: memory that does not grow with n."""
+    each = max(1, HELD // max(1, n))
+    for start in range(0, draws, each):
+        yield min(each, draws - start)
 
 
 class Shift(NamedTuple):
@@ -82,14 +92,16 @@ def _permutation(
 
     One is added to both counts, so it is never 0 (Phipson & Smyth 2010).
     """
-    if paired:
-        swap = random.random((draws, len(a))) < 0.5
-        left, right = np.where(swap, b, a), np.where(swap, a, b)
-    else:
-        mixed = random.permuted(np.tile(np.concatenate([a, b]), (draws, 1)), axis=1)
-        left, right = mixed[:, : len(a)], mixed[:, len(a) :]
-    drawn = statistic(counted(left, classes), counted(right, classes))
-    return float((1 + (drawn >= observed - 1e-12).sum()) / (draws + 1))
+    larger = 0
+    for some in pieces(draws, len(a) + len(b)):
+        if paired:
+            swap = random.random((some, len(a))) < 0.5
+            left, right = np.where(swap, b, a), np.where(swap, a, b)
+        else:
+            mixed = random.permuted(np.tile(np.concatenate([a, b]), (some, 1)), axis=1)
+            left, right = mixed[:, : len(a)], mixed[:, len(a) :]
+        larger += int((statistic(counted(left, classes), counted(right, classes)) >= observed - 1e-12).sum())
+    return float((1 + larger) / (draws + 1))
 
 
 def _null(
@@ -98,14 +110,17 @@ def _null(
 ) -> np.ndarray:  # fmt: skip
     """The statistic (draws,) of arms that differ by nothing: both drawn anew from the pooled outcomes; pairs from the
     pairs, each turned round at random, so that their correlation stays."""
-    if paired:
-        picks = random.integers(0, len(a), size=(draws, len(a)))
-        swap = random.random((draws, len(a))) < 0.5
-        left, right = np.where(swap, b[picks], a[picks]), np.where(swap, a[picks], b[picks])
-    else:
-        pool = np.concatenate([a, b])
-        left, right = (random.choice(pool, size=(draws, len(x))) for x in (a, b))
-    return statistic(counted(left, classes), counted(right, classes))
+    found = []
+    for some in pieces(draws, len(a) + len(b)):
+        if paired:
+            picks = random.integers(0, len(a), size=(some, len(a)))
+            swap = random.random((some, len(a))) < 0.5
+            left, right = np.where(swap, b[picks], a[picks]), np.where(swap, a[picks], b[picks])
+        else:
+            pool = np.concatenate([a, b])
+            left, right = (random.choice(pool, size=(some, len(x))) for x in (a, b))
+        found.append(statistic(counted(left, classes), counted(right, classes)))
+    return np.concatenate(found)
 
 
 def cochran(table: np.ndarray, *, seed: int, draws: int = 2000) -> float:

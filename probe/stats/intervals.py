@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from probe.stats.distributions import pieces
+
 Z95 = 1.959963984540054
 DRAWS = 10_000
 
@@ -36,6 +38,7 @@ def wilson(k: float, n: int, *, z: float = Z95) -> Interval:
 def bootstrap_mean(values: np.ndarray, *, seed: int, draws: int = DRAWS) -> Interval:
     """The mean of values (n,) with a percentile bootstrap interval."""
     values = np.asarray(values, np.float64)
-    picks = np.random.default_rng(seed).integers(0, len(values), size=(draws, len(values)))
-    low, high = np.quantile(values[picks].mean(axis=1), [0.025, 0.975])
+    random, n = np.random.default_rng(seed), len(values)
+    means = [values[random.integers(0, n, size=(some, n))].mean(axis=1) for some in pieces(draws, n)]
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     return Interval(float(values.mean()), float(low), float(high))

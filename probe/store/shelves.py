@@ -16,6 +16,8 @@ from probe.errors import StorageFull
 from probe.store import durable, merging, parts, vectors
 from probe.store.journal import Journal
 
+JOINED = 64  # tables of units that become one
+
 
 class Limits(NamedTuple):
     """When finished units are put on the disk, and when a part file is full."""
@@ -42,6 +44,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.rows: defaultdict[str, list[pa.Table]] = defaultdict(list)
+        self._joined: defaultdict[str, int] = defaultdict(int)  # how many of the first tables are of many units
         self._mark: dict[str, int] = {}
 
     def keeps(self, name: str, rows: int) -> bool:
@@ -55,6 +58,10 @@ class Memory:
 
     def commit(self, key: str) -> None:
         self._mark = {}
+        for name, rows in self.rows.items():
+            if len(rows) - self._joined[name] >= JOINED:  # a table of few rows is mostly the table
+                rows[self._joined[name] :] = [parts.together(rows[self._joined[name] :])]
+                self._joined[name] += 1
 
     def rollback(self) -> None:
         for name in list(self.rows):

@@ -144,6 +144,8 @@ def trace(
         for batch in batches(sequences, generate=asked.generate, tokens=tokens):
             _record(lm, batch, asked, writer, alone=len(inputs) == 1)
             done += len(batch)
+            for sequence in batch:
+                sequence.forget()
             if progress:
                 progress("tracing", done, len(sequences))
         return writer.finish(
@@ -230,7 +232,9 @@ def _arguments(lm: LanguageModel, asked: Request, what: dict[str, Any], inputs: 
     """What decides the numbers, as JSON can hold it: a resume must be asked for with the same."""
     import hashlib
 
-    texts = hashlib.sha256("\x1e".join(p.text for p in inputs).encode("utf-8", "surrogatepass")).hexdigest()
+    texts = hashlib.sha256()
+    for i, prompt in enumerate(inputs):
+        texts.update(("\x1e" * bool(i) + prompt.text).encode("utf-8", "surrogatepass"))
     capture = what.get("capture", ())
     return {
         **{f.name: getattr(asked, f.name) for f in fields(asked) if f.name not in _ELSEWHERE},
@@ -239,7 +243,7 @@ def _arguments(lm: LanguageModel, asked: Request, what: dict[str, Any], inputs: 
         "explain": str(asked.explain.positions) if asked.explain else None,
         "order": list(asked.explain.orders) if asked.explain else None,
         "capture": [capture] if isinstance(capture, str) else list(capture), "attention": what.get("attention", "heads"),
-        "model": lm.name, "dtype": str(lm.dtype), "prompts": len(inputs), "prompts_sha256": texts,
+        "model": lm.name, "dtype": str(lm.dtype), "prompts": len(inputs), "prompts_sha256": texts.hexdigest(),
     }  # fmt: skip
 
 
