@@ -22,7 +22,8 @@ def labels(branches: pa.Table, arm: str, n: int | None = None) -> list[str]:
 
 
 def half_width(branches: pa.Table, reference: str, n: int) -> float:
-    """By the first `n` samples (a run that is resumed may have more): half the width of the 95 % interval of the paired difference in P(reference)."""
+    """Half the width of the 95 % interval of the paired difference in P(reference), by the first `n` samples: a run that is
+    resumed may have more."""
     control, edited = (_is(labels(branches, arm, n), reference) for arm in ("control", "edited"))
     found = stats.paired(control, edited)
     return (found.high - found.low) / 2
