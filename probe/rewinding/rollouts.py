@@ -115,29 +115,30 @@ def draw(
     What their prefixes have in common is computed once. Arms whose activations are changed run by themselves.
     Which of them share a batch is decided by their numbers alone, never by what the run has: it resumes to the same bytes.
     """
-    total, ended = len(arms) * len(samples), 0
     over = [arm for arm in arms if drawing.is_over(lm, arm.prefix, arm.n_prompt)]
     for arm in over:
         for sample in (s for s in samples if not writer.done(_key(arm, s))):
             with writer.unit(_key(arm, sample)):
                 _write(lm, writer, arm, sample, Continuation(stop_reason="stop"), drawing)
-        ended += len(samples)
+    total = len(arms) * len(samples)
+    ended = sum(writer.done(_key(arm, sample)) for arm in arms for sample in samples)
 
     def together(some: Sequence[Arm], own: Sequence[int]) -> None:
         def keep(i: int, sample: int, continuation: Continuation) -> None:
+            nonlocal ended
             key = _key(some[i], sample)
-            if not writer.done(key):
-                with writer.unit(key):
-                    _write(lm, writer, some[i], sample, continuation, drawing)
+            if writer.done(key):  # of a batch that was cut short, and is run as a whole
+                return
+            with writer.unit(key):
+                _write(lm, writer, some[i], sample, continuation, drawing)
+            ended += 1
+            if progress:
+                progress("continuations", ended, total)
 
-        nonlocal ended
         branch(
             lm, [arm.prefix for arm in some], own, max_new=[arm.max_new or drawing.max_new for arm in some],
             sampling=drawing.sampling, batch=ROWS, done=keep, kept=lambda i, sample: writer.done(_key(some[i], sample)),
         )  # fmt: skip
-        ended += len(some) * len(own)
-        if progress:
-            progress("continuations", ended, total)
 
     def in_blocks(some: Sequence[Arm]) -> None:
         block = max(1, BLOCK // len(some))
