@@ -7,7 +7,7 @@ import re
 # no sentence ends in these
 NEVER_LAST = frozenset((
     "e.g", "i.e", "eg", "ie", "cf", "vs", "viz", "mr", "mrs", "ms", "messrs", "dr", "prof", "sra", "srta", "mme",
-    "mlle", "sig", "resp",
+    "mlle", "sig", "resp", "a.k.a", "z.b", "d.h", "u.a", "p.ej", "т.е", "т.к", "т.н",
 ))  # fmt: skip
 # nor in these before a number
 BEFORE_NUMBER = frozenset((
