@@ -51,6 +51,7 @@ def where(text: str, n: int = 12, n_prompt: int = 8) -> list[int]:
         ("mlp_out:tok=a:b", "mlp_out:tok=a:b"),
         ("blocks.5.hook_resid_post", "resid_post@5"),
         ("blocks.3.attn.hook_z:2,blocks.0.hook_attn_out", "z@3:2 attn_out@0"),
+        ("blocks.5.attn.hook_rot_q,blocks.5.attn.hook_rot_k", "q@5 k@5"),
         ("hook_embed,ln_final.hook_normalized:last", "embed final_norm:last"),
         ("blocks.11.mlp.hook_post,blocks.1.attn.hook_attn_scores", "mlp_post@11 scores@1"),
     ],
@@ -64,6 +65,8 @@ def test_a_place_has_one_canonical_text(text: str, canonical: str) -> None:
     [
         ("resid_pots@5", "unknown site 'resid_pots'", "did you mean 'resid_post'"),
         ("blocks.5.hook_resid_pst", "unknown site", "did you mean 'resid_post'"),
+        ("blocks.5.attn.hook_q", "is the queries before any norm and rotation", "q@5 is after them"),
+        ("blocks.2.attn.hook_k:last", "is the keys before any norm and rotation", "k@2 is after them"),
         ("Z@5", "unknown site 'Z'", "did you mean 'z'"),
         ("xyzzy", "unknown site 'xyzzy'", "sites are: embed, resid_pre"),
         ("", "not a place", "SITE["),

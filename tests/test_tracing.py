@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import duckdb
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 import probe
 from probe import store
+from probe.anatomy import find
 from probe.decoding import Sampling
 from probe.errors import BadOption, BadPrompt, NonFinite, RunError, SiteAbsent
 from probe.language_model import LanguageModel
@@ -195,6 +197,47 @@ def test_a_token_that_was_added_and_has_no_row_is_said_and_costs_only_its_prompt
             refused()
     apart = probe.compare(probe.load("tiny:llama"), lm, "a <more>")
     assert "B's tokenizer would cut the text otherwise; both read the tokens of A" in apart.manifest["warnings"]
+
+
+@pytest.mark.parametrize("kind", ["in the head", "after the head"])
+def test_ids_that_a_model_rules_out_have_probability_0_and_spoil_nothing(kind: str, monkeypatch) -> None:
+    """Padding of a vocabulary at -inf: by a bias of the head, or written over its output."""
+    model, tokenizer = tiny("llama", tie_word_embeddings=False)
+    if kind == "in the head":
+        model.lm_head.bias = torch.nn.Parameter(torch.zeros(259), requires_grad=False)
+        model.lm_head.bias[240:256] = -torch.inf
+    else:
+        forward = model.forward
+
+        def masked(*args, **kwargs):
+            output = forward(*args, **kwargs)
+            output.logits[..., 240:256] = -torch.inf
+            return output
+
+        monkeypatch.setattr(model, "forward", functools.wraps(forward)(masked))
+    lm = LanguageModel(model, tokenizer, name="padded")
+    assert lm.anatomy.causal and lm.anatomy.readout_exact and lm.anatomy.residual_error < 1e-4
+    assert find(model).masked == (() if kind == "in the head" else ((240, 256),))
+    run = probe.trace(lm, "One, two, three", generate=6, lens=True, top=3)
+    ids = run.tokens["token_id"].tolist()
+    exact = plain(lm, ids).logits[0].double().log_softmax(-1)
+    np.testing.assert_allclose(
+        run.tokens["logprob"][1:], exact[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0], atol=1e-5
+    )
+    own = exact[:-1].exp()
+    np.testing.assert_allclose(run.tokens["entropy"][1:], -torch.special.xlogy(own, own).sum(-1), atol=1e-5)
+    guesses = run.table("lens")
+    last = guesses[guesses["layer"] == 2]
+    np.testing.assert_allclose(last["kl_to_final"], 0.0, atol=1e-6)
+    assert np.isfinite(guesses["kl_to_final"]).all() and (guesses["kl_to_final"][guesses["layer"] == 0] > 0.01).all()
+    spoken = probe.speculate(lm, "One, two, three", draft="layers:2", generate=6)
+    assert spoken.tokens["token_id"].tolist() == ids and not spoken.manifest["warnings"]
+    swept = probe.patch_sweep(lm, clean="a b", corrupt="a c", answer="d", metric="kl", sites="resid_pre")
+    assert "blocks" not in " ".join(swept.manifest["warnings"])
+    beside = probe.compare(lm, lm, "One, two, three", edit="resid_post@0:1..=zero").table("comparison")
+    assert np.isfinite(beside[["kl_ab", "kl_ba", "js", "tv"]].iloc[1:].to_numpy()).all()
+    shares = probe.attribute(lm, "One, two, three", answer="d").summary["positions"][0]
+    assert abs(shares["residual"]) < 1e-4
 
 
 def test_nan_logits_are_said_and_cost_only_their_prompt() -> None:

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from probe.anatomy.checking import verify
@@ -16,6 +17,7 @@ from probe.anatomy.finding import find
 from probe.anatomy.parts import Anatomy
 
 
+@torch.inference_mode(False)  # whoever asks first may be in it, and its tensors don't say when they are written into
 def cached_find(model: nn.Module, cache_dir: Path | None) -> Anatomy:
     """`find(model)`, or what it found for a model of the same class and config, if that holds here too.
 

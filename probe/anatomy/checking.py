@@ -83,4 +83,11 @@ def read_out(model: nn.Module, anatomy: Anatomy, resid: Tensor) -> Tensor:
     assert anatomy.head is not None, anatomy.absent.get("head")
     if anatomy.final_norm is not None:
         resid = model.get_submodule(anatomy.final_norm.path)(resid)
-    return apply_readout(anatomy.readout, model.get_submodule(anatomy.head)(resid))
+    return rule_out(anatomy, apply_readout(anatomy.readout, model.get_submodule(anatomy.head)(resid)))
+
+
+def rule_out(anatomy: Anatomy, logits: Tensor) -> Tensor:
+    """Logits (..., d_vocab), which may be written over, with -inf at the ids that the model rules out after its head."""
+    for start, end in anatomy.masked:
+        logits[..., start:end] = -torch.inf
+    return logits

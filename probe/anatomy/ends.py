@@ -13,7 +13,7 @@ from probe.anatomy.chain import Block
 from probe.anatomy.inside import is_leaf
 from probe.anatomy.mixing import values_at
 from probe.anatomy.parts import LOGITS, Readout
-from probe.anatomy.sums import misfit, tolerance
+from probe.anatomy.sums import loudest, misfit, tolerance
 from probe.anatomy.tape import Event, Print, Tape
 from probe.instrument import Tap
 
@@ -30,6 +30,7 @@ class Ends(NamedTuple):
     exact: bool
     error: float
     absent: dict[str, str]
+    masked: tuple[tuple[int, int], ...] = ()
 
 
 def find_ends(model: nn.Module, ids: Tensor, recorded: Tape, blocks: tuple[Block, ...]) -> Ends:
@@ -52,11 +53,13 @@ def find_ends(model: nn.Module, ids: Tensor, recorded: Tape, blocks: tuple[Block
             raw = _replay(model, recorded.values[last], norm, head)
             if raw is None or raw.numel() != recorded.logits.numel():
                 continue
-            readout = _scaled(raw, recorded.logits, _cap(model, ids, recorded, head, numbers), numbers)
+            hidden = _hidden_like(raw.reshape(recorded.logits.shape), recorded.logits)
+            readout = _scaled(hidden, recorded.logits, _cap(model, ids, recorded, head, numbers), numbers)
             if readout is not None:
-                error = _error(readout, raw, recorded.logits)
+                masked = _ranges(hidden.isneginf() & ~raw.reshape(hidden.shape).isneginf())
+                error = _error(readout, hidden, recorded.logits)
                 absent = {} if norm else {"final_norm": "the head reads the last resid_post as it is"}
-                return Ends(embed, norm, head.path, readout, True, error, absent)
+                return Ends(embed, norm, head.path, readout, True, error, absent, masked)
     return Ends(
         embed, None, heads[0].path, Readout(), False, math.inf, {"final_norm": _why_not(recorded, last, heads[0])}
     )
@@ -84,10 +87,23 @@ def _heads(recorded: Tape, numbers: list[float]) -> list[Event]:
             value = recorded.values.get(port.print)
             if event.path and event.inputs and value is not None and value.numel() == logits.numel():
                 if port.print not in tried:
-                    tried[port.print] = _fitted(value.reshape(logits.shape), logits, numbers) is not None
+                    shaped = _hidden_like(value.reshape(logits.shape), logits)
+                    tried[port.print] = _fitted(shaped, logits, numbers) is not None
                 if tried[port.print]:
                     found.append(event)
     return found
+
+
+def _hidden_like(raw: Tensor, logits: Tensor) -> Tensor:
+    """What a head gives, with -inf at the ids that the logits rule out at every position: padding of the vocabulary."""
+    return raw.masked_fill(logits.isneginf().flatten(0, -2).all(0), -torch.inf)
+
+
+def _ranges(hidden: Tensor) -> tuple[tuple[int, int], ...]:
+    """Runs of ids, [first, last + 1), that hold at every position of (1, pos, d_vocab) bool."""
+    every = torch.nn.functional.pad(hidden.flatten(0, -2).all(0).int(), (1, 1))
+    starts, ends = (found.nonzero()[:, 0].tolist() for found in (every.diff() == 1, every.diff() == -1))
+    return tuple(zip(starts, ends, strict=True))
 
 
 def apply_readout(readout: Readout, raw: Tensor) -> Tensor:
@@ -100,7 +116,7 @@ def _fitted(raw: Tensor, logits: Tensor, numbers: list[float]) -> Readout | None
     """logits = cap * tanh(scale * raw / cap): the cap is one of the config's numbers, the scale too or by least squares.
 
     A cap must pay: small logits look uncapped too, but fit less well."""
-    caps = [cap for cap in numbers if float(logits.abs().max()) < cap]
+    caps = [cap for cap in numbers if float(loudest(logits)) < cap]
     plain, *capped = (_scaled(raw, logits, cap, numbers) for cap in (None, *caps))
     best = min((r for r in capped if r is not None), key=lambda r: _error(r, raw, logits), default=plain)
     if plain is None or best is None:
@@ -111,8 +127,9 @@ def _fitted(raw: Tensor, logits: Tensor, numbers: list[float]) -> Readout | None
 def _scaled(raw: Tensor, logits: Tensor, cap: float | None, numbers: list[float]) -> Readout | None:
     """The readout with that cap, at the plainest scale that is about as good as any: 1, a number, a fitted one."""
     x, wanted = raw.double().reshape(logits.shape), logits.double()
+    there = ~(x.isneginf() & wanted.isneginf())
     linear = wanted if cap is None else cap * torch.atanh((wanted / cap).clamp(-0.999999, 0.999999))
-    scale = float((x * linear).sum() / (x * x).sum().clamp_min(1e-30))
+    scale = float((x * linear)[there].sum() / (x * x)[there].sum().clamp_min(1e-30))
     near = [c for c in (1.0, *numbers, *(1 / n for n in numbers), scale) if abs(c - scale) <= 1e-2 * abs(scale)]
     found = [Readout(c, cap) for c in near]
     errors = [_error(readout, raw, logits) for readout in found]
@@ -130,9 +147,9 @@ def _cap(model: nn.Module, ids: Tensor, recorded: Tape, head: Event, numbers: li
     """The cap, as the model shows it when the head's input is so large that the logits reach LOUD."""
     given, n = head.inputs[0].tap, recorded.logits.numel()
     raw = next(p.tap for p in head.outputs if math.prod(p.shape) == n)
-    louder = LOUD / recorded.logits.abs().max()
+    louder = LOUD / loudest(recorded.logits)
     loud = values_at(model, ids, [raw, LOGITS], edits={given: lambda x: x * louder.to(x)})
-    found = _fitted(loud[raw], loud[LOGITS], numbers)
+    found = _fitted(_hidden_like(loud[raw].reshape(loud[LOGITS].shape), loud[LOGITS]), loud[LOGITS], numbers)
     return found.cap if found else None
 
 

@@ -12,6 +12,7 @@ from probe.anatomy.ends import Ends, find_ends
 from probe.anatomy.inside import Inside, insides
 from probe.anatomy.parts import Anatomy, Layer, Write
 from probe.anatomy.roles import Roles, Trials, find_attention, find_roles
+from probe.anatomy.sums import apart, loudest
 from probe.anatomy.tape import Tape, tape
 from probe.anatomy.tokens import probe_tokens
 from probe.anatomy.writes import Equation, find_equation
@@ -54,6 +55,7 @@ def find(model: nn.Module) -> Anatomy:
         readout_error=ends.error,
         residual_error=max((layer.error for layer in layers), default=0.0),
         absent=absent,
+        masked=ends.masked,
     )
 
 
@@ -140,5 +142,5 @@ def _is_causal(model: nn.Module, ids: Tensor, recorded: Tape) -> bool:
     other[0, -1] = ids[0, 0] if ids[0, 0] != ids[0, -1] else ids[0, 1]
     with torch.no_grad():
         logits = model(input_ids=other, use_cache=False).logits
-    change = (logits[:, :-1].double() - recorded.logits[:, :-1].double()).abs().max()
-    return bool(change <= 1e-3 * recorded.logits.double().abs().max())
+    change = apart(logits[:, :-1], recorded.logits[:, :-1]).max()
+    return bool(change <= 1e-3 * loudest(recorded.logits))

@@ -116,6 +116,7 @@ class Anatomy:
     readout_error: float
     residual_error: float
     absent: Mapping[str, str]
+    masked: tuple[tuple[int, int], ...] = ()  # runs of ids, [first, last + 1), that the model rules out after its head
 
     def tap(self, site: str, layer: int = -1) -> Tap:
         """Where the site is read. SiteAbsent (with the reason) where no verified equation finds it."""
@@ -183,6 +184,7 @@ class Anatomy:
         for name in ("embed", "final_norm"):
             fields[name] = None if plain[name] is None else Tap(*plain[name])
         fields["readout"] = Readout(*plain["readout"])
+        fields["masked"] = tuple((start, end) for start, end in plain.get("masked", ()))
         return cls(**fields)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -156,6 +157,23 @@ def _channel_error(basis: Tensor, wanted: Tensor) -> tuple[Tensor, float]:
 
 
 def misfit(target: Tensor, parts: Tensor) -> float:
-    """RMS of target - parts relative to the size of both, elementwise, as in `shortest_sum`."""
+    """RMS of target - parts relative to the size of both, elementwise, as in `shortest_sum`.
+
+    Logits of -inf in both agree; infinite where only one has them."""
     target, parts = target.double(), parts.double()
+    if bool((target.isneginf() != parts.isneginf()).any()):
+        return math.inf
+    there = ~target.isneginf()
+    target, parts = target[there], parts[there]
     return float(((target - parts) / _size(target, parts)).pow(2).mean().sqrt())
+
+
+def apart(logits: Tensor, other: Tensor) -> Tensor:
+    """How far logits lie apart, elementwise, in float64: 0 where both rule a token out (-inf), NaN where either is NaN."""
+    one, two = logits.double(), other.to(logits.device).double()
+    return (one - two).abs_().masked_fill_(one.isneginf() & two.isneginf(), 0.0)
+
+
+def loudest(logits: Tensor) -> Tensor:
+    """The size of the largest logit, leaving out those that rule a token out (-inf); NaN where one is NaN."""
+    return logits.double().abs().masked_fill_(logits.isneginf(), 0.0).max()

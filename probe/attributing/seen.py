@@ -58,7 +58,7 @@ def see(lm: LanguageModel, ids: Sequence[int], positions: Sequence[int]) -> Seen
     taps = {tap: reader(tap) for tap in _taps(anatomy)}
     with torch.inference_mode(False), torch.no_grad(), tapping(lm.model, taps), recording(lm.model, outer.record):
         lm.model(torch.tensor([list(ids)], device=lm.device), use_cache=False)
-    if not bool(seen.logits.isfinite().all()):
+    if bool((seen.logits.isnan() | seen.logits.isposinf()).any()):
         raise NonFinite("the logits are not finite numbers", hint="try --dtype float32")
     seen.embeddings = outer.parts(whole[-1], index)
     return seen

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from probe.anatomy.checking import rule_out
 from probe.instrument import Tap, tapping
 
 if TYPE_CHECKING:
@@ -36,7 +37,9 @@ def unembedding(model: nn.Module, anatomy: Anatomy) -> Unembed | None:
         logits = project(hidden)
         if readout.scale != 1.0:
             logits.mul_(readout.scale)
-        return logits.div_(readout.cap).tanh_().mul_(readout.cap) if readout.cap else logits
+        if readout.cap:
+            logits.div_(readout.cap).tanh_().mul_(readout.cap)
+        return rule_out(anatomy, logits)
 
     return unembed
 
@@ -84,10 +87,11 @@ def norms_all(model: nn.Module, norm: Tap, ids: Tensor, **inputs: Any) -> bool:
 
 def replays(unembed: Unembed, hidden: Tensor, logits: Tensor) -> bool:
     """Whether the replay of the last position, hidden (batch, pos, d_model), is what the model gave (batch, 1, d_vocab)."""
-    own = unembed(hidden[:, -1]).to(torch.float32)
-    real = logits[:, -1].to(torch.float32)
+    from probe.anatomy.sums import apart, loudest
+
+    own, real = unembed(hidden[:, -1]), logits[:, -1]
     tolerance = max(1e-4, 8 * torch.finfo(logits.dtype).eps)
-    return own.shape == real.shape and bool((own - real).abs().max() <= tolerance * real.abs().max())
+    return own.shape == real.shape and bool(apart(own, real).max() <= tolerance * loudest(real))
 
 
 def scored(

@@ -106,7 +106,7 @@ def divergence(logits: Tensor, other: Tensor, *, rows: int = 64) -> np.ndarray:
     parts = [np.empty(0)]
     for start in range(0, len(logits), rows):
         p, q = (x[start : start + rows].float().log_softmax(-1) for x in (logits, other))
-        parts.append(torch.linalg.vecdot(p.exp(), p - q).double().clamp_(min=0).cpu().numpy())
+        parts.append((p.exp() * (p - q)).masked_fill_(p.isneginf(), 0.0).sum(-1).double().clamp_(min=0).cpu().numpy())
     return np.concatenate(parts)
 
 

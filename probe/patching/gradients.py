@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from probe.anatomy.sums import apart, loudest
 from probe.anatomy.units import in_units, slope_in_units, unit_of
 from probe.capturing.activations import overwritten
 from probe.errors import BadModel, BadOption, NonFinite
@@ -116,7 +117,7 @@ def _check_end(lm: LanguageModel, ids: Sequence[int], other: Sequence[int], embe
     with tapping(lm.model, {lm.anatomy.tap("embed"): lambda value: embedding.to(value).reshape(value.shape)}):
         found = last(lm, ids)
     wanted = last(lm, other)
-    if not bool((found - wanted).abs().max() <= ENDPOINT * wanted.abs().max()):
+    if not bool(apart(found, wanted).max() <= ENDPOINT * loudest(wanted)):
         raise BadModel(f"{lm.name} takes more from its tokens than their embedding", hint="leave --ig out")
 
 

@@ -71,7 +71,8 @@ def _columns(logits: Tensor, target: Target, clean: Tensor) -> tuple[Tensor, ...
     logprob = own[:, target.answer].double()
     wide = logits.double() if target.against is None else logits[:, [target.answer, target.against]].double()
     difference = wide[:, 0] - wide[:, 1] if target.against is not None else torch.full_like(logprob, torch.nan)
-    kl = (clean.exp() * (clean - own)).nan_to_num(nan=0.0).sum(-1).double()  # a token of probability 0 adds nothing
+    ruled_out = clean.isneginf()  # a token of probability 0 adds nothing
+    kl = (clean.exp() * (clean - own.masked_fill(ruled_out, 0.0)).masked_fill(ruled_out, 0.0)).sum(-1).double()
     return difference, logprob, logprob.exp(), kl.clamp(min=0.0)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from probe.anatomy.sums import apart, loudest
 from probe.interventions import Edit
 from probe.interventions.spots import Spots
 from probe.patching.rest import Text, Way
@@ -64,8 +65,8 @@ def _differ(found: Tensor, wanted: Tensor) -> str:
     tolerance = max(TOLERANCE, 8 * torch.finfo(wanted.dtype).eps)
     if found.shape != wanted.shape:
         return f"its blocks alone give {tuple(found.shape)} logits"
-    apart = float(((found - wanted).double().abs().max() / wanted.double().abs().max()).nan_to_num(nan=1.0))
-    return "" if apart <= tolerance else f"its blocks alone give other logits (by {apart:.1e} of the largest)"
+    off = float((apart(found, wanted).max() / loudest(wanted)).nan_to_num(nan=1.0))
+    return "" if off <= tolerance else f"its blocks alone give other logits (by {off:.1e} of the largest)"
 
 
 def _edit(text: Text, layer: int, start: int) -> Edit:

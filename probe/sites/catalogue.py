@@ -63,8 +63,6 @@ _LENS_NAMES = {
     "blocks.{}.hook_attn_out": "attn_out",
     "blocks.{}.hook_mlp_out": "mlp_out",
     "blocks.{}.mlp.hook_post": "mlp_post",
-    "blocks.{}.attn.hook_q": "q",
-    "blocks.{}.attn.hook_k": "k",
     "blocks.{}.attn.hook_v": "v",
     "blocks.{}.attn.hook_rot_q": "q",
     "blocks.{}.attn.hook_rot_k": "k",
@@ -73,15 +71,28 @@ _LENS_NAMES = {
     "blocks.{}.attn.hook_attn_scores": "scores",
 }
 
+# names whose activation is no site here: what they are, and the site that is nearest to it
+_ELSEWHERE = {
+    "blocks.{}.attn.hook_q": ("the queries before any norm and rotation", "q", "hook_rot_q"),
+    "blocks.{}.attn.hook_k": ("the keys before any norm and rotation", "k", "hook_rot_k"),
+}
+
 
 def find_site(word: str) -> tuple[str, int | None]:
     """Our name of a site, and the layer where TransformerLens' name holds one. Raises `UnknownSite`."""
     if word in SITES:
         return word, None
     number = re.match(r"blocks\.([0-9]+)\.", word)
-    ours = _LENS_NAMES.get(word if number is None else f"blocks.{{}}.{word[number.end() :]}")
+    theirs = word if number is None else f"blocks.{{}}.{word[number.end() :]}"
+    ours = _LENS_NAMES.get(theirs)
     if ours is not None:
         return ours, None if number is None else int(number[1])
+    if number is not None and theirs in _ELSEWHERE:
+        what, site, other = _ELSEWHERE[theirs]
+        raise UnknownSite(
+            f"'{word}' is {what}, which is no site here",
+            hint=f"{site}@{number[1]} is after them ({other}); the same where a model has neither",
+        )
     last = word.lower().rpartition(".")[2].removeprefix("hook_")
     near = [name for form in (word.lower(), last) for name in difflib.get_close_matches(form, SITES, n=1)]
     hint = f"did you mean '{near[0]}'? " if near else ""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from probe.anatomy.checking import read_out
+from probe.anatomy.sums import apart, loudest
 from probe.anatomy.tokens import probe_tokens
 from probe.decoding.caches import held, make_room, pads, slot
 from probe.errors import BadOption
@@ -101,7 +102,7 @@ def _trial(lm: LanguageModel) -> bool:
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return False  # some families' own code takes one token at a time, and says so in any of these ways
     tolerance = max(1e-3, 8 * torch.finfo(lm.dtype).eps)
-    return bool((found - whole).abs().max() <= tolerance * whole.abs().max())
+    return bool(apart(found, whole).max() <= tolerance * loudest(whole))
 
 
 def crop(layer: Any, n: int) -> None:

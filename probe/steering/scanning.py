@@ -158,14 +158,14 @@ def _read(
         batch = torch.tensor([list(ids)] * len(some), device=lm.device)
         with applying(lm, some, ids=batch):
             logits = lm.model(batch, use_cache=False).logits.float()
-        if not bool(logits.isfinite().all()):
+        if bool((logits.isnan() | logits.isposinf()).any()):
             raise NonFinite("logits are not finite numbers under the direction", hint="smaller --strengths")
         last = logits[:, -1].double().log_softmax(-1).cpu()
         texts = logits[:, :-1].gather(-1, batch[:, 1:, None])[..., 0] - logits[:, :-1].logsumexp(-1)
         losses = (-texts.double().mean(-1)).tolist() if len(ids) > 1 else [0.0] * len(some)
         plain = plain or (last[0], losses[0])
         values = last[:, answer] - (0.0 if against is None else last[:, against])
-        kl = (plain[0].exp() * (plain[0] - last)).sum(-1).clamp(min=0.0)
+        kl = (plain[0].exp() * (plain[0] - last)).masked_fill(plain[0].isneginf(), 0.0).sum(-1).clamp(min=0.0)
         found += [
             {"value": value, "kl": far, "lost": loss - plain[1], "text": ""}
             for value, far, loss in zip(values.tolist(), kl.tolist(), losses, strict=True)
