@@ -40,7 +40,8 @@ ALL_SITES = [
     reading.attention_is_that_of_its_call, reading.capturing_changes_nothing,
 ]  # fmt: skip
 N_CHUNKS = 12
-THEIRS = {"blt", "granitemoehybrid", "xlstm", "zamba"}  # transformers' own code fails on their caches or short texts
+# transformers' own code fails on their caches; the reformer's hashes are drawn anew in each forward
+THEIRS = {"blt", "granitemoehybrid", "qwen4_exp", "qwen4_exp_text", "zamba", "reformer"}
 
 
 @pytest.mark.parametrize("family", DIFFERENT)
