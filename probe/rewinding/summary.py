@@ -36,7 +36,7 @@ def summarize(
         "expected": plan.expected, "arms": shares, "headroom": shares[before]["entropy"] if before else None,
         "rules": _rules(branches, n),
         "difference": headline, "resolution": _resolution(branches, plan.reference, n, plan.until) if headline else None,
-        "effects": rows, "off_policy": far, "rescored": _rescored(original, len(arms.control), scored),
+        "effects": rows, "off_policy": far, "rescored": _rescored(lm, original, len(arms.control), scored),
         "sampling": {**asdict(plan.drawing.sampling), "stop": list(plan.drawing.sampling.stop)},
         "examples": _examples(branches, n), "no_answer": _no_answer(shares),
     }  # fmt: skip
@@ -76,16 +76,19 @@ def _resolution(branches: pa.Table, reference: str, n: int, until: float | None)
     return stats.resolution(control, edited, target=until)
 
 
-def _rescored(original: Trajectory, first: int, scored: tuple[np.ndarray, np.ndarray] | None) -> dict[str, Any] | None:
+def _rescored(
+    lm: LanguageModel, original: Trajectory, first: int, scored: tuple[np.ndarray, np.ndarray] | None
+) -> dict[str, Any] | None:
     if scored is None or not len(scored[0]):
         return None
     difference = (scored[1] - scored[0]).astype(np.float64)
     worst = int(difference.argmin())
     begin, end = original.offsets[first + worst]
+    token = lm.label(original.ids[first + worst], original.text[begin:end])
     return {
         "tokens": len(difference), "logprob": float(scored[0].sum(dtype=np.float64)),
         "logprob_edited": float(scored[1].sum(dtype=np.float64)), "difference": float(difference.sum()),
-        "most_changed": {"pos": first + worst, "token": original.text[begin:end], "difference": float(difference[worst])},
+        "most_changed": {"pos": first + worst, "token": token, "difference": float(difference[worst])},
     }  # fmt: skip
 
 
