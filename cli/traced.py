@@ -10,8 +10,6 @@ import typer
 from cli.terminal import SHOWN_PROMPTS, run_path, show_table, show_text, visible
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from probe.store import Run
 
 SHOWN_ROWS = 20  # prompts in the table of prompts
@@ -24,15 +22,15 @@ def show_trace(run: Run, *, quiet: bool) -> None:
     if quiet:
         typer.echo(run_path(run))
         return
-    tokens, summary = run.tokens, run.summary
-    prompts = tokens["prompt_id"].unique()
-    for prompt_id in prompts[:SHOWN_PROMPTS]:
-        show_text(tokens[tokens["prompt_id"] == prompt_id])
-    if len(prompts) > SHOWN_PROMPTS:
-        typer.echo(f"… and {len(prompts) - SHOWN_PROMPTS} more prompts")
+    summary = run.summary
+    for prompt_id in _first_that_ran(run):
+        show_text(run.scan("tokens", prompt_id=prompt_id).to_pandas())
+    more = summary["prompts"] - summary["errors"] - SHOWN_PROMPTS
+    if more > 0:
+        typer.echo(f"… and {more} more prompts")
     typer.echo("")
     if summary["prompts"] > 1:
-        _show_prompts(run.prompts)
+        _show_prompts(run)
     _show_totals(summary)
     if summary["stop_reasons"]:
         reasons = ", ".join(f"{reason} {n}" for reason, n in summary["stop_reasons"].items())
@@ -66,11 +64,21 @@ def _show_totals(summary: dict[str, Any]) -> None:
     typer.echo(f"{'tokens':<15}{summary['tokens']:,} ({summary['scored']:,} scored)")
 
 
-def _show_prompts(prompts: pd.DataFrame) -> None:
+def _first_that_ran(run: Run) -> list[int]:
+    """The numbers of the prompts whose text is shown."""
+    found: list[int] = []
+    for prompts in run.batches("prompts"):
+        found += [row["prompt_id"] for row in prompts.select(["prompt_id", "error"]).to_pylist() if not row["error"]]
+        if len(found) >= SHOWN_PROMPTS:
+            break
+    return found[:SHOWN_PROMPTS]
+
+
+def _show_prompts(run: Run) -> None:
     """One prompt a line: its numbers are those of what was generated, or, without anything, of the prompt."""
-    generated = prompts["completion"].notna().any()
+    first, n, generated = next(run.batches("prompts", SHOWN_ROWS)), run.summary["prompts"], run.summary["stop_reasons"]
     rows = []
-    for row in prompts.head(SHOWN_ROWS).itertuples():
+    for row in first.to_pandas().itertuples():
         numbers = (number(getattr(row, name)) for name in ("logprob", "perplexity", "mean_entropy"))
         written = row.completion if isinstance(row.completion, str) else None
         last = f"error: {row.error}" if row.error else _short(written) if written is not None else ""
@@ -78,8 +86,8 @@ def _show_prompts(prompts: pd.DataFrame) -> None:
         rows.append((str(row.prompt_id), _short(row.text), scored, *numbers, last))
     header = ("prompt", "text", "scored", "logprob", "perplexity", "mean entropy", "generated" if generated else "")
     show_table(header, rows)
-    if len(prompts) > SHOWN_ROWS:
-        typer.echo(f"… and {len(prompts) - SHOWN_ROWS} more prompts: the table 'prompts' has all")
+    if n > SHOWN_ROWS:
+        typer.echo(f"… and {n - SHOWN_ROWS} more prompts: the table 'prompts' has all")
     typer.echo("")
 
 

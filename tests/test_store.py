@@ -317,22 +317,28 @@ def test_read_gives_the_rows_so_far_of_all_sessions(tmp_path: Path) -> None:
         assert writer.finish(summary={"ignored": 1}).summary == {}
 
 
-def test_merging_overlapping_parts_is_sorting_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("apart", [0, 4, 5])
+def test_merging_parts_is_sorting_them(apart: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of the same prompts, of some, and of none: the last, as a trace writes them, are not sorted again."""
     monkeypatch.setattr(merging, "CHUNK", 37)
     monkeypatch.setattr(merging, "_BATCH", 10)
     paths, everything = [], []
     for part in range(4):
         n = int(RNG.integers(1, 90))
+        prompts = RNG.integers(0, 5, n) + apart * part
         table = columns.build(
             "tokens",
-            {"prompt_id": RNG.integers(0, 5, n), "pos": RNG.integers(0, 9, n), "token_id": np.arange(n) + 100 * part},
+            {"prompt_id": prompts, "pos": RNG.integers(0, 9, n), "token_id": np.arange(n) + 100 * part},
             run_id="r", store="exact", copy=True,
         )  # fmt: skip
         everything.append(merging.sort(table, tables.TABLES["tokens"].keys))
         paths.append(tmp_path / f"{part}.parquet")
         pq.write_table(everything[-1], paths[-1])
+    expected = merging.sort(pa.concat_tables(everything), tables.TABLES["tokens"].keys).to_pylist()
+    if apart == 5:
+        monkeypatch.delattr(merging, "_mixed")
     merged = pa.concat_tables(merging.merged(paths, tables.TABLES["tokens"].keys))
-    assert merged.to_pylist() == merging.sort(pa.concat_tables(everything), tables.TABLES["tokens"].keys).to_pylist()
+    assert merged.to_pylist() == expected
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 
 import duckdb
 import numpy as np
@@ -17,6 +18,7 @@ from probe.decoding import Sampling
 from probe.errors import BadOption, BadPrompt, NonFinite, RunError, SiteAbsent
 from probe.language_model import LanguageModel
 from probe.tiny import tiny
+from probe.tracing.summary import Sum
 
 RAGGED = [
     "The capital of France is",
@@ -363,3 +365,60 @@ def test_numbers_of_a_prompt_that_nothing_follows(llama) -> None:
     assert "".join(own["token"]) == "abc" and said.prompts["logprob"][0] == pytest.approx(
         own["logprob"].sum(), rel=1e-6
     )
+
+
+def test_the_summary_of_many_prompts_is_that_of_their_tables_after_a_resume_too(llama, tmp_path) -> None:
+    """The numbers, computed from whole tables in float64; an interrupted run's come from files and memory, piece by piece."""
+    prompts = [f"{'walk home again ' * (1 + i % 5)}{i}" for i in range(30)]
+    prompts[7] = "x" * 5000
+    what = {"generate": 3, "batch_tokens": 200, "attention": "none"}
+    alone = probe.trace(llama, prompts, out=tmp_path / "alone", **what)
+
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        probe.trace(llama, prompts, out=tmp_path / "run", progress=interrupt, **what)
+    run = probe.trace(llama, prompts, out=tmp_path / "run", resume=True, **what)
+    assert run.summary == alone.summary == probe.trace(llama, prompts, **what).summary
+    tokens, found = run.tokens, run.summary
+    assert list(found["parts"]) == ["completion", "prompt"]
+    for rows, part in (
+        (tokens, found),
+        *((tokens[tokens["segment"] == name], p) for name, p in found["parts"].items()),
+    ):
+        logprob = rows["logprob"].dropna().astype(float)
+        assert (part["tokens"], part["scored"]) == (len(rows), len(logprob))
+        expected = (
+            logprob.sum(),
+            np.exp(-logprob.mean()),
+            -logprob.mean() / np.log(2),
+            rows["entropy"].astype(float).mean(),
+        )
+        got = [part[name] for name in ("logprob", "perplexity", "bits_per_token", "mean_entropy")]
+        assert got == pytest.approx(expected, rel=1e-12)  # float64 sums in another order
+    written = tokens[tokens["segment"] == "completion"]
+    first = written.sort_values(["surprisal", "prompt_id", "pos"], ascending=[False, True, True]).head(8)
+    assert [(t["prompt_id"], t["pos"], t["surprisal"]) for t in found["most_surprising"]] == list(
+        first[["prompt_id", "pos", "surprisal"]].itertuples(index=False, name=None)
+    )
+    assert (found["prompts"], found["errors"], found["generated"]) == (30, 1, len(written))
+    texts = run.prompts[run.prompts["error"] == ""]
+    assert found["completions"] == [
+        {"prompt_id": i, "text": t} for i, t in zip(texts["prompt_id"], texts["completion"], strict=True)
+    ]
+    assert found["stop_reasons"] == texts["stop_reason"].value_counts().to_dict()
+
+
+def test_a_sum_in_pieces_is_the_exact_one() -> None:
+    rng = np.random.default_rng(0)
+    small = rng.normal(size=999) * 10.0 ** rng.integers(-30, 30, 999)
+    values = np.concatenate([small, [1e30, 1.0, -1e30]]).astype(np.float32)
+    pieces = [Sum() for _ in range(2)]
+    for total, cuts in zip(pieces, ([400], [3, 500, 999]), strict=True):
+        for piece in np.split(values, cuts):
+            total.add(piece)
+    assert pieces[0].total() == pieces[1].total() == math.fsum(values.tolist()) and pieces[0].count == len(values)
+    pieces[0].add(np.array([-np.inf], np.float32))
+    assert pieces[0].total() == -np.inf

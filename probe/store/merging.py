@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -45,16 +47,11 @@ def fresh(table: pa.Table) -> pa.Table:
 def merged(paths: Sequence[Path], keys: Sequence[str]) -> Iterator[pa.Table]:
     """Rows of files that are each sorted by `keys`, sorted over all of them, CHUNK rows at a time.
 
-    Holds the key columns of everything, one chunk, and one batch of each file.
+    Holds one chunk, one batch of each file, and, unless each file follows the one before, the key columns of everything.
     """
-    heads = [pq.read_table(path, columns=list(keys), page_checksum_verification=True) for path in paths]
-    owner = np.repeat(np.arange(len(paths)), [head.num_rows for head in heads])
-    rows = order(pa.concat_tables(heads), keys)
-    del heads
     streams = [_Stream(path) for path in paths]
     try:
-        for start in range(0, len(rows), CHUNK):
-            owners = owner[rows[start : start + CHUNK]]
+        for owners in _in_turn(paths) if _follow(paths, keys) else _mixed(paths, keys):
             counts = np.bincount(owners, minlength=len(paths))
             taken = pa.concat_tables([streams[i].take(int(n)) for i, n in enumerate(counts) if n])
             back = np.empty(len(owners), np.int64)
@@ -63,6 +60,38 @@ def merged(paths: Sequence[Path], keys: Sequence[str]) -> Iterator[pa.Table]:
     finally:
         for stream in streams:
             stream.close()
+
+
+def _mixed(paths: Sequence[Path], keys: Sequence[str]) -> Iterator[np.ndarray]:
+    """Of which file each row of the result is, CHUNK rows at a time."""
+    heads = [pq.read_table(path, columns=list(keys), page_checksum_verification=True) for path in paths]
+    owner = np.repeat(np.arange(len(paths)), [head.num_rows for head in heads])
+    rows = order(pa.concat_tables(heads), keys)
+    del heads
+    for start in range(0, len(rows), CHUNK):
+        yield owner[rows[start : start + CHUNK]]
+
+
+def _in_turn(paths: Sequence[Path]) -> Iterator[np.ndarray]:
+    """The same where the files are one after the other."""
+    ends = np.cumsum([pq.read_metadata(path).num_rows for path in paths])
+    for start in range(0, int(ends[-1]), CHUNK):
+        yield np.searchsorted(ends, np.arange(start, min(start + CHUNK, int(ends[-1]))), side="right")
+
+
+def _follow(paths: Sequence[Path], keys: Sequence[str]) -> bool:
+    """Whether no row of a file comes before one of an earlier file."""
+    edges = [edge for path in paths for edge in _edges(path, keys)]
+    return all(a <= b for a, b in pairwise(edges))
+
+
+def _edges(path: Path, keys: Sequence[str]) -> list[tuple[Any, ...]]:
+    """The keys of a file's first and last row, if it has any."""
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        groups = [g for g in range(file.num_row_groups) if file.metadata.row_group(g).num_rows]
+        ends = [file.read_row_group(group, columns=list(keys)) for group in (*groups[:1], *groups[-1:])]
+    rows = [row for table, at in zip(ends, (0, -1), strict=False) for row in table.take([at % len(table)]).to_pylist()]
+    return [tuple((row[key] is None, row[key]) for key in keys) for row in rows]  # nulls are the last
 
 
 class _Stream:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -17,6 +18,7 @@ from probe.store import durable, merging, parts, vectors
 from probe.store.journal import Journal
 
 JOINED = 64  # tables of units that become one
+BATCH = 8_192  # rows of a piece of a table
 
 
 class Limits(NamedTuple):
@@ -37,6 +39,7 @@ class Shelf(Protocol):
     def commit(self, key: str) -> None: ...
     def rollback(self) -> None: ...
     def read(self, name: str) -> pa.Table: ...
+    def batches(self, name: str, columns: Sequence[str]) -> Iterator[pa.Table]: ...
 
 
 class Memory:
@@ -75,6 +78,10 @@ class Memory:
             return tables.schema(name).empty_table()
         table = parts.together(self.rows[name])
         return table if tables.TABLES[name].large else merging.sort(table, tables.TABLES[name].keys)
+
+    def batches(self, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """All rows so far, in pieces."""
+        return (table.select(list(columns)) for table in self.rows.get(name, ()))
 
 
 class Disk:
@@ -147,11 +154,21 @@ class Disk:
                 part.abandon()
         self._forget()
 
+    def batches(self, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """All rows of a small table so far, in pieces."""
+        for path in self._paths(name):
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                for batch in file.iter_batches(BATCH, columns=list(columns)):
+                    yield pa.Table.from_batches([batch])
+        yield from self._small.batches(name, columns)
+
+    def _paths(self, name: str) -> list[Path]:
+        assert not tables.TABLES[name].large, f"'{name}' is read when the run is finished"
+        return [self.folder / part["path"] for part in self.journal.parts if part["table"] == name]
+
     def read(self, name: str) -> pa.Table:
         """All rows of a small table so far: those on the disk and those that wait."""
-        assert not tables.TABLES[name].large, f"'{name}' is read when the run is finished"
-        paths = [self.folder / part["path"] for part in self.journal.parts if part["table"] == name]
-        found = [pq.read_table(path, page_checksum_verification=True) for path in paths]
+        found = [pq.read_table(path, page_checksum_verification=True) for path in self._paths(name)]
         found += self._small.rows.get(name, [])
         if not found:
             return tables.schema(name).empty_table()

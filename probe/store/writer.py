@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -230,6 +230,13 @@ class Writer:
     def read(self, table: str) -> pa.Table:
         """The rows of a small table so far, by key, those of earlier sessions included: for the summary."""
         return self.whole.table_arrow(table) if self.whole else self._shelf.read(table)
+
+    def batches(self, table: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """What `read` reads, in pieces of which one at a time is held, in any order; these columns of it."""
+        if self.whole is None:
+            return self._shelf.batches(table, columns)
+        found = self.whole.batches(table) if table in self.whole.tables else iter(())
+        return (piece.select(list(columns)) for piece in found)
 
     def flush(self) -> None:
         """Put the finished units on the disk now."""

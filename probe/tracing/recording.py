@@ -223,8 +223,7 @@ def _record_failed(failed: list[Failed], writer: stores.Writer) -> None:
 
 
 def _summary(lm: LanguageModel, writer: stores.Writer, asked: Request) -> dict[str, Any]:
-    tokens = writer.read("tokens")
-    found = summarize(writer.read("prompts"), tokens, expected=lm.token_text, shown=lm.label)
+    found = summarize(writer.batches, expected=lm.token_text, shown=lm.label)
     return found if asked.explain is None else {**found, "explained": explained(writer.read)}
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,57 +13,116 @@ import pyarrow.compute as pc
 
 SHOWN = 8
 TEXTS = 100  # of what was generated, in the summary; the table has all
+_PARTS = ("completion", "prompt", "template")  # in the order in which they are told
+_NUMBERS = ("segment", "template", "logprob", "entropy")
+_TOLD = ("prompt_id", "pos", "token_id", "token", "surprisal", "rank", "top_ids")
+
+Read = Callable[[str, Sequence[str]], Iterable[pa.Table]]
 
 
-def summarize(
-    prompts: pa.Table, tokens: pa.Table, *, expected: Callable[[int], str], shown: Callable[[int, str], str]
-) -> dict[str, Any]:
+def summarize(read: Read, *, expected: Callable[[int], str], shown: Callable[[int, str], str]) -> dict[str, Any]:
     """First what was asked for: what was generated, or the prompt; a chat template's own words apart. Then the whole text.
 
     `parts` are in that order, each with its log-prob (nats), perplexity, bits a token and mean entropy over its scored
     positions, as the whole text has them too; `most_surprising` are tokens of the first part; `completions` are texts of the
-    first prompts. expected(id) is the text of a token that was not chosen, shown(id, piece) that of one in the text.
+    first prompts. read(table, columns) gives the rows in pieces, in any order: one at a time is held, for there may be more
+    than memory holds. expected(id) is the text of a token that was not chosen, shown(id, piece) that of one in the text.
     """
-    reasons = Counter(reason for reason in prompts["stop_reason"].to_pylist() if reason)
-    failed = pc.sum(pc.not_equal(prompts["error"], "")).as_py() or 0
-    parts = _parts(tokens)
+    whole, parts = _Part(), defaultdict[str, _Part](_Part)
+    for tokens in read("tokens", (*_NUMBERS, *_TOLD)):
+        whole.add(tokens)
+        for name, mask in _masks(tokens).items():
+            parts[name].add(tokens.filter(mask))
+    there = {name: parts[name] for name in _PARTS if parts[name].rows}
     return {
-        "parts": {name: _totals(part) for name, part in parts.items()},
-        "completions": [
-            {"prompt_id": row["prompt_id"], "text": row["completion"]}
-            for row in prompts.select(["prompt_id", "completion"]).slice(0, TEXTS).to_pylist()
-            if row["completion"] is not None
-        ],
-        "prompts": prompts.num_rows,
-        "errors": failed,
-        "generated": parts["completion"].num_rows if "completion" in parts else 0,
-        "stop_reasons": dict(sorted(reasons.items())),
-        **_totals(tokens),
-        "most_surprising": _most_surprising(next(iter(parts.values()), tokens), expected, shown),
+        "parts": {name: part.totals() for name, part in there.items()},
+        **_prompts(read),
+        "generated": parts["completion"].rows,
+        **whole.totals(),
+        "most_surprising": _told(next(iter(there.values()), whole).top, expected, shown),
     }
 
 
-def _parts(tokens: pa.Table) -> dict[str, pa.Table]:
-    """Completion, prompt and template, those that there are, in the order in which they are told."""
+def _prompts(read: Read) -> dict[str, Any]:
+    """What the table `prompts` says: how many, how many failed, why they stopped, and the first texts."""
+    rows, failed, reasons, first = 0, 0, Counter[str](), None
+    for prompts in read("prompts", ("prompt_id", "completion", "stop_reason", "error")):
+        rows += prompts.num_rows
+        failed += pc.sum(pc.not_equal(prompts["error"], "")).as_py() or 0
+        reasons.update(reason for reason in prompts["stop_reason"].to_pylist() if reason)
+        texts = prompts.select(["prompt_id", "completion"])
+        first = texts if first is None else pa.concat_tables([first, texts])
+        first = first.sort_by("prompt_id").slice(0, TEXTS)
+    texts = [] if first is None else first.to_pylist()
+    return {
+        "completions": [
+            {"prompt_id": row["prompt_id"], "text": row["completion"]} for row in texts if row["completion"] is not None
+        ],
+        "prompts": rows,
+        "errors": failed,
+        "stop_reasons": dict(sorted(reasons.items())),
+    }
+
+
+def _masks(tokens: pa.Table) -> dict[str, pa.ChunkedArray]:
+    """Which tokens are of each part."""
     written = pc.equal(tokens["segment"].cast(pa.string()), "completion")
     template = pc.fill_null(tokens["template"], False)
-    which = {"completion": written, "prompt": pc.invert(pc.or_(written, template)), "template": template}
-    found = {name: tokens.filter(mask) for name, mask in which.items()}
-    return {name: part for name, part in found.items() if part.num_rows}
+    return {"completion": written, "prompt": pc.invert(pc.or_(written, template)), "template": template}
 
 
-def _totals(tokens: pa.Table) -> dict[str, Any]:
-    logprob = tokens["logprob"].drop_null().to_numpy()
-    scored, total = len(logprob), float(logprob.sum(dtype=np.float64))
-    mean = total / scored if scored else math.nan
-    return {
-        "tokens": tokens.num_rows,
-        "scored": scored,
-        "logprob": _number(total if scored else math.nan),
-        "perplexity": _number(math.exp(-mean) if -mean < 700 else math.inf),
-        "bits_per_token": _number(-mean / math.log(2)),
-        "mean_entropy": _number(pc.mean(tokens["entropy"]).as_py() if scored else math.nan),
-    }
+class Sum:
+    """The sum of float32 values that come in pieces, rounded once: the same however they are cut, in any order.
+
+    Those of one exponent are multiples of one power of two: float64 adds 2**29 of them exactly.
+    """
+
+    _ZERO = 256  # the bin of exponent 0; those of float32 go from -148 to 128
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._bins = np.zeros(2 * self._ZERO)
+        self._infinite = 0.0
+
+    def add(self, values: np.ndarray) -> None:
+        finite = np.isfinite(values)
+        self.count += len(values)
+        self._infinite += float(values[~finite].sum())
+        mantissas, exponents = np.frexp(values[finite].astype(np.float64))
+        self._bins += np.bincount(exponents + self._ZERO, weights=mantissas, minlength=2 * self._ZERO)
+
+    def total(self) -> float:
+        return math.fsum(np.ldexp(self._bins, np.arange(-self._ZERO, self._ZERO))) + self._infinite
+
+    def mean(self) -> float:
+        return self.total() / self.count if self.count else math.nan
+
+
+class _Part:
+    """The totals of some tokens, and the most surprising of them, while they come in."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.top: pa.Table | None = None
+        self._logprob, self._entropy = Sum(), Sum()
+
+    def add(self, tokens: pa.Table) -> None:
+        self.rows += tokens.num_rows
+        for name, into in (("logprob", self._logprob), ("entropy", self._entropy)):
+            into.add(tokens[name].drop_null().to_numpy())
+        told = tokens.select(list(_TOLD))
+        self.top = most_surprising(told if self.top is None else pa.concat_tables([self.top, told]))
+
+    def totals(self) -> dict[str, Any]:
+        scored, mean = self._logprob.count, self._logprob.mean()
+        return {
+            "tokens": self.rows,
+            "scored": scored,
+            "logprob": _number(self._logprob.total() if scored else math.nan),
+            "perplexity": _number(math.exp(-mean) if -mean < 700 else math.inf),
+            "bits_per_token": _number(-mean / math.log(2)),
+            "mean_entropy": _number(self._entropy.mean() if scored else math.nan),
+        }
 
 
 def most_surprising(tokens: pa.Table, shown: int = SHOWN) -> pa.Table:
@@ -77,17 +136,16 @@ def most_surprising(tokens: pa.Table, shown: int = SHOWN) -> pa.Table:
     return scored.take(order)
 
 
-def _most_surprising(
-    tokens: pa.Table, expected: Callable[[int], str], shown: Callable[[int, str], str]
+def _told(
+    top: pa.Table | None, expected: Callable[[int], str], shown: Callable[[int, str], str]
 ) -> list[dict[str, Any]]:
-    columns = ["prompt_id", "pos", "token_id", "token", "surprisal", "rank", "top_ids"]
     return [
         {
             "prompt_id": row["prompt_id"], "pos": row["pos"], "token": shown(row["token_id"], row["token"]),
             "surprisal": _number(row["surprisal"]), "rank": row["rank"],
             "expected": expected(row["top_ids"][0]) if row["top_ids"] else "",
         }
-        for row in most_surprising(tokens).select(columns).to_pylist()
+        for row in ([] if top is None else top.to_pylist())
     ]  # fmt: skip
 
 
