@@ -365,7 +365,7 @@ def test_the_room_of_a_continuation(run, tiny) -> None:
     """Half as many tokens again as the original still needed from the step on, in every arm; cut-off ones are counted."""
     done = probe.rewind(run, lm=tiny, to="step0", delete=True, samples=2)
     original = trajectory(run, tiny)
-    needed = len(original.ids) - original.steps[0].start + 12  # it fills its budget of 24, and is taken to be cut off
+    needed = len(original.ids) - original.steps[0].start
     assert done.summary["max_new"] == int(np.ceil(1.5 * needed)) > 64
     for name, arm in done.summary["arms"].items():
         rows = done.branches[done.branches["arm"] == name]
@@ -375,7 +375,12 @@ def test_the_room_of_a_continuation(run, tiny) -> None:
     n = len(trajectory(whole, tiny).ids) - trajectory(whole, tiny).steps[0].start
     assert trajectory(whole, tiny).ids[-1] == eos and n == len(tiny.ids_of(TEXT)) + 1
     assert prepare(tiny, whole, to="step0").drawing.max_new == int(np.ceil(1.5 * n))
-    assert prepare(tiny, run, to="step3").drawing.max_new == 64
+    last = len(trajectory(whole, tiny).steps) - 1
+    assert prepare(tiny, whole, to=f"step{last}").drawing.max_new == 64
+    # the other fills its budget of 24, so it was cut off: its last step has no more room than that
+    assert prepare(tiny, run, to="step3").drawing.max_new == max(
+        24, int(np.ceil(1.5 * (len(original.ids) - original.steps[3].start)))
+    )
     assert prepare(tiny, run, to="step3", max_new=5).drawing.max_new == 5
 
 

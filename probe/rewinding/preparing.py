@@ -153,8 +153,8 @@ def drawing_from(lm: LanguageModel, original: Trajectory, sampling: Sampling, ma
 def new_tokens(lm: LanguageModel, original: Trajectory, asked: int | None, start: int) -> int:
     """How far a continuation from position `start` may go: as asked, else ROOM times what the original still needed there.
 
-    So that late continuations have no more room than early ones; an original that was cut off is taken to have needed half
-    of its budget more.
+    So that late continuations have no more room than early ones. What an original that was cut off needed is not known: it
+    counts with what it wrote, and FEWEST is no more than it was given, lest every continuation end where it could not.
     """
     if asked is not None:
         if asked < 1:
@@ -162,8 +162,8 @@ def new_tokens(lm: LanguageModel, original: Trajectory, asked: int | None, start
         return asked
     given = int(original.arguments.get("generate") or MAX_NEW)
     cut_off = original.ids[-1] not in lm.eos_ids and len(original.ids) - original.n_prompt >= given
-    needed = len(original.ids) - start + (given // 2 if cut_off else 0)
-    return max(FEWEST, ceil(ROOM * needed))
+    fewest = min(FEWEST, given) if cut_off else FEWEST
+    return max(fewest, ceil(ROOM * (len(original.ids) - start)))
 
 
 def open_source(run: stores.Run | str | Path) -> stores.Run:
