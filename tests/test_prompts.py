@@ -115,6 +115,16 @@ def test_a_bad_row_keeps_its_place_and_says_why() -> None:
     assert "JSON" in prompts[1].error and "text" in prompts[2].error and "int" in prompts[3].error
 
 
+@pytest.mark.parametrize("name", ["tools", "documents"])
+def test_what_stands_beside_messages_for_the_template_is_not_lost(name: str) -> None:
+    chat = '"messages": [{"role": "user", "content": "a"}]'
+    with_it, empty, other = f'"{name}": [{{"x": 1}}]', f'"{name}": []', '"id": 3'
+    rows = [f"{{{chat}, {beside}}}" for beside in (with_it, empty, other)] + [f'{{"prompt": "a", {with_it}}}']
+    prompts = given("\n".join(rows))
+    assert [bool(p.error) for p in prompts] == [True, False, False, False]
+    assert f"--template-option {name}=JSON" in prompts[0].error
+
+
 @pytest.mark.parametrize("given", [[], Path("none.txt"), Path("x.xls")])
 def test_nothing_to_run_is_refused(given) -> None:
     with pytest.raises(BadPrompt) as caught:

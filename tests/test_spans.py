@@ -108,7 +108,9 @@ def test_a_long_text_has_all_its_sentences() -> None:
 
 
 @pytest.mark.parametrize("opening", ["", "<think>\n", "```python\n", "$$ x = ", "\\[", "- a\n| b |\n"])
-@pytest.mark.parametrize("close", ["</think>", "</reasoning>", "◁/think▷", "[/THINK]", "<|channel|>final<|message|>"])
+@pytest.mark.parametrize(
+    "close", ["</think>", "</seed:think>", "</reasoning>", "◁/think▷", "[/THINK]", "<|channel|>final<|message|>"]
+)
 def test_no_step_holds_both_thinking_and_answer(opening: str, close: str) -> None:
     """Also where the template opened the thinking, or code or a formula in it was never closed."""
     text = f"{opening}It is 42.\n{close}\n\nThe answer is 42."

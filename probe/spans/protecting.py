@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 TAG = re.compile(
-    r"</?(?:think|thinking|thoughts?|reasoning|reflection|scratchpad|analysis|solution|answer|final_answer)>"
+    r"</?(?:think|thinking|thoughts?|reasoning|reflection|scratchpad|analysis|solution|answer|final_answer|seed:think)>"
     r"|◁/?think▷|\[/?THINK\]|<\|(?:begin|end)_of_(?:thought|solution)\|>|<\|(?:START|END)_(?:THINKING|RESPONSE)\|>"
     r"|(?:<\|(?:start|end)\|>(?:assistant)?){0,2}<\|channel\|>\w+<\|message\|>"
 )
 _CLOSES_THINKING = re.compile(
-    r"</(?:think|thinking|thoughts?|reasoning)>|◁/think▷|\[/THINK\]|<\|(?:end_of_thought|END_THINKING|channel)\|>"
+    r"</(?:think|thinking|thoughts?|reasoning|seed:think)>|◁/think▷|\[/THINK\]|<\|(?:end_of_thought|END_THINKING|channel)\|>"
 )
 _OPENS = re.compile(
     r"(?P<fence>^[ \t>]*(?:```+|~~~+))|(?P<display>\$\$|(?<!\\)\\\[|\\begin\{[A-Za-z]+\*?\})|(?P<round>\\\()"

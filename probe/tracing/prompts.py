@@ -11,6 +11,7 @@ from probe.errors import BadOption, BadPrompt
 from probe.files import Row, read_rows
 
 NAMES = ("messages", "prompt")  # the first that has a value is read
+FOR_TEMPLATES = ("tools", "documents")  # what stands beside messages for a template to write
 Messages = list[dict[str, str]]
 
 
@@ -83,6 +84,10 @@ def _from_row(row: Row, names: Sequence[str]) -> Prompt:
     content = _messages(value.get(name)) if name != "prompt" else value.get(name)
     if name == "messages" and isinstance(content, str):
         return Prompt(row.number, "", "the messages are no JSON list of messages with 'role' and 'content'")
+    beside = next((key for key in FOR_TEMPLATES if value.get(key) and key not in names), None)
+    if beside is not None and _is_chat(content):
+        way = f"--template-option {beside}=JSON gives them to the template; leave the column out"
+        return Prompt(row.number, "", f"'{beside}' beside messages is not read from a file: {way}")
     return _checked(row.number, content)
 
 
