@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -27,8 +28,8 @@ class Row(NamedTuple):
 
 def read_rows(
     source: Path | BinaryIO, *, columns: Collection[str], kind: str | None = None, origin: str = "standard input"
-) -> tuple[str, list[Row]]:
-    """What kind of file it is (one of FORMATS), and its rows without the blank ones, which keep their numbers.
+) -> tuple[str, Iterable[Row]]:
+    """What kind of file it is (one of FORMATS), and its rows without the blank ones, which keep their numbers; once.
 
     columns: names of which one at least must be a column, for a text without an ending to be taken for a table.
     Raises `BadPrompt` where nothing can be read, `BadOption` for a format that is unknown.
@@ -47,8 +48,9 @@ def read_rows(
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadPrompt(f"cannot read '{origin}': {error}", hint=f"is it UTF-8 text? {ENDINGS}") from error
+    del data  # a large file is not held twice
     kind = kind or (ending if ending in FORMATS and ending != "txt" else _kind(text, columns, table=ending != "txt"))
-    return kind, list(_READERS[kind](text, origin))
+    return kind, _READERS[kind](text, origin)
 
 
 def _kind(text: str, columns: Collection[str], *, table: bool) -> str:
@@ -58,10 +60,10 @@ def _kind(text: str, columns: Collection[str], *, table: bool) -> str:
         whole = _parsed(text)
         if isinstance(whole, dict) or (isinstance(whole, list) and whole and all(isinstance(x, dict) for x in whole)):
             return "json"
-    lines = [line for line in text.split("\n") if line.strip()]
-    objects = [found for line in lines[:LOOKED_AT] if isinstance(found := _parsed(line), dict)]
+    lines = list(islice((line for line in _split(text) if line.strip()), LOOKED_AT))
+    objects = [found for line in lines if isinstance(found := _parsed(line), dict)]
     named = any(not found.keys().isdisjoint(columns) for found in objects)
-    if objects and (named or len(objects) == len(lines[:LOOKED_AT])):
+    if objects and (named or len(objects) == len(lines)):
         return "jsonl"
     if table and lines:
         for kind, delimiter in (("csv", ","), ("tsv", "\t")):
@@ -78,14 +80,22 @@ def _parsed(text: str) -> Any:
         return None
 
 
+def _split(text: str) -> Iterator[str]:
+    """The lines one at a time; only a newline ends one: a text may hold any other separator of str.splitlines."""
+    start = 0
+    while (end := text.find("\n", start)) >= 0:
+        yield text[start:end]
+        start = end + 1
+    yield text[start:]
+
+
 def _lines(text: str, origin: str) -> Iterable[Row]:
-    # only \n ends a line: a text may hold any other separator of str.splitlines
-    lines = (line.removesuffix("\r") for line in text.split("\n"))
-    return [Row(i, line) for i, line in enumerate(lines) if line.strip()]
+    lines = (line.removesuffix("\r") for line in _split(text))
+    return (Row(i, line) for i, line in enumerate(lines) if line.strip())
 
 
 def _json_lines(text: str, origin: str) -> Iterable[Row]:
-    for i, line in enumerate(text.split("\n")):
+    for i, line in enumerate(_split(text)):
         if line.strip():
             try:
                 yield Row(i, json.loads(line))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tracemalloc
 from pathlib import Path
 
 import pandas as pd
@@ -153,3 +154,22 @@ def test_what_is_no_unicode_is_an_error_row() -> None:
     found = given('{"prompt": "a \\ud800"}\n{"prompt": "b"}')
     run = probe.trace(probe.load("tiny:llama"), found, out=None)
     assert run.prompts["text"].tolist() == ["a \\ud800", "b"] and "not valid text" in run.prompts["error"][0]
+
+
+def test_prompts_of_a_file_are_held_in_little_more_than_the_file() -> None:
+    """100 bytes a prompt: a million of them stay below 300 MB while they are read, and half of that afterwards."""
+    n = 20_000
+    rows = [{"prompt": f"{i:06d} " + "é\ud83d" * 30} for i in range(n)]
+    data = io.BytesIO("\n".join(json.dumps(row) for row in rows).encode())
+    tracemalloc.start()
+    try:
+        found = read_prompts(data)
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [p.content for p in found] == [row["prompt"] for row in rows]
+    assert found[-1].prompt_id == n - 1 and found[1:3] == [found[1], found[2]]
+    per = len(rows[0]["prompt"].encode("utf-8", "surrogatepass"))
+    assert held < n * (per + 60) and peak - held < 3 * data.getbuffer().nbytes
+    chats = read_prompts(io.BytesIO("\n".join(json.dumps({"messages": CHAT}) for _ in range(3)).encode()))
+    assert [(p.prompt_id, p.content) for p in chats] == [(i, CHAT) for i in range(3)]

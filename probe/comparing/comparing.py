@@ -119,7 +119,7 @@ def _prepared(
             "a chat has another text for each tokenizer", hint="leave out --chat, or render the text yourself"
         )
     why = residuals.why_not(a, b) if same else "the tokenizers differ: their positions are not the same places"
-    return Pair(Side(a), Side(b, parse_all(b, edit)), same, why, edit_texts(edit)), as_prompts(texts)
+    return Pair(Side(a), Side(b, parse_all(b, edit)), same, why, edit_texts(edit)), list(as_prompts(texts))
 
 
 def _encoded(pair: Pair, inputs: list[Prompt], how: Chat) -> tuple[list[Sequence], list[tuple[Prompt, ProbeError]]]:

@@ -181,10 +181,10 @@ def read_pairs(path: Path) -> list[Words]:
 
     Raises `BadPrompt` for a file or a row that cannot be read.
     """
-    kind, rows = read_rows(path, columns=COLUMNS, origin=str(path))
+    kind, found = read_rows(path, columns=COLUMNS, origin=str(path))
     if kind == "txt":
         raise BadPrompt(f"'{path}' is no file of pairs", hint="a .jsonl or .csv with clean, corrupt, answer, against")
-    if not rows:
+    if not (rows := list(found)):
         raise BadPrompt(f"no pair in '{path}'", hint=f"columns {', '.join(COLUMNS)}, and at least one row")
     torn = next((row for row in rows if row.error), None)
     if torn is not None:

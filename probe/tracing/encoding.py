@@ -51,18 +51,48 @@ def encode(lm: LanguageModel, prompt: Prompt, chat: Chat) -> Sequence:
     return Sequence(prompt, text, list(ids), n, said=said, notes=notes)
 
 
-def encode_all(lm: LanguageModel, prompts: Iterable[Prompt], chat: Chat) -> tuple[list[Sequence], list[Failed]]:
-    """Every prompt that can be run, and every one that can't with its reason."""
-    sequences, failed = [], []
+def encoded(lm: LanguageModel, prompts: Iterable[Prompt], chat: Chat) -> Iterator[Sequence | Failed]:
+    """Every prompt as it can be run, or with the reason why it can't, one after the other."""
     for prompt in prompts:
         try:
-            sequences.append(encode(lm, prompt, chat))
-        except BadPrompt as error:
-            failed.append(Failed(prompt._replace(error=error.message), error))
-    return sequences, failed
+            yield encode(lm, prompt, chat)
+        except BadPrompt as error:  # without the frames that its traceback would keep
+            yield Failed(prompt._replace(error=error.message), error.with_traceback(None))
 
 
-def batches(sequences: list[Sequence], *, generate: int, tokens: int) -> Iterator[list[Sequence]]:
+def encode_all(lm: LanguageModel, prompts: Iterable[Prompt], chat: Chat) -> tuple[list[Sequence], list[Failed]]:
+    """Every prompt that can be run, and every one that can't with its reason."""
+    found = list(encoded(lm, prompts, chat))
+    return [one for one in found if isinstance(one, Sequence)], [one for one in found if isinstance(one, Failed)]
+
+
+class Survey(NamedTuple):
+    """What a look through all prompts finds before any is run: how many can be, and how long the longest is in tokens."""
+
+    runnable: int
+    longest: int
+    failed: list[Failed]
+    notes: list[str]
+
+
+def survey(lm: LanguageModel, prompts: Iterable[Prompt], chat: Chat, *, split: str) -> Survey:
+    """Encode every prompt and keep none: there may be a million, and they are encoded again when their turn comes.
+
+    Raises as `encode`, but for what is wrong with single prompts; `BadOption` if spans of a file do not fit a text.
+    """
+    runnable, longest, failed, notes = 0, 0, [], dict[str, None]()
+    for one in encoded(lm, prompts, chat):
+        if isinstance(one, Failed):
+            failed.append(one)
+            continue
+        if split.startswith("spans:"):
+            one.finish(lm, None, split)
+        runnable, longest = runnable + 1, max(longest, len(one.ids))
+        notes |= dict.fromkeys(one.notes)
+    return Survey(runnable, longest, failed, list(notes))
+
+
+def batches(sequences: Iterable[Sequence], *, generate: int, tokens: int) -> Iterator[list[Sequence]]:
     """Neighbouring prompts together while the padded batch, with what will be generated, stays within `tokens`."""
     batch: list[Sequence] = []
     longest = 0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, overload
 
 from probe.errors import BadOption, BadPrompt
 from probe.files import Row, read_rows
@@ -29,7 +30,33 @@ class Prompt(NamedTuple):
         return text.encode("utf-8", "backslashreplace").decode()
 
 
-def as_prompts(given: Any) -> list[Prompt]:
+class Packed(Sequence[Prompt]):
+    """Prompts of a file as one block of bytes: as objects, a million would take several times the file."""
+
+    def __init__(self, prompts: Iterable[Prompt]) -> None:
+        self._ids, self._ends, self._bytes = array("q"), array("q", [0]), bytearray()
+        for prompt in prompts:
+            packed = json.dumps([prompt.content, prompt.error], ensure_ascii=False)
+            self._bytes += packed.encode("utf-8", "surrogatepass")
+            self._ids.append(prompt.prompt_id)
+            self._ends.append(len(self._bytes))
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @overload
+    def __getitem__(self, i: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[Prompt]: ...
+    def __getitem__(self, i: int | slice) -> Prompt | list[Prompt]:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        at = range(len(self))[i]
+        packed = self._bytes[self._ends[at] : self._ends[at + 1]].decode("utf-8", "surrogatepass")
+        return Prompt(self._ids[at], *json.loads(packed))
+
+
+def as_prompts(given: Any) -> Sequence[Prompt]:
     """A text, a list of messages, a path to a file (`Path`), or a sequence of texts, message lists and prompts."""
     if isinstance(given, Path):
         return read_prompts(given)
@@ -41,7 +68,7 @@ def as_prompts(given: Any) -> list[Prompt]:
     return prompts
 
 
-def read_prompts(source: Path | BinaryIO, *, kind: str | None = None, column: str | None = None) -> list[Prompt]:
+def read_prompts(source: Path | BinaryIO, *, kind: str | None = None, column: str | None = None) -> Sequence[Prompt]:
     """Prompts of a file or a stream: a line each, or the column `prompt` (text) or `messages` (chat), or `column` (either).
 
     A row's `prompt_id` is its number in the file, blank rows counted. A row that holds no prompt keeps its place.
@@ -49,20 +76,18 @@ def read_prompts(source: Path | BinaryIO, *, kind: str | None = None, column: st
     """
     origin = str(source) if isinstance(source, Path) else "standard input"
     names = NAMES if column is None else (column,)
-    kind, rows = read_rows(source, columns=names, kind=kind, origin=origin)
-    if not rows:
+    kind, found = read_rows(source, columns=names, kind=kind, origin=origin)
+    if kind == "txt" and column is not None:
+        raise BadOption(f"'{origin}' is lines of text: there is no column '{column}'", hint="--format names another")
+    if kind == "json":
+        found = list(found)
+        if _is_chat([row.value for row in found]):
+            return [_checked(0, [row.value for row in found])]
+    prompts = Packed(Prompt(row.number, row.value) if kind == "txt" else _from_row(row, names) for row in found)
+    if not prompts:
         raise BadPrompt(
             f"no prompt in '{origin}'", hint=f"one prompt a row: a line of text, or a column {_named(names)}"
         )
-    if kind == "txt":
-        if column is not None:
-            raise BadOption(
-                f"'{origin}' is lines of text: there is no column '{column}'", hint="--format names another"
-            )
-        return [Prompt(row.number, row.value) for row in rows]
-    if kind == "json" and _is_chat([row.value for row in rows]):
-        return [_checked(0, [row.value for row in rows])]
-    prompts = [_from_row(row, names) for row in rows]
     if all(p.error for p in prompts):
         raise BadPrompt(
             f"no usable prompt in '{origin}': {prompts[0].error}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -16,7 +16,7 @@ from probe.interventions import Edit, applying, edit_texts, parse_all
 from probe.language_model.chat import Chat
 from probe.sites import Cell, parse_places, resolve
 from probe.spans import check_split
-from probe.tracing.encoding import Failed, batches, encode_all
+from probe.tracing.encoding import Failed, batches, encode_all, encoded, survey
 from probe.tracing.explaining import Explain, explained, explanation
 from probe.tracing.planning import estimate
 from probe.tracing.prompts import Prompt, as_prompts
@@ -123,31 +123,25 @@ def trace(
     """
     asked = request(lm, **what)
     inputs = as_prompts(prompts)
-    sequences, failed = encode_all(lm, inputs, asked.chat)
-    if len(inputs) == 1 and failed:
-        raise failed[0].error
+    seen = survey(lm, inputs, asked.chat, split=asked.split)
+    if len(inputs) == 1 and seen.failed:
+        raise seen.failed[0].error
     if resume and (out is None or out == "auto"):
         raise BadOption("which run is to be resumed?", hint="name it with --out")
-    if asked.split.startswith("spans:"):  # a file that does not fit its text is an error before anything is run
-        for sequence in sequences:
-            sequence.finish(lm, None, asked.split)
     path = stores.fresh_path("trace", word=_word(inputs[0])) if out == "auto" else Path(out) if out else None
     with stores.create(path, command="trace", arguments=_arguments(lm, asked, what, inputs), resume=resume) as writer:
-        if failed:
-            _record_failed(failed, writer)
-        for note in dict.fromkeys(note for sequence in sequences for note in sequence.notes):
-            writer.warn(note)
-        for note in differences(lm, asked.sampling) if asked.generate else ():
+        if seen.failed:
+            _record_failed(seen.failed, writer)
+        for note in [*seen.notes, *(differences(lm, asked.sampling) if asked.generate else ())]:
             writer.warn(note)
         done = 0
-        tokens = 1 if asked.edits or _crosses(lm, sequences, asked.generate) else asked.batch_tokens
+        tokens = 1 if asked.edits or _crosses(lm, seen.longest + asked.generate) else asked.batch_tokens
+        sequences = (one for one in encoded(lm, inputs, asked.chat) if isinstance(one, Sequence))
         for batch in batches(sequences, generate=asked.generate, tokens=tokens):
             _record(lm, batch, asked, writer, alone=len(inputs) == 1)
             done += len(batch)
-            for sequence in batch:
-                sequence.forget()
             if progress:
-                progress("tracing", done, len(sequences))
+                progress("tracing", done, seen.runnable)
         return writer.finish(
             summary=_summary(lm, writer, asked),
             model=lm.identity,
@@ -188,10 +182,10 @@ def _record(lm: LanguageModel, batch: list[Sequence], asked: Request, writer: st
             _record(lm, [sequence], asked, writer, alone=False)
 
 
-def _crosses(lm: LanguageModel, sequences: list[Sequence], generate: int) -> bool:
+def _crosses(lm: LanguageModel, longest: int) -> bool:
     """Whether the longest text of a batch could set the rotary frequencies of the others."""
     change = lm.frequencies_change
-    return change is not None and any(len(s.ids) + generate > change.length for s in sequences)
+    return change is not None and longest > change.length
 
 
 def _edited(lm: LanguageModel, batch: list[Sequence], asked: Request) -> AbstractContextManager[Any]:
@@ -227,7 +221,7 @@ def _summary(lm: LanguageModel, writer: stores.Writer, asked: Request) -> dict[s
     return found if asked.explain is None else {**found, "explained": explained(writer.read)}
 
 
-def _arguments(lm: LanguageModel, asked: Request, what: dict[str, Any], inputs: list[Prompt]) -> dict[str, Any]:
+def _arguments(lm: LanguageModel, asked: Request, what: dict[str, Any], inputs: Collection[Prompt]) -> dict[str, Any]:
     """What decides the numbers, as JSON can hold it: a resume must be asked for with the same."""
     import hashlib
 

@@ -55,11 +55,6 @@ class Sequence:
         """Forget the continuation."""
         self.ids, self.continuation = self.ids[: self.n_prompt], None
 
-    def forget(self) -> None:
-        """Let go of everything but the prompt's number, once it is written: there may be a million."""
-        self.prompt, self.rendered, self.ids = self.prompt._replace(content=""), "", []
-        self.continuation, self.pieces, self.steps, self.said = None, None, [], None
-
     def finish(self, lm: LanguageModel, continuation: Continuation | None, split: str) -> None:
         """Take the continuation in and cut the text into steps: of the completion, or, without one, of the prompt."""
         self.continuation = continuation
