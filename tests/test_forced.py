@@ -65,12 +65,13 @@ def test_a_prefix_grows_and_is_followed(family: str) -> None:
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
-def test_a_leap_is_a_text_without_the_gap_but_with_its_positions(family: str) -> None:
+@pytest.mark.parametrize(("family", "first"), [("llama", 0), ("gpt2", 0), ("qwen3", 0), ("roberta", 258 + 1)])
+def test_a_leap_is_a_text_without_the_gap_but_with_its_positions(family: str, first: int) -> None:
+    """RoBERTa's first token stands after the position of padding."""
     lm = probe.load(f"tiny:{family}")
     ids = torch.randint(3, 200, (30,), generator=torch.Generator().manual_seed(2)).tolist()
     found = Prefix(lm, ids[:10]).leap(ids[15:], 5)
-    positions = torch.tensor([[*range(10), *range(15, 30)]])
+    positions = torch.tensor([[*range(10), *range(15, 30)]]) + first
     with torch.no_grad():
         expected = lm.model(torch.tensor([ids[:10] + ids[15:]]), position_ids=positions).logits[0, 10:]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -80,3 +81,13 @@ def test_a_leap_is_a_text_without_the_gap_but_with_its_positions(family: str) ->
 def test_a_model_without_positions_to_skip_says_so(family: str) -> None:
     with pytest.raises(BadModel, match="skip positions"):
         Prefix(probe.load(f"tiny:{family}"), [5, 6, 7]).leap([8, 9], 2)
+
+
+@pytest.mark.parametrize("family", ["xlm", "xlnet"])
+def test_a_model_that_reads_what_follows_has_no_beginnings(family: str) -> None:
+    lm = probe.load(f"tiny:{family}")
+    with torch.no_grad():
+        alone, whole = (lm.model(torch.tensor([ids])).logits[0, 2] for ids in ([5, 6, 7], [5, 6, 7, 8, 9]))
+    assert float((alone - whole).abs().max()) > 0.1
+    with pytest.raises(BadModel, match="reads what follows too"):
+        forced(lm, [5, 6, 7], [[8, 9]])

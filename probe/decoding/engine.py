@@ -14,10 +14,11 @@ from transformers import GenerationMixin
 from transformers.generation.utils import ALL_CACHE_NAMES
 
 from probe.decoding.caches import expected, joined, joins, make_room, select, selects, slot
-from probe.decoding.prefixes import Edits, Known, Prefix, forward, plain_kwargs
+from probe.decoding.prefixes import Edits, Known, Prefix
 from probe.decoding.sampler import Sampling, choose
 from probe.errors import BadModel
 from probe.language_model.rotary import start_over
+from probe.language_model.stepping import forward, plain_kwargs, way
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -81,6 +82,12 @@ def check(lm: LanguageModel) -> None:
     """Raises `BadModel` for a model that cannot generate."""
     if not isinstance(lm.model, GenerationMixin):
         raise BadModel(f"'{lm.name}' cannot generate", hint="trace it without --generate")
+    if not way(lm).continues:
+        why = "is made for generation other inputs than the text" if way(lm).causal else "reads what follows too"
+        raise BadModel(
+            f"'{lm.name}' {why}: what it would choose is not what reading the text says",
+            hint="trace it without --generate",
+        )
 
 
 def ended(lm: LanguageModel, ids: Sequence[int], stop: Sequence[str]) -> str:
@@ -120,7 +127,8 @@ def takes_padding(lm: LanguageModel) -> bool:
     attends = all(layer.attention is not None for layer in lm.anatomy.layers)
     longest_rules = lm.frequencies_change is not None
     usual = joins(expected(lm.model.config))  # compressed keys, for one, would hold some of the padding
-    return attends and usual and not longest_rules and {"attention_mask", "position_ids"} <= set(accepted)
+    given = way(lm).origin is not None and "attention_mask" in accepted
+    return attends and usual and not longest_rules and given
 
 
 class Batch:
@@ -140,19 +148,19 @@ class Batch:
         self.longest = max(map(len, prefixes))
         # a row is padded with its own first token, so that the repetition penalty sees nothing that is not there
         self.ids = torch.tensor([[p[0]] * (self.longest - len(p)) + p for p in prefixes], device=lm.device)
-        self.kwargs = plain_kwargs(lm)
+        self.kwargs = plain_kwargs(lm, self.ids)
         ends = torch.tensor([len(p) for p in prefixes], device=lm.device)[:, None]
         if int(ends.min()) < self.longest:
             mask = (torch.arange(self.longest, device=lm.device) >= self.longest - ends).long()
-            self.kwargs |= {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+            places = (mask.cumsum(-1) - 1).clamp(min=0) + (way(lm).origin or 0)
+            self.kwargs |= {"attention_mask": mask, "position_ids": places}
         self._logits: Tensor | None = None  # of the next token, if they are known
 
     def start_from(self, known: Sequence[Known], repeats: Sequence[int]) -> None:
         """The prefixes have been computed: the rows are these, each so many times; their caches are used up."""
         self._logits = torch.cat([one.logits.expand(n, -1) for one, n in zip(known, repeats, strict=True)])
         self.kwargs[known[0].slot] = joined([one.cache for one in known], repeats)
-        if "attention_mask" in self.kwargs:
-            self._lengthen()
+        self._lengthen()
 
     @torch.inference_mode()
     def run(self, max_new: int, *, progress: Progress | None = None) -> None:
@@ -237,7 +245,8 @@ class Batch:
         return next((name for name in ALL_CACHE_NAMES if name in self.kwargs), "")
 
     def _lengthen(self) -> None:
-        """Mask and positions of the token to come."""
-        mask, positions = self.kwargs["attention_mask"], self.kwargs["position_ids"]
-        self.kwargs["attention_mask"] = torch.cat([mask, mask.new_ones((len(mask), 1))], dim=1)
-        self.kwargs["position_ids"] = torch.cat([positions, positions[:, -1:] + 1], dim=1)
+        """Mask and positions of the token to come, where they are given."""
+        if (mask := self.kwargs.get("attention_mask")) is not None:
+            self.kwargs["attention_mask"] = torch.cat([mask, mask.new_ones((len(mask), 1))], dim=1)
+        if (places := self.kwargs.get("position_ids")) is not None:
+            self.kwargs["position_ids"] = torch.cat([places, places[:, -1:] + 1], dim=1)

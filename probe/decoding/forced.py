@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from probe.decoding.caches import grows, held, slot
-from probe.decoding.prefixes import caches
 from probe.errors import BadModel
+from probe.language_model.stepping import way
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -70,6 +70,7 @@ class Prefix:
         """Take ids into the prefix; logits (len(ids), d_vocab) that predicted them."""
         if not ids:
             return self._last[:0]
+        check_beginnings(self.lm)
         if self._cache is None:
             output = self._run([self.ids + list(ids)], keep=len(ids))
         else:
@@ -84,6 +85,7 @@ class Prefix:
         longest = max(map(len, suffixes))
         if longest <= 1:
             return [self._last[: len(s)] for s in suffixes]
+        check_beginnings(self.lm)
         padded = [[*s[:-1], *[self.ids[-1]] * (longest - max(1, len(s)))] for s in suffixes]
         if self._cache is None:
             output = self._run([self.ids + row for row in padded], keep=longest - 1)
@@ -102,13 +104,13 @@ class Prefix:
         The same as forbidding these tokens to look at the gap in all layers and heads (METHODS M12). Raises `BadModel`
         where positions cannot be given, or a recurrent state or a window counts tokens and not positions.
         """
-        start = len(self.ids) + skipped
-        if "position_ids" not in self._accepted or self._cache is None or _windowed(self._cache, start + len(ids)):
+        start, origin = len(self.ids) + skipped, way(self.lm).origin
+        if origin is None or self._cache is None or _windowed(self._cache, start + len(ids)):
             raise BadModel(
                 f"'{self.lm.name}' cannot skip positions: it has no keys and values of every position to leave out",
                 hint="use another method",
             )
-        positions = torch.arange(start, start + len(ids), device=self.lm.device)[None]
+        positions = torch.arange(start, start + len(ids), device=self.lm.device)[None] + origin
         output = self._run([list(ids)], cache=copy.deepcopy(self._cache), position_ids=positions)
         return output.logits[0]
 
@@ -118,8 +120,17 @@ class Prefix:
         if keep and "logits_to_keep" in self._accepted:
             more["logits_to_keep"] = keep
         if "use_cache" in self._accepted:
-            more["use_cache"] = caches(self.lm)
+            more["use_cache"] = way(self.lm).cached and not way(self.lm).told
         return self.lm.model(torch.tensor(ids, device=self.lm.device), return_dict=True, **more)
+
+
+def check_beginnings(lm: LanguageModel) -> None:
+    """Raises `BadModel` for a model whose logits after a text's beginning depend on what follows."""
+    if not way(lm).causal:
+        raise BadModel(
+            f"'{lm.name}' reads what follows too: a text's beginning gives other numbers alone",
+            hint="use a causal model",
+        )
 
 
 def _windowed(cache: Any, n: int) -> bool:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import copy
-import inspect
-import weakref
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.generation.utils import ALL_CACHE_NAMES
 
-from probe.anatomy.tokens import probe_tokens
 from probe.decoding.caches import grows
+from probe.language_model.stepping import forward, plain_kwargs
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 Prefix = tuple[int, ...]
-_caches: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
 class Edits(Protocol):
@@ -38,53 +35,10 @@ class Known(NamedTuple):
     slot: str
 
 
-def forward(
-    lm: LanguageModel, ids: Tensor, kwargs: dict[str, Any], *, new: int | None
-) -> tuple[Tensor, dict[str, Any]]:
-    """Logits (row, d_vocab) after ids (row, pos), of which the cache lacks the last `new` (None: all), and what to give next.
-
-    By the model's own preparation of inputs and update of its cache.
-    """
-    model = lm.model
-    inputs = model.prepare_inputs_for_generation(
-        ids, next_sequence_length=new, is_first_iteration=new is None, **kwargs
-    )
-    output = model(**inputs, return_dict=True)
-    kwargs = model._update_model_kwargs_for_generation(output, kwargs, is_encoder_decoder=False)
-    return output.logits[:, -1], {k: v for k, v in kwargs.items() if k not in ALL_CACHE_NAMES or v is not None}
-
-
-def plain_kwargs(lm: LanguageModel) -> dict[str, Any]:
-    """What every forward is given: only the last logits are wanted, where a model can leave out the others."""
-    return {**uncached_kwargs(lm), "use_cache": caches(lm)}
-
-
-def uncached_kwargs(lm: LanguageModel) -> dict[str, Any]:
-    """The same for one whole forward that nothing follows."""
-    kept = "logits_to_keep" in inspect.signature(lm.model.forward).parameters
-    return {"use_cache": False} | ({"logits_to_keep": 1} if kept else {})
-
-
-@torch.inference_mode()
-def caches(lm: LanguageModel) -> bool:
-    """Whether the model can go on from its own cache: some families' fails (transformers 5.24). Tried once a model.
-
-    Where it can't, every token is decoded by a forward of the whole text.
-    """
-    if lm.model not in _caches:
-        ids, kwargs = probe_tokens(lm.model)[:1, :4], {"use_cache": True}
-        try:
-            _, kwargs = forward(lm, ids[:, :3], kwargs, new=None)
-            forward(lm, ids, kwargs, new=1 if set(kwargs) & set(ALL_CACHE_NAMES) else None)
-            _caches[lm.model] = True
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
-            _caches[lm.model] = False
-    return _caches[lm.model]
-
-
 def extended(lm: LanguageModel, known: Known | None, prefix: Prefix, start: int) -> Known:
     """The prefix, of which `known` holds the first `start` tokens; its cache is used up."""
-    ids, kwargs = torch.tensor([prefix], device=lm.device), plain_kwargs(lm)
+    ids = torch.tensor([prefix], device=lm.device)
+    kwargs = plain_kwargs(lm, ids)
     if known is not None:
         kwargs[known.slot] = known.cache
     logits, kwargs = forward(lm, ids, kwargs, new=None if known is None else len(prefix) - start)

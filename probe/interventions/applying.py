@@ -19,6 +19,7 @@ from probe.interventions.forwards import Start, Whereabouts
 from probe.interventions.marks import Marks, changed
 from probe.interventions.middle import check_middle, write_over
 from probe.interventions.settling import settle
+from probe.language_model.stepping import way
 from probe.sites import SITES
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def applying(
     settled = settle(lm, edits, ids=ids, n_prompt=n_prompt, longest=longest, steps=steps)
     for layer in dict.fromkeys(e.cell.layer for e in settled if e.cell.site == "resid_mid"):
         check_middle(lm.model, lm.anatomy, layer)
+    way(lm)  # how the model goes on is found out without edits
     whereabouts, marks = Whereabouts(lm.model, start), Marks(settled)
     calls, applied = CallEditor(lm.anatomy, marks, whereabouts), Applied(marks, whereabouts)
     with ExitStack() as hooked:

@@ -16,9 +16,9 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from probe.anatomy.tokens import probe_tokens
 from probe.decoding.caches import expected, held, pads, slot
-from probe.decoding.prefixes import forward, plain_kwargs, uncached_kwargs
 from probe.instrument import Reader, Tap, recording, tapping
 from probe.interventions import Edit, applying
+from probe.language_model.stepping import forward, plain_kwargs, uncached_kwargs
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -98,7 +98,7 @@ class Text:
             if not start:
                 return ended(lm, ids)
             known = [KnownLayer(k[..., :start, :], v[..., :start, :]) for k, v in self._known]
-            kwargs = {**plain_kwargs(lm), str(slot(lm.model)): Cache(layers=known)}  # type: ignore[arg-type]
+            kwargs = {**plain_kwargs(lm, ids), str(slot(lm.model)): Cache(layers=known)}  # type: ignore[arg-type]
             return forward(lm, ids, kwargs, new=self.ids.shape[1] - start)[0]
 
     @torch.no_grad()

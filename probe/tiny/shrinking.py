@@ -26,7 +26,8 @@ SIZES: dict[int, str] = {
     D_MODEL: "hidden_size d_model n_embd dim emb_dim embedding_size embedding_dim lru_width word_embed_proj_dim "
     "backbone_hidden_size cross_attention_hidden_size attention_hidden_size hidden_size_global ple_embed_dim "
     "input_embedding_size embed_dim projection_dim output_proj_dims mm_hidden_size",
-    32: "image_size",
+    # an indexer's score is a sum of so many rectified ones: of few all can be 0, and which zeros are looked at is chance
+    32: "image_size index_n_heads",
     D_HEAD: "head_dim dim_head d_kv kv_channels attention_head_dim attention_head_size swa_head_dim d_head v_head_dim "
     "index_head_dim global_head_dim linear_key_head_dim linear_value_head_dim linear_head_dim mamba_d_head "
     "mamba_headdim mamba_head_dim sliding_window window_size sliding_window_size local_attention_window_len "
@@ -35,7 +36,7 @@ SIZES: dict[int, str] = {
     12: "q_lora_rank kv_lora_rank o_lora_rank time_step_rank mamba_dt_rank laurel_rank gated_norm_rank",
     8: "state_size mamba_d_state ssm_state_size d_rel qk_rope_head_dim qk_nope_head_dim rotary_dim rel_extent",
     N_HEADS: "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads "
-    "num_encoder_attention_heads num_decoder_attention_heads swa_num_attention_heads n_mamba_heads index_n_heads "
+    "num_encoder_attention_heads num_decoder_attention_heads swa_num_attention_heads n_mamba_heads "
     "linear_num_value_heads linear_num_heads num_query_groups num_experts num_local_experts n_routed_experts "
     "moe_num_experts zero_expert_num split_ngram_parts o_groups",
     N_KV: "num_key_value_heads num_kv_heads n_kv_heads kv_n_heads swa_num_key_value_heads num_global_key_value_heads "

@@ -11,8 +11,9 @@ import torch
 import probe
 from probe.decoding import Sampling, branch
 from probe.decoding.caches import joined
-from probe.decoding.prefixes import extended, forward, plain_kwargs
+from probe.decoding.prefixes import extended
 from probe.decoding.sampler import choose
+from probe.language_model.stepping import forward, plain_kwargs
 from recipes.bench.measure import Peak
 from recipes.bench.trace import text_of
 
@@ -79,8 +80,8 @@ def speed(lm: probe.LanguageModel, ids: Sequence[int], n: int, n_new: int, *, ro
 def noise(lm: probe.LanguageModel, ids: Sequence[int], rows: int, *, repeat: int) -> None:
     """Median over steps of the time to draw over the time of the forward before it; greedy is what any choice costs."""
     known = extended(lm, None, tuple(ids), 0)
-    kwargs = plain_kwargs(lm) | {known.slot: joined([known.cache], [rows])}
     text, logits = torch.tensor([list(ids)] * rows, device=lm.device), known.logits.expand(rows, -1)
+    kwargs = plain_kwargs(lm, text) | {known.slot: joined([known.cache], [rows])}
     samplings = {"greedy": Sampling(), "temperature 1": WARM, "temperature 0.6, top-p 0.95": DEFAULT}
     seconds: dict[str, list[float]] = {name: [] for name in ("step", *samplings)}
     for step in range(repeat + 2):

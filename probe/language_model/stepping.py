@@ -1,0 +1,139 @@
+"""How a model goes on from a text by its own code: with its cache or without, told its positions or not. Tried once a model."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import weakref
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.generation.utils import ALL_CACHE_NAMES
+
+from probe.anatomy.sums import apart, loudest
+from probe.anatomy.tokens import probe_tokens
+
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
+
+STEPS = 3  # of the trial; the one in the middle counts, for rounding can send one of them to other experts
+_ways: weakref.WeakKeyDictionary[nn.Module, Way] = weakref.WeakKeyDictionary()
+# in any of these ways some families' own code says that it can't
+FAILURES = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+class Way(NamedTuple):
+    """What gives the logits of one forward over the whole text.
+
+    cached: its cache can be gone on from; `told`: only if positions are given too (bamba counts from 0 again, transformers
+    5.23). origin: the position that it gives to a text's first token (RoBERTa: not 0); None if positions can't be given.
+    continues: the inputs that it makes for generation give these logits at all. causal: what follows changes nothing.
+    """
+
+    cached: bool
+    told: bool
+    origin: int | None
+    continues: bool = True
+    causal: bool = True
+
+
+def forward(
+    lm: LanguageModel, ids: Tensor, kwargs: dict[str, Any], *, new: int | None
+) -> tuple[Tensor, dict[str, Any]]:
+    """Logits (row, d_vocab) after ids (row, pos), of which the cache lacks the last `new` (None: all), and what to give next.
+
+    By the model's own preparation of inputs and update of its cache.
+    """
+    model = lm.model
+    inputs = model.prepare_inputs_for_generation(
+        ids, next_sequence_length=new, is_first_iteration=new is None, **kwargs
+    )
+    output = model(**inputs, return_dict=True)
+    kwargs = model._update_model_kwargs_for_generation(output, kwargs, is_encoder_decoder=False)
+    return output.logits[:, -1], {k: v for k, v in kwargs.items() if k not in ALL_CACHE_NAMES or v is not None}
+
+
+def plain_kwargs(lm: LanguageModel, ids: Tensor) -> dict[str, Any]:
+    """What the first forward over ids (row, pos) is given: only the last logits, where the others can be left out."""
+    told = way(lm)
+    more = {"position_ids": positions(ids, told.origin)} if told.told else {}
+    return {**uncached_kwargs(lm), "use_cache": told.cached, **more}
+
+
+def uncached_kwargs(lm: LanguageModel) -> dict[str, Any]:
+    """The same for one whole forward that nothing follows."""
+    kept = "logits_to_keep" in inspect.signature(lm.model.forward).parameters
+    return {"use_cache": False} | ({"logits_to_keep": 1} if kept else {})
+
+
+def positions(ids: Tensor, origin: int | None) -> Tensor:
+    """Positions (row, pos) of ids that begin a text."""
+    return (torch.arange(ids.shape[1], device=ids.device) + (origin or 0)).expand_as(ids)
+
+
+def way(lm: LanguageModel) -> Way:
+    """How this model goes on. Tried on a few tokens when it is first asked for, which is to be while no edit is at work.
+
+    Where its cache can't be gone on from, every token is decoded by a forward of the whole text.
+    """
+    if lm.model not in _ways:
+        with torch.inference_mode(False), torch.no_grad():  # what a model keeps of it may be used with gradients later
+            _ways[lm.model] = _tried(lm)
+    return _ways[lm.model]
+
+
+def _tried(lm: LanguageModel) -> Way:
+    ids = probe_tokens(lm.model)
+    try:
+        whole = lm.model(input_ids=ids, use_cache=False).logits[0].float()
+    except FAILURES:
+        return Way(False, False, None)
+    most = max(1e-3, 8 * torch.finfo(lm.dtype).eps) * float(loudest(whole))
+    if math.isnan(most):  # that is for whoever uses the logits to say
+        return Way(True, False, None)
+    origin = _origin(lm, ids, whole, most)
+    plain = _gap(lm, ids, whole, {"use_cache": True})
+    if origin is not None and plain > most / 4:
+        told = _gap(lm, ids, whole, {"use_cache": True, "position_ids": positions(ids[:, :-STEPS], origin)})
+        if told <= min(most, plain / 2):
+            return Way(True, True, origin)
+    if plain <= most:
+        return Way(True, False, origin)
+    short = lm.model(input_ids=ids[:, :-1], use_cache=False).logits[0, -1]
+    causal = bool(apart(short, whole[-2]).max() <= most)
+    return Way(False, False, origin, _gap(lm, ids, whole, {"use_cache": False}) <= most, causal)
+
+
+def _gap(lm: LanguageModel, ids: Tensor, whole: Tensor, kwargs: dict[str, Any]) -> float:
+    """How far logits lie from those of the whole text: the middle one of the last few tokens, which come one by one.
+
+    Infinite where the model's own code fails."""
+    gaps, new, first = [], None, ids.shape[1] - STEPS
+    try:
+        for end in range(first, ids.shape[1] + 1):
+            logits, kwargs = forward(lm, ids[:, :end], kwargs, new=new)
+            new = 1 if set(kwargs) & set(ALL_CACHE_NAMES) else None
+            gaps.append(float(apart(logits[0], whole[end - 1]).max()))
+    except FAILURES:
+        return math.inf
+    return sorted(gaps[1:])[STEPS // 2]
+
+
+def _origin(lm: LanguageModel, ids: Tensor, whole: Tensor, most: float) -> int | None:
+    """The position of a text's first token: 0, or the one after that of padding, whichever gives the same logits."""
+    if "position_ids" not in inspect.signature(lm.model.forward).parameters:
+        return None
+    padding, room = getattr(lm.model.config, "pad_token_id", None), lm.context_length
+    after = [padding + 1] if isinstance(padding, int) and room and 0 <= padding < room - ids.shape[1] else []
+    gaps: dict[int, float] = {}
+    for first in [0, *after]:
+        try:
+            found = lm.model(input_ids=ids, position_ids=positions(ids, first), use_cache=False).logits[0]
+        except FAILURES:
+            continue
+        gaps[first] = float(apart(found, whole).max())
+        if gaps[first] <= most / 8:
+            return first
+    best = min(gaps, key=lambda first: gaps[first], default=None)
+    return best if best is not None and gaps[best] <= most else None
