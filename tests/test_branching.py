@@ -148,6 +148,14 @@ def test_everything_shared_is_run_once(monkeypatch) -> None:
     assert seen == [(1, 20), (4, 1), (4, 1), (2, 1)]
 
 
+def test_equal_prefixes_of_other_lengths_are_other_branches() -> None:
+    lm = loaded("llama")
+    short, long, again = branch(lm, [STEM, STEM, STEM], range(3), max_new=[2, 5, 2], sampling=WARM)
+    for few, many, same in zip(short, long, again, strict=True):
+        assert few is same and len(few.ids) <= 2 and many.ids[: len(few.ids)] == few.ids
+    assert any(len(many.ids) == 5 for many in long)
+
+
 @pytest.mark.parametrize("family", ATTENTION)
 def test_what_is_known_after_a_prefix_is_a_forward_over_it(family: str) -> None:
     lm = loaded(family)

@@ -53,7 +53,7 @@ def branch(
     most = [max_new] * len(prefixes) if isinstance(max_new, int) else list(max_new)
     rows = [[Row(tuple(p), s, i, m) for s in samples] for i, (p, m) in enumerate(zip(prefixes, most, strict=True))]
     total, ended = sum(map(len, rows)), 0
-    twins: dict[tuple[Key, int], list[Row]] = defaultdict(list)  # rows that are one branch
+    twins: dict[tuple[Key, int, int], list[Row]] = defaultdict(list)  # rows that are one branch
     for row in chain.from_iterable(rows):
         twins[_branch_of(row, edits)].append(row)
 
@@ -140,9 +140,10 @@ def _edited(lm: LanguageModel, rows: Sequence[Row], edits: Edits) -> dict[Key, K
     return found
 
 
-def _branch_of(row: Row, edits: Edits | None) -> tuple[Key, int]:
-    """What makes a branch another one: its prefix, the address of its noise, and its name where edits are for single rows."""
-    return (row.prefix, SAME if edits is None else row.name), row.sample
+def _branch_of(row: Row, edits: Edits | None) -> tuple[Key, int, int]:
+    """What makes a branch another one: its prefix, the address of its noise, the tokens it may have, and its name where
+    edits are for single rows."""
+    return (row.prefix, SAME if edits is None else row.name), row.sample, row.most
 
 
 def _key(row: Row, known: Mapping[Key, Known]) -> Key:
