@@ -132,6 +132,7 @@ def test_branches_have_the_law_of_whole_texts() -> None:
 
 def test_everything_shared_is_run_once(monkeypatch) -> None:
     lm, seen = loaded("llama"), []
+    branch(lm, [STEM], [0], max_new=1, sampling=WARM)  # what is tried once a model
     forward = lm.model.forward
 
     def counted(input_ids, **kwargs):
