@@ -60,11 +60,14 @@ class Shell(TyperGroup):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from error
         except Exception as error:
-            usage: Any = error
-            if getattr(error, "option_name", None) and not getattr(error, "possibilities", True):  # no such option
-                usage.message += f"\n{DASH}"
-            if ctx.obj and hasattr(error, "format_message"):  # wrong usage: the parser shows its words itself
-                typer.echo(printing.as_json({"error": usage.format_message(), "hint": "see --help"}))
+            _wrong_usage(error, as_json=bool(ctx.obj))
+            raise
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().make_context(*args, **options)
+        except Exception as error:
+            _wrong_usage(error, as_json=bool(options.get("obj")))
             raise
 
 
@@ -77,6 +80,17 @@ def _fail(message: str, hint: str, *, as_json: bool) -> None:
     printing.complain(message, hint)
     if as_json:
         typer.echo(printing.as_json({"error": message, "hint": hint}))
+
+
+def _wrong_usage(error: Exception, *, as_json: bool) -> None:
+    """Words that the parser does not take: the same two lines, and its exit code. What is no such error is left alone."""
+    usage: Any = error
+    if not hasattr(error, "format_message") or "Usage: " in usage.format_message():  # that one shows the help
+        return
+    unknown = getattr(error, "option_name", None) and not getattr(error, "possibilities", True)
+    hint = DASH if unknown else f"see {usage.ctx.command_path if usage.ctx else 'probe'} --help"
+    _fail(usage.format_message(), hint, as_json=as_json)
+    raise typer.Exit(usage.exit_code) from error
 
 
 def _check_words(words: list[str]) -> None:

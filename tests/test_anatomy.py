@@ -304,6 +304,7 @@ def test_a_model_without_a_chain_of_blocks_says_why(family: str, why: str) -> No
         anatomy.tap("embed")
 
 
+@pytest.mark.slow
 def test_attention_over_something_else_than_the_texts_positions_is_none_of_ours(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

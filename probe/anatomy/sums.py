@@ -161,10 +161,11 @@ def misfit(target: Tensor, parts: Tensor) -> float:
 
     Logits of -inf in both agree; infinite where only one has them."""
     target, parts = target.double(), parts.double()
-    if bool((target.isneginf() != parts.isneginf()).any()):
+    out = target.isneginf()
+    if bool((out != parts.isneginf()).any()):
         return math.inf
-    there = ~target.isneginf()
-    target, parts = target[there], parts[there]
+    if bool(out.any()):
+        target, parts = target[~out], parts[~out]
     return float(((target - parts) / _size(target, parts)).pow(2).mean().sqrt())
 
 

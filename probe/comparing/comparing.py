@@ -234,7 +234,7 @@ def _summary_of_runs(writer: stores.Writer, a: stores.Run, b: stores.Run, *, sam
     kinds = [str((run.manifest.get("model") or {}).get("dtype")) for run in (a, b)]
     about = {
         "a": names[0], "b": names[1], "dtype_a": kinds[0], "dtype_b": kinds[1], "edit": [], "runs": [a.run_id, b.run_id],
-        "aligned_by": "tokens" if same else "characters", "errors": 0,
+        "aligned_by": "tokens" if same else "characters", "prompts": 1, "errors": 0,
         "no_similarity": "runs are compared by their tables; compare the models for layers and distributions",
     }  # fmt: skip
     if not same:
