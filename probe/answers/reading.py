@@ -99,7 +99,7 @@ def _maths(text: str, begin: int, end: int) -> Found | None:
         if start < stop and (more := _joined(text, math.end(), end)) is not None:
             return Found(start, more, True)
         return Found(start, stop, not text[math.end() : end].strip(" .*")) if start < stop else None
-    equals = [match.end() for match in _RELATION.finditer(text, begin, end)]
+    equals = _relations(text, begin, end)
     for at in [*([equals[-1]] if equals else []), begin]:
         at += len(text[at:end]) - len(text[at:end].lstrip(" $*"))
         currency = at - 1 if at > begin and text[at - 1] == "$" else at
@@ -110,6 +110,14 @@ def _maths(text: str, begin: int, end: int) -> Found | None:
                     stop = _joined(text, stop, end) or stop
                 return Found(start, stop, not text[stop:end].strip(" .*$"))
     return None
+
+
+def _relations(text: str, begin: int, end: int) -> list[int]:
+    """Where the right sides begin. An equation in brackets behind an answer explains it: `5 (3 + 2 = 5)`."""
+    every = [match.span() for match in _RELATION.finditer(text, begin, end)]
+    outside = [last for first, last in every if text.count("(", begin, first) <= text.count(")", begin, first)]
+    bracketed = text[begin:end].lstrip(" \"'$*").startswith("(")
+    return outside or ([last for _, last in every] if bracketed else [])
 
 
 def _words(text: str, begin: int, end: int) -> Found | None:
