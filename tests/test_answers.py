@@ -182,7 +182,8 @@ def test_reading_is_linear(unit: str, how: str) -> None:
         return time.process_time() - began
 
     seconds(500)
-    assert seconds(8_000) < 8 * seconds(2_000) + 0.25
+    # the least of three: a collection of garbage in between is not the text's
+    assert min(seconds(8_000) for _ in range(3)) < 8 * seconds(2_000) + 0.25
 
 
 @settings(max_examples=30, deadline=None)
