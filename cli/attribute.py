@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import options as o
-from cli import rewind as r
-from cli import sources as s
+from . import options as o
+from . import rewind as r
+from . import sources as s
 
 if TYPE_CHECKING:
     from probe.store import Run
@@ -52,9 +52,10 @@ def command(
 ) -> None:
     """What did each head, MLP and embedding write towards an answer? Parts that sum to its logit."""
     import probe
-    from cli.progress import plain_warnings, progress
-    from cli.terminal import show_json, show_plan, show_warnings
     from probe.attributing import plan_attribute
+
+    from .progress import plain_warnings, progress
+    from .terminal import show_json, show_plan, show_warnings
 
     what: dict[str, Any] = {
         "answer": answer, "against": against, "position": position, "by_source": sources, "prompt_id": prompt,
@@ -80,7 +81,7 @@ def command(
 
 def show_attribute(run: Run, *, quiet: bool) -> None:
     """Print what wrote most for and against the answer, the sum at each position with its residual, and where the run is."""
-    from cli.terminal import run_path, show_table, visible
+    from .terminal import run_path, show_table, visible
 
     if quiet:
         typer.echo(run_path(run))
@@ -115,7 +116,7 @@ def _where(row: dict[str, Any]) -> str:
 
 def _show_sources(run: Run, pos: int) -> None:
     """The strongest (head, source position) pairs."""
-    from cli.terminal import show_table
+    from .terminal import show_table
 
     rows = run.attribution_sources
     rows = rows[rows["pos"] == pos]

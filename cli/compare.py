@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import options as o
-from cli.trace import prompts_given
+from . import options as o
+from .trace import prompts_given
 
 A = Annotated[str, typer.Argument(help="A model (as for --model), or a run directory.", metavar="A")]
 B = Annotated[str, typer.Argument(help="The other model, or the other run.", metavar="B")]
@@ -60,11 +60,12 @@ def command(
     runs = [names_run(name) for name in (a, b)]
     texts = None if any(runs) and text is None and file is None else prompts_given(text, file, form, column)
     import probe
-    from cli.differences import show_comparison
-    from cli.progress import plain_warnings, progress
-    from cli.terminal import end_with_failed, show_json, show_plan
     from probe.comparing import plan_compare
     from probe.errors import BadOption
+
+    from .differences import show_comparison
+    from .progress import plain_warnings, progress
+    from .terminal import end_with_failed, show_json, show_plan
 
     what: dict[str, Any] = {
         "edit": edit or [],

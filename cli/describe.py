@@ -86,7 +86,7 @@ def show_facts(found: dict[str, Any]) -> None:
 
 def show_sites(rows: list[dict[str, Any]], equations: list[dict[str, str]]) -> None:
     """Rows of `site_rows`, layers that are alike together, and what `sums` says."""
-    from cli.terminal import show_table
+    from .terminal import show_table
 
     grouped: dict[tuple[str, str, int], list[int]] = defaultdict(list)
     for row in rows:
@@ -107,7 +107,7 @@ def show_sites(rows: list[dict[str, Any]], equations: list[dict[str, str]]) -> N
 
 def show_anatomy(anatomy: Anatomy) -> None:
     """The equation of each layer, where each site is, the readout, and what was not found and why."""
-    from cli.terminal import show_table
+    from .terminal import show_table
 
     layers = list(enumerate(anatomy.layers))
     show_table(
@@ -137,7 +137,7 @@ def show_anatomy(anatomy: Anatomy) -> None:
 
 
 def _show_absent(anatomy: Anatomy) -> None:
-    from cli.terminal import show_table
+    from .terminal import show_table
 
     missing: dict[tuple[str, str], list[int]] = defaultdict(list)
     for i, layer in enumerate(anatomy.layers):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cli.terminal import run_path, show_plan, show_table, show_warnings, visible
+from .terminal import run_path, show_plan, show_table, show_warnings, visible
 
 if TYPE_CHECKING:
     from probe.store import Run

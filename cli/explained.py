@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from cli.terminal import show_table, visible
+from .terminal import show_table, visible
 
 ORDERS = {"hf": "transformers", "vllm": "vLLM", "llamacpp": "llama.cpp"}
 STAGE = ("stage", "setting", "kept", "removed", "kept mass", "raw mass", "entropy", "rank", "prob")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cli.terminal import printable, run_path, show_table, show_warnings, visible
+from .terminal import printable, run_path, show_table, show_warnings, visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,7 +162,7 @@ def _draw(table: pd.DataFrame) -> None:
         return
     from rich.text import Text
 
-    from cli.printing import console
+    from .printing import console
 
     on_terminal = console()
     for name, row, values in zip(table.index, shown, table.to_numpy(), strict=True):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import options as o
-from cli import rewind as r
+from . import options as o
+from . import rewind as r
 
 if TYPE_CHECKING:
     from probe.store import Run
@@ -74,10 +74,11 @@ def command(
 ) -> None:
     """How much does each step of a run's generation matter?"""
     import probe
-    from cli.progress import plain_warnings, progress
-    from cli.terminal import show_json, show_plan
     from probe.influence import plan_importance
     from probe.rewinding.edits import STUB
+
+    from .progress import plain_warnings, progress
+    from .terminal import show_json, show_plan
 
     source = probe.open_run(run)
     what: dict[str, Any] = {
@@ -106,7 +107,7 @@ def command(
 
 def show_importance(run: Run, *, quiet: bool) -> None:
     """Print a table and bars for each method, how the methods agree, and where the run is."""
-    from cli.terminal import run_path, show_table, show_warnings
+    from .terminal import run_path, show_table, show_warnings
 
     if quiet:
         typer.echo(run_path(run))
@@ -155,7 +156,7 @@ def _show_heads(chosen: dict[str, Any] | None) -> None:
 
 
 def _show_method(rows: Any) -> None:
-    from cli.terminal import show_table, visible
+    from .terminal import show_table, visible
 
     largest = rows["estimate"].abs().max() or 1.0
     usual = "+.3f" if largest >= 0.05 else "+.2e"  # weights of single tokens are small

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import options as o
-from cli import rewind as r
-from cli import sources as s
+from . import options as o
+from . import rewind as r
+from . import sources as s
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,9 +60,10 @@ def command(
 ) -> None:
     """What would each layer answer? Its stream through the model's own final norm and head, layer by position."""
     import probe
-    from cli.progress import plain_warnings, progress
-    from cli.terminal import show_json, show_plan, show_warnings
     from probe.lensing import plan_lens
+
+    from .progress import plain_warnings, progress
+    from .terminal import show_json, show_plan, show_warnings
 
     what: dict[str, Any] = {
         "target": target, "position": position, "edit": edit or [], "top": top, "prompt_id": prompt, "branch": branch,
@@ -88,7 +89,7 @@ def command(
 
 def show_lens(run: Run, lm: LanguageModel, *, quiet: bool) -> None:
     """Print each layer's top token at each position, the layers at the last position, and where the run is."""
-    from cli.terminal import run_path, show_table, visible
+    from .terminal import run_path, show_table, visible
 
     if quiet:
         typer.echo(run_path(run))
@@ -110,11 +111,11 @@ def show_lens(run: Run, lm: LanguageModel, *, quiet: bool) -> None:
 
 def _grid(lens: pd.DataFrame, positions: pd.DataFrame, lm: LanguageModel) -> None:
     """Layers downwards from the last, positions to the right; on a terminal as many of the last positions as fit."""
-    from cli.terminal import visible
+    from .terminal import visible
 
     shown = list(positions["pos"])
     if sys.stdout.isatty():
-        from cli.printing import console
+        from .printing import console
 
         fits = max(1, (console().width - 8) // (WIDTH + 2))
         if len(shown) > fits:
@@ -136,7 +137,7 @@ def _grid(lens: pd.DataFrame, positions: pd.DataFrame, lm: LanguageModel) -> Non
 
 def _print_cells(header: list[str], rows: list[list[tuple[str, float]]]) -> None:
     """Cells (text, probability) in columns; shaded by probability on a terminal."""
-    from cli.terminal import show_table
+    from .terminal import show_table
 
     if not sys.stdout.isatty():
         show_table(header, [[text for text, _ in row] for row in rows])
@@ -144,7 +145,7 @@ def _print_cells(header: list[str], rows: list[list[tuple[str, float]]]) -> None
     from rich.table import Table
     from rich.text import Text
 
-    from cli.printing import console
+    from .printing import console
 
     table = Table(padding=(0, 1), box=None)
     for name in header:

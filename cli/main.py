@@ -10,22 +10,25 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-import cli.attribute as attribute
-import cli.compare as compare
-import cli.importance as importance
-import cli.lens as lens
-import cli.models as models
-import cli.patch as patch
-import cli.rewind as rewind
-import cli.runs as runs
-import cli.selftest as selftest
-import cli.speculate as speculate
-import cli.steer as steer
-import cli.steps as steps
-import cli.trace as trace
-from cli import printing
-from cli.progress import plain_warnings
 from probe.errors import BadOption, ProbeError
+
+from . import (
+    attribute,
+    compare,
+    importance,
+    lens,
+    models,
+    patch,
+    printing,
+    rewind,
+    runs,
+    selftest,
+    speculate,
+    steer,
+    steps,
+    trace,
+)
+from .progress import plain_warnings
 
 
 class Shell(TyperGroup):

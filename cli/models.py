@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import options as o
-from cli.terminal import show_document
+from . import options as o
+from .terminal import show_document
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -31,10 +31,11 @@ PlaceText = Annotated[str | None, typer.Argument(help="Only what this place matc
 @app.command("ls")
 def ls(as_json: o.AsJson = False) -> None:
     """List the aliases, the models that probe converted and those in the Hugging Face cache, with their sizes."""
-    from cli.terminal import show_table
     from probe.language_model import hub
     from probe.language_model.home import made_here, models_dir
     from probe.language_model.names import ALIASES
+
+    from .terminal import show_table
 
     made, cached = made_here(), hub.cached_models()
     rows: list[dict[str, Any]] = []
@@ -65,10 +66,11 @@ def pull(
     no_progress: o.NoProgress = False,
 ) -> None:
     """Fetch a model, converting it if need be; one of the Hub is brought up to date."""
-    from cli.progress import plain_warnings, progress
     from probe.errors import BadOption
     from probe.language_model.loading import find, quiet
     from probe.language_model.names import name_kind
+
+    from .progress import plain_warnings, progress
 
     named = name_kind(name)
     if named.kind == "tiny":
@@ -113,7 +115,7 @@ def show(
     as_json: o.AsJson = False,
 ) -> None:
     """Show a model's identity, its sizes, its tokenizer, and in brief what was found in it."""
-    from cli.describe import facts, show_facts
+    from .describe import facts, show_facts
 
     found = facts(_load(model, revision, trust_remote_code, allow_pickle, device=device, dtype=dtype))
     if as_json:
@@ -131,7 +133,7 @@ def check(
     as_json: o.AsJson = False,
 ) -> None:
     """Show what was found in each layer (module, equation, residual error), and what was not and why."""
-    from cli.describe import show_anatomy
+    from .describe import show_anatomy
 
     lm = _load(model, revision, trust_remote_code, allow_pickle)
     anatomy = lm.anatomy
@@ -151,7 +153,7 @@ def sites(
     as_json: o.AsJson = False,
 ) -> None:
     """List the sites that a model has (or those that match a place), with shapes and bytes per token."""
-    from cli.describe import show_sites, site_rows, sums
+    from .describe import show_sites, site_rows, sums
 
     lm = _load(model, revision, trust_remote_code, allow_pickle)
     rows = site_rows(lm, place)
@@ -164,7 +166,8 @@ def sites(
 
 def _load(name: str, revision: str | None, code: bool, pickle: bool, **placement: Any) -> LanguageModel:
     import probe
-    from cli.progress import plain_warnings, progress
+
+    from .progress import plain_warnings, progress
 
     with plain_warnings(), progress() as report:
         lm = probe.load(

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import options as o
-from cli import rewind as r
+from . import options as o
+from . import rewind as r
 
 Clean = Annotated[str | None, typer.Option("--clean", help="The text with the right answer, or a run.")]
 Corrupt = Annotated[str | None, typer.Option("--corrupt", help="The same text with another answer, or a run.")]
@@ -125,11 +125,12 @@ def command(
 ) -> None:
     """Put one run's activations into another's, place by place: what carries the answer, and along which path?"""
     import probe
-    from cli.heatmap import show_patch
-    from cli.progress import plain_warnings, progress
-    from cli.terminal import show_json, show_plan
     from probe.patching import plan_patch
     from probe.store import run_of
+
+    from .heatmap import show_patch
+    from .progress import plain_warnings, progress
+    from .terminal import show_json, show_plan
 
     what: dict[str, Any] = {
         "clean": clean, "corrupt": corrupt, "answer": answer, "against": against, "pairs": file or (), "sites": sites,

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from cli.printing import console, printable
+from .printing import console, printable
 
 
 @contextmanager

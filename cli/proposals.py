@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cli.terminal import SHOWN_PROMPTS, printable, run_path, show_table, show_warnings
+from .terminal import SHOWN_PROMPTS, printable, run_path, show_table, show_warnings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,7 +72,7 @@ def _show(parts: list[tuple[str, str]]) -> None:
         return
     from rich.text import Text
 
-    from cli.printing import console
+    from .printing import console
 
     text = Text()
     for style, piece in parts:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import options as o
+from . import options as o
 
 RunPath = Annotated[Path, typer.Argument(help="A run with a generation (probe trace PROMPT --generate N).")]
 To = Annotated[str, typer.Option("--to", help="Where to: step4, 57 (a position), tok=TEXT[#2] or regex=/PATTERN/.")]
@@ -105,11 +105,12 @@ def command(
 ) -> None:
     """Go back to a reasoning step, put another in its place, and measure what changes."""
     import probe
-    from cli.effects import show_rewind, show_rewind_plan
-    from cli.progress import plain_warnings, progress
-    from cli.terminal import show_json
     from probe.rewinding import plan_rewind
     from probe.rewinding.edits import STUB
+
+    from .effects import show_rewind, show_rewind_plan
+    from .progress import plain_warnings, progress
+    from .terminal import show_json
 
     source = probe.open_run(run)
     what: dict[str, Any] = {

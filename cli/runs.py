@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import options as o
-from cli.terminal import show_document
+from . import options as o
+from .terminal import show_document
 
 if TYPE_CHECKING:
     from probe.store import Listed
@@ -27,10 +27,11 @@ Format = Annotated[str | None, typer.Option("--format", help="csv, jsonl, parque
 @app.command("ls")
 def ls(root: Root = RUNS, as_json: o.AsJson = False) -> None:
     """List the runs in a folder, oldest first, unfinished ones too."""
-    from cli.terminal import show_table, size
     from probe import store
     from probe.errors import RunError
     from probe.store import durable
+
+    from .terminal import show_table, size
 
     with durable.readable(root):
         there = root.is_dir()
@@ -51,8 +52,9 @@ def ls(root: Root = RUNS, as_json: o.AsJson = False) -> None:
 @app.command("show")
 def show(run: RunPath, as_json: o.AsJson = False) -> None:
     """Show what a run holds and how it was made."""
-    from cli.terminal import printable, show_table, size
     from probe import store
+
+    from .terminal import printable, show_table, size
 
     opened = store.open_run(run)
     manifest = opened.manifest
@@ -140,9 +142,10 @@ def export(
 @app.command("rm")
 def rm(runs: Annotated[list[Path], typer.Argument(help="Run directories.")], yes: Yes = False) -> None:
     """Delete runs, whole or unfinished; files in them that are not theirs stay. Anything that is not a run is refused."""
-    from cli.terminal import size
     from probe import store
     from probe.errors import BadOption, RunError
+
+    from .terminal import size
 
     runs = list(dict.fromkeys(runs))
     for run in runs:

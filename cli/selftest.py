@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import options as o
-from cli.terminal import show_document
+from . import options as o
+from .terminal import show_document
 
 if TYPE_CHECKING:
     from probe.laws import Law
@@ -32,9 +32,10 @@ def command(
 ) -> None:
     """Check the laws of the instrument on models: what should be zero, and how far from it it is."""
     import probe
-    from cli.progress import plain_warnings, progress
     from probe.errors import ProbeError
     from probe.laws import laws
+
+    from .progress import plain_warnings, progress
 
     names = models or ["smollm2"]
     found: dict[str, list[Law]] = {}
@@ -78,14 +79,14 @@ def _cells(law: Law) -> tuple[str, ...]:
 
 
 def _show_laws(laws: list[Law]) -> None:
-    from cli.terminal import show_table
+    from .terminal import show_table
 
     show_table(("law", "", "deviation", "at most", "unit"), [_cells(law) for law in laws])
 
 
 def _show_models(names: list[str], found: dict[str, list[Law]], unread: dict[str, Any]) -> None:
     """How many laws hold on each model, and each that does not."""
-    from cli.terminal import show_table
+    from .terminal import show_table
 
     counts = []
     for name in names:

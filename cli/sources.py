@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import rewind as r
+from . import rewind as r
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel

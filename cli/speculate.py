@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import options as o
-from cli.trace import PromptText, Top, prompts_given
+from . import options as o
+from .trace import PromptText, Top, prompts_given
 
 DraftName = Annotated[
     str,
@@ -62,11 +62,12 @@ def command(
     """Speculative decoding, looked into: what a draft proposed, what the target kept, and why."""
     given = prompts_given(prompt, file, form, column)
     import probe
-    from cli.progress import plain_warnings, progress
-    from cli.proposals import show_speculation
-    from cli.terminal import end_with_failed, show_json, show_plan
     from probe.decoding import sampling_for
     from probe.speculating import is_model, plan_speculate
+
+    from .progress import plain_warnings, progress
+    from .proposals import show_speculation
+    from .terminal import end_with_failed, show_json, show_plan
 
     drawn: dict[str, Any] = {
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty,

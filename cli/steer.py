@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import options as o
-from cli.trace import prompts_given
+from . import options as o
+from .trace import prompts_given
 
 if TYPE_CHECKING:
     from probe.store import Run
@@ -76,8 +76,9 @@ def command(
         {} if scan is None else {"prompts": prompts_given(prompt, file, form, column), "strengths": _numbers(strengths)}
     )
     import probe
-    from cli.progress import plain_warnings, progress
-    from cli.terminal import show_json
+
+    from .progress import plain_warnings, progress
+    from .terminal import show_json
 
     with plain_warnings(), progress(shown=not (quiet or no_progress)) as report:
         lm = probe.load(
@@ -111,7 +112,7 @@ def _numbers(text: str) -> list[float]:
 
 def show_scan(run: Run, *, quiet: bool) -> None:
     """Print the effect at each strength with its interval, beside the random directions' and what it costs."""
-    from cli.terminal import run_path, show_table, show_warnings
+    from .terminal import run_path, show_table, show_warnings
 
     found = run.summary
     if quiet:
@@ -152,7 +153,7 @@ def show_scan(run: Run, *, quiet: bool) -> None:
 
 def show_direction(run: Run, *, quiet: bool) -> None:
     """Print where the direction is, how long it is, how well it tells left-out texts apart, and where the run is."""
-    from cli.terminal import run_path
+    from .terminal import run_path
 
     found = run.summary
     if quiet:

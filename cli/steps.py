@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli import options as o
+from . import options as o
 
 RunPath = Annotated[Path, typer.Argument(help="A run directory.")]
 PromptId = Annotated[int | None, typer.Option("--prompt", min=0, help="Only this prompt's steps.")]
@@ -26,8 +26,9 @@ def command(
 ) -> None:
     """Show the reasoning steps of a run: id, token span, kind, log-prob, mean entropy, text."""
     import probe
-    from cli.terminal import show_document, show_table, visible
     from probe.tracing import steps_of
+
+    from .terminal import show_document, show_table, visible
 
     opened = probe.open_run(run)
     table = steps_of(opened, split=split, prompt_id=prompt, branch=branch)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cli import printing
-from cli.printing import printable
+from . import printing
+from .printing import printable
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import options as o
+from . import options as o
 
 PromptText = Annotated[
     str | None,
@@ -84,12 +84,13 @@ def command(
     """Record what the model does with a prompt: log-probs, entropies, attention, activations."""
     given = prompts_given(prompt, file, form, column)
     import probe
-    from cli.explained import show_explained
-    from cli.progress import plain_warnings, progress
-    from cli.terminal import end_with_failed, show_json, show_plan, show_warnings
-    from cli.traced import show_trace
     from probe.decoding import sampling_for
     from probe.tracing import plan_trace
+
+    from .explained import show_explained
+    from .progress import plain_warnings, progress
+    from .terminal import end_with_failed, show_json, show_plan, show_warnings
+    from .traced import show_trace
 
     drawn: dict[str, Any] = {
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cli.terminal import SHOWN_PROMPTS, run_path, show_table, show_text, visible
+from .terminal import SHOWN_PROMPTS, run_path, show_table, show_text, visible
 
 if TYPE_CHECKING:
     from probe.store import Run

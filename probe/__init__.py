@@ -62,6 +62,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("mechprobe")
     if name not in _HOME:
         raise AttributeError(f"module 'probe' has no attribute '{name}'")
     value = getattr(import_module(_HOME[name]), name)

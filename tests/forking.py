@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 
 class Forker:
-    """Runs `python -m cli.main WORDS`, without the time that the imports take."""
+    """Runs `python -m probe WORDS`, without the time that the imports take."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -42,7 +42,7 @@ def become(asked: dict[str, Any]) -> None:
     """Be the command: its streams, directory, environment and words."""
     import signal
 
-    from cli.main import main
+    from probe.cli.main import main
 
     scratch = Path(asked["scratch"])
     for number, (name, flags) in enumerate(
@@ -54,7 +54,7 @@ def become(asked: dict[str, Any]) -> None:
     os.environ.update(asked["env"])
     signal.alarm(int(asked["timeout"]))  # a command that hangs ends by this signal
     sys.stdin, sys.stdout, sys.stderr = (open(n, mode, closefd=False) for n, mode in enumerate("rww"))  # noqa: SIM115
-    sys.argv = ["cli.main", *asked["words"]]
+    sys.argv = ["probe", *asked["words"]]
     try:
         main()
     except SystemExit as end:
@@ -71,8 +71,7 @@ def serve() -> None:
 
     import pandas  # noqa: F401
     import pyarrow.parquet  # noqa: F401
-
-    from cli.main import app
+    from probe.cli.main import app
 
     with contextlib.redirect_stdout(io.StringIO()):
         app(["trace", "warm", "--model", "tiny:llama", "--dry-run"], standalone_mode=False)

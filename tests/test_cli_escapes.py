@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from probe.cli import printing
+from probe.cli.main import app
 from typer.main import get_command
 
 import probe
-from cli import printing
-from cli.main import app
 from probe.store import papers
 
 WICKED = "\x1b]52;c;eA==\x07\x9b35;7m\u202e\u2066\x1b[35;7m\x7f\x08\r"

@@ -9,10 +9,10 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+from probe.cli.main import app
+from probe.cli.models import app as models
 from typer.testing import CliRunner
 
-from cli.main import app
-from cli.models import app as models
 from probe.errors import ProbeError
 from probe.language_model import home
 from probe.language_model.names import ALIASES

@@ -24,7 +24,7 @@ PROMPTS = "\n".join(f"prompt number {i} " + "word " * 60 for i in range(400))
 def started(tmp_path: Path, *words: str) -> subprocess.Popen[str]:
     """The real command line, running; stopped for sure by `reap`."""
     return subprocess.Popen(
-        [sys.executable, "-m", "cli.main", *words], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-m", "probe", *words], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -87,7 +87,7 @@ def test_two_processes_never_share_a_run(long_run, shell) -> None:
 def test_no_room_on_the_disk(tmp_path: Path) -> None:
     """A limit on the size of a file stands for a full disk: the write that does not fit fails the same way."""
     words = f"trace '{'word ' * 90}' --model tiny:llama --capture resid_post@all --out run"
-    line = f"ulimit -f 24; exec {sys.executable} -m cli.main {words}"
+    line = f"ulimit -f 24; exec {sys.executable} -m probe {words}"
     done = subprocess.run(
         ["bash", "-c", line], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
@@ -160,7 +160,7 @@ def test_tokens_that_are_parts_of_a_character_and_tags(shell, tmp_path: Path) ->
 
 
 def test_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
-    line = f"{sys.executable} -m cli.main trace 'hello there' --model tiny:llama --out run | head -c 1"
+    line = f"{sys.executable} -m probe trace 'hello there' --model tiny:llama --out run | head -c 1"
     done = subprocess.run(
         ["bash", "-c", line], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )

@@ -59,7 +59,7 @@ def test_console_examples_print_what_they_show(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for command, output in shown:
         words = shlex.split(command)
-        line = [sys.executable, "-m", "cli.main", *words[1:]] if words[0] == "probe" else [sys.executable, *words[1:]]
+        line = [sys.executable, "-m", "probe", *words[1:]] if words[0] == "probe" else [sys.executable, *words[1:]]
         assert words[0] in {"probe", "python"}, command
         done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stderr}"

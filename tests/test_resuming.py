@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from probe.cli.main import app
 from safetensors.torch import save_file
 from typer.main import get_command
 
 import probe
-from cli.main import app
 from probe import store
 from probe.errors import BadEdit, BadOption, RunError, UnknownModel
 

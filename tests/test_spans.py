@@ -123,7 +123,7 @@ def test_a_tag_that_is_quoted_ends_nothing() -> None:
 
 
 def test_help_and_import_need_no_splitter() -> None:
-    code = "import sys, probe, cli.main, probe.spans; print('sentencex' in sys.modules)"
+    code = "import sys, probe, probe.cli.main, probe.spans; print('sentencex' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 

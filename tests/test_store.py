@@ -764,7 +764,7 @@ def test_exports_refuse(tmp_path: Path) -> None:
 
 
 def shell(*words: str) -> Any:
-    from cli.runs import app
+    from probe.cli.runs import app
 
     return CliRunner().invoke(app, [str(word) for word in words])
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from probe.cli.main import app
 from typer.main import get_command
 
 import probe
-from cli.main import app
 from probe import store
 from probe.errors import ProbeError
 from probe.store import papers

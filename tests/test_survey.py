@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from probe.recipes.survey.__main__ import EXPECTED, summary, table
+from probe.recipes.survey.recipe import Row, examine, regressions
+from probe.recipes.survey.workers import Died, each
 
 from probe.tiny import families
-from recipes.survey.__main__ import EXPECTED, summary, table
-from recipes.survey.recipe import Row, examine, regressions
-from recipes.survey.workers import Died, each
 
 KNOWN: dict[str, Any] = json.loads(EXPECTED.read_text())["families"]
 SHARED = sorted(set(KNOWN) & set(families()))

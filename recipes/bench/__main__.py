@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from recipes.bench import branches, patch, speculate, trace
+from . import branches, patch, speculate, trace
 
 BENCHES = {"branches": branches.main, "patch": patch.main, "speculate": speculate.main, "trace": trace.main}
 

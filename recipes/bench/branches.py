@@ -14,8 +14,9 @@ from probe.decoding.caches import joined
 from probe.decoding.prefixes import extended
 from probe.decoding.sampler import choose
 from probe.language_model.stepping import forward, plain_kwargs
-from recipes.bench.measure import Peak
-from recipes.bench.trace import text_of
+
+from .measure import Peak
+from .trace import text_of
 
 WARM = Sampling(temperature=1.0)
 DEFAULT = Sampling(temperature=0.6, top_p=0.95)  # what a rewind of a greedy run draws with

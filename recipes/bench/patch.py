@@ -25,8 +25,9 @@ from probe.patching.rest import last_logits
 from probe.patching.sources import Values, activations
 from probe.patching.swaps import Swap, swaps
 from probe.patching.sweep import Scene, exact, scene
-from recipes.bench.measure import Peak
-from recipes.bench.trace import text_of
+
+from .measure import Peak
+from .trace import text_of
 
 ALONE = 12  # cells that stand for all where they run one by one
 BATCHES = 2  # batches that stand for all where whole forwards run in batches

@@ -19,7 +19,8 @@ from probe.capturing import AttentionSpec, MemorySink, read
 from probe.decoding import Sampling, decode
 from probe.instrument import tapping
 from probe.sites import parse_places, resolve
-from recipes.bench.measure import Case, Peak, compare, resident, show
+
+from .measure import Case, Peak, compare, resident, show
 
 RESIDUAL = ["resid_pre@all", "resid_mid@all", "resid_post@all", "attn_out@all", "mlp_out@all"]
 WORDS = "The quick brown fox jumps over the lazy dog while seven wizards discuss the price of tea in small towns. "
@@ -151,7 +152,7 @@ def decoding(lm: probe.LanguageModel, text: str, *, new: int, repeat: int) -> No
 
 def start_up(model: str, *, repeat: int) -> None:
     """Seconds of `probe --help`, and of two loads in a process of their own: the first imports transformers' lazy parts."""
-    helped = statistics.median(_seconds([sys.executable, "-m", "cli.main", "--help"]) for _ in range(repeat))
+    helped = statistics.median(_seconds([sys.executable, "-m", "probe", "--help"]) for _ in range(repeat))
     code = (
         "import time, torch, transformers, probe\n"
         "for _ in range(2):\n"

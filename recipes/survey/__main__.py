@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recipes.survey.recipe import Row, examine, regressions
-from recipes.survey.workers import Died, each
+from .recipe import Row, examine, regressions
+from .workers import Died, each
 
 EXPECTED = Path(__file__).with_name("expected.json")
 
