@@ -74,8 +74,8 @@ def command(
 ) -> None:
     """How much does each step of a run's generation matter?"""
     import probe
-    from probe.influence import plan_importance
     from probe.rewinding.edits import STUB
+    from probe.step_importance import plan_importance
 
     from .progress import plain_warnings, progress
     from .terminal import show_json, show_plan

@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from probe.comparing import compare
     from probe.errors import ProbeError
     from probe.explaining import explain
-    from probe.influence import importance
     from probe.language_model import LanguageModel, load
     from probe.lensing import lens
     from probe.patching import patch_sweep
     from probe.rewinding import rewind
     from probe.speculating import speculate
     from probe.steering import make_direction, steer
+    from probe.step_importance import importance
     from probe.store import Run, list_runs, open_run
     from probe.tracing import trace
 
@@ -27,7 +27,7 @@ _HOME = {
     "attribute": "probe.attributing",
     "compare": "probe.comparing",
     "explain": "probe.explaining",
-    "importance": "probe.influence",
+    "importance": "probe.step_importance",
     "lens": "probe.lensing",
     "list_runs": "probe.store",
     "load": "probe.language_model",

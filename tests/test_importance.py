@@ -15,8 +15,8 @@ import probe
 from probe import stats
 from probe.decoding import Sampling
 from probe.errors import BadModel, BadOption, ProbeError, RunError
-from probe.influence import boundaries, dependence, likeness, receiver
 from probe.rewinding.trajectory import trajectory
+from probe.step_importance import boundaries, dependence, receiver_heads, similarity
 from tests.test_rewind import same_tables, written
 
 NAMES, THINGS = (
@@ -165,14 +165,14 @@ def test_receiver_statistics_on_a_hand_set_pattern(tiny) -> None:
     n = 8
     matrix = np.full((2, n, n), 0.1)
     matrix[0, :, 2] = 0.9
-    scores = receiver.vertical(matrix, gap=2)
+    scores = receiver_heads.vertical(matrix, gap=2)
     assert scores[0, 2] == pytest.approx(0.9) and scores[1, 2] == pytest.approx(0.1) and np.isnan(scores[:, -2:]).all()
-    spread = receiver.kurtosis(scores)
+    spread = receiver_heads.kurtosis(scores)
     import scipy.stats
 
     assert spread[0] == pytest.approx(scipy.stats.kurtosis(scores[0, :-2])) and spread[0] > 1
     original = trajectory(written(tiny, REASONING), tiny)
-    found = receiver.looks(tiny, original)
+    found = receiver_heads.looks(tiny, original)
     tiny.model.set_attn_implementation("eager")
     with torch.no_grad():
         patterns = tiny.model(torch.tensor([original.ids]), output_attentions=True).attentions
@@ -188,7 +188,7 @@ def test_receiver_statistics_on_a_hand_set_pattern(tiny) -> None:
 def test_weights_are_shuffled_among_the_steps_that_count(tiny) -> None:
     n, random = 20, np.random.default_rng(0)
     matrix = np.tril(random.random((3, n, n)) + 1.0)
-    mixed = receiver.shuffled(matrix, random, gap=4)
+    mixed = receiver_heads.shuffled(matrix, random, gap=4)
     counts = np.subtract.outer(np.arange(n), np.arange(n)) >= 4
     assert (mixed[:, ~counts] == matrix[:, ~counts]).all() and (mixed[:, counts] >= 1.0).all()
     np.testing.assert_array_equal(
@@ -199,8 +199,11 @@ def test_weights_are_shuffled_among_the_steps_that_count(tiny) -> None:
     even, one = matrix[:1], matrix[:1].copy()
     one[:, 4:, 7] = 8.0
     for own, peaked in ((even, False), (one, True)):
-        null = [receiver.kurtosis(receiver.vertical(receiver.shuffled(own, random)))[0] for _ in range(200)]
-        assert (receiver.kurtosis(receiver.vertical(own))[0] > np.quantile(null, 0.95)) == peaked
+        null = [
+            receiver_heads.kurtosis(receiver_heads.vertical(receiver_heads.shuffled(own, random)))[0]
+            for _ in range(200)
+        ]
+        assert (receiver_heads.kurtosis(receiver_heads.vertical(own))[0] > np.quantile(null, 0.95)) == peaked
 
 
 def test_receiver_heads_of_another_text(tiny, tmp_path: Path) -> None:
@@ -216,8 +219,8 @@ def test_receiver_heads_of_another_text(tiny, tmp_path: Path) -> None:
     heads = sum(tiny.anatomy.n_heads("pattern", layer) for layer in range(tiny.anatomy.n_layers))
     assert len(places) == heads // 4
     assert [(h["layer"], h["head"]) for h in done.summary["receiver"]["heads"]] == places
-    found = receiver.looks(tiny, trajectory(long, tiny))
-    own = receiver.vertical(found.matrix[[found.names.index(place) for place in places]]).mean(axis=0)
+    found = receiver_heads.looks(tiny, trajectory(long, tiny))
+    own = receiver_heads.vertical(found.matrix[[found.names.index(place) for place in places]]).mean(axis=0)
     np.testing.assert_allclose(done.importance["estimate"], own[~np.isnan(own)])
     for run, said in ((done, "chose no"), (tmp_path / "chosen", "same text")):
         source = long if run is done else other
@@ -308,11 +311,11 @@ def test_resampling_finds_the_step_that_decides(markov) -> None:
 def test_what_says_something_else() -> None:
     own = np.array([[1.0, 0.0], [0.0, 1.0]])
     vectors = [np.array([[1.0, 0.1], [0.0, 1.0]]), np.array([[0.1, 1.0], [1.0, 0.2]])]
-    different, _ = likeness.say_otherwise(
+    different, _ = similarity.say_otherwise(
         ["It is 12.", "So yes."], [["It is 13.", "Nope."], ["So yes!", "Nope."]], vectors, own
     )
     assert different[0].tolist() == [True, True] and different[1].tolist() == [False, True]
-    assert likeness.cosines(np.zeros((1, 2)), own[0]).tolist() == [0.0]
+    assert similarity.cosines(np.zeros((1, 2)), own[0]).tolist() == [0.0]
 
 
 def outcomes(**arms: str | list[str]) -> pa.Table:

@@ -183,8 +183,8 @@ def test_spans_that_do_not_fit_are_refused_before_anything_is_drawn(run, tiny, t
 def test_nothing_is_drawn_after_a_stop_text(stop: str, tiny) -> None:
     """A run that ended by --stop ends there again: its last boundary is over, others are not."""
     from probe.decoding import Sampling
-    from probe.influence import boundaries
     from probe.rewinding.preparing import drawing_from
+    from probe.step_importance import boundaries
 
     text = "First we count all apples here\n\nThere are 12 apples\n\nSo there are 19 apples in all."
     sampling = Sampling(1.0, stop=(stop,), seed=3)
@@ -207,8 +207,8 @@ def test_nothing_is_drawn_after_a_stop_text(stop: str, tiny) -> None:
 def test_a_stop_text_that_is_given_now_ends_no_older_step(tiny) -> None:
     """`--stop "\\n\\n"` asks for one more paragraph, from a place where one has just ended."""
     from probe.decoding import Sampling
-    from probe.influence import boundaries
     from probe.rewinding.preparing import drawing_from
+    from probe.step_importance import boundaries
 
     original = trajectory(written(tiny, "First we count\n\nThen we add\n\n"), tiny)
     drawing = drawing_from(tiny, original, Sampling(1.0, stop=("\n\n",)), 8, "auto")

@@ -20,7 +20,7 @@ LAYERS = (
     {
         "tracing",
         "rewinding",
-        "influence",
+        "step_importance",
         "patching",
         "steering",
         "speculating",
@@ -36,7 +36,7 @@ LAYERS = (
 BESIDE = {
     ("anatomy", "instrument"), ("language_model", "instrument"),
     ("language_model", "anatomy"), ("language_model", "tiny"), ("capturing", "scoring"),
-    ("capturing", "lenses"), ("lenses", "scoring"), ("decoding", "scoring"), ("influence", "rewinding"),
+    ("capturing", "lenses"), ("lenses", "scoring"), ("decoding", "scoring"), ("step_importance", "rewinding"),
     ("patching", "rewinding"),
     ("lensing", "rewinding"), ("lensing", "tracing"), ("attributing", "lensing"), ("attributing", "tracing"),
     ("steering", "tracing"),

@@ -13,8 +13,8 @@ import torch
 
 from probe.capturing import AttentionSpec, MemorySink, read
 from probe.errors import BadOption, RunError
-from probe.influence.rows import Row
 from probe.rewinding.trajectory import Trajectory
+from probe.step_importance.rows import Row
 from probe.store import Run
 
 if TYPE_CHECKING:

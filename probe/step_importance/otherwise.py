@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from probe import store as stores
-from probe.influence import boundaries, likeness
-from probe.influence.rows import Row
 from probe.rewinding import keeping
 from probe.rewinding.policy import own_steps
 from probe.rewinding.trajectory import Trajectory
+from probe.step_importance import boundaries, similarity
+from probe.step_importance.rows import Row
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -28,11 +28,11 @@ def counterfactual(
     ids = [original.ids[s.start : s.end] for s in steps]
     texts = [[lm.pieces(d).text if d else "" for d in per] for per in drawn]
     if embedder is None:
-        vectors = likeness.embeddings(lm, [*ids, *(d or ids[i] for i, per in enumerate(drawn) for d in per)])
+        vectors = similarity.embeddings(lm, [*ids, *(d or ids[i] for i, per in enumerate(drawn) for d in per)])
     else:
-        vectors = likeness.external(embedder, [*(s.text for s in steps), *(t for per in texts for t in per)])
+        vectors = similarity.external(embedder, [*(s.text for s in steps), *(t for per in texts for t in per)])
     rest = vectors[len(steps) :].reshape(len(steps), n, -1)
-    different, threshold = likeness.say_otherwise([s.text for s in steps], texts, list(rest), vectors[: len(steps)])
+    different, threshold = similarity.say_otherwise([s.text for s in steps], texts, list(rest), vectors[: len(steps)])
     rows = boundaries.counterfactual(branches, len(steps), reference, different, n=n, seed=seed)
     return rows, {
         "threshold": threshold, "embedder": embedder or f"resid_post@{lm.anatomy.n_layers // 2}, mean-pooled, centred",

@@ -13,13 +13,13 @@ from probe import answers, stats
 from probe import store as stores
 from probe.decoding import Sampling, differences
 from probe.errors import BadOption, ProbeError
-from probe.influence import boundaries, dependence, early, otherwise, receiver
-from probe.influence.rows import Row, columns, discovered
 from probe.rewinding import keeping, model_of, truncation
 from probe.rewinding.edits import STUB
 from probe.rewinding.preparing import drawing_from, new_tokens, open_source, sampling_of
 from probe.rewinding.rollouts import Arm, Drawing, Progress, draw, outcome
 from probe.rewinding.trajectory import Trajectory, check_model, trajectory
+from probe.step_importance import boundaries, dependence, early_answers, otherwise, receiver_heads
+from probe.step_importance.rows import Row, columns, discovered
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -43,7 +43,7 @@ class Asked(NamedTuple):
     reference: str
     everything: bool
     suppress: str | None
-    heads: receiver.Heads | None
+    heads: receiver_heads.Heads | None
 
 
 def importance(
@@ -153,7 +153,7 @@ def _asked(
         if "receiver" not in methods:
             raise BadOption("these heads are for receiver, which is not asked for", hint="--method receiver")
         check_model(open_source(heads), lm)
-        chosen = receiver.heads_of(open_source(heads), source)
+        chosen = receiver_heads.heads_of(open_source(heads), source)
     original = trajectory(source, lm, prompt_id=prompt_id, branch=branch, split=split)
     if len(original.steps) < 2:
         raise BadOption(
@@ -233,12 +233,12 @@ def _by(
         rows, matrices[method] = dependence.suppressed(lm, original, progress, place=asked.suppress)
         return rows
     if method == "early-answer":
-        rows, more[method] = early.early_answers(
+        rows, more[method] = early_answers.early_answers(
             lm, original, stub=asked.stub, how=asked.drawing.how, reference=asked.reference, candidates=asked.candidates,
             progress=progress,
         )  # fmt: skip
         return rows
-    rows, more[method] = receiver.received(lm, original, seed=seed, heads=asked.heads)
+    rows, more[method] = receiver_heads.received(lm, original, seed=seed, heads=asked.heads)
     return rows
 
 

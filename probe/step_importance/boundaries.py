@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from probe import stats
-from probe.influence.rows import Row
 from probe.rewinding.effects import labels
 from probe.rewinding.rollouts import Arm
 from probe.rewinding.trajectory import Trajectory
+from probe.step_importance.rows import Row
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
