@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from probe.sites.ranges import listed
+from probe.sites.positions import listed
 
 if TYPE_CHECKING:
     from probe.anatomy import Anatomy, Tap

@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from probe.anatomy import Anatomy, Tap, cached_find, find, tokens, verify
-from probe.anatomy import caching as caching_module
+from probe.anatomy import Anatomy, Tap, cached_find, find, verify
+from probe.anatomy import finding as finding_module
+from probe.anatomy import tape as tape_module
 from probe.errors import OutOfRange, SiteAbsent
 from probe.tiny import tiny
 
@@ -312,7 +313,7 @@ def test_attention_over_something_else_than_the_texts_positions_is_none_of_ours(
     model, _ = tiny("inkling2_text")
     anatomy = find(model)
     assert {layer.n_heads for layer in anatomy.layers} <= {0, 4}
-    monkeypatch.setattr(tokens, "N_TOKENS", (17,))
+    monkeypatch.setattr(tape_module, "N_TOKENS", (17,))
     again = find(model)
     assert [(la.taps, la.n_heads, la.n_kv_heads) for la in anatomy.layers] == [
         (la.taps, la.n_heads, la.n_kv_heads) for la in again.layers
@@ -320,8 +321,8 @@ def test_attention_over_something_else_than_the_texts_positions_is_none_of_ours(
 
 
 def test_the_number_of_tokens_is_no_size_of_the_model() -> None:
-    assert tokens.n_tokens(tiny("llama")[0]) == 13
-    assert tokens.n_tokens(tiny("llama", intermediate_size=13)[0]) == 11
+    assert tape_module.n_tokens(tiny("llama")[0]) == 13
+    assert tape_module.n_tokens(tiny("llama", intermediate_size=13)[0]) == 11
 
 
 def test_blocks_that_are_no_part_of_the_stream_are_named() -> None:
@@ -438,7 +439,7 @@ def test_the_cache_is_used_checked_and_done_without(tmp_path: Path, monkeypatch:
         searches.append(model)
         return find(model)
 
-    monkeypatch.setattr(caching_module, "find", search)
+    monkeypatch.setattr(finding_module, "find", search)
     assert cached_find(model, tmp_path) == anatomy and not searches
     wrong = anatomy.to_dict()
     wrong["layers"][0]["taps"]["resid_post"][0] = wrong["layers"][1]["taps"]["resid_post"][0]

@@ -1,8 +1,7 @@
 """Where things are in a model, found by equations that hold numerically; no table of architectures."""
 
-from probe.anatomy.caching import cached_find
 from probe.anatomy.checking import read_out, verify
-from probe.anatomy.finding import find
+from probe.anatomy.finding import cached_find, find
 from probe.anatomy.parts import Anatomy, Layer, Readout, Write, of_text
 from probe.instrument import Tap
 

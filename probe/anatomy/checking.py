@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from probe.anatomy.ends import apply_readout
 from probe.anatomy.mixing import values_at
-from probe.anatomy.parts import LOGITS, Anatomy, Layer
+from probe.anatomy.parts import LOGITS, Anatomy, Layer, in_units, unit_of_write
 from probe.anatomy.sums import misfit, tolerance
-from probe.anatomy.tokens import probe_tokens
-from probe.anatomy.units import in_units, unit_of_write
+from probe.anatomy.tape import probe_tokens
 from probe.instrument import Tap
 
 

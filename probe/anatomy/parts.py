@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from probe.errors import OutOfRange, SiteAbsent
 from probe.instrument import Tap
@@ -206,3 +207,39 @@ def _layer_from(plain: Mapping[str, Any]) -> Layer:
     fields["taps"] = {site: Tap(*tap) for site, tap in plain["taps"].items()}
     fields["carry_gains"] = tuple(plain["carry_gains"])
     return Layer(**fields)
+
+
+Unit = float | Tensor
+"""A number, or one for each of d_model."""
+
+
+def unit_of(model: nn.Module, anatomy: Anatomy, site: str, layer: int) -> Unit:
+    """What the model multiplies the tensor at the site's tap by before it adds it to the stream; 1 where it adds nothing."""
+    write = anatomy.write(site, layer)
+    return 1.0 if write is None else unit_of_write(model, write)
+
+
+def unit_of_write(model: nn.Module, write: Write) -> Unit:
+    """Its coefficient times its gains."""
+    unit: Unit = write.coefficient
+    for name in write.gains:
+        unit = model.get_parameter(name).detach().flatten() * unit
+    return unit
+
+
+def in_units(value: Tensor, unit: Unit) -> Tensor:
+    """The tensor at a tap (…, d) -> the site, rounded as the model would; the same tensor where the unit is 1."""
+    if isinstance(unit, Tensor):
+        return value * unit.to(value.device)
+    return value if unit == 1.0 else value * unit
+
+
+def out_of_units(value: Tensor, unit: Unit) -> Tensor:
+    """The inverse; not finite where the model multiplies a channel by 0, so that nothing could be added to it."""
+    return value / unit.to(value.device) if isinstance(unit, Tensor) else value / unit
+
+
+def slope_in_units(slope: Tensor, unit: Unit) -> Tensor:
+    """A derivative by the tensor at a tap -> by the site; 0 in a channel that the model multiplies by 0."""
+    found = out_of_units(slope, unit)
+    return torch.where(unit.to(slope.device) == 0, 0.0, found) if isinstance(unit, Tensor) else found

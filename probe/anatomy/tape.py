@@ -1,4 +1,4 @@
-"""What every module took and gave in one forward of a few tokens; judges nothing."""
+"""The few tokens that an anatomy is found with, and what every module took and gave in one forward of them; judges nothing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from probe.errors import NonFinite
 from probe.instrument import AttentionCall, Tap, attending, recording
+
+N_TOKENS = (13, 11, 17, 19, 23, 29)
 
 Print = int  # a hash of a tensor's bytes: two tensors of one print are the same numbers
 
@@ -135,3 +137,29 @@ def _elements(output: Any) -> Iterator[tuple[int | str, Any]]:
 def _print(tensor: Tensor) -> Print:
     raw = tensor.detach().contiguous().cpu().view(-1).view(torch.uint8)
     return hash((raw.numel(), raw.numpy().tobytes()))
+
+
+def n_tokens(model: nn.Module) -> int:
+    """How many: a prime that is no size of this model, so that no other axis can be taken for that of positions."""
+    config = getattr(model, "config", None)
+    sizes = {n for p in model.parameters() for n in p.shape} | set(_numbers(config.to_dict() if config else {}))
+    return next((n for n in N_TOKENS if n not in sizes), N_TOKENS[0])
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    """Every whole number of a config."""
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(inner)
+
+
+def probe_tokens(model: nn.Module, *, seed: int = 0) -> Tensor:
+    """A few ordinary token ids (1, pos), the same each time, on the model's input device."""
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    n_vocab = getattr(embedding, "num_embeddings", 256)
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, max(4, min(n_vocab - 16, 30_000)), (1, n_tokens(model)), generator=generator)
+    device = next((p.device for p in embedding.parameters()), next(model.parameters()).device)
+    return ids.to(device)

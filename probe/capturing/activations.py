@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from probe.anatomy.parts import of_text
-from probe.anatomy.units import in_units, unit_of
+from probe.anatomy.parts import in_units, of_text, unit_of
 from probe.capturing.sinks import Sink
 from probe.instrument import tapping
 

@@ -26,7 +26,7 @@ from probe.capturing.spec import AttentionSpec
 from probe.capturing.statistics import NAMES, NAT, Lines, Matches
 from probe.errors import SiteAbsent
 from probe.instrument import AttentionCall
-from probe.sites.ranges import listed
+from probe.sites.positions import listed
 from probe.workers import each, in_order
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from probe.anatomy.parts import of_text
-from probe.anatomy.units import unit_of
+from probe.anatomy.parts import of_text, unit_of
 from probe.instrument import Tap, attending, entering, tapping
 from probe.interventions.calls import SITES_IN_CALL, CallEditor
 from probe.interventions.edits import Edit

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from probe.anatomy.units import Unit, in_units, out_of_units
+from probe.anatomy.parts import Unit, in_units, out_of_units
 from probe.errors import BadEdit
 from probe.interventions.edits import At, Edit
 from probe.interventions.forwards import Forward

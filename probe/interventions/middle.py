@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from probe.anatomy.tokens import probe_tokens
-from probe.anatomy.units import in_units, unit_of_write
+from probe.anatomy.parts import in_units, unit_of_write
+from probe.anatomy.tape import probe_tokens
 from probe.errors import SiteAbsent
 from probe.instrument import tapping
 

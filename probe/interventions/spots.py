@@ -10,7 +10,7 @@ from torch import Tensor
 
 from probe.errors import BadEdit, OutOfRange
 from probe.sites import Positions, Range
-from probe.sites.ranges import parse_range
+from probe.sites.positions import parse_range
 
 
 class Text(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.generation.utils import ALL_CACHE_NAMES
 
 from probe.anatomy.sums import apart, loudest
-from probe.anatomy.tokens import probe_tokens
+from probe.anatomy.tape import probe_tokens
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel

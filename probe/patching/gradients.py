@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from probe.anatomy.parts import in_units, slope_in_units, unit_of
 from probe.anatomy.sums import apart, loudest
-from probe.anatomy.units import in_units, slope_in_units, unit_of
 from probe.capturing.activations import overwritten
 from probe.errors import BadModel, BadOption, NonFinite
 from probe.instrument import AttentionCall, Reader, Tap, attending, tapping

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from probe.anatomy.units import in_units, unit_of
+from probe.anatomy.parts import in_units, unit_of
 from probe.instrument import AttentionCall, Reader, Tap, attending, tapping
 from probe.interventions import Patch, applying
 from probe.interventions.applying import changed_at

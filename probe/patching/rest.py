@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from probe.anatomy.tokens import probe_tokens
+from probe.anatomy.tape import probe_tokens
 from probe.decoding.caches import expected, held, pads, slot
 from probe.instrument import Reader, Tap, recording, tapping
 from probe.interventions import Edit, applying

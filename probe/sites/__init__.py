@@ -1,10 +1,8 @@
 """What can be read or changed in a model, and the words for it: `SITE[@LAYERS[.HEADS]][:POSITIONS]`. Knows no model."""
 
 from probe.sites.catalogue import SITES, Site, find_site
-from probe.sites.cells import Cell, resolve
-from probe.sites.places import Place, parse_place, parse_places, parse_where, split_edit
-from probe.sites.positions import Positions
-from probe.sites.ranges import Range
+from probe.sites.places import Cell, Place, parse_place, parse_places, parse_where, resolve, split_edit
+from probe.sites.positions import Positions, Range
 
 __all__ = [
     "SITES",

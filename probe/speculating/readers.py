@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from probe.anatomy.checking import read_out
 from probe.anatomy.sums import apart, loudest
-from probe.anatomy.tokens import probe_tokens
+from probe.anatomy.tape import probe_tokens
 from probe.decoding.caches import held, make_room, pads, slot
 from probe.errors import BadOption
 from probe.instrument import tapping

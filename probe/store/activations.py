@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from probe.errors import RunError
-from probe.sites.ranges import listed
+from probe.sites.positions import listed
 from probe.store import reading
 
 if TYPE_CHECKING:
