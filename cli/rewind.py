@@ -167,7 +167,7 @@ def load(
     """The run's own model, or the one that was named."""
     import probe
     from probe.errors import BadOption
-    from probe.rewinding import model_of
+    from probe.language_model import model_of
 
     if model is not None:
         return probe.load(model, revision=revision, adapter=adapter, context_length=context_length, **loading)

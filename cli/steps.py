@@ -26,7 +26,7 @@ def command(
 ) -> None:
     """Show the reasoning steps of a run: id, token span, kind, log-prob, mean entropy, text."""
     import probe
-    from probe.tracing import steps_of
+    from probe.texts import steps_of
 
     from .terminal import show_document, show_table, visible
 

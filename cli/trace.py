@@ -138,6 +138,6 @@ def prompts_given(prompt: str | None, file: Path | None, form: str | None = None
         if form is not None or column is not None:
             raise typer.BadParameter("--format and --column are for --file and for standard input")
         return prompt
-    from probe.tracing.prompts import read_prompts
+    from probe.texts import read_prompts
 
     return read_prompts(sys.stdin.buffer if file is None or str(file) == "-" else file, kind=form, column=column)

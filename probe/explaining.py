@@ -10,11 +10,10 @@ from probe import store as stores
 from probe.decoding import Sampling
 from probe.errors import RunError
 from probe.interventions import applying, parse_all
-from probe.rewinding import model_of
-from probe.rewinding.trajectory import check_model
-from probe.tracing.explaining import explained, explanation
+from probe.language_model import check_model, model_of
+from probe.texts import Prompt, TokenSequence
+from probe.texts.explaining import explained, explanation
 from probe.tracing.reading import explain_ids
-from probe.tracing.rows import Sequence
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -30,7 +29,7 @@ def explain(
     lm: the run's own model, if it is loaded already. The run's sampling and edits hold; the model reads the text once.
     Raises `RunError`, `BadPlace`, `BadOption`, `NonFinite`.
     """
-    source = run if isinstance(run, stores.Run) else stores.open_run(run)
+    source = stores.open_run(run)
     if source.command != "trace":
         raise RunError(f"this is a run of '{source.command}'", hint="explain reads runs of probe trace")
     arguments = source.manifest["arguments"]
@@ -58,20 +57,18 @@ def explain(
         )  # fmt: skip
 
 
-def _sequence(source: stores.Run, lm: LanguageModel, prompt_id: int, split: str) -> Sequence:
+def _sequence(source: stores.Run, lm: LanguageModel, prompt_id: int, split: str) -> TokenSequence:
     """A prompt of the run with what was generated, as it was when it was traced."""
-    from probe.tracing.prompts import Prompt
-
     rows = source.scan("tokens", columns=["pos", "token_id", "segment"], prompt_id=prompt_id, branch=0).sort_by("pos")
     if not rows.num_rows:
         raise RunError(f"the run has no tokens of prompt {prompt_id}", hint="the table 'prompts' lists them")
     n_prompt = sum(segment == "prompt" for segment in rows["segment"].to_pylist())
-    sequence = Sequence(Prompt(prompt_id, ""), "", rows["token_id"].to_pylist(), n_prompt)
+    sequence = TokenSequence(Prompt(prompt_id, ""), "", rows["token_id"].to_pylist(), n_prompt)
     sequence.finish(lm, None, split)
     return sequence
 
 
-def _edited(lm: LanguageModel, edits: Any, sequence: Sequence) -> Any:
+def _edited(lm: LanguageModel, edits: Any, sequence: TokenSequence) -> Any:
     """The model with the run's edits at work, if it had any."""
     if not edits:
         return nullcontext()

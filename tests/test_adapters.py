@@ -12,7 +12,7 @@ import torch
 
 import probe
 from probe.errors import BadModel, BadOption, ProbeError, RunError
-from probe.rewinding import model_of
+from probe.language_model import model_of
 from probe.tiny import tiny
 
 IDS = torch.tensor([[5, 9, 200, 31, 7, 7]])

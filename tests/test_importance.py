@@ -15,8 +15,8 @@ import probe
 from probe import stats
 from probe.decoding import Sampling
 from probe.errors import BadModel, BadOption, ProbeError, RunError
-from probe.rewinding.trajectory import trajectory
 from probe.step_importance import boundaries, dependence, receiver_heads, similarity
+from probe.texts import trajectory
 from tests.test_rewind import same_tables, written
 
 NAMES, THINGS = (

@@ -25,8 +25,7 @@ from safetensors.torch import load_file
 
 import probe
 from probe.errors import BadModel, StorageFull, UnknownModel
-from probe.language_model import home, hub, wheel
-from probe.rewinding import model_of
+from probe.language_model import home, hub, model_of, wheel
 from tests.test_language_model import gguf_logits, logits, save, write_gguf
 
 ROOT = Path(__file__).parents[1]

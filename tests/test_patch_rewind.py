@@ -11,7 +11,7 @@ import torch
 
 import probe
 from probe.errors import BadOption, OutOfRange, RunError
-from probe.rewinding.trajectory import trajectory
+from probe.texts import trajectory
 from tests.test_rewind import TEXT, written
 
 ANSWER = "19"

@@ -12,7 +12,7 @@ import pytest
 
 import probe
 from probe.errors import BadOption, BadPrompt
-from probe.tracing.prompts import as_prompts, read_prompts
+from probe.texts import as_prompts, read_prompts
 
 CHAT = [{"role": "user", "content": "Hi"}]
 ROWS = [{"prompt": 'a, "b"\nc'}, {"prompt": "日本 \u2028 x"}]

@@ -17,29 +17,26 @@ from probe.rewinding.edits import KINDS
 from probe.rewinding.preparing import prepare
 from probe.rewinding.rescoring import rescore
 from probe.rewinding.targets import find_target
-from probe.rewinding.trajectory import trajectory
 from probe.rewinding.wording import NUMERAL, respelled
+from probe.texts import trajectory
 
 TEXT = "First we count all apples here. There are 12 apples. Then we add 7 more. So there are 19 apples in all."
 
 
 def written(lm, text: str = TEXT, prompt: str = "Q: how many?\n", stop: tuple[str, ...] = ()):
     """A run whose completion is a given text: a model's own generation, as far as a rewind can tell."""
-    from probe.rewinding import keeping
-    from probe.rewinding.trajectory import Trajectory
     from probe.store import create
+    from probe.texts import token_columns
 
     ids = list(lm.encode(prompt).ids)
     n_prompt = len(ids)
     ids += lm.ids_of(text)
-    pieces = lm.pieces(ids)
-    made = Trajectory(0, tuple(ids), n_prompt, pieces.text, tuple(pieces.offsets), (), False, {})
     with create(
         None, command="trace", arguments={"generate": 24, "sampling": {"temperature": 1.0, "stop": list(stop)}}
     ) as writer:
         with writer.unit("all"):
             writer.write("prompts", {"prompt_id": [0], "text": [prompt], "n_tokens": [n_prompt], "error": [""]})
-            writer.write("tokens", keeping._bare_tokens(made))
+            writer.write("tokens", token_columns(0, ids, lm.pieces(ids), n_prompt))
         return writer.finish(summary={}, model=lm.identity)
 
 
@@ -217,7 +214,7 @@ def test_a_stop_text_that_is_given_now_ends_no_older_step(tiny) -> None:
 
 
 def test_steps_of_what_a_rewind_drew(run, tiny) -> None:
-    from probe.tracing import steps_of
+    from probe.texts import steps_of
 
     done = probe.rewind(run, lm=tiny, to="step1", replace="Now we add 8.", samples=2, max_new=9)
     table = steps_of(done)
@@ -239,7 +236,7 @@ def test_steps_of_what_a_rewind_drew(run, tiny) -> None:
 @pytest.mark.parametrize("split", ["sentence", "line", "paragraph", "token", "regex:a"])
 def test_a_cut_never_changes_the_ids(split: str, run, tiny) -> None:
     """Steps are spans over tokens that are there: cut in any way, ids, offsets and text stay, and steps tile them."""
-    from probe.tracing import steps_of
+    from probe.texts import steps_of
 
     ids, text = list(trajectory(run, tiny).ids), trajectory(run, tiny).text
     before = run.tokens.copy()

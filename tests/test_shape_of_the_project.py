@@ -17,6 +17,7 @@ LAYERS = (
     {"store"},
     {"anatomy", "tiny", "instrument", "language_model"},
     {"decoding", "interventions", "capturing", "lenses", "scoring", "sampling", "stats"},
+    {"texts"},
     {
         "tracing",
         "rewinding",
@@ -38,10 +39,7 @@ BESIDE = {
     ("language_model", "anatomy"), ("language_model", "tiny"), ("capturing", "scoring"),
     ("capturing", "lenses"), ("lenses", "scoring"), ("decoding", "scoring"), ("step_importance", "rewinding"),
     ("patching", "rewinding"),
-    ("lensing", "rewinding"), ("lensing", "tracing"), ("attributing", "lensing"), ("attributing", "tracing"),
-    ("steering", "tracing"),
-    ("sampling", "decoding"), ("comparing", "tracing"),
-    ("explaining", "tracing"), ("explaining", "rewinding"),
+    ("sampling", "decoding"), ("explaining", "tracing"),
     ("speculating", "tracing"),
 }  # fmt: skip
 FILES = sorted(p for top in ("probe", "cli", "recipes") for p in (ROOT / top).rglob("*.py"))

@@ -17,7 +17,7 @@ from probe.attributing.seen import Seen, see
 from probe.attributing.sources import Sources, sources
 from probe.errors import BadOption
 from probe.language_model.answers import two_answers
-from probe.lensing.subject import Subject, find_subject
+from probe.texts.subjects import Subject, find_subject
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel

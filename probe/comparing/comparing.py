@@ -12,9 +12,7 @@ from probe.comparing.sides import Pair, Side
 from probe.errors import BadOption, BadPlace, BadPrompt, NonFinite, ProbeError
 from probe.interventions import Edit, edit_texts, parse_all
 from probe.language_model.chat import Chat
-from probe.tracing.encoding import encode
-from probe.tracing.prompts import Prompt, as_prompts
-from probe.tracing.rows import Sequence, prompt_columns
+from probe.texts import Prompt, TokenSequence, as_prompts, encode, prompt_columns
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -43,7 +41,7 @@ def compare(
     if isinstance(a, stores.Run | str | Path) and isinstance(b, stores.Run | str | Path):
         if texts is not None or edit or how != Chat():
             raise BadOption("two runs hold their own texts", hint="leave out the text, --edit, --chat and its options")
-        return _compare_runs(_opened(a), _opened(b), seed=seed, out=out, resume=resume)
+        return _compare_runs(stores.open_run(a), stores.open_run(b), seed=seed, out=out, resume=resume)
     if isinstance(a, stores.Run | str | Path) or isinstance(b, stores.Run | str | Path):
         raise BadOption("one is a run and the other a model", hint="give two models and a text, or two runs")
     pair, inputs = _prepared(a, b, texts, edit, how)
@@ -122,9 +120,11 @@ def _prepared(
     return Pair(Side(a), Side(b, parse_all(b, edit)), same, why, edit_texts(edit)), list(as_prompts(texts))
 
 
-def _encoded(pair: Pair, inputs: list[Prompt], how: Chat) -> tuple[list[Sequence], list[tuple[Prompt, ProbeError]]]:
+def _encoded(
+    pair: Pair, inputs: list[Prompt], how: Chat
+) -> tuple[list[TokenSequence], list[tuple[Prompt, ProbeError]]]:
     """Every text that both can read, in A's tokens, and every one that they can't with its reason."""
-    found: list[Sequence] = []
+    found: list[TokenSequence] = []
     failed: list[tuple[Prompt, ProbeError]] = []
     for prompt in inputs:
         try:
@@ -143,7 +143,7 @@ def _encoded(pair: Pair, inputs: list[Prompt], how: Chat) -> tuple[list[Sequence
     return found, failed
 
 
-def _columns(pair: Pair, sequence: Sequence, positions: list[int]) -> dict[str, Any]:
+def _columns(pair: Pair, sequence: TokenSequence, positions: list[int]) -> dict[str, Any]:
     if pair.by_tokens:
         return sides.by_tokens(pair, sequence.ids, positions)
     columns = sides.by_characters(pair, sequence.rendered)
@@ -157,7 +157,7 @@ def _write(writer: stores.Writer, prompt_id: int, columns: dict[str, Any]) -> No
     writer.write(table, {"prompt_id": [prompt_id] * len(columns["text_start"]), **columns})
 
 
-def _warn(writer: stores.Writer, pair: Pair, sequences: list[Sequence]) -> None:
+def _warn(writer: stores.Writer, pair: Pair, sequences: list[TokenSequence]) -> None:
     a, b = pair.a.lm, pair.b.lm
     for note in dict.fromkeys(note for sequence in sequences for note in sequence.notes):
         writer.warn(note)
@@ -172,7 +172,7 @@ def _warn(writer: stores.Writer, pair: Pair, sequences: list[Sequence]) -> None:
         writer.warn("B's tokenizer would cut the text otherwise; both read the tokens of A")
 
 
-def _cut_otherwise(lm: LanguageModel, sequence: Sequence) -> bool:
+def _cut_otherwise(lm: LanguageModel, sequence: TokenSequence) -> bool:
     """Whether the model's own tokenizer would make other ids of the text (or some that the model has no row for)."""
     try:
         return lm.encode(sequence.rendered).ids != sequence.ids
@@ -248,10 +248,6 @@ def _texts(run: stores.Run) -> dict[int, str]:
     """Ids that occur in a run, as text: the tokenizer is not loaded for two runs."""
     rows = run.scan("tokens", columns=["token_id", "token"])
     return dict(zip(rows["token_id"].to_pylist(), rows["token"].to_pylist(), strict=True))
-
-
-def _opened(run: stores.Run | str | Path) -> stores.Run:
-    return run if isinstance(run, stores.Run) else stores.open_run(run)
 
 
 def _arguments(pair: Pair, inputs: list[Prompt], how: Chat) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from probe.capturing.logits import unembedding
 from probe.errors import BadEdit, BadOption
 from probe.interventions import Edit, applying, parse_all
 from probe.language_model.answers import first_token
-from probe.lensing.subject import Subject, find_subject
 from probe.sites import parse_places, resolve
-from probe.tracing.rows import prompt_columns, token_columns
+from probe.texts import prompt_columns, scored_columns
+from probe.texts.subjects import Subject, find_subject
 
 if TYPE_CHECKING:
     from probe.capturing.sinks import Columns
@@ -160,7 +160,7 @@ def _keep(
     """Write every table; the rows of `lens_positions`."""
     sequence, key = subject.sequence, {"prompt_id": subject.sequence.prompt.prompt_id, "branch": subject.branch}
     writer.write("prompts", prompt_columns([sequence], []))
-    writer.write("tokens", {**token_columns(sequence, scores), "branch": np.full(len(sequence.ids), subject.branch)})
+    writer.write("tokens", scored_columns(sequence, scores, branch=subject.branch))
     pos = np.asarray(positions, np.int32)
     for layer, columns in enumerate(tables):
         own = {name: np.asarray(values) for name, values in columns.items()}

@@ -90,7 +90,7 @@ def slices(lm: LanguageModel, pair: Pair, asked: Asked, direction: str) -> tuple
     tokens = lm.pieces(base).tokens
     found = []
     for cell in places(lm, asked):
-        steps = pair.steps if direction == "noise" else pair.corrupt_steps
+        steps = pair.clean_steps if direction == "noise" else pair.corrupt_steps
         named = cell.positions.indices(len(base), len(base), steps=steps, tokens=tokens)
         here = [p for p in named if p in origins]
         if not here:

@@ -14,6 +14,7 @@ from probe.interventions.runs import check_run, prompts_of
 from probe.language_model.answers import two_answers
 from probe.language_model.chat import Chat
 from probe.patching.metrics import Target
+from probe.spans import Step
 from probe.store import Run, run_of
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Pair:
     names: tuple[str, str]  # texts, for the table `prompts`
     answers: tuple[str, str | None]  # the tokens that are followed
     notes: tuple[str, ...] = ()
-    steps: tuple[tuple[int, int], ...] = ()
+    steps: tuple[Step, ...] = ()
 
     @property
     def differing(self) -> list[tuple[int, int]]:
@@ -54,9 +55,14 @@ class Pair:
         return [(a, b) for a, b in self.places if self.clean[a] != self.corrupt[b]]
 
     @property
+    def clean_steps(self) -> tuple[tuple[int, int], ...]:
+        """The steps as spans of the clean text."""
+        return tuple((step.start, step.end) for step in self.steps)
+
+    @property
     def corrupt_steps(self) -> tuple[tuple[int, int], ...]:
         """The steps as spans of the corrupt text: of the places there that are aligned with the step's; (0, 0) if none is."""
-        there = [[b for a, b in self.places if start <= a < end] for start, end in self.steps]
+        there = [[b for a, b in self.places if start <= a < end] for start, end in self.clean_steps]
         return tuple((found[0], found[-1] + 1) if found else (0, 0) for found in there)
 
     def base(self, direction: str) -> tuple[int, ...]:
@@ -93,7 +99,7 @@ def make_pair(lm: LanguageModel, words: Words, *, align: str | None = None, chat
 
 def pair_of(
     clean: tuple[int, ...], corrupt: tuple[int, ...], target: Target, answers: tuple[str, str | None], *,
-    align: str | None, names: tuple[str, str], notes: tuple[str, ...] = (), steps: tuple[tuple[int, int], ...] = (),
+    align: str | None, names: tuple[str, str], notes: tuple[str, ...] = (), steps: tuple[Step, ...] = (),
 ) -> Pair:  # fmt: skip
     """The pair of two sequences of tokens. Raises `BadPrompt` where they are the same, `BadOption` as `aligned` does."""
     if clean == corrupt:

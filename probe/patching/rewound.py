@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from probe import answers
 from probe.errors import BadOption, OutOfRange, RunError
+from probe.language_model import check_model
 from probe.patching.metrics import Target
 from probe.patching.pairs import Pair, pair_of, target_of
 from probe.patching.parting import PARTED, Parting, parted_at, parting
-from probe.rewinding.preparing import open_source
 from probe.rewinding.rollouts import answer_in
-from probe.rewinding.trajectory import Trajectory, check_model, trajectory
 from probe.spans import of_other_texts, steps_from
-from probe.store import Run
+from probe.store import Run, open_run
+from probe.texts import Trajectory, trajectory
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -55,7 +55,7 @@ def rewound_pair(
     frequent other answer; or a position in the clean text.
     Raises `RunError` for a run that has no such arms or no answer after the step, `OutOfRange`, and what making a pair raises.
     """
-    source = open_source(run)
+    source = open_run(run)
     if source.command != "rewind" or "branches" not in source.tables:
         raise RunError(f"'{source.run_id}' is not the run of a rewind", hint="make one: probe rewind RUN --to step2 …")
     check_model(source, lm)
@@ -74,11 +74,9 @@ def rewound_pair(
         notes = (*notes, "the step hardly changes what comes next anywhere: measured where the total variation of the "
                  f"next-token distributions is largest, {found.variation:.3f}")  # fmt: skip
     pieces = lm.pieces(clean)
-    spans = tuple(
-        (s.start, s.end) for s in steps_from(pieces.text, pieces.offsets, whole.n_prompt, of_other_texts(split))
-    )
+    steps = tuple(steps_from(pieces.text, pieces.offsets, whole.n_prompt, of_other_texts(split)))
     names = (f"{source.run_id} control", f"{source.run_id} edited")
-    pair = pair_of(clean, corrupt, target, texts, align=align, names=names, notes=notes, steps=spans)
+    pair = pair_of(clean, corrupt, target, texts, align=align, names=names, notes=notes, steps=steps)
     return Rewound(pair, measure_at, len(clean), found.variation, source.summary.get("difference"))
 
 

@@ -68,7 +68,7 @@ def sends(lm: LanguageModel, pair: Pair, path: str, asked: Asked, direction: str
     by = asked.by or ()
     if set(by) - {"pos", "head"}:
         raise BadOption("on a path senders are apart by head and by position", hint="--by pos")
-    base, steps = pair.base(direction), pair.steps if len(pair.clean) == len(pair.corrupt) else ()
+    base, steps = pair.base(direction), pair.clean_steps if len(pair.clean) == len(pair.corrupt) else ()
     found = routes(
         lm, path, n=len(base), sendable=sorted(pair.origins(direction)), apart="pos" in by, tokens=lm.pieces(base).tokens,
         steps=steps,

@@ -14,6 +14,7 @@ from probe.patching.metrics import changes, effects
 from probe.patching.pairs import Pair
 from probe.patching.sweep import Measured, View
 from probe.store import Writer
+from probe.texts import step_columns, token_columns
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -28,21 +29,9 @@ def keep_texts(writer: Writer, lm: LanguageModel, pairs: Sequence[Pair]) -> None
             pieces = lm.pieces(ids)
             writer.write("prompts", {"prompt_id": [prompt], "text": [name], "rendered": [pieces.text],
                                      "n_tokens": [len(ids)], "error": [""]})  # fmt: skip
-            writer.write("tokens", {
-                "prompt_id": [prompt] * len(ids), "branch": 0, "pos": np.arange(len(ids), dtype=np.int32),
-                "token_id": np.asarray(ids, dtype=np.int32), "token": pieces.tokens,
-                "text_start": np.asarray([a for a, _ in pieces.offsets], dtype=np.int32),
-                "text_end": np.asarray([b for _, b in pieces.offsets], dtype=np.int32),
-                "segment": ["prompt"] * len(ids),
-            })  # fmt: skip
+            writer.write("tokens", token_columns(prompt, ids, pieces, len(ids)))
         if pair.steps:
-            tokens = lm.pieces(pair.clean).tokens
-            writer.write("steps", {
-                "prompt_id": [2 * i] * len(pair.steps), "branch": 0, "step": np.arange(len(pair.steps), dtype=np.int32),
-                "start": np.asarray([start for start, _ in pair.steps], dtype=np.int32),
-                "end": np.asarray([end for _, end in pair.steps], dtype=np.int32),
-                "text": ["".join(tokens[start:end]) for start, end in pair.steps],
-            })  # fmt: skip
+            writer.write("steps", step_columns(2 * i, pair.steps))
 
 
 def keep_cells(

@@ -1,7 +1,6 @@
 """Going back into a generation: edits of its steps, continuations of both arms, and the difference."""
 
 from probe.rewinding.planning import plan_rewind
-from probe.rewinding.preparing import model_of
 from probe.rewinding.rewinding import rewind
 
 __all__ = ["model_of", "plan_rewind", "rewind"]

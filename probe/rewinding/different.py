@@ -10,8 +10,8 @@ from probe.errors import BadOption
 from probe.rewinding.policy import own_steps
 from probe.rewinding.rollouts import Drawing
 from probe.rewinding.targets import Target
-from probe.rewinding.trajectory import Trajectory
 from probe.rewinding.wording import numbers_in
+from probe.texts import Trajectory
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel

@@ -11,7 +11,7 @@ from probe.language_model.following import ids_after
 from probe.rewinding import wording
 from probe.rewinding.negating import negate
 from probe.rewinding.targets import Target
-from probe.rewinding.trajectory import Trajectory
+from probe.texts import Trajectory
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel

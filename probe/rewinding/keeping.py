@@ -10,10 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from probe.rewinding.rollouts import ORIGINAL, Outcome
-from probe.rewinding.trajectory import Trajectory
 from probe.store import Run, Writer
-
-SPAN = ("start", "end", "text_start", "text_end", "kind", "text", "mid_token")
+from probe.texts import Trajectory, step_columns, token_columns
 
 
 def keep_original(writer: Writer, source: Run, original: Trajectory, branch: int, found: Outcome) -> None:
@@ -26,29 +24,14 @@ def keep_original(writer: Writer, source: Run, original: Trajectory, branch: int
         if branch == ORIGINAL:
             writer.write("tokens", source.scan("tokens", prompt_id=prompt, branch=ORIGINAL))
         else:
-            writer.write("tokens", _bare_tokens(original))
-        writer.write("steps", {
-            "prompt_id": prompt, "branch": ORIGINAL, "step": list(range(len(original.steps))),
-            **{name: [getattr(step, name) for step in original.steps] for name in SPAN},
-        })  # fmt: skip
+            writer.write("tokens", token_columns(prompt, original.ids, original.pieces, original.n_prompt))
+        writer.write("steps", step_columns(prompt, original.steps))
         writer.write("branches", {
             "prompt_id": [prompt], "branch": [ORIGINAL], "parent": [-1], "arm": ["original"], "sample": [-1],
             "fork_pos": [0], "draw_pos": [original.n_prompt], "n_prompt": [original.n_prompt], "edit": [""],
             "text": [original.completion], "n_tokens": [len(original.ids) - original.n_prompt],
             "outcome": [found.key], "answer": [found.text], "rule": [found.rule], "confidence": [found.confidence],
         })  # fmt: skip
-
-
-def _bare_tokens(original: Trajectory) -> dict[str, Any]:
-    n = len(original.ids)
-    text = original.text
-    return {
-        "prompt_id": [original.prompt_id] * n, "branch": ORIGINAL, "pos": np.arange(n, dtype=np.int32),
-        "token_id": np.asarray(original.ids, dtype=np.int32), "token": [text[a:b] for a, b in original.offsets],
-        "text_start": np.asarray([a for a, _ in original.offsets], dtype=np.int32),
-        "text_end": np.asarray([b for _, b in original.offsets], dtype=np.int32),
-        "segment": ["prompt"] * original.n_prompt + ["completion"] * (n - original.n_prompt),
-    }  # fmt: skip
 
 
 def keep_effects(writer: Writer, rows: Sequence[dict[str, Any]]) -> None:
@@ -69,7 +52,7 @@ def keep_rescored(
     writer.write("rescored", {
         "prompt_id": [original.prompt_id] * len(kept), "pos": positions,
         "token_id": np.asarray(original.ids[first : first + len(kept)], dtype=np.int32),
-        "token": [original.text[a:b] for a, b in original.offsets[first : first + len(kept)]],
+        "token": original.pieces.tokens[first : first + len(kept)],
         "step": pa.array(step, pa.int32()), "logprob": kept, "logprob_edited": edited, "difference": edited - kept,
     })  # fmt: skip
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from probe import stats
 from probe.decoding import decode
-from probe.rewinding.preparing import model_of, open_source, prepare
+from probe.language_model import model_of
+from probe.rewinding.preparing import prepare
 from probe.rewinding.rollouts import ROWS, Drawing
+from probe.store import Run, open_run
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
-    from probe.store import Run
 
 TIMED = 4  # tokens that are decoded to time the rest
 RHO = 0.5  # correlation of the two arms that is assumed before anything is known
@@ -28,7 +29,7 @@ def plan_rewind(run: Run | str | Path, *, to: str, lm: LanguageModel | None = No
     between the arms: the widest that is to be expected. `tells_from_0` is the smallest difference that is then told from 0 in
     4 of 5 runs; None where so few pairs tell none.
     """
-    source = open_source(run)
+    source = open_run(run)
     lm = lm or model_of(source)
     plan = prepare(lm, source, to=to, drawing_steps=False, **what)
     rows = plan.samples * len(plan.named)

@@ -6,21 +6,20 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from probe import answers
 from probe import store as stores
 from probe.decoding import Sampling
-from probe.errors import BadOption, BadPrompt, RunError
+from probe.errors import BadOption, BadPrompt
 from probe.interventions import Edit as ActivationEdit
 from probe.interventions import parse_all
-from probe.language_model.chat import Chat
+from probe.language_model import check_model
 from probe.rewinding.different import different_step
 from probe.rewinding.edits import STUB, Arms, Edit, arms_for, edit_from
 from probe.rewinding.rollouts import Arm, Drawing, Outcome, outcome
 from probe.rewinding.targets import Target, find_target
-from probe.rewinding.trajectory import Trajectory, check_model, trajectory
+from probe.texts import Trajectory, trajectory
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -107,7 +106,7 @@ def prepare(
         "changes": [str(change) for change in changes], "samples": samples, "until": until,
         "max_new": drawing.max_new, "sampling": {**asdict(drawing.sampling), "stop": list(drawing.sampling.stop)},
         "answer": answer, "merge_answers": merge_answers, "expect": expect, "split": split, "stub": stub,
-        **chat_of(original).arguments(),
+        **original.chat.arguments(),
         "generate": drawing.max_new, "prompt_id": original.prompt_id, "model": lm.name, "dtype": str(lm.dtype),
         **(other._asdict() if step_edit.kind == "swap" else {}),
     }  # fmt: skip
@@ -115,24 +114,6 @@ def prepare(
         source, original, branch, target, step_edit, arms, _named(arms, original, step_edit, changes), drawing, samples, until,
         split, found, expected or found.key, expected, arguments, changes, merge_answers,
     )  # fmt: skip
-
-
-def model_of(run: stores.Run, *, allow_fetch: bool = False, **placement: Any) -> LanguageModel:
-    """The model that made a run, loaded by the name in its manifest, with its adapter; keywords as in `load`.
-
-    A run may be somebody else's: the model is fetched only if `allow_fetch`.
-    """
-    from probe.language_model import load
-
-    made = run.manifest.get("model") or {}
-    if not isinstance(made.get("name"), str):
-        raise RunError("the run does not say which model made it", hint="give --model")
-    adapter = made.get("adapter") or {}
-    own = {
-        "revision": made.get("revision") if made.get("source") == "hub" else None, "adapter": adapter.get("path"),
-        "context_length": made.get("context_length"),
-    }  # fmt: skip
-    return load(made["name"], **{**own, **placement}, fetch=allow_fetch)
 
 
 def sampling_of(original: Trajectory, seed: int) -> Sampling:
@@ -166,11 +147,6 @@ def new_tokens(lm: LanguageModel, original: Trajectory, asked: int | None, start
     return max(fewest, ceil(ROOM * (len(original.ids) - start)))
 
 
-def open_source(run: stores.Run | str | Path) -> stores.Run:
-    """A run, or the run at a path."""
-    return run if isinstance(run, stores.Run) else stores.open_run(run)
-
-
 def _arms(
     lm: LanguageModel, original: Trajectory, target: Target, edit: Edit, drawing: Drawing, stub: str, split: str,
     other: Other,
@@ -182,7 +158,7 @@ def _arms(
     if edit.kind == "resample_until_different":
         swapped = different_step(lm, original, target, drawing, split)
     if edit.kind == "prompt_b":
-        prompt_b = (lm.render(edit.text, chat_of(original)) if original.chat else lm.encode(edit.text)).ids
+        prompt_b = (lm.render(edit.text, original.chat) if original.chat.apply else lm.encode(edit.text)).ids
         if not prompt_b:
             raise BadPrompt("the other prompt is empty", hint="give it some text")
     arms = arms_for(
@@ -195,14 +171,6 @@ def _arms(
             hint="go back to an earlier step",
         )
     return arms
-
-
-def chat_of(original: Trajectory) -> Chat:
-    """How the run's prompts became a conversation."""
-    given = original.arguments
-    return Chat(
-        original.chat, given.get("system"), given.get("template_options") or {}, bool(given.get("allow_template_loss"))
-    )
 
 
 def _swapped(lm: LanguageModel, text: str, which: Other, split: str) -> tuple[int, ...]:

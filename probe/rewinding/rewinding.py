@@ -14,9 +14,10 @@ from probe.answers import merge
 from probe.decoding import differences
 from probe.decoding.forced import forced
 from probe.errors import BadOption
+from probe.language_model import model_of
 from probe.rewinding import keeping, policy, truncation
 from probe.rewinding.effects import effect_rows, half_width
-from probe.rewinding.preparing import Plan, model_of, open_source, prepare
+from probe.rewinding.preparing import Plan, prepare
 from probe.rewinding.rescoring import rescore
 from probe.rewinding.rollouts import Progress, changing, draw
 from probe.rewinding.summary import summarize
@@ -48,7 +49,7 @@ def rewind(
     Tables: `branches`, `effects`, `rescored`, `tokens` (each branch from where it forks), `steps`, `prompts`.
     Raises `RunError`, `BadOption`, `OutOfRange`, `NonFinite`.
     """
-    source = open_source(run)
+    source = stores.open_run(run)
     if resume and (out is None or out == "auto"):
         raise BadOption("which run is to be resumed?", hint="name it with --out")
     lm = lm or model_of(source)

@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from probe import answers
 from probe.decoding import Continuation, Sampling, branch
 from probe.errors import BadEdit
 from probe.interventions import Edit, Patch, applying, settle
+from probe.texts import token_columns
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -190,22 +190,18 @@ def _write(lm: LanguageModel, writer: Writer, arm: Arm, sample: int, drawn: Cont
         "outcome": [found.key], "answer": [found.text], "rule": [found.rule], "confidence": [found.confidence],
         "logprob": [float(np.sum(drawn.sample_logprob, dtype=np.float64))],
     })  # fmt: skip
-    own = slice(arm.fork_pos, None)
-    n_edit = len(arm.prefix) - arm.fork_pos
-    if len(ids) == arm.fork_pos:
-        return
-    before: list[Any] = [None] * n_edit
-    writer.write("tokens", {
-        "prompt_id": [drawing.prompt_id] * (len(ids) - arm.fork_pos), "branch": branch,
-        "pos": np.arange(arm.fork_pos, len(ids), dtype=np.int32), "token_id": np.asarray(ids[own], dtype=np.int32),
-        "token": pieces.tokens[own],
-        "text_start": np.asarray([start for start, _ in pieces.offsets[own]], dtype=np.int32),
-        "text_end": np.asarray([end for _, end in pieces.offsets[own]], dtype=np.int32),
-        "segment": ["edit"] * n_edit + ["completion"] * len(drawn.ids),
-        "sample_logprob": pa.array([*before, *drawn.sample_logprob], pa.float32()),
-        "kept": pa.array([*before, *drawn.kept], pa.int32()),
-        "noise": pa.array([*before, *drawn.noise], pa.float32()),
-    })  # fmt: skip
+    if len(ids) > arm.fork_pos:
+        own = token_columns(
+            drawing.prompt_id,
+            ids,
+            pieces,
+            len(arm.prefix),
+            branch=branch,
+            first=arm.fork_pos,
+            before="edit",
+            drawn=drawn,
+        )
+        writer.write("tokens", own)
 
 
 def _char(pieces: Any, position: int) -> int:

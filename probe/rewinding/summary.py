@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from probe import answers, stats
 from probe.rewinding.effects import labels
-from probe.rewinding.trajectory import Trajectory
+from probe.texts import Trajectory
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from probe.errors import BadOption, OutOfRange
 from probe.patterns import Pattern
-from probe.rewinding.trajectory import Trajectory
+from probe.texts import Trajectory
 
 _FORMS = "step4, 57 (a token position), tok=TEXT, tok=TEXT#2 or regex=/PATTERN/"
 

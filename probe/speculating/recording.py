@@ -17,12 +17,10 @@ from probe.speculating import proposals
 from probe.speculating.drafts import Draft, make_draft
 from probe.speculating.rounds import FIRST, Blocks, Clock, Speculation, speculate_ids
 from probe.speculating.summary import Plain, summarize
-from probe.tracing.encoding import Failed, encode_all
+from probe.texts import Failed, TokenSequence, as_prompts, encode_all, prompt_columns
 from probe.tracing.planning import ROW_BYTES
-from probe.tracing.prompts import as_prompts
 from probe.tracing.reading import read_sequences
 from probe.tracing.recording import Request, request
-from probe.tracing.rows import Sequence, prompt_columns
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -151,7 +149,7 @@ def _record_failed(failed: list[Failed], writer: stores.Writer, key: str) -> Non
             writer.write("prompts", prompt_columns([], [f.prompt for f in failed]))
 
 
-def _record(work: Work, sequence: Sequence, writer: stores.Writer, *, alone: bool) -> None:
+def _record(work: Work, sequence: TokenSequence, writer: stores.Writer, *, alone: bool) -> None:
     """Speculate on one prompt and write it as one unit; NaN logits are an error, or of several prompts a row that says so."""
     key = f"prompt-{sequence.prompt.prompt_id}"
     if writer.done(key):
@@ -178,7 +176,7 @@ def _record(work: Work, sequence: Sequence, writer: stores.Writer, *, alone: boo
         work.plains.append(_plainly(work, prompt, sequence.prompt.prompt_id, found.found.ids))
 
 
-def _speculate(work: Work, sequence: Sequence, rows: list[proposals.Row]) -> Speculation:
+def _speculate(work: Work, sequence: TokenSequence, rows: list[proposals.Row]) -> Speculation:
     asked = work.asked
     return speculate_ids(
         work.lm, work.draft, sequence.ids, max_new=asked.generate, sampling=asked.sampling,

@@ -15,10 +15,7 @@ from probe.capturing import MemorySink, read
 from probe.errors import BadOption, NonFinite
 from probe.interventions import cells, save_direction
 from probe.steering.evidence import Evidence, separation
-from probe.steering.texts import encoded
-from probe.tracing.encoding import batches
-from probe.tracing.reading import padded
-from probe.tracing.rows import Sequence, prompt_columns
+from probe.texts import TokenSequence, batches, encode_each, padded, prompt_columns
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -41,7 +38,7 @@ def make_direction(
     """
     cell = _cell(lm, at)
     names = ("positive", "negative")
-    sets = [encoded(lm, texts, name) for name, texts in zip(names, (positive, negative), strict=True)]
+    sets = [encode_each(lm, texts, name) for name, texts in zip(names, (positive, negative), strict=True)]
     sequences = [sequence for own in sets for sequence in own]
     labels = np.asarray([True] * len(sets[0]) + [False] * len(sets[1]))
     arguments = {
@@ -93,7 +90,7 @@ class _Values(MemorySink):
 
 
 def _vectors(
-    lm: LanguageModel, sequences: list[Sequence], cell: Cell, progress: Progress | None
+    lm: LanguageModel, sequences: list[TokenSequence], cell: Cell, progress: Progress | None
 ) -> tuple[np.ndarray, float]:
     """One vector a text, (n, d) float64, the mean over its positions; and the mean norm of an activation there."""
     found, norms = [], []
@@ -114,7 +111,7 @@ def _vectors(
 
 
 def _summary(
-    cell: Cell, sets: list[list[Sequence]], norm: float, size: float, found: Evidence | None, to: str
+    cell: Cell, sets: list[list[TokenSequence]], norm: float, size: float, found: Evidence | None, to: str
 ) -> dict[str, Any]:
     return {
         "direction": to, "site": cell.site, "layer": cell.layer, "head": cell.heads[0] if cell.heads else None,

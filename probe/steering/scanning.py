@@ -18,9 +18,7 @@ from probe.interventions import Add, Direction, applying, cells, check_edits, lo
 from probe.language_model.answers import two_answers
 from probe.patterns import Pattern
 from probe.steering.effects import strengths_of
-from probe.steering.texts import encoded
-from probe.tracing.rows import Sequence as Encoded
-from probe.tracing.rows import prompt_columns
+from probe.texts import TokenSequence, encode_each, prompt_columns
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -58,7 +56,7 @@ def steer(
     cell = _cell(lm, made, at)
     scale = sorted({0.0, *map(float, strengths)})
     _check(answer, against, matching, controls, generate, scale)
-    sequences = encoded(lm, prompts, "prompt")
+    sequences = encode_each(lm, prompts, "prompt")
     # what an answer's first token is, the prompt before it decides
     tokens = [two_answers(lm, answer, against, after=s.ids) for s in sequences] if answer is not None else None
     pushes = [Push(number, strength) for number in range(controls + 1) for strength in scale if strength or not number]
@@ -89,7 +87,7 @@ def steer(
         return writer.finish(summary=summary, model=lm.identity, anatomy=lm.anatomy.to_dict(), seed=seed)
 
 
-def _keep(writer: stores.Writer, sequence: Encoded, pushes: list[Push], measured: list[dict[str, Any]]) -> None:
+def _keep(writer: stores.Writer, sequence: TokenSequence, pushes: list[Push], measured: list[dict[str, Any]]) -> None:
     """The prompt, and a row for each push."""
     rows = [
         {"prompt_id": sequence.prompt.prompt_id, "control": push.number, "strength": push.strength, **found}

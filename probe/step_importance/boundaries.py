@@ -16,8 +16,8 @@ import pyarrow as pa
 from probe import stats
 from probe.rewinding.effects import labels
 from probe.rewinding.rollouts import Arm
-from probe.rewinding.trajectory import Trajectory
 from probe.step_importance.rows import Row
+from probe.texts import Trajectory
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel

@@ -16,10 +16,10 @@ from torch import Tensor
 from probe.decoding.forced import Prefix, logprobs
 from probe.errors import BadOption
 from probe.interventions import applying, parse_edits
-from probe.rewinding.trajectory import Trajectory
 from probe.sites import Positions, parse_place
 from probe.spans import Step
 from probe.step_importance.rows import Row
+from probe.texts import Trajectory
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel

@@ -15,8 +15,8 @@ from probe.decoding import Sampling, decode
 from probe.decoding.forced import Prefix, logprobs
 from probe.errors import BadOption
 from probe.language_model.following import ids_after
-from probe.rewinding.trajectory import Trajectory
 from probe.step_importance.rows import Row
+from probe.texts import Trajectory
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel

@@ -13,13 +13,14 @@ from probe import answers, stats
 from probe import store as stores
 from probe.decoding import Sampling, differences
 from probe.errors import BadOption, ProbeError
-from probe.rewinding import keeping, model_of, truncation
+from probe.language_model import check_model, model_of
+from probe.rewinding import keeping, truncation
 from probe.rewinding.edits import STUB
-from probe.rewinding.preparing import drawing_from, new_tokens, open_source, sampling_of
+from probe.rewinding.preparing import drawing_from, new_tokens, sampling_of
 from probe.rewinding.rollouts import Arm, Drawing, Progress, draw, outcome
-from probe.rewinding.trajectory import Trajectory, check_model, trajectory
 from probe.step_importance import boundaries, dependence, early_answers, otherwise, receiver_heads
 from probe.step_importance.rows import Row, columns, discovered
+from probe.texts import Trajectory, trajectory
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -67,7 +68,7 @@ def importance(
     what was drawn in `branches` and `tokens`. With `all`, a method that this model or text cannot take is left out and
     said so; asked for alone it is an error. Raises `RunError`, `BadOption`, `BadModel`, `NonFinite`.
     """
-    source = open_source(run)
+    source = stores.open_run(run)
     if resume and (out is None or out == "auto"):
         raise BadOption("which run is to be resumed?", hint="name it with --out")
     lm = lm or model_of(source)
@@ -113,7 +114,7 @@ def plan_importance(run: stores.Run | str | Path, *, lm: LanguageModel | None = 
     """What `importance` would do; keywords as there. Decodes a few tokens to time them; writes nothing."""
     from probe.rewinding.planning import precision, seconds
 
-    source = open_source(run)
+    source = stores.open_run(run)
     lm = lm or model_of(source)
     defaults = {"prompt_id": None, "branch": 0, "samples": 16, "max_new": None, "sampling": None, "seed": 0, "answer": "auto",
                 "expect": None, "split": "sentence", "stub": STUB, "candidates": (), "embedder": None,
@@ -152,8 +153,8 @@ def _asked(
     if heads is not None:
         if "receiver" not in methods:
             raise BadOption("these heads are for receiver, which is not asked for", hint="--method receiver")
-        check_model(open_source(heads), lm)
-        chosen = receiver_heads.heads_of(open_source(heads), source)
+        check_model(stores.open_run(heads), lm)
+        chosen = receiver_heads.heads_of(stores.open_run(heads), source)
     original = trajectory(source, lm, prompt_id=prompt_id, branch=branch, split=split)
     if len(original.steps) < 2:
         raise BadOption(
@@ -183,7 +184,7 @@ def _arguments(source: stores.Run, lm: LanguageModel, asked: Asked, branch: int,
         "split": asked.split, "stub": asked.stub, "candidates": list(asked.candidates), "embedder": asked.embedder,
         **({"suppress": asked.suppress} if asked.suppress else {}),
         **({"heads": [list(place) for place in asked.heads.places]} if asked.heads else {}),
-        "prompt_id": asked.original.prompt_id, "chat": asked.original.chat, "generate": asked.drawing.max_new,
+        "prompt_id": asked.original.prompt_id, **asked.original.chat.arguments(), "generate": asked.drawing.max_new,
         "model": lm.name, "dtype": str(lm.dtype),
     }  # fmt: skip
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from probe import store as stores
 from probe.rewinding import keeping
 from probe.rewinding.policy import own_steps
-from probe.rewinding.trajectory import Trajectory
 from probe.step_importance import boundaries, similarity
 from probe.step_importance.rows import Row
+from probe.texts import Trajectory
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel

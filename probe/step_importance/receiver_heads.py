@@ -13,9 +13,9 @@ import torch
 
 from probe.capturing import AttentionSpec, MemorySink, read
 from probe.errors import BadOption, RunError
-from probe.rewinding.trajectory import Trajectory
 from probe.step_importance.rows import Row
 from probe.store import Run
+from probe.texts import Trajectory
 
 if TYPE_CHECKING:
     from probe.capturing.sinks import Columns

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from probe import stats
-from probe.rewinding.trajectory import Trajectory
+from probe.texts import Trajectory
 
 
 @dataclass

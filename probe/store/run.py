@@ -64,11 +64,13 @@ class DiskSource:
         return self._parts[name].batches(rows)
 
 
-def open_run(path: Path | str) -> Run:
-    """The run in a directory. RunError if there is none, if it is unfinished, damaged, or of another format.
+def open_run(path: Run | Path | str) -> Run:
+    """The run in a directory, or the run itself. RunError if there is none, if it is unfinished, damaged, or of another format.
 
     Warns of one whose manifest is another than was written.
     """
+    if isinstance(path, Run):
+        return path
     path = Path(path)
     found = read_manifest(path)
     if papers.altered(found):

@@ -1,6 +1,5 @@
-"""Recording what a model does with a text: the verb `trace`, and the steps of what it recorded."""
+"""Recording what a model does with a text: the verb `trace`."""
 
 from probe.tracing.recording import plan_trace, trace
-from probe.tracing.resplitting import steps_of
 
-__all__ = ["plan_trace", "steps_of", "trace"]
+__all__ = ["plan_trace", "trace"]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from probe.tracing.explaining import MOST, Explain
+from probe.texts.explaining import MOST, Explain
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
+    from probe.texts import TokenSequence
     from probe.tracing.recording import Request
-    from probe.tracing.rows import Sequence
 
 # bits a stored value takes on disk, and bytes of keys and numbers a row takes; measured on SmolLM2 runs
 BITS = {"exact": 32, "bf16": 11}
@@ -31,7 +31,7 @@ TOP_BYTES = 7
 PROCESS_BYTES = 450_000_000  # Python, torch and transformers with a model read once; measured on Linux, CPU
 
 
-def estimate(lm: LanguageModel, request: Request, sequences: list[Sequence]) -> dict[str, Any]:
+def estimate(lm: LanguageModel, request: Request, sequences: list[TokenSequence]) -> dict[str, Any]:
     """Passes, tokens, `tables` {name: {rows, bytes}} and peak memory of the request, if every continuation is full length."""
     lengths = [len(s.ids) + request.generate for s in sequences]
     tokens, square = sum(lengths), sum(n * (n + 1) // 2 for n in lengths)
@@ -68,13 +68,13 @@ def estimate(lm: LanguageModel, request: Request, sequences: list[Sequence]) -> 
     }  # fmt: skip
 
 
-def _told(explain: Explain, sequence: Sequence, generate: int) -> int:
+def _told(explain: Explain, sequence: TokenSequence, generate: int) -> int:
     """How many tokens of a text are explained; all it can be where that is known only later."""
     n = len(sequence.ids) + generate
     return len(explain.positions.indices(n, sequence.n_prompt)) if explain.positions.static else n
 
 
-def _vectors(lm: LanguageModel, request: Request, sequences: list[Sequence]) -> dict[str, int]:
+def _vectors(lm: LanguageModel, request: Request, sequences: list[TokenSequence]) -> dict[str, int]:
     """Rows and float values of the table `activations`, over all prompts."""
     rows = values = 0
     for cell in request.cells:

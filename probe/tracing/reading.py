@@ -15,15 +15,15 @@ from probe.capturing import MemorySink, Ragged, read
 from probe.decoding import Sampling
 from probe.sites import Cell
 from probe.store import Writer
-from probe.tracing.explaining import Explain, explain_sequence
-from probe.tracing.rows import Sequence, step_columns, token_columns
+from probe.texts import TokenSequence, padded, scored_columns, scored_step_columns
+from probe.texts.explaining import Explain, explain_sequence
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
     from probe.tracing.recording import Request
 
 
-def read_sequences(lm: LanguageModel, batch: list[Sequence], asked: Request, writer: Writer) -> None:
+def read_sequences(lm: LanguageModel, batch: list[TokenSequence], asked: Request, writer: Writer) -> None:
     """Read a batch of finished sequences in one forward; write everything that was asked for, and their tokens and steps."""
     ids, lengths = padded(batch)
     sink = RunSink(batch, asked, writer)
@@ -33,18 +33,18 @@ def read_sequences(lm: LanguageModel, batch: list[Sequence], asked: Request, wri
     for warning in reading.warnings:
         writer.warn(warning)
     for row, (sequence, own) in enumerate(zip(batch, reading.scores, strict=True)):
-        columns = token_columns(sequence, own)
+        columns = scored_columns(sequence, own)
         writer.write("tokens", columns)
         logprob, entropy = (
             columns[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in ("logprob", "entropy")
         )
         sequence.sum_up(logprob, entropy)
-        writer.write("steps", step_columns(sequence.prompt.prompt_id, sequence.steps, logprob, entropy))
+        writer.write("steps", scored_step_columns(sequence.prompt.prompt_id, sequence.steps, logprob, entropy))
         if asked.explain:
             explain_sequence(lm, sequence, asked.explain, asked.sampling, partial(reading.logits, row), writer)
 
 
-def changed_frequencies(lm: LanguageModel, batch: list[Sequence]) -> list[str]:
+def changed_frequencies(lm: LanguageModel, batch: list[TokenSequence]) -> list[str]:
     """What is to be said of texts that grew beyond the length at which the model's rotary frequencies change."""
     change = lm.frequencies_change
     if change is None:
@@ -58,16 +58,7 @@ def changed_frequencies(lm: LanguageModel, batch: list[Sequence]) -> list[str]:
     ]  # fmt: skip
 
 
-def padded(batch: list[Sequence]) -> tuple[Tensor, list[int]]:
-    """ids (batch, pos), 0 behind a shorter text's end, and how many of them are each text's own."""
-    lengths = [len(s.ids) for s in batch]
-    ids = torch.zeros(len(batch), max(lengths), dtype=torch.long)
-    for own_ids, sequence in zip(ids, batch, strict=True):
-        own_ids[: len(sequence.ids)] = torch.tensor(sequence.ids)
-    return ids, lengths
-
-
-def explain_ids(lm: LanguageModel, sequence: Sequence, asked: Explain, sampling: Sampling, writer: Writer) -> None:
+def explain_ids(lm: LanguageModel, sequence: TokenSequence, asked: Explain, sampling: Sampling, writer: Writer) -> None:
     """Read one finished sequence for nothing else than to explain tokens of it."""
     ids = torch.tensor([sequence.ids], device=lm.device)
     reading = read(lm, ids, [len(sequence.ids)], sink=MemorySink(), top=1)
@@ -77,7 +68,7 @@ def explain_ids(lm: LanguageModel, sequence: Sequence, asked: Explain, sampling:
 class RunSink:
     """Puts what a read finds into the tables of a run, while the model runs: nothing waits in memory."""
 
-    def __init__(self, batch: list[Sequence], asked: Request, writer: Writer) -> None:
+    def __init__(self, batch: list[TokenSequence], asked: Request, writer: Writer) -> None:
         self._batch, self._asked, self._writer = batch, asked, writer
         self._positions: dict[tuple[str, int, int | None], list[list[np.ndarray]]] = defaultdict(list)
         for cell in asked.cells:
@@ -119,7 +110,7 @@ class RunSink:
             self._write("lens", sequence, layer, {"pos": np.arange(n, dtype=np.int32), **own})
 
     def _write(
-        self, table: str, sequence: Sequence, layer: int, columns: dict[str, Any], *, store: str = "exact"
+        self, table: str, sequence: TokenSequence, layer: int, columns: dict[str, Any], *, store: str = "exact"
     ) -> None:
         keys = {"prompt_id": sequence.prompt.prompt_id, "branch": 0, "layer": layer}
         self._writer.write(
@@ -134,6 +125,6 @@ def _arrow(values: Any) -> Any:
     return values
 
 
-def _positions(cell: Cell, sequence: Sequence) -> np.ndarray:
+def _positions(cell: Cell, sequence: TokenSequence) -> np.ndarray:
     """Positions of a cell in one sequence; raises `OutOfRange` or `BadPlace` before anything runs."""
     return np.asarray(sequence.positions(cell.positions), dtype=np.int64)

@@ -16,12 +16,20 @@ from probe.interventions import Edit, applying, edit_texts, parse_all
 from probe.language_model.chat import Chat
 from probe.sites import Cell, parse_places, resolve
 from probe.spans import check_split
-from probe.tracing.encoding import Failed, batches, encode_all, encoded, survey
-from probe.tracing.explaining import Explain, explained, explanation
+from probe.texts import (
+    Failed,
+    Prompt,
+    TokenSequence,
+    as_prompts,
+    batches,
+    encode_all,
+    encoded,
+    prompt_columns,
+    survey,
+)  # fmt: skip
+from probe.texts.explaining import Explain, explained, explanation
 from probe.tracing.planning import estimate
-from probe.tracing.prompts import Prompt, as_prompts
 from probe.tracing.reading import changed_frequencies, read_sequences
-from probe.tracing.rows import Sequence, prompt_columns
 from probe.tracing.summary import summarize
 
 if TYPE_CHECKING:
@@ -136,7 +144,7 @@ def trace(
             writer.warn(note)
         done = 0
         tokens = 1 if asked.edits or _crosses(lm, seen.longest + asked.generate) else asked.batch_tokens
-        sequences = (one for one in encoded(lm, inputs, asked.chat) if isinstance(one, Sequence))
+        sequences = (one for one in encoded(lm, inputs, asked.chat) if isinstance(one, TokenSequence))
         for batch in batches(sequences, generate=asked.generate, tokens=tokens):
             _record(lm, batch, asked, writer, alone=len(inputs) == 1)
             done += len(batch)
@@ -159,7 +167,9 @@ def plan_trace(lm: LanguageModel, prompts: Any, **what: Any) -> dict[str, Any]:
     return estimate(lm, asked, sequences)
 
 
-def _record(lm: LanguageModel, batch: list[Sequence], asked: Request, writer: stores.Writer, *, alone: bool) -> None:
+def _record(
+    lm: LanguageModel, batch: list[TokenSequence], asked: Request, writer: stores.Writer, *, alone: bool
+) -> None:
     """Decode, read and write one batch as one unit. If a prompt of it makes NaN logits, each is run by itself."""
     key = f"prompts-{batch[0].prompt.prompt_id}-{batch[-1].prompt.prompt_id}"
     if writer.done(key):
@@ -188,7 +198,7 @@ def _crosses(lm: LanguageModel, longest: int) -> bool:
     return change is not None and longest > change.length
 
 
-def _edited(lm: LanguageModel, batch: list[Sequence], asked: Request) -> AbstractContextManager[Any]:
+def _edited(lm: LanguageModel, batch: list[TokenSequence], asked: Request) -> AbstractContextManager[Any]:
     """The model with the edits that were asked for at work, if any were."""
     if not asked.edits:
         return nullcontext()
@@ -197,7 +207,7 @@ def _edited(lm: LanguageModel, batch: list[Sequence], asked: Request) -> Abstrac
     return applying(lm, asked.edits, ids=sequence.ids[: sequence.n_prompt], n_prompt=sequence.n_prompt, longest=longest)
 
 
-def _decode(lm: LanguageModel, batch: list[Sequence], asked: Request) -> None:
+def _decode(lm: LanguageModel, batch: list[TokenSequence], asked: Request) -> None:
     """Continue every sequence of the batch, then find its pieces and steps."""
     continuations: list[Any] = [None] * len(batch)
     if asked.generate:

@@ -14,7 +14,7 @@ from probe.errors import BadOption, OutOfRange
 from probe.sampling import ORDERS, Token, candidate_columns, check_order, race, stage_columns, stages
 from probe.sites import Positions, parse_where
 from probe.store import Writer
-from probe.tracing.rows import Sequence
+from probe.texts.sequences import TokenSequence
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -50,7 +50,7 @@ def explanation(at: str | int | None, order: str | None, sampling: Sampling) -> 
 
 
 def explain_sequence(
-    lm: LanguageModel, sequence: Sequence, asked: Explain, sampling: Sampling, logits: Callable[[Any], Tensor],
+    lm: LanguageModel, sequence: TokenSequence, asked: Explain, sampling: Sampling, logits: Callable[[Any], Tensor],
     writer: Writer,
 ) -> None:  # fmt: skip
     """Write `stages` and `candidates` of the tokens asked for. logits(rows) are those after some positions.
@@ -75,7 +75,7 @@ def explain_sequence(
                 writer.warn(f"the token at {pos} is not the one that these logits choose: decoding rounded otherwise")
 
 
-def _positions(sequence: Sequence, positions: Positions) -> list[int]:
+def _positions(sequence: TokenSequence, positions: Positions) -> list[int]:
     """Positions of one sequence, the first one left out if there are others."""
     found = sequence.positions(positions)
     if found == [0]:

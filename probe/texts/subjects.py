@@ -11,14 +11,13 @@ from torch import Tensor
 
 from probe.errors import BadOption
 from probe.language_model.chat import Chat
-from probe.rewinding import model_of
-from probe.rewinding.trajectory import check_model as check_model_of
-from probe.rewinding.trajectory import chosen_prompt, same_tokenizer, sequence_ids
+from probe.language_model.provenance import check_model, model_of, same_tokenizer
 from probe.sites import parse_place
 from probe.store import Run, run_of
-from probe.tracing.encoding import encode
-from probe.tracing.prompts import Prompt, as_prompts
-from probe.tracing.rows import Sequence
+from probe.texts.encoding import encode
+from probe.texts.prompts import Prompt, as_prompts
+from probe.texts.sequences import TokenSequence
+from probe.texts.trajectories import chosen_prompt, sequence_ids
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 class Subject:
     """A finished sequence; `run` and `branch` where it was read from a run."""
 
-    sequence: Sequence
+    sequence: TokenSequence
     run: Run | None = None
     branch: int = 0
 
@@ -95,11 +94,11 @@ def find_subject(
         raise BadOption("a run has its chat template applied", hint="leave --chat and its options out")
     lm = lm or model_of(run, **placement)
     if not other_model:
-        check_model_of(run, lm)
+        check_model(run, lm)
     same_tokenizer(run, lm)
     chosen = chosen_prompt(run, prompt_id)
     ids, n_prompt = sequence_ids(run, chosen, branch)
     row = run.scan("prompts", columns=["text", "rendered"], prompt_id=chosen).to_pylist()[0]
-    sequence = Sequence(Prompt(chosen, row["text"]), row["rendered"], ids, n_prompt)
+    sequence = TokenSequence(Prompt(chosen, row["text"]), row["rendered"], ids, n_prompt)
     sequence.finish(lm, None, split)
     return lm, Subject(sequence, run, branch)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from probe.errors import BadOption, BadPrompt, ProbeError
 from probe.language_model.chat import Chat
-from probe.tracing.prompts import Prompt
-from probe.tracing.rows import Sequence
+from probe.texts.prompts import Prompt, as_prompts
+from probe.texts.sequences import TokenSequence
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -21,7 +24,7 @@ class Failed(NamedTuple):
     error: ProbeError
 
 
-def encode(lm: LanguageModel, prompt: Prompt, chat: Chat) -> Sequence:
+def encode(lm: LanguageModel, prompt: Prompt, chat: Chat) -> TokenSequence:
     """One prompt as ids: by the tokenizer's own rules for a text, by the chat template (rendered once) for messages.
 
     Raises `BadPrompt` if there is no token or more than the context holds, or if the template leaves out what was said;
@@ -48,10 +51,10 @@ def encode(lm: LanguageModel, prompt: Prompt, chat: Chat) -> Sequence:
             f"the prompt has {n:,} tokens, and the context of {lm.name} holds {lm.context_length:,}",
             hint="shorten the prompt, or use a model with a longer context",
         )
-    return Sequence(prompt, text, list(ids), n, said=said, notes=notes)
+    return TokenSequence(prompt, text, list(ids), n, said=said, notes=notes)
 
 
-def encoded(lm: LanguageModel, prompts: Iterable[Prompt], chat: Chat) -> Iterator[Sequence | Failed]:
+def encoded(lm: LanguageModel, prompts: Iterable[Prompt], chat: Chat) -> Iterator[TokenSequence | Failed]:
     """Every prompt as it can be run, or with the reason why it can't, one after the other."""
     for prompt in prompts:
         try:
@@ -60,10 +63,23 @@ def encoded(lm: LanguageModel, prompts: Iterable[Prompt], chat: Chat) -> Iterato
             yield Failed(prompt._replace(error=error.message), error.with_traceback(None))
 
 
-def encode_all(lm: LanguageModel, prompts: Iterable[Prompt], chat: Chat) -> tuple[list[Sequence], list[Failed]]:
+def encode_all(lm: LanguageModel, prompts: Iterable[Prompt], chat: Chat) -> tuple[list[TokenSequence], list[Failed]]:
     """Every prompt that can be run, and every one that can't with its reason."""
     found = list(encoded(lm, prompts, chat))
-    return [one for one in found if isinstance(one, Sequence)], [one for one in found if isinstance(one, Failed)]
+    return [one for one in found if isinstance(one, TokenSequence)], [one for one in found if isinstance(one, Failed)]
+
+
+def encode_each(lm: LanguageModel, texts: Any, name: str) -> list[TokenSequence]:
+    """Texts, or a `Path` to a file of them, each finished; `name` is what an error calls one.
+
+    Raises `BadPrompt` and `BadOption`, also where only one of them cannot be run.
+    """
+    sequences, failed = encode_all(lm, as_prompts(texts), Chat())
+    if failed:
+        raise BadOption(f"a {name} text cannot be run: {failed[0].error.message}", hint=failed[0].error.hint)
+    for sequence in sequences:
+        sequence.finish(lm, None, "sentence")
+    return sequences
 
 
 class Survey(NamedTuple):
@@ -92,9 +108,9 @@ def survey(lm: LanguageModel, prompts: Iterable[Prompt], chat: Chat, *, split: s
     return Survey(runnable, longest, failed, list(notes))
 
 
-def batches(sequences: Iterable[Sequence], *, generate: int, tokens: int) -> Iterator[list[Sequence]]:
+def batches(sequences: Iterable[TokenSequence], *, generate: int, tokens: int) -> Iterator[list[TokenSequence]]:
     """Neighbouring prompts together while the padded batch, with what will be generated, stays within `tokens`."""
-    batch: list[Sequence] = []
+    batch: list[TokenSequence] = []
     longest = 0
     for sequence in sequences:
         wider = max(longest, len(sequence.ids) + generate)
@@ -105,3 +121,12 @@ def batches(sequences: Iterable[Sequence], *, generate: int, tokens: int) -> Ite
         longest = wider
     if batch:
         yield batch
+
+
+def padded(batch: list[TokenSequence]) -> tuple[Tensor, list[int]]:
+    """ids (batch, pos), 0 behind a shorter text's end, and how many of them are each text's own."""
+    lengths = [len(s.ids) for s in batch]
+    ids = torch.zeros(len(batch), max(lengths), dtype=torch.long)
+    for own_ids, sequence in zip(ids, batch, strict=True):
+        own_ids[: len(sequence.ids)] = torch.tensor(sequence.ids)
+    return ids, lengths

@@ -1,0 +1,43 @@
+"""Texts on their way through a model: prompts, their ids, sequences, and the columns that a run keeps of them."""
+
+from probe.texts.columns import prompt_columns, scored_columns, scored_step_columns, step_columns, token_columns
+from probe.texts.encoding import (
+    Failed,
+    Survey,
+    batches,
+    encode,
+    encode_all,
+    encode_each,
+    encoded,
+    padded,
+    survey,
+)
+from probe.texts.prompts import Prompt, as_prompts, read_prompts
+from probe.texts.sequences import TokenSequence
+from probe.texts.trajectories import Trajectory, chosen_prompt, sequence_ids, steps_of, trajectory
+
+__all__ = [
+    "Failed",
+    "Prompt",
+    "Survey",
+    "TokenSequence",
+    "Trajectory",
+    "as_prompts",
+    "batches",
+    "chosen_prompt",
+    "encode",
+    "encode_all",
+    "encode_each",
+    "encoded",
+    "padded",
+    "prompt_columns",
+    "read_prompts",
+    "scored_columns",
+    "scored_step_columns",
+    "sequence_ids",
+    "step_columns",
+    "steps_of",
+    "survey",
+    "token_columns",
+    "trajectory",
+]

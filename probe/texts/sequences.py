@@ -1,0 +1,105 @@
+"""A prompt as ids, and, once decoded, what the model added: its text, its steps, its totals. Runs no model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from probe.language_model.standing import find
+from probe.spans import Step, steps_from
+from probe.texts.prompts import Prompt
+
+if TYPE_CHECKING:
+    from probe.decoding import Continuation
+    from probe.language_model import LanguageModel, Pieces
+    from probe.sites import Positions
+
+
+class Totals(NamedTuple):
+    """Of the tokens that a reader asks for first: those generated, or without any those of the prompt."""
+
+    scored: int
+    logprob: float | None  # nats, summed
+    perplexity: float | None
+    mean_entropy: float | None  # nats
+
+
+@dataclass
+class TokenSequence:
+    """One prompt on its way: its ids, and, once decoded, what the model added."""
+
+    prompt: Prompt
+    rendered: str
+    ids: list[int]
+    n_prompt: int
+    continuation: Continuation | None = None
+    pieces: Pieces | None = None
+    steps: list[Step] = field(default_factory=list)
+    said: list[tuple[int, int]] | None = (
+        None  # characters of `rendered` that are the messages' own; None without a chat
+    )
+    notes: list[str] = field(default_factory=list)
+    template: list[bool] | None = None  # of each token of the prompt: whether the chat template wrote it
+    totals: Totals | None = None
+
+    def restart(self) -> None:
+        """Forget the continuation."""
+        self.ids, self.continuation = self.ids[: self.n_prompt], None
+
+    def finish(self, lm: LanguageModel, continuation: Continuation | None, split: str) -> None:
+        """Take the continuation in and cut the text into steps: of the completion, or, without one, of the prompt."""
+        self.continuation = continuation
+        if continuation is not None:
+            self.ids = [*self.ids, *continuation.ids]
+        self.pieces = lm.pieces(self.ids)
+        if self.said is not None:
+            self.template = _by_template(self.pieces, self.n_prompt, self.rendered, self.said)
+        first = self.n_prompt if len(self.ids) > self.n_prompt else 0
+        self.steps = steps_from(self.pieces.text, self.pieces.offsets, first, split)
+
+    @property
+    def completion(self) -> str | None:
+        """What was generated; None where nothing was asked for."""
+        if self.continuation is None or self.pieces is None:
+            return None
+        return self.pieces.text[self.pieces.offsets[self.n_prompt - 1][1] :] if self.n_prompt else self.pieces.text
+
+    def sum_up(self, logprob: np.ndarray, entropy: np.ndarray) -> None:
+        """Take in the log-probs and entropies of all tokens (T,), NaN where there is none."""
+        asked = np.arange(len(self.ids)) >= self.n_prompt
+        if not asked.any():
+            asked = ~np.asarray(self.template) if self.template is not None else ~asked
+        self.totals = totals_of(logprob[asked], entropy[asked])
+
+    def positions(self, chosen: Positions) -> list[int]:
+        """The absolute positions that are chosen here, once it is finished. Raises `OutOfRange` or `BadPlace`."""
+        assert self.pieces is not None, "finish() comes first"
+        steps = [(step.start, step.end) for step in self.steps]
+        return chosen.indices(len(self.ids), self.n_prompt, steps=steps, tokens=self.pieces.tokens)
+
+
+def _by_template(pieces: Pieces, n_prompt: int, rendered: str, said: list[tuple[int, int]]) -> list[bool]:
+    """Which tokens of a prompt hold no character of what the messages say."""
+    text = pieces.text[: pieces.offsets[n_prompt - 1][1]]
+    # a decoder may put spaces between what a template wrote together: then the words are looked for
+    spans = said if text == rendered else find([rendered[low:high] for low, high in said], text)
+    held = [span for span in spans if span is not None]
+    return [
+        not any(start < high and (end > low or low < end == start) for low, high in held)
+        for start, end in pieces.offsets[:n_prompt]
+    ]
+
+
+def totals_of(logprob: np.ndarray, entropy: np.ndarray) -> Totals:
+    """From the log-probs and entropies of tokens, NaN where there is none."""
+    found = logprob[~np.isnan(logprob)].astype(np.float64)
+    if not len(found):
+        return Totals(0, None, None, None)
+    mean = float(found.mean())
+    return Totals(
+        len(found), float(found.sum()), math.exp(-mean) if -mean < 700 else None,
+        float(np.nanmean(entropy[~np.isnan(logprob)], dtype=np.float64)),
+    )  # fmt: skip

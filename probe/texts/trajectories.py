@@ -1,0 +1,172 @@
+"""The sequences of a recorded run: one as ids, text and steps, or the steps of all, cut anew. Runs no model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from probe.errors import RunError
+from probe.language_model import Pieces, same_tokenizer
+from probe.language_model.chat import Chat
+from probe.spans import Step, check_split, steps_from
+from probe.store import Run
+from probe.texts.columns import scored_step_columns
+
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One sequence of a run: `ids` of prompt and completion, and the steps that the completion is made of.
+
+    Positions are those of the table `tokens`; a step's token and character spans count from the start of the sequence.
+    """
+
+    prompt_id: int
+    ids: tuple[int, ...]
+    n_prompt: int
+    pieces: Pieces
+    steps: tuple[Step, ...]
+    arguments: Mapping[str, Any]
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return self.pieces.text
+
+    @property
+    def offsets(self) -> list[tuple[int, int]]:
+        """The characters of each token."""
+        return self.pieces.offsets
+
+    @property
+    def chat(self) -> Chat:
+        """How the run's prompts became a conversation."""
+        given = self.arguments
+        return Chat(
+            bool(given.get("chat")), given.get("system"), given.get("template_options") or {},
+            bool(given.get("allow_template_loss")),
+        )  # fmt: skip
+
+    @property
+    def completion(self) -> str:
+        """The text after the prompt."""
+        return self.text[self.offsets[self.n_prompt][0] :]
+
+
+def trajectory(
+    run: Run, lm: LanguageModel, *, prompt_id: int | None = None, branch: int = 0, split: str = "sentence"
+) -> Trajectory:
+    """The generation of a run to go back into.
+
+    prompt_id: needed where the run has several. branch: of a run that was itself made by rewinding.
+    Raises `RunError` for a run without a generation, without that prompt or branch, or by another tokenizer.
+    """
+    check_split(split)
+    chosen = chosen_prompt(run, prompt_id)
+    ids, n_prompt = sequence_ids(run, chosen, branch)
+    if len(ids) <= n_prompt:
+        raise RunError("this run has no generation to go back into", hint="make one: probe trace PROMPT --generate 200")
+    same_tokenizer(run, lm)
+    pieces = lm.pieces(ids)
+    return Trajectory(
+        chosen, tuple(ids), n_prompt, pieces, tuple(steps_from(pieces.text, pieces.offsets, n_prompt, split)),
+        run.manifest["arguments"],
+    )  # fmt: skip
+
+
+def chosen_prompt(run: Run, asked: int | None) -> int:
+    """The prompt that is asked for, or the only one. Raises `RunError`."""
+    if "tokens" not in run.tables:
+        raise RunError("this run has no tokens", hint="probe runs show RUN lists what it has")
+    there = sorted(set(run.scan("tokens", columns=["prompt_id"])["prompt_id"].to_pylist()))
+    if asked is None and len(there) > 1:
+        raise RunError(f"the run has {len(there)} prompts", hint=f"choose one with --prompt ({there[0]}..{there[-1]})")
+    if asked is not None and asked not in there:
+        raise RunError(f"the run has no prompt {asked}", hint=f"it has {there[0]}..{there[-1]}")
+    return there[0] if asked is None else asked
+
+
+def sequence_ids(run: Run, prompt_id: int, branch: int) -> tuple[list[int], int]:
+    """The whole sequence of a branch, and how many of its tokens are the prompt's."""
+    own = _rows(run, prompt_id, branch)
+    if not own:
+        raise RunError(f"the run has no branch {branch}", hint="the table 'branches' lists them")
+    n_prompt = run.prompts.set_index("prompt_id").loc[prompt_id, "n_tokens"]
+    if branch == 0:
+        return own, int(n_prompt)
+    row = run.branches.set_index("branch").loc[branch]
+    stem, _ = sequence_ids(run, prompt_id, int(row["parent"]))
+    return stem[: int(row["fork_pos"])] + own, int(row["n_prompt"])
+
+
+def _rows(run: Run, prompt_id: int, branch: int) -> list[int]:
+    table = run.scan("tokens", columns=["pos", "token_id"], prompt_id=prompt_id, branch=branch)
+    return [int(i) for i in table.sort_by("pos")["token_id"].to_pylist()]
+
+
+def steps_of(
+    run: Run, *, split: str = "sentence", prompt_id: int | None = None, branch: int | None = None
+) -> pd.DataFrame:
+    """Steps of every sequence of a run (of its completion, or, where it has none, of its prompt), as the table `steps`.
+
+    A branch is the text before its fork and its own. Raises `RunError` if the run has no tokens or not that prompt or branch,
+    `BadOption` for a split that is not understood or does not fit.
+    """
+    check_split(split)
+    if "tokens" not in run.tables:
+        raise RunError("this run has no tokens", hint="probe runs show RUN lists what it has")
+    tokens = run.tokens
+    if prompt_id is not None:
+        tokens = tokens[tokens["prompt_id"] == prompt_id]
+        if tokens.empty:
+            raise RunError(f"the run has no tokens of prompt {prompt_id}", hint="the table 'prompts' lists them")
+    frames = [
+        _steps(rows, begin, int(prompt), number, split)
+        for prompt, own in tokens.groupby("prompt_id", sort=True)
+        for number, rows, begin in _sequences(run, own, int(prompt), branch)
+    ]
+    if not frames:
+        what = "no tokens" if branch is None else f"no branch {branch}"
+        raise RunError(f"the run has {what}", hint="the table 'branches' lists what was drawn")
+    return pd.concat(frames, ignore_index=True)
+
+
+def _sequences(
+    run: Run, tokens: pd.DataFrame, prompt: int, wanted: int | None
+) -> Iterator[tuple[int, pd.DataFrame, int]]:
+    """(branch, its tokens from the beginning, position where its completion begins) of one prompt."""
+    rows = {int(number): own.sort_values("pos") for number, own in tokens.groupby("branch", sort=True)}
+    drawn = {}
+    if "branches" in run.tables:
+        drawn = {int(row.branch): row for row in run.branches.itertuples() if row.prompt_id == prompt and row.branch}
+
+    def whole(number: int) -> pd.DataFrame:
+        own = rows.get(number, tokens.iloc[:0])
+        if number not in drawn:
+            return own
+        stem = whole(int(drawn[number].parent))
+        return pd.concat([stem[stem["pos"] < drawn[number].fork_pos], own], ignore_index=True)
+
+    for number in sorted({*rows, *drawn}):
+        if wanted in (None, number):
+            found = whole(number)
+            completion = (found["segment"] == "completion").to_numpy()
+            begin = int(drawn[number].n_prompt) if number in drawn else int(completion.argmax())
+            yield number, found, begin if begin < len(found) else 0
+
+
+def _steps(rows: pd.DataFrame, begin: int, prompt: int, branch: int, split: str) -> pd.DataFrame:
+    offsets = list(zip(rows["text_start"].tolist(), rows["text_end"].tolist(), strict=True))
+    text = ""
+    for token, (_, end) in zip(rows["token"], offsets, strict=True):
+        if end > len(text):  # several tokens can share a character
+            text += token[len(text) - end :]
+    logprob, entropy = (rows[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in ("logprob", "entropy"))
+    found = scored_step_columns(prompt, steps_from(text, offsets, begin, split), logprob, entropy)
+    return pd.DataFrame({**found, "branch": branch})
