@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import textwrap
 from typing import Any
 
 import typer
@@ -15,6 +16,7 @@ from probe.errors import BadOption, ProbeError
 from . import (
     attribute,
     compare,
+    help,
     importance,
     lens,
     models,
@@ -26,9 +28,18 @@ from . import (
     speculate,
     steer,
     steps,
+    tables,
     trace,
 )
 from .progress import plain_warnings
+
+
+class Group(TyperGroup):
+    """Commands of one subject: its help shows them in whole sentences."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            _write_commands(self, formatter, dict.fromkeys(self.commands, ""))
 
 
 class Shell(TyperGroup):
@@ -47,6 +58,11 @@ class Shell(TyperGroup):
             except Exception as error:
                 _fail(*_unforeseen(error), as_json=as_json)
             sys.exit(1)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        for purpose, commands in COMMANDS.items():
+            with formatter.section(purpose):
+                _write_commands(self, formatter, {name: example for name, _, example in commands})
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -131,6 +147,47 @@ def _unforeseen(error: Exception) -> tuple[str, str]:
     return f"unforeseen: {type(error).__name__}: {first}", f"{where}; PROBE_DEBUG=1 shows it"
 
 
+def _write_commands(group: TyperGroup, formatter: Any, examples: dict[str, str]) -> None:
+    """A line or two a command: what it does, in a whole sentence, and an example where there is one."""
+    beside = max(map(len, group.commands)) + 4
+    for name, example in examples.items():
+        sentence = " ".join((group.commands[name].help or "").split("\n\n")[0].split())
+        lines = textwrap.wrap(sentence, max(formatter.width - beside, 20), break_on_hyphens=False) + (
+            [f"$ {example}"] if example else []
+        )
+        for i, line in enumerate(lines):
+            formatter.write(f"  {'' if i else name:{beside - 2}}{line}\n")
+
+
+# purpose -> (name, what runs or holds commands, an example)
+COMMANDS: dict[str, tuple[tuple[str, Any, str], ...]] = {
+    "Record and look": (
+        ("trace", trace.command, 'probe trace "The capital of France is" --generate 20 --out first'),
+        ("steps", steps.command, "probe steps first"),
+        ("lens", lens.command, 'probe lens "The capital of France is" --target " Paris"'),
+        ("attribute", attribute.command, 'probe attribute "The capital of France is" --answer " Paris"'),
+    ),
+    "Change and measure": (
+        ("patch", patch.command, 'probe patch --clean "2 + 3 =" --corrupt "2 + 4 =" --answer " 5" --against " 6"'),
+        ("steer", steer.command, "probe steer --make good.txt bad.txt --at resid_post@12 -o good.safetensors"),
+    ),
+    "Go back and continue": (
+        ("rewind", rewind.command, "probe rewind first --to step1 --numbers --samples 32"),
+        ("importance", importance.command, "probe importance first --method rescore,suppression"),
+        ("speculate", speculate.command, 'probe speculate "1, 2, 3, 1, 2," --draft ngram --generate 24'),
+    ),
+    "Compare and check": (
+        ("compare", compare.command, 'probe compare smollm2 smollm2 "Hello there" --dtype-b bfloat16'),
+        ("selftest", selftest.command, "probe selftest tiny:llama tiny:gemma2"),
+    ),
+    "Runs, models and the manual": (
+        ("runs", runs.app, "probe runs ls"),
+        ("models", models.app, "probe models sites smollm2"),
+        ("tables", tables.command, "probe tables tokens"),
+        ("help", help.command, "probe help rewind"),
+    ),
+}
+
 app = typer.Typer(
     cls=Shell,
     name="probe",
@@ -141,19 +198,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("trace")(trace.command)
-app.command("steps")(steps.command)
-app.command("rewind")(rewind.command)
-app.command("importance")(importance.command)
-app.command("speculate")(speculate.command)
-app.command("patch")(patch.command)
-app.command("compare")(compare.command)
-app.command("lens")(lens.command)
-app.command("attribute")(attribute.command)
-app.command("steer")(steer.command)
-app.command("selftest")(selftest.command)
-app.add_typer(runs.app, name="runs")
-app.add_typer(models.app, name="models")
+for _purpose, _commands in COMMANDS.items():
+    for _name, _runs, _example in _commands:
+        if isinstance(_runs, typer.Typer):
+            app.add_typer(_runs, name=_name, cls=Group, epilog=f"\b\nExample: {_example}")
+        else:
+            app.command(_name, epilog=f"\b\nExample: {_example}\nMore: probe help {_name}")(_runs)
 
 
 def _version(asked: bool) -> None:

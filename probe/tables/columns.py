@@ -16,13 +16,18 @@ class Column(NamedTuple):
 
 
 class Table(NamedTuple):
-    """One table. `keys` order and identify its rows; a `large` table stays a folder of part files."""
+    """One table. `keys` order and identify its rows; a `large` table stays a folder of part files.
+
+    verbs: the commands whose runs have it. example: a question to it in SQL, where RUN is the folder of a run.
+    """
 
     name: str
     row: str
     keys: tuple[str, ...]
     columns: tuple[Column, ...]
     large: bool = False
+    verbs: tuple[str, ...] = ()
+    example: str = ""
 
 
 def list_of(value: pa.DataType) -> pa.DataType:

@@ -1,0 +1,32 @@
+"""`python -m recipes.manual`: writes the generated parts of the pages anew, each between its two marks."""
+
+from __future__ import annotations
+
+import re
+
+from .generated import HERE, PARTS, pages
+
+PART = re.compile(r"<!-- generated: ([^\n]*?) -->\n.*?<!-- end -->", flags=re.DOTALL)
+
+
+def regenerated(text: str) -> str:
+    """A page with its generated parts as the declarations are now."""
+
+    def write(found: re.Match[str]) -> str:
+        part, *words = found[1].split()
+        return f"<!-- generated: {found[1]} -->\n{PARTS[part](*words)}\n<!-- end -->"
+
+    return PART.sub(write, text)
+
+
+def main() -> None:
+    """Rewrite every page that has drifted, and name it."""
+    for name, text in pages().items():
+        now = regenerated(text)
+        if now != text:
+            (HERE / f"{name}.md").write_text(now, encoding="utf-8")
+            print(name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The parts of the manual that are written from declarations: options, tables, sites, changes, errors, packages."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from probe.cli import main as shell
+from probe.cli.tables import columns, file_of
+
+HERE = Path(__file__).parent
+
+
+def pages() -> dict[str, str]:
+    """Every page of the manual as it stands, by its name."""
+    return {path.stem: path.read_text(encoding="utf-8") for path in sorted(HERE.glob("*.md"))}
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def commands() -> dict[str, Any]:
+    """Every command by its words: `trace`, `runs ls`, …"""
+    import typer.main
+
+    found: dict[str, Any] = {}
+    root = typer.main.get_command(shell.app)
+    for name, command in vars(root)["commands"].items():
+        below = vars(command).get("commands")
+        found |= {f"{name} {word}": one for word, one in below.items()} if below else {name: command}
+    return found
+
+
+def options(name: str) -> str:
+    """The arguments and options of a command; of each command of a group."""
+    found = {words: command for words, command in commands().items() if name in (words, words.split()[0])}
+    parts = []
+    for words, command in found.items():
+        if words != name:
+            parts.append(f"### probe {words}\n\n{' '.join((command.help or '').split())}")
+        parts.append(table(("option", "default", "meaning"), [_option(parameter) for parameter in command.params]))
+    return "\n\n".join(parts)
+
+
+def _option(parameter: Any) -> tuple[str, str, str]:
+    names = [*parameter.opts, *parameter.secondary_opts]
+    default = parameter.default
+    if not parameter.opts[0].startswith("-"):
+        return f"{parameter.opts[0].upper()}", _default(default), parameter.help or ""
+    if isinstance(default, bool):
+        shown = "" if not parameter.secondary_opts else parameter.opts[0] if default else parameter.secondary_opts[0]
+    else:
+        shown = parameter.show_default if isinstance(parameter.show_default, str) else _default(default)
+        names[-1] += " …"
+    shown = "required" if parameter.required else shown
+    if parameter.envvar:
+        shown += f", or ${parameter.envvar}"
+    return ", ".join(f"`{name}`" for name in names), shown, parameter.help or ""
+
+
+def _default(value: Any) -> str:
+    if value is None or callable(value) or value == () or value == []:
+        return ""
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def tables_of(verb: str) -> str:
+    """The tables that a verb's runs have, with their columns."""
+    from probe.tables import TABLES
+
+    rows = [
+        (f"[{t.name}](tables.md#{t.name})", t.row, ", ".join(name for name, *_ in columns(t)[1:]))
+        for t in TABLES.values()
+        if verb in t.verbs
+    ]
+    return table(("table", "a row is", "columns"), rows)
+
+
+def all_tables() -> str:
+    """Each table with its columns and an example."""
+    from probe.tables import TABLES
+
+    parts = [table(("table", "a row is", "written by"), [
+        (f"[{t.name}](#{t.name})", t.row, ", ".join(f"[{verb}]({verb}.md)" for verb in t.verbs)) for t in TABLES.values()
+    ])]  # fmt: skip
+    for one in TABLES.values():
+        parts += [
+            f"## {one.name}",
+            f"A row is {one.row}. Key: {', '.join(one.keys)}. In `{file_of(one)}`.",
+            table(("column", "type", "since", "meaning"), columns(one)),
+            f"```sql\n{one.example}\n```",
+        ]
+    return "\n\n".join(parts)
+
+
+def sites() -> str:
+    """Every site that a model can have."""
+    from probe.sites import SITES
+
+    rows = [(f"`{s.name}`", ", ".join(s.axes), s.doc, "" if s.per_layer else "one") for s in SITES.values()]
+    return table(("site", "axes", "what it is", "layers"), rows)
+
+
+def operations() -> str:
+    """Every change that an edit can make: how it is written, what it computes."""
+    from probe.interventions.edits import Edit
+    from probe.interventions.parsing import OPS
+
+    said = {kind.op: " ".join((kind.__doc__ or "").split()) for kind in Edit.__subclasses__()}
+    return table(("written", "what it does"), [(f"`{op.form}`", said[name]) for name, op in OPS.items()])
+
+
+def errors() -> str:
+    """The kinds of stated failures."""
+    import probe.errors as kinds
+
+    found = [kind for kind in vars(kinds).values() if isinstance(kind, type) and issubclass(kind, kinds.ProbeError)]
+    return table(("error", "when"), [(f"`{kind.__name__}`", " ".join((kind.__doc__ or "").split())) for kind in found])
+
+
+def codes() -> str:
+    """The exit codes."""
+    return shell.CODES
+
+
+def packages() -> str:
+    """The packages of the library with the first line of their docstrings."""
+    import probe
+
+    root = Path(probe.__file__).parent
+    found = sorted(path for path in (*root.glob("*.py"), *root.glob("*/__init__.py")) if path.parent.name != "cli")
+    rows = []
+    for path in found:
+        said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        name = path.parent.name if path.name == "__init__.py" else path.stem
+        if path.parent != root or not path.stem.startswith("__"):
+            rows.append((f"`{name}`", said.splitlines()[0]))
+    return table(("package", "what it knows"), sorted(rows))
+
+
+def index() -> str:
+    """Every page: the commands in the order of `probe --help`, then the subjects."""
+    titles = {name: text.split("\n", 1)[0].removeprefix("# ") for name, text in pages().items() if name != "README"}
+    verbs = [name for group in shell.COMMANDS.values() for name, *_ in group]
+    parts = []
+    for heading, names in (("commands", verbs), ("subjects", sorted(set(titles) - set(verbs)))):
+        rows = [(f"[{name}]({name}.md)", titles[name].partition(": ")[2]) for name in names if name in titles]
+        parts.append(table((heading, ""), rows))
+    return "\n\n".join(parts)
+
+
+PARTS: dict[str, Callable[..., str]] = {
+    "options": options,
+    "tables-of": tables_of,
+    "all-tables": all_tables,
+    "sites": sites,
+    "operations": operations,
+    "errors": errors,
+    "codes": codes,
+    "packages": packages,
+    "index": index,
+}
