@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from probe.registries.importance_methods import METHODS
+from probe.registries.step_edits import STUB
+
 from . import options as o
 from . import rewind as r
 
@@ -17,7 +20,7 @@ Method = Annotated[
     str,
     typer.Option(
         "--method",
-        help="resampling, counterfactual, suppression, early-answer, rescore, receiver, several with commas, or all.",
+        help=f"{'; '.join(f'{one.name}: {one.help}' for one in METHODS.values())} Several with commas, or all.",
     ),
 ]
 Samples = Annotated[int, typer.Option("--samples", "-n", min=1, help="Continuations from each boundary.")]
@@ -74,7 +77,6 @@ def command(
 ) -> None:
     """How much does each step of a run's generation matter?"""
     import probe
-    from probe.rewinding.edits import STUB
     from probe.step_importance import plan_importance
 
     from .progress import plain_warnings, progress

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,9 @@ import probe
 from probe import stats
 from probe.decoding import Sampling
 from probe.errors import BadModel, BadOption, ProbeError, RunError
-from probe.step_importance import boundaries, dependence, receiver_heads, similarity
+from probe.registries.importance_methods import METHODS, Method, methods_of
+from probe.step_importance import boundaries, dependence, plan_importance, receiver_heads, similarity
+from probe.step_importance.task import Measured, Row, Task
 from probe.texts import trajectory
 from tests.test_rewind import same_tables, written
 
@@ -27,6 +31,10 @@ REASONING = (
     "First we count all apples here. There are 12 apples. Then we add 7 more. So there are 19 apples now. "
     "Wait, that is not right. We have to take 2 away. That leaves 17 apples. So the answer is 17."
 )
+
+
+def task(lm, text: str, prompt: str) -> Task:
+    return Task(lm, trajectory(written(lm, text, prompt), lm))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +51,7 @@ def test_a_planted_fact_is_found(smollm2) -> None:
         names, things, asked = draw.sample(NAMES, 5), draw.sample(THINGS, 5), draw.randrange(5)
         facts = " ".join(f"{n} plays the {t}." for n, t in zip(names, things, strict=True))
         text = f"{facts} So the instrument that {names[asked]} plays is the {things[asked]}."
-        rows, _ = dependence.rescored(smollm2, trajectory(written(smollm2, text, "Facts:\n"), smollm2))
+        rows = dependence.rescored(task(smollm2, text, "Facts:\n")).rows
         assert len(rows) == 5
         found += max(rows, key=lambda row: row.estimate).step == asked
     assert found >= 22
@@ -59,7 +67,7 @@ def test_a_planted_chain_is_recovered(smollm2) -> None:
         text = f"The red box holds {a} coins. The sky over the town is grey today, and number {other} is on the door. "
         text += f"The blue box holds as many coins as the red box, so it holds {a} coins. "
         text += f"The green box holds as many coins as the blue box, so it holds {a} coins."
-        _, matrix = dependence.rescored(smollm2, trajectory(written(smollm2, text, "Story:\n"), smollm2))
+        matrix = dependence.rescored(task(smollm2, text, "Story:\n")).matrix
         for source, target in ((0, 2), (2, 3)):
             right += int(np.nanargmax(matrix[:, target])) == source
             tested += 1
@@ -68,7 +76,8 @@ def test_a_planted_chain_is_recovered(smollm2) -> None:
 
 def test_rescoring_is_a_text_without_the_step(tiny) -> None:
     original = trajectory(written(tiny, REASONING), tiny)
-    rows, matrix = dependence.rescored(tiny, original)
+    found = dependence.rescored(Task(tiny, original))
+    rows, matrix = found.rows, found.matrix
     ids, steps = list(original.ids), original.steps
 
     def scores(these: list[int], last: int) -> np.ndarray:
@@ -91,7 +100,7 @@ def test_rescoring_is_a_text_without_the_step(tiny) -> None:
 def test_suppression_is_deletion_with_positions_kept(name: str) -> None:
     lm = probe.load(name)
     original = trajectory(written(lm, REASONING), lm)
-    _, matrix = dependence.suppressed(lm, original)
+    matrix = dependence.suppressed(Task(lm, original)).matrix
     ids, steps = list(original.ids), original.steps
     with torch.no_grad():
         whole = lm.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
@@ -111,15 +120,15 @@ def test_suppression_is_deletion_with_positions_kept(name: str) -> None:
 def test_suppression_in_all_heads_by_edits_is_the_slice(name: str) -> None:
     lm = probe.load(name)
     original = trajectory(written(lm, REASONING), lm)
-    _, sliced = dependence.suppressed(lm, original)
-    _, cut = dependence.suppressed(lm, original, place="pattern@all")
+    sliced = dependence.suppressed(Task(lm, original)).matrix
+    cut = dependence.suppressed(Task(lm, original, suppress="pattern@all")).matrix
     np.testing.assert_allclose(cut, sliced, atol=1e-5)  # two kernels in fp32
 
 
 def test_suppression_in_one_head_is_a_forward_with_that_mask(tiny) -> None:
     """Head 1 of layer 1, by a mask that the test adds to what that layer's attention is given."""
     original = trajectory(written(tiny, REASONING), tiny)
-    _, matrix = dependence.suppressed(tiny, original, place="pattern@1.1")
+    matrix = dependence.suppressed(Task(tiny, original, suppress="pattern@1.1")).matrix
     ids, steps, step = list(original.ids), original.steps, original.steps[1]
     n = len(ids)
     mask = torch.full((n, n), -torch.inf).triu(1).expand(1, tiny.anatomy.n_heads("pattern", 1), n, n).clone()
@@ -327,10 +336,10 @@ def outcomes(**arms: str | list[str]) -> pa.Table:
 def test_counterfactual_needs_enough_draws() -> None:
     table = outcomes(boundary_0="1" * 6 + "0" * 18, boundary_1="1" * 20 + "0" * 4)
     few = np.arange(24) < 5
-    row, *others = boundaries.counterfactual(table, 1, "1", [few], n=24)
+    row, *others = boundaries.counterfactual_rows(table, 1, "1", [few], n=24)
     assert row.estimate is None and row.n == 5 and row.control == pytest.approx(20 / 24 - 1 / 19)
     assert all(r.estimate is None and r.p_value is None and r.control is not None for r in others)
-    row, *others = boundaries.counterfactual(table, 1, "1", [~few], n=24)
+    row, *others = boundaries.counterfactual_rows(table, 1, "1", [~few], n=24)
     assert row.estimate == pytest.approx(20 / 24 - 1 / 19) and row.control is None
     assert stats.Difference(row.estimate, row.ci_low, row.ci_high, row.p_value) == stats.independent(1, 19, 20, 24)
     assert all(r.estimate is not None and r.control is None for r in others)
@@ -342,7 +351,7 @@ def test_counterfactual_divergences_and_both_their_controls() -> None:
 
     table = outcomes(boundary_0="1" * 4 + "2" * 10 + "3" * 6 + "1" * 12, boundary_1="1" * 25 + "2" * 7)
     different = np.arange(32) < 20
-    rows = {row.method: row for row in boundaries.counterfactual(table, 1, "1", [different], n=32, seed=1)}
+    rows = {row.method: row for row in boundaries.counterfactual_rows(table, 1, "1", [different], n=32, seed=1)}
 
     def kl(p: list[int], q: list[int]) -> float:
         return float(scipy.stats.entropy(np.add(p, 0.5), np.add(q, 0.5)))
@@ -514,3 +523,67 @@ def test_the_command_line(shell) -> None:
     assert shell("runs", "check", "new").returncode == 0
     failed = shell("importance", "run", "--method", "magic")
     assert failed.returncode == 1 and "rescore" in failed.stderr and "Traceback" not in failed.stderr
+
+
+def by_length(task: Task) -> Measured:
+    """A method of the test's own: a step matters as much as it has tokens."""
+    steps = task.original.steps
+    return Measured([Row("length", i, float(s.end - s.start), "tokens") for i, s in enumerate(steps)], summary={"n": 1})
+
+
+LENGTH = Method("length", "As many tokens as it has.", f"{__name__}:by_length", (), lambda size: sum(size.steps))
+
+
+def test_a_method_is_one_row_and_one_function(tiny, monkeypatch) -> None:
+    """A row in the registry: the verb takes it, alone and among all, its plan says what it costs, and `--help` names it."""
+    monkeypatch.setitem(METHODS, "length", LENGTH)
+    source = written(tiny, REASONING)
+    done = probe.importance(source, lm=tiny, method="length,rescore")
+    steps = trajectory(source, tiny).steps
+    rows = done.importance[done.importance["method"] == "length"]
+    assert rows["estimate"].tolist() == [s.end - s.start for s in steps] and done.summary["length"] == {"n": 1}
+    plan = plan_importance(source, lm=tiny, method="length")
+    assert plan["methods"] == "length" and plan["tokens_read"] == {"length": sum(s.end - s.start for s in steps)}
+    assert "length" in [method.name for method in methods_of("all")]
+    with pytest.raises(BadOption) as caught:
+        methods_of("lenght")
+    assert "length" in caught.value.hint
+    code = (
+        "from probe.registries.importance_methods import METHODS, Method\n"
+        "METHODS['length'] = Method('length', 'As many tokens as it has.', '', (), lambda size: 0)\n"
+        "from probe.cli.main import app\napp(['importance', '--help'])\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "length: As many tokens as it has." in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_row_of_the_registry_is_what_its_method_does(name: str, markov) -> None:
+    """The columns that it declares are those that it fills, the table `dependence` too; options of its own are refused to
+    others; and the model reads no more than the plan says."""
+    method, lm = METHODS[name], markov
+    source = written(lm, "Then b.\n a" * 9)
+    what = {
+        "samples": 12,
+        "max_new": 4,
+        "split": "token",
+        "answer": "regex=[01]",
+        "expect": "1",
+        "candidates": ("0", "1"),
+    }
+    done = probe.importance(source, lm=lm, method=name, sampling=Sampling(temperature=1.0), **what)
+    assert not done.importance["unit"].isna().any() and done.importance["method"].str.startswith(name).all()
+    fixed = {"run_id", "method", "step", "estimate", "unit", "kind", "text"}
+    filled = {column for column in done.importance.columns if done.importance[column].notna().any()}
+    assert filled - fixed == set(method.columns)
+    assert ("dependence" in done.tables) == method.matrix and (len(done.branches) > 1) == method.sampled
+    for option in method.options:
+        with pytest.raises(BadOption, match=f"--{option} is for {name}"):
+            probe.importance(source, lm=lm, method="early-answer", **{option: "anything"})
+    if not method.sampled and name != "early-answer":
+        read = []
+        hook = lm.model.get_input_embeddings().register_forward_hook(lambda m, args, out: read.append(args[0].numel()))
+        probe.importance(source, lm=lm, method=name, **what)
+        hook.remove()
+        planned = plan_importance(source, lm=lm, method=name, **what)["tokens_read"][name]
+        assert 0.8 * planned <= sum(read) <= planned

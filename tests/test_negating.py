@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from probe.errors import BadOption
-from probe.rewinding.negating import negate
+from probe.spans.negating import negate
 
 TURNED = [
     # a negation is taken out

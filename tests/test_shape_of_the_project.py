@@ -14,7 +14,7 @@ LAYERS = (
     {"errors"},
     {"files", "patterns"},
     {"sites", "tables", "spans", "answers", "workers", "kernels"},
-    {"store"},
+    {"store", "registries"},
     {"anatomy", "tiny", "instrument", "language_model"},
     {"decoding", "interventions", "capturing", "lenses", "scoring", "sampling", "stats"},
     {"texts"},
@@ -111,6 +111,8 @@ def test_no_family_names_in_the_library() -> None:
         ["speculate", "--help"],
         ["patch", "--help"],
         ["compare", "--help"],
+        ["rewind", "--help"],
+        ["importance", "--help"],
     ],
 )
 def test_help_imports_nothing_heavy(words: list[str]) -> None:

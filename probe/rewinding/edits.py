@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from probe.errors import BadOption
 from probe.language_model.following import ids_after
 from probe.rewinding import wording
-from probe.rewinding.negating import negate
 from probe.rewinding.targets import Target
+from probe.spans.negating import negate
 from probe.texts import Trajectory
 
 if TYPE_CHECKING:

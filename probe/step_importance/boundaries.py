@@ -1,7 +1,7 @@
 """One sweep over the boundaries between steps: each is drawn from once, and serves the step before and the step after.
 
 `resampling` (METHODS M1) compares what comes out with the step kept and with it drawn anew. `counterfactual` (M2) keeps of
-the second only the draws whose own step says something else. Knows outcomes, draws nothing.
+the second only the draws whose own step says something else. Reads what was drawn, draws nothing.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from probe import stats
+from probe.rewinding import keeping
 from probe.rewinding.effects import labels
+from probe.rewinding.policy import own_steps
 from probe.rewinding.rollouts import Arm
-from probe.step_importance.rows import Row
+from probe.step_importance import similarity
+from probe.step_importance.task import Measured, Row, Task
 from probe.texts import Trajectory
 
 if TYPE_CHECKING:
@@ -39,7 +42,13 @@ def arms(lm: LanguageModel, original: Trajectory) -> list[Arm]:
     return [Arm(boundary(i), i, ids[:edge], edge, original.n_prompt, of=len(edges)) for i, edge in enumerate(edges)]
 
 
-def resampling(branches: pa.Table, n_steps: int, reference: str, *, n: int, seed: int) -> list[Row]:
+def resampling(task: Task) -> Measured:
+    """Rows of `resampling_rows` from what was drawn at every boundary."""
+    branches, n_steps = task.run.read("branches"), len(task.original.steps)
+    return Measured(resampling_rows(branches, n_steps, task.reference, n=task.samples, seed=task.seed))
+
+
+def resampling_rows(branches: pa.Table, n_steps: int, reference: str, *, n: int, seed: int) -> list[Row]:
     """Three rows a step: what keeping it, instead of drawing it anew, does to the outcome.
 
     `resampling`: the paired difference in P(reference). `resampling_tv`, `resampling_kl`: total variation, and KL with ½
@@ -60,7 +69,31 @@ def resampling(branches: pa.Table, n_steps: int, reference: str, *, n: int, seed
     return rows
 
 
-def counterfactual(
+def counterfactual(task: Task) -> Measured:
+    """Rows of `counterfactual_rows` from what was drawn at every boundary, and how the draws were told apart."""
+    lm, steps, n, embedder = task.lm, task.original.steps, task.samples, task.embedder
+    branches = task.run.read("branches")
+    drawn = []
+    for i in range(len(steps)):
+        own = keeping.drawn_by(task.run, branches, boundary(i))[:n]
+        drawn.append([own_steps(lm, [ids], task.split)[0] if ids else () for ids in own])
+    ids = [task.original.ids[s.start : s.end] for s in steps]
+    texts = [[lm.pieces(d).text if d else "" for d in per] for per in drawn]
+    if embedder is None:
+        vectors = similarity.embeddings(lm, [*ids, *(d or ids[i] for i, per in enumerate(drawn) for d in per)])
+    else:
+        vectors = similarity.external(embedder, [*(s.text for s in steps), *(t for per in texts for t in per)])
+    rest = vectors[len(steps) :].reshape(len(steps), n, -1)
+    different, threshold = similarity.say_otherwise([s.text for s in steps], texts, list(rest), vectors[: len(steps)])
+    rows = counterfactual_rows(branches, len(steps), task.reference, different, n=n, seed=task.seed)
+    return Measured(rows, summary={
+        "threshold": threshold, "embedder": embedder or f"resid_post@{lm.anatomy.n_layers // 2}, mean-pooled, centred",
+        "different": [float(d.mean()) for d in different],
+        "overdetermined": [1 - len(set(per)) / len(per) for per in texts],
+    })  # fmt: skip
+
+
+def counterfactual_rows(
     branches: pa.Table, n_steps: int, reference: str, different: Sequence[np.ndarray], *, n: int, seed: int = 0
 ) -> list[Row]:
     """Five rows a step: the outcome where another step was drawn in its place, against the outcome with the step kept.

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,24 +18,24 @@ from probe.errors import BadOption
 from probe.interventions import applying, parse_edits
 from probe.sites import Positions, parse_place
 from probe.spans import Step
-from probe.step_importance.rows import Row
-from probe.texts import Trajectory
+from probe.step_importance.task import Measured, Row, Task
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
-Progress = Callable[[str, int, int], None]
 UNITS = {"rescore": "nats the last step loses", "suppression": "nats, mean KL of later tokens"}
 
 
-def rescored(lm: LanguageModel, original: Trajectory, progress: Progress | None = None) -> tuple[list[Row], np.ndarray]:
+def rescored(task: Task) -> Measured:
     """A row a step, and the matrix (step, step): mean log-prob a token, in nats, that step j loses when step i is gone.
 
     A step's importance is what the *last* step loses in all; its `control` is what all steps between lose, a token.
     Step j's entry is NaN unless j > i. The last step itself has no later one, and no row.
     """
-    steps, ids, first = original.steps, original.ids, original.steps[0].start
-    whole, stem = _scores(lm, original), Prefix(lm, ids[:first])
+    steps, ids = task.original.steps, task.original.ids
+    first = steps[0].start
+    stem = Prefix(task.lm, ids[:first])
+    whole = logprobs(stem.follow([ids[first:]])[0], ids[first:]).astype(np.float64)
     matrix, rows = np.full((len(steps), len(steps)), np.nan), []
     for i, step in enumerate(steps[:-1]):
         tail = ids[step.end :]
@@ -48,30 +48,28 @@ def rescored(lm: LanguageModel, original: Trajectory, progress: Progress | None 
             control=float(between.mean()) if len(between) else None,
         ))  # fmt: skip
         stem.extend(ids[step.start : step.end])
-        if progress:
-            progress("rescore", i + 1, len(steps) - 1)
-    return rows, matrix
+        task.report("rescore", i + 1, len(steps) - 1)
+    return Measured(rows, matrix)
 
 
-def suppressed(
-    lm: LanguageModel, original: Trajectory, progress: Progress | None = None, *, place: str | None = None
-) -> tuple[list[Row], np.ndarray]:
+def suppressed(task: Task) -> Measured:
     """A row a step, and the matrix (step, step): mean KL(p || p without looking at i), in nats, where step j is predicted.
 
     All layers and heads: the step's keys and values are left out and positions stay, which is the same as -inf scores.
-    place: only these heads (`pattern@5.3,7.1`), by -inf scores in one whole forward a step.
+    With `suppress` only these heads (`pattern@5.3,7.1`), by -inf scores in one whole forward a step.
     The first token after the step is predicted at the step itself, which looks at itself; it is left out.
     A step's importance is the mean over all later tokens. Raises `BadModel` where positions cannot be skipped.
     """
-    steps, ids, first = original.steps, original.ids, original.steps[0].start
+    lm, steps, ids, place = task.lm, task.original.steps, task.original.ids, task.suppress
+    first = steps[0].start
     stem = Prefix(lm, ids[:first])
-    whole = Prefix(lm, ids[:first]).extend(ids[first:])  # row t predicts token first + t
+    whole = stem.follow([ids[first:]])[0]  # row t predicts token first + t
     matrix, rows = np.full((len(steps), len(steps)), np.nan), []
     for i, step in enumerate(steps[:-1]):
         tail = ids[step.end : -1]
         if tail:
             # row t predicts token step.end + 1 + t
-            blind = _cut(lm, original, step, place) if place else stem.leap(tail, step.end - step.start)
+            blind = _cut(lm, ids, step, place) if place else stem.leap(tail, step.end - step.start)
             moved = divergence(whole[step.end + 1 - first :], blind)
             for j in range(i + 1, len(steps)):
                 own = moved[max(0, steps[j].start - step.end - 1) : steps[j].end - step.end - 1]
@@ -79,9 +77,8 @@ def suppressed(
             rows.append(Row("suppression", i, float(moved.mean()), UNITS["suppression"], n=len(moved)))
         if not place:
             stem.extend(ids[step.start : step.end])
-        if progress:
-            progress("suppression", i + 1, len(steps) - 1)
-    return rows, matrix
+        task.report("suppression", i + 1, len(steps) - 1)
+    return Measured(rows, matrix)
 
 
 def check_place(lm: LanguageModel, place: str) -> None:
@@ -93,12 +90,11 @@ def check_place(lm: LanguageModel, place: str) -> None:
 
 
 @torch.inference_mode()
-def _cut(lm: LanguageModel, original: Trajectory, step: Step, place: str) -> Tensor:
+def _cut(lm: LanguageModel, ids: Sequence[int], step: Step, place: str) -> Tensor:
     """Logits (token, d_vocab) after each token behind the step but the last, where these heads do not see the step."""
     edits = parse_edits(lm, [f"{place}:{step.end}..=cut:{step.start}..{step.end - 1}"])
-    ids = torch.tensor([original.ids[:-1]], device=lm.device)
     with applying(lm, edits):
-        return lm.model(ids, return_dict=True).logits[0, step.end :]
+        return lm.model(torch.tensor([ids[:-1]], device=lm.device), return_dict=True).logits[0, step.end :]
 
 
 def divergence(logits: Tensor, other: Tensor, *, rows: int = 64) -> np.ndarray:
@@ -108,10 +104,3 @@ def divergence(logits: Tensor, other: Tensor, *, rows: int = 64) -> np.ndarray:
         p, q = (x[start : start + rows].float().log_softmax(-1) for x in (logits, other))
         parts.append((p.exp() * (p - q)).masked_fill_(p.isneginf(), 0.0).sum(-1).double().clamp_(min=0).cpu().numpy())
     return np.concatenate(parts)
-
-
-def _scores(lm: LanguageModel, original: Trajectory) -> np.ndarray:
-    """Log-probs of all generated tokens, float64."""
-    first = original.steps[0].start
-    own = original.ids[first:]
-    return logprobs(Prefix(lm, original.ids[:first]).extend(own), own).astype(np.float64)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
@@ -15,23 +15,18 @@ from probe.decoding import Sampling, decode
 from probe.decoding.forced import Prefix, logprobs
 from probe.errors import BadOption
 from probe.language_model.following import ids_after
-from probe.step_importance.rows import Row
-from probe.texts import Trajectory
+from probe.step_importance.task import Measured, Row, Task
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
-Progress = Callable[[str, int, int], None]
 LONGEST = 24  # tokens of a forced answer
 STOPS = ("\n", ". ", ".\n")
 LEADS, ENDS = (" ", ""), (".", "\n", "}")
 ROWS = 64
 
 
-def early_answers(
-    lm: LanguageModel, original: Trajectory, *, stub: str, how: str, reference: str, candidates: Sequence[str] = (),
-    progress: Progress | None = None,
-) -> tuple[list[Row], dict[str, Any]]:  # fmt: skip
+def early_answer(task: Task) -> Measured:
     """A row a step: how much it raises P(reference) among the candidates, under a stub that asks for the answer.
 
     After each k steps the stub is appended; the answer is decoded greedily, and every candidate's log-prob is exact:
@@ -44,24 +39,25 @@ def early_answers(
     never), and Lanham et al.'s area over the curve (2307.13702) in both weightings: every boundary alike, and by the
     share of generated tokens that lie between boundaries.
     """
+    lm, stub, how, reference = task.lm, task.stub, task.answer, task.reference
     if reference in (answers.NONE, answers.TRUNCATED):
         raise BadOption("the generation gives no answer to look for", hint="name it with --expect, or --answer RULE")
-    steps, ids = original.steps, original.ids
+    steps, ids = task.original.steps, task.original.ids
     end = len(ids) - (ids[-1] in lm.eos_ids)
     edges = [steps[0].start, *(min(step.end, end) for step in steps)]
     prefixes = [[*ids[:edge], *ids_after(lm, ids[:edge], stub)] for edge in edges]
     greedy = decode(lm, prefixes, max_new=LONGEST, sampling=Sampling(stop=STOPS))
     found = []
     for one in greedy:
-        said = lm.pieces(one.ids).text if one.ids else ""
-        found.append(answers.extract(stub + said, how))
+        completion = lm.pieces(one.ids).text if one.ids else ""
+        found.append(answers.extract(stub + completion, how))
     matches = np.asarray([one.key == reference for one in found])
-    texts = dict.fromkeys([*candidates] or [*(one.text for one in found if one.text)])
+    texts = dict.fromkeys([*task.candidates] or [*(one.text for one in found if one.text)])
     written: dict[str, list[str]] = {}
     for text in texts:
         written.setdefault(answers.key(text, how), []).append(text)
     written.setdefault(reference, [reference])
-    chances = _chances(lm, prefixes, list(written.values()), progress) if len(written) > 1 else None
+    chances = _chances(task, prefixes, list(written.values())) if len(written) > 1 else None
     column = list(written).index(reference)
     unit = "P(answer) among candidates, after - before"
     rows = [
@@ -70,23 +66,20 @@ def early_answers(
         if chances is not None
     ]
     widths = np.diff([edges[0], *edges])
-    return rows, {
+    return Measured(rows, summary={
         "answers": [one.key for one in found], "matches": matches.tolist(), "candidates": list(written),
         "chances": None if chances is None else chances.round(6).tolist(), "stub": stub,
         "commitment_step": _commitment(matches), "area_over_curve": float(1 - matches.mean()),
         "area_over_curve_by_tokens": float(1 - (matches * widths).sum() / widths.sum()) if widths.sum() else None,
-    }  # fmt: skip
+    })  # fmt: skip
 
 
-def _chances(
-    lm: LanguageModel, prefixes: Sequence[Sequence[int]], candidates: Sequence[Sequence[str]], progress: Progress | None
-) -> np.ndarray:
+def _chances(task: Task, prefixes: Sequence[Sequence[int]], candidates: Sequence[Sequence[str]]) -> np.ndarray:
     """(boundary, candidate): probabilities over the candidates (each its wordings), each boundary's sum 1."""
     scores = np.empty((len(prefixes), len(candidates)))
     for k, prefix in enumerate(prefixes):
-        scores[k] = _best(lm, prefix, [_spelled(lm, prefix, own, candidates) for own in candidates])
-        if progress:
-            progress("early answers", k + 1, len(prefixes))
+        scores[k] = _best(task.lm, prefix, [_spelled(task.lm, prefix, own, candidates) for own in candidates])
+        task.report("early answers", k + 1, len(prefixes))
     scores -= scores.max(axis=1, keepdims=True)
     return np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
 

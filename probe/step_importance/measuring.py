@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,37 +15,32 @@ from probe import store as stores
 from probe.decoding import Sampling, differences
 from probe.errors import BadOption, ProbeError
 from probe.language_model import check_model, model_of
+from probe.registries.importance_methods import Method, Size, check_options, methods_of
+from probe.registries.step_edits import STUB
 from probe.rewinding import keeping, truncation
-from probe.rewinding.edits import STUB
 from probe.rewinding.preparing import drawing_from, new_tokens, sampling_of
 from probe.rewinding.rollouts import Arm, Drawing, Progress, draw, outcome
-from probe.step_importance import boundaries, dependence, early_answers, otherwise, receiver_heads
-from probe.step_importance.rows import Row, columns, discovered
-from probe.texts import Trajectory, trajectory
+from probe.step_importance import boundaries, dependence, receiver_heads
+from probe.step_importance.task import Measured, Row, Task, columns, discovered
+from probe.texts import trajectory
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
-METHODS = ("resampling", "counterfactual", "suppression", "early-answer", "rescore", "receiver")
-DRAWN = ("resampling", "counterfactual")
 
+class Plan(NamedTuple):
+    """All that decides the numbers of an importance run. everything: methods that cannot be taken are left out."""
 
-class Asked(NamedTuple):
-    """All that decides the numbers of an importance run."""
-
-    methods: tuple[str, ...]
-    original: Trajectory
+    methods: tuple[Method, ...]
+    task: Task
     arms: tuple[Arm, ...]
     drawing: Drawing
-    samples: int
-    split: str
-    stub: str
-    candidates: tuple[str, ...]
-    embedder: str | None
-    reference: str
     everything: bool
-    suppress: str | None
-    heads: receiver_heads.Heads | None
+
+    @property
+    def sampled(self) -> bool:
+        """Whether a method needs continuations of every boundary."""
+        return any(method.sampled for method in self.methods)
 
 
 def importance(
@@ -55,7 +51,7 @@ def importance(
     suppress: str | None = None, heads: stores.Run | str | Path | None = None, out: str | Path | None = None,
     resume: bool = False, progress: Progress | None = None,
 ) -> stores.Run:  # fmt: skip
-    """How much each step of a run's generation matters. method: one of METHODS, several with commas, or `all`.
+    """How much each step of a run's generation matters. method: one of `METHODS`, several with commas, or `all`.
 
     samples, max_new, sampling, seed: of the continuations from each boundary between steps, which `resampling` and
     `counterfactual` share. stub, candidates: for `early-answer`. embedder: a sentence-transformers model for
@@ -74,39 +70,41 @@ def importance(
     lm = lm or model_of(source)
     if not other_model:
         check_model(source, lm)
-    asked = _asked(
+    plan = _prepare(
         source, lm, method, prompt_id=prompt_id, branch=branch, samples=samples, max_new=max_new, sampling=sampling, seed=seed,
         answer=answer, expect=expect, split=split, stub=stub, candidates=candidates, embedder=embedder, suppress=suppress,
         heads=heads,
     )  # fmt: skip
-    found = outcome(lm, asked.original.ids, asked.original.n_prompt, "eos", answer)
+    original = plan.task.original
+    found = outcome(lm, original.ids, original.n_prompt, "eos", answer)
     path = (
-        stores.fresh_path("importance", word=asked.methods[0] if len(asked.methods) == 1 else "all")
+        stores.fresh_path("importance", word=plan.methods[0].name if len(plan.methods) == 1 else "all")
         if out == "auto"
         else out
     )
     with stores.create(
         Path(path) if path else None,
         command="importance",
-        arguments=_arguments(source, lm, asked, branch, expect),
+        arguments=_arguments(source, lm, plan, branch, expect),
         resume=resume,
     ) as writer:
-        for note in differences(lm, asked.drawing.sampling):
+        for note in differences(lm, plan.drawing.sampling):
             writer.warn(note)
-        keeping.keep_original(writer, source, asked.original, branch, found)
-        rows, matrices, more = _measure(lm, writer, asked, progress)
+        keeping.keep_original(writer, source, original, branch, found)
+        plan = plan._replace(task=replace(plan.task, writer=writer, progress=progress))
+        summary, measured = _measure(writer, plan)
+        rows = discovered([row for one in measured.values() for row in one.rows])
         if not writer.done("importance"):
             with writer.unit("importance"):
-                writer.write("importance", columns(rows, asked.original))
-                for name, matrix in matrices.items():
-                    _keep_matrix(writer, name, matrix)
-        parent = keeping.parent(source, asked.original, branch, asked.original.steps[0].start)
+                writer.write("importance", columns(rows, original))
+                for name, one in measured.items():
+                    _keep_matrix(writer, name, one.matrix)
         return writer.finish(
-            summary=_summary(asked, rows, more),
+            summary={**_summary(plan, rows), **summary, **_summaries(measured)},
             model=lm.identity,
             anatomy=lm.anatomy.to_dict(),
-            seed=seed,
-            parent=parent,
+            seed=plan.task.seed,
+            parent=keeping.parent(source, original, branch, original.steps[0].start),
         )
 
 
@@ -120,39 +118,35 @@ def plan_importance(run: stores.Run | str | Path, *, lm: LanguageModel | None = 
                 "expect": None, "split": "sentence", "stub": STUB, "candidates": (), "embedder": None,
                 "suppress": None, "heads": None}  # fmt: skip
     what.pop("other_model", None)
-    asked = _asked(source, lm, what.pop("method", "resampling"), **{**defaults, **what})
-    drawn = asked.samples * len(asked.arms) if set(asked.methods) & set(DRAWN) else 0
-    tokens = asked.samples * sum(arm.max_new for arm in asked.arms) if drawn else 0
-    drawing = asked.drawing._replace(max_new=-(-tokens // max(1, drawn)))
+    plan = _prepare(source, lm, what.pop("method", "resampling"), **{**defaults, **what})
+    original, samples = plan.task.original, plan.task.samples
+    rows = samples * len(plan.arms) if plan.sampled else 0
+    tokens = samples * sum(arm.max_new for arm in plan.arms) if rows else 0
+    drawing = plan.drawing._replace(max_new=-(-tokens // max(1, rows)))
+    size = Size(original.n_prompt, [step.end - step.start for step in original.steps], samples)
     return {
-        "model": lm.name, "methods": ", ".join(asked.methods), "steps": len(asked.original.steps), "continuations": drawn,
-        "tokens": tokens,
-        "seconds": round(seconds(lm, [arm.prefix for arm in asked.arms], drawing, drawn), 1) if drawn else 0.0,
-        **precision(asked.samples),
-        "tables": {"branches": {"rows": drawn, "bytes": 100 * drawn + 4 * tokens},
+        "model": lm.name, "methods": ", ".join(method.name for method in plan.methods), "steps": len(original.steps),
+        "continuations": rows, "tokens": tokens, "tokens_read": {one.name: one.tokens(size) for one in plan.methods},
+        "seconds": round(seconds(lm, [arm.prefix for arm in plan.arms], drawing, rows), 1) if rows else 0.0,
+        **precision(samples),
+        "tables": {"branches": {"rows": rows, "bytes": 100 * rows + 4 * tokens},
                    "tokens": {"rows": tokens, "bytes": 14 * tokens}},
     }  # fmt: skip
 
 
-def _asked(
+def _prepare(
     source: stores.Run, lm: LanguageModel, method: str, *, prompt_id: int | None, branch: int, samples: int,
     max_new: int | None, sampling: Sampling | None, seed: int, answer: str, expect: str | None, split: str, stub: str,
     candidates: tuple[str, ...], embedder: str | None, suppress: str | None, heads: stores.Run | str | Path | None,
-) -> Asked:  # fmt: skip
-    methods = METHODS if method == "all" else tuple(dict.fromkeys(part.strip() for part in method.split(",")))
-    unknown = [name for name in methods if name not in METHODS]
-    if unknown:
-        raise BadOption(f"unknown method '{unknown[0]}'", hint=f"{', '.join(METHODS)} or all")
+) -> Plan:  # fmt: skip
+    methods = methods_of(method)
+    check_options(methods, suppress=suppress, heads=heads)
     if samples < 1:
         raise BadOption(f"samples is {samples}", hint="it is at least 1")
     if suppress is not None:
-        if "suppression" not in methods:
-            raise BadOption("these heads are for suppression, which is not asked for", hint="--method suppression")
         dependence.check_place(lm, suppress)
     chosen = None
     if heads is not None:
-        if "receiver" not in methods:
-            raise BadOption("these heads are for receiver, which is not asked for", hint="--method receiver")
         check_model(stores.open_run(heads), lm)
         chosen = receiver_heads.heads_of(stores.open_run(heads), source)
     original = trajectory(source, lm, prompt_id=prompt_id, branch=branch, split=split)
@@ -170,80 +164,60 @@ def _asked(
     arms = tuple(
         arm._replace(max_new=new_tokens(lm, original, max_new, arm.fork_pos)) for arm in boundaries.arms(lm, original)
     )
-    return Asked(
-        methods, original, arms, drawing, samples, split, stub, candidates, embedder, reference, method == "all", suppress,
+    task = Task(
+        lm,
+        original,
+        reference,
+        samples,
+        drawing.sampling.seed,
+        answer,
+        split,
+        stub,
+        candidates,
+        embedder,
+        suppress,
         chosen,
-    )  # fmt: skip
+    )
+    return Plan(methods, task, arms, drawing, method == "all")
 
 
-def _arguments(source: stores.Run, lm: LanguageModel, asked: Asked, branch: int, expect: str | None) -> dict[str, Any]:
-    sampling = {**asdict(asked.drawing.sampling), "stop": list(asked.drawing.sampling.stop)}
+def _arguments(source: stores.Run, lm: LanguageModel, plan: Plan, branch: int, expect: str | None) -> dict[str, Any]:
+    task, drawing = plan.task, plan.drawing
     return {
-        "source": source.run_id, "branch": branch, "methods": list(asked.methods), "samples": asked.samples,
-        "max_new": asked.drawing.max_new, "sampling": sampling, "answer": asked.drawing.how, "expect": expect,
-        "split": asked.split, "stub": asked.stub, "candidates": list(asked.candidates), "embedder": asked.embedder,
-        **({"suppress": asked.suppress} if asked.suppress else {}),
-        **({"heads": [list(place) for place in asked.heads.places]} if asked.heads else {}),
-        "prompt_id": asked.original.prompt_id, **asked.original.chat.arguments(), "generate": asked.drawing.max_new,
+        "source": source.run_id, "branch": branch, "methods": [method.name for method in plan.methods], "samples": task.samples,
+        "max_new": drawing.max_new, "sampling": {**asdict(drawing.sampling), "stop": list(drawing.sampling.stop)},
+        "answer": task.answer, "expect": expect,
+        "split": task.split, "stub": task.stub, "candidates": list(task.candidates), "embedder": task.embedder,
+        **({"suppress": task.suppress} if task.suppress else {}),
+        **({"heads": [list(place) for place in task.heads.places]} if task.heads else {}),
+        "prompt_id": task.original.prompt_id, **task.original.chat.arguments(), "generate": drawing.max_new,
         "model": lm.name, "dtype": str(lm.dtype),
     }  # fmt: skip
 
 
-def _measure(
-    lm: LanguageModel, writer: stores.Writer, asked: Asked, progress: Progress | None
-) -> tuple[list[Row], dict[str, np.ndarray], dict[str, Any]]:
-    """Rows of every method, step x step matrices, and what else the methods say, by method."""
-    rows: list[Row] = []
-    matrices: dict[str, np.ndarray] = {}
-    more: dict[str, Any] = {}
-    if set(asked.methods) & set(DRAWN):
-        draw(lm, writer, asked.arms, range(asked.samples), asked.drawing, progress)
-        more["max_new"] = [arm.max_new for arm in asked.arms]
-        names = [arm.name for arm in asked.arms]
-        more["truncated"], said = truncation.across(writer.read("branches"), names, asked.samples)
-        for text in said:
+def _measure(writer: stores.Writer, plan: Plan) -> tuple[dict[str, Any], dict[str, Measured]]:
+    """What is to be said of the draws, and what each method gives."""
+    task, summary, found = plan.task, {}, {}
+    if plan.sampled:
+        draw(task.lm, writer, plan.arms, range(task.samples), plan.drawing, task.progress)
+        names = [arm.name for arm in plan.arms]
+        shares, warnings = truncation.across(writer.read("branches"), names, task.samples)
+        summary = {"max_new": [arm.max_new for arm in plan.arms], "truncated": shares}
+        for text in warnings:
             writer.warn(text)
-    for method in asked.methods:
+    for method in plan.methods:
         try:
-            rows += _by(method, lm, writer, asked, matrices, more, progress)
+            found[method.name] = resolve_name(method.measure)(task)
         except ProbeError as error:
-            if not asked.everything:
+            if not plan.everything:
                 raise
-            writer.warn(f"{method} was left out: {error.message}")
-    return discovered(rows), matrices, more
+            writer.warn(f"{method.name} was left out: {error.message}")
+    return summary, found
 
 
-def _by(
-    method: str, lm: LanguageModel, writer: stores.Writer, asked: Asked, matrices: dict[str, np.ndarray],
-    more: dict[str, Any], progress: Progress | None,
-) -> list[Row]:  # fmt: skip
-    original, seed = asked.original, asked.drawing.sampling.seed
-    if method == "resampling":
-        found = writer.read("branches")
-        return boundaries.resampling(found, len(original.steps), asked.reference, n=asked.samples, seed=seed)
-    if method == "counterfactual":
-        rows, more[method] = otherwise.counterfactual(
-            lm, writer, original, n=asked.samples, split=asked.split, embedder=asked.embedder, reference=asked.reference,
-            seed=seed,
-        )  # fmt: skip
-        return rows
-    if method == "rescore":
-        rows, matrices[method] = dependence.rescored(lm, original, progress)
-        return rows
-    if method == "suppression":
-        rows, matrices[method] = dependence.suppressed(lm, original, progress, place=asked.suppress)
-        return rows
-    if method == "early-answer":
-        rows, more[method] = early_answers.early_answers(
-            lm, original, stub=asked.stub, how=asked.drawing.how, reference=asked.reference, candidates=asked.candidates,
-            progress=progress,
-        )  # fmt: skip
-        return rows
-    rows, more[method] = receiver_heads.received(lm, original, seed=seed, heads=asked.heads)
-    return rows
-
-
-def _keep_matrix(writer: stores.Writer, name: str, matrix: np.ndarray) -> None:
+def _keep_matrix(writer: stores.Writer, name: str, matrix: np.ndarray | None) -> None:
+    if matrix is None:
+        return
     source, target = np.nonzero(~np.isnan(matrix))
     if len(source):
         writer.write("dependence", {
@@ -252,14 +226,19 @@ def _keep_matrix(writer: stores.Writer, name: str, matrix: np.ndarray) -> None:
         })  # fmt: skip
 
 
-def _summary(asked: Asked, rows: list[Row], more: dict[str, Any]) -> dict[str, Any]:
+def _summaries(measured: dict[str, Measured]) -> dict[str, Any]:
+    """What methods say besides their rows, by method."""
+    return {name.replace("-", "_"): one.summary for name, one in measured.items() if one.summary}
+
+
+def _summary(plan: Plan, rows: list[Row]) -> dict[str, Any]:
     by: dict[str, dict[int, Row]] = {}
     for row in rows:
         by.setdefault(row.method, {})[row.step] = row
     return {
-        "steps": len(asked.original.steps), "methods": list(by), "samples": asked.samples, "reference": asked.reference,
-        "most_important": {name: _top(list(found.values())) for name, found in by.items()},
-        "agreement": _agreement(by), **{key.replace("-", "_"): value for key, value in more.items()},
+        "steps": len(plan.task.original.steps), "methods": list(by), "samples": plan.task.samples,
+        "reference": plan.task.reference,
+        "most_important": {name: _top(list(found.values())) for name, found in by.items()}, "agreement": _agreement(by),
     }  # fmt: skip
 
 

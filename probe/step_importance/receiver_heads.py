@@ -6,14 +6,15 @@ Bogdan et al. 2025 (2506.19143). A pattern is averaged to step x step while it i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from probe import stats
 from probe.capturing import AttentionSpec, MemorySink, read
 from probe.errors import BadOption, RunError
-from probe.step_importance.rows import Row
+from probe.step_importance.task import Heads, Measured, Row, Task
 from probe.store import Run
 from probe.texts import Trajectory
 
@@ -104,9 +105,7 @@ def shuffled(matrix: np.ndarray, random: np.random.Generator, gap: int = GAP) ->
     return mixed
 
 
-def received(
-    lm: LanguageModel, original: Trajectory, *, seed: int = 0, heads: Heads | None = None
-) -> tuple[list[Row], dict[str, Any]]:
+def received(task: Task) -> Measured:
     """A row a step: the mean vertical score over the receiver heads. `control`: over all heads alike.
 
     heads: those chosen on another text; without, the HEADS heads (at most one in FEW) of largest kurtosis on this one,
@@ -116,7 +115,7 @@ def received(
     the steps, and what the kurtosis is where each row's weights are shuffled among the steps that it can count for.
     Raises `BadOption` for fewer than GAP + LEAST steps.
     """
-    found = looks(lm, original)
+    heads, found = task.heads, looks(task.lm, task.original)
     n = found.matrix.shape[-1]
     if n < GAP + LEAST:
         raise BadOption(
@@ -133,15 +132,13 @@ def received(
         for i in range(n)
         if not np.isnan(mean[i])
     ]  # fmt: skip
-    return rows, {
+    return Measured(rows, summary={
         "heads": [{"layer": found.names[h][0], "head": found.names[h][1], "kurtosis": float(spread[h])} for h in best],
-        "chosen_on": text, **_controls(found, scores, best, seed=seed, chosen_here=heads is None),
-    }  # fmt: skip
+        "chosen_on": text, **_controls(found, scores, best, seed=task.seed, chosen_here=heads is None),
+    })  # fmt: skip
 
 
 def _controls(found: Looks, scores: np.ndarray, best: np.ndarray, *, seed: int, chosen_here: bool) -> dict[str, Any]:
-    from probe import stats
-
     n, mean = scores.shape[-1], scores[best].mean(axis=0)
     mass = found.matrix[best] * found.keys
     within = np.abs(np.subtract.outer(np.arange(n), np.arange(n))) <= 1
@@ -161,13 +158,6 @@ def _controls(found: Looks, scores: np.ndarray, best: np.ndarray, *, seed: int, 
         "without_first_step": stats.spearman(mean[1:][seen], unsunk[1:][seen]), "split_half": stats.spearman(*halves),
         "kurtosis_shuffled": float(np.mean(drawn)), "kurtosis_shuffled_high": float(np.quantile(drawn, 0.95)),
     }  # fmt: skip
-
-
-class Heads(NamedTuple):
-    """Receiver heads (layer, head) and on which text they were chosen, in words."""
-
-    places: tuple[tuple[int, int], ...]
-    text: str
 
 
 def heads_of(run: Run, source: Run) -> Heads:
