@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from probe import store, tables
 from probe.errors import BadOption, ProbeError, RunError, StorageFull
-from probe.store import columns, merging, pages, papers, vectors
+from probe.store import columns, durable, merging, papers, parts
 
 RNG = np.random.default_rng(0)
 EVERY = store.Limits(bytes=1)  # a flush after every unit
@@ -114,26 +114,48 @@ def test_vectors_come_back_as_they_were(tmp_path: Path, how: str) -> None:
     np.testing.assert_array_equal(run.activation("mlp_out", 3), expected[:, :7])
 
 
+@pytest.mark.parametrize("plain", [True, False])
 @pytest.mark.parametrize("name", ["activations", "attention", "scores"])
-def test_our_vector_pages_hold_what_pyarrow_would_write(tmp_path: Path, name: str) -> None:
+def test_every_reader_shows_the_numbers_that_were_written(tmp_path: Path, name: str, plain: bool) -> None:
     """Ragged, empty and null lists, null numbers and words, many pages and groups: pyarrow, DuckDB and polars agree."""
     schema = tables.schema(name)
     path = tmp_path / "x.parquet"
     written = []
-    with path.open("wb") as file:
-        writer = vectors.VectorWriter(file.write, schema)
-        for n, widest in ((1, 3), (9, 1), (257, 40), (24, 60_000), (8, 0)):
-            table = pa.Table.from_arrays([random_column(field.type, n, widest) for field in schema], schema=schema)
-            writer.write_table(table.slice(1) if n == 257 else table)
-            written.append(table.slice(1) if n == 257 else table)
-        writer.close()
+    file = parts.File(path, schema, plain=plain)
+    for n, widest in ((1, 3), (9, 1), (257, 40), (24, 60_000), (8, 0)):
+        table = pa.Table.from_arrays([random_column(field.type, n, widest) for field in schema], schema=schema)
+        written.append(table.slice(1) if n == 257 else table)
+        file.write(written[-1])
+    file.seal()
+    durable.settle(path)
     expected = pa.concat_tables(written)
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        assert file.schema_arrow.equals(schema, check_metadata=True)
-        assert expected.num_rows == file.metadata.num_rows
-        assert plain(file.read()) == plain(expected)
-    assert plain(duckdb.sql(f"from '{path}'").to_arrow_table()) == plain(expected)
-    assert plain(pl.read_parquet(path).to_arrow()) == plain(expected)
+    with pq.ParquetFile(path, page_checksum_verification=True) as opened:
+        assert opened.schema_arrow.equals(schema, check_metadata=True)
+        assert expected.num_rows == opened.metadata.num_rows
+        assert cells(opened.read()) == cells(expected)
+    assert cells(duckdb.sql(f"from '{path}'").to_arrow_table()) == cells(expected)
+    assert cells(pl.read_parquet(path).to_arrow()) == cells(expected)
+    values = pd.read_parquet(path).select_dtypes(object)  # columns of arrays: numbers, not objects or bytes
+    shown = [cell for column in values for cell in values[column] if isinstance(cell, np.ndarray)]
+    assert shown and {cell.dtype.kind for cell in shown} <= {"f", "i"}
+
+
+@pytest.mark.parametrize(("how", "codec", "encoding"), [
+    ("exact", "UNCOMPRESSED", "PLAIN"), ("bf16", "ZSTD", "BYTE_STREAM_SPLIT"),
+])  # fmt: skip
+def test_exact_vectors_lie_plain_and_rounded_ones_are_packed(
+    tmp_path: Path, how: str, codec: str, encoding: str
+) -> None:
+    with store.create(tmp_path / "r", command="trace", arguments={}) as writer:
+        with writer.unit("0"):
+            writer.write("activations", acts(0, 0, 300), store=how)
+        writer.finish(summary={})
+    group = pq.read_metadata(tmp_path / "r" / "activations" / "part-00000.parquet").row_group(0)
+    columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
+    vectors = columns["vector.list.element"]
+    assert (vectors.compression, vectors.is_stats_set) == (codec, False) and encoding in vectors.encodings
+    assert columns["layer"].statistics.max == 0 and columns["pos"].statistics.max == 299  # what `scan` skips by
+    assert all(column.has_offset_index for column in columns.values())
 
 
 def random_column(type: pa.DataType, n: int, widest: int) -> pa.Array:
@@ -150,22 +172,12 @@ def random_column(type: pa.DataType, n: int, widest: int) -> pa.Array:
     return pa.array(RNG.integers(-5, 300, n), mask=missing).cast(type)
 
 
-def plain(table: pa.Table) -> list[tuple[Any, ...]]:
+def cells(table: pa.Table) -> list[tuple[Any, ...]]:
     """Rows, whatever the reader's types are called."""
     found = []
     for column in table.columns:
-        cells = column.to_pylist()
-        found.append([np.float32(c).tobytes() if isinstance(c, (float, list)) else c for c in cells])
+        found.append([np.float32(c).tobytes() if isinstance(c, (float, list)) else c for c in column.to_pylist()])
     return list(zip(*found, strict=True))
-
-
-def test_packed_levels_of_every_width() -> None:
-    for width in (1, 2, 3, 7, 9):
-        values = RNG.integers(0, 2**width, 21)
-        header, body = pages._packed(values, width)[0], pages._packed(values, width)[1:]
-        assert header == (3 << 1 | 1)
-        bits = np.unpackbits(np.frombuffer(body, np.uint8), bitorder="little").reshape(-1, width)
-        np.testing.assert_array_equal((bits * (1 << np.arange(width))).sum(1)[:21], values)
 
 
 def test_an_integer_that_does_not_fit_is_not_wrapped() -> None:

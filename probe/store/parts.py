@@ -9,27 +9,36 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from probe.store import durable, vectors
+from probe.store import durable
 
 COALESCE_ROWS = 256  # fewer rows than this wait for more, or every row group would cost more than it holds
 _GROUP_BYTES = 16 << 20
 
 
-def options(schema: pa.Schema) -> dict[str, Any]:
-    """Encodings: floats split by bytes and zstd, everything else a dictionary; statistics of flat columns only."""
+def options(schema: pa.Schema, *, plain: bool) -> dict[str, Any]:
+    """Encodings: floats split by bytes and zstd, all else a dictionary; statistics of flat columns only.
+
+    plain: lists of floats as they lie in memory. Exact ones hardly compress (27 of 32 bits), and take half as long so.
+    """
     floats: list[str] = []
     others: list[str] = []
     flat: list[str] = []
+    packed: dict[str, str] = {}
     for field in schema:
         nested = pa.types.is_list(field.type)
         leaf = field.type.value_type if nested else field.type
         path = f"{field.name}.list.element" if nested else field.name
-        (floats if pa.types.is_floating(leaf) else others).append(path)
+        as_is = plain and nested and pa.types.is_floating(leaf)
+        packed[path] = "none" if as_is else "zstd"
+        if not pa.types.is_floating(leaf):
+            others.append(path)
+        elif not as_is:
+            floats.append(path)
         if not nested:
             flat.append(field.name)
     return {
-        "compression": "zstd",
-        "compression_level": 1,
+        "compression": packed,
+        "compression_level": {path: 1 for path, how in packed.items() if how == "zstd"},
         "use_dictionary": others,
         "use_byte_stream_split": floats,
         "write_statistics": flat,
@@ -39,6 +48,12 @@ def options(schema: pa.Schema) -> dict[str, Any]:
     }
 
 
+def plainly(table: pa.Table) -> bool:
+    """Whether exact rows are stored plain: their only lists are of floats, as vectors and whole rows of attention are."""
+    lists = [column for column in table.columns if pa.types.is_list(column.type) and column.null_count < len(column)]
+    return bool(lists) and all(pa.types.is_floating(column.type.value_type) for column in lists)
+
+
 def group_rows(table: pa.Table) -> int:
     """Rows of a row group: all of them, or about 16 MB."""
     each = max(1, table.nbytes // max(1, table.num_rows))
@@ -46,17 +61,12 @@ def group_rows(table: pa.Table) -> int:
 
 
 class File:
-    """A Parquet file under its temporary name, written through the hashing sink. `raw`: see `vectors.py`."""
+    """A Parquet file under its temporary name, written through the hashing sink. `plain`: see `options`."""
 
-    def __init__(self, path: Path, schema: pa.Schema, *, raw: bool = False) -> None:
+    def __init__(self, path: Path, schema: pa.Schema, *, plain: bool = False) -> None:
         self.path = path
         self._sink = durable.Sink(durable.temporary(path))
-        self._writer: Any = None
-        if raw:
-            self._raw: vectors.VectorWriter | None = vectors.VectorWriter(self._sink.write, schema)
-        else:
-            self._raw = None
-            self._writer = pq.ParquetWriter(pa.PythonFile(self._sink, mode="w"), schema, **options(schema))
+        self._writer = pq.ParquetWriter(pa.PythonFile(self._sink, mode="w"), schema, **options(schema, plain=plain))
 
     @property
     def bytes(self) -> int:
@@ -65,21 +75,16 @@ class File:
     def write(self, table: pa.Table) -> int:
         """Append rows; how many row groups they became."""
         size = group_rows(table)
-        if self._raw is None:
-            self._writer.write_table(table, row_group_size=size)
-        else:
-            for start in range(0, table.num_rows, size):
-                self._raw.write_table(table.slice(start, size))
+        self._writer.write_table(table, row_group_size=size)
         return -(-table.num_rows // size)
 
     def seal(self) -> durable.Written:
         """Write the footer and sync; still under the temporary name."""
-        (self._raw or self._writer).close()
+        self._writer.close()
         return self._sink.seal()
 
     def abandon(self) -> None:
-        if self._raw is None:
-            self._writer.is_open = False  # its destructor must not write a footer
+        self._writer.is_open = False  # its destructor must not write a footer
         self._sink.abandon()
 
 
@@ -102,11 +107,11 @@ def write_file(path: Path, schema: pa.Schema, batches: Any) -> tuple[int, durabl
 class Part:
     """A part of a large table while it grows. Rows can be dropped again (`drop`) until it is sealed."""
 
-    def __init__(self, path: Path, schema: pa.Schema, *, raw: bool) -> None:
-        self.path, self.schema, self.raw = path, schema, raw
+    def __init__(self, path: Path, schema: pa.Schema, *, plain: bool) -> None:
+        self.path, self.schema, self.plain = path, schema, plain
         self.rows = 0
         self.groups = 0
-        self._file = File(path, schema, raw=raw)
+        self._file = File(path, schema, plain=plain)
         self._waiting: list[pa.Table] = []
         self._dropped: list[tuple[int, int]] = []
         self._written: durable.Written | None = None
@@ -156,7 +161,7 @@ class Part:
 
     def _rewrite(self) -> None:
         """Copy what was not dropped to a second file that takes the place of the first."""
-        second = File(self.path.with_name("kept-" + self.path.name), self.schema, raw=self.raw)
+        second = File(self.path.with_name("kept-" + self.path.name), self.schema, plain=self.plain)
         try:
             with pq.ParquetFile(durable.temporary(self.path)) as source:
                 start = 0

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from probe import tables
 from probe.errors import StorageFull
-from probe.store import durable, merging, parts, vectors
+from probe.store import durable, merging, parts
 from probe.store.journal import Journal
 
 JOINED = 64  # tables of units that become one
@@ -114,7 +114,7 @@ class Disk:
             self._small_bytes += table.nbytes
             return
         with self._guarded(), durable.uninterrupted():
-            self._part(name, raw=store == "exact" and vectors.fits(table)).append(table)
+            self._part(name, plain=store == "exact" and parts.plainly(table)).append(table)
 
     def commit(self, key: str) -> None:
         self._units.append(key)
@@ -188,15 +188,15 @@ class Disk:
         with suppress(OSError):
             self.abandon()
 
-    def _part(self, name: str, *, raw: bool) -> parts.Part:
+    def _part(self, name: str, *, plain: bool) -> parts.Part:
         open_ = self._large[name]
-        if open_ and open_[-1].raw == raw and not self._full(open_[-1]):
+        if open_ and open_[-1].plain == plain and not self._full(open_[-1]):
             return open_[-1]
         if open_:
             open_[-1].close()
         (self.folder / name).mkdir(exist_ok=True)
         number = self.journal.next_part(name) + len(open_)
-        open_.append(parts.Part(self.folder / name / f"part-{number:05d}.parquet", tables.schema(name), raw=raw))
+        open_.append(parts.Part(self.folder / name / f"part-{number:05d}.parquet", tables.schema(name), plain=plain))
         return open_[-1]
 
     def _full(self, part: parts.Part) -> bool:
