@@ -225,3 +225,21 @@ def test_another_prompt_goes_through_the_template_as_the_first_did(lm: LanguageM
     prefix = "".join(own["token"]).removeprefix("<s>")
     assert prefix.startswith("[system] Be brief.\n[user] b?\ncalm")
     assert done.summary["sampling"]["temperature"] == 0.6
+
+
+@pytest.mark.parametrize("content", ["Be brief.", parts("Be ", "brief.")])
+def test_another_prompt_beside_messages_keeps_their_system_message(
+    lm: LanguageModel, content: Any, tmp_path: Path
+) -> None:
+    """Messages of a file go through the template unasked: so does `prompt_b`, also of a run that was rewound before."""
+    lm.tokenizer.chat_template = PLAIN
+    rows = [{"messages": [user("first?")]}, {"messages": [user(content, "system"), user("a?")]}]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run = probe.trace(lm, tmp_path / "p.jsonl", generate=6, attention="none", out=None)
+    once = probe.rewind(run, lm=lm, prompt_id=1, to="-1", split="token", prompt_b="b?", samples=2, out=None)
+    again = probe.rewind(once, lm=lm, to="-1", split="token", prompt_b="b?", samples=2, out=None)
+    first = probe.rewind(run, lm=lm, prompt_id=0, to="-1", split="token", prompt_b="b?", samples=2, out=None)
+    for done, begin in ((once, "[system] Be brief.\n"), (again, "[system] Be brief.\n"), (first, "")):
+        edited = done.branches[done.branches["arm"] == "edited"].iloc[0]
+        own = done.tokens[done.tokens["branch"] == edited["branch"]].sort_values("pos")
+        assert "".join(own["token"]).removeprefix("<s>").startswith(f"{begin}[user] b?\n")

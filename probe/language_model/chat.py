@@ -90,7 +90,7 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], chat: Chat, *,
     not end, or leaves out a text that a message holds (unless the loss is allowed).
     """
     check_options(tokenizer, chat.options, name)
-    plain = [_joined(i, message) for i, message in enumerate(messages)]
+    plain = [joined(i, message) for i, message in enumerate(messages)]
     write = _writer(tokenizer, chat, awaited, name)
     first: Rendering | BadPrompt
     try:
@@ -124,7 +124,7 @@ def check_options(tokenizer: Any, options: Mapping[str, Any], name: str) -> None
             raise BadOption(f"the chat template of '{name}' does not read '{option}'", hint="is it spelt as there?")
 
 
-def _joined(i: int, message: Mapping[str, Any]) -> Message:
+def joined(i: int, message: Mapping[str, Any]) -> Message:
     """A message whose content is one text, parts put together as they are."""
     content = message.get("content")
     if not isinstance(content, list | tuple):

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, NamedTuple, overload
 
 from probe.errors import BadOption, BadPrompt
 from probe.files import Row, read_rows
+from probe.language_model.chat import joined
 
 NAMES = ("messages", "prompt")  # the first that has a value is read
 FOR_TEMPLATES = ("tools", "documents")  # what stands beside messages for a template to write
@@ -66,6 +67,13 @@ def as_prompts(given: Any) -> Sequence[Prompt]:
     if not prompts:
         raise BadPrompt("no prompts given", hint="give at least one text")
     return prompts
+
+
+def system_of(text: str) -> str | None:
+    """The system message of a prompt (see `Prompt.text`) that is messages; None where there is none."""
+    messages = _messages(text)
+    first = messages[0] if _is_chat(messages) else {}
+    return str(joined(0, first)["content"]) if first.get("role") == "system" else None
 
 
 def read_prompts(source: Path | BinaryIO, *, kind: str | None = None, column: str | None = None) -> Sequence[Prompt]:

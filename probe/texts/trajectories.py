@@ -15,6 +15,7 @@ from probe.language_model.chat import Chat
 from probe.spans import Step, check_split, steps_from
 from probe.store import Run
 from probe.texts.columns import scored_step_columns
+from probe.texts.prompts import system_of
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -32,6 +33,7 @@ class Trajectory:
     n_prompt: int
     pieces: Pieces
     steps: tuple[Step, ...]
+    chat: Chat
     arguments: Mapping[str, Any]
 
     @property
@@ -43,15 +45,6 @@ class Trajectory:
     def offsets(self) -> list[tuple[int, int]]:
         """The characters of each token."""
         return self.pieces.offsets
-
-    @property
-    def chat(self) -> Chat:
-        """How the run's prompts became a conversation."""
-        given = self.arguments
-        return Chat(
-            bool(given.get("chat")), given.get("system"), given.get("template_options") or {},
-            bool(given.get("allow_template_loss")),
-        )  # fmt: skip
 
     @property
     def completion(self) -> str:
@@ -76,8 +69,22 @@ def trajectory(
     pieces = lm.pieces(ids)
     return Trajectory(
         chosen, tuple(ids), n_prompt, pieces, tuple(steps_from(pieces.text, pieces.offsets, n_prompt, split)),
-        run.manifest["arguments"],
+        chat_of(run, chosen), run.manifest["arguments"],
     )  # fmt: skip
+
+
+def chat_of(run: Run, prompt_id: int) -> Chat:
+    """How a prompt of the run became a conversation: as the run's arguments say, or by its own messages."""
+    given = run.manifest["arguments"]
+    own = run.scan("tokens", columns=["template"], prompt_id=prompt_id, branch=0)["template"]
+    templated = own.null_count < len(own)  # messages go through the template unasked
+    text = run.scan("prompts", columns=["text"], prompt_id=prompt_id)["text"][0].as_py()
+    return Chat(
+        bool(given.get("chat")) or templated,
+        given.get("system") or (system_of(text) if templated else None),
+        given.get("template_options") or {},
+        bool(given.get("allow_template_loss")),
+    )
 
 
 def chosen_prompt(run: Run, asked: int | None) -> int:
