@@ -11,7 +11,7 @@ from probe.decoding import Sampling
 from probe.errors import RunError
 from probe.interventions import applying, parse_all
 from probe.language_model import check_model, model_of
-from probe.texts import Prompt, TokenSequence
+from probe.texts import TokenSequence, recorded_sequence
 from probe.texts.explaining import explained, explanation
 from probe.tracing.reading import explain_ids
 
@@ -39,7 +39,7 @@ def explain(
     assert asked is not None
     lm = lm or model_of(source)
     check_model(source, lm)
-    sequence = _sequence(source, lm, prompt_id, str(arguments["split"]))
+    sequence = recorded_sequence(source, lm, prompt_id, 0, str(arguments["split"]))
     edits = parse_all(lm, arguments.get("edit") or (), seed=sampling.seed)
     path = stores.fresh_path("explain") if out == "auto" else Path(out) if out else None
     about = {
@@ -53,19 +53,8 @@ def explain(
             explain_ids(lm, sequence, asked, sampling, writer)
         return writer.finish(
             summary={"explained": explained(writer.read)}, model=lm.identity, anatomy=lm.anatomy.to_dict(),
-            seed=sampling.seed, parent={"run": source.run_id, "path": str(source.path) if source.path else None},
+            seed=sampling.seed, parent=sequence.parent,
         )  # fmt: skip
-
-
-def _sequence(source: stores.Run, lm: LanguageModel, prompt_id: int, split: str) -> TokenSequence:
-    """A prompt of the run with what was generated, as it was when it was traced."""
-    rows = source.scan("tokens", columns=["pos", "token_id", "segment"], prompt_id=prompt_id, branch=0).sort_by("pos")
-    if not rows.num_rows:
-        raise RunError(f"the run has no tokens of prompt {prompt_id}", hint="the table 'prompts' lists them")
-    n_prompt = sum(segment == "prompt" for segment in rows["segment"].to_pylist())
-    sequence = TokenSequence(Prompt(prompt_id, ""), "", rows["token_id"].to_pylist(), n_prompt)
-    sequence.finish(lm, None, split)
-    return sequence
 
 
 def _edited(lm: LanguageModel, edits: Any, sequence: TokenSequence) -> Any:

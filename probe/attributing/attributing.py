@@ -17,7 +17,8 @@ from probe.attributing.seen import Seen, see
 from probe.attributing.sources import Sources, sources
 from probe.errors import BadOption
 from probe.language_model.answers import two_answers
-from probe.texts.subjects import Subject, find_subject
+from probe.sites import parse_where
+from probe.texts import TokenSequence, read_source
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -48,11 +49,11 @@ def attribute(
     Tables: `attribution`, `attribution_sources`. Raises `SiteAbsent` where head or final norm are not linear once the scale
     is frozen, `BadPrompt`, `BadPlace`, `BadOption`, `RunError`, `NonFinite`.
     """
-    lm, subject = find_subject(lm, source, **where)
-    positions = subject.positions(position)
-    ids, notes = _asked(lm, answer, against, after=subject.ids[: positions[-1] + 1])
+    lm, sequence = read_source(lm, source, **where)
+    positions = sequence.positions(parse_where(position))
+    ids, notes = _asked(lm, answer, against, after=sequence.ids[: positions[-1] + 1])
     arguments = {
-        "source": subject.run.run_id if subject.run else None, "ids": subject.ids, "answer": answer, "against": against,
+        "source": sequence.run.run_id if sequence.run else None, "ids": sequence.ids, "answer": answer, "against": against,
         "position": position, "by_source": by_source, "model": lm.name, "dtype": str(lm.dtype),
     }  # fmt: skip
     path = stores.place_for("attribute", out, word=(answer or "").strip(), resume=resume)
@@ -62,7 +63,7 @@ def attribute(
             return writer.whole
         if progress:
             progress("reading", 0, passes)
-        seen = see(lm, subject.ids, positions)
+        seen = see(lm, sequence.ids, positions)
         ids = ids or (int(seen.logits[-1].argmax()), None)
         logit, parts = _parts(lm, seen, ids)
         if progress:
@@ -70,15 +71,15 @@ def attribute(
         found: list[Sources] = []
         if by_source:
             widths = {i: seen.values[lm.anatomy.layers[i].taps["z"]].shape[-1] for i in parts.heads}
-            found, more = sources(lm, subject.ids, positions, parts, widths)
+            found, more = sources(lm, sequence.ids, positions, parts, widths)
             parts.notes += more
-        for note in (*subject.sequence.notes, *notes, *_grouped(parts.notes)):
+        for note in (*sequence.notes, *notes, *_grouped(parts.notes)):
             writer.warn(note)
         with writer.unit("attribution", again=True):
-            _keep(writer, subject, positions, parts, found)
+            _keep(writer, sequence, positions, parts, found)
         return writer.finish(
-            summary=_summary(lm, subject, positions, ids, logit, parts), model=lm.identity,
-            anatomy=lm.anatomy.to_dict(), parent=subject.parent(),
+            summary=_summary(lm, sequence, positions, ids, logit, parts), model=lm.identity,
+            anatomy=lm.anatomy.to_dict(), parent=sequence.parent,
         )  # fmt: skip
 
 
@@ -87,18 +88,18 @@ def plan_attribute(
     by_source: bool = False, **where: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """What `attribute` would compute and write; keywords as there. Runs nothing."""
-    lm, subject = find_subject(lm, source, **where)
-    positions = subject.positions(position)
-    _asked(lm, answer, against, after=subject.ids[: positions[-1] + 1])
+    lm, sequence = read_source(lm, source, **where)
+    positions = sequence.positions(parse_where(position))
+    _asked(lm, answer, against, after=sequence.ids[: positions[-1] + 1])
     n, anatomy = len(positions), lm.anatomy
     heads = sum(layer.n_heads for layer in anatomy.layers)
     rows = n * (heads + 2 * anatomy.n_layers + 2)
     tables = {"attribution": {"rows": rows, "bytes": 20 * rows}}
     if by_source:
-        rows = n * heads * len(subject.ids)
+        rows = n * heads * len(sequence.ids)
         tables["attribution_sources"] = {"rows": rows, "bytes": 10 * rows}
     return {
-        "model": lm.name, "tokens": len(subject.ids), "positions": n, "read_passes": 1 + by_source, "tables": tables,
+        "model": lm.name, "tokens": len(sequence.ids), "positions": n, "read_passes": 1 + by_source, "tables": tables,
     }  # fmt: skip
 
 
@@ -140,11 +141,13 @@ def _grouped(notes: list[str]) -> list[str]:
     ]  # fmt: skip
 
 
-def _keep(writer: stores.Writer, subject: Subject, positions: list[int], parts: Parts, found: list[Sources]) -> None:
-    prompt, total = subject.sequence.prompt.prompt_id, parts.total().numpy()
+def _keep(
+    writer: stores.Writer, sequence: TokenSequence, positions: list[int], parts: Parts, found: list[Sources]
+) -> None:
+    prompt, total = sequence.prompt.prompt_id, parts.total().numpy()
     writer.write("prompts", {
-        "prompt_id": [prompt], "text": [subject.sequence.prompt.text], "rendered": [subject.sequence.rendered],
-        "n_tokens": [subject.sequence.n_prompt], "error": [""],
+        "prompt_id": [prompt], "text": [sequence.prompt.text], "rendered": [sequence.rendered],
+        "n_tokens": [sequence.n_prompt], "error": [""],
     })  # fmt: skip
     n = len(parts.found)
     for i, position in enumerate(positions):
@@ -165,13 +168,18 @@ def _keep(writer: stores.Writer, subject: Subject, positions: list[int], parts: 
 
 
 def _summary(
-    lm: LanguageModel, subject: Subject, positions: list[int], ids: tuple[int, int | None], logit: Logit, parts: Parts
+    lm: LanguageModel,
+    sequence: TokenSequence,
+    positions: list[int],
+    ids: tuple[int, int | None],
+    logit: Logit,
+    parts: Parts,
 ) -> dict[str, Any]:
     """The sum at each position, and the strongest parts at the last one."""
     total = parts.total()
     at = [
         {
-            "pos": position, "token": lm.label(subject.ids[position], subject.tokens[position]),
+            "pos": position, "token": lm.label(sequence.ids[position], sequence.tokens[position]),
             "logit": float(logit.given[i]),
             "before_cap": float(logit.before_cap[i]), "sum": float(total[i]), "residual": float(logit.before_cap[i] - total[i]),
         }
@@ -183,7 +191,7 @@ def _summary(
         "down": [_shown(part) for part in order[::-1][:SHOWN] if float(part.value[-1]) < 0],
     }
     return {
-        "tokens": len(subject.ids), "answer": lm.token_text(ids[0]),
+        "tokens": len(sequence.ids), "answer": lm.token_text(ids[0]),
         "against": None if ids[1] is None else lm.token_text(ids[1]), "cap": lm.anatomy.readout.cap,
         "components": len(parts.found), "positions": at, **strongest,
     }  # fmt: skip

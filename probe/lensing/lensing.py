@@ -17,9 +17,8 @@ from probe.capturing.logits import unembedding
 from probe.errors import BadEdit, BadOption
 from probe.interventions import Edit, applying, parse_all
 from probe.language_model.answers import first_token
-from probe.sites import parse_places, resolve
-from probe.texts import prompt_columns, scored_columns
-from probe.texts.subjects import Subject, find_subject
+from probe.sites import parse_places, parse_where, resolve
+from probe.texts import TokenSequence, prompt_columns, read_source, scored_columns
 
 if TYPE_CHECKING:
     from probe.capturing.sinks import Columns
@@ -48,17 +47,17 @@ def lens(
     longer changes), `prompts`, `tokens`. Raises `SiteAbsent` where norm and head could not be verified, `BadPrompt`,
     `BadPlace`, `BadEdit`, `BadOption`, `RunError`, `NonFinite`.
     """
-    lm, subject = find_subject(lm, source, **where)
-    positions = subject.positions(position)
-    edits, notes = _edits(lm, edit, seed), _notes(subject, edit)
+    lm, sequence = read_source(lm, source, **where)
+    positions = sequence.positions(parse_where(position))
+    edits, notes = _edits(lm, edit, seed), _notes(sequence, edit)
     if top < 1:
         raise BadOption(f"top is {top}", hint="it is at least 1")
     wanted = None
     if target is not None:
-        wanted, said = first_token(lm, target, "target", after=subject.ids[: positions[-1] + 1])
+        wanted, said = first_token(lm, target, "target", after=sequence.ids[: positions[-1] + 1])
         notes += said
     arguments: dict[str, Any] = {
-        "source": subject.run.run_id if subject.run else None, "ids": subject.ids, "target": target, "position": position,
+        "source": sequence.run.run_id if sequence.run else None, "ids": sequence.ids, "target": target, "position": position,
         "edit": [str(e) for e in edits], "top": top, "model": lm.name, "dtype": str(lm.dtype), "seed": seed,
     }  # fmt: skip
     path = stores.place_for("lens", out, word=(target or "").strip(), resume=resume)
@@ -67,16 +66,16 @@ def lens(
             return writer.whole
         if progress:
             progress("reading", 0, 1)
-        scores, tables, targets = _guessed(lm, subject, positions, edits, wanted, top)
+        scores, tables, targets = _guessed(lm, sequence, positions, edits, wanted, top)
         if progress:
             progress("reading", 1, 1)
         for note in notes:
             writer.warn(note)
         with writer.unit("lens", again=True):
-            settled = _keep(lm, writer, subject, scores, tables, positions, targets)
+            settled = _keep(lm, writer, sequence, scores, tables, positions, targets)
         return writer.finish(
-            summary=_summary(lm, subject, tables, settled, target, arguments["edit"]), model=lm.identity,
-            anatomy=lm.anatomy.to_dict(), seed=seed, parent=subject.parent(),
+            summary=_summary(lm, sequence, tables, settled, target, arguments["edit"]), model=lm.identity,
+            anatomy=lm.anatomy.to_dict(), seed=seed, parent=sequence.parent,
         )  # fmt: skip
 
 
@@ -85,14 +84,14 @@ def plan_lens(
 ) -> dict[str, Any]:
     """What `lens` would compute and write; keywords as there. Runs nothing."""
     edit, target, seed = more.pop("edit", ()), more.pop("target", None), more.pop("seed", 0)
-    lm, subject = find_subject(lm, source, **more)
+    lm, sequence = read_source(lm, source, **more)
     _edits(lm, edit, seed)
-    positions = subject.positions(position)
+    positions = sequence.positions(parse_where(position))
     if target is not None:
-        first_token(lm, target, "target", after=subject.ids[: positions[-1] + 1])
+        first_token(lm, target, "target", after=sequence.ids[: positions[-1] + 1])
     n, layers = len(positions), lm.anatomy.n_layers
     return {
-        "model": lm.name, "tokens": len(subject.ids), "positions": n, "read_passes": 1,
+        "model": lm.name, "tokens": len(sequence.ids), "positions": n, "read_passes": 1,
         "tables": {
             "lens": {"rows": n * layers, "bytes": n * layers * (ROW_BYTES - 56 + 14 * top)},
             "lens_positions": {"rows": n, "bytes": n * 40},
@@ -110,10 +109,10 @@ def _edits(lm: LanguageModel, given: str | Iterable[str | Edit], seed: int) -> t
     return edits
 
 
-def _notes(subject: Subject, edit: object) -> list[str]:
+def _notes(sequence: TokenSequence, edit: object) -> list[str]:
     """What has to be said of how a chat was rendered, and of a run that was made under edits which are not at work now."""
-    notes = list(subject.sequence.notes)
-    made = (subject.run.manifest["arguments"].get("edit") if subject.run else None) or []
+    notes = list(sequence.notes)
+    made = (sequence.run.manifest["arguments"].get("edit") if sequence.run else None) or []
     if made and isinstance(made, list) and not edit:
         notes.append(
             f"the run was made with edits ({'; '.join(map(str, made))}): give them with --edit to see them at work"
@@ -134,17 +133,22 @@ class _Streams(MemorySink):
 
 
 def _guessed(
-    lm: LanguageModel, subject: Subject, positions: list[int], edits: tuple[Edit, ...], wanted: int | None, top: int
+    lm: LanguageModel,
+    sequence: TokenSequence,
+    positions: list[int],
+    edits: tuple[Edit, ...],
+    wanted: int | None,
+    top: int,
 ) -> tuple[Scores, list[Columns], Tensor]:
     """Scores of the text, columns of `lens` for each layer, and the target at each position (pos,)."""
-    anatomy, ids, index = lm.anatomy, subject.batch(lm), torch.tensor(positions)
+    anatomy, ids, index = lm.anatomy, torch.tensor([sequence.ids], device=lm.device), torch.tensor(positions)
     cells = resolve(parse_places("resid_post@all"), n_layers=anatomy.n_layers, n_heads=anatomy.n_heads, has=anatomy.has)
-    n_prompt, sink = subject.sequence.n_prompt, _Streams(index)
-    with applying(lm, edits, ids=subject.ids, n_prompt=n_prompt, steps=subject.steps):
-        reading = read(lm, ids, [len(subject.ids)], sink=sink, cells=cells, top=top)
+    n_prompt, sink = sequence.n_prompt, _Streams(index)
+    with applying(lm, edits, ids=sequence.ids, n_prompt=n_prompt, steps=sequence.spans):
+        reading = read(lm, ids, [len(sequence.ids)], sink=sink, cells=cells, top=top)
     streams = [sink.stream[cell.layer] for cell in cells]
     (scores,) = reading.scores
-    following = torch.tensor([*subject.ids[1:], int(scores.top_ids[-1, 0])])
+    following = torch.tensor([*sequence.ids[1:], int(scores.top_ids[-1, 0])])
     targets = following[index] if wanted is None else torch.full_like(index, wanted)
     with torch.no_grad():  # outside of the edits: norm and head are called with rows that are not the text's
         tables = row_guesses(
@@ -154,13 +158,13 @@ def _guessed(
 
 
 def _keep(
-    lm: LanguageModel, writer: stores.Writer, subject: Subject, scores: Scores, tables: list[Columns],
+    lm: LanguageModel, writer: stores.Writer, sequence: TokenSequence, scores: Scores, tables: list[Columns],
     positions: list[int], targets: Tensor,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Write every table; the rows of `lens_positions`."""
-    sequence, key = subject.sequence, {"prompt_id": subject.sequence.prompt.prompt_id, "branch": subject.branch}
+    key = {"prompt_id": sequence.prompt.prompt_id, "branch": sequence.branch}
     writer.write("prompts", prompt_columns([sequence], []))
-    writer.write("tokens", scored_columns(sequence, scores, branch=subject.branch))
+    writer.write("tokens", scored_columns(sequence, scores, branch=sequence.branch))
     pos = np.asarray(positions, np.int32)
     for layer, columns in enumerate(tables):
         own = {name: np.asarray(values) for name, values in columns.items()}
@@ -168,8 +172,8 @@ def _keep(
     tops = np.stack([np.asarray(columns["top_ids"])[:, 0] for columns in tables])  # (layer, pos)
     rows = [
         {
-            "pos": position, "token_id": subject.ids[position],
-            "token": lm.label(subject.ids[position], subject.tokens[position]),
+            "pos": position, "token_id": sequence.ids[position],
+            "token": lm.label(sequence.ids[position], sequence.tokens[position]),
             "final_id": int(tops[-1, i]), "final_token": lm.token_text(int(tops[-1, i])),
             "settled_layer": _settled(tops[:, i]), "target_id": int(targets[i]),
             "target_token": lm.token_text(int(targets[i])),
@@ -187,7 +191,7 @@ def _settled(tops: np.ndarray) -> int:
 
 
 def _summary(
-    lm: LanguageModel, subject: Subject, tables: list[Columns], settled: list[dict[str, Any]], target: str | None,
+    lm: LanguageModel, sequence: TokenSequence, tables: list[Columns], settled: list[dict[str, Any]], target: str | None,
     edits: list[str],
 ) -> dict[str, Any]:  # fmt: skip
     """The layers at the last chosen position, and where each position settles."""
@@ -202,6 +206,6 @@ def _summary(
         for layer, columns in enumerate(tables)
     ]  # fmt: skip
     return {
-        "tokens": len(subject.ids), "positions": len(settled), "target": target, "edit": edits,
+        "tokens": len(sequence.ids), "positions": len(settled), "target": target, "edit": edits,
         "settled_layer": float(np.mean([row["settled_layer"] for row in settled])), "last": {**last, "layers": layers},
     }  # fmt: skip

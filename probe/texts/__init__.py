@@ -14,7 +14,15 @@ from probe.texts.encoding import (
 )
 from probe.texts.prompts import Prompt, as_prompts, read_prompts
 from probe.texts.sequences import TokenSequence
-from probe.texts.trajectories import Trajectory, chosen_prompt, sequence_ids, steps_of, trajectory
+from probe.texts.trajectories import (
+    Trajectory,
+    chosen_prompt,
+    read_source,
+    recorded_sequence,
+    sequence_ids,
+    steps_of,
+    trajectory,
+)
 
 __all__ = [
     "Failed",
@@ -32,6 +40,8 @@ __all__ = [
     "padded",
     "prompt_columns",
     "read_prompts",
+    "read_source",
+    "recorded_sequence",
     "scored_columns",
     "scored_step_columns",
     "sequence_ids",

@@ -27,16 +27,16 @@ class Failed(NamedTuple):
 def encode(lm: LanguageModel, prompt: Prompt, chat: Chat) -> TokenSequence:
     """One prompt as ids: by the tokenizer's own rules for a text, by the chat template (rendered once) for messages.
 
-    Raises `BadPrompt` if there is no token or more than the context holds, or if the template leaves out what was said;
+    Raises `BadPrompt` if there is no token or more than the context holds, or if the template leaves out what a message says;
     `BadOption` for a chat without a template, and for template options where there is no chat.
     """
     if prompt.error:
         raise BadPrompt(prompt.error, hint="one prompt a row: a text in 'prompt', or chat messages in 'messages'")
-    said: list[tuple[int, int]] | None = None
+    message_spans: list[tuple[int, int]] | None = None
     notes: list[str] = []
     if chat.apply or not isinstance(prompt.content, str):
         awaited = isinstance(prompt.content, str) or prompt.content[-1]["role"] != "assistant"
-        ids, text, said, notes = lm.render(prompt.content, chat, add_generation_prompt=awaited)
+        ids, text, message_spans, notes = lm.render(prompt.content, chat, add_generation_prompt=awaited)
     elif chat.options:
         raise BadOption("template options need the chat template", hint="add --chat")
     else:
@@ -51,7 +51,7 @@ def encode(lm: LanguageModel, prompt: Prompt, chat: Chat) -> TokenSequence:
             f"the prompt has {n:,} tokens, and the context of {lm.name} holds {lm.context_length:,}",
             hint="shorten the prompt, or use a model with a longer context",
         )
-    return TokenSequence(prompt, text, list(ids), n, said=said, notes=notes)
+    return TokenSequence(prompt, text, list(ids), n, message_spans=message_spans, notes=notes)
 
 
 def encoded(lm: LanguageModel, prompts: Iterable[Prompt], chat: Chat) -> Iterator[TokenSequence | Failed]:

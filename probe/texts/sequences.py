@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from probe.decoding import Continuation
     from probe.language_model import LanguageModel, Pieces
     from probe.sites import Positions
+    from probe.store import Run
 
 
 class Totals(NamedTuple):
@@ -38,12 +39,31 @@ class TokenSequence:
     continuation: Continuation | None = None
     pieces: Pieces | None = None
     steps: list[Step] = field(default_factory=list)
-    said: list[tuple[int, int]] | None = (
-        None  # characters of `rendered` that are the messages' own; None without a chat
-    )
+    message_spans: list[tuple[int, int]] | None = None  # characters of `rendered` that are theirs; None without a chat
     notes: list[str] = field(default_factory=list)
     template: list[bool] | None = None  # of each token of the prompt: whether the chat template wrote it
     totals: Totals | None = None
+    run: Run | None = None  # that it was read from
+    branch: int = 0
+
+    @property
+    def tokens(self) -> list[str]:
+        """The texts of its tokens, once it is finished."""
+        assert self.pieces is not None, "finish() comes first"
+        return self.pieces.tokens
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """Token spans of its steps."""
+        return [(step.start, step.end) for step in self.steps]
+
+    @property
+    def parent(self) -> dict[str, Any] | None:
+        """The manifest's `parent` of a run that is made from it."""
+        if self.run is None:
+            return None
+        path = str(self.run.path) if self.run.path else None
+        return {"run": self.run.run_id, "path": path, "prompt_id": self.prompt.prompt_id, "branch": self.branch}
 
     def restart(self) -> None:
         """Forget the continuation."""
@@ -55,8 +75,8 @@ class TokenSequence:
         if continuation is not None:
             self.ids = [*self.ids, *continuation.ids]
         self.pieces = lm.pieces(self.ids)
-        if self.said is not None:
-            self.template = _by_template(self.pieces, self.n_prompt, self.rendered, self.said)
+        if self.message_spans is not None:
+            self.template = _by_template(self.pieces, self.n_prompt, self.rendered, self.message_spans)
         first = self.n_prompt if len(self.ids) > self.n_prompt else 0
         self.steps = steps_from(self.pieces.text, self.pieces.offsets, first, split)
 
@@ -76,16 +96,14 @@ class TokenSequence:
 
     def positions(self, chosen: Positions) -> list[int]:
         """The absolute positions that are chosen here, once it is finished. Raises `OutOfRange` or `BadPlace`."""
-        assert self.pieces is not None, "finish() comes first"
-        steps = [(step.start, step.end) for step in self.steps]
-        return chosen.indices(len(self.ids), self.n_prompt, steps=steps, tokens=self.pieces.tokens)
+        return chosen.indices(len(self.ids), self.n_prompt, steps=self.spans, tokens=self.tokens)
 
 
-def _by_template(pieces: Pieces, n_prompt: int, rendered: str, said: list[tuple[int, int]]) -> list[bool]:
+def _by_template(pieces: Pieces, n_prompt: int, rendered: str, message_spans: list[tuple[int, int]]) -> list[bool]:
     """Which tokens of a prompt hold no character of what the messages say."""
     text = pieces.text[: pieces.offsets[n_prompt - 1][1]]
     # a decoder may put spaces between what a template wrote together: then the words are looked for
-    spans = said if text == rendered else find([rendered[low:high] for low, high in said], text)
+    spans = message_spans if text == rendered else find([rendered[low:high] for low, high in message_spans], text)
     held = [span for span in spans if span is not None]
     return [
         not any(start < high and (end > low or low < end == start) for low, high in held)

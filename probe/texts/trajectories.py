@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from probe.errors import RunError
-from probe.language_model import Pieces, same_tokenizer
+from probe.errors import BadOption, RunError
+from probe.language_model import Pieces, check_model, model_of, same_tokenizer
 from probe.language_model.chat import Chat
 from probe.spans import Step, check_split, steps_from
-from probe.store import Run
+from probe.store import Run, run_of
 from probe.texts.columns import scored_step_columns
-from probe.texts.prompts import system_of
+from probe.texts.encoding import encode
+from probe.texts.prompts import Prompt, as_prompts, system_of
+from probe.texts.sequences import TokenSequence
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -71,6 +73,50 @@ def trajectory(
         chosen, tuple(ids), n_prompt, pieces, tuple(steps_from(pieces.text, pieces.offsets, n_prompt, split)),
         chat_of(run, chosen), run.manifest["arguments"],
     )  # fmt: skip
+
+
+def recorded_sequence(run: Run, lm: LanguageModel, prompt_id: int, branch: int, split: str) -> TokenSequence:
+    """A sequence of the run, finished. Raises `RunError` for a prompt or branch that it has not."""
+    ids, n_prompt = sequence_ids(run, chosen_prompt(run, prompt_id), branch)
+    row = run.scan("prompts", columns=["text", "rendered"], prompt_id=prompt_id).to_pylist()[0]
+    sequence = TokenSequence(Prompt(prompt_id, row["text"]), row["rendered"], ids, n_prompt, run=run, branch=branch)
+    sequence.finish(lm, None, split)
+    return sequence
+
+
+def read_source(
+    lm: LanguageModel | None, source: Any, *, chat: bool = False, system: str | None = None,
+    template_options: Mapping[str, Any] | None = None, allow_template_loss: bool = False,
+    prompt_id: int | None = None, branch: int = 0, split: str = "sentence", other_model: bool = False, **placement: Any,
+) -> tuple[LanguageModel, TokenSequence]:  # fmt: skip
+    """The model and the text: of a prompt (a text or chat messages), or of a run's sequence, whose own model is loaded if
+    `lm` is None.
+
+    other_model: the run's ids may be read by other weights (with the same tokenizer).
+    Raises `BadPrompt`, `BadOption`, `RunError`.
+    """
+    run = run_of(source)
+    if run is None:
+        if lm is None:
+            raise BadOption("which model is to read the prompt?", hint="give a model, or a run")
+        if prompt_id is not None or branch:
+            raise BadOption("a prompt has no other prompts or branches", hint="--prompt and --branch are for runs")
+        prompts = as_prompts(source)
+        if len(prompts) != 1:
+            raise BadOption(f"{len(prompts)} prompts were given", hint="one at a time")
+        how = Chat(chat, system, template_options or {}, allow_template_loss)
+        how.check()
+        sequence = encode(lm, prompts[0], how)
+        sequence.finish(lm, None, split)
+        return lm, sequence
+    if chat or system is not None or template_options:
+        raise BadOption("a run has its chat template applied", hint="leave --chat and its options out")
+    lm = lm or model_of(run, **placement)
+    if not other_model:
+        check_model(run, lm)
+    same_tokenizer(run, lm)
+    chosen = chosen_prompt(run, prompt_id)
+    return lm, recorded_sequence(run, lm, chosen, branch, split)
 
 
 def chat_of(run: Run, prompt_id: int) -> Chat:
