@@ -153,7 +153,7 @@ def command(
         if dry_run:
             show_plan(plan_patch(lm, **what), as_json=as_json)
             return
-        done = probe.patch_sweep(lm, **what, out=out or "auto", resume=resume, progress=report)
+        done = probe.patch(lm, **what, out=out or "auto", resume=resume, progress=report)
     if as_json:
         show_json(done, "patch")
     else:

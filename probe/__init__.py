@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from probe.explaining import explain
     from probe.language_model import LanguageModel, load
     from probe.lensing import lens
-    from probe.patching import patch_sweep
+    from probe.patching import patch
     from probe.rewinding import rewind
     from probe.speculating import speculate
     from probe.steering import make_direction, steer
@@ -33,12 +33,13 @@ _HOME = {
     "load": "probe.language_model",
     "make_direction": "probe.steering",
     "open_run": "probe.store",
-    "patch_sweep": "probe.patching",
+    "patch": "probe.patching",
     "rewind": "probe.rewinding",
     "speculate": "probe.speculating",
     "steer": "probe.steering",
     "trace": "probe.tracing",
 }
+_ALIASES = {"patch_sweep": "patch"}
 
 __all__ = [
     "LanguageModel",
@@ -53,7 +54,7 @@ __all__ = [
     "load",
     "make_direction",
     "open_run",
-    "patch_sweep",
+    "patch",
     "rewind",
     "speculate",
     "steer",
@@ -66,6 +67,7 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("mechprobe")
+    name = _ALIASES.get(name, name)
     if name not in _HOME:
         raise AttributeError(f"module 'probe' has no attribute '{name}'")
     value = getattr(import_module(_HOME[name]), name)

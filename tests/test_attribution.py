@@ -126,10 +126,10 @@ def test_nothing_is_left_on_the_model_and_nothing_is_run_twice() -> None:
     lm = probe.load("tiny:llama")
     weight = lm.model.model.layers[0].mlp.up_proj.weight.requires_grad_(True)
     _ = lm.anatomy
-    probe.patch_sweep(lm, **ASKED, sites=list(EVERY), method="attribution", sample=0)  # what is tried once a model
+    probe.patch(lm, **ASKED, sites=list(EVERY), method="attribution", sample=0)  # what is tried once a model
     forwards = []
     handle = lm.model.register_forward_pre_hook(lambda *_: forwards.append(1))
-    probe.patch_sweep(lm, **ASKED, sites=list(EVERY), method="attribution", sample=0)
+    probe.patch(lm, **ASKED, sites=list(EVERY), method="attribution", sample=0)
     handle.remove()
     assert len(forwards) == 2
     assert weight.requires_grad and weight.grad is None
@@ -149,8 +149,8 @@ def test_it_is_the_exact_patch_where_all_that_follows_is_linear(direction: str, 
         "clean": circuit.clean, "corrupt": circuit.corrupt, "answer": circuit.answer, "against": circuit.against,
         "sites": ["resid_post@2", "mlp_out@2"], "direction": direction, "metric": metric,
     }  # fmt: skip
-    exact = probe.patch_sweep(circuit.lm, **asked).patches
-    guess = probe.patch_sweep(circuit.lm, **asked, method="attribution").patches
+    exact = probe.patch(circuit.lm, **asked).patches
+    guess = probe.patch(circuit.lm, **asked, method="attribution").patches
     assert exact["effect"].abs().max() > 0.9
     np.testing.assert_allclose(guess["patched"], exact["patched"], atol=2e-4)
     np.testing.assert_allclose(guess["effect"], exact["effect"], atol=1e-4)
@@ -181,8 +181,8 @@ def test_integrated_gradients_of_the_embedding_add_up_to_the_whole_difference() 
     """Completeness (Sundararajan et al. 2017): over all positions they are m(clean) - m(corrupt)."""
     lm = loaded("llama")
     asked = {**ASKED, "sites": "embed", "method": "attribution", "sample": 0}
-    many = probe.patch_sweep(lm, **asked, ig=64).patches
-    one = probe.patch_sweep(lm, **asked).patches
+    many = probe.patch(lm, **asked, ig=64).patches
+    one = probe.patch(lm, **asked).patches
     assert many["effect"].sum() == pytest.approx(1, abs=0.02)
     assert abs(one["effect"].sum() - 1) > 0.05
 
@@ -191,8 +191,8 @@ def test_the_sample_is_run_and_its_correlation_is_stored() -> None:
     lm = loaded("gpt2")
     asked = {**ASKED, "sites": ["resid_pre", "mlp_out"]}
     guess, exact = (
-        probe.patch_sweep(lm, **asked, method="attribution", sample=12, seed=3),
-        probe.patch_sweep(lm, **asked),
+        probe.patch(lm, **asked, method="attribution", sample=12, seed=3),
+        probe.patch(lm, **asked),
     )
     frame = guess.patches
     tried = frame["exact"].notna()
@@ -203,13 +203,13 @@ def test_the_sample_is_run_and_its_correlation_is_stored() -> None:
     assert found["spearman"] == pytest.approx(both["patched"].corr(both["exact"], method="spearman"))
     assert found["pearson"] == pytest.approx(both["patched"].corr(both["exact"]))
     assert frame["logprob"].isna().all() and frame["logit_diff"].notna().all()
-    other = probe.patch_sweep(lm, **asked, method="attribution", sample=12, seed=4).patches
+    other = probe.patch(lm, **asked, method="attribution", sample=12, seed=4).patches
     assert not (other["exact"].notna() == tried).all()
 
 
 def test_zeros_are_foretold_too() -> None:
     lm = loaded("gpt2")
-    run = probe.patch_sweep(lm, **ASKED, sites="z", source="zero", method="attribution", sample=0)
+    run = probe.patch(lm, **ASKED, sites="z", source="zero", method="attribution", sample=0)
     clean, _ = texts(lm)
     read = slopes(lm, clean, [("z", 1)], difference(lm))
     wanted = -(read.values["z", 1] * read.slopes["z", 1]).double().sum((0, 2))
@@ -226,16 +226,16 @@ def test_a_part_without_gradients_is_refused_by_name() -> None:
     _ = lm.anatomy
     mlp.forward = torch.no_grad()(mlp.forward)
     with pytest.raises(BadModel, match=r"gives no gradients: a part of model.layers.1") as caught:
-        probe.patch_sweep(lm, **ASKED, method="attribution")
+        probe.patch(lm, **ASKED, method="attribution")
     assert "exact" in caught.value.hint
     lm.model.forward = torch.no_grad()(lm.model.forward)
     with pytest.raises(BadModel, match="its forward is computed without them"):
-        probe.patch_sweep(lm, **ASKED, method="attribution")
+        probe.patch(lm, **ASKED, method="attribution")
 
 
 def test_a_site_that_is_absent_is_refused() -> None:
     with pytest.raises(SiteAbsent):
-        probe.patch_sweep(loaded("mamba"), **ASKED, sites="z", method="attribution")
+        probe.patch(loaded("mamba"), **ASKED, sites="z", method="attribution")
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_a_site_that_is_absent_is_refused() -> None:
 )
 def test_options_that_do_not_go_together(what: dict[str, object], message: str) -> None:
     with pytest.raises(BadOption, match=message):
-        probe.patch_sweep(loaded("gpt2"), **{**ASKED, **what})
+        probe.patch(loaded("gpt2"), **{**ASKED, **what})
 
 
 def test_the_shell_does_it_too(shell) -> None:

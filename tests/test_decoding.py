@@ -10,7 +10,7 @@ import torch
 import probe
 from probe.decoding import Sampling, decode
 from probe.decoding.caches import held
-from probe.decoding.forced import forced
+from probe.decoding.teacher_forced import suffix_logprobs
 from probe.errors import BadModel, NonFinite
 from probe.language_model.stepping import Way, way
 
@@ -101,7 +101,7 @@ def test_a_cache_that_says_something_else_is_not_gone_on_from(restarts: bool, mo
     monkeypatch.setattr(lm.model, "forward", forward)
     ids = drawn(20)
     (found,) = decode(lm, [ids], max_new=8, sampling=Sampling())
-    scores = forced(lm, ids, [found.ids])[0]
+    scores = suffix_logprobs(lm, ids, [found.ids])[0]
     assert way(lm).cached == (not restarts)
     for token, score in zip(found.ids, scores, strict=True):
         logits = after(lm, ids)

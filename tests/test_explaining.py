@@ -19,8 +19,8 @@ from transformers import (
 
 import probe
 from probe.decoding import Sampling
+from probe.decoding.stages import stages
 from probe.errors import BadOption, BadPlace, NonFinite, OutOfRange, RunError
-from probe.sampling import stages
 from tests.test_cli_trace import TINY, failed
 
 GRID = list(itertools.product((0.3, 1.0, 1.7), (None, 1, 5, 40), (None, 0.1, 0.9, 1.0), (None, 0.05, 0.5), (1.0, 1.3)))

@@ -71,7 +71,7 @@ def test_every_verb_follows_that_token(sentencepiece: LanguageModel) -> None:
     expected = float(logits[seven] - logits[nine])
     written = probe.attribute(lm, "Ho a?", answer=" 7", against=" 9", out=None)
     assert written.summary["positions"][0]["logit"] == pytest.approx(expected, abs=1e-5)
-    swept = probe.patch_sweep(lm, clean="Ho a?", corrupt="Ho 7?", answer=" 7", against=" 9", layers="0", out=None)
+    swept = probe.patch(lm, clean="Ho a?", corrupt="Ho 7?", answer=" 7", against=" 9", layers="0", out=None)
     assert swept.patches["clean"].iloc[0] == pytest.approx(expected, abs=1e-5)
     seen = probe.lens(lm, "Ho a?", target=" 7", position="last", out=None)
     assert seen.lens_positions["target_id"].tolist() == [seven]

@@ -15,7 +15,7 @@ from probe import laws as the_laws
 from probe.anatomy import Anatomy, read_out
 from probe.capturing.activations import ActivationReader
 from probe.capturing.attention import AttentionReader
-from probe.decoding.forced import Prefix
+from probe.decoding.teacher_forced import Prefix
 from probe.interventions import Add, Patch, Zero, applying, cells
 from probe.laws import TEXT, continuing, editing, laws, reading
 from probe.tiny import families
@@ -233,7 +233,7 @@ def plant(fault: str, lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         wrap(continuing, "decode", lambda found, *_, **__: [
             replace(one, ids=[*one.ids[:-1], row]) if len(found) > 1 else one for row, one in enumerate(found)])  # fmt: skip
     elif fault == "a prefix off by a little":
-        wrap(continuing, "forced", lambda found, *_, **__: [one + 0.001 for one in found])
+        wrap(continuing, "suffix_logprobs", lambda found, *_, **__: [one + 0.001 for one in found])
     elif fault == "a span that is still seen":
         wrap(Prefix, "leap", lambda found, *_, **__: found + 0.001)
     else:

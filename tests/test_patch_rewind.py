@@ -29,7 +29,7 @@ def rewound(lm):
 
 
 def test_the_arms_of_a_rewind_are_a_pair(lm, rewound):
-    run = probe.patch_sweep(lm, rewind=rewound, against="2", measure_at="answer")
+    run = probe.patch(lm, rewind=rewound, against="2", measure_at="answer")
     before = TEXT[: TEXT.index(ANSWER)]
     changed = before.replace("There are 12 apples.", "There are 21 apples.")
     assert [text.endswith(part) for text, part in zip(run.prompts["rendered"], (before, changed), strict=True)] == [
@@ -50,7 +50,7 @@ def test_the_arms_of_a_rewind_are_a_pair(lm, rewound):
 
 def test_a_step_is_patched_whole(lm, rewound):
     """By a plain hook that puts the clean block's input at the step's tokens."""
-    run = probe.patch_sweep(lm, rewind=rewound, against="2", measure_at="answer")
+    run = probe.patch(lm, rewind=rewound, against="2", measure_at="answer")
     steps, block, kept = run.steps.set_index("step"), lm.model.model.layers[1], []
     clean, corrupt = (
         torch.tensor([run.tokens[run.tokens["prompt_id"] == p].sort_values("pos")["token_id"].tolist()]) for p in (0, 1)
@@ -98,7 +98,7 @@ def test_the_arms_are_measured_where_they_part(lm, rewound, monkeypatch, parted)
     corrupt = [*whole.ids[:first], *new["token_id"], *tail]
     apart, change = variations(lm, list(whole.ids), corrupt, len(tail))
     place = int((apart >= parted).argmax()) if (apart >= parted).any() else int(apart.argmax())
-    run = probe.patch_sweep(lm, rewind=rewound, layers="0")
+    run = probe.patch(lm, rewind=rewound, layers="0")
     measured = run.summary["measured"]
     assert measured["pos"] == begin + place and measured["total_variation"] == pytest.approx(apart[place], abs=1e-6)
     assert run.summary["answer"] == lm.token_text(int(change[place].argmax()))
@@ -108,16 +108,16 @@ def test_the_arms_are_measured_where_they_part(lm, rewound, monkeypatch, parted)
     )
     assert measured["outcome"] == rewound.summary["difference"]
     assert any("hardly changes" in text for text in run.manifest["warnings"]) == bool(apart.max() < parted)
-    there = probe.patch_sweep(lm, rewind=rewound, layers="0", measure_at=begin + place)
+    there = probe.patch(lm, rewind=rewound, layers="0", measure_at=begin + place)
     pd.testing.assert_frame_equal(there.patches.drop(columns="run_id"), run.patches.drop(columns="run_id"))
 
 
 def test_a_step_of_another_length_needs_a_word(lm):
     longer = probe.rewind(written(lm), to="step1", replace="There are only 21 apples. ", lm=lm, samples=2, max_new=4)
     with pytest.raises(BadOption, match="tokens and the corrupt one"):
-        probe.patch_sweep(lm, rewind=longer, against="2", measure_at="answer")
+        probe.patch(lm, rewind=longer, against="2", measure_at="answer")
     for direction in ("denoise", "noise"):
-        run = probe.patch_sweep(
+        run = probe.patch(
             lm, rewind=longer, against="2", measure_at="answer", align="ends", direction=direction, layers="0"
         )
         assert set(run.patches["step"]) == {0, 1, 2, 3}
@@ -125,19 +125,19 @@ def test_a_step_of_another_length_needs_a_word(lm):
 
 def test_what_is_no_pair_is_refused(lm, rewound):
     with pytest.raises(RunError, match="not the run of a rewind"):
-        probe.patch_sweep(lm, rewind=written(lm))
+        probe.patch(lm, rewind=written(lm))
     with pytest.raises(RunError, match="no edited arm"):
-        probe.patch_sweep(lm, rewind=probe.rewind(written(lm), to="step1", lm=lm, samples=2, max_new=4))
+        probe.patch(lm, rewind=probe.rewind(written(lm), to="step1", lm=lm, samples=2, max_new=4))
     with pytest.raises(BadOption, match="brings its own texts"):
-        probe.patch_sweep(lm, rewind=rewound, clean="a")
+        probe.patch(lm, rewind=rewound, clean="a")
     with pytest.raises(BadOption, match="the answer itself"):
-        probe.patch_sweep(lm, rewind=rewound, against="1", measure_at="answer")
+        probe.patch(lm, rewind=rewound, against="1", measure_at="answer")
     with pytest.raises(OutOfRange, match="not after the step"):
-        probe.patch_sweep(lm, rewind=rewound, measure_at=2)
+        probe.patch(lm, rewind=rewound, measure_at=2)
     with pytest.raises(BadOption, match="unknown place 'late'"):
-        probe.patch_sweep(lm, rewind=rewound, measure_at="late")
+        probe.patch(lm, rewind=rewound, measure_at="late")
     with pytest.raises(BadOption, match="arms of a rewind"):
-        probe.patch_sweep(lm, clean="ab", corrupt="bb", answer="a", against="b", measure_at="answer")
+        probe.patch(lm, clean="ab", corrupt="bb", answer="a", against="b", measure_at="answer")
 
 
 def test_from_the_command_line(lm, shell, tmp_path: Path):

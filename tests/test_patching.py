@@ -82,7 +82,7 @@ def grid(run, site):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gpt_neox", "mixtral", "falcon_h1", "mamba", "bloom"])
 def test_a_fast_sweep_is_the_slow_one(family):
     lm = probe.load(f"tiny:{family}")
-    run = probe.patch_sweep(lm, **ASKED, sites=["resid_pre", "attn_out"])
+    run = probe.patch(lm, **ASKED, sites=["resid_pre", "attn_out"])
     for site, side in (("resid_pre", "input"), ("attn_out", "output")):
         slow = slow_sweep(lm, site, side=side)
         assert np.abs(slow - slow[0, 0]).max() > 0.01, "patching changes something"
@@ -95,7 +95,7 @@ def test_a_fast_sweep_is_the_slow_one(family):
 def test_head_sweeps_are_the_slow_ones(family):
     """z of one head at all positions at once: what goes into the matrix after it."""
     lm = probe.load(f"tiny:{family}")
-    run = probe.patch_sweep(lm, **ASKED, sites="z")
+    run = probe.patch(lm, **ASKED, sites="z")
     clean, corrupt = ids_of(lm, CLEAN), ids_of(lm, CORRUPT)
     a, b = lm.ids_of("a")[0], lm.ids_of("b")[0]
     for row in run.patches.itertuples():
@@ -115,9 +115,7 @@ def test_head_sweeps_are_the_slow_ones(family):
 
 def test_every_budget_gives_the_same():
     lm = probe.load("tiny:llama")
-    runs = [
-        probe.patch_sweep(lm, **ASKED, sites=["resid_mid", "k", "mlp_post"], by="pos", memory=m) for m in ("1kB", "1GB")
-    ]
+    runs = [probe.patch(lm, **ASKED, sites=["resid_mid", "k", "mlp_post"], by="pos", memory=m) for m in ("1kB", "1GB")]
     np.testing.assert_allclose(runs[0].patches["patched"], runs[1].patches["patched"], atol=2e-5)
 
 
@@ -136,7 +134,7 @@ def test_a_patch_of_a_run_with_itself_is_exactly_nothing():
 
 def test_cells_before_the_first_difference_are_as_unpatched():
     lm = probe.load("tiny:llama")
-    cells = probe.patch_sweep(lm, **ASKED).patches
+    cells = probe.patch(lm, **ASKED).patches
     before = cells[cells["pos"] < 3]  # a BOS, then "ab"
     assert len(before) == 3 * 3 and not before["passed"].any()
     assert (before["effect"] == 0).all() and (before["patched"] == before["corrupt"]).all()
@@ -144,12 +142,12 @@ def test_cells_before_the_first_difference_are_as_unpatched():
 
 def test_noising_mirrors_denoising():
     lm = probe.load("tiny:llama")
-    noised = probe.patch_sweep(lm, **ASKED, direction="noise").patches
-    other = probe.patch_sweep(lm, clean=CORRUPT, corrupt=CLEAN, answer="a", against="b").patches
+    noised = probe.patch(lm, **ASKED, direction="noise").patches
+    other = probe.patch(lm, clean=CORRUPT, corrupt=CLEAN, answer="a", against="b").patches
     np.testing.assert_allclose(noised["patched"], other["patched"], atol=1e-6)
     np.testing.assert_allclose(noised["effect"], other["effect"], atol=1e-6)
     for direction in ("denoise", "noise"):
-        whole = probe.patch_sweep(lm, **ASKED, direction=direction, by="head", layers="0").patches
+        whole = probe.patch(lm, **ASKED, direction=direction, by="head", layers="0").patches
         assert whole["effect"].tolist() == pytest.approx([1.0], abs=1e-5)
 
 
@@ -157,7 +155,7 @@ def test_noising_mirrors_denoising():
 def test_other_sources(source):
     """A head's z at all positions by what the source says, against a plain hook."""
     lm = probe.load("tiny:llama")
-    run = probe.patch_sweep(lm, **ASKED, sites="z@1.2", source=source, seed=3)
+    run = probe.patch(lm, **ASKED, sites="z@1.2", source=source, seed=3)
     module, ids = lm.model.get_submodule(lm.anatomy.tap("z", 1).path), ids_of(lm, CLEAN)
     assert run.summary["direction"] == "noise"
     if source in ("zero", "mean"):
@@ -172,10 +170,10 @@ def test_other_sources(source):
         logits = hooked(lm, module, change, side="input", ids=ids)
         expected = float(logits[lm.ids_of("a")[0]] - logits[lm.ids_of("b")[0]])
         assert run.patches["patched"].item() == pytest.approx(expected, abs=2e-5)
-    again = probe.patch_sweep(lm, **ASKED, sites="z@1.2", source=source, seed=3).patches
+    again = probe.patch(lm, **ASKED, sites="z@1.2", source=source, seed=3).patches
     assert again["patched"].tolist() == run.patches["patched"].tolist()
     if source in ("noise", "resample"):
-        assert probe.patch_sweep(lm, **ASKED, sites="z@1.2", source=source, seed=4).patches["patched"].tolist() != (
+        assert probe.patch(lm, **ASKED, sites="z@1.2", source=source, seed=4).patches["patched"].tolist() != (
             run.patches["patched"].tolist()
         )
 
@@ -183,9 +181,7 @@ def test_other_sources(source):
 def test_edits_hold_in_every_run():
     """With an edit of a lower and of a higher layer than the patch: as with plain hooks for all three."""
     lm = probe.load("tiny:llama")
-    run = probe.patch_sweep(
-        lm, **ASKED, sites="resid_pre@1:7", edit=["mlp_out@0=zero", "mlp_out@2=zero", "embed:5=zero"]
-    )
+    run = probe.patch(lm, **ASKED, sites="resid_pre@1:7", edit=["mlp_out@0=zero", "mlp_out@2=zero", "embed:5=zero"])
     blocks, handles = lm.model.model.layers, []
     for layer in (0, 2):
         handles.append(blocks[layer].mlp.register_forward_hook(lambda _, __, out: torch.zeros_like(out)))
@@ -225,7 +221,7 @@ def test_the_model_is_left_as_it_was_by_a_failure():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        probe.patch_sweep(lm, **ASKED, progress=stop)
+        probe.patch(lm, **ASKED, progress=stop)
     with torch.no_grad():
         assert torch.equal(lm.model(ids).logits, before)
 
@@ -253,7 +249,7 @@ def test_an_effect_without_a_scale_is_undefined():
 def test_the_floor_is_what_random_patches_do(direction, seed):
     """Plain hooks before each block, which add vectors as long as the texts' values differ by, in random directions."""
     lm = probe.load("tiny:llama")
-    run = probe.patch_sweep(lm, **ASKED, direction=direction, seed=seed, layers="0", positions="last")
+    run = probe.patch(lm, **ASKED, direction=direction, seed=seed, layers="0", positions="last")
     base, other = (ids_of(lm, text) for text in ((CORRUPT, CLEAN) if direction == "denoise" else (CLEAN, CORRUPT)))
     a, b = lm.ids_of("a")[0], lm.ids_of("b")[0]
     with torch.no_grad():
@@ -293,7 +289,7 @@ def test_undefined_effects_are_said_and_kept_as_null():
     lm = probe.load("tiny:llama")
     for layer in lm.model.model.layers:
         torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
-    run = probe.patch_sweep(lm, **ASKED)
+    run = probe.patch(lm, **ASKED)
     assert run.patches["effect"].isna().all() and run.patches["patched"].notna().all()
     assert run.summary["undefined"] == [0] and run.summary["strongest"] == []
     assert run.manifest["warnings"] == ["pair 0: clean and corrupt have the same logit-diff, so no effect is defined"]
@@ -311,8 +307,8 @@ def test_texts_of_different_length():
     lm = probe.load("tiny:llama")
     what = {"clean": "abc Mary gh", "corrupt": "abc Jonathan gh", "answer": "a", "against": "b"}
     with pytest.raises(BadOption, match="the clean text has 12 tokens and the corrupt one 16"):
-        probe.patch_sweep(lm, **what)
-    cells = probe.patch_sweep(lm, **what, align="ends", layers="0").patches
+        probe.patch(lm, **what)
+    cells = probe.patch(lm, **what, align="ends", layers="0").patches
     assert dict(zip(cells["pos"], cells["source_pos"], strict=True)) == {
         **{i: i for i in range(5)},
         13: 9,
@@ -337,33 +333,33 @@ def test_several_pairs_are_averaged(tmp_path: Path):
     rows = [{"clean": a, "corrupt": b, "answer": "a", "against": "b"} for a, b in texts]
     (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     (tmp_path / "pairs.csv").write_text("clean,corrupt,answer,against\n" + "\n".join(f"{a},{b},a,b" for a, b in texts))
-    run = probe.patch_sweep(lm, pairs=tmp_path / "pairs.jsonl")
-    same = probe.patch_sweep(lm, pairs=tmp_path / "pairs.csv")
-    alone = [probe.patch_sweep(lm, **row).patches["effect"].to_numpy() for row in rows]
+    run = probe.patch(lm, pairs=tmp_path / "pairs.jsonl")
+    same = probe.patch(lm, pairs=tmp_path / "pairs.csv")
+    alone = [probe.patch(lm, **row).patches["effect"].to_numpy() for row in rows]
     means = run.patch_means
     np.testing.assert_allclose(means["effect"], np.mean(alone, axis=0), atol=1e-5)
     assert (means["n"] == 3).all() and (means["ci_low"] <= means["effect"]).all()
     assert run.patches["patched"].tolist() == same.patches["patched"].tolist()
-    longer = probe.patch_sweep(lm, pairs=[texts[0] + ("a", "b"), ("w xyz Mary", "w xyz Josh", "a", "b")]).patch_means
+    longer = probe.patch(lm, pairs=[texts[0] + ("a", "b"), ("w xyz Mary", "w xyz Josh", "a", "b")]).patch_means
     assert longer["pos"].min() == -11 and longer["n"].value_counts().to_dict() == {2: 27, 1: 6}
 
 
 def test_runs_stand_for_their_texts(tmp_path: Path):
     lm = probe.load("tiny:llama")
     clean, corrupt = (probe.trace(lm, text, attention="none") for text in (CLEAN, CORRUPT))
-    found = probe.patch_sweep(lm, clean=clean, corrupt=corrupt, answer="a", against="b").patches
-    assert found["patched"].tolist() == probe.patch_sweep(lm, **ASKED).patches["patched"].tolist()
+    found = probe.patch(lm, clean=clean, corrupt=corrupt, answer="a", against="b").patches
+    assert found["patched"].tolist() == probe.patch(lm, **ASKED).patches["patched"].tolist()
     other = probe.trace(probe.load("tiny:gpt2"), CLEAN, attention="none")
     with pytest.raises(probe.ProbeError, match="run of another model"):
-        probe.patch_sweep(lm, clean=other, corrupt=corrupt, answer="a", against="b")
+        probe.patch(lm, clean=other, corrupt=corrupt, answer="a", against="b")
     with pytest.raises(probe.ProbeError, match="no table 'prompts'"):  # two runs compared hold no text
-        probe.patch_sweep(lm, clean=probe.compare(clean, clean), corrupt=corrupt, answer="a", against="b")
+        probe.patch(lm, clean=probe.compare(clean, clean), corrupt=corrupt, answer="a", against="b")
 
 
 def test_an_answer_of_several_tokens_is_its_first():
     lm = probe.load("tiny:llama")
-    run = probe.patch_sweep(lm, **{**ASKED, "answer": "ab", "against": "ba"})
-    assert run.patches["patched"].tolist() == probe.patch_sweep(lm, **ASKED).patches["patched"].tolist()
+    run = probe.patch(lm, **{**ASKED, "answer": "ab", "against": "ba"})
+    assert run.patches["patched"].tolist() == probe.patch(lm, **ASKED).patches["patched"].tolist()
     assert run.manifest["warnings"][0] == "--answer 'ab' is 2 tokens: the first, 'a', is used"
 
 
@@ -397,19 +393,19 @@ def test_an_answer_of_several_tokens_is_its_first():
 def test_what_makes_no_sense_is_refused(changed, error, match):
     lm = probe.load("tiny:llama")
     with pytest.raises(error, match=match):
-        probe.patch_sweep(lm, **{**ASKED, **changed})
+        probe.patch(lm, **{**ASKED, **changed})
 
 
 def test_what_a_model_lacks_is_refused():
     with pytest.raises(SiteAbsent):
-        probe.patch_sweep(probe.load("tiny:gpt_neox"), **ASKED, sites="resid_mid@1")
+        probe.patch(probe.load("tiny:gpt_neox"), **ASKED, sites="resid_mid@1")
     with pytest.raises(SiteAbsent, match="no layers were found"):
-        probe.patch_sweep(probe.load("tiny:gemma3n_text"), **ASKED)
+        probe.patch(probe.load("tiny:gemma3n_text"), **ASKED)
     broken = probe.load("tiny:llama")
     assert broken.anatomy.n_layers == 3  # found while the weights are whole
     torch.nn.init.constant_(broken.model.model.layers[1].mlp.down_proj.weight, math.nan)
     with pytest.raises(NonFinite):
-        probe.patch_sweep(broken, **ASKED)
+        probe.patch(broken, **ASKED)
 
 
 def test_memory():
@@ -450,7 +446,7 @@ def test_the_command_line(shell, tmp_path: Path):
 @pytest.mark.slow
 def test_the_well_known_picture(smollm2):
     """The name's second mention holds the answer in early layers, the last token in late ones (Wang et al. 2022)."""
-    run = probe.patch_sweep(smollm2, clean=MARY, corrupt=JOHN, answer=" Mary", against=" John")
+    run = probe.patch(smollm2, clean=MARY, corrupt=JOHN, answer=" Mary", against=" John")
     effect = run.patches.pivot(index="layer", columns="pos", values="effect").to_numpy()
     assert (effect[:19, 9] > 0.95).all() and (np.abs(effect[:19, 13]) < 0.05).all()
     assert (effect[25:, 13] > 0.85).all() and (np.abs(effect[25:, 9]) < 0.05).all()
@@ -472,3 +468,7 @@ def test_the_well_known_picture(smollm2):
         logits = hooked(smollm2, block, change, side="input", ids=ids)
         patched = run.patches.query(f"layer == 21 and pos == {pos}")["patched"].item()
         assert patched == pytest.approx(float(logits[a] - logits[b]), abs=1e-4)
+
+
+def test_patch_sweep_is_another_name_of_patch() -> None:
+    assert probe.patch_sweep is probe.patch

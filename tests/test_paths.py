@@ -97,7 +97,7 @@ def by_hand(family: str, *, head: int, layer: int, receiver: tuple[str, str], co
 
 
 def sent(lm: LanguageModel, path: str, **what: object) -> float:
-    frame = probe.patch_sweep(lm, **ASKED, path=path, **what).patches
+    frame = probe.patch(lm, **ASKED, path=path, **what).patches
     assert len(frame) == 1
     return float(frame["patched"].iloc[0])
 
@@ -130,8 +130,8 @@ def test_what_can_go_one_way_only_is_the_direct_patch(family: str, direction: st
     lm = loaded(family)
     last = lm.anatomy.n_layers - 1
     for sender, receiver in (("mlp_out@1", "resid_pre@2"), (f"mlp_out@{last}", "logits")):
-        frame = probe.patch_sweep(lm, **ASKED, path=f"{sender}->{receiver}", by="pos", direction=direction).patches
-        wanted = probe.patch_sweep(lm, **ASKED, sites=sender, direction=direction).patches
+        frame = probe.patch(lm, **ASKED, path=f"{sender}->{receiver}", by="pos", direction=direction).patches
+        wanted = probe.patch(lm, **ASKED, sites=sender, direction=direction).patches
         np.testing.assert_allclose(frame["patched"], wanted["patched"], atol=2e-4)
         assert wanted["effect"].abs().max() > 1e-3
 
@@ -143,9 +143,9 @@ def test_all_paths_of_a_head_to_the_layer_above_are_its_whole_effect() -> None:
 
     circuit = induction()
     asked = {"clean": circuit.clean, "corrupt": circuit.corrupt, "answer": circuit.answer, "against": circuit.against}
-    direct = probe.patch_sweep(circuit.lm, **asked, sites="z@0.1").patches["effect"].iloc[0]
+    direct = probe.patch(circuit.lm, **asked, sites="z@0.1").patches["effect"].iloc[0]
     parts = [
-        probe.patch_sweep(circuit.lm, **asked, path=f"z@0.1->{to}").patches["effect"].iloc[0]
+        probe.patch(circuit.lm, **asked, path=f"z@0.1->{to}").patches["effect"].iloc[0]
         for to in ("mlp_out@0", "attn_out@1", "mlp_out@1", "logits")
     ]
     assert sum(parts) == pytest.approx(direct, abs=0.01) and direct > 0.9
@@ -153,7 +153,7 @@ def test_all_paths_of_a_head_to_the_layer_above_are_its_whole_effect() -> None:
 
 def test_many_receivers_at_once_are_each_as_alone() -> None:
     lm = loaded("llama")
-    together = probe.patch_sweep(lm, **ASKED, path="z@0->k@1..2").patches
+    together = probe.patch(lm, **ASKED, path="z@0->k@1..2").patches
     assert len(together) == lm.anatomy.n_heads("z", 0) * 2 * lm.anatomy.n_heads("k", 1)
     for row in together.sample(4, random_state=0).itertuples():
         assert sent(lm, f"z@0.{row.head}->{row.receiver}") == pytest.approx(row.patched, abs=1e-5)
@@ -161,8 +161,8 @@ def test_many_receivers_at_once_are_each_as_alone() -> None:
 
 def test_positions_of_both_ends() -> None:
     lm = loaded("gpt2")
-    whole = probe.patch_sweep(lm, **ASKED, path="embed->v@1.0").patches
-    parts = probe.patch_sweep(lm, **ASKED, path="embed->v@1.0:3", by="pos").patches
+    whole = probe.patch(lm, **ASKED, path="embed->v@1.0").patches
+    parts = probe.patch(lm, **ASKED, path="embed->v@1.0:3", by="pos").patches
     assert set(parts["receiver"]) == {"v@1.0:3"} and len(whole) == 1
     assert parts[parts["pos"] == 3]["effect"].abs().item() > 1e-4
     later = parts[parts["pos"] > 3]
@@ -191,7 +191,7 @@ def test_positions_of_both_ends() -> None:
 )
 def test_paths_that_are_refused(family: str, path: str, error: type[ProbeError], message: str) -> None:
     with pytest.raises(error, match=message):
-        probe.patch_sweep(loaded(family), **ASKED, path=path)
+        probe.patch(loaded(family), **ASKED, path=path)
 
 
 def test_options_that_do_not_go_with_a_path() -> None:
@@ -201,7 +201,7 @@ def test_options_that_do_not_go_with_a_path() -> None:
         ({"by": "step"}, "apart by head and by position"),
     ):
         with pytest.raises(BadOption, match=message):
-            probe.patch_sweep(loaded("gpt2"), **ASKED, path="z@0->logits", **what)
+            probe.patch(loaded("gpt2"), **ASKED, path="z@0->logits", **what)
 
 
 def test_the_shell_sends_too(shell) -> None:

@@ -143,7 +143,7 @@ def test_ablation_by_position_finds_where_they_work(name: str) -> None:
 
 def swept(circuit: Planted, **what: Any) -> pd.DataFrame:
     """Cells with more than SOME of the difference between the texts."""
-    run = probe.patch_sweep(
+    run = probe.patch(
         circuit.lm, clean=circuit.clean, corrupt=circuit.corrupt, answer=circuit.answer, against=circuit.against, **what
     )
     return run.patches[run.patches["effect"].abs() > SOME]

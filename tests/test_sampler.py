@@ -11,8 +11,7 @@ import torch
 from scipy import stats
 
 from probe.decoding import Sampling, exponential
-from probe.decoding.filters import FEW, left
-from probe.decoding.sampler import choose
+from probe.decoding.sampler import FEW, choose, left
 from probe.errors import BadOption, NonFinite
 
 GRID = list(

@@ -16,7 +16,7 @@ LAYERS = (
     {"sites", "tables", "spans", "answers", "workers", "kernels"},
     {"store", "registries"},
     {"anatomy", "tiny", "instrument", "language_model"},
-    {"decoding", "interventions", "capturing", "lenses", "scoring", "sampling", "stats"},
+    {"decoding", "interventions", "capturing", "lenses", "scoring", "stats"},
     {"texts"},
     {
         "tracing",
@@ -39,7 +39,7 @@ BESIDE = {
     ("language_model", "anatomy"), ("language_model", "tiny"), ("capturing", "scoring"),
     ("capturing", "lenses"), ("lenses", "scoring"), ("decoding", "scoring"), ("step_importance", "rewinding"),
     ("patching", "rewinding"),
-    ("sampling", "decoding"), ("explaining", "tracing"),
+    ("explaining", "tracing"),
     ("speculating", "tracing"),
 }  # fmt: skip
 FILES = sorted(p for top in ("probe", "cli", "recipes") for p in (ROOT / top).rglob("*.py"))

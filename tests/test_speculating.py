@@ -267,8 +267,13 @@ def test_a_draft_never_proposes_and_never_reads_an_id_that_it_lacks() -> None:
     drafted = [one for one in rounds if one.proposal.tokens]
     assert drafted and all(max(one.text) < 270 for one in drafted)
     for one in drafted:
-        assert one.proposal.laws.shape[-1] == 300 and float(one.proposal.laws[:, 270:].abs().max()) == 0.0
-        assert torch.allclose(one.proposal.laws.sum(-1), torch.ones(len(one.proposal.tokens), dtype=torch.float64))
+        assert (
+            one.proposal.distributions.shape[-1] == 300
+            and float(one.proposal.distributions[:, 270:].abs().max()) == 0.0
+        )
+        assert torch.allclose(
+            one.proposal.distributions.sum(-1), torch.ones(len(one.proposal.tokens), dtype=torch.float64)
+        )
 
 
 def test_one_prompt_of_nan_logits_is_an_error_and_a_row_of_many(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,7 +191,7 @@ def test_a_token_that_was_added_and_has_no_row_is_said_and_costs_only_its_prompt
     for refused in (
         lambda: probe.trace(lm, "a <more>"),
         lambda: probe.speculate(lm, "a <more>", draft="ngram"),
-        lambda: probe.patch_sweep(lm, clean="a b", corrupt="a <more>", answer="c"),
+        lambda: probe.patch(lm, clean="a b", corrupt="a <more>", answer="c"),
         lambda: probe.attribute(lm, "a b", answer="<more>"),
         lambda: probe.rewind(short, lm=lm, to=str(len(short.tokens) - 1), replace="<more>", samples=2),
     ):
@@ -234,7 +234,7 @@ def test_ids_that_a_model_rules_out_have_probability_0_and_spoil_nothing(kind: s
     assert np.isfinite(guesses["kl_to_final"]).all() and (guesses["kl_to_final"][guesses["layer"] == 0] > 0.01).all()
     spoken = probe.speculate(lm, "One, two, three", draft="layers:2", generate=6)
     assert spoken.tokens["token_id"].tolist() == ids and not spoken.manifest["warnings"]
-    swept = probe.patch_sweep(lm, clean="a b", corrupt="a c", answer="d", metric="kl", sites="resid_pre")
+    swept = probe.patch(lm, clean="a b", corrupt="a c", answer="d", metric="kl", sites="resid_pre")
     assert "blocks" not in " ".join(swept.manifest["warnings"])
     beside = probe.compare(lm, lm, "One, two, three", edit="resid_post@0:1..=zero").table("comparison")
     assert np.isfinite(beside[["kl_ab", "kl_ba", "js", "tv"]].iloc[1:].to_numpy()).all()

@@ -3,7 +3,6 @@
 from probe.decoding.branching import branch
 from probe.decoding.engine import Continuation, decode
 from probe.decoding.noise import exponential
-from probe.decoding.sampler import Sampling
-from probe.decoding.settings import differences, sampling_for
+from probe.decoding.settings import Sampling, differences, sampling_for
 
 __all__ = ["Continuation", "Sampling", "branch", "decode", "differences", "exponential", "sampling_for"]

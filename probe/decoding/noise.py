@@ -1,7 +1,8 @@
 """Exponential noise as a pure function of its address (seed, sample, step, token id); integers until the last line.
 
-A token is the winner of a race: argmin_v E_v / p_v with E_v ~ Exp(1) has the law p (equal to Gumbel-max; Maddison et al. 2014,
-1411.0030). Since the noise of a token does not depend on what else is computed, two arms that share (seed, sample) share it.
+A token is the winner of a race: argmin_v E_v / p_v with E_v ~ Exp(1) is distributed as p (equal to Gumbel-max; Maddison et
+al. 2014, 1411.0030). Since the noise of a token does not depend on what else is computed, two arms that share (seed, sample)
+share it.
 """
 
 from __future__ import annotations

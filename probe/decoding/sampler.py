@@ -3,84 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import (
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import RepetitionPenaltyLogitsProcessor
 
-from probe.decoding.filters import left
 from probe.decoding.noise import BLOCK, exponential, from_spread, keys, spread
-from probe.errors import BadOption, NonFinite
+from probe.decoding.settings import Sampling
+from probe.errors import NonFinite
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a token is chosen. Temperature 0 is greedy; nothing is filtered unless it is asked for."""
-
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
-    stop: tuple[str, ...] = ()
-    seed: int = 0
-    suppress: tuple[int, ...] = ()  # ids that are never drawn
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "suppress", tuple(self.suppress))
-        legal = (
-            ("temperature", 0.0 <= self.temperature < float("inf"), "0 (greedy) or more"),
-            ("top_k", self.top_k is None or self.top_k >= 1, "1 or more"),
-            ("top_p", self.top_p is None or 0.0 < self.top_p <= 1.0, "more than 0, at most 1"),
-            ("min_p", self.min_p is None or 0.0 <= self.min_p <= 1.0, "between 0 and 1"),
-            ("repetition_penalty", 0.0 < self.repetition_penalty < float("inf"), "more than 0; 1 is none"),
-            ("stop", not isinstance(self.stop, str) and all(self.stop), "texts that are not empty"),
-            ("seed", self.seed >= 0, "0 or more"),
-        )
-        for name, fine, what in legal:
-            if not fine:
-                raise BadOption(f"{name} is {getattr(self, name)!r}", hint=f"it is {what}")
-        if self.temperature == 0.0 and any(x is not None for x in (self.top_k, self.top_p, self.min_p)):
-            raise BadOption(
-                "filters do nothing to greedy decoding", hint="add --temperature 1, or drop --top-k, --top-p, --min-p"
-            )
-
-    @property
-    def filtered(self) -> bool:
-        """Whether some tokens can't be drawn."""
-        return self.top_k is not None or bool(self.min_p) or (self.top_p is not None and self.top_p < 1.0)
-
-    def processors(self) -> LogitsProcessorList:
-        """Hugging Face's processors in its order: penalty, suppressed tokens, temperature, top-k, top-p, min-p.
-
-        They say what `choose` draws from, stage by stage; it does not sort all tokens for that.
-        """
-        found = LogitsProcessorList()
-        if self.repetition_penalty != 1.0:
-            found.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
-        if self.suppress:
-            found.append(SuppressTokensLogitsProcessor(list(self.suppress)))
-        if self.temperature not in (0.0, 1.0):
-            found.append(TemperatureLogitsWarper(self.temperature))
-        if self.top_k is not None:
-            found.append(TopKLogitsWarper(self.top_k))
-        if self.top_p is not None and self.top_p < 1.0:
-            found.append(TopPLogitsWarper(self.top_p))
-        if self.min_p:
-            found.append(MinPLogitsWarper(self.min_p))
-        return found
+FEW = 256  # candidates that are looked at first; most rows keep fewer
+WIDER = 16  # times more, for the rows that keep more
 
 
 class Choice(NamedTuple):
@@ -110,7 +46,7 @@ def choose(
     return found
 
 
-def law(
+def distribution(
     logits: Tensor, ids: Tensor | None, sampling: Sampling, *, samples: Sequence[int], steps: Sequence[int]
 ) -> Tensor:  # fmt: skip
     """What `choose` draws from, (row, d_vocab), float64: all of it on one token where greedy. Raises as it does."""
@@ -199,3 +135,53 @@ def _block(n: int, n_vocab: int, device: torch.device) -> tuple[int, int]:
     if n_vocab <= BLOCK:
         return BLOCK // n_vocab, n_vocab
     return 1, math.ceil(n_vocab / math.ceil(n_vocab / BLOCK))
+
+
+class Left(NamedTuple):
+    """The best tokens of some rows, best first; the first `kept` of each are left, the log-prob of the others is -inf."""
+
+    rows: Tensor  # (row,), of the scores that were filtered
+    tokens: Tensor  # (row, n)
+    logprobs: Tensor  # (row, n), float64, of the distribution over what is left
+    kept: Tensor  # (row,)
+
+
+def left(scores: Tensor, sampling: Sampling) -> Iterator[Left]:
+    """Filter scores (row, d_vocab), float32 and divided by the temperature; every row is in one of what comes back.
+
+    Tokens that tie with the k-th are kept, as in Hugging Face's; of tokens that tie where top-p ends, any may be.
+    """
+    n_vocab, rows = scores.shape[-1], torch.arange(len(scores), device=scores.device)
+    # only top-p alone needs the mass of what it doesn't look at
+    mass = scores.softmax(-1) if sampling.top_p is not None and sampling.top_k is None else None
+    width = min(n_vocab, FEW if sampling.top_k is None else sampling.top_k + WIDER)
+    while len(rows):
+        whole = len(rows) == len(scores)
+        values, tokens = (scores if whole else scores[rows]).topk(width, dim=-1)
+        probs = None if mass is None else mass[rows[:, None], tokens].double()
+        kept = _kept(values.double(), probs, sampling)
+        enough = (kept < width) | (width == n_vocab)  # the last one looked at is out: so are all after it
+        if bool(enough.any()):
+            n = int(kept[enough].max())
+            places = torch.arange(n, device=scores.device)
+            out = places >= kept[enough, None]
+            logprobs = values[enough, :n].double().masked_fill(out, -torch.inf).log_softmax(-1)
+            yield Left(rows[enough], tokens[enough, :n], logprobs, kept[enough])
+        rows, width = rows[~enough], min(n_vocab, width * WIDER)
+
+
+def _kept(values: Tensor, probs: Tensor | None, sampling: Sampling) -> Tensor:
+    """How many of values (row, n), best first, are left (row,); `probs`: theirs among all tokens, if none is out."""
+    kept = (values > -torch.inf).sum(-1)
+    if sampling.top_k is not None:
+        k = min(sampling.top_k, values.shape[-1])
+        kept = torch.minimum(kept, (values >= values[:, k - 1 : k]).sum(-1))
+    if sampling.top_p is not None and sampling.top_p < 1.0:
+        if probs is None:
+            out = torch.arange(values.shape[-1], device=values.device) >= kept[:, None]
+            probs = values.masked_fill(out, -torch.inf).softmax(-1)
+        better = probs.cumsum(-1) - probs  # mass of the tokens before each
+        kept = torch.minimum(kept, (better < sampling.top_p).sum(-1))
+    if sampling.min_p:
+        kept = torch.minimum(kept, ((values - values[:, :1]).exp() >= sampling.min_p).sum(-1))
+    return kept.clamp(min=1)  # the best always, be it NaN

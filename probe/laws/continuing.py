@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from probe.decoding import Sampling, decode
-from probe.decoding.forced import Prefix, forced
+from probe.decoding.teacher_forced import Prefix, suffix_logprobs
 from probe.language_model.stepping import way
 from probe.laws.reading import gap, plain
 from probe.speculating.drafts import make_draft
@@ -55,7 +55,7 @@ def company_changes_no_rollout(lm: LanguageModel, ids: list[int]) -> float:
 def a_prefix_is_computed_once(lm: LanguageModel, ids: list[int]) -> float:
     """Log-probabilities of two ends that share a prefix, against those of a plain forward."""
     half = len(ids) // 2
-    own = forced(lm, ids[:half], [ids[half:], ids[half : half + 3]])
+    own = suffix_logprobs(lm, ids[:half], [ids[half:], ids[half : half + 3]])
     rows = plain(lm, ids).double().log_softmax(-1)[half - 1 : -1]
     expected = rows.gather(1, torch.tensor(ids[half:], device=rows.device)[:, None])[:, 0].cpu().numpy()
     return float(max(np.abs(own[0] - expected).max(), np.abs(own[1] - expected[:3]).max()))
@@ -64,7 +64,7 @@ def a_prefix_is_computed_once(lm: LanguageModel, ids: list[int]) -> float:
 def suppression_is_deletion(lm: LanguageModel, ids: list[int]) -> float:
     """Logits after a span that is not seen, against those of a text without it whose positions are kept."""
     start, end = len(ids) // 3, len(ids) // 2
-    found = Prefix(lm, ids[:start]).leap(ids[end:], end - start)
+    found = Prefix(lm, ids[:start]).after_gap(ids[end:], end - start)
     positions = torch.tensor([[*range(start), *range(end, len(ids))]], device=lm.device) + (way(lm).origin or 0)
     with torch.inference_mode():
         gone = lm.model(torch.tensor([ids[:start] + ids[end:]], device=lm.device), position_ids=positions).logits[

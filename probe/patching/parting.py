@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from probe.decoding.forced import Prefix
+from probe.decoding.teacher_forced import Prefix
 from probe.patching.metrics import Target
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def parting(lm: LanguageModel, clean: Sequence[int], corrupt: Sequence[int], tai
     for start in range(0, max(1, len(tail)), _ROWS):
         some = list(tail[start : start + _ROWS])
         if start + len(some) == len(tail):  # what follows the last token is predicted too: any token stands for it
-            first, second = (stem.follow([[*some, clean[0]]])[0] for stem in stems)
+            first, second = (stem.teacher_forced([[*some, clean[0]]])[0] for stem in stems)
         else:
             first, second = (stem.extend(some) for stem in stems)
         p, q = first.double().softmax(-1), second.double().softmax(-1)
@@ -52,7 +52,9 @@ def parting(lm: LanguageModel, clean: Sequence[int], corrupt: Sequence[int], tai
 @torch.inference_mode()
 def parted_at(lm: LanguageModel, clean: Sequence[int], corrupt: Sequence[int], tail: Sequence[int]) -> Parting:
     """The same at the end of the tail."""
-    p, q = (Prefix(lm, [*ids, *tail]).follow([[clean[0]]])[0][0].double().softmax(-1) for ids in (clean, corrupt))
+    p, q = (
+        Prefix(lm, [*ids, *tail]).teacher_forced([[clean[0]]])[0][0].double().softmax(-1) for ids in (clean, corrupt)
+    )
     return Parting(len(tail), float((p - q).abs().sum() / 2), _most_changed(p - q))
 
 

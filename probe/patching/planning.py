@@ -25,7 +25,7 @@ class Cost(NamedTuple):
 
 
 def plan_patch(lm: LanguageModel, **what: Any) -> dict[str, Any]:
-    """What `patch_sweep` would do; keywords as there. Runs nothing, writes nothing. Cells before the first difference need no
+    """What `patch` would do; keywords as there. Runs nothing, writes nothing. Cells before the first difference need no
     pass; a model that cannot be entered in the middle takes more."""
     plan = prepare(lm, **what)
     cost = _foretold if plan.method == "attribution" else _sent if plan.path else _exact

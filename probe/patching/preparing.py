@@ -56,7 +56,7 @@ def prepare(
     seed: int = 0, method: str = "exact", ig: int = 0, sample: int | None = None,
     path: str | None = None, measure_at: str | int | None = None,
 ) -> Plan:  # fmt: skip
-    """Check what is asked (see `patch_sweep`) and make the pairs. Raises as it does."""
+    """Check what is asked (see `patch`) and make the pairs. Raises as it does."""
     check_source(source)
     how = Chat(chat, system, template_options or {}, allow_template_loss)
     how.check()

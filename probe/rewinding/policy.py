@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from probe.decoding.forced import forced
+from probe.decoding.teacher_forced import suffix_logprobs
 from probe.spans import of_other_texts, steps
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def off_policy(
         return None
     n = min(len(new), lengths[LEAST - 1])
     own = [tuple(ids[:n]) for ids in drawn if len(ids) >= n]
-    edit, *others = [float(one.mean(dtype=np.float64)) for one in forced(lm, before, [new[:n], *own])]
+    edit, *others = [float(one.mean(dtype=np.float64)) for one in suffix_logprobs(lm, before, [new[:n], *own])]
     spread = float(np.std(others, ddof=1))
     z = (edit - float(np.mean(others))) / spread if spread > 1e-9 else None
     return {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from probe.decoding.forced import forced
+from probe.decoding.teacher_forced import suffix_logprobs
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -24,10 +24,10 @@ def rescore(
     if not tail:
         return np.empty(0, np.float32), np.empty(0, np.float32)
     if tuple(control) == tuple(edited):  # one computation: two rows of a batch may differ in their last digits
-        (kept,) = forced(lm, control, [tail])
+        (kept,) = suffix_logprobs(lm, control, [tail])
         return kept, kept
     stem = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(control, edited, strict=False)))
     if stem == 0:
-        return forced(lm, control, [tail])[0], forced(lm, edited, [tail])[0]
-    kept, changed = forced(lm, control[:stem], [[*control[stem:], *tail], [*edited[stem:], *tail]])
+        return suffix_logprobs(lm, control, [tail])[0], suffix_logprobs(lm, edited, [tail])[0]
+    kept, changed = suffix_logprobs(lm, control[:stem], [[*control[stem:], *tail], [*edited[stem:], *tail]])
     return kept[-len(tail) :], changed[-len(tail) :]

@@ -12,7 +12,7 @@ import pyarrow as pa
 from probe import store as stores
 from probe.answers import merge
 from probe.decoding import differences
-from probe.decoding.forced import forced
+from probe.decoding.teacher_forced import suffix_logprobs
 from probe.errors import BadOption
 from probe.language_model import model_of
 from probe.rewinding import keeping, policy, truncation
@@ -109,9 +109,9 @@ def _rescored(lm: LanguageModel, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
     if not plan.changes or not tail:
         return rescore(lm, arms.control, arms.edited, tail)
     edited = next(arm for arm in plan.named if arm.changes)
-    (kept,) = forced(lm, arms.control, [tail])
+    (kept,) = suffix_logprobs(lm, arms.control, [tail])
     with changing(lm, edited, len(tail)):
-        (changed,) = forced(lm, arms.edited, [tail])
+        (changed,) = suffix_logprobs(lm, arms.edited, [tail])
     return kept, changed
 
 

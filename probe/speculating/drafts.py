@@ -1,4 +1,4 @@
-"""What proposes: another model, the target's own first blocks, or the text itself; and the law it proposed from."""
+"""What proposes: another model, the target's own first blocks, or the text itself; and the distribution it proposed from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from probe.decoding import Sampling
-from probe.decoding.sampler import law
+from probe.decoding.sampler import distribution
 from probe.errors import BadModel, BadOption
 from probe.speculating.readers import EarlyExit, Reader, check_exit
 from probe.speculating.verifying import DRAW, draw
@@ -32,10 +32,10 @@ class Address(NamedTuple):
 
 
 class Proposal(NamedTuple):
-    """Drafted tokens, the laws (block, d_vocab) they were drawn from, and the raw logits behind these, if there are any."""
+    """Drafted tokens, the distributions (block, d_vocab) they were drawn from, and the raw logits behind these, if any."""
 
     tokens: list[int]
-    laws: Tensor
+    distributions: Tensor
     logits: Tensor | None
 
 
@@ -89,16 +89,18 @@ def stepwise(
 ) -> Proposal:  # fmt: skip
     """Draw token after token from a model: `after(ids)` gives its logits (1, d_vocab); an end token ends the block."""
     tokens: list[int] = []
-    laws: list[Tensor] = []
+    distributions: list[Tensor] = []
     rows: list[Tensor] = []
     sampling = at.sampling
     while len(tokens) < n and not (tokens and tokens[-1] in ends):
         where = {"samples": [at.sample], "steps": [at.step + len(tokens)]}
         rows.append(fitted(after([*text, *tokens]), width))
         past = history([*text, *tokens], [], sampling)
-        laws.append(law(rows[-1], None if past is None else past.to(rows[-1].device), sampling, **where))
-        tokens.append(int(draw(laws[-1], sampling.seed, DRAW, **where)))
-    return Proposal(tokens, torch.cat(laws), torch.cat(rows))
+        distributions.append(
+            distribution(rows[-1], None if past is None else past.to(rows[-1].device), sampling, **where)
+        )
+        tokens.append(int(draw(distributions[-1], sampling.seed, DRAW, **where)))
+    return Proposal(tokens, torch.cat(distributions), torch.cat(rows))
 
 
 NOTHING = Proposal([], torch.zeros((0, 0), dtype=torch.float64), None)  # a block of no token
@@ -161,7 +163,7 @@ class LayersDraft:
 
 
 class NgramDraft:
-    """What followed the last few tokens where they stood before (prompt lookup, Saxena 2023): a law of one token each."""
+    """What followed the last few tokens where they stood before (prompt lookup, Saxena 2023): all of it on one token each."""
 
     warning, identity = "", None
 
@@ -178,8 +180,8 @@ class NgramDraft:
         tokens = lookup(text, n, self._longest)
         if not tokens:
             return NOTHING
-        laws = torch.zeros((len(tokens), self._target.width), dtype=torch.float64)
-        return Proposal(tokens, laws.scatter_(1, torch.tensor(tokens)[:, None], 1.0), None)
+        distributions = torch.zeros((len(tokens), self._target.width), dtype=torch.float64)
+        return Proposal(tokens, distributions.scatter_(1, torch.tensor(tokens)[:, None], 1.0), None)
 
 
 def lookup(text: Sequence[int], n: int, longest: int) -> list[int]:

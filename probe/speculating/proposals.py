@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 class Distances(NamedTuple):
-    """Of laws p and q (row, d_vocab), each (row,): total variation, and KL both ways in nats."""
+    """Of distributions p and q (row, d_vocab), each (row,): total variation, and KL both ways in nats."""
 
     tv: Tensor
     kl: Tensor
@@ -25,7 +25,7 @@ class Distances(NamedTuple):
 
 
 def distances(p: Tensor, q: Tensor) -> Distances:
-    """float64; a KL is infinite where the second law lacks what the first has."""
+    """float64; a KL is infinite where the second lacks what the first has."""
     return Distances((p - q).abs().sum(-1) / 2, _kl(p, q), _kl(q, p))
 
 
@@ -39,9 +39,9 @@ def rows_of(lm: LanguageModel, one: Round) -> list[Row]:
     added = int(one.settled.token[0])
     if not n:
         return [_bonus(lm, one, added)]
-    q = one.proposal.laws.to(one.p.device)
+    q = one.proposal.distributions.to(one.p.device)
     at = torch.tensor(tokens, device=q.device)[:, None]
-    p_of, q_of = (law[:n].gather(1, at)[:, 0].tolist() for law in (one.p, q))
+    p_of, q_of = (values[:n].gather(1, at)[:, 0].tolist() for values in (one.p, q))
     apart = [values.tolist() for values in distances(one.p[:n], q)]
     rows, numbers = [], zip(one.settled.chances[0].tolist(), one.settled.uniforms[0].tolist(), strict=True)
     for i, (token, (chance, number)) in enumerate(zip(tokens, numbers, strict=True)):

@@ -55,7 +55,7 @@ def speculate(
     lm: LanguageModel, prompts: Any, *, draft: str | LanguageModel, out: str | Path | None = None, resume: bool = False,
     progress: Progress | None = None, **what: Any,
 ) -> stores.Run:  # fmt: skip
-    """Continue prompts by speculative decoding and keep every proposal: p, q, what decided it, how far the laws are apart.
+    """Continue prompts by speculative decoding and keep every proposal: p, q, what decided it, how far p and q are apart.
 
     draft: `layers:N` (the target's own first N blocks, then its norm and head), `ngram` (what followed the last tokens where
     they stood before; `ngram:N` looks for N of them first), or another model with the same tokenizer, loaded or by its name.

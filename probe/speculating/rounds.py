@@ -12,7 +12,7 @@ from torch import Tensor
 
 from probe.decoding import Continuation, Sampling
 from probe.decoding.engine import check, ended
-from probe.decoding.sampler import law
+from probe.decoding.sampler import distribution
 from probe.errors import BadOption
 from probe.speculating.drafts import NOTHING, Address, Draft, Proposal, history, slow
 from probe.speculating.readers import Reader
@@ -51,7 +51,7 @@ ALWAYS = Blocks(FIRST)
 
 
 class Round(NamedTuple):
-    """One pass of the target. Laws p (block + 1, d_vocab), raw logits likewise; `kept` tokens of it joined the text.
+    """One pass of the target. Distributions p (block + 1, d_vocab), raw logits likewise; `kept` tokens of it joined the text.
 
     `text` is what stood before it. A first round drafts nothing: its pass reads the prompt.
     """
@@ -96,7 +96,7 @@ def speculate_ids(
     blocks: Blocks = ALWAYS, seen: Callable[[Round], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Speculation:  # fmt: skip
-    """Continue a prompt (token ids) by at most `max_new` tokens of the target's law, with a draft's help.
+    """Continue a prompt (token ids) by at most `max_new` tokens of the target's distribution, with a draft's help.
 
     Noise is keyed by (seed, sample, step, purpose): a run is the same whatever ran before it. Where nothing is drafted the
     tokens are those of plain decoding. seen(round) is called after each pass. Raises `NonFinite`, `BadModel`.
@@ -151,13 +151,13 @@ def _pass(target: Reader, text: list[int], proposal: Proposal, at: Address, numb
     n = len(proposal.tokens)
     logits = target.logits([*text, *proposal.tokens], n + 1)
     past = history(text, proposal.tokens, at.sampling)
-    p = law(
+    p = distribution(
         logits, None if past is None else past.to(logits.device), at.sampling,
         samples=[at.sample] * (n + 1), steps=range(at.step, at.step + n + 1),
     )  # fmt: skip
     tokens = torch.tensor([proposal.tokens], dtype=torch.long, device=p.device)
     settled = settle(
-        p[None], proposal.laws[None].to(p.device), tokens,
+        p[None], proposal.distributions[None].to(p.device), tokens,
         seed=at.sampling.seed, samples=[at.sample], steps=[at.step],
     )  # fmt: skip
     return Round(number, text, proposal, logits, p, settled, 0)

@@ -1,8 +1,8 @@
-"""Exact rejection sampling of a block of drafted tokens, over rows at once. Laws in, tokens out; knows no model.
+"""Exact rejection sampling of a block of drafted tokens, over rows at once. Distributions in, tokens out; knows no model.
 
 Leviathan et al. 2023 (2211.17192, algorithm 1) and Chen et al. 2023 (2302.01318): a token x drawn from q is kept with
 probability min(1, p(x) / q(x)), the first that isn't is replaced by a draw from norm(max(p - q, 0)), and after a block that is
-kept whole one more token comes from p. What is left has the law p, whatever q is.
+kept whole one more token comes from p. What is left has the distribution p, whatever q is.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Settled(NamedTuple):
     uniforms: Tensor
 
 
-def draw(law: Tensor, seed: int, purpose: int, samples: Sequence[int], steps: Sequence[int]) -> Tensor:
-    """One token (row,) from law (row, d_vocab): the winner of the race at (sample, step) of that purpose's noise."""
-    tokens = (law > 0).any(0).nonzero()[:, 0]  # few, where there are filters: noise is made for these alone
-    race = law[:, tokens] / exponential(stream(seed, purpose), samples, steps, tokens)
+def draw(probs: Tensor, seed: int, purpose: int, samples: Sequence[int], steps: Sequence[int]) -> Tensor:
+    """One token (row,) from probs (row, d_vocab): the winner of the race at (sample, step) of that purpose's noise."""
+    tokens = (probs > 0).any(0).nonzero()[:, 0]  # few, where there are filters: noise is made for these alone
+    race = probs[:, tokens] / exponential(stream(seed, purpose), samples, steps, tokens)
     return tokens[race.argmax(-1)]
 
 
@@ -63,8 +63,8 @@ def settle(
 ) -> Settled:  # fmt: skip
     """Accept or correct a block of tokens (row, block) drawn from q (row, block, d_vocab).
 
-    p (row, block + 1, d_vocab) is the target's law at each of them and after them; `steps` is that of each row's first
-    token. Laws are after temperature and filters, both alike.
+    p (row, block + 1, d_vocab) is the target's distribution at each of them and after them; `steps` is that of each row's first
+    token. Distributions are after temperature and filters, both alike.
     """
     n, block = tokens.shape
     each = torch.arange(block).repeat(n, 1) + torch.tensor(list(steps), dtype=torch.long)[:, None]
@@ -78,9 +78,9 @@ def settle(
         if not len(rows):
             continue
         at = accepted[rows]
-        law = bonus(p[rows]) if whole else residual(p[rows, at], q[rows, at])
+        probs = bonus(p[rows]) if whole else residual(p[rows, at], q[rows, at])
         chosen = [(samples[r], steps[r] + k) for r, k in zip(rows.tolist(), at.tolist(), strict=True)]
-        token[rows] = draw(law, seed, DRAW if whole else CORRECT, *zip(*chosen, strict=True))
+        token[rows] = draw(probs, seed, DRAW if whole else CORRECT, *zip(*chosen, strict=True))
     return Settled(accepted, token, chance, numbers)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probe.decoding.forced import Prefix, logprobs
+from probe.decoding.teacher_forced import Prefix, token_logprobs
 from probe.errors import BadOption
 from probe.interventions import applying, parse_edits
 from probe.sites import Positions, parse_place
@@ -35,11 +35,11 @@ def rescored(task: Task) -> Measured:
     steps, ids = task.original.steps, task.original.ids
     first = steps[0].start
     stem = Prefix(task.lm, ids[:first])
-    whole = logprobs(stem.follow([ids[first:]])[0], ids[first:]).astype(np.float64)
+    whole = token_logprobs(stem.teacher_forced([ids[first:]])[0], ids[first:]).astype(np.float64)
     matrix, rows = np.full((len(steps), len(steps)), np.nan), []
     for i, step in enumerate(steps[:-1]):
         tail = ids[step.end :]
-        lost = whole[step.end - first :] - logprobs(stem.follow([tail])[0], tail).astype(np.float64)
+        lost = whole[step.end - first :] - token_logprobs(stem.teacher_forced([tail])[0], tail).astype(np.float64)
         for j in range(i + 1, len(steps)):
             matrix[i, j] = lost[steps[j].start - step.end : steps[j].end - step.end].mean()
         between = matrix[i, i + 1 : -1]
@@ -63,13 +63,13 @@ def suppressed(task: Task) -> Measured:
     lm, steps, ids, place = task.lm, task.original.steps, task.original.ids, task.suppress
     first = steps[0].start
     stem = Prefix(lm, ids[:first])
-    whole = stem.follow([ids[first:]])[0]  # row t predicts token first + t
+    whole = stem.teacher_forced([ids[first:]])[0]  # row t predicts token first + t
     matrix, rows = np.full((len(steps), len(steps)), np.nan), []
     for i, step in enumerate(steps[:-1]):
         tail = ids[step.end : -1]
         if tail:
             # row t predicts token step.end + 1 + t
-            blind = _cut(lm, ids, step, place) if place else stem.leap(tail, step.end - step.start)
+            blind = _cut(lm, ids, step, place) if place else stem.after_gap(tail, step.end - step.start)
             moved = divergence(whole[step.end + 1 - first :], blind)
             for j in range(i + 1, len(steps)):
                 own = moved[max(0, steps[j].start - step.end - 1) : steps[j].end - step.end - 1]

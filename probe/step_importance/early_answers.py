@@ -12,7 +12,7 @@ from torch import Tensor
 
 from probe import answers
 from probe.decoding import Sampling, decode
-from probe.decoding.forced import Prefix, logprobs
+from probe.decoding.teacher_forced import Prefix, token_logprobs
 from probe.errors import BadOption
 from probe.language_model.following import ids_after
 from probe.step_importance.task import Measured, Row, Task
@@ -20,7 +20,7 @@ from probe.step_importance.task import Measured, Row, Task
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
-LONGEST = 24  # tokens of a forced answer
+LONGEST = 24  # tokens of a teacher-forced answer
 STOPS = ("\n", ". ", ".\n")
 LEADS, ENDS = (" ", ""), (".", "\n", "}")
 ROWS = 64
@@ -109,8 +109,10 @@ def _best(lm: LanguageModel, prefix: Sequence[int], spelled: Sequence[Sequence[t
     logits: dict[tuple[int, ...], Tensor] = {}
     for start in range(0, len(stems), ROWS):
         some = stems[start : start + ROWS]
-        logits |= dict(zip(some, stem.follow([[*ids, 0] for ids in some]), strict=True))
-    return np.asarray([max(logprobs(logits[ids[:-1]], ids).sum(dtype=np.float64) for ids in own) for own in spelled])
+        logits |= dict(zip(some, stem.teacher_forced([[*ids, 0] for ids in some]), strict=True))
+    return np.asarray(
+        [max(token_logprobs(logits[ids[:-1]], ids).sum(dtype=np.float64) for ids in own) for own in spelled]
+    )
 
 
 def _commitment(matches: np.ndarray) -> int | None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from probe.decoding import Sampling
+from probe.decoding.stages import ORDERS, Token, candidate_columns, check_order, race, stage_columns, stages
 from probe.errors import BadOption, OutOfRange
-from probe.sampling import ORDERS, Token, candidate_columns, check_order, race, stage_columns, stages
 from probe.sites import Positions, parse_where
 from probe.store import Writer
 from probe.texts.sequences import TokenSequence

@@ -1,4 +1,4 @@
-"""The verb `patch_sweep`: pairs in, every cell patched, effects out. Knows the order of things."""
+"""The verb `patch`: pairs in, every cell patched, effects out. Knows the order of things."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Progress = Callable[[str, int, int], None]
 """What is going on, how much of it is done, and how much there is."""
 
 
-def patch_sweep(
+def patch(
     lm: LanguageModel, *, clean: Any = None, corrupt: Any = None, answer: str | None = None, against: str | None = None,
     pairs: Iterable[Any] | Path = (), out: str | Path | None = None, resume: bool = False,
     progress: Progress | None = None, **what: Any,

@@ -22,7 +22,7 @@ BATCH_TOKENS = 2048  # padded suffix tokens in one forward; their logits are the
 _ROWS = 64  # rows of logits that are normalised at once
 
 
-def forced(lm: LanguageModel, prefix: Sequence[int], suffixes: Sequence[Sequence[int]]) -> list[np.ndarray]:
+def suffix_logprobs(lm: LanguageModel, prefix: Sequence[int], suffixes: Sequence[Sequence[int]]) -> list[np.ndarray]:
     """Raw log-probs (len(suffix),) in nats, float32, of the tokens of each suffix after the prefix (at least one token).
 
     Equal to one forward over prefix + suffix to fp32 rounding. Suffixes run together, padded on the right, which no causal
@@ -30,12 +30,12 @@ def forced(lm: LanguageModel, prefix: Sequence[int], suffixes: Sequence[Sequence
     """
     stem, found = Prefix(lm, prefix), [np.empty(0, np.float32)] * len(suffixes)
     for rows in _batches(suffixes):
-        for row, logits in zip(rows, stem.follow([suffixes[r] for r in rows]), strict=True):
-            found[row] = logprobs(logits, suffixes[row])
+        for row, logits in zip(rows, stem.teacher_forced([suffixes[r] for r in rows]), strict=True):
+            found[row] = token_logprobs(logits, suffixes[row])
     return found
 
 
-def logprobs(logits: Tensor, ids: Sequence[int]) -> np.ndarray:
+def token_logprobs(logits: Tensor, ids: Sequence[int]) -> np.ndarray:
     """Log-softmax of logits (n, d_vocab) at ids (n,): nats, float32."""
     targets = torch.tensor(list(ids), device=logits.device, dtype=torch.long)[:, None]
     parts = [np.empty(0, np.float32)]
@@ -80,7 +80,7 @@ class Prefix:
         return found[:-1]
 
     @torch.inference_mode()
-    def follow(self, suffixes: Sequence[Sequence[int]]) -> list[Tensor]:
+    def teacher_forced(self, suffixes: Sequence[Sequence[int]]) -> list[Tensor]:
         """Logits (len(suffix), d_vocab) that predict the tokens of each suffix; the prefix stays as it is."""
         longest = max(map(len, suffixes))
         if longest <= 1:
@@ -98,7 +98,7 @@ class Prefix:
         return [torch.cat([self._last, own])[: len(s)] for s, own in zip(suffixes, logits, strict=True)]
 
     @torch.inference_mode()
-    def leap(self, ids: Sequence[int], skipped: int) -> Tensor:
+    def after_gap(self, ids: Sequence[int], skipped: int) -> Tensor:
         """Logits (len(ids), d_vocab) *after* each of ids that follow a gap of `skipped` positions: what stood there is gone.
 
         The same as forbidding these tokens to look at the gap in all layers and heads (METHODS M12). Raises `BadModel`

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import probe
-from probe.decoding.forced import Prefix, forced, logprobs
+from probe.decoding.caches import held, slot
+from probe.decoding.teacher_forced import Prefix, suffix_logprobs, token_logprobs
 from probe.errors import BadModel
 
 FAMILIES = ["llama", "gpt2", "gemma2", "gpt_oss", "bloom", "mamba", "falcon_h1", "jamba", "rwkv"]
@@ -27,7 +28,7 @@ def test_forced_scores_are_those_of_one_forward(family: str) -> None:
     random = torch.Generator().manual_seed(0)
     draw = lambda n: torch.randint(3, 200, (n,), generator=random).tolist()  # noqa: E731
     prefix, suffixes = draw(40), [draw(n) for n in LENGTHS]
-    found = forced(lm, prefix, suffixes)
+    found = suffix_logprobs(lm, prefix, suffixes)
     for suffix, own in zip(suffixes, found, strict=True):
         assert own.shape == (len(suffix),)
         if suffix:
@@ -40,13 +41,13 @@ def test_forced_scores_on_real_weights(smollm2) -> None:
         "The capital of France is Paris. The capital of Italy is Rome, and that of Spain is Madrid."
     ).ids
     suffixes = [text[12:], text[12:14], smollm2.ids_of(" Berlin is where")]
-    for suffix, own in zip(suffixes, forced(smollm2, text[:12], suffixes), strict=True):
+    for suffix, own in zip(suffixes, suffix_logprobs(smollm2, text[:12], suffixes), strict=True):
         np.testing.assert_allclose(own, plain(smollm2, text[:12], list(suffix)), atol=1e-4)
 
 
 def test_a_prefix_is_needed() -> None:
     with pytest.raises(ValueError, match="at least one token"):
-        forced(probe.load("tiny:llama"), [], [[1]])
+        suffix_logprobs(probe.load("tiny:llama"), [], [[1]])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -55,22 +56,22 @@ def test_a_prefix_grows_and_is_followed(family: str) -> None:
     ids = torch.randint(3, 200, (60,), generator=torch.Generator().manual_seed(1)).tolist()
     stem = Prefix(lm, ids[:20])
     for start in range(20, 60, 10):
-        (after,) = stem.follow([ids[start + 3 :]])
+        (after,) = stem.teacher_forced([ids[start + 3 :]])
         np.testing.assert_allclose(
-            logprobs(after, ids[start + 3 :]), plain(lm, ids[:start], ids[start + 3 :]), atol=1e-5
+            token_logprobs(after, ids[start + 3 :]), plain(lm, ids[:start], ids[start + 3 :]), atol=1e-5
         )
         np.testing.assert_allclose(
-            logprobs(stem.extend(ids[start : start + 10]), ids[start : start + 10]),
+            token_logprobs(stem.extend(ids[start : start + 10]), ids[start : start + 10]),
             plain(lm, ids[:start], ids[start : start + 10]), atol=1e-5,
         )  # fmt: skip
 
 
 @pytest.mark.parametrize(("family", "first"), [("llama", 0), ("gpt2", 0), ("qwen3", 0), ("roberta", 258 + 1)])
-def test_a_leap_is_a_text_without_the_gap_but_with_its_positions(family: str, first: int) -> None:
+def test_a_gap_is_a_text_without_the_gap_but_with_its_positions(family: str, first: int) -> None:
     """RoBERTa's first token stands after the position of padding."""
     lm = probe.load(f"tiny:{family}")
     ids = torch.randint(3, 200, (30,), generator=torch.Generator().manual_seed(2)).tolist()
-    found = Prefix(lm, ids[:10]).leap(ids[15:], 5)
+    found = Prefix(lm, ids[:10]).after_gap(ids[15:], 5)
     positions = torch.tensor([[*range(10), *range(15, 30)]]) + first
     with torch.no_grad():
         expected = lm.model(torch.tensor([ids[:10] + ids[15:]]), position_ids=positions).logits[0, 10:]
@@ -80,7 +81,7 @@ def test_a_leap_is_a_text_without_the_gap_but_with_its_positions(family: str, fi
 @pytest.mark.parametrize("family", ["mamba", "bloom", "falcon_h1"])
 def test_a_model_without_positions_to_skip_says_so(family: str) -> None:
     with pytest.raises(BadModel, match="skip positions"):
-        Prefix(probe.load(f"tiny:{family}"), [5, 6, 7]).leap([8, 9], 2)
+        Prefix(probe.load(f"tiny:{family}"), [5, 6, 7]).after_gap([8, 9], 2)
 
 
 @pytest.mark.parametrize("family", ["xlm", "xlnet"])
@@ -90,4 +91,29 @@ def test_a_model_that_reads_what_follows_has_no_beginnings(family: str) -> None:
         alone, whole = (lm.model(torch.tensor([ids])).logits[0, 2] for ids in ([5, 6, 7], [5, 6, 7, 8, 9]))
     assert float((alone - whole).abs().max()) > 0.1
     with pytest.raises(BadModel, match="reads what follows too"):
-        forced(lm, [5, 6, 7], [[8, 9]])
+        suffix_logprobs(lm, [5, 6, 7], [[8, 9]])
+
+
+GAPPED = (
+    "There are 12 apples. Then we add 7 more. So there are 19 apples now. Wait, that is not right. The answer is 17."
+)
+
+
+@pytest.mark.slow
+def test_a_gap_is_a_cache_whose_step_was_cut_out(smollm2) -> None:
+    """The prefix and the step are read one after the other, as a decode loop does: read in one forward, the prefix's keys
+    already differ in their last bits."""
+    ids, start, end = list(smollm2.encode(GAPPED).ids), 6, 13
+    name, model = slot(smollm2.model), smollm2.model
+    with torch.inference_mode():
+        skipped = Prefix(smollm2, ids[:start]).after_gap(ids[end:], end - start)
+        cache = held(model(torch.tensor([ids[:start]]), use_cache=True))
+        cache = held(model(torch.tensor([ids[start:end]]), **{name: cache}))
+        for layer in cache.layers:
+            assert layer.keys.shape[2] == end
+            layer.keys, layer.values = layer.keys[:, :, :start], layer.values[:, :, :start]
+        positions = torch.arange(end, len(ids))[None]
+        gone = model(torch.tensor([ids[end:]]), position_ids=positions, **{name: cache}).logits[0]
+        whole = model(torch.tensor([ids])).logits[0, end:]
+    assert torch.equal(skipped, gone)
+    assert (skipped - whole).abs().max() > 0.1
