@@ -29,14 +29,11 @@ def site_rows(lm: LanguageModel, text: str | None) -> list[dict[str, Any]]:
         wanted += [(cell.site, cell.layer, cell.heads) for cell in cells]
     rows = []
     for name, layer, heads in wanted:
-        count = len(heads) if heads is not None else anatomy.n_heads(name, layer)
-        if name in ("pattern", "scores"):
-            shape: list[object] = [count, "query", "key"]
-            values = 0  # a value a key: how many depends on the text
-        else:
-            width = lm.width(name, layer)
-            shape = ["pos", *([count] if count else []), width]
-            values = (count or 1) * width
+        found = anatomy.site(name, layer)
+        count = len(heads) if heads is not None else found.n_heads
+        sizes = {"head": count, "kv_head": count, **{a: found.width for a in found.site.axes if a.startswith("d_")}}
+        shape = [sizes.get(axis, axis) for axis in found.site.axes]
+        values = (count or 1) * found.width  # of patterns, how many depends on the text
         rows.append(
             {"site": name, "layer": layer, "shape": f"({', '.join(map(str, shape))})", "bytes_per_token": 4 * values}
         )
@@ -107,6 +104,8 @@ def show_sites(rows: list[dict[str, Any]], equations: list[dict[str, str]]) -> N
 
 def show_anatomy(anatomy: Anatomy) -> None:
     """The equation of each layer, where each site is, the readout, and what was not found and why."""
+    from probe.sites import sites_of
+
     from .terminal import show_table
 
     layers = list(enumerate(anatomy.layers))
@@ -120,10 +119,10 @@ def show_anatomy(anatomy: Anatomy) -> None:
         for site, tap in layer.taps.items():
             found[site, _tap(tap, layer.block)].append(i)
         if layer.attention:
-            found["q k v pattern", f"attention call of {_inside(layer.attention, layer.block)}"].append(i)
+            called = " ".join(sites_of("call"))
+            found[called, f"attention call of {_inside(layer.attention, layer.block)}"].append(i)
     rows = [(site, listed(where), text) for (site, text), where in found.items()]
-    whole = (("embed", anatomy.embed), ("final_norm", anatomy.final_norm))
-    rows += [(site, "", _tap(tap, None)) for site, tap in whole if tap]
+    rows += [(site, "", _tap(tap, None)) for site, tap in anatomy.taps.items()]
     show_table(("site", "layers", "found at"), rows)
     readout = anatomy.readout
     exact = "exact" if anatomy.readout_exact else "not exact"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from probe.anatomy.ends import apply_readout
 from probe.anatomy.mixing import values_at
-from probe.anatomy.parts import LOGITS, Anatomy, Layer, in_units, unit_of_write
+from probe.anatomy.parts import LOGITS, Anatomy, Layer, in_units
 from probe.anatomy.sums import misfit, tolerance
 from probe.anatomy.tape import probe_tokens
 from probe.instrument import Tap
@@ -18,7 +18,7 @@ from probe.instrument import Tap
 def verify(model: nn.Module, anatomy: Anatomy) -> list[str]:
     """What of the anatomy doesn't hold on this model, one sentence each; [] if all of it does."""
     ids = probe_tokens(model, seed=1)
-    taps = {LOGITS, *(tap for tap in (anatomy.embed, anatomy.final_norm) if tap is not None)}
+    taps = set(anatomy.taps.values())
     for layer in anatomy.layers:
         taps |= {*layer.taps.values(), *(write.tap for write in layer.writes)}
     try:
@@ -44,7 +44,7 @@ def _layer_problems(model: nn.Module, i: int, layer: Layer, seen: Mapping[Tap, T
     if not layer.writes:
         return []
     post = seen[layer.taps["resid_post"]]
-    writes = [in_units(seen[write.tap].double(), unit_of_write(model, write)) for write in layer.writes]
+    writes = [in_units(seen[write.tap].double(), write.unit(model)) for write in layer.writes]
     error = sum_error(model, layer, pre=seen[layer.taps["resid_pre"]], post=post, writes=writes)
     return [] if error <= 5 * tolerance(post.dtype) else [f"layer {i}: {layer.equation} is off by {error:.1e}"]
 

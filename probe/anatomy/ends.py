@@ -14,8 +14,7 @@ from probe.anatomy.inside import is_leaf
 from probe.anatomy.mixing import values_at
 from probe.anatomy.parts import LOGITS, Readout
 from probe.anatomy.sums import loudest, misfit, tolerance
-from probe.anatomy.tape import Event, Print, Tape
-from probe.instrument import Tap
+from probe.anatomy.tape import Event, Port, Print, Tape
 
 LOUD = 20.0  # no cap leaves logits of this size as they are
 
@@ -23,8 +22,7 @@ LOUD = 20.0  # no cap leaves logits of this size as they are
 class Ends(NamedTuple):
     """The two ends of the stream; `error` is that of logits against the replayed readout."""
 
-    embed: Tap | None
-    final_norm: Tap | None
+    ports: dict[str, Port]  # by site
     head: str | None
     readout: Readout
     exact: bool
@@ -39,14 +37,15 @@ def find_ends(model: nn.Module, ids: Tensor, recorded: Tape, blocks: tuple[Block
     The head is the innermost module with which that holds; it may be a whole part, such as a dense layer before the
     unembedding."""
     embed = _embed(recorded, blocks)
+    ports = {"embed": embed} if embed else {}
     numbers = _config_numbers(model)
     heads = _heads(recorded, numbers)
     if not heads:
         why = "no module's output is the logits, scaled or capped"
-        return Ends(embed, None, None, Readout(), False, math.inf, {"head": why, "final_norm": why})
+        return Ends(ports, None, Readout(), False, math.inf, {"head": why, "final_norm": why})
     if not blocks:
         why = "there is no resid_post that it could read"
-        return Ends(None, None, heads[0].path, Readout(), False, math.inf, {"final_norm": why})
+        return Ends(ports, heads[0].path, Readout(), False, math.inf, {"final_norm": why})
     last = blocks[-1].after.print
     for head in heads:
         for norm in _norms(recorded, last, head):
@@ -59,13 +58,12 @@ def find_ends(model: nn.Module, ids: Tensor, recorded: Tape, blocks: tuple[Block
                 masked = _ranges(hidden.isneginf() & ~raw.reshape(hidden.shape).isneginf())
                 error = _error(readout, hidden, recorded.logits)
                 absent = {} if norm else {"final_norm": "the head reads the last resid_post as it is"}
-                return Ends(embed, norm, head.path, readout, True, error, absent, masked)
-    return Ends(
-        embed, None, heads[0].path, Readout(), False, math.inf, {"final_norm": _why_not(recorded, last, heads[0])}
-    )
+                ports |= {"final_norm": norm} if norm else {}
+                return Ends(ports, head.path, readout, True, error, absent, masked)
+    return Ends(ports, heads[0].path, Readout(), False, math.inf, {"final_norm": _why_not(recorded, last, heads[0])})
 
 
-def _embed(recorded: Tape, blocks: tuple[Block, ...]) -> Tap | None:
+def _embed(recorded: Tape, blocks: tuple[Block, ...]) -> Port | None:
     """The module output that enters the first block; where there is none, the block's input itself."""
     if not blocks:
         return None
@@ -73,8 +71,8 @@ def _embed(recorded: Tape, blocks: tuple[Block, ...]) -> Tap | None:
     givers = [e for e in recorded.events[: first.event.seq] if any(p.print == first.before.print for p in e.outputs)]
     givers = [e for e in givers if not any(e.path.startswith(f"{b.event.path}.") for b in blocks)]
     for event in givers:
-        return next(p.tap for p in event.outputs if p.print == first.before.print)
-    return first.before.tap
+        return next(p for p in event.outputs if p.print == first.before.print)
+    return first.before
 
 
 def _heads(recorded: Tape, numbers: list[float]) -> list[Event]:
@@ -168,7 +166,7 @@ def _config_numbers(model: nn.Module) -> list[float]:
     return sorted({*numbers(plain), 15.0, 20.0, 30.0, 50.0})
 
 
-def _norms(recorded: Tape, last: Print, head: Event) -> Iterator[Tap | None]:
+def _norms(recorded: Tape, last: Print, head: Event) -> Iterator[Port | None]:
     """What may stand between the last resid_post and the head: nothing, or a module whose output the head reads, scaled
     or as it is."""
     read = head.inputs[0].print
@@ -178,7 +176,7 @@ def _norms(recorded: Tape, last: Print, head: Event) -> Iterator[Tap | None]:
         if event.path and any(p.print == last for p in event.inputs):
             for port in event.outputs:
                 if port.print == read or _is_multiple(recorded, port.print, read):
-                    yield port.tap
+                    yield port
 
 
 def _is_multiple(recorded: Tape, one: Print, other: Print) -> bool:
@@ -189,11 +187,11 @@ def _is_multiple(recorded: Tape, one: Print, other: Print) -> bool:
     return scale > 0 and misfit(y, scale * x.double()) <= tolerance(y.dtype)
 
 
-def _replay(model: nn.Module, resid: Tensor, norm: Tap | None, head: Event) -> Tensor | None:
+def _replay(model: nn.Module, resid: Tensor, norm: Port | None, head: Event) -> Tensor | None:
     """What the head gives for the last resid_post when those modules alone are called; None if they can't be."""
     try:
         with torch.no_grad():
-            found = head.module(resid if norm is None else model.get_submodule(norm.path)(resid))
+            found = head.module(resid if norm is None else model.get_submodule(norm.tap.path)(resid))
     except (TypeError, AttributeError, ValueError, LookupError, RuntimeError):
         return None  # a part that wants more than the stream is neither norm nor head
     return found if isinstance(found, Tensor) else None

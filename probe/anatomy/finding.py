@@ -16,12 +16,13 @@ from probe.anatomy.chain import Block, elsewhere, find_chains, why_no_chain
 from probe.anatomy.checking import verify
 from probe.anatomy.ends import Ends, find_ends
 from probe.anatomy.inside import Inside, insides
-from probe.anatomy.parts import Anatomy, Layer, Write
-from probe.anatomy.roles import Roles, Trials, find_attention, find_roles
+from probe.anatomy.parts import LOGITS, Anatomy, Layer, Write
+from probe.anatomy.roles import Roles, Trials, find_roles
 from probe.anatomy.sums import apart, loudest
 from probe.anatomy.tape import Tape, probe_tokens, tape
 from probe.anatomy.writes import Equation, find_equation
 from probe.instrument import Tap
+from probe.sites import SITES
 
 
 def find(model: nn.Module) -> Anatomy:
@@ -40,10 +41,11 @@ def find(model: nn.Module) -> Anatomy:
     once = {path for path, n in recorded.calls().items() if n == 1}
     for inside in insides(blocks, recorded):
         equation = find_equation(inside)
+        roles = find_roles(inside, equation, trials)
         if isinstance(equation, str):
-            layers.append(_unsolved(inside, equation, find_attention(inside, trials, equation), once))
+            layers.append(_unsolved(inside, equation, roles, once))
         else:
-            layers.append(_layer(inside, equation, find_roles(inside, equation, trials), once))
+            layers.append(_layer(inside, equation, roles, once))
     if not blocks:
         absent["blocks"] = why_no_chain(recorded)
     return Anatomy(
@@ -52,8 +54,9 @@ def find(model: nn.Module) -> Anatomy:
         n_layers=len(blocks),
         causal=_is_causal(model, ids, recorded),
         layers=tuple(layers),
-        embed=_tidy(ends.embed, once),
-        final_norm=_tidy(ends.final_norm, once),
+        taps={site: _tidy(port.tap, once) for site, port in ends.ports.items()} | {"logits": LOGITS},
+        widths={site: port.width(ids.shape[1]) for site, port in ends.ports.items()}
+        | {"logits": recorded.logits.shape[-1]},
         head=ends.head,
         readout=ends.readout,
         readout_exact=ends.exact,
@@ -76,14 +79,14 @@ def _stream(
     return found[-1] if found[-1][1].exact else found[0]
 
 
-def _tidy(tap: Tap | None, once: set[str]) -> Tap | None:
+def _tidy(tap: Tap, once: set[str]) -> Tap:
     """Without the call number where the module is called once in a forward."""
-    return tap._replace(call=None) if tap is not None and tap.path in once else tap
+    return tap._replace(call=None) if tap.path in once else tap
 
 
 def _layer(inside: Inside, equation: Equation, roles: Roles, once: set[str]) -> Layer:
     writes = tuple(
-        Write(port.tap._replace(call=None) if port.tap.path in once else port.tap, number, kind, gains)
+        Write(_tidy(port.tap, once), number, kind, gains)
         for port, number, kind, gains in zip(
             equation.terms, equation.coefficients, roles.kinds, equation.gains, strict=True
         )
@@ -112,17 +115,25 @@ def _unsolved(inside: Inside, why: str, roles: Roles, once: set[str]) -> Layer:
 
 def _found(inside: Inside, roles: Roles, once: set[str]) -> dict[str, Any]:
     """The fields of a layer that its equation doesn't say."""
-    found = {"resid_pre": inside.block.before.tap, **roles.sites, "resid_post": inside.block.after.tap}
-    attention = roles.attention
-    return {
-        "taps": {site: tap._replace(call=None) if tap.path in once else tap for site, tap in found.items()},
-        "attention": attention.path if attention else None,
-        "n_heads": attention.n_heads if attention else 0,
-        "n_kv_heads": attention.n_kv_heads if attention else 0,
-        "d_head": attention.d_head if attention else 0,
-        "visit": attention.visit if attention else 0,
+    found = {"resid_pre": inside.block.before, **roles.ports, "resid_post": inside.block.after}
+    attention, n = roles.attention, inside.tape.n_tokens
+    widths = {site: port.width(n) for site, port in found.items()}
+    fields = {
+        "taps": {site: _tidy(port.tap, once) for site, port in found.items()},
+        "widths": widths,
         "absent": roles.absent,
     }
+    if attention is None:
+        return fields
+    d_head, d_value = attention.d_head, attention.d_value
+    for site in found:
+        if SITES[site].per_head:
+            widths[site] //= attention.n_heads
+    widths |= {"q": d_head, "k": d_head, "v": d_value}
+    return fields | {
+        "attention": attention.path, "visit": attention.visit, "n_heads": attention.n_heads,
+        "n_kv_heads": attention.n_kv_heads, "d_head": d_head,
+    }  # fmt: skip
 
 
 def _written(inside: Inside, equation: Equation) -> str:

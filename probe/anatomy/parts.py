@@ -5,25 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from probe.errors import OutOfRange, SiteAbsent
-from probe.instrument import Tap
+from probe.instrument import AttentionCall, Tap
+from probe.sites import SITES, Site, sites_of
 
-ATTENTION_SITES = ("q", "k", "v", "pattern", "scores")  # read off the attention call, not off a module
-MODEL_SITES = ("embed", "final_norm", "logits")
 LOGITS = Tap("", "output", "logits")
 
-Kind = Literal["attn", "mixer", "mlp", "other", "other_2", "other_3", "other_4", "other_5"]
-WRITES: dict[str, Kind] = {  # site -> the kind of the block's write that it is
-    "attn_out": "attn", "mixer_out": "mixer", "mlp_out": "mlp",
-    "other_out": "other", "other_out_2": "other_2", "other_out_3": "other_3",
-    "other_out_4": "other_4", "other_out_5": "other_5",
-}  # fmt: skip
-LAYER_SITES = ("resid_pre", "resid_mid", "resid_post", *WRITES, "mlp_post", "z")  # found at a module
+Unit = float | Tensor
+"""A number, or one for each of d_model."""
 
 
 def of_text(value: Tensor, batch: int, n: int, what: str) -> Tensor:
@@ -39,6 +33,12 @@ def of_text(value: Tensor, batch: int, n: int, what: str) -> Tensor:
     )
 
 
+def of_call(call: AttentionCall, site: str) -> Tensor:
+    """What a site is of an attention call: queries, keys or values (batch, head, pos, d)."""
+    found: Tensor = getattr(call, SITES[site].field)
+    return found
+
+
 class Write(NamedTuple):
     """One addition to the residual stream: `coefficient` x the tensor at `tap` (batch, pos, d_model).
 
@@ -46,8 +46,47 @@ class Write(NamedTuple):
 
     tap: Tap
     coefficient: float
-    kind: Kind
+    kind: str
     gains: tuple[str, ...] = ()
+
+    def unit(self, model: nn.Module) -> Unit:
+        """Its coefficient times its gains."""
+        return _unit(model, self.coefficient, self.gains)
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a site is in one model, and what it is of the tensor there: that times `coefficient` and `gains`, as of a `Write`.
+
+    Whoever reads a site and whoever changes it goes through here, so that what was read can be put back.
+    call: (path of the attention module, which of its calls in one forward), of a site that is read off an attention call.
+    changed: the tap where it is changed; a block's input is the output of the one before, and is changed there.
+    width: values at one position, of one head where it has heads; 0 where it has none at a position.
+    """
+
+    site: Site
+    layer: int
+    read: Tap | None = None
+    changed: Tap | None = None
+    call: tuple[str, int] | None = None
+    coefficient: float = 1.0
+    gains: tuple[str, ...] = ()
+    n_heads: int = 0
+    width: int = 0
+
+    @property
+    def tap(self) -> Tap:
+        """The tap where it is read."""
+        assert self.read is not None, f"{self.site.name} is read off an attention call"
+        return self.read
+
+    def unit(self, model: nn.Module) -> Unit:
+        """What the model multiplies the tensor at the tap by before it adds it to the stream; 1 where it adds nothing."""
+        return _unit(model, self.coefficient, self.gains)
+
+    def by_head(self, flat: Tensor) -> Tensor:
+        """(…, head * width) -> (…, head, width); as it is where the site has no heads."""
+        return flat.unflatten(-1, (self.n_heads, -1)) if self.n_heads else flat
 
 
 class Readout(NamedTuple):
@@ -77,12 +116,15 @@ class Layer:
     carry_gains: tuple[str, ...] = ()
     offset: str = ""
     visit: int = 0  # which of the attention module's calls in one forward
+    widths: Mapping[str, int] = field(
+        default_factory=dict
+    )  # by site: values at a position, of one head where it has heads
     absent: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def write_sites(self) -> list[str]:
         """The sites of its writes, in their order."""
-        site_of = {kind: site for site, kind in WRITES.items()}
+        site_of = {SITES[site].part: site for site in sites_of("write")}
         return [site_of[write.kind] for write in self.writes]
 
     @property
@@ -109,8 +151,8 @@ class Anatomy:
     n_layers: int
     causal: bool
     layers: tuple[Layer, ...]
-    embed: Tap | None
-    final_norm: Tap | None
+    taps: Mapping[str, Tap]  # of sites that belong to no layer
+    widths: Mapping[str, int]  # of the same
     head: str | None
     readout: Readout
     readout_exact: bool
@@ -119,36 +161,53 @@ class Anatomy:
     absent: Mapping[str, str]
     masked: tuple[tuple[int, int], ...] = ()  # runs of ids, [first, last + 1), that the model rules out after its head
 
+    @property
+    def embed(self) -> Tap | None:
+        """Where the stream begins."""
+        return self.taps.get("embed")
+
+    @property
+    def final_norm(self) -> Tap | None:
+        """What the head reads."""
+        return self.taps.get("final_norm")
+
+    def site(self, name: str, layer: int = -1) -> Location:
+        """Where a site is, and all that is known of it here. Raises `SiteAbsent`, with the reason, or `OutOfRange`."""
+        if not self.has(name, layer):
+            where = "this model" if name in SITES and not SITES[name].per_layer else f"layer {layer}"
+            raise SiteAbsent(f"{where} has no '{name}': {self.reason(name, layer)}", hint=self._hint(layer))
+        site = SITES[name]
+        if not site.per_layer:
+            return Location(site, -1, self.taps[name], self.taps[name], width=self.widths[name])
+        here, layer = self._layer(layer), layer % self.n_layers
+        read = changed = here.taps.get(name)
+        if name == "resid_pre" and layer > 0 and self.has("resid_post", layer - 1):
+            changed = self.layers[layer - 1].taps["resid_post"]
+        write = next((w for w in here.writes if w.kind == site.part), None) if site.source == "write" else None
+        return Location(
+            site, layer, read, changed,
+            call=(here.attention, here.visit) if site.source == "call" and here.attention is not None else None,
+            coefficient=write.coefficient if write else 1.0, gains=write.gains if write else (),
+            n_heads=self.n_heads(name, layer), width=here.widths.get(name, 0),
+        )  # fmt: skip
+
     def tap(self, site: str, layer: int = -1) -> Tap:
-        """Where the site is read. SiteAbsent (with the reason) where no verified equation finds it."""
-        if site in MODEL_SITES:
-            found = {"embed": self.embed, "final_norm": self.final_norm, "logits": LOGITS}[site]
-            if found is None:
-                raise SiteAbsent(f"this model has no '{site}': {self.reason(site)}", hint=self._hint())
-            return found
-        here = self._layer(layer)
-        if site not in here.taps:
-            raise SiteAbsent(f"layer {layer} has no '{site}': {self.reason(site, layer)}", hint=self._hint(layer))
-        return here.taps[site]
+        """Where the site is read. Raises as `site` does."""
+        return self.site(site, layer).tap
 
     def has(self, site: str, layer: int = -1) -> bool:
         """Whether the site can be read (those of an attention call: whether the registry shows it)."""
-        if site in MODEL_SITES:
-            return {"embed": self.embed, "final_norm": self.final_norm, "logits": LOGITS}[site] is not None
+        source = SITES[site].source if site in SITES else None
+        if source == "end":
+            return site in self.taps
         here = self._layer(layer)
-        return here.attention is not None if site in ATTENTION_SITES else site in here.taps
-
-    def write(self, site: str, layer: int = -1) -> Write | None:
-        """The block's write that a site is; None for a site that is no write."""
-        if site not in WRITES or not self.has(site, layer):
-            return None
-        return next(write for write in self._layer(layer).writes if write.kind == WRITES[site])
+        return here.attention is not None if source == "call" else source is not None and site in here.taps
 
     def n_heads(self, site: str, layer: int = -1) -> int:
         """How many heads the site has at that layer: 0 where it has none."""
-        if site in {"k", "v"}:
-            return self._layer(layer).n_kv_heads
-        return self._layer(layer).n_heads if site in {"q", "z", "pattern", "scores"} else 0
+        if not SITES[site].per_head:
+            return 0
+        return self._layer(layer).n_kv_heads if SITES[site].of_keys else self._layer(layer).n_heads
 
     @property
     def calls(self) -> dict[tuple[str, int], int]:
@@ -157,7 +216,7 @@ class Anatomy:
 
     def reason(self, site: str, layer: int = -1) -> str:
         """Why the site is absent."""
-        own = self._layer(layer).absent.get(site) if site not in MODEL_SITES and self.layers else None
+        own = self._layer(layer).absent.get(site) if site not in sites_of("end") and self.layers else None
         return own or self.absent.get(site) or self.absent.get("blocks") or "no equation that holds finds it"
 
     def _layer(self, layer: int) -> Layer:
@@ -167,10 +226,8 @@ class Anatomy:
             raise OutOfRange(f"there is no layer {layer}", hint=f"layers 0 to {self.n_layers - 1}")
         return self.layers[layer]
 
-    def _hint(self, layer: int | None = None) -> str:
-        names = [s for s in MODEL_SITES if self.has(s)]
-        if self.layers:
-            names += [s for s in (*LAYER_SITES, *ATTENTION_SITES) if self.has(s, layer or 0)]
+    def _hint(self, layer: int = 0) -> str:
+        names = [s for s in SITES if (self.layers or s in sites_of("end")) and self.has(s, layer)]
         return f"found here: {', '.join(names)}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -182,8 +239,7 @@ class Anatomy:
         """The inverse of `to_dict`, also after a trip through JSON."""
         fields = dict(plain)
         fields["layers"] = tuple(_layer_from(entry) for entry in plain["layers"])
-        for name in ("embed", "final_norm"):
-            fields[name] = None if plain[name] is None else Tap(*plain[name])
+        fields["taps"] = {site: Tap(*tap) for site, tap in plain["taps"].items()}
         fields["readout"] = Readout(*plain["readout"])
         fields["masked"] = tuple((start, end) for start, end in plain.get("masked", ()))
         return cls(**fields)
@@ -209,20 +265,9 @@ def _layer_from(plain: Mapping[str, Any]) -> Layer:
     return Layer(**fields)
 
 
-Unit = float | Tensor
-"""A number, or one for each of d_model."""
-
-
-def unit_of(model: nn.Module, anatomy: Anatomy, site: str, layer: int) -> Unit:
-    """What the model multiplies the tensor at the site's tap by before it adds it to the stream; 1 where it adds nothing."""
-    write = anatomy.write(site, layer)
-    return 1.0 if write is None else unit_of_write(model, write)
-
-
-def unit_of_write(model: nn.Module, write: Write) -> Unit:
-    """Its coefficient times its gains."""
-    unit: Unit = write.coefficient
-    for name in write.gains:
+def _unit(model: nn.Module, coefficient: float, gains: tuple[str, ...]) -> Unit:
+    unit: Unit = coefficient
+    for name in gains:
         unit = model.get_parameter(name).detach().flatten() * unit
     return unit
 

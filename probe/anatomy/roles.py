@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from probe.anatomy.inside import Inside, is_leaf, is_linear
 from probe.anatomy.mixing import Reach, fed, headwise, reach
-from probe.anatomy.parts import ATTENTION_SITES, WRITES, Kind
 from probe.anatomy.sums import channelwise_sum, shortest_sum
 from probe.anatomy.tape import Attended, Event, Port
 from probe.anatomy.writes import Equation
-from probe.instrument import Tap
+from probe.sites import SITES, sites_of
 
-OTHERS: tuple[Kind, ...] = ("other", "other_2", "other_3", "other_4", "other_5")  # as many as a sum has terms
+OTHERS = tuple(site.part for site in SITES.values() if site.part.startswith("other"))  # as many as a sum has terms
+
+NO_CALL = "its attention, if there is one, doesn't go through transformers' attention registry"
 
 
 @dataclass
@@ -32,41 +35,54 @@ class Trials:
 class Roles:
     """What the writes of one block are, and where its other sites are, or why they are not there."""
 
-    kinds: list[Kind]
-    sites: dict[str, Tap]
+    equation: Equation | str
+    kinds: list[str]
     attention: Attended | None
-    absent: dict[str, str]
+    ports: dict[str, Port] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
 
 
-def find_roles(inside: Inside, equation: Equation, trials: Trials) -> Roles:
-    """Kinds of the writes in the equation's order, and the taps of attn_out, mlp_out, resid_mid, z and mlp_post."""
+class Finder(NamedTuple):
+    """What finds a site in a block, or says why it is not there. unsolved: also in a block whose equation is not known."""
+
+    find: Callable[[Inside, Roles, Trials], Port | str]
+    unsolved: bool = False
+
+
+def find_roles(inside: Inside, equation: Equation | str, trials: Trials) -> Roles:
+    """Kinds of the writes in the equation's order, and where each site of the block is; from a text, which says why there is
+    no equation, what can be found without."""
+    if isinstance(equation, str):
+        roles = Roles(
+            equation, [], next(iter(inside.attended), None), absent=dict.fromkeys(sites_of("write"), equation)
+        )
+    else:
+        roles = _write_roles(inside, equation, trials)
+    for site, finder in FINDERS.items():
+        found = equation if isinstance(equation, str) and not finder.unsolved else finder.find(inside, roles, trials)
+        if isinstance(found, str):
+            roles.absent[site] = found
+        else:
+            roles.ports[site] = found
+    if roles.attention is None:
+        roles.absent |= dict.fromkeys(sites_of("call"), NO_CALL)
+    return roles
+
+
+def _write_roles(inside: Inside, equation: Equation, trials: Trials) -> Roles:
     origins = [inside.sources(p) + inside.ancestors(p.tap.path) for p in equation.terms]
-    kinds, attention = _kinds(inside, equation, origins, trials)
-    roles = Roles(kinds, {}, attention, {})
+    roles = Roles(equation, *_kinds(inside, equation, origins, trials))
     replaced = equation.carry == 0 and len(equation.terms) == 1
-    for site, kind in WRITES.items():
-        if kind in kinds and not replaced:
-            roles.sites[site] = equation.terms[kinds.index(kind)].tap
+    for site in sites_of("write"):
+        kind = SITES[site].part
+        if kind in roles.kinds and not replaced:
+            roles.ports[site] = equation.terms[roles.kinds.index(kind)]
         else:
             roles.absent[site] = _why_no(kind, equation, inside)
-    _find_middle(inside, equation, roles)
-    _find_heads(inside, attention, trials, roles)
-    if "mlp" in kinds:
-        _find_hidden(inside, equation.terms[kinds.index("mlp")], roles)
-    else:
-        roles.absent["mlp_post"] = roles.absent["mlp_out"]
     return roles
 
 
-def find_attention(inside: Inside, trials: Trials, why: str) -> Roles:
-    """What can be read in a block whose equation is not known, for the reason `why`: its attention call."""
-    sites = (*WRITES, "resid_mid", "mlp_post")
-    roles = Roles([], {}, next(iter(inside.attended), None), dict.fromkeys(sites, why))
-    _find_heads(inside, roles.attention, trials, roles)
-    return roles
-
-
-def _why_no(kind: Kind, equation: Equation, inside: Inside) -> str:
+def _why_no(kind: str, equation: Equation, inside: Inside) -> str:
     if equation.carry == 0 and len(equation.terms) == 1:
         return "the block ends with a norm, so what was written is not added to the stream as it is"
     if kind == "attn" and inside.attended:
@@ -79,7 +95,7 @@ def _why_no(kind: Kind, equation: Equation, inside: Inside) -> str:
 
 def _kinds(
     inside: Inside, equation: Equation, origins: list[list[Event]], trials: Trials
-) -> tuple[list[Kind], Attended | None]:
+) -> tuple[list[str], Attended | None]:
     """attn: the write that the registry's attention feeds; else the one whose part mixes most positions. mlp: the one
     with the most weights among those that mix none; else the last that is left. mixer: the first other that mixes."""
     if equation.carry == 0 and len(equation.terms) == 1:
@@ -106,9 +122,9 @@ def _kinds(
     if mlp is None and attn is not None and rest and not any(holds[i] for i in rest):
         mlp = rest[-1] if len(parts) - len(bare) == 2 or (equation.carry and not inside.attended) else None
     mixer = next((i for i in rest if i != mlp and (reaches[i].others or holds[i])), None)
-    known: dict[int | None, Kind] = {mixer: "mixer", mlp: "mlp", attn: "attn"}
+    known: dict[int | None, str] = {mixer: "mixer", mlp: "mlp", attn: "attn"}
     others = iter(OTHERS)
-    kinds: list[Kind] = [known[i] if i in known else next(others) for i in range(len(parts))]
+    kinds: list[str] = [known[i] if i in known else next(others) for i in range(len(parts))]
     attention = next((a for a in inside.attended if attn is None or holds[attn]), None)
     return kinds, attention
 
@@ -155,11 +171,12 @@ def _reach_of(inside: Inside, part: list[Event], trials: Trials) -> Reach:
     return max(found)
 
 
-def _find_middle(inside: Inside, equation: Equation, roles: Roles) -> None:
+def _middle(inside: Inside, roles: Roles, trials: Trials) -> Port | str:
     """resid_mid: the module input that is the equation's sum without the MLP's write (and what comes after it)."""
+    equation = roles.equation
+    assert isinstance(equation, Equation)
     if {"attn", "mlp"} - set(roles.kinds):
-        roles.absent["resid_mid"] = "there are not two writes to be between"
-        return
+        return "there are not two writes to be between"
     attn, mlp = roles.kinds.index("attn"), roles.kinds.index("mlp")
     before = [i for i in range(len(equation.terms)) if i != mlp and (i <= max(attn, mlp) or roles.kinds[i] == "attn")]
     base = inside.resid_pre
@@ -174,14 +191,11 @@ def _find_middle(inside: Inside, equation: Equation, roles: Roles) -> None:
             if found is not None and before.index(attn) in found.terms:
                 ratio = found.coefficients[found.terms.index(before.index(attn))] / found.carry
                 if equation.carry_gains or abs(ratio * equation.carry / equation.coefficients[attn] - 1) < 1e-3:
-                    roles.sites["resid_mid"] = port.tap
-                    return
+                    return port
+    middle = None
     if equation.offset or equation.carry_gains:
         middle = _middle_by_channel(inside, equation.terms[attn], equation.terms[mlp])
-        if middle is not None:
-            roles.sites["resid_mid"] = middle.tap
-            return
-    roles.absent["resid_mid"] = "no module reads resid_pre + attn_out (the MLP doesn't come after the attention)"
+    return middle or "no module reads resid_pre + attn_out (the MLP doesn't come after the attention)"
 
 
 def _middle_by_channel(inside: Inside, attn: Port, mlp: Port) -> Port | None:
@@ -199,17 +213,15 @@ def _middle_by_channel(inside: Inside, attn: Port, mlp: Port) -> Port | None:
     return None
 
 
-def _find_heads(inside: Inside, attention: Attended | None, trials: Trials, roles: Roles) -> None:
+def _heads(inside: Inside, roles: Roles, trials: Trials) -> Port | str:
     """z: what the output projection reads, where that is the attention's result, or that times a gate, head by head."""
+    attention = roles.attention
     if attention is None:
-        why = "its attention, if there is one, doesn't go through transformers' attention registry"
-        roles.absent |= dict.fromkeys(("z", *ATTENTION_SITES), why)
-        return
+        return NO_CALL
     for event in inside.events:
         for port in event.inputs:
             if port.print == attention.print:
-                roles.sites["z"] = port.tap
-                return
+                return port
     owner = inside.relative(attention.path)
     after = [e for e in inside.events if e.seq >= attention.seq and inside.contains(attention.path, e.path)]
     candidates = [p for e in after if is_linear(e.module) for p in e.inputs[:1] if p.shape[-1] % attention.n_heads == 0]
@@ -218,21 +230,24 @@ def _find_heads(inside: Inside, attention: Attended | None, trials: Trials, role
         gated = headwise(trials.model, trials.ids, attention, candidates) if candidates else None
         trials.gated[key] = None if gated is None else inside.relative(gated.tap.path)
     found = next((p for p in candidates if inside.relative(p.tap.path) == trials.gated[key]), None)
-    if found is None:
-        roles.absent["z"] = (
-            "no linear layer reads the attention's result head by head: something mixes the heads before"
-        )
-    else:
-        roles.sites["z"] = found.tap
+    return found or "no linear layer reads the attention's result head by head: something mixes the heads before"
 
 
-def _find_hidden(inside: Inside, write: Port, roles: Roles) -> None:
+def _hidden(inside: Inside, roles: Roles, trials: Trials) -> Port | str:
     """mlp_post: what the last linear layer of the MLP reads."""
-    origins = inside.sources(write)
-    prints = {p.print for e in origins for p in e.outputs} | {write.print}
+    if "mlp" not in roles.kinds or isinstance(roles.equation, str):
+        return roles.absent["mlp_out"]
+    write = roles.equation.terms[roles.kinds.index("mlp")]
+    prints = {p.print for e in inside.sources(write) for p in e.outputs} | {write.print}
     for event in reversed(inside.events):
         wide = any(p.print in prints and p.shape[-1] == write.shape[-1] for p in event.outputs)
         if wide and is_linear(event.module) and event.inputs:
-            roles.sites["mlp_post"] = event.inputs[0].tap
-            return
-    roles.absent["mlp_post"] = "no linear layer gives the MLP's write as it is (a mixture of experts, or a scaled one)"
+            return event.inputs[0]
+    return "no linear layer gives the MLP's write as it is (a mixture of experts, or a scaled one)"
+
+
+FINDERS: dict[str, Finder] = {
+    "resid_mid": Finder(_middle),
+    "z": Finder(_heads, unsolved=True),
+    "mlp_post": Finder(_hidden),
+}

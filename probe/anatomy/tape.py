@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,11 @@ class Port(NamedTuple):
     print: Print
     shape: tuple[int, ...]
 
+    def width(self, n_tokens: int) -> int:
+        """Values at a position, of (1, pos, …) or, flat, (pos, …)."""
+        flat = self.shape[0] == n_tokens or len(self.shape) < 3
+        return math.prod(self.shape[1 if flat else 2 :])
+
 
 class Event(NamedTuple):
     """One call of one module. `seq` orders the ends of calls: inner ones come before outer ones."""
@@ -46,6 +52,7 @@ class Attended(NamedTuple):
     n_heads: int
     n_kv_heads: int
     d_head: int
+    d_value: int
 
 
 @dataclass
@@ -99,8 +106,11 @@ def tape(model: nn.Module, ids: Tensor) -> Tape:
             return  # its queries are not the text's positions: blocks that look back on blocks, chunks
         heads, width = call.query.shape[1], call.query.shape[-1]
         recorded.attended.append(
-            Attended(len(recorded.events), path, call.visit, _print(output), heads, call.key.shape[1], width)
-        )
+            Attended(
+                len(recorded.events), path, call.visit, _print(output), heads, call.key.shape[1], width,
+                call.value.shape[-1],
+            )
+        )  # fmt: skip
 
     with torch.no_grad(), recording(model, record), attending(model, attend):
         recorded.logits = model(input_ids=ids, use_cache=False).logits

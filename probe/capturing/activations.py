@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from probe.anatomy.parts import in_units, of_text, unit_of
+from probe.anatomy.parts import Unit, in_units, of_text
 from probe.capturing.sinks import Sink
 from probe.instrument import tapping
+from probe.sites import SITES
 
 if TYPE_CHECKING:
     from probe.anatomy import Anatomy, Tap
     from probe.sites import Cell
 
-CALLED = ("q", "k", "v")  # come from the attention call, not from a tap
-ELSEWHERE = (*CALLED, "pattern", "scores", "logits")
+LOGITS = "logits"  # the read has them anyway
 SHORT = 8  # tokens that show whether a model writes into its activations
 
 _overwritten: weakref.WeakKeyDictionary[nn.Module, dict[Tap, bool]] = weakref.WeakKeyDictionary()
@@ -31,36 +31,33 @@ class ActivationReader:
         self, model: nn.Module, anatomy: Anatomy, cells: Iterable[Cell], sink: Sink, *, shape: tuple[int, int]
     ) -> None:
         """shape: (batch, pos) of the ids. Raises `SiteAbsent` for a cell that this model does not have."""
-        self._model, self._anatomy, self._sink, self._shape = model, anatomy, sink, shape
+        self._model, self._sink, self._shape = model, sink, shape
         self._heads: dict[tuple[str, int], set[int | None]] = defaultdict(set)
         self._given: list[tuple[str, weakref.ref[Tensor], int]] = []
         for cell in cells:
-            if cell.site not in ("pattern", "scores"):
+            if SITES[cell.site].at_positions:
                 self._heads[cell.site, cell.layer].update([None] if cell.heads is None else cell.heads)
-        # raises where there is none
-        self._sources = {where: anatomy.tap(*where) for where in self._heads if where[0] not in ELSEWHERE}
+        self._locations = {where: anatomy.site(*where) for where in self._heads if _is_tapped(where[0])}
 
     @property
     def wants_logits(self) -> bool:
         """Whether the site `logits` was asked for."""
-        return ("logits", -1) in self._heads
+        return (LOGITS, -1) in self._heads
 
     def taps(self, ids: Tensor, *, also: dict[Tap, list[Tensor]], **inputs: Any) -> dict[Tap, Callable[[Tensor], None]]:
         """What to tap in the forward over `ids` with `inputs`; tensors of the taps `also` go into their lists.
 
         May run a short forward of its own, once a model.
         """
-        copied = overwritten(self._model, {*also, *self._sources.values()}, ids, **inputs)
+        copied = overwritten(self._model, {*also, *(found.tap for found in self._locations.values())}, ids, **inputs)
         readers: dict[Tap, list[Callable[[Tensor], None]]] = defaultdict(list)
         for tap, kept in also.items():
             readers[tap].append(_keeper(kept, copy=copied[tap]))
-        for (site, layer), tap in self._sources.items():
-            readers[tap].append(self._reader(site, layer, copy=copied[tap]))
-        return {tap: _all(found) for tap, found in readers.items()}
+        for where, found in self._locations.items():
+            readers[found.tap].append(self._reader(*where, found.unit(self._model), copy=copied[found.tap]))
+        return {tap: _all(own) for tap, own in readers.items()}
 
-    def _reader(self, site: str, layer: int, *, copy: bool) -> Callable[[Tensor], None]:
-        unit = unit_of(self._model, self._anatomy, site, layer)
-
+    def _reader(self, site: str, layer: int, unit: Unit, *, copy: bool) -> Callable[[Tensor], None]:
         def read(value: Tensor) -> None:
             found = in_units(value, unit)
             self.emit(site, layer, value.clone() if copy and found is value else found)
@@ -70,14 +67,13 @@ class ActivationReader:
     def emit(self, site: str, layer: int, value: Tensor) -> None:
         """Hand over a site that was asked for: (batch, pos, …), flat (batch * pos, …), or for q, k, v (batch, head, pos, d)."""
         for head in sorted(self._heads.get((site, layer), ()), key=lambda h: -1 if h is None else h):
-            if site in CALLED:
+            if SITES[site].source == "call":
                 own = value.transpose(1, 2).flatten(2) if head is None else value[:, head]
             else:
                 own = of_text(value, *self._shape, site)
                 own = own if own.ndim == 3 else own.flatten(2)
                 if head is not None:
-                    n_heads = self._anatomy.n_heads(site, layer)
-                    own = own.unflatten(-1, (n_heads, own.shape[-1] // n_heads))[:, :, head]
+                    own = self._locations[site, layer].by_head(own)[:, :, head]
             self._sink.activation(site, layer, head, own)
             self._given.append((f"{site}@{layer}", weakref.ref(own), own._version))
 
@@ -87,6 +83,10 @@ class ActivationReader:
             tensor = reference()
             assert tensor is None or tensor._version == version, f"the model wrote into {name} after it was read"
         self._given.clear()
+
+
+def _is_tapped(site: str) -> bool:
+    return SITES[site].source != "call" and site != LOGITS
 
 
 def overwritten(model: nn.Module, taps: set[Tap], ids: Tensor, **inputs: Any) -> dict[Tap, bool]:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from probe.anatomy.parts import of_call
 from probe.capturing import rows as lists
 from probe.capturing.compiled import CompiledLines
 from probe.capturing.masks import Masks
@@ -26,6 +27,7 @@ from probe.capturing.spec import AttentionSpec
 from probe.capturing.statistics import NAMES, NAT, Lines, Matches
 from probe.errors import SiteAbsent
 from probe.instrument import AttentionCall
+from probe.sites import SITES, sites_of
 from probe.sites.positions import listed
 from probe.workers import each, in_order
 
@@ -65,9 +67,10 @@ class AttentionReader:
         layer = self.layers.get((path, call.visit))
         if layer is None:
             return
-        for site, tensor in (("q", call.query), ("k", call.key), ("v", call.value)):
-            self.emit(site, layer, tensor)
-            self._emitted.add((site, layer))
+        for site in sites_of("call"):
+            if SITES[site].field:
+                self.emit(site, layer, of_call(call, site))
+                self._emitted.add((site, layer))
         if not self.wants(layer):
             return
         sources: list[Source] = []
@@ -110,8 +113,7 @@ class AttentionReader:
         for site, layer in {(cell.site, cell.layer) for cell in cells}:
             came = {
                 "pattern": self.told.get(layer) == "", "scores": self.told.get(layer) == "" and layer in self.scores,
-                **{name: (name, layer) in self._emitted for name in "qkv"},
-            }.get(site, True)  # fmt: skip
+            }.get(site, not SITES[site].field or (site, layer) in self._emitted)  # fmt: skip
             if not came:
                 why = self.told.get(layer) or "its attention function cannot be observed"
                 raise SiteAbsent(f"this model has no {site}@{layer} to record", hint=why)

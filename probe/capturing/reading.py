@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from probe.capturing.activations import CALLED, ActivationReader
+from probe.capturing.activations import LOGITS, ActivationReader
 from probe.capturing.attention import AttentionReader
 from probe.capturing.lens import guesses
 from probe.capturing.logits import Unembed, norms_all, replays, scored, unembedding
@@ -21,6 +21,7 @@ from probe.capturing.spec import AttentionSpec
 from probe.errors import NonFinite
 from probe.instrument import attending, tapping
 from probe.language_model.rotary import start_over
+from probe.sites import SITES
 
 if TYPE_CHECKING:
     from probe.anatomy import Anatomy
@@ -89,7 +90,7 @@ class _Read:
             kept.update({self.anatomy.tap("resid_post", layer): [] for layer in range(self.anatomy.n_layers)})
         with ExitStack() as hooked:
             hooked.enter_context(tapping(self.model, self.activations.taps(self.ids, also=kept, **self.inputs)))
-            if self.attention.wanted or any(cell.site in CALLED for cell in self.cells):
+            if self.attention.wanted or any(SITES[cell.site].source == "call" for cell in self.cells):
                 hooked.enter_context(attending(self.model, self.attention.observe))
             logits = self._logits(whole=whole)
         self.activations.check()
@@ -97,7 +98,7 @@ class _Read:
         if unembed is not None and hidden is not None and not replays(unembed, hidden, logits):
             unembed, logits = None, logits if whole else self._logits(whole=True)
         if self.activations.wants_logits:
-            self.activations.emit("logits", -1, logits)
+            self.activations.emit(LOGITS, -1, logits)
         self._read_returned_attention()
         every = whole or unembed is None
         scores = scored(

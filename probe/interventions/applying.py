@@ -8,11 +8,11 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from probe.anatomy.parts import of_text, unit_of
+from probe.anatomy.parts import Location, of_text
 from probe.instrument import Tap, attending, entering, tapping
-from probe.interventions.calls import SITES_IN_CALL, CallEditor
+from probe.interventions.calls import CallEditor
 from probe.interventions.edits import Edit
 from probe.interventions.forwards import Start, Whereabouts
 from probe.interventions.marks import Marks, changed
@@ -22,10 +22,7 @@ from probe.language_model.stepping import way
 from probe.sites import SITES
 
 if TYPE_CHECKING:
-    from probe.anatomy import Anatomy
     from probe.language_model import LanguageModel
-
-AT_THE_END = ("final_norm", "logits")  # a model may compute these for the last positions only
 
 
 @contextmanager
@@ -42,8 +39,8 @@ def applying(
     Nothing is changed, not even hooked, where an edit cannot be made: `BadEdit`, `SiteAbsent`, `OutOfRange`.
     """
     settled = settle(lm, edits, ids=ids, n_prompt=n_prompt, longest=longest, steps=steps)
-    for layer in dict.fromkeys(e.cell.layer for e in settled if e.cell.site == "resid_mid"):
-        check_middle(lm.model, lm.anatomy, layer)
+    for where in dict.fromkeys((e.cell.site, e.cell.layer) for e in settled if SITES[e.cell.site].in_the_sum):
+        check_middle(lm.model, lm.anatomy, *where)
     way(lm)  # how the model goes on is found out without edits
     whereabouts, marks = Whereabouts(lm.model, start), Marks(settled)
     calls, applied = CallEditor(lm.anatomy, marks, whereabouts), Applied(marks, whereabouts)
@@ -98,28 +95,23 @@ def _taps(lm: LanguageModel, marks: Marks, whereabouts: Whereabouts) -> dict[Tap
     """What to tap for the edits outside of attention calls."""
     grouped: dict[Tap, list[int]] = defaultdict(list)
     for i, edit in enumerate(marks.edits):
-        if edit.cell.site not in SITES_IN_CALL:
-            grouped[changed_at(lm.anatomy, edit.cell.site, edit.cell.layer)].append(i)
+        tap = lm.anatomy.site(edit.cell.site, edit.cell.layer).changed
+        if tap is not None:
+            grouped[tap].append(i)
     return {tap: _editor(lm, marks, whereabouts, members) for tap, members in grouped.items()}
-
-
-def changed_at(anatomy: Anatomy, site: str, layer: int) -> Tap:
-    """Where a site is changed. A block's input is the output of the one before, which is where both sites are changed."""
-    if site == "resid_pre" and layer > 0 and anatomy.has("resid_post", layer - 1):
-        return anatomy.tap("resid_post", layer - 1)
-    return anatomy.tap(site, layer)
 
 
 def _editor(
     lm: LanguageModel, marks: Marks, whereabouts: Whereabouts, members: list[int]
 ) -> Callable[[Tensor], Tensor | None]:
     """The reader of one tap."""
-    in_place = any(marks.edits[i].cell.site == "resid_mid" for i in members)
+    found = {i: lm.anatomy.site(marks.edits[i].cell.site, marks.edits[i].cell.layer) for i in members}
+    in_place = any(one.site.in_the_sum for one in found.values())
 
     def edit(value: Tensor) -> Tensor | None:
         new = value
-        for i in members:
-            new = _edited(lm, marks, whereabouts, i, new, owned=new is not value)
+        for i, location in found.items():
+            new = _edited(lm.model, location, marks, whereabouts, i, new, owned=new is not value)
         if new is value:
             return None
         if in_place:
@@ -130,21 +122,20 @@ def _editor(
     return edit
 
 
-def _edited(lm: LanguageModel, marks: Marks, whereabouts: Whereabouts, i: int, value: Tensor, *, owned: bool) -> Tensor:
+def _edited(
+    model: nn.Module, location: Location, marks: Marks, whereabouts: Whereabouts, i: int, value: Tensor, *, owned: bool
+) -> Tensor:
     """value (batch, pos, d), or flat, after edit i; the same tensor where it meets none of the edit's positions."""
-    edit = marks.edits[i]
-    site, layer = edit.cell.site, edit.cell.layer
+    site = location.site
     positions = whereabouts.part(*(value.shape[:2] if value.ndim > 2 else (1, value.shape[0]))).positions
-    if site in AT_THE_END and value.ndim > 2:
+    if site.after_blocks and value.ndim > 2:
         positions = positions[:, positions.shape[1] - value.shape[1] :]
     hits = marks.hits(i, positions.to(value.device))
     if hits is None:
         return value
-    own = of_text(value, positions.shape[0], positions.shape[1], site)
-    heads = (lm.anatomy.n_heads(site, layer),) if SITES[site].per_head else ()
-    whole = own.reshape(*positions.shape, *heads, -1)
-    unit = unit_of(lm.model, lm.anatomy, site, layer)
-    new = changed(edit, whole, hits, unit=unit, owned=owned).reshape(own.shape)
+    own = of_text(value, positions.shape[0], positions.shape[1], site.name)
+    whole = location.by_head(own.reshape(*positions.shape, -1))
+    new = changed(marks.edits[i], whole, hits, unit=location.unit(model), owned=owned).reshape(own.shape)
     if own.shape[1] < value.shape[1] and own.ndim == value.ndim:
         return torch.cat([new, value[:, own.shape[1] :]], dim=1)  # what the model pads texts with stays
     return new.reshape(value.shape)

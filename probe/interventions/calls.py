@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from probe.anatomy.parts import of_call
 from probe.errors import BadEdit
 from probe.instrument import AttentionCall
 from probe.interventions.edges import hide
 from probe.interventions.edits import Cut
 from probe.interventions.forwards import Forward, Whereabouts
 from probe.interventions.marks import Marks, changed
+from probe.sites import SITES
 
 if TYPE_CHECKING:
     from probe.anatomy import Anatomy
-
-SITES_IN_CALL = ("q", "k", "v", "pattern", "scores")
 
 
 class CallEditor:
@@ -29,10 +29,9 @@ class CallEditor:
         self._members: dict[tuple[str, int], list[int]] = defaultdict(list)
         self._empty: dict[tuple[str, int], list[Tensor]] = defaultdict(list)  # queries that a cut left without keys
         for i, edit in enumerate(marks.edits):
-            if edit.cell.site in SITES_IN_CALL:
-                layer = anatomy.layers[edit.cell.layer]
-                assert layer.attention is not None, "checked before"
-                self._members[layer.attention, layer.visit].append(i)
+            call = anatomy.site(edit.cell.site, edit.cell.layer).call
+            if call is not None:
+                self._members[call].append(i)
 
     @property
     def needed(self) -> bool:
@@ -66,8 +65,8 @@ class CallEditor:
     def _vectors(self, i: int, call: AttentionCall, forward: Forward) -> AttentionCall:
         """q, k or v of a call, (batch, head, pos, d), changed."""
         edit = self._marks.edits[i]
-        name = {"q": "query", "k": "key", "v": "value"}[edit.cell.site]
-        tensor: Tensor = getattr(call, name).transpose(1, 2)
+        name = SITES[edit.cell.site].field
+        tensor = of_call(call, edit.cell.site).transpose(1, 2)
         positions = forward.positions if name == "query" else forward.keys(tensor.shape[1])
         hits = self._marks.hits(i, positions.to(tensor.device))
         new: dict[str, Any] = {} if hits is None else {name: changed(edit, tensor, hits).transpose(1, 2)}

@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from probe.anatomy.parts import ATTENTION_SITES
-from probe.errors import BadEdit, OutOfRange, SiteAbsent
+from probe.errors import BadEdit, OutOfRange
 from probe.interventions.edits import Cut, Edit, Patch, Resample
 from probe.sites import SITES, Cell, parse_places, resolve
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
-
-EDGES = ("pattern", "scores")
 
 
 def cells(lm: LanguageModel, place: str) -> tuple[Cell, ...]:
@@ -37,33 +34,30 @@ def check_cell(lm: LanguageModel, cell: Cell, op: str) -> None:
     anatomy, (site, layer, heads, _) = lm.anatomy, cell
     if SITES[site].per_layer and not 0 <= layer < anatomy.n_layers:
         raise OutOfRange(f"there is no layer {layer}", hint=f"layers 0 to {anatomy.n_layers - 1}")
-    if not anatomy.has(site, layer):
-        if site not in ATTENTION_SITES:
-            anatomy.tap(site, layer)  # raises
-        raise SiteAbsent(f"layer {layer} has no '{site}': {anatomy.reason(site, layer)}", hint="see probe models check")
+    found = anatomy.site(site, layer)  # raises
     if not SITES[site].per_head and heads is not None:
         raise BadEdit(f"'{site}' has no heads", hint="leave them out")
-    n_heads = anatomy.n_heads(site, layer)
-    missing = [head for head in heads or () if not 0 <= head < n_heads]
+    missing = [head for head in heads or () if not 0 <= head < found.n_heads]
     if missing:
-        raise OutOfRange(f"no head {missing[0]} of {site}@{layer}", hint=f"heads are 0..{n_heads - 1}")
-    if site in EDGES and op != Cut.op:
+        raise OutOfRange(f"no head {missing[0]} of {site}@{layer}", hint=f"heads are 0..{found.n_heads - 1}")
+    if op != Cut.op and "change" not in SITES[site].uses:
         hint = "cut:KEYS takes edges out; z@LAYER.HEAD=zero silences a head"
         raise BadEdit(f"'{op}' cannot change '{site}'", hint=hint)
-    if site not in EDGES and op == Cut.op:
+    if op == Cut.op and "cut" not in SITES[site].uses:
         raise BadEdit(f"'{op}' takes edges out of a pattern, and '{site}' has none", hint="write pattern@LAYER.HEAD")
 
 
 def _check_shape(lm: LanguageModel, edit: Edit, name: str, tensor: Tensor) -> None:
     site, layer, heads, _ = edit.cell
-    width, place = lm.width(site, layer), f"{site}@{layer}" if SITES[site].per_layer else site
+    found, place = lm.anatomy.site(site, layer), f"{site}@{layer}" if SITES[site].per_layer else site
+    width = found.width
     if tensor.shape[-1:] != (width,):
         each = " a head" if SITES[site].per_head else ""
         raise BadEdit(
             f"the {name} of {edit} has {tensor.shape[-1] if tensor.ndim else 1} values, and {place} has {width}{each}",
             hint="it was made at another site, or with another model",
         )
-    of_heads = (len(heads or range(lm.anatomy.n_heads(site, layer))),) if SITES[site].per_head else ()
+    of_heads = (len(heads or range(found.n_heads)),) if SITES[site].per_head else ()
     inside: Sequence[int] = tensor.shape[:-1]
     if isinstance(edit, (Patch, Resample)):
         outer = len(inside) - len(of_heads)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from probe.anatomy.parts import in_units, unit_of_write
+from probe.anatomy.parts import in_units
 from probe.anatomy.tape import probe_tokens
 from probe.errors import SiteAbsent
 from probe.instrument import tapping
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from probe.instrument import Reader
 
 TOLERANCE = 1e-3  # of the change: the rounding of a block's sums
-_good: weakref.WeakKeyDictionary[nn.Module, set[int]] = weakref.WeakKeyDictionary()  # layers where it holds
+_good: weakref.WeakKeyDictionary[nn.Module, set[tuple[str, int]]] = weakref.WeakKeyDictionary()  # where it holds
 
 
-def check_middle(model: nn.Module, anatomy: Anatomy, layer: int) -> None:
-    """Raises `SiteAbsent` where a change of resid_mid would not reach both its readers, the norm and the sum."""
+def check_middle(model: nn.Module, anatomy: Anatomy, site: str, layer: int) -> None:
+    """Raises `SiteAbsent` where a change of the site would not reach both its readers, the norm and the sum."""
     known = _good.setdefault(model, set())
-    if layer in known:
+    if (site, layer) in known:
         return
-    problem = _why_not(model, anatomy, layer)
+    problem = _why_not(model, anatomy, site, layer)
     if problem:
-        raise SiteAbsent(f"resid_mid@{layer} cannot be changed: {problem}", hint="change attn_out or resid_post")
-    known.add(layer)
+        raise SiteAbsent(f"{site}@{layer} cannot be changed: {problem}", hint="change attn_out or resid_post")
+    known.add((site, layer))
 
 
 def write_over(held: Tensor, new: Tensor) -> None:
@@ -39,9 +39,9 @@ def write_over(held: Tensor, new: Tensor) -> None:
 
 
 @torch.no_grad()
-def _why_not(model: nn.Module, anatomy: Anatomy, layer: int) -> str:
-    """Add a vector at resid_mid; what the block gives must change by it, once its writes' own changes are taken off."""
-    tap, here, ids = anatomy.tap("resid_mid", layer), anatomy.layers[layer], probe_tokens(model)
+def _why_not(model: nn.Module, anatomy: Anatomy, site: str, layer: int) -> str:
+    """Add a vector there; what the block gives must change by it, once its writes' own changes are taken off."""
+    tap, here, ids = anatomy.tap(site, layer), anatomy.layers[layer], probe_tokens(model)
     taps = {"mid": tap, "post": anatomy.tap("resid_post", layer), **{f"{i}": w.tap for i, w in enumerate(here.writes)}}
     plain = _values(model, ids, taps)
     noise = torch.randn(plain["mid"].shape, generator=torch.Generator().manual_seed(0)).to(plain["mid"])
@@ -50,7 +50,7 @@ def _why_not(model: nn.Module, anatomy: Anatomy, layer: int) -> str:
     left = (changed["post"] - plain["post"]).double().reshape(added.shape)
     for i, write in enumerate(here.writes):
         own = (changed[f"{i}"] - plain[f"{i}"]).double().reshape(added.shape)
-        left = left - in_units(own, unit_of_write(model, write))
+        left = left - in_units(own, write.unit(model))
     wanted = added.double()
     ratio = float((left * wanted).sum() / (wanted * wanted).sum())
     tolerance = max(TOLERANCE, 16 * torch.finfo(added.dtype).eps) * max(1.0, abs(ratio))

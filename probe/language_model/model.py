@@ -92,19 +92,11 @@ class LanguageModel:
         return cached_find(self.model, home() / "anatomy")
 
     def width(self, site: str, layer: int = -1) -> int:
-        """Values that a site has at one position, of one head where it has heads; patterns and scores have none.
+        """Values that a site has at one position, of one head where it has heads; 0 of patterns and scores.
 
         Raises `SiteAbsent` where the model does not have the site.
         """
-        if (site, layer) not in self._widths:
-            self.anatomy.tap(site, layer)
-        return self._widths[site, layer]
-
-    @cached_property
-    def _widths(self) -> dict[tuple[str, int], int]:
-        from probe.language_model.widths import widths
-
-        return widths(self.model, self.anatomy, device=self.device)
+        return self.anatomy.site(site, layer).width
 
     @cached_property
     def identity(self) -> dict[str, Any]:

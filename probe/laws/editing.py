@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from probe.anatomy.parts import WRITES
 from probe.errors import SiteAbsent
 from probe.interventions import Add, Edit, Patch, applying
-from probe.laws.reading import READ, captured, everything, layers_with, relative_gap, stream_error
-from probe.sites import SITES, Cell
+from probe.laws.reading import captured, everything, layers_with, relative_gap, stream_error, vectors
+from probe.sites import SITES, Cell, sites_of
 from probe.sites.positions import EVERYWHERE
 
 if TYPE_CHECKING:
@@ -24,9 +23,8 @@ def own_patches_change_nothing(lm: LanguageModel, ids: list[int]) -> float:
     """All activations and logits, recorded while one site of every layer is set to what was recorded there before."""
     before = _seen(lm, ids)
     worst = 0.0
-    for site in READ:
-        layers = layers_with(lm, site) if SITES[site].per_layer else [-1] * lm.anatomy.has(site)
-        edits: list[Edit] = [_own_patch(lm, site, layer, before) for layer in layers]
+    for site in vectors():
+        edits: list[Edit] = [_own_patch(lm, site, layer, before) for layer in layers_with(lm, site)]
         edits = [edit for edit in edits if _can_be_made(lm, edit, ids)]
         if edits:
             after = _seen(lm, ids, edits)
@@ -39,7 +37,7 @@ def writes_can_be_added_to(lm: LanguageModel, ids: list[int]) -> float:
     before = _seen(lm, ids)
     stream_error(lm, before)  # raises where there is nothing to add to
     worst = 0.0
-    for site in WRITES:
+    for site in sites_of("write"):
         layers = [layer for layer in layers_with(lm, site) if lm.anatomy.layers[layer].sum]
         if not layers:
             continue

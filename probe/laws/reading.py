@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 
 from probe.anatomy.checking import read_out, sum_error
-from probe.anatomy.parts import ATTENTION_SITES, LAYER_SITES, MODEL_SITES
+from probe.anatomy.parts import of_call
 from probe.capturing import AttentionSpec, MemorySink, read
 from probe.errors import BadModel
 from probe.instrument import AttentionCall, attending
-from probe.sites import parse_places, resolve
+from probe.sites import SITES, parse_places, resolve, sites_of
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
-READ = (*MODEL_SITES, *LAYER_SITES, "q", "k", "v")  # sites that hold vectors
 SHORT = 9  # tokens of a text that is read beside a longer one
 
 
@@ -44,14 +43,18 @@ def captured(
 
 def everything(lm: LanguageModel) -> list[str]:
     """The places of all vectors that this model has."""
-    anatomy = lm.anatomy
-    found = [site for site in MODEL_SITES if anatomy.has(site)]
-    return found + [f"{site}@all" for site in READ[len(MODEL_SITES) :] if layers_with(lm, site)]
+    return [f"{site}@all" if SITES[site].per_layer else site for site in vectors() if layers_with(lm, site)]
+
+
+def vectors() -> list[str]:
+    """The sites that hold a vector at each position."""
+    return [name for name, site in SITES.items() if site.at_positions]
 
 
 def layers_with(lm: LanguageModel, site: str) -> list[int]:
-    """The layers that have a site."""
-    return [layer for layer in range(lm.anatomy.n_layers) if lm.anatomy.has(site, layer)]
+    """The layers that have a site; -1 for one that belongs to none, where it is there."""
+    layers = range(lm.anatomy.n_layers) if SITES[site].per_layer else (-1,)
+    return [layer for layer in layers if lm.anatomy.has(site, layer)]
 
 
 def gap(one: Tensor, other: Tensor) -> float:
@@ -138,7 +141,7 @@ def attention_is_that_of_its_call(lm: LanguageModel, ids: list[int]) -> float:
     """q, k, v of each layer, and its patterns times its values, against the attention call that the anatomy names."""
     layers = layers_with(lm, "pattern")
     if not layers:
-        raise BadModel(f"no attention call is seen: {lm.anatomy.reason(ATTENTION_SITES[0])}")
+        raise BadModel(f"no attention call is seen: {lm.anatomy.reason('pattern')}")
     calls: dict[tuple[str, int], tuple[AttentionCall, Tensor]] = {}
 
     def observe(path: str, call: AttentionCall, output: Tensor) -> None:
@@ -146,15 +149,16 @@ def attention_is_that_of_its_call(lm: LanguageModel, ids: list[int]) -> float:
 
     with attending(lm.model, observe):
         plain(lm, ids)
-    sink, _ = captured(lm, [ids], [f"{site}@all" for site in "qkv"], attention=AttentionSpec("full"))
+    called = [site for site in sites_of("call") if SITES[site].field]
+    sink, _ = captured(lm, [ids], [f"{site}@all" for site in called], attention=AttentionSpec("full"))
     worst = 0.0
     for layer in layers:
         here = lm.anatomy.layers[layer]
         call, output = calls[str(here.attention), here.visit]
-        for site, tensor in (("q", call.query), ("k", call.key), ("v", call.value)):
+        for site in called:
             heads = range(lm.anatomy.n_heads(site, layer))
             found = torch.stack([sink.activations[site, layer, head][0] for head in heads])
-            worst = max(worst, relative_gap(found, tensor[0]))
+            worst = max(worst, relative_gap(found, of_call(call, site)[0]))
         if (0, layer) in sink.attention_pieces:
             worst = max(worst, _gap_of_result(sink, layer, call, output))
     return worst

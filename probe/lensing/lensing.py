@@ -17,7 +17,7 @@ from probe.capturing.logits import unembedding
 from probe.errors import BadEdit, BadOption
 from probe.interventions import Edit, applying, parse_all
 from probe.language_model.answers import first_token
-from probe.sites import parse_places, parse_where, resolve
+from probe.sites import SITES, parse_places, parse_where, resolve
 from probe.texts import TokenSequence, prompt_columns, read_source, scored_columns
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from probe.scoring import Scores
 
 Progress = Callable[[str, int, int], None]
-AFTER = ("final_norm", "logits")  # what the lens does not read: it has its own
 ROW_BYTES = 86
 
 
@@ -102,7 +101,7 @@ def plan_lens(
 def _edits(lm: LanguageModel, given: str | Iterable[str | Edit], seed: int) -> tuple[Edit, ...]:
     edits = parse_all(lm, given, seed=seed)
     for edit in edits:
-        if edit.cell.site in AFTER:
+        if SITES[edit.cell.site].after_blocks:
             raise BadEdit(
                 f"{edit} changes no layer's guess: the lens reads the stream before it", hint="edit resid_post"
             )

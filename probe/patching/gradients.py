@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from probe.anatomy.parts import in_units, slope_in_units, unit_of
+from probe.anatomy.parts import Unit, in_units, of_call, slope_in_units
 from probe.anatomy.sums import apart, loudest
 from probe.capturing.activations import overwritten
 from probe.errors import BadModel, BadOption, NonFinite
 from probe.instrument import AttentionCall, Reader, Tap, attending, tapping
 from probe.interventions import Edit, applying
-from probe.interventions.applying import changed_at
-from probe.interventions.calls import SITES_IN_CALL
 from probe.interventions.checking import check_cell
 from probe.patching.rest import ended
 from probe.sites import SITES, Cell
@@ -150,13 +148,12 @@ class _Watch:
         self._taps: dict[Where, Tap] = {}
         self._calls: dict[tuple[str, int], list[Where]] = {}
         for where in wheres:
-            site, layer = where
-            check_cell(lm, Cell(site, layer, None, EVERYWHERE), "patch")
-            attention = lm.anatomy.layers[layer].attention if site in SITES_IN_CALL else None
-            if attention is None:
-                self._taps[where] = changed_at(lm.anatomy, site, layer)
-            else:
-                self._calls.setdefault((attention, lm.anatomy.layers[layer].visit), []).append(where)
+            check_cell(lm, Cell(*where, None, EVERYWHERE), "patch")
+            location = lm.anatomy.site(*where)
+            if location.call is not None:
+                self._calls.setdefault(location.call, []).append(where)
+            elif location.changed is not None:
+                self._taps[where] = location.changed
 
     @contextmanager
     def active(self, edits: Sequence[Edit]) -> Iterator[None]:
@@ -194,9 +191,9 @@ class _Watch:
         beside the module that reads it: the tensor itself is kept there."""
 
         def keep(value: Tensor) -> Tensor | None:
-            middle = where[0] == "resid_mid"
+            middle = SITES[where[0]].in_the_sum
             if copied and middle:
-                raise _no_gradients(self.lm, f"resid_mid@{where[1]} is written over")
+                raise _no_gradients(self.lm, f"{where[0]}@{where[1]} is written over")
             new = value if middle else value.clone() if copied else value.view_as(value)
             self.kept[where] = new
             return None if middle else new.clone() if copied else new
@@ -206,9 +203,8 @@ class _Watch:
     def _call(self, path: str, call: AttentionCall) -> AttentionCall | None:
         new: dict[str, Any] = {}
         for where in self._calls.get((path, call.visit), ()):
-            name = {"q": "query", "k": "key", "v": "value"}[where[0]]
-            tensor: Tensor = getattr(call, name)
-            new[name] = self.kept[where] = tensor.view_as(tensor)
+            tensor = of_call(call, where[0])
+            new[SITES[where[0]].field] = self.kept[where] = tensor.view_as(tensor)
         return replace(call, **new) if new else None
 
     def check(self, metric: Tensor) -> None:
@@ -220,11 +216,12 @@ class _Watch:
 
     def values(self) -> dict[Where, Tensor]:
         """In the units of reads and edits."""
-        model, anatomy = self.lm.model, self.lm.anatomy
         return {
-            where: self._shaped(where, in_units(self.kept[where].detach(), unit_of(model, anatomy, *where)))
-            for where in self.wheres
+            where: self._shaped(where, in_units(self.kept[where].detach(), self._unit(where))) for where in self.wheres
         }
+
+    def _unit(self, where: Where) -> Unit:
+        return self.lm.anatomy.site(*where).unit(self.lm.model)
 
     def slopes(self, found: Sequence[Tensor | None]) -> dict[Where, Tensor]:
         slope_of = {}
@@ -234,18 +231,16 @@ class _Watch:
                 raise _no_gradients(self.lm, f"none comes to {site}@{layer}")
             if not bool(slope.isfinite().all()):
                 raise NonFinite(f"the gradient at {site}@{layer} is not finite numbers", hint="try --dtype float32")
-            slope_of[where] = self._shaped(
-                where, slope_in_units(slope, unit_of(self.lm.model, self.lm.anatomy, site, layer))
-            )
+            slope_of[where] = self._shaped(where, slope_in_units(slope, self._unit(where)))
         return slope_of
 
     def _shaped(self, where: Where, tensor: Tensor) -> Tensor:
         """(pos, [head,] d), fp32 or wider; positions that the model leaves out before its end are zero."""
         wide = tensor if tensor.dtype == torch.float64 else tensor.float()
-        if where[0] in SITES_IN_CALL:
+        location = self.lm.anatomy.site(*where)
+        if location.call is not None:
             return wide[0].transpose(0, 1)
         flat, n = wide.reshape(-1, wide.shape[-1]), self.ids.shape[1]
         if len(flat) < n:
             flat = torch.cat([flat.new_zeros(n - len(flat), flat.shape[1]), flat])
-        n_heads = self.lm.anatomy.n_heads(*where) if SITES[where[0]].per_head else 0
-        return flat.unflatten(-1, (n_heads, -1)) if n_heads else flat
+        return location.by_head(flat)

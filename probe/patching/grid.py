@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 AXES = ("pos", "head", "step")
-UNPATCHED = ("pattern", "scores", "logits")
 
 
 class Asked(NamedTuple):
@@ -47,7 +46,7 @@ def places(lm: LanguageModel, asked: Asked) -> tuple[Cell, ...]:
     found: list[Cell] = []
     for word in asked.sites:
         for place in parse_places(word):
-            if place.site in UNPATCHED:
+            if "patch" not in SITES[place.site].uses:
                 raise BadOption(f"'{place.site}' cannot be patched position by position", hint="take z, or resid_post")
             if SITES[place.site].per_layer and not lm.anatomy.n_layers:
                 lm.anatomy.tap(place.site, 0)  # says why

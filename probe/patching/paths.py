@@ -12,15 +12,13 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from probe.anatomy.parts import in_units, unit_of
+from probe.anatomy.parts import in_units, of_call
 from probe.instrument import AttentionCall, Reader, Tap, attending, tapping
 from probe.interventions import Patch, applying
-from probe.interventions.applying import changed_at
-from probe.interventions.calls import SITES_IN_CALL
 from probe.interventions.spots import Spots
 from probe.patching.gradients import Where
 from probe.patching.rest import Text, ended, keeper
-from probe.patching.routes import WRITTEN_BY, End
+from probe.patching.routes import End
 from probe.patching.swaps import Swap, swaps
 from probe.sites import SITES, Cell, Positions
 
@@ -74,14 +72,14 @@ class Paths:
         edit = Patch(cell, values, spots=Spots(tuple(where)))
         if self.text.way is None:
             return self.text.whole(len(found), [edit])
-        layer = receiver.layer + (receiver.site == "resid_post")
+        layer = int(SITES[receiver.site].moment(receiver.layer))
         return self.text.rest(len(found), [edit], layer=layer, start=where[0])
 
     @torch.no_grad()
     def _first(self, senders: Sequence[End], new: Tensor, wheres: set[Where]) -> dict[Where, Tensor]:
         """What receivers get (row, pos, [head,] d), a row for each sender, all of one site and layer."""
         site, layer = senders[0].site, senders[0].layer
-        own = WRITTEN_BY.get(site)
+        own = SITES[site].part
         writes = self.lm.anatomy.layers[layer].writes if own else ()
         free = {write.tap for write in writes if write.kind == own}
         edit = swaps(site, layer, [Swap(end.positions, end.head) for end in senders], new)
@@ -96,30 +94,27 @@ class Paths:
 
     def _record(self, hooked: ExitStack, seen: dict[Where, Tensor], wheres: set[Where], rows: int) -> None:
         """Copies of what some sites are, before it is held."""
-        anatomy, calls = self.lm.anatomy, {}
+        calls: dict[tuple[str, int], list[Where]] = {}
         for where in wheres:
-            site, layer = where
-            if site in SITES_IN_CALL:
-                calls[anatomy.layers[layer].attention, anatomy.layers[layer].visit, site] = where
-                continue
-            reader = self._recorder(seen, where, rows)
-            hooked.enter_context(tapping(self.lm.model, {changed_at(anatomy, site, layer): reader}))
+            location = self.lm.anatomy.site(*where)
+            if location.call is not None:
+                calls.setdefault(location.call, []).append(where)
+            elif location.changed is not None:
+                hooked.enter_context(tapping(self.lm.model, {location.changed: self._recorder(seen, where, rows)}))
 
         def call(path: str, made: AttentionCall) -> None:
-            for site, name in (("q", "query"), ("k", "key"), ("v", "value")):
-                if (path, made.visit, site) in calls:
-                    seen[calls[path, made.visit, site]] = getattr(made, name).transpose(1, 2).clone()
+            for where in calls.get((path, made.visit), ()):
+                seen[where] = of_call(made, where[0]).transpose(1, 2).clone()
 
         if calls:
             hooked.enter_context(attending(self.lm.model, changer=call))
 
     def _recorder(self, seen: dict[Where, Tensor], where: Where, rows: int) -> Reader:
-        n_heads = self.lm.anatomy.n_heads(*where) if SITES[where[0]].per_head else 0
-        unit = unit_of(self.lm.model, self.lm.anatomy, *where)
+        location = self.lm.anatomy.site(*where)
+        unit = location.unit(self.lm.model)
 
         def record(value: Tensor) -> None:
-            found = in_units(value.reshape(rows, len(self.text), -1), unit)
-            seen[where] = found.unflatten(-1, (n_heads, -1)) if n_heads else found
+            seen[where] = location.by_head(in_units(value.reshape(rows, len(self.text), -1), unit))
 
         return record
 

@@ -19,6 +19,7 @@ from probe.decoding.caches import expected, held, pads, slot
 from probe.instrument import Reader, Tap, recording, tapping
 from probe.interventions import Edit, applying
 from probe.language_model.stepping import forward, plain_kwargs, uncached_kwargs
+from probe.sites import SITES
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -88,7 +89,7 @@ class Text:
         lm, way = self.lm, self.way
         assert way is not None and lm.anatomy.final_norm is not None, self.why_not
         start = start if way.known else 0
-        own = [edit for edit in self.edits if _depth(edit) > layer - 0.5 or not layer]
+        own = [edit for edit in self.edits if SITES[edit.cell.site].moment(edit.cell.layer) > layer or not layer]
         last = {Tap(lm.anatomy.final_norm.path, "input"): _last} if way.last else {}
         with applying(lm, [*own, *edits], start=start), tapping(lm.model, last), ExitStack() as active:
             if layer:
@@ -213,14 +214,3 @@ def _giver(given: Any) -> Any:
         return given
 
     return give
-
-
-def depth(site: str, layer: int) -> float:
-    """Where in the order of computation a site stands: block l at l, what goes into it half before, comes out half after."""
-    if layer < 0:
-        return -1.0 if site == "embed" else float("inf")
-    return layer + {"resid_pre": -0.5, "resid_post": 0.5}.get(site, 0.0)
-
-
-def _depth(edit: Edit) -> float:
-    return depth(edit.cell.site, edit.cell.layer)

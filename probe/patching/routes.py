@@ -5,28 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from probe.anatomy.parts import WRITES
 from probe.errors import BadOption, OutOfRange, SiteAbsent
 from probe.interventions import cells
 from probe.interventions.checking import check_cell
 from probe.patching.grid import Asked
 from probe.patching.pairs import Pair
-from probe.sites import SITES, parse_place
-from probe.sites.places import Place
+from probe.sites import SITES, Place, parse_place, sites_for
+from probe.sites.catalogue import Use
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 ARROW = "->"
 FORM = "SENDER->RECEIVER, as in z@5.3->q@8.1 or mlp_out@4->logits"
-_STREAM, _WITHIN = ("resid_pre", "resid_mid", "resid_post"), (*WRITES, "mlp_post", "z", "q", "k", "v")
-SENDERS = ("embed", *_STREAM, *_WITHIN)
-RECEIVERS = (*_WITHIN, *_STREAM, "logits")
-_STAGES = {  # within a layer; those of attention and of a second mixer are 1
-    "resid_pre": 0.0, "resid_mid": 2.0, "mlp_out": 3.0, "mlp_post": 3.0,
-    **{site: 3.0 for site in WRITES if site.startswith("other")},
-}  # fmt: skip
-WRITTEN_BY = {**WRITES, "mlp_post": "mlp", **dict.fromkeys(("z", "q", "k", "v"), "attn")}
+USES: tuple[Use, Use] = ("send", "receive")
 
 
 class End(NamedTuple):
@@ -49,9 +41,9 @@ def parse_path(text: str) -> tuple[Place, Place]:
     if not arrow or ARROW in receiver or not sender.strip() or not receiver.strip():
         raise BadOption(f"'{text}' is not a path", hint=f"write {FORM}, in quotes: > is the shell's")
     places = parse_place(sender), parse_place(receiver)
-    for place, allowed, what in zip(places, (SENDERS, RECEIVERS), ("send", "receive"), strict=True):
-        if place.site not in allowed:
-            raise BadOption(f"'{place.site}' cannot {what} on a path", hint=f"what can: {', '.join(allowed)}")
+    for place, use in zip(places, USES, strict=True):
+        if use not in SITES[place.site].uses:
+            raise BadOption(f"'{place.site}' cannot {use} on a path", hint=f"what can: {', '.join(sites_for(use))}")
     return places
 
 
@@ -122,22 +114,14 @@ def _ends(
 
 def follows(lm: LanguageModel, sender: End, receiver: End) -> bool:
     """Whether the receiver reads the stream after the sender has written to it."""
-    written, read = _moment(lm, sender), _moment(lm, receiver)
-    if int(written // 10) == int(read // 10) and sender.site in WRITTEN_BY and receiver.site in WRITTEN_BY:
-        return written < read and lm.anatomy.has("resid_mid", sender.layer)  # else both read the same stream
-    return written < read
+    one, other = SITES[sender.site], SITES[receiver.site]
+    after = one.moment(sender.layer) < other.moment(receiver.layer)
+    if sender.layer == receiver.layer and one.part and other.part:
+        return after and lm.anatomy.has("resid_mid", sender.layer)  # else both read the same stream
+    return after
 
 
 def reaches(lm: LanguageModel, sender: End, receiver: End, *, last: int) -> bool:
     """Whether a change at the sender's positions can be seen at the receiver's; logits are read at the `last` position."""
     at = (last,) if receiver.site == "logits" else receiver.positions
     return not lm.anatomy.causal or sender.positions[0] <= at[-1]
-
-
-def _moment(lm: LanguageModel, end: End) -> float:
-    """When a site is computed: ten times its layer and a number within the layer."""
-    if end.site in ("embed", "logits"):
-        return -1.0 if end.site == "embed" else 10.0 * lm.anatomy.n_layers + 1
-    if end.site == "resid_post":
-        return 10.0 * (end.layer + 1)
-    return 10.0 * end.layer + _STAGES.get(end.site, 1.0)

@@ -13,7 +13,7 @@ from torch import Tensor
 from probe.capturing import MemorySink, read
 from probe.errors import BadOption
 from probe.interventions import Edit, applying
-from probe.sites import SITES, Cell, Positions
+from probe.sites import Cell, Positions
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -50,8 +50,7 @@ def activations(
     found: Values = {}
     for layer in layers:
         flat = sink.activations[site, layer, None][0]
-        n_heads = lm.anatomy.n_heads(site, layer)
-        found[layer] = flat.unflatten(-1, (n_heads, -1)) if SITES[site].per_head else flat
+        found[layer] = lm.anatomy.site(site, layer).by_head(flat)
     return found
 
 

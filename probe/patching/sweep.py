@@ -19,6 +19,7 @@ from probe.patching.pairs import Pair
 from probe.patching.rest import Text, last_logits
 from probe.patching.swaps import Swap, swaps
 from probe.patching.trial import choose_way
+from probe.sites import SITES
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -104,9 +105,7 @@ def patched_logits(view: Scene, edit: Edit, part: Slice, rows: int, start: int) 
 
 def entry(lm: LanguageModel, site: str, layer: int) -> int:
     """The first block that has to run when a site is changed; as many as there are if none."""
-    if layer < 0:
-        return 0 if site == "embed" else lm.anatomy.n_layers
-    return layer + (site == "resid_post")
+    return int(max(0, min(SITES[site].moment(layer), lm.anatomy.n_layers)))
 
 
 def _matters(view: Scene, part: Slice, swap: Swap, old: Tensor, new: Tensor, *, paired: bool) -> bool:

@@ -1,6 +1,6 @@
 """What can be read or changed in a model, and the words for it: `SITE[@LAYERS[.HEADS]][:POSITIONS]`. Knows no model."""
 
-from probe.sites.catalogue import SITES, Site, find_site
+from probe.sites.catalogue import SITES, Site, find_site, sites_for, sites_of
 from probe.sites.places import Cell, Place, parse_place, parse_places, parse_where, resolve, split_edit
 from probe.sites.positions import Positions, Range
 
@@ -16,5 +16,7 @@ __all__ = [
     "parse_places",
     "parse_where",
     "resolve",
+    "sites_for",
+    "sites_of",
     "split_edit",
 ]

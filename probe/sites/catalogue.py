@@ -1,75 +1,125 @@
-"""The sites: their names, ours and TransformerLens', and their axes. Knows no layers, heads or positions."""
+"""The sites: all that is known of each without a model, in one table. Knows no layers, heads or positions."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from typing import NamedTuple
+from math import inf
+from typing import Literal, NamedTuple
 
 from probe.errors import UnknownSite
 
+Source = Literal["stream", "write", "part", "call", "end"]
+"""Where a site is: the stream between parts, what a part adds to it, inside a part, its attention call, an end of it."""
+
+Use = Literal["change", "cut", "patch", "attribute", "send", "receive"]
+INNER: tuple[Use, ...] = ("change", "patch", "attribute", "send", "receive")
+OUTER: tuple[Use, ...] = ("change", "patch", "attribute")
+
 
 class Site(NamedTuple):
-    """A kind of activation: its axes (after `batch`), and whether each layer, and each head, has its own."""
+    """A kind of activation, and all that is known of it without a model.
+
+    axes: after `batch`. order: when it is computed, from 0 at a block's input to 1 at its output. part: the part of the
+    block that writes it. uses: what can be done with it, besides being read. field: what it is of an attention call.
+    lens_name: TransformerLens' name, {} is the layer.
+    """
 
     name: str
     axes: tuple[str, ...]
+    source: Source
+    order: float
     doc: str
-    per_head: bool = False
-    per_layer: bool = True
+    part: str = ""
+    uses: tuple[Use, ...] = INNER
+    field: str = ""
+    lens_name: str = ""
 
+    @property
+    def per_layer(self) -> bool:
+        """Whether each layer has its own."""
+        return self.source != "end"
+
+    @property
+    def per_head(self) -> bool:
+        """Whether each head has its own."""
+        return "head" in self.axes or self.of_keys
+
+    @property
+    def of_keys(self) -> bool:
+        """Whether its heads are those of keys and values."""
+        return "kv_head" in self.axes
+
+    @property
+    def at_positions(self) -> bool:
+        """Whether it is a vector at each position; patterns and scores have a number for each query and key."""
+        return "pos" in self.axes
+
+    @property
+    def after_blocks(self) -> bool:
+        """Whether it comes after the last block; a model may compute it for the last positions only."""
+        return self.order == inf
+
+    @property
+    def in_the_sum(self) -> bool:
+        """Whether it is the stream within a block: one tensor that a part reads and that the block goes on adding to."""
+        return self.source == "stream" and 0 < self.order < 1
+
+    def moment(self, layer: int) -> float:
+        """When it is computed, from -1 (the embedding) on: layer l's input at l, its output at l + 1, inf after them."""
+        return layer + self.order
+
+
+_D_MODEL, _MLP = ("pos", "d_model"), 0.75
+_OTHERS = "what a further part (per-layer inputs, a second MLP) adds to it"
 
 SITES: dict[str, Site] = {
     site.name: site
     for site in (
-        Site("embed", ("pos", "d_model"), "output of the token embedding", per_layer=False),
-        Site("resid_pre", ("pos", "d_model"), "residual stream into a block"),
-        Site("resid_mid", ("pos", "d_model"), "residual stream between attention and MLP"),
-        Site("resid_post", ("pos", "d_model"), "residual stream out of a block"),
-        Site("attn_out", ("pos", "d_model"), "what the attention (or other mixer) adds to the stream"),
-        Site(
-            "mixer_out",
-            ("pos", "d_model"),
-            "what a second mixer (a state space beside the attention) adds to the stream",
-        ),
-        Site("mlp_out", ("pos", "d_model"), "what the MLP adds to the stream"),
-        *(
-            Site(
-                f"other_out{number}",
-                ("pos", "d_model"),
-                "what a further part (per-layer inputs, a second MLP) adds to it",
-            )
-            for number in ("", "_2", "_3", "_4", "_5")
-        ),
-        Site("mlp_post", ("pos", "d_mlp"), "the MLP's hidden layer, before its last matrix"),
-        Site("q", ("pos", "head", "d_head"), "queries, after rotation", per_head=True),
-        Site("k", ("pos", "head", "d_head"), "keys, after rotation; one a key-value head", per_head=True),
-        Site("v", ("pos", "head", "d_head"), "values; one a key-value head", per_head=True),
-        Site("z", ("pos", "head", "d_head"), "heads' weighted values, before W_O", per_head=True),
-        Site("pattern", ("head", "query", "key"), "attention weights", per_head=True),
-        Site("scores", ("head", "query", "key"), "attention scores before the softmax", per_head=True),
-        Site("final_norm", ("pos", "d_model"), "output of the last norm", per_layer=False),
-        Site("logits", ("pos", "d_vocab"), "the model's output", per_layer=False),
+        Site("embed", _D_MODEL, "end", 0, "output of the token embedding",
+             uses=(*OUTER, "send"), lens_name="hook_embed"),
+        Site("resid_pre", _D_MODEL, "stream", 0, "residual stream into a block", lens_name="blocks.{}.hook_resid_pre"),
+        Site("resid_mid", _D_MODEL, "stream", 0.5, "residual stream between attention and MLP",
+             lens_name="blocks.{}.hook_resid_mid"),
+        Site("resid_post", _D_MODEL, "stream", 1, "residual stream out of a block",
+             lens_name="blocks.{}.hook_resid_post"),
+        Site("attn_out", _D_MODEL, "write", 0.25, "what the attention (or other mixer) adds to the stream", "attn",
+             lens_name="blocks.{}.hook_attn_out"),
+        Site("mixer_out", _D_MODEL, "write", 0.25,
+             "what a second mixer (a state space beside the attention) adds to the stream", "mixer"),
+        Site("mlp_out", _D_MODEL, "write", _MLP, "what the MLP adds to the stream", "mlp",
+             lens_name="blocks.{}.hook_mlp_out"),
+        *(Site(f"other_out{n}", _D_MODEL, "write", _MLP, _OTHERS, f"other{n}") for n in ("", "_2", "_3", "_4", "_5")),
+        Site("mlp_post", ("pos", "d_mlp"), "part", _MLP, "the MLP's hidden layer, before its last matrix", "mlp",
+             lens_name="blocks.{}.mlp.hook_post"),
+        Site("q", ("pos", "head", "d_head"), "call", 0.25, "queries, after rotation", "attn", field="query",
+             lens_name="blocks.{}.attn.hook_rot_q"),
+        Site("k", ("pos", "kv_head", "d_head"), "call", 0.25, "keys, after rotation; one a key-value head", "attn",
+             field="key", lens_name="blocks.{}.attn.hook_rot_k"),
+        Site("v", ("pos", "kv_head", "d_head"), "call", 0.25, "values; one a key-value head", "attn", field="value",
+             lens_name="blocks.{}.attn.hook_v"),
+        Site("z", ("pos", "head", "d_head"), "part", 0.25, "heads' weighted values, before W_O", "attn",
+             lens_name="blocks.{}.attn.hook_z"),
+        Site("pattern", ("head", "query", "key"), "call", 0.25, "attention weights", "attn", uses=("cut",),
+             lens_name="blocks.{}.attn.hook_pattern"),
+        Site("scores", ("head", "query", "key"), "call", 0.25, "attention scores before the softmax", "attn",
+             uses=("cut",), lens_name="blocks.{}.attn.hook_attn_scores"),
+        Site("final_norm", _D_MODEL, "end", inf, "output of the last norm", uses=OUTER,
+             lens_name="ln_final.hook_normalized"),
+        Site("logits", ("pos", "d_vocab"), "end", inf, "the model's output", uses=("change", "receive")),
     )
-}
+}  # fmt: skip
 
-# TransformerLens' names; {} is the layer
-_LENS_NAMES = {
-    "hook_embed": "embed",
-    "ln_final.hook_normalized": "final_norm",
-    "blocks.{}.hook_resid_pre": "resid_pre",
-    "blocks.{}.hook_resid_mid": "resid_mid",
-    "blocks.{}.hook_resid_post": "resid_post",
-    "blocks.{}.hook_attn_out": "attn_out",
-    "blocks.{}.hook_mlp_out": "mlp_out",
-    "blocks.{}.mlp.hook_post": "mlp_post",
-    "blocks.{}.attn.hook_v": "v",
-    "blocks.{}.attn.hook_rot_q": "q",
-    "blocks.{}.attn.hook_rot_k": "k",
-    "blocks.{}.attn.hook_z": "z",
-    "blocks.{}.attn.hook_pattern": "pattern",
-    "blocks.{}.attn.hook_attn_scores": "scores",
-}
+
+def sites_of(*sources: Source) -> tuple[str, ...]:
+    """The names of the sites that are of these sources, in the table's order."""
+    return tuple(name for name, site in SITES.items() if site.source in sources)
+
+
+def sites_for(use: Use) -> tuple[str, ...]:
+    """The names of the sites with which that can be done."""
+    return tuple(name for name, site in SITES.items() if use in site.uses)
+
 
 # names whose activation is no site here: what they are, and the site that is nearest to it
 _ELSEWHERE = {
@@ -84,8 +134,8 @@ def find_site(word: str) -> tuple[str, int | None]:
         return word, None
     number = re.match(r"blocks\.([0-9]+)\.", word)
     theirs = word if number is None else f"blocks.{{}}.{word[number.end() :]}"
-    ours = _LENS_NAMES.get(theirs)
-    if ours is not None:
+    ours = next((site.name for site in SITES.values() if site.lens_name == theirs), "")
+    if ours:
         return ours, None if number is None else int(number[1])
     if number is not None and theirs in _ELSEWHERE:
         what, site, other = _ELSEWHERE[theirs]

@@ -19,7 +19,7 @@ from probe.texts import TokenSequence, batches, encode_each, padded, prompt_colu
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
-    from probe.sites import Cell
+    from probe.sites import SITES, Cell
 
 Progress = Callable[[str, int, int], None]
 TOKENS = 4096  # padded, read together
@@ -75,7 +75,7 @@ def make_direction(
 
 def _cell(lm: LanguageModel, at: str) -> Cell:
     found = cells(lm, at if ":" in at else f"{at}:last")
-    if len(found) != 1 or len(found[0].heads or (0,)) != 1 or found[0].site in ("pattern", "scores"):
+    if len(found) != 1 or len(found[0].heads or (0,)) != 1 or not SITES[found[0].site].at_positions:
         raise BadOption(f"'{at}' is not one vector", hint="name one layer, as resid_post@12, and one head of z")
     return found[0]
 

@@ -78,9 +78,9 @@ def _vectors(lm: LanguageModel, request: Request, sequences: list[TokenSequence]
     """Rows and float values of the table `activations`, over all prompts."""
     rows = values = 0
     for cell in request.cells:
-        if cell.site in ("pattern", "scores"):
-            continue
         width = lm.width(cell.site, cell.layer)
+        if not width:
+            continue
         heads = len(cell.heads) if cell.heads is not None else 1
         for sequence in sequences:
             n = len(sequence.ids) + request.generate
