@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from . import options as o
-from .trace import prompts_given
+from .options import prompts_given
 
 A = Annotated[str, typer.Argument(help="A model (as for --model), or a run directory.", metavar="A")]
 B = Annotated[str, typer.Argument(help="The other model, or the other run.", metavar="B")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,8 +79,30 @@ Edits = Annotated[
 Split = Annotated[str, typer.Option("--split", help="sentence, line, paragraph, token, regex:PATTERN or spans:FILE.")]
 
 
+PromptText = Annotated[
+    str | None,
+    typer.Argument(
+        help="The prompt; - reads many from standard input (see --file). After --, it may begin with a dash."
+    ),
+]
+Top = Annotated[int, typer.Option("--top", min=0, help="Alternatives a position.")]
+
+
 def template(options: list[str] | None, allow_loss: bool) -> dict[str, Any]:
     """The template's options as keywords of a verb."""
-    from probe.language_model.chat import parse_options
+    from probe.requests.groups import parse_options
 
     return {"template_options": parse_options(options or []), "allow_template_loss": allow_loss}
+
+
+def prompts_given(prompt: str | None, file: Path | None, form: str | None = None, column: str | None = None) -> object:
+    """The prompt text, or the prompts of a file or of standard input."""
+    if (prompt is None) == (file is None):
+        raise typer.BadParameter("give a prompt, or a file of prompts with --file")
+    if prompt is not None and prompt != "-":
+        if form is not None or column is not None:
+            raise typer.BadParameter("--format and --column are for --file and for standard input")
+        return prompt
+    from probe.texts import read_prompts
+
+    return read_prompts(sys.stdin.buffer if file is None or str(file) == "-" else file, kind=form, column=column)

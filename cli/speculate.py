@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from . import options as o
-from .trace import PromptText, Top, prompts_given
+from .options import PromptText, Top, prompts_given
 
 DraftName = Annotated[
     str,

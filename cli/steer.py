@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options as o
-from .trace import prompts_given
+from .options import prompts_given
 
 if TYPE_CHECKING:
     from probe.store import Run

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from probe.language_model import LanguageModel, load
     from probe.lensing import lens
     from probe.patching import patch
+    from probe.replaying import replay
+    from probe.requests import Sampling
     from probe.rewinding import rewind
     from probe.speculating import speculate
     from probe.steering import make_direction, steer
@@ -24,6 +26,7 @@ _HOME = {
     "LanguageModel": "probe.language_model",
     "ProbeError": "probe.errors",
     "Run": "probe.store",
+    "Sampling": "probe.requests",
     "attribute": "probe.attributing",
     "compare": "probe.comparing",
     "explain": "probe.explaining",
@@ -34,6 +37,7 @@ _HOME = {
     "make_direction": "probe.steering",
     "open_run": "probe.store",
     "patch": "probe.patching",
+    "replay": "probe.replaying",
     "rewind": "probe.rewinding",
     "speculate": "probe.speculating",
     "steer": "probe.steering",
@@ -45,6 +49,7 @@ __all__ = [
     "LanguageModel",
     "ProbeError",
     "Run",
+    "Sampling",
     "attribute",
     "compare",
     "explain",
@@ -55,6 +60,7 @@ __all__ = [
     "make_direction",
     "open_run",
     "patch",
+    "replay",
     "rewind",
     "speculate",
     "steer",

@@ -13,8 +13,9 @@ import pytest
 import probe
 from probe.errors import BadOption, BadPrompt, ProbeError
 from probe.language_model import LanguageModel, chat
-from probe.language_model.chat import Chat, parse_options
+from probe.language_model.chat import Chat
 from probe.language_model.standing import find
+from probe.requests.groups import parse_options
 
 PLAIN = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
 TRIMMED = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] | trim }}\n{% endfor %}"

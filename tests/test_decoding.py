@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import probe
-from probe.decoding import Sampling, decode
+from probe.decoding import Sampling, decode, processors
 from probe.decoding.caches import held
 from probe.decoding.teacher_forced import suffix_logprobs
 from probe.errors import BadModel, NonFinite
@@ -138,7 +138,7 @@ def test_the_sampled_law_is_the_models(endless) -> None:
     ids = drawn(6)
     (found,) = decode(lm, [ids], max_new=8, sampling=sampling)
     for token, logprob, kept in zip(found.ids, found.sample_logprob, found.kept, strict=True):
-        law = sampling.processors()(torch.tensor([ids]), after(lm, ids)[None])[0].log_softmax(-1)
+        law = processors(sampling)(torch.tensor([ids]), after(lm, ids)[None])[0].log_softmax(-1)
         assert logprob == pytest.approx(float(law[token]), abs=1e-4)
         assert kept == int(law.isfinite().sum())
         ids = [*ids, token]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from probe.decoding import Sampling, exponential
+from probe.decoding import Sampling, exponential, processors
 from probe.decoding.sampler import FEW, choose, left
 from probe.errors import BadOption, NonFinite
 
@@ -31,11 +31,11 @@ def test_what_is_left_and_its_law_are_hugging_faces(n_vocab: int) -> None:
     ids = torch.randint(0, n_vocab, (4, 20), generator=torch.Generator().manual_seed(1))
     for temperature, top_k, top_p, min_p, penalty in GRID:
         sampling = Sampling(temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=penalty, seed=5)
-        expected = sampling.processors()(ids, logits.double()).log_softmax(-1)
+        expected = processors(sampling)(ids, logits.double()).log_softmax(-1)
         found = choose(logits, ids, sampling, samples=range(4), steps=[0] * 4)
         # thousands of fp32 probabilities, added in the processor's own order, end on either side of top-p
         around = [top_p] if top_p in (None, 1.0) else [top_p - 1e-5, top_p + 1e-5]
-        counts = [replace(sampling, top_p=p).processors()(ids, logits.double()).isfinite().sum(-1) for p in around]
+        counts = [processors(replace(sampling, top_p=p))(ids, logits.double()).isfinite().sum(-1) for p in around]
         assert (torch.tensor(found.kept) >= counts[0]).all() and (torch.tensor(found.kept) <= counts[-1]).all(), (
             sampling
         )
@@ -53,7 +53,7 @@ def test_the_set_that_is_left_is_hugging_faces_token_by_token() -> None:
         sampling = Sampling(1.0, top_k=top_k, top_p=top_p, min_p=min_p)
         if not sampling.filtered:
             continue
-        expected = sampling.processors()(None, logits.clone()).double().log_softmax(-1)
+        expected = processors(sampling)(None, logits.clone()).double().log_softmax(-1)
         seen = []
         for some in left(logits, sampling):
             for row, tokens, logprobs, kept in zip(*(column.tolist() for column in some), strict=True):
@@ -79,7 +79,7 @@ def test_a_filter_changes_nothing_for_tokens_that_it_leaves() -> None:
     plain = choose(logits, None, Sampling(1.0), **same)
     for filters in ({"top_k": 9}, {"top_p": 0.8}, {"min_p": 0.1}):
         sampling = Sampling(1.0, **filters)
-        still = sampling.processors()(None, logits.clone()).isfinite()
+        still = processors(sampling)(None, logits.clone()).isfinite()
         filtered = choose(logits, None, sampling, **same)
         for row, token in enumerate(plain.tokens):
             if still[row, token]:
@@ -91,7 +91,7 @@ def test_a_filter_changes_nothing_for_tokens_that_it_leaves() -> None:
 def test_draws_have_the_law(filters: dict[str, float], temperature: float) -> None:
     n, logits = 20_000, logits_of(1, 12, seed=3, scale=1.5)
     sampling = Sampling(temperature, seed=1, **filters)
-    law = sampling.processors()(None, logits.clone())[0].double().softmax(-1).numpy()
+    law = processors(sampling)(None, logits.clone())[0].double().softmax(-1).numpy()
     for along in ("samples", "steps"):
         where = {"samples": [0] * n, "steps": [0] * n} | {along: range(n)}
         drawn = np.bincount(choose(logits.expand(n, -1), None, sampling, **where).tokens, minlength=12)

@@ -14,10 +14,13 @@ LAYERS = (
     {"errors"},
     {"files", "patterns"},
     {"sites", "tables", "spans", "answers", "workers", "kernels"},
-    {"store", "registries"},
+    {"registries"},
+    {"requests"},
+    {"store"},
     {"anatomy", "tiny", "instrument", "language_model"},
     {"decoding", "interventions", "capturing", "lenses", "scoring", "stats"},
     {"texts"},
+    {"running"},
     {
         "tracing",
         "rewinding",
@@ -31,7 +34,7 @@ LAYERS = (
         "lensing",
         "attributing",
     },
-    {"scaling", "reporting", "laws"},
+    {"scaling", "reporting", "laws", "replaying"},
 )
 # inside a layer of several, who may import whom
 BESIDE = {

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import probe
-from probe.decoding import Sampling, decode
+from probe.decoding import Sampling, decode, processors
 from probe.errors import BadModel, BadOption, BadPrompt, NonFinite
 from probe.language_model import LanguageModel
 from probe.speculating import plan_speculate
@@ -202,7 +202,7 @@ def test_a_row_says_what_full_forwards_say() -> None:
         before = torch.tensor([ids[: row.pos]])
         with torch.no_grad():
             raw = [model(before).logits[:, -1] for model in (lm.model, other)]
-        p, q = (sampling.processors()(before, x.clone())[0].double().softmax(-1).numpy() for x in raw)
+        p, q = (processors(sampling)(before, x.clone())[0].double().softmax(-1).numpy() for x in raw)
         np.testing.assert_allclose((row.p, row.q), (p[row.token_id], q[row.token_id]), atol=2e-5)
         np.testing.assert_allclose(row.tv, np.abs(p - q).sum() / 2, atol=2e-5)
         assert row.accept_prob == pytest.approx(min(1.0, row.p / row.q)) and row.accepted == (

@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from probe.decoding import Sampling, decode
+from probe.decoding import Sampling, decode, processors
 from probe.language_model import LanguageModel
 from probe.speculating import drafts, verifying
 from probe.speculating.rounds import Blocks, speculate_ids
@@ -53,7 +53,7 @@ def models() -> tuple[LanguageModel, LanguageModel]:
 
 def laws_of(ids: Context, logits: torch.Tensor, sampling: Sampling) -> np.ndarray:
     """By Hugging Face's own processors."""
-    return sampling.processors()(torch.tensor([ids]), logits[None].clone())[0].double().softmax(-1).numpy()
+    return processors(sampling)(torch.tensor([ids]), logits[None].clone())[0].double().softmax(-1).numpy()
 
 
 @lru_cache(maxsize=4096)

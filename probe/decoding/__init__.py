@@ -3,6 +3,9 @@
 from probe.decoding.branching import branch
 from probe.decoding.engine import Continuation, decode
 from probe.decoding.noise import exponential
-from probe.decoding.settings import Sampling, differences, sampling_for
+from probe.decoding.settings import differences, processors, sampling_for
+from probe.requests import Sampling
 
-__all__ = ["Continuation", "Sampling", "branch", "decode", "differences", "exponential", "sampling_for"]
+__all__ = [
+    "Continuation", "Sampling", "branch", "decode", "differences", "exponential", "processors", "sampling_for",
+]  # fmt: skip

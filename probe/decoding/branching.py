@@ -12,7 +12,7 @@ import torch
 from probe.decoding.caches import expected, grows, joins, pads, selects
 from probe.decoding.engine import Batch, Continuation, Progress, Row, by_length, check, takes_padding
 from probe.decoding.prefixes import Edits, Known, Prefix, common, compute, extended
-from probe.decoding.settings import Sampling
+from probe.requests import Sampling
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel

@@ -16,10 +16,10 @@ from transformers.generation.utils import ALL_CACHE_NAMES
 from probe.decoding.caches import expected, joined, joins, make_room, select, selects, slot
 from probe.decoding.prefixes import Edits, Known, Prefix
 from probe.decoding.sampler import choose
-from probe.decoding.settings import Sampling
 from probe.errors import BadModel
 from probe.language_model.rotary import start_over
 from probe.language_model.stepping import forward, plain_kwargs, way
+from probe.requests import Sampling
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel

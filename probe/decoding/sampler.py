@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from probe.decoding.noise import BLOCK, exponential, from_spread, keys, spread
-from probe.decoding.settings import Sampling
 from probe.errors import NonFinite
+from probe.requests import Sampling
 
 FEW = 256  # candidates that are looked at first; most rows keep fewer
 WIDER = 16  # times more, for the rows that keep more

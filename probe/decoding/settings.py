@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from transformers import (
@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from probe.errors import BadOption
+from probe.requests import Sampling
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -32,62 +33,25 @@ _WARPERS = ("temperature", "top_k", "top_p", "min_p")
 TOP_K = 50  # what `generate` takes where it samples and no top-k is set (transformers 5.24)
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How a token is chosen. Temperature 0 is greedy; nothing is filtered unless it is asked for."""
+def processors(sampling: Sampling) -> LogitsProcessorList:
+    """Hugging Face's processors in its order: penalty, suppressed tokens, temperature, top-k, top-p, min-p.
 
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
-    stop: tuple[str, ...] = ()
-    seed: int = 0
-    suppress: tuple[int, ...] = ()  # ids that are never drawn
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "suppress", tuple(self.suppress))
-        legal = (
-            ("temperature", 0.0 <= self.temperature < float("inf"), "0 (greedy) or more"),
-            ("top_k", self.top_k is None or self.top_k >= 1, "1 or more"),
-            ("top_p", self.top_p is None or 0.0 < self.top_p <= 1.0, "more than 0, at most 1"),
-            ("min_p", self.min_p is None or 0.0 <= self.min_p <= 1.0, "between 0 and 1"),
-            ("repetition_penalty", 0.0 < self.repetition_penalty < float("inf"), "more than 0; 1 is none"),
-            ("stop", not isinstance(self.stop, str) and all(self.stop), "texts that are not empty"),
-            ("seed", self.seed >= 0, "0 or more"),
-        )
-        for name, fine, what in legal:
-            if not fine:
-                raise BadOption(f"{name} is {getattr(self, name)!r}", hint=f"it is {what}")
-        if self.temperature == 0.0 and any(x is not None for x in (self.top_k, self.top_p, self.min_p)):
-            raise BadOption(
-                "filters do nothing to greedy decoding", hint="add --temperature 1, or drop --top-k, --top-p, --min-p"
-            )
-
-    @property
-    def filtered(self) -> bool:
-        """Whether some tokens can't be drawn."""
-        return self.top_k is not None or bool(self.min_p) or (self.top_p is not None and self.top_p < 1.0)
-
-    def processors(self) -> LogitsProcessorList:
-        """Hugging Face's processors in its order: penalty, suppressed tokens, temperature, top-k, top-p, min-p.
-
-        They say what `choose` draws from, stage by stage; it does not sort all tokens for that.
-        """
-        found = LogitsProcessorList()
-        if self.repetition_penalty != 1.0:
-            found.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
-        if self.suppress:
-            found.append(SuppressTokensLogitsProcessor(list(self.suppress)))
-        if self.temperature not in (0.0, 1.0):
-            found.append(TemperatureLogitsWarper(self.temperature))
-        if self.top_k is not None:
-            found.append(TopKLogitsWarper(self.top_k))
-        if self.top_p is not None and self.top_p < 1.0:
-            found.append(TopPLogitsWarper(self.top_p))
-        if self.min_p:
-            found.append(MinPLogitsWarper(self.min_p))
-        return found
+    They say what `choose` draws from, stage by stage; it does not sort all tokens for that.
+    """
+    found = LogitsProcessorList()
+    if sampling.repetition_penalty != 1.0:
+        found.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    if sampling.suppress:
+        found.append(SuppressTokensLogitsProcessor(list(sampling.suppress)))
+    if sampling.temperature not in (0.0, 1.0):
+        found.append(TemperatureLogitsWarper(sampling.temperature))
+    if sampling.top_k is not None:
+        found.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p is not None and sampling.top_p < 1.0:
+        found.append(TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p:
+        found.append(MinPLogitsWarper(sampling.min_p))
+    return found
 
 
 def sampling_for(

@@ -21,8 +21,9 @@ from transformers import (
 )
 
 from probe.decoding.noise import exponential
-from probe.decoding.settings import Sampling
+from probe.decoding.settings import processors
 from probe.errors import BadOption, NonFinite
+from probe.requests import Sampling
 
 # hf: generation/utils.py of transformers 5.23; vllm: the v1 sampler (its docs of 0.22: penalties, temperature, the
 # argmax-invariant processors, of which min-p is the built-in one, then top-k and top-p); llamacpp: common/sampling's default
@@ -61,8 +62,8 @@ def stages(logits: Tensor, ids: Tensor, sampling: Sampling, order: str) -> list[
     if not bool(scores.amax(-1).isfinite()):
         raise NonFinite("the logits are not finite numbers", hint="try --dtype float32")
     found = [Stage("logits", None, scores[0].double().log_softmax(-1))]
-    processors = {_NAMES[type(p)]: p for p in sampling.processors()}
-    active = {name: (processor, _setting(sampling, field)) for (name, field), processor in processors.items()}
+    filters = {_NAMES[type(p)]: p for p in processors(sampling)}
+    active = {name: (filter_, _setting(sampling, field)) for (name, field), filter_ in filters.items()}
     for name in ORDERS[order]:
         if name in active:
             processor, setting = active[name]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from probe.errors import BadOption, BadPrompt
 from probe.language_model.standing import Span, find
+from probe.requests import ChatOptions
 
 SECONDS = 10.0  # a template takes about a millisecond
 OPEN, CLOSE = "\uf8e0{}\uf8e1", "\uf8e2{}\uf8e3"  # private characters: put around a text to see where it comes out
@@ -30,6 +31,13 @@ class Chat(NamedTuple):
     system: str | None = None
     options: Mapping[str, Any] = {}
     allow_loss: bool = False
+
+    @classmethod
+    def of(cls, options: ChatOptions) -> Chat:
+        """From the options of a request."""
+        variables = options.template_options or {}
+        assert isinstance(variables, Mapping), "check_chat() comes first"
+        return cls(options.chat, options.system, variables, options.allow_template_loss)
 
     def check(self) -> None:
         """Raises `BadOption` for a system message without a conversation."""
@@ -66,20 +74,6 @@ class _Part(NamedTuple):
 
 class _Endless(BaseException):
     """A template that does not end. No `Exception`: nothing between it and us may catch it."""
-
-
-def parse_options(texts: Sequence[str]) -> dict[str, Any]:
-    """`NAME=VALUE` -> values, as JSON where they are JSON. Raises `BadOption`."""
-    found: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise BadOption(f"'{text}' is no template option", hint="NAME=VALUE, as in enable_thinking=false")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
-    return found
 
 
 def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], chat: Chat, *, awaited: bool, name: str) -> Rendering:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from probe import store as stores
 from probe.decoding import Sampling, decode, differences
 from probe.errors import BadOption, NonFinite
+from probe.requests import Trace
 from probe.speculating import proposals
 from probe.speculating.drafts import Draft, make_draft
 from probe.speculating.rounds import FIRST, Blocks, Clock, Speculation, speculate_ids
@@ -20,7 +21,7 @@ from probe.speculating.summary import Plain, summarize
 from probe.texts import Failed, TokenSequence, as_prompts, encode_all, prompt_columns
 from probe.tracing.planning import ROW_BYTES
 from probe.tracing.reading import read_sequences
-from probe.tracing.recording import Request, request
+from probe.tracing.resolving import Tracing, resolved
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -38,7 +39,7 @@ class Work:
     draft: Draft
     blocks: Blocks
     plain: bool
-    asked: Request
+    asked: Tracing
     progress: Progress | None
     clocks: list[Clock] = field(default_factory=list)
     plains: list[Plain] = field(default_factory=list)
@@ -48,7 +49,7 @@ class Work:
         """Tell how far the work is, in tokens of all prompts at their longest."""
         total, done = self.prompts
         if self.progress:
-            self.progress(what, done * self.asked.generate + tokens, total * self.asked.generate)
+            self.progress(what, done * self.asked.request.generate + tokens, total * self.asked.request.generate)
 
 
 def speculate(
@@ -99,7 +100,7 @@ def plan_speculate(lm: LanguageModel, prompts: Any, *, draft: str | LanguageMode
     sequences, failed = encode_all(lm, as_prompts(prompts), work.asked.chat)
     if not sequences:
         raise failed[0].error
-    n, new = len(sequences), work.asked.generate
+    n, new = len(sequences), work.asked.request.generate
     lengths = [len(s.ids) + new for s in sequences]
     block = work.blocks.first
     most = new * n * block  # each pass keeps at least one token
@@ -125,11 +126,11 @@ def _work(
     if generate < 1:
         raise BadOption(f"generate is {generate}", hint="it is at least 1")
     blocks = Blocks.parse(block)
-    asked = request(
-        lm, generate=generate, sampling=sampling, attention="none", top=top, split=split, chat=chat, system=system,
+    asked = Trace(
+        "", generate=generate, sampling=sampling, attention="none", top=top, split=split, chat=chat, system=system,
         template_options=template_options, allow_template_loss=allow_template_loss,
     )  # fmt: skip
-    return Work(lm, make_draft(lm, draft), blocks, plain, asked, progress)
+    return Work(lm, make_draft(lm, draft), blocks, plain, resolved(lm, asked), progress)
 
 
 def _arguments(work: Work) -> dict[str, Any]:
@@ -137,8 +138,8 @@ def _arguments(work: Work) -> dict[str, Any]:
     asked = work.asked
     return {
         "draft": work.draft.name, "block": "adaptive" if work.blocks.adaptive else work.blocks.first, "plain": work.plain,
-        "generate": asked.generate, "sampling": {**asdict(asked.sampling), "stop": list(asked.sampling.stop)},
-        "top": asked.top, "split": asked.split, **asked.chat.arguments(),
+        "generate": asked.request.generate, "sampling": {**asdict(asked.sampling), "stop": list(asked.sampling.stop)},
+        "top": asked.request.top, "split": asked.request.split, **asked.chat.arguments(),
         "model": work.lm.name, "dtype": str(work.lm.dtype),
     }  # fmt: skip
 
@@ -159,7 +160,7 @@ def _record(work: Work, sequence: TokenSequence, writer: stores.Writer, *, alone
     try:
         with writer.unit(key):
             found = _speculate(work, sequence, rows)
-            sequence.finish(work.lm, found.found, work.asked.split)
+            sequence.finish(work.lm, found.found, work.asked.request.split)
             if rows:
                 writer.write("proposals", proposals.columns(sequence.prompt.prompt_id, rows))
             read_sequences(work.lm, [sequence], work.asked, writer)
@@ -179,7 +180,7 @@ def _record(work: Work, sequence: TokenSequence, writer: stores.Writer, *, alone
 def _speculate(work: Work, sequence: TokenSequence, rows: list[proposals.Row]) -> Speculation:
     asked = work.asked
     return speculate_ids(
-        work.lm, work.draft, sequence.ids, max_new=asked.generate, sampling=asked.sampling,
+        work.lm, work.draft, sequence.ids, max_new=asked.request.generate, sampling=asked.sampling,
         sample=sequence.prompt.prompt_id, blocks=work.blocks, seen=lambda one: rows.extend(proposals.rows_of(work.lm, one)),
         progress=lambda n: work.report("speculating", n),
     )  # fmt: skip

@@ -24,7 +24,9 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def state(command: str, arguments: Mapping[str, Any], *, run_id: str, typed: str | None) -> dict[str, Any]:
+def state(
+    command: str, arguments: Mapping[str, Any], resolved: Mapping[str, Any], *, run_id: str, typed: str | None
+) -> dict[str, Any]:
     """What is known when a run starts."""
     if typed is None:
         typed = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv[0] else command
@@ -34,6 +36,7 @@ def state(command: str, arguments: Mapping[str, Any], *, run_id: str, typed: str
         "command": command,
         "typed": typed,
         "arguments": jsonable(arguments),
+        "resolved": jsonable(resolved),
         "started": now(),
         "versions": versions(),
     }

@@ -74,7 +74,7 @@ class Arguments(_Paper):
     split: str | None = None
     generate: Count | None = None
     answer: str | None = None
-    sampling: dict[str, bool | int | float | str | list[str] | None] | None = None
+    sampling: dict[str, bool | int | float | str | list[str] | list[int] | None] | None = None
 
 
 class State(_Paper):
@@ -85,6 +85,7 @@ class State(_Paper):
     command: str
     typed: str
     arguments: Arguments
+    resolved: dict[str, Any] = {}
     started: str
     versions: dict[str, str]
     git: dict[str, Any] | None = None

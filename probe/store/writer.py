@@ -50,6 +50,7 @@ def create(
     *,
     command: str,
     arguments: Mapping[str, Any],
+    resolved: Mapping[str, Any] | None = None,
     resume: bool = False,
     run_id: str | None = None,
     typed: str | None = None,
@@ -57,13 +58,14 @@ def create(
 ) -> Writer:
     """Begin (or with `resume` go on with) the run `path`; None keeps it in memory.
 
-    `arguments` is everything that decides the numbers, and nothing else: a resume with others is refused. `typed` is
+    `arguments` is everything that decides the numbers, and nothing else; `resolved` what they came to (the model's name, a
+    hash of a file's prompts): a resume with others is refused. `typed` is
     the command line (default: this process's). Resuming what does not exist starts it, and resuming a whole run
     gives a writer whose units are all done. Raises RunError (in the way, locked, other arguments) and StorageFull.
     """
     path = None if path is None else Path(path)
     name = run_id or (_default_id(command) if path is None else _id_for(path, command))
-    state = manifest.state(command, arguments, run_id=name, typed=typed)
+    state = manifest.state(command, arguments, resolved or {}, run_id=name, typed=typed)
     if path is None:
         return Writer(None, Memory(), {**state, "git": manifest.commit(Path.cwd())})
     limits = limits or Limits()
@@ -128,7 +130,8 @@ def _same(before: Mapping[str, Any], now: Mapping[str, Any], *, path: Path) -> N
     for key in ("schema_version", "command"):
         if before.get(key) != now[key]:
             raise RunError(f"'{path}' was made with {key} {before.get(key)}, not {now[key]}", hint=hint)
-    old, new = before["arguments"], now["arguments"]
+    old = {**before["arguments"], **before.get("resolved", {})}
+    new = {**now["arguments"], **now["resolved"]}
     differing = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     if differing:
         key = differing[0]

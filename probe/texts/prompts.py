@@ -57,10 +57,11 @@ class Packed(Sequence[Prompt]):
         return Prompt(self._ids[at], *json.loads(packed))
 
 
-def as_prompts(given: Any) -> Sequence[Prompt]:
-    """A text, a list of messages, a path to a file (`Path`), or a sequence of texts, message lists and prompts."""
+def as_prompts(given: Any, *, kind: str | None = None, column: str | None = None) -> Sequence[Prompt]:
+    """A text, a list of messages, a path to a file (`Path`; kind and column as in `read_prompts`), or a sequence of texts,
+    message lists and prompts."""
     if isinstance(given, Path):
-        return read_prompts(given)
+        return read_prompts(given, kind=kind, column=column)
     if isinstance(given, str) or _is_chat(given):
         return [Prompt(0, given)]
     prompts = [content if isinstance(content, Prompt) else _checked(i, content) for i, content in enumerate(given)]

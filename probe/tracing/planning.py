@@ -9,7 +9,7 @@ from probe.texts.explaining import MOST, Explain
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
     from probe.texts import TokenSequence
-    from probe.tracing.recording import Request
+    from probe.tracing.resolving import Tracing
 
 # bits a stored value takes on disk, and bytes of keys and numbers a row takes; measured on SmolLM2 runs
 BITS = {"exact": 32, "bf16": 11}
@@ -31,37 +31,40 @@ TOP_BYTES = 7
 PROCESS_BYTES = 450_000_000  # Python, torch and transformers with a model read once; measured on Linux, CPU
 
 
-def estimate(lm: LanguageModel, request: Request, sequences: list[TokenSequence]) -> dict[str, Any]:
+def estimate(lm: LanguageModel, tracing: Tracing, sequences: list[TokenSequence]) -> dict[str, Any]:
     """Passes, tokens, `tables` {name: {rows, bytes}} and peak memory of the request, if every continuation is full length."""
-    lengths = [len(s.ids) + request.generate for s in sequences]
+    lengths = [len(s.ids) + tracing.request.generate for s in sequences]
     tokens, square = sum(lengths), sum(n * (n + 1) // 2 for n in lengths)
     anatomy, longest = lm.anatomy, max(lengths)
     heads = sum(anatomy.n_heads("pattern", layer) for layer in range(anatomy.n_layers) if anatomy.has("pattern", layer))
     layers = sum(anatomy.has("pattern", layer) for layer in range(anatomy.n_layers))
-    rows: dict[str, tuple[int, int]] = {"prompts": (len(sequences), 0), "tokens": (tokens, 8 * TOP_BYTES * request.top)}
-    vectors = _vectors(lm, request, sequences)
+    rows: dict[str, tuple[int, int]] = {
+        "prompts": (len(sequences), 0),
+        "tokens": (tokens, 8 * TOP_BYTES * tracing.request.top),
+    }
+    vectors = _vectors(lm, tracing, sequences)
     if vectors["rows"]:
-        rows["activations"] = (vectors["rows"], vectors["values"] * BITS[request.store] // vectors["rows"])
-    mode = request.attention.mode
+        rows["activations"] = (vectors["rows"], vectors["values"] * BITS[tracing.request.store] // vectors["rows"])
+    mode = tracing.attention.mode
     if mode != "none" and heads:
         rows["heads"] = (len(sequences) * heads, 0)
     if mode in ("summary", "topk", "full"):
         rows["attention_rows"] = (tokens * heads, 0)
     if mode == "topk":
-        rows["attention"] = (tokens * heads, 48 * min(request.attention.k, longest))
+        rows["attention"] = (tokens * heads, 48 * min(tracing.attention.k, longest))
     if mode == "full":
         rows["attention"] = (tokens * heads, BITS["exact"] * square // tokens)
-    if request.lens:
-        rows["lens"] = (tokens * anatomy.n_layers, 8 * TOP_BYTES * request.top)
-    if request.explain:
-        told = sum(min(MOST, _told(request.explain, s, request.generate)) for s in sequences) * len(
-            request.explain.orders
+    if tracing.request.lens:
+        rows["lens"] = (tokens * anatomy.n_layers, 8 * TOP_BYTES * tracing.request.top)
+    if tracing.explain:
+        told = sum(min(MOST, _told(tracing.explain, s, tracing.request.generate)) for s in sequences) * len(
+            tracing.explain.orders
         )
         rows |= {"stages": (told * STAGES, 0), "candidates": (told * CANDIDATES, 0)}
     weights = sum(p.numel() * p.element_size() for p in lm.model.parameters())
     return {
         "model": lm.name, "prompts": len(sequences), "tokens": tokens,
-        "decode_steps": request.generate * len(sequences), "read_passes": len(sequences), "attention_layers": layers,
+        "decode_steps": tracing.request.generate * len(sequences), "read_passes": len(sequences), "attention_layers": layers,
         "peak_memory_bytes": PROCESS_BYTES + weights
         + 4 * (vectors["values"] + longest * (anatomy.d_vocab // 8 + 16 * anatomy.d_model)),
         "tables": {name: {"rows": n, "bytes": n * (ROW_BYTES[name] + bits // 8)} for name, (n, bits) in rows.items()},
@@ -74,16 +77,16 @@ def _told(explain: Explain, sequence: TokenSequence, generate: int) -> int:
     return len(explain.positions.indices(n, sequence.n_prompt)) if explain.positions.static else n
 
 
-def _vectors(lm: LanguageModel, request: Request, sequences: list[TokenSequence]) -> dict[str, int]:
+def _vectors(lm: LanguageModel, tracing: Tracing, sequences: list[TokenSequence]) -> dict[str, int]:
     """Rows and float values of the table `activations`, over all prompts."""
     rows = values = 0
-    for cell in request.cells:
+    for cell in tracing.cells:
         width = lm.width(cell.site, cell.layer)
         if not width:
             continue
         heads = len(cell.heads) if cell.heads is not None else 1
         for sequence in sequences:
-            n = len(sequence.ids) + request.generate
+            n = len(sequence.ids) + tracing.request.generate
             picked = len(cell.positions.indices(n, sequence.n_prompt)) if cell.positions.static else n
             rows += picked * heads
             values += picked * heads * width

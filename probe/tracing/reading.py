@@ -20,15 +20,16 @@ from probe.texts.explaining import Explain, explain_sequence
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
-    from probe.tracing.recording import Request
+    from probe.tracing.resolving import Tracing
 
 
-def read_sequences(lm: LanguageModel, batch: list[TokenSequence], asked: Request, writer: Writer) -> None:
+def read_sequences(lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing, writer: Writer) -> None:
     """Read a batch of finished sequences in one forward; write everything that was asked for, and their tokens and steps."""
     ids, lengths = padded(batch)
-    sink = RunSink(batch, asked, writer)
+    sink = RunSink(batch, tracing, writer)
     reading = read(
-        lm, ids.to(lm.device), lengths, cells=asked.cells, attention=asked.attention, top=asked.top, lens=asked.lens, sink=sink
+        lm, ids.to(lm.device), lengths, cells=tracing.cells, attention=tracing.attention, top=tracing.request.top,
+        lens=tracing.request.lens, sink=sink,
     )  # fmt: skip
     for warning in reading.warnings:
         writer.warn(warning)
@@ -40,8 +41,8 @@ def read_sequences(lm: LanguageModel, batch: list[TokenSequence], asked: Request
         )
         sequence.sum_up(logprob, entropy)
         writer.write("steps", scored_step_columns(sequence.prompt.prompt_id, sequence.steps, logprob, entropy))
-        if asked.explain:
-            explain_sequence(lm, sequence, asked.explain, asked.sampling, partial(reading.logits, row), writer)
+        if tracing.explain:
+            explain_sequence(lm, sequence, tracing.explain, tracing.sampling, partial(reading.logits, row), writer)
 
 
 def changed_frequencies(lm: LanguageModel, batch: list[TokenSequence]) -> list[str]:
@@ -68,10 +69,10 @@ def explain_ids(lm: LanguageModel, sequence: TokenSequence, asked: Explain, samp
 class RunSink:
     """Puts what a read finds into the tables of a run, while the model runs: nothing waits in memory."""
 
-    def __init__(self, batch: list[TokenSequence], asked: Request, writer: Writer) -> None:
-        self._batch, self._asked, self._writer = batch, asked, writer
+    def __init__(self, batch: list[TokenSequence], tracing: Tracing, writer: Writer) -> None:
+        self._batch, self._tracing, self._writer = batch, tracing, writer
         self._positions: dict[tuple[str, int, int | None], list[list[np.ndarray]]] = defaultdict(list)
-        for cell in asked.cells:
+        for cell in tracing.cells:
             chosen = [_positions(cell, sequence) for sequence in batch]
             for head in cell.heads or (None,):
                 self._positions[cell.site, cell.layer, head].append(chosen)
@@ -86,7 +87,7 @@ class RunSink:
                     "site": site, "head": -1 if head is None else head, "pos": positions.astype(np.int32),
                     "vector": vectors.numpy(), "norm": torch.linalg.vector_norm(vectors, dim=-1).numpy(),
                 }  # fmt: skip
-                self._write("activations", sequence, layer, columns, store=self._asked.store)
+                self._write("activations", sequence, layer, columns, store=self._tracing.request.store)
 
     def heads(self, layer: int, columns: dict[str, Any]) -> None:
         n_heads = np.asarray(next(iter(columns.values()))).shape[1]

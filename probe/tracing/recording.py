@@ -2,184 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+import hashlib
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probe import store as stores
-from probe.capturing import AttentionSpec
-from probe.decoding import Sampling, decode, differences
-from probe.errors import BadOption, NonFinite
-from probe.interventions import Edit, applying, edit_texts, parse_all
-from probe.language_model.chat import Chat
-from probe.sites import Cell, parse_places, resolve
-from probe.spans import check_split
-from probe.texts import (
-    Failed,
-    Prompt,
-    TokenSequence,
-    as_prompts,
-    batches,
-    encode_all,
-    encoded,
-    prompt_columns,
-    survey,
-)  # fmt: skip
-from probe.texts.explaining import Explain, explained, explanation
+from probe.decoding import decode, differences
+from probe.errors import NonFinite
+from probe.interventions import applying
+from probe.requests import Trace, public
+from probe.running import running
+from probe.texts import Failed, Prompt, TokenSequence, as_prompts, batches, encode_all, encoded, prompt_columns, survey
+from probe.texts.explaining import explained
 from probe.tracing.planning import estimate
 from probe.tracing.reading import changed_frequencies, read_sequences
+from probe.tracing.resolving import Tracing, resolved
 from probe.tracing.summary import summarize
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
-Progress = Callable[[str, int, int], None]
-_ELSEWHERE = (
-    "cells",
-    "attention",
-    "edits",
-    "explain",
-    "chat",
-)  # parts of a request that its arguments say in their own words
 
+def run_trace(lm: LanguageModel, request: Trace) -> stores.Run:
+    """Record what `lm` does with one prompt or many, as a run: tables `prompts`, `tokens`, `steps`, and those asked for.
 
-@dataclass(frozen=True)
-class Request:
-    """Everything that decides the numbers of a trace; see `request` for the meaning of each."""
-
-    generate: int
-    sampling: Sampling
-    cells: tuple[Cell, ...]
-    attention: AttentionSpec
-    lens: bool
-    top: int
-    split: str
-    chat: Chat
-    batch_tokens: int
-    store: str
-    edits: tuple[Edit, ...] = ()
-    explain: Explain | None = None
-
-
-def request(
-    lm: LanguageModel,
-    *,
-    generate: int = 0,
-    sampling: Sampling | None = None,
-    capture: str | Iterable[str] = (),
-    attention: str = "heads",
-    lens: bool = False,
-    top: int = 5,
-    split: str = "sentence",
-    chat: bool = False,
-    system: str | None = None,
-    template_options: Mapping[str, Any] | None = None,
-    allow_template_loss: bool = False,
-    batch_tokens: int = 4096,
-    store: str = "exact",
-    edit: str | Iterable[str | Edit] = (),
-    explain: str | int | None = None,
-    order: str | None = None,
-) -> Request:
-    """Check what is asked of a trace against the model; raises `BadOption` or `BadPlace` before anything runs.
-
-    generate: tokens to continue by. sampling: default greedy. capture: places (`resid_post@all`). attention: `none`, `heads`,
-    `summary`, `topk:K`, `full`. lens: every layer's guess. top: alternatives a position. split: how steps are cut.
-    chat, system: apply the chat template. template_options: variables that it reads (`enable_thinking`). allow_template_loss:
-    go on where it leaves out what a message says. batch_tokens: padded tokens run together. store: `exact` or `bf16` vectors.
-    edit: changes of activations (`z@5.3=zero`, or `interventions.Edit`) that hold while the model decodes and is read;
-    positions are absolute. Then each prompt runs by itself.
-    explain: positions (`7`, `last`, `completion`) of tokens whose way through the sampler is told, and in the order of
-    which other engine: `hf` (the one that decides here), `vllm`, `llamacpp` or `all`.
-    """
-    for name, value, least in (("generate", generate, 0), ("top", top, 0), ("batch_tokens", batch_tokens, 1)):
-        if value < least:
-            raise BadOption(f"{name} is {value}", hint=f"it is at least {least}")
-    if store not in ("exact", "bf16"):
-        raise BadOption(f"unknown storage '{store}'", hint="exact or bf16")
-    how = Chat(chat, system, template_options or {}, allow_template_loss)
-    how.check()
-    check_split(split)
-    if generate and split.startswith("spans:"):
-        raise BadOption(
-            "spans of a text that is not written yet", hint="generate first, then probe steps RUN --split spans:FILE"
-        )
-    anatomy = lm.anatomy
-    texts = [capture] if isinstance(capture, str) else list(capture)
-    places = tuple(place for text in texts for place in parse_places(text))
-    cells = resolve(places, n_layers=anatomy.n_layers, n_heads=anatomy.n_heads, has=anatomy.has)
-    return Request(
-        generate, sampling or Sampling(), cells, AttentionSpec.parse(attention), lens, top, split, how,
-        batch_tokens, store, parse_all(lm, edit, seed=sampling.seed if sampling else 0),
-        explanation(explain, order, sampling or Sampling()),
-    )  # fmt: skip
-
-
-def trace(
-    lm: LanguageModel, prompts: Any, *, out: str | Path | None = None, resume: bool = False,
-    progress: Progress | None = None, **what: Any,
-) -> stores.Run:  # fmt: skip
-    """Record what `lm` does with one prompt or many, as a run; keywords as in `request`.
-
-    `prompts` is a text, chat messages, a `Path` to a file of prompts, or a sequence of texts and message lists. `out` is the
-    run directory, "auto" for a new one under `runs/`, None to keep the run in memory.
+    edit: the changes hold while the model decodes and is read; positions are absolute; then each prompt runs by itself.
+    explain: a token's way through the sampler, in the order of `hf` (the one that decides here) and other engines.
     One prompt that cannot be run is an error; of several, it is a row of `prompts` with the reason in `error`.
 
     Raises `BadPrompt`, `BadPlace`, `BadOption`, `NonFinite`, `RunError`.
     """
-    asked = request(lm, **what)
-    inputs = as_prompts(prompts)
-    seen = survey(lm, inputs, asked.chat, split=asked.split)
+    tracing = resolved(lm, request)
+    inputs = as_prompts(request.prompts, kind=request.format, column=request.column)
+    seen = survey(lm, inputs, tracing.chat, split=request.split)
     if len(inputs) == 1 and seen.failed:
         raise seen.failed[0].error
-    if resume and (out is None or out == "auto"):
-        raise BadOption("which run is to be resumed?", hint="name it with --out")
-    path = stores.fresh_path("trace", word=_word(inputs[0])) if out == "auto" else Path(out) if out else None
-    with stores.create(path, command="trace", arguments=_arguments(lm, asked, what, inputs), resume=resume) as writer:
+    with running(request, lm, word=_word(inputs[0]), prompts=len(inputs), prompts_sha256=_hash(inputs)) as run:
         if seen.failed:
-            _record_failed(seen.failed, writer)
-        for note in [*seen.notes, *(differences(lm, asked.sampling) if asked.generate else ())]:
-            writer.warn(note)
+            _record_failed(seen.failed, run.writer)
+        run.warn(*seen.notes, *(differences(lm, tracing.sampling) if request.generate else ()))
+        tokens = 1 if tracing.edits or _crosses(lm, seen.longest + request.generate) else request.batch_tokens
+        sequences = (one for one in encoded(lm, inputs, tracing.chat) if isinstance(one, TokenSequence))
         done = 0
-        tokens = 1 if asked.edits or _crosses(lm, seen.longest + asked.generate) else asked.batch_tokens
-        sequences = (one for one in encoded(lm, inputs, asked.chat) if isinstance(one, TokenSequence))
-        for batch in batches(sequences, generate=asked.generate, tokens=tokens):
-            _record(lm, batch, asked, writer, alone=len(inputs) == 1)
+        for batch in batches(sequences, generate=request.generate, tokens=tokens):
+            _record(lm, batch, tracing, run.writer, alone=len(inputs) == 1)
             done += len(batch)
-            if progress:
-                progress("tracing", done, seen.runnable)
-        return writer.finish(
-            summary=_summary(lm, writer, asked),
-            model=lm.identity,
-            anatomy=lm.anatomy.to_dict(),
-            seed=asked.sampling.seed,
-        )
+            run.report("tracing", done, seen.runnable)
+        return run.finish(_summary(lm, run.writer, tracing), seed=tracing.sampling.seed)
 
 
-def plan_trace(lm: LanguageModel, prompts: Any, **what: Any) -> dict[str, Any]:
+trace = public(run_trace, Trace)
+
+
+def plan_trace(lm: LanguageModel, request: Trace) -> dict[str, Any]:
     """What `trace` would compute and write, without running the model: see `planning.estimate`."""
-    asked = request(lm, **what)
-    sequences, failed = encode_all(lm, as_prompts(prompts), asked.chat)
+    tracing = resolved(lm, request)
+    inputs = as_prompts(request.prompts, kind=request.format, column=request.column)
+    sequences, failed = encode_all(lm, inputs, tracing.chat)
     if not sequences:
         raise failed[0].error
-    return estimate(lm, asked, sequences)
+    return estimate(lm, tracing, sequences)
 
 
 def _record(
-    lm: LanguageModel, batch: list[TokenSequence], asked: Request, writer: stores.Writer, *, alone: bool
+    lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing, writer: stores.Writer, *, alone: bool
 ) -> None:
     """Decode, read and write one batch as one unit. If a prompt of it makes NaN logits, each is run by itself."""
     key = f"prompts-{batch[0].prompt.prompt_id}-{batch[-1].prompt.prompt_id}"
     if writer.done(key):
         return
     try:
-        with writer.unit(key), _edited(lm, batch, asked):
-            _decode(lm, batch, asked)
+        with writer.unit(key), _edited(lm, batch, tracing):
+            _decode(lm, batch, tracing)
             for note in changed_frequencies(lm, batch):
                 writer.warn(note)
-            read_sequences(lm, batch, asked, writer)
+            read_sequences(lm, batch, tracing, writer)
             writer.write("prompts", prompt_columns(batch, []))
     except NonFinite as error:
         if alone:
@@ -189,7 +87,7 @@ def _record(
             return
         for sequence in batch:
             sequence.restart()
-            _record(lm, [sequence], asked, writer, alone=False)
+            _record(lm, [sequence], tracing, writer, alone=False)
 
 
 def _crosses(lm: LanguageModel, longest: int) -> bool:
@@ -198,25 +96,27 @@ def _crosses(lm: LanguageModel, longest: int) -> bool:
     return change is not None and longest > change.length
 
 
-def _edited(lm: LanguageModel, batch: list[TokenSequence], asked: Request) -> AbstractContextManager[Any]:
+def _edited(lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing) -> AbstractContextManager[Any]:
     """The model with the edits that were asked for at work, if any were."""
-    if not asked.edits:
+    if not tracing.edits:
         return nullcontext()
     (sequence,) = batch
-    longest = sequence.n_prompt + asked.generate
-    return applying(lm, asked.edits, ids=sequence.ids[: sequence.n_prompt], n_prompt=sequence.n_prompt, longest=longest)
+    longest = sequence.n_prompt + tracing.request.generate
+    return applying(
+        lm, tracing.edits, ids=sequence.ids[: sequence.n_prompt], n_prompt=sequence.n_prompt, longest=longest
+    )
 
 
-def _decode(lm: LanguageModel, batch: list[TokenSequence], asked: Request) -> None:
+def _decode(lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing) -> None:
     """Continue every sequence of the batch, then find its pieces and steps."""
     continuations: list[Any] = [None] * len(batch)
-    if asked.generate:
+    if tracing.request.generate:
         continuations = decode(
-            lm, [s.ids for s in batch], max_new=asked.generate, sampling=asked.sampling,
+            lm, [s.ids for s in batch], max_new=tracing.request.generate, sampling=tracing.sampling,
             samples=[s.prompt.prompt_id for s in batch],
         )  # fmt: skip
     for sequence, continuation in zip(batch, continuations, strict=True):
-        sequence.finish(lm, continuation, asked.split)
+        sequence.finish(lm, continuation, tracing.request.split)
 
 
 def _record_failed(failed: list[Failed], writer: stores.Writer) -> None:
@@ -226,28 +126,17 @@ def _record_failed(failed: list[Failed], writer: stores.Writer) -> None:
             writer.write("prompts", prompt_columns([], [f.prompt for f in failed]))
 
 
-def _summary(lm: LanguageModel, writer: stores.Writer, asked: Request) -> dict[str, Any]:
+def _summary(lm: LanguageModel, writer: stores.Writer, tracing: Tracing) -> dict[str, Any]:
     found = summarize(writer.batches, expected=lm.token_text, shown=lm.label)
-    return found if asked.explain is None else {**found, "explained": explained(writer.read)}
+    return found if tracing.explain is None else {**found, "explained": explained(writer.read)}
 
 
-def _arguments(lm: LanguageModel, asked: Request, what: dict[str, Any], inputs: Collection[Prompt]) -> dict[str, Any]:
-    """What decides the numbers, as JSON can hold it: a resume must be asked for with the same."""
-    import hashlib
-
+def _hash(inputs: Iterable[Prompt]) -> str:
+    """Of all the prompts' texts: a resume must be asked for the same."""
     texts = hashlib.sha256()
     for i, prompt in enumerate(inputs):
         texts.update(("\x1e" * bool(i) + prompt.text).encode("utf-8", "surrogatepass"))
-    capture = what.get("capture", ())
-    return {
-        **{f.name: getattr(asked, f.name) for f in fields(asked) if f.name not in _ELSEWHERE},
-        **asked.chat.arguments(), "edit": edit_texts(what.get("edit", ())),
-        "sampling": {**asdict(asked.sampling), "stop": list(asked.sampling.stop)},
-        "explain": str(asked.explain.positions) if asked.explain else None,
-        "order": list(asked.explain.orders) if asked.explain else None,
-        "capture": [capture] if isinstance(capture, str) else list(capture), "attention": what.get("attention", "heads"),
-        "model": lm.name, "dtype": str(lm.dtype), "prompts": len(inputs), "prompts_sha256": texts.hexdigest(),
-    }  # fmt: skip
+    return texts.hexdigest()
 
 
 def _word(prompt: Prompt) -> str:

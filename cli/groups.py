@@ -1,0 +1,136 @@
+"""Groups of options that only the command line has: which model, how it draws, what is shown. Each is declared once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from probe.requests import Option, Progress, Sampling
+
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Which model, and where it runs."""
+
+    model: Annotated[
+        str,
+        Option(
+            "Alias, Hugging Face id, local directory, .gguf file, or tiny:FAMILY (random weights).", ("--model", "-m"),
+            envvar="PROBE_MODEL",
+        ),
+    ] = "smollm2"  # fmt: skip
+    revision: Annotated[str | None, Option("Branch, tag or commit on the Hub.")] = None
+    trust_remote_code: Annotated[bool, Option("Run code that comes with the model.", ("--trust-remote-code",))] = False
+    allow_pickle: Annotated[bool, Option("Load pickled weights, which can run code.", ("--allow-pickle",))] = False
+    adapter: Annotated[str | None, Option("A directory of the peft library (LoRA, …), merged into the weights.")] = None
+    context_length: Annotated[
+        int | None, Option("Positions that the model holds, where its config says too few.", minimum=1)
+    ] = None
+    device: Annotated[str, Option("auto, cpu, cuda, cuda:I or mps.")] = "auto"
+    dtype: Annotated[str, Option("auto, float32, bfloat16 or float16.")] = "auto"
+    device_map: Annotated[str | None, Option("accelerate's map, e.g. auto.")] = None
+
+    def load(self, progress: Progress | None) -> LanguageModel:
+        """The model of these options."""
+        import probe
+
+        return probe.load(
+            self.model, revision=self.revision, trust_remote_code=self.trust_remote_code, allow_pickle=self.allow_pickle,
+            adapter=self.adapter, context_length=self.context_length, device=self.device, dtype=self.dtype,
+            device_map=self.device_map, progress=progress,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How tokens are drawn. None is what the verb says it is: greedy, or as the run was."""
+
+    temperature: Annotated[
+        float | None, Option("0 is greedy.", ("--temperature", "-t"), minimum=0.0, default="0.0")
+    ] = None  # fmt: skip
+    top_k: Annotated[int | None, Option("Sample among the K most probable tokens.", minimum=1)] = None
+    top_p: Annotated[float | None, Option("Sample within this mass.", minimum=0.0, maximum=1.0)] = None
+    min_p: Annotated[float | None, Option("Drop below this share of the top.", minimum=0.0, maximum=1.0)] = None
+    repetition_penalty: Annotated[float | None, Option("1 is none.", minimum=1e-6, default="1.0")] = None
+    generation_config: Annotated[
+        str, Option("model: draw by the model's generation_config.json, where no option says otherwise.")
+    ] = "none"
+    stop: Annotated[tuple[str, ...], Option("Stop at this string; repeatable.", shell=list[str] | None)] = ()
+    seed: Annotated[int, Option("Seeds every random choice.", minimum=0)] = 0
+
+    def early(self) -> Sampling | None:
+        """The sampling, if the model has no part in it: what is wrong with it is said before a model is loaded."""
+        return None if self.generation_config == "model" else self.sampling(None)
+
+    def sampling(self, lm: LanguageModel | None) -> Sampling:
+        """The sampling of these options, and of the model's own settings where they are asked for."""
+        from probe.decoding import sampling_for
+
+        return sampling_for(
+            lm, generation_config=self.generation_config, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p,
+            min_p=self.min_p, repetition_penalty=self.repetition_penalty, stop=self.stop, seed=self.seed,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """A prompt, or where many are."""
+
+    prompt: Annotated[
+        str | None,
+        Option(
+            "The prompt; - reads many from standard input (see --file). After --, it may begin with a dash.",
+            argument=True,
+        ),
+    ] = None
+    file: Annotated[
+        Path | None,
+        Option("Many prompts: .txt (one a line), .jsonl, .json, .csv, .parquet; - for stdin.", ("--file", "-f")),
+    ] = None
+
+    def prompts(self, form: str | None, column: str | None) -> Any:
+        """The prompt's text, the path of the file, or the prompts of standard input."""
+        if (self.prompt is None) == (self.file is None):
+            raise typer.BadParameter("give a prompt, or a file of prompts with --file")
+        if self.prompt is not None and self.prompt != "-":
+            if form is not None or column is not None:
+                raise typer.BadParameter("--format and --column are for --file and for standard input")
+            return self.prompt
+        if self.file is not None and str(self.file) != "-":
+            return self.file
+        from probe.texts import read_prompts
+
+        return read_prompts(sys.stdin.buffer, kind=form, column=column)
+
+
+@dataclass(frozen=True)
+class Planning:
+    """Whether anything is computed."""
+
+    dry_run: Annotated[bool, Option("Say what would be computed; write nothing.", ("--dry-run",))] = False
+
+
+@dataclass(frozen=True)
+class Showing:
+    """What is printed, and how."""
+
+    as_json: Annotated[bool, Option("Exactly one JSON document on stdout.", ("--json",))] = False
+    quiet: Annotated[bool, Option("Print only where the run is.", ("--quiet", "-q"))] = False
+    no_progress: Annotated[bool, Option("No progress bar.", ("--no-progress",))] = False
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress | None]:
+        """What is called with how far the work is, or None; warnings of the library become plain lines."""
+        from .progress import plain_warnings, progress
+
+        with plain_warnings(), progress(shown=not (self.quiet or self.no_progress)) as report:
+            yield report

@@ -1,0 +1,46 @@
+"""A run made once more from its manifest: what it was asked for is all that decides its tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probe import store as stores
+from probe.errors import RunError
+from probe.requests import FROM_TABLE, REQUESTS, Request
+from probe.texts import Prompt
+
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
+
+
+def request_of(run: stores.Run) -> Request:
+    """The request that a run was made of. Raises `RunError` for a command that is none or an argument that is not known."""
+    kind = REQUESTS.get(run.command)
+    if kind is None:
+        raise RunError(f"'{run.command}' is no command that can be run again", hint=f"those are: {', '.join(REQUESTS)}")
+    arguments = dict(run.manifest["arguments"])
+    if arguments.get("prompts") == FROM_TABLE:
+        arguments["prompts"] = [_prompt_in(row) for row in run.scan("prompts").to_pylist()]
+    return kind.from_arguments(arguments)
+
+
+def replay(lm: LanguageModel, run: stores.Run, *, out: str | Path | None = None) -> stores.Run:
+    """The run made once more, by its manifest; its tables are those of the first. Raises as `request_of` and the verb do."""
+    request = replace(request_of(run), out=out)
+    function = request.function()
+    if len(signature(function).parameters) == 1:  # a verb that works on a run, with the model as one of its fields
+        live: dict[str, Any] = {"lm": lm}
+        return function(replace(request, **live))
+    return function(lm, request)
+
+
+def _prompt_in(row: Mapping[str, Any]) -> Any:
+    """A prompt as the table `prompts` has it: messages are JSON there, and were rendered."""
+    messages = row["text"].startswith("[") and row["rendered"] not in (None, row["text"])
+    content = json.loads(row["text"]) if messages else row["text"]
+    return Prompt(row["prompt_id"], content, row["error"] if not row["text"] else "")

@@ -1,0 +1,112 @@
+"""What all requests share, and the public function that takes a request's fields as its keywords."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass
+from functools import wraps
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Concatenate, ParamSpec, Self, TypeVar, overload
+
+from probe.errors import BadOption, RunError
+from probe.requests.options import Declared, Option, options_of, plain
+
+Progress = Callable[[str, int, int], None]
+"""What is going on, how much of it is done, and how much there is."""
+
+P = ParamSpec("P")
+R = TypeVar("R", bound="Request")
+Subject = TypeVar("Subject")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is asked of one verb. `arguments` decides its numbers; where the run goes and who watches does not.
+
+    out: a directory, "auto" for a new one under `runs/`, None to keep the run in memory.
+    """
+
+    command: ClassVar[str]  # the verb, and the name of its command
+    runner: ClassVar[str]  # "module:function" that takes a request
+
+    out: Annotated[
+        str | Path | None,
+        Option(
+            "The run directory.", ("--out", "-o"),
+            shell=Path | None, default="runs/TIME-COMMAND-WORD", stored=False,
+        ),
+    ] = None  # fmt: skip
+    resume: Annotated[bool, Option("Complete the interrupted run at --out.", stored=False)] = False
+    progress: Annotated[
+        Progress | None,
+        Option("Called with what is going on, how much is done, of how much.", hidden=True, stored=False),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.resume and self.out in (None, "auto"):
+            raise BadOption("which run is to be resumed?", hint="name it with --out")
+
+    def arguments(self) -> dict[str, Any]:
+        """As the manifest holds them: plain values from which `from_arguments` makes an equal request."""
+        stored = [(one.name, one.option.to_plain or plain) for one in options_of(type(self)) if one.option.stored]
+        return {name: to_plain(getattr(self, name)) for name, to_plain in stored}
+
+    @classmethod
+    def from_arguments(cls, arguments: dict[str, Any]) -> Self:
+        """The request that a manifest's `arguments` describe. Raises `RunError` for one that this version does not have."""
+        makers = {one.name: one.option.from_plain for one in options_of(cls)}
+        if unknown := arguments.keys() - makers.keys():
+            raise RunError(
+                f"'{min(unknown)}' is no option of {cls.command}", hint="the run is of another version of probe"
+            )
+        return cls(**{name: make(value) if (make := makers[name]) else value for name, value in arguments.items()})
+
+    @classmethod
+    def function(cls) -> Callable[..., Any]:
+        """What runs such a request; imports the verb."""
+        module, _, name = cls.runner.partition(":")
+        found: Callable[..., Any] = getattr(import_module(module), name)
+        return found
+
+
+@overload
+def public(
+    run: Callable[[Subject, R], Result], request: Callable[P, R]
+) -> Callable[Concatenate[Subject, P], Result]: ...
+@overload
+def public(run: Callable[[R], Result], request: Callable[P, R]) -> Callable[P, Result]: ...
+def public(run: Any, request: Any) -> Any:
+    """A verb as a function of plain keywords: those of the request's fields, after what the verb works on.
+
+    `run(subject, request)` or `run(request)` does the work. The signature is the fields; so is the list in the docstring.
+    """
+    subjects = list(inspect.signature(run).parameters.values())[:-1]
+    declared = options_of(request)
+    signature = inspect.Signature(
+        [*subjects, *(_parameter(one) for one in sorted(declared, key=lambda one: one.keyword))],
+        return_annotation=inspect.signature(run).return_annotation,
+    )
+
+    @wraps(run)
+    def verb(*args: Any, **given: Any) -> Any:
+        try:
+            values = signature.bind(*args, **given).arguments
+        except TypeError as error:
+            raise TypeError(f"{verb.__name__}() {error}") from None
+        found = [values.pop(one.name) for one in subjects]
+        return run(*found, request(**values))
+
+    verb.__name__ = verb.__qualname__ = run.__name__.removeprefix("run_")
+    verb.__signature__ = signature  # type: ignore[attr-defined]
+    lines = [f"    {one.name}: {one.option.help}" for one in declared]
+    verb.__doc__ = "\n".join([inspect.cleandoc(run.__doc__ or ""), "", "Options:", *lines])
+    return verb
+
+
+def _parameter(one: Declared) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY if one.keyword else inspect.Parameter.POSITIONAL_OR_KEYWORD
+    default = inspect.Parameter.empty if one.default is MISSING else one.default
+    return inspect.Parameter(one.name, kind, default=default, annotation=one.type)

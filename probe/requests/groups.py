@@ -1,0 +1,87 @@
+"""Groups of options that several requests have, each declared once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from probe.errors import BadOption
+from probe.requests.options import Option, plain
+from probe.requests.sampling import Sampling
+
+FROM_TABLE = {"table": "prompts"}
+KEPT = 100  # prompts that a manifest holds; the table `prompts` holds them all
+
+
+def plain_prompts(prompts: Any) -> Any:
+    """Prompts as a manifest holds them: a text, messages, a list of some of them, {"file": path}, or, of many or of those that
+    were read from a stream, {"table": "prompts"}: the run's own table has them."""
+    if isinstance(prompts, Path):
+        return {"file": str(prompts)}
+    if isinstance(prompts, str) or (isinstance(prompts, list) and len(prompts) <= KEPT):
+        return plain(prompts)
+    return FROM_TABLE
+
+
+def prompts_of(argument: Any) -> Any:
+    """What `plain_prompts` made such a value of; {"table": …} stays, for the run to replace."""
+    return Path(argument["file"]) if isinstance(argument, dict) and "file" in argument else argument
+
+
+def sampling_of(argument: Any) -> Sampling | None:
+    """A sampling from its plain values."""
+    return None if argument is None else Sampling(**argument)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileOptions:
+    """How prompts are read from a file."""
+
+    format: Annotated[
+        str | None,
+        Option("What --file or stdin is: txt, jsonl, json, csv, tsv, parquet.", ("--format",), default="by content"),
+    ] = None
+    column: Annotated[
+        str | None, Option("The prompts' column.", ("--column",), default="messages or prompt")
+    ] = None  # fmt: skip
+
+
+def parse_options(texts: Sequence[str]) -> dict[str, Any]:
+    """`NAME=VALUE` -> values, as JSON where they are JSON. Raises `BadOption`."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise BadOption(f"'{text}' is no template option", hint="NAME=VALUE, as in enable_thinking=false")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions:
+    """How prompts become a conversation."""
+
+    chat: Annotated[bool, Option("Apply the model's chat template to the prompt.", ("--chat/--raw",))] = False
+    system: Annotated[str | None, Option("System message; needs --chat.")] = None
+    template_options: Annotated[
+        Mapping[str, Any] | Sequence[str] | None,
+        Option(
+            "Set a variable of the template: NAME=VALUE (JSON or text); repeatable.", ("--template-option",),
+            shell=list[str] | None,
+        ),
+    ] = None  # fmt: skip
+    allow_template_loss: Annotated[bool, Option("Go on where the template leaves out what a message says.")] = False
+
+    def check_chat(self) -> None:
+        """Raises `BadOption` for a system message without a conversation, or for what is no template option."""
+        given = self.template_options
+        if not isinstance(given, Mapping):  # as on a command line
+            object.__setattr__(self, "template_options", parse_options(given or ()))
+        if self.system is not None and not self.chat:
+            raise BadOption("a system message needs the chat template", hint="add --chat")

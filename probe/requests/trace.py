@@ -1,0 +1,80 @@
+"""What is asked of `trace`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass
+from typing import Annotated, Any, ClassVar
+
+from probe.errors import BadOption
+from probe.requests.base import Request
+from probe.requests.groups import ChatOptions, FileOptions, plain_prompts, prompts_of, sampling_of
+from probe.requests.options import Option
+from probe.requests.sampling import Sampling
+from probe.sites import parse_places
+from probe.spans import check_split
+
+
+@dataclass(frozen=True)
+class Trace(ChatOptions, FileOptions, Request):
+    """Which prompts are run, how far each is continued, and what of it is recorded."""
+
+    command: ClassVar[str] = "trace"
+    runner: ClassVar[str] = "probe.tracing:run_trace"
+
+    prompts: Annotated[
+        Any,
+        Option(
+            "A text, chat messages, a `Path` to a file of prompts, or a sequence of texts and message lists.",
+            hidden=True,
+            to_plain=plain_prompts,
+            from_plain=prompts_of,
+        ),
+    ]
+    _: KW_ONLY
+    generate: Annotated[int, Option("Let the model continue by N tokens.", ("--generate", "-n"), minimum=0)] = 0
+    sampling: Annotated[
+        Sampling | None, Option("How tokens are drawn; None is greedy.", hidden=True, from_plain=sampling_of)
+    ] = None
+    capture: Annotated[
+        str | Iterable[str],
+        Option("A place SITE[@LAYERS[.HEADS]][:POSITIONS], e.g. resid_post@all; repeatable.", ("--capture", "--at"),
+               shell=list[str] | None),
+    ] = ()  # fmt: skip
+    attention: Annotated[str, Option("none, heads, summary, topk:K or full.")] = "heads"
+    lens: Annotated[bool, Option("Record each layer's guess at every position.")] = False
+    edit: Annotated[
+        str | Iterable[Any],
+        Option("Change activations: PLACE=OP, e.g. z@5.3=zero; repeatable.", ("--edit", "-e"), shell=list[str] | None),
+    ] = ()
+    top: Annotated[int, Option("Alternatives a position.", minimum=0)] = 5
+    explain: Annotated[
+        str | int | None,
+        Option("Tell how these tokens were chosen: 7, -1, 3..9, last, completion, tok=Paris.", shell=str | None),
+    ] = None
+    order: Annotated[str | None, Option("Also in another engine's order of stages: hf, vllm, llamacpp or all.")] = None
+    split: Annotated[str, Option("sentence, line, paragraph, token, regex:PATTERN or spans:FILE.")] = "sentence"
+    store: Annotated[str, Option("Vectors exact, or rounded to bf16 (less than half the disk).")] = "exact"
+    batch_tokens: Annotated[int, Option("At most this many padded tokens a batch.", minimum=1)] = 4096
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value, least in (
+            ("generate", self.generate, 0), ("top", self.top, 0), ("batch_tokens", self.batch_tokens, 1),
+        ):  # fmt: skip
+            if value < least:
+                raise BadOption(f"{name} is {value}", hint=f"it is at least {least}")
+        if self.store not in ("exact", "bf16"):
+            raise BadOption(f"unknown storage '{self.store}'", hint="exact or bf16")
+        self.check_chat()
+        check_split(self.split)
+        if self.generate and self.split.startswith("spans:"):
+            raise BadOption(
+                "spans of a text that is not written yet",
+                hint="generate first, then probe steps RUN --split spans:FILE",
+            )
+        for name in ("capture", "edit"):
+            given = getattr(self, name)
+            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
+        for text in self.capture:
+            parse_places(text)

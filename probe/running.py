@@ -1,0 +1,69 @@
+"""From a request to a run: where it goes, what is done already, who watches, and its end. Knows no verb."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from probe import store as stores
+from probe.requests import Request
+
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
+
+T = TypeVar("T")
+
+
+@contextmanager
+def running(request: Request, lm: LanguageModel, *, word: str = "", **resolved: Any) -> Iterator[Running]:
+    """A run that is being made of a request on a model. If it is left by an error, what was finished is kept on disk.
+
+    word: what a new run's directory is called after. resolved: what the request came to; a resume must come to the same.
+    """
+    path = stores.place_for(request.command, request.out, word=word, resume=request.resume)
+    came_to = {"model": lm.name, "dtype": str(lm.dtype), **resolved}
+    with stores.create(
+        path, command=request.command, arguments=request.arguments(), resolved=came_to, resume=request.resume
+    ) as writer:
+        yield Running(request, lm, writer)
+
+
+class Running:
+    """One run while it is made: its writer, and who watches."""
+
+    def __init__(self, request: Request, lm: LanguageModel, writer: stores.Writer) -> None:
+        self.request, self.lm, self.writer = request, lm, writer
+
+    def report(self, what: str, done: int, total: int) -> None:
+        """Tell who watches how far it is."""
+        if self.request.progress is not None:
+            self.request.progress(what, done, total)
+
+    def missing(
+        self, what: str, units: Iterable[tuple[str, T]], *, total: int
+    ) -> Iterator[tuple[AbstractContextManager[None], T]]:
+        """The units, of a name and an item each, that the run does not have yet, with the context in which one is written.
+
+        `for unit, item in run.missing("prompts", …): with unit: run.write(…)`. Who watches hears of each that is done.
+        """
+        for done, (name, item) in enumerate(units, 1):
+            if not self.writer.done(name):
+                yield self.writer.unit(name), item
+            self.report(what, done, total)
+
+    def write(self, table: str, columns: Mapping[str, Any], *, store: str = "exact") -> None:
+        """Append rows to a table, inside a unit."""
+        self.writer.write(table, columns, store=store)
+
+    def warn(self, *messages: str) -> None:
+        """Keep what a reader of the run must know."""
+        for message in messages:
+            self.writer.warn(message)
+
+    def finish(self, summary: Mapping[str, Any], *, seed: int, parent: Mapping[str, Any] | None = None) -> stores.Run:
+        """The whole run, with its manifest."""
+        lm = self.lm
+        return self.writer.finish(
+            summary=summary, model=lm.identity, anatomy=lm.anatomy.to_dict(), seed=seed, parent=parent
+        )

@@ -1,0 +1,146 @@
+"""One request a verb: its fields are the function's keywords, the command's options and the manifest's arguments."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import FrozenInstanceError, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import pandas as pd
+import pytest
+import typer
+from probe.cli.command import Begun, with_options
+from typer.testing import CliRunner
+
+import probe
+from probe.errors import BadOption, RunError
+from probe.replaying import replay, request_of
+from probe.requests import REQUESTS, Option, Request, Sampling, Trace, options_of, plain, public
+from probe.tables import TABLES
+
+VERBS = sorted(name for name in REQUESTS if callable(getattr(probe, name, None)))
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_the_signature_of_a_verb_is_the_fields_of_its_request(name: str) -> None:
+    verb, request = getattr(probe, name), REQUESTS[name]
+    parameters = inspect.signature(verb).parameters
+    assert not any(p.kind is p.VAR_KEYWORD or p.kind is p.VAR_POSITIONAL for p in parameters.values())
+    shown = {key: p.default for key, p in parameters.items()}
+    for f in fields(request):
+        assert f.name in shown and f"{f.name}: " in verb.__doc__
+    assert request.function().__name__ == f"run_{name}"
+
+
+@pytest.mark.parametrize("name", sorted(REQUESTS))
+def test_every_field_is_declared_and_nothing_is_changed_once_it_is_asked(name: str) -> None:
+    for one in options_of(REQUESTS[name]):
+        assert one.option.help.endswith(".") or "]" in one.option.help, one.name
+    with pytest.raises(FrozenInstanceError):
+        REQUESTS[name].__dataclass_params__  # noqa: B018
+        object.__new__(REQUESTS[name]).out = "x"  # type: ignore[misc]
+
+
+def test_a_wrong_keyword_is_a_type_error_that_names_the_verb() -> None:
+    with pytest.raises(TypeError, match=r"trace\(\).*genrate"):
+        probe.trace(probe.load("tiny:llama"), "a", genrate=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    "prompts", ["ab", ["ab", "cd"], [{"role": "user", "content": "a"}], Path("prompts.txt"), ["x"] * 101], ids=str
+)
+def test_arguments_are_plain_and_make_the_same_request(prompts: Any, tmp_path: Path) -> None:
+    asked = Trace(
+        prompts, generate=3, sampling=Sampling(0.7, stop=("x",), seed=3), capture="z@1.0", edit=["z@1.0=zero"],
+        template_options=["a=1"], out=tmp_path, resume=True,
+    )  # fmt: skip
+    stored = json.loads(json.dumps(asked.arguments()))
+    assert "out" not in stored and stored["capture"] == ["z@1.0"] and stored["sampling"]["temperature"] == 0.7
+    again = Trace.from_arguments(stored)
+    assert again.arguments() == asked.arguments() and again.sampling == asked.sampling
+    if len(prompts) != 101 if isinstance(prompts, list) else True:
+        assert again.prompts == prompts
+    with pytest.raises(RunError, match="'warp' is no option of trace"):
+        Trace.from_arguments({**stored, "warp": 9})
+
+
+def test_what_the_options_alone_decide_is_checked_when_they_are_given() -> None:
+    for wrong in (
+        {"generate": -1},
+        {"top": -1},
+        {"store": "zip"},
+        {"split": "verse"},
+        {"system": "x"},
+        {"resume": True},
+    ):
+        with pytest.raises(BadOption):
+            Trace("a", **wrong)
+
+
+def test_plain_values() -> None:
+    assert plain({"a": (Path("x"), float("nan"), 1.5, None, True)}) == {"a": ["x", None, 1.5, None, True]}
+
+
+def rows(run: probe.Run, table: str) -> pd.DataFrame:
+    """By their keys, without the run's own name."""
+    keys = [key for key in TABLES[table].keys if key != "run_id"]
+    return run.table(table).drop(columns="run_id").sort_values(keys, ignore_index=True)
+
+
+def test_a_replayed_trace_has_the_same_tables(tmp_path: Path) -> None:
+    lm = probe.load("tiny:llama")
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "hello there"}\n{"prompt": ""}\n{"prompt": "one two"}\n')
+    asked: dict[str, Any] = {
+        "generate": 5, "sampling": Sampling(1.0, seed=4), "capture": "resid_post@all", "attention": "full", "lens": True,
+    }  # fmt: skip
+    for prompts in ("hello", path, ["hello", [{"role": "user", "content": "x"}]][:1] * 101):
+        first = probe.trace(lm, prompts, **asked, out=tmp_path / f"first-{type(prompts).__name__}")
+        again = replay(lm, first)
+        assert again.tables == first.tables
+        for table in first.tables:
+            pd.testing.assert_frame_equal(rows(again, table), rows(first, table))
+
+
+def test_a_run_that_no_verb_made_is_not_replayed() -> None:
+    from probe.store import create
+
+    with create(None, command="other", arguments={}) as writer:
+        run = writer.finish(summary={})
+    with pytest.raises(RunError, match="other"):
+        request_of(run)
+
+
+@dataclass(frozen=True)
+class Count(Request):
+    """A verb of its own, for the tests below."""
+
+    command: ClassVar[str] = "count"
+    runner: ClassVar[str] = "tests.test_requests:run_count"
+    word: Annotated[str, Option("What is counted.", argument=True)]
+    times: Annotated[int, Option("How often.", ("--times", "-t"), minimum=1)] = 2
+    tags: Annotated[tuple[str, ...], Option("Words.", ("--tag",), shell=list[str] | None)] = ()
+
+
+def run_count(request: Count) -> str:
+    """Says a word."""
+    return " ".join([request.word] * request.times + list(request.tags))
+
+
+def test_a_declared_field_is_a_keyword_an_option_and_a_line_of_help() -> None:
+    count = public(run_count, Count)
+    assert count("a", times=3) == "a a a" and count.__name__ == "count" and "times: How often." in str(count.__doc__)
+
+    @with_options
+    def command(begun: Begun[Count]) -> None:
+        """Counts."""
+        typer.echo(run_count(begun.build()))
+
+    app = typer.Typer(rich_markup_mode=None)
+    app.command()(command)
+    assert CliRunner().invoke(app, ["b", "-t", "3", "--tag", "x", "--tag", "y"]).stdout == "b b b x y\n"
+    assert CliRunner().invoke(app, ["b"]).stdout == "b b\n"
+    assert CliRunner().invoke(app, ["b", "-t", "0"]).exit_code == 2
+    assert "How often." in CliRunner().invoke(app, ["--help"]).stdout
