@@ -105,8 +105,8 @@ def command(
 ) -> None:
     """Go back to a reasoning step, put another in its place, and measure what changes."""
     import probe
+    from probe.registries.step_edits import STUB
     from probe.rewinding import plan_rewind
-    from probe.rewinding.edits import STUB
 
     from .effects import show_rewind, show_rewind_plan
     from .progress import plain_warnings, progress

@@ -449,18 +449,18 @@ def test_each_boundary_has_the_room_it_needs_and_a_confound_is_said(tiny) -> Non
 
 
 def test_a_different_share_cut_off_is_said() -> None:
-    from probe.rewinding import truncation
+    from probe.rewinding.effects import cut_off_across, cut_off_between
 
     def table(**arms: list[int]) -> pa.Table:
         cut = {name: ["<truncated>" if c else "7" for c in drawn] for name, drawn in arms.items()}
         return outcomes(**cut)
 
     even, none = [1, 0] * 8, [0] * 16
-    assert truncation.between(table(control=even, edited=even[::-1]), 16) == []
-    (said,) = truncation.between(table(control=even, edited=none), 16)
+    assert cut_off_between(table(control=even, edited=even[::-1]), 16) == []
+    (said,) = cut_off_between(table(control=even, edited=none), 16)
     assert "0.50 of control and 0.00 of edited" in said and f"p = {2 / 2**8:.3g}" in said
-    assert truncation.across(table(a=even, b=even[::-1], c=even), ["a", "b", "c"], 16)[1] == []
-    shares, (said,) = truncation.across(table(a=even, b=[1, 0, 0, 0] * 4, c=none), ["a", "b", "c"], 16)
+    assert cut_off_across(table(a=even, b=even[::-1], c=even), ["a", "b", "c"], 16)[1] == []
+    shares, (said,) = cut_off_across(table(a=even, b=[1, 0, 0, 0] * 4, c=none), ["a", "b", "c"], 16)
     assert shares == [0.5, 0.25, 0.0] and "from 0.00 to 0.50" in said and "Cochran" in said
 
 

@@ -13,11 +13,10 @@ import torch
 import probe
 from probe.errors import BadOption, OutOfRange, ProbeError, RunError
 from probe.language_model.following import ids_after
-from probe.rewinding.edits import KINDS
+from probe.registries.step_edits import NUMERAL, STEP_EDITS
+from probe.rewinding.arms import find_target, respelled
 from probe.rewinding.preparing import prepare
-from probe.rewinding.rescoring import rescore
-from probe.rewinding.targets import find_target
-from probe.rewinding.wording import NUMERAL, respelled
+from probe.rewinding.teacher_forced import off_policy, rescore
 from probe.texts import trajectory
 
 TEXT = "First we count all apples here. There are 12 apples. Then we add 7 more. So there are 19 apples in all."
@@ -150,7 +149,7 @@ def test_a_swapped_step_is_of_the_prompt_branch_and_cut_that_were_named(tiny, tm
         assert plan.arguments["swap_branch"] == what.get("swap_branch")
     with pytest.raises(RunError, match="2 prompts"):
         prepare(tiny, here, to="step1", swap=f"{two.path}:step0")
-    with pytest.raises(BadOption, match="no step of another run"):
+    with pytest.raises(BadOption, match="--swap-branch is for --swap"):
         prepare(tiny, here, to="step1", swap_branch=1)
 
 
@@ -180,15 +179,15 @@ def test_spans_that_do_not_fit_are_refused_before_anything_is_drawn(run, tiny, t
 def test_nothing_is_drawn_after_a_stop_text(stop: str, tiny) -> None:
     """A run that ended by --stop ends there again: its last boundary is over, others are not."""
     from probe.decoding import Sampling
-    from probe.rewinding.preparing import drawing_from
+    from probe.rewinding.preparing import rollout_options
     from probe.step_importance import boundaries
 
     text = "First we count all apples here\n\nThere are 12 apples\n\nSo there are 19 apples in all."
     sampling = Sampling(1.0, stop=(stop,), seed=3)
     for run in (written(tiny, text, stop=(stop,)), written(tiny, text)):  # stop texts of the run's, or given now
         original = trajectory(run, tiny)
-        drawing = drawing_from(tiny, original, sampling, 8, "auto")
-        over = [drawing.is_over(tiny, arm.prefix, arm.n_prompt) for arm in boundaries.arms(tiny, original)]
+        rollout = rollout_options(tiny, original, sampling, 8, "auto")
+        over = [rollout.is_over(tiny, arm.prefix, arm.n_prompt) for arm in boundaries.arms(tiny, original)]
         assert over == [False, False, False, True]
         done = probe.importance(run, lm=tiny, method="resampling", samples=4, max_new=8, sampling=sampling)
         last = done.branches[done.branches["arm"] == "boundary-3"]
@@ -204,12 +203,12 @@ def test_nothing_is_drawn_after_a_stop_text(stop: str, tiny) -> None:
 def test_a_stop_text_that_is_given_now_ends_no_older_step(tiny) -> None:
     """`--stop "\\n\\n"` asks for one more paragraph, from a place where one has just ended."""
     from probe.decoding import Sampling
-    from probe.rewinding.preparing import drawing_from
+    from probe.rewinding.preparing import rollout_options
     from probe.step_importance import boundaries
 
     original = trajectory(written(tiny, "First we count\n\nThen we add\n\n"), tiny)
-    drawing = drawing_from(tiny, original, Sampling(1.0, stop=("\n\n",)), 8, "auto")
-    over = [drawing.is_over(tiny, arm.prefix, arm.n_prompt) for arm in boundaries.arms(tiny, original)]
+    rollout = rollout_options(tiny, original, Sampling(1.0, stop=("\n\n",)), 8, "auto")
+    over = [rollout.is_over(tiny, arm.prefix, arm.n_prompt) for arm in boundaries.arms(tiny, original)]
     assert over == [False, False, True]
 
 
@@ -268,7 +267,7 @@ def test_a_branch_is_what_decoding_its_prefix_gives(run, tiny) -> None:
     plan = prepare(tiny, run, to="step2", replace="Then we add 8 more.", samples=5, max_new=9)
     done = probe.rewind(run, lm=tiny, to="step2", replace="Then we add 8 more.", samples=5, max_new=9)
     for row in done.branches[done.branches["arm"] == "edited"].itertuples():
-        (alone,) = decode(tiny, [plan.arms.edited], max_new=9, sampling=plan.drawing.sampling, samples=[row.sample])
+        (alone,) = decode(tiny, [plan.arms.edited], max_new=9, sampling=plan.rollout.sampling, samples=[row.sample])
         own = done.tokens[(done.tokens["branch"] == row.branch)].sort_values("pos")
         assert own["pos"].tolist() == list(range(row.fork_pos, row.fork_pos + len(own)))
         assert own["token_id"].tolist() == [*plan.arms.new, *alone.ids]
@@ -296,7 +295,7 @@ def test_other_prompts_share_nothing(tiny) -> None:
         np.testing.assert_allclose(own, [rows[2, 8], rows[3, 10]], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "none"])
+@pytest.mark.parametrize("kind", [*STEP_EDITS, "none"])
 def test_every_edit(kind: str, run, tiny, tmp_path: Path) -> None:
     path = tmp_path / "source"
     if kind == "swap":
@@ -331,7 +330,6 @@ def test_every_edit(kind: str, run, tiny, tmp_path: Path) -> None:
 def test_own_words_of_the_edits_length_are_what_an_edit_is_compared_with(tiny) -> None:
     """z from plain forwards; and as an edit, the model's own words have z of sd 1, whether they are one token or twelve."""
     from probe.decoding import Sampling, branch
-    from probe.rewinding import policy
 
     before = tiny.ids_of("Q: how many?\n")
     (found,) = branch(tiny, [before], range(60), max_new=12, sampling=Sampling(temperature=1.0))
@@ -345,17 +343,17 @@ def test_own_words_of_the_edits_length_are_what_an_edit_is_compared_with(tiny) -
 
     edit = tiny.ids_of("zebra")
     own = [mean(ids[: len(edit)]) for ids in drawn]
-    said = policy.off_policy(tiny, before, edit, drawn)
+    said = off_policy(tiny, before, edit, drawn)
     assert (said["tokens"], said["own_steps"]) == (len(edit), len(drawn))
     assert said["z"] == pytest.approx((mean(edit) - np.mean(own)) / np.std(own, ddof=1), abs=1e-3)
     assert said["lower"] == pytest.approx(np.mean(np.asarray(own) <= mean(edit)))
     for n in (1, 12):
-        z = [policy.off_policy(tiny, before, ids[:n], drawn[:i] + drawn[i + 1 :])["z"] for i, ids in enumerate(drawn)]
+        z = [off_policy(tiny, before, ids[:n], drawn[:i] + drawn[i + 1 :])["z"] for i, ids in enumerate(drawn)]
         assert 0.9 < np.std(z) < 1.15  # leaving one out makes it a little more than 1
     # an edit longer than what was drawn is compared as far as 20 draws go; too few draws say nothing
-    long = policy.off_policy(tiny, before, edit * 9, [ids[:7] for ids in drawn])
+    long = off_policy(tiny, before, edit * 9, [ids[:7] for ids in drawn])
     assert long["tokens"] == 7 and long["edit_logprob"] == pytest.approx(mean((edit * 9)[:7]), abs=1e-4)
-    assert policy.off_policy(tiny, before, edit, drawn[:19]) is None
+    assert off_policy(tiny, before, edit, drawn[:19]) is None
 
 
 def test_the_room_of_a_continuation(run, tiny) -> None:
@@ -371,14 +369,14 @@ def test_the_room_of_a_continuation(run, tiny) -> None:
     whole = written(tiny, TEXT + tiny.tokenizer.decode([eos]))  # this one came to its end
     n = len(trajectory(whole, tiny).ids) - trajectory(whole, tiny).steps[0].start
     assert trajectory(whole, tiny).ids[-1] == eos and n == len(tiny.ids_of(TEXT)) + 1
-    assert prepare(tiny, whole, to="step0").drawing.max_new == int(np.ceil(1.5 * n))
+    assert prepare(tiny, whole, to="step0").rollout.max_new == int(np.ceil(1.5 * n))
     last = len(trajectory(whole, tiny).steps) - 1
-    assert prepare(tiny, whole, to=f"step{last}").drawing.max_new == 64
+    assert prepare(tiny, whole, to=f"step{last}").rollout.max_new == 64
     # the other fills its budget of 24, so it was cut off: its last step has no more room than that
-    assert prepare(tiny, run, to="step3").drawing.max_new == max(
+    assert prepare(tiny, run, to="step3").rollout.max_new == max(
         24, int(np.ceil(1.5 * (len(original.ids) - original.steps[3].start)))
     )
-    assert prepare(tiny, run, to="step3", max_new=5).drawing.max_new == 5
+    assert prepare(tiny, run, to="step3", max_new=5).rollout.max_new == 5
 
 
 def test_activations_changed_from_the_fork_on(run, tiny) -> None:
@@ -639,7 +637,7 @@ def test_an_outcome_is_read_without_thinking_and_special_tokens() -> None:
     thinking leaves no answer."""
     from types import SimpleNamespace
 
-    from probe.rewinding.rollouts import outcome
+    from probe.rewinding.rollouts import outcome_of
 
     words = ["ask", "<think>", " 41", "</think>", " So 42", " END7", "<eos>"]
 
@@ -651,8 +649,12 @@ def test_an_outcome_is_read_without_thinking_and_special_tokens() -> None:
         )
 
     lm = SimpleNamespace(pieces=pieces, tokenizer=SimpleNamespace(all_special_ids=[5, 6]), eos_ids={6})
-    assert outcome(lm, [0, 1, 2, 3, 4, 5, 6], 2, "eos", "auto") == ("42", "42", "last-number", "low")
-    assert outcome(lm, [0, 1, 2, 3, 4], 2, "stop", "auto").key == "42"
-    assert outcome(lm, [0, 1, 2, 3, 4], 2, "length", "auto").key == "<truncated>"
-    assert outcome(lm, [0, 1, 2], 2, "eos", "auto").key == outcome(lm, [0, 1, 2], 1, "eos", "auto").key == "<truncated>"
-    assert outcome(lm, [0, 1, 2, 6], 2, "eos", "auto") == ("<none>", None, None, None)
+    assert outcome_of(lm, [0, 1, 2, 3, 4, 5, 6], 2, "eos", "auto") == ("42", "42", "last-number", "low")
+    assert outcome_of(lm, [0, 1, 2, 3, 4], 2, "stop", "auto").key == "42"
+    assert outcome_of(lm, [0, 1, 2, 3, 4], 2, "length", "auto").key == "<truncated>"
+    assert (
+        outcome_of(lm, [0, 1, 2], 2, "eos", "auto").key
+        == outcome_of(lm, [0, 1, 2], 1, "eos", "auto").key
+        == "<truncated>"
+    )
+    assert outcome_of(lm, [0, 1, 2, 6], 2, "eos", "auto") == ("<none>", None, None, None)

@@ -1,4 +1,8 @@
-"""From the outcomes of two arms that share noise to differences with intervals (METHODS M21). Draws nothing, writes nothing."""
+"""From the outcomes of two arms that share noise to differences with intervals (METHODS M21). Draws nothing, writes nothing.
+
+How many of each arm were cut off too, and whether arms differ in that by more than chance: a difference in what came out
+may then be one in how much room there was.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from probe import stats
+from probe.answers import TRUNCATED
 
 SCORES = "McNemar exact and its inversion"
 LABELS = "paired permutation, parametric null"
+SURE = 0.05  # p from which a difference in what was cut off is told
+CUT_OFF_HINT = "what differs between them may be that: raise --max-new"
 
 
 def labels(branches: pa.Table, arm: str, n: int | None = None) -> list[str]:
@@ -105,3 +112,28 @@ def _lengths(branches: pa.Table, n: int, *, seed: int) -> dict[str, Any]:
         "difference": interval.estimate, "ci_low": interval.low, "ci_high": interval.high, "p_value": None,
         "null_high": None, "n": n, "method": "paired bootstrap",
     }  # fmt: skip
+
+
+def cut_off(branches: pa.Table, arm: str, n: int | None = None) -> np.ndarray:
+    """Whether each sample (n,) of an arm ran out of tokens."""
+    return np.asarray([outcome == TRUNCATED for outcome in labels(branches, arm, n)], dtype=bool)
+
+
+def cut_off_between(branches: pa.Table, n: int) -> list[str]:
+    """A warning where control and edited differ by McNemar's exact test."""
+    control, edited = (cut_off(branches, arm, n) for arm in ("control", "edited"))
+    p = stats.paired(control, edited).p_value
+    if p > SURE:
+        return []
+    shares = f"{control.mean():.2f} of control and {edited.mean():.2f} of edited were cut off"
+    return [f"{shares} (McNemar p = {p:.3g}); {CUT_OFF_HINT}"]
+
+
+def cut_off_across(branches: pa.Table, arms: Sequence[str], n: int) -> tuple[list[float], list[str]]:
+    """The share that was cut off in each arm, and a warning where they differ by Cochran's Q."""
+    table = np.stack([cut_off(branches, arm, n) for arm in arms], axis=1)
+    shares, p = table.mean(axis=0), stats.cochran(table, seed=0)
+    if p > SURE:
+        return shares.tolist(), []
+    text = f"from {shares.min():.2f} to {shares.max():.2f} of the draws of a boundary were cut off"
+    return shares.tolist(), [f"{text} (Cochran's Q, p = {p:.3g}); {CUT_OFF_HINT}"]

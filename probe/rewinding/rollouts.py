@@ -36,18 +36,18 @@ class Arm(NamedTuple):
     edit: str = ""
     of: int = 3  # arms that the run can have: a rewind has control, edited, before
     changes: tuple[Edit, ...] = ()  # of activations, from the last token of the prefix on
-    max_new: int = 0  # tokens of its continuations, where not the drawing's
+    max_new: int = 0  # tokens of its continuations, where not the rollouts'
 
 
-class Drawing(NamedTuple):
-    """How continuations are drawn and read: at most `max_new` tokens, answers found by `how` (see `answers.extract`).
+class RolloutOptions(NamedTuple):
+    """How continuations are drawn and read: at most `max_new` tokens, answers found by `answer` (see `answers.extract`).
 
     stops: stop texts that the original was written with; whole: its ids, without an end token.
     """
 
     sampling: Sampling
     max_new: int
-    how: str
+    answer: str
     prompt_id: int = 0
     stops: tuple[str, ...] = ()
     whole: tuple[int, ...] = ()
@@ -95,7 +95,7 @@ def answer_in(lm: LanguageModel, ids: Sequence[int], n_prompt: int, how: str) ->
     return found, begin + found.start, answers.said(text, opened=thinking).thinking
 
 
-def outcome(lm: LanguageModel, ids: Sequence[int], n_prompt: int, stop_reason: str, how: str) -> Outcome:
+def outcome_of(lm: LanguageModel, ids: Sequence[int], n_prompt: int, stop_reason: str, how: str) -> Outcome:
     """What a whole sequence answers; one that ran out of tokens, or stops inside its thinking, is `<truncated>`."""
     if stop_reason in ("length", "context"):
         return Outcome(answers.TRUNCATED)
@@ -106,7 +106,7 @@ def outcome(lm: LanguageModel, ids: Sequence[int], n_prompt: int, stop_reason: s
 
 
 def draw(
-    lm: LanguageModel, writer: Writer, arms: Sequence[Arm], samples: Sequence[int], drawing: Drawing,
+    lm: LanguageModel, writer: Writer, arms: Sequence[Arm], samples: Sequence[int], rollout: RolloutOptions,
     progress: Progress | None = None,
 ) -> None:  # fmt: skip
     """Draw every (arm, sample) that the run does not have yet and keep each as it ends; arms run side by side.
@@ -115,11 +115,11 @@ def draw(
     What their prefixes have in common is computed once. Arms whose activations are changed run by themselves.
     Which of them share a batch is decided by their numbers alone, never by what the run has: it resumes to the same bytes.
     """
-    over = [arm for arm in arms if drawing.is_over(lm, arm.prefix, arm.n_prompt)]
+    over = [arm for arm in arms if rollout.is_over(lm, arm.prefix, arm.n_prompt)]
     for arm in over:
         for sample in (s for s in samples if not writer.done(_key(arm, s))):
             with writer.unit(_key(arm, sample)):
-                _write(lm, writer, arm, sample, Continuation(stop_reason="stop"), drawing)
+                _write(lm, writer, arm, sample, Continuation(stop_reason="stop"), rollout)
     total = len(arms) * len(samples)
     ended = sum(writer.done(_key(arm, sample)) for arm in arms for sample in samples)
 
@@ -130,14 +130,14 @@ def draw(
             if writer.done(key):  # of a batch that was cut short, and is run as a whole
                 return
             with writer.unit(key):
-                _write(lm, writer, some[i], sample, continuation, drawing)
+                _write(lm, writer, some[i], sample, continuation, rollout)
             ended += 1
             if progress:
                 progress("continuations", ended, total)
 
         branch(
-            lm, [arm.prefix for arm in some], own, max_new=[arm.max_new or drawing.max_new for arm in some],
-            sampling=drawing.sampling, batch=ROWS, done=keep, kept=lambda i, sample: writer.done(_key(some[i], sample)),
+            lm, [arm.prefix for arm in some], own, max_new=[arm.max_new or rollout.max_new for arm in some],
+            sampling=rollout.sampling, batch=ROWS, done=keep, kept=lambda i, sample: writer.done(_key(some[i], sample)),
         )  # fmt: skip
 
     def in_blocks(some: Sequence[Arm]) -> None:
@@ -150,7 +150,7 @@ def draw(
         in_blocks(plain)
     for arm in running:
         if arm.changes:
-            with changing(lm, arm, arm.max_new or drawing.max_new):
+            with changing(lm, arm, arm.max_new or rollout.max_new):
                 in_blocks([arm])
 
 
@@ -177,14 +177,16 @@ def _key(arm: Arm, sample: int) -> str:
     return f"{arm.name}-{sample}"
 
 
-def _write(lm: LanguageModel, writer: Writer, arm: Arm, sample: int, drawn: Continuation, drawing: Drawing) -> None:
+def _write(
+    lm: LanguageModel, writer: Writer, arm: Arm, sample: int, drawn: Continuation, rollout: RolloutOptions
+) -> None:
     ids = [*arm.prefix, *drawn.ids]
     pieces = lm.pieces(ids)
     begin = _char(pieces, len(arm.prefix))
-    found = outcome(lm, ids, arm.n_prompt, drawn.stop_reason, drawing.how)
+    found = outcome_of(lm, ids, arm.n_prompt, drawn.stop_reason, rollout.answer)
     branch = 1 + arm.of * sample + arm.number
     writer.write("branches", {
-        "prompt_id": [drawing.prompt_id], "branch": [branch], "parent": [ORIGINAL], "arm": [arm.name], "sample": [sample],
+        "prompt_id": [rollout.prompt_id], "branch": [branch], "parent": [ORIGINAL], "arm": [arm.name], "sample": [sample],
         "fork_pos": [arm.fork_pos], "draw_pos": [len(arm.prefix)], "n_prompt": [arm.n_prompt], "edit": [arm.edit],
         "text": [pieces.text[begin:]], "n_tokens": [len(drawn.ids)], "stop_reason": [drawn.stop_reason],
         "outcome": [found.key], "answer": [found.text], "rule": [found.rule], "confidence": [found.confidence],
@@ -192,7 +194,7 @@ def _write(lm: LanguageModel, writer: Writer, arm: Arm, sample: int, drawn: Cont
     })  # fmt: skip
     if len(ids) > arm.fork_pos:
         own = token_columns(
-            drawing.prompt_id,
+            rollout.prompt_id,
             ids,
             pieces,
             len(arm.prefix),

@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from probe import stats
-from probe.rewinding import keeping
 from probe.rewinding.effects import labels
-from probe.rewinding.policy import own_steps
+from probe.rewinding.results import sampled_ids
 from probe.rewinding.rollouts import Arm
+from probe.rewinding.teacher_forced import own_steps
 from probe.step_importance import similarity
 from probe.step_importance.task import Measured, Row, Task
 from probe.texts import Trajectory
@@ -75,7 +75,7 @@ def counterfactual(task: Task) -> Measured:
     branches = task.run.read("branches")
     drawn = []
     for i in range(len(steps)):
-        own = keeping.drawn_by(task.run, branches, boundary(i))[:n]
+        own = sampled_ids(task.run, branches, boundary(i))[:n]
         drawn.append([own_steps(lm, [ids], task.split)[0] if ids else () for ids in own])
     ids = [task.original.ids[s.start : s.end] for s in steps]
     texts = [[lm.pieces(d).text if d else "" for d in per] for per in drawn]

@@ -17,9 +17,11 @@ from probe.errors import BadOption, ProbeError
 from probe.language_model import check_model, model_of
 from probe.registries.importance_methods import Method, Size, check_options, methods_of
 from probe.registries.step_edits import STUB
-from probe.rewinding import keeping, truncation
-from probe.rewinding.preparing import drawing_from, new_tokens, sampling_of
-from probe.rewinding.rollouts import Arm, Drawing, Progress, draw, outcome
+from probe.rewinding.effects import cut_off_across
+from probe.rewinding.preparing import new_tokens, rollout_options, sampling_of
+from probe.rewinding.results import parent_of, write_original
+from probe.rewinding.rewinding import precision, seconds
+from probe.rewinding.rollouts import Arm, Progress, RolloutOptions, draw, outcome_of
 from probe.step_importance import boundaries, dependence, receiver_heads
 from probe.step_importance.task import Measured, Row, Task, columns, discovered
 from probe.texts import trajectory
@@ -28,13 +30,13 @@ if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 
-class Plan(NamedTuple):
+class ImportancePlan(NamedTuple):
     """All that decides the numbers of an importance run. everything: methods that cannot be taken are left out."""
 
     methods: tuple[Method, ...]
     task: Task
     arms: tuple[Arm, ...]
-    drawing: Drawing
+    rollout: RolloutOptions
     everything: bool
 
     @property
@@ -76,7 +78,7 @@ def importance(
         heads=heads,
     )  # fmt: skip
     original = plan.task.original
-    found = outcome(lm, original.ids, original.n_prompt, "eos", answer)
+    found = outcome_of(lm, original.ids, original.n_prompt, "eos", answer)
     path = (
         stores.fresh_path("importance", word=plan.methods[0].name if len(plan.methods) == 1 else "all")
         if out == "auto"
@@ -88,9 +90,9 @@ def importance(
         arguments=_arguments(source, lm, plan, branch, expect),
         resume=resume,
     ) as writer:
-        for note in differences(lm, plan.drawing.sampling):
+        for note in differences(lm, plan.rollout.sampling):
             writer.warn(note)
-        keeping.keep_original(writer, source, original, branch, found)
+        write_original(writer, source, original, branch, found)
         plan = plan._replace(task=replace(plan.task, writer=writer, progress=progress))
         summary, measured = _measure(writer, plan)
         rows = discovered([row for one in measured.values() for row in one.rows])
@@ -104,14 +106,12 @@ def importance(
             model=lm.identity,
             anatomy=lm.anatomy.to_dict(),
             seed=plan.task.seed,
-            parent=keeping.parent(source, original, branch, original.steps[0].start),
+            parent=parent_of(source, original, branch, original.steps[0].start),
         )
 
 
 def plan_importance(run: stores.Run | str | Path, *, lm: LanguageModel | None = None, **what: Any) -> dict[str, Any]:
     """What `importance` would do; keywords as there. Decodes a few tokens to time them; writes nothing."""
-    from probe.rewinding.planning import precision, seconds
-
     source = stores.open_run(run)
     lm = lm or model_of(source)
     defaults = {"prompt_id": None, "branch": 0, "samples": 16, "max_new": None, "sampling": None, "seed": 0, "answer": "auto",
@@ -122,12 +122,12 @@ def plan_importance(run: stores.Run | str | Path, *, lm: LanguageModel | None = 
     original, samples = plan.task.original, plan.task.samples
     rows = samples * len(plan.arms) if plan.sampled else 0
     tokens = samples * sum(arm.max_new for arm in plan.arms) if rows else 0
-    drawing = plan.drawing._replace(max_new=-(-tokens // max(1, rows)))
+    rollout = plan.rollout._replace(max_new=-(-tokens // max(1, rows)))
     size = Size(original.n_prompt, [step.end - step.start for step in original.steps], samples)
     return {
         "model": lm.name, "methods": ", ".join(method.name for method in plan.methods), "steps": len(original.steps),
         "continuations": rows, "tokens": tokens, "tokens_read": {one.name: one.tokens(size) for one in plan.methods},
-        "seconds": round(seconds(lm, [arm.prefix for arm in plan.arms], drawing, rows), 1) if rows else 0.0,
+        "seconds": round(seconds(lm, [arm.prefix for arm in plan.arms], rollout, rows), 1) if rows else 0.0,
         **precision(samples),
         "tables": {"branches": {"rows": rows, "bytes": 100 * rows + 4 * tokens},
                    "tokens": {"rows": tokens, "bytes": 14 * tokens}},
@@ -138,7 +138,7 @@ def _prepare(
     source: stores.Run, lm: LanguageModel, method: str, *, prompt_id: int | None, branch: int, samples: int,
     max_new: int | None, sampling: Sampling | None, seed: int, answer: str, expect: str | None, split: str, stub: str,
     candidates: tuple[str, ...], embedder: str | None, suppress: str | None, heads: stores.Run | str | Path | None,
-) -> Plan:  # fmt: skip
+) -> ImportancePlan:  # fmt: skip
     methods = methods_of(method)
     check_options(methods, suppress=suppress, heads=heads)
     if samples < 1:
@@ -157,10 +157,10 @@ def _prepare(
     reference = (
         answers.key(expect, answer)
         if expect is not None
-        else outcome(lm, original.ids, original.n_prompt, "eos", answer).key
+        else outcome_of(lm, original.ids, original.n_prompt, "eos", answer).key
     )
     longest = new_tokens(lm, original, max_new, original.n_prompt)
-    drawing = drawing_from(lm, original, sampling or sampling_of(original, seed), longest, answer)
+    rollout = rollout_options(lm, original, sampling or sampling_of(original, seed), longest, answer)
     arms = tuple(
         arm._replace(max_new=new_tokens(lm, original, max_new, arm.fork_pos)) for arm in boundaries.arms(lm, original)
     )
@@ -169,7 +169,7 @@ def _prepare(
         original,
         reference,
         samples,
-        drawing.sampling.seed,
+        rollout.sampling.seed,
         answer,
         split,
         stub,
@@ -178,30 +178,32 @@ def _prepare(
         suppress,
         chosen,
     )
-    return Plan(methods, task, arms, drawing, method == "all")
+    return ImportancePlan(methods, task, arms, rollout, method == "all")
 
 
-def _arguments(source: stores.Run, lm: LanguageModel, plan: Plan, branch: int, expect: str | None) -> dict[str, Any]:
-    task, drawing = plan.task, plan.drawing
+def _arguments(
+    source: stores.Run, lm: LanguageModel, plan: ImportancePlan, branch: int, expect: str | None
+) -> dict[str, Any]:
+    task, rollout = plan.task, plan.rollout
     return {
         "source": source.run_id, "branch": branch, "methods": [method.name for method in plan.methods], "samples": task.samples,
-        "max_new": drawing.max_new, "sampling": {**asdict(drawing.sampling), "stop": list(drawing.sampling.stop)},
+        "max_new": rollout.max_new, "sampling": {**asdict(rollout.sampling), "stop": list(rollout.sampling.stop)},
         "answer": task.answer, "expect": expect,
         "split": task.split, "stub": task.stub, "candidates": list(task.candidates), "embedder": task.embedder,
         **({"suppress": task.suppress} if task.suppress else {}),
         **({"heads": [list(place) for place in task.heads.places]} if task.heads else {}),
-        "prompt_id": task.original.prompt_id, **task.original.chat.arguments(), "generate": drawing.max_new,
+        "prompt_id": task.original.prompt_id, **task.original.chat.arguments(), "generate": rollout.max_new,
         "model": lm.name, "dtype": str(lm.dtype),
     }  # fmt: skip
 
 
-def _measure(writer: stores.Writer, plan: Plan) -> tuple[dict[str, Any], dict[str, Measured]]:
+def _measure(writer: stores.Writer, plan: ImportancePlan) -> tuple[dict[str, Any], dict[str, Measured]]:
     """What is to be said of the draws, and what each method gives."""
     task, summary, found = plan.task, {}, {}
     if plan.sampled:
-        draw(task.lm, writer, plan.arms, range(task.samples), plan.drawing, task.progress)
+        draw(task.lm, writer, plan.arms, range(task.samples), plan.rollout, task.progress)
         names = [arm.name for arm in plan.arms]
-        shares, warnings = truncation.across(writer.read("branches"), names, task.samples)
+        shares, warnings = cut_off_across(writer.read("branches"), names, task.samples)
         summary = {"max_new": [arm.max_new for arm in plan.arms], "truncated": shares}
         for text in warnings:
             writer.warn(text)
@@ -231,7 +233,7 @@ def _summaries(measured: dict[str, Measured]) -> dict[str, Any]:
     return {name.replace("-", "_"): one.summary for name, one in measured.items() if one.summary}
 
 
-def _summary(plan: Plan, rows: list[Row]) -> dict[str, Any]:
+def _summary(plan: ImportancePlan, rows: list[Row]) -> dict[str, Any]:
     by: dict[str, dict[int, Row]] = {}
     for row in rows:
         by.setdefault(row.method, {})[row.step] = row

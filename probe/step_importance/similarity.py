@@ -10,7 +10,7 @@ import torch
 
 from probe.capturing import AttentionSpec, MemorySink, read
 from probe.errors import BadOption
-from probe.rewinding.wording import numbers_in
+from probe.registries.step_edits import numbers_in
 from probe.sites import parse_places, resolve
 
 if TYPE_CHECKING:

@@ -1,8 +1,9 @@
-"""The totals of a rewind: what was changed, what came out in each arm, and whether that is resolved."""
+"""What a rewind's run holds: rows of the original, the effects and the re-scored tail, and the totals."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +13,79 @@ import pyarrow.compute as pc
 
 from probe import answers, stats
 from probe.rewinding.effects import labels
-from probe.texts import Trajectory
+from probe.rewinding.rollouts import ORIGINAL, Outcome
+from probe.store import Run, Writer
+from probe.texts import Trajectory, step_columns, token_columns
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
-    from probe.rewinding.preparing import Plan
+    from probe.rewinding.preparing import RewindPlan
+
+
+def write_original(writer: Writer, source: Run, original: Trajectory, branch: int, outcome: Outcome) -> None:
+    """The sequence that was rewound, as branch 0, so that the run needs no other. `outcome`: what it answers."""
+    if writer.done("original"):
+        return
+    prompt = original.prompt_id
+    with writer.unit("original"):
+        writer.write("prompts", source.scan("prompts", prompt_id=prompt))
+        if branch == ORIGINAL:
+            writer.write("tokens", source.scan("tokens", prompt_id=prompt, branch=ORIGINAL))
+        else:
+            writer.write("tokens", token_columns(prompt, original.ids, original.pieces, original.n_prompt))
+        writer.write("steps", step_columns(prompt, original.steps))
+        writer.write("branches", {
+            "prompt_id": [prompt], "branch": [ORIGINAL], "parent": [-1], "arm": ["original"], "sample": [-1],
+            "fork_pos": [0], "draw_pos": [original.n_prompt], "n_prompt": [original.n_prompt], "edit": [""],
+            "text": [original.completion], "n_tokens": [len(original.ids) - original.n_prompt],
+            "outcome": [outcome.key], "answer": [outcome.text], "rule": [outcome.rule], "confidence": [outcome.confidence],
+        })  # fmt: skip
+
+
+def write_effects(writer: Writer, rows: Sequence[dict[str, Any]]) -> None:
+    """One row a measured difference."""
+    if rows:
+        writer.write("effects", {name: [row.get(name) for row in rows] for name in rows[0]})
+
+
+def write_rescored(
+    writer: Writer, original: Trajectory, first: int, scored: tuple[np.ndarray, np.ndarray] | None
+) -> None:
+    """One row for each token of the original from position `first` on, as it was and with the edit before it."""
+    if scored is None or not len(scored[0]):
+        return
+    kept, edited = scored
+    positions = np.arange(first, first + len(kept), dtype=np.int32)
+    step = [next((i for i, s in enumerate(original.steps) if s.start <= p < s.end), None) for p in positions]
+    writer.write("rescored", {
+        "prompt_id": [original.prompt_id] * len(kept), "pos": positions,
+        "token_id": np.asarray(original.ids[first : first + len(kept)], dtype=np.int32),
+        "token": original.pieces.tokens[first : first + len(kept)],
+        "step": pa.array(step, pa.int32()), "logprob": kept, "logprob_edited": edited, "difference": edited - kept,
+    })  # fmt: skip
+
+
+def sampled_ids(writer: Writer, branches: pa.Table, arm: str) -> list[list[int]]:
+    """The ids that were drawn in an arm, in order of samples."""
+    chosen = branches.filter(pc.equal(branches["arm"].cast(pa.string()), arm)).sort_by("sample")
+    tokens = writer.read("tokens")
+    found = []
+    for number, start in zip(chosen["branch"].to_pylist(), chosen["draw_pos"].to_pylist(), strict=True):
+        own = tokens.filter(pc.and_(pc.equal(tokens["branch"], number), pc.greater_equal(tokens["pos"], start)))
+        found.append(own.sort_by("pos")["token_id"].to_pylist())
+    return found
+
+
+def parent_of(source: Run, original: Trajectory, branch: int, position: int) -> dict[str, Any]:
+    """The manifest's `parent`: the run, prompt and branch that was gone back into, and at which token."""
+    return {
+        "run": source.run_id, "path": str(source.path) if source.path else None, "prompt_id": original.prompt_id,
+        "branch": branch, "position": position,
+    }  # fmt: skip
 
 
 def summarize(
-    lm: LanguageModel, plan: Plan, branches: pa.Table, rows: list[dict[str, Any]],
+    lm: LanguageModel, plan: RewindPlan, branches: pa.Table, rows: list[dict[str, Any]],
     scored: tuple[np.ndarray, np.ndarray] | None, far: dict[str, Any] | None, n: int,
 ) -> dict[str, Any]:  # fmt: skip
     """JSON-able; probabilities are shares of samples, log-probs and entropies are in nats."""
@@ -32,12 +97,12 @@ def summarize(
         "step": plan.target.step, "position": plan.target.start, "mid_token": plan.target.mid_token, "edit": plan.what,
         "old": _text(lm, original.ids[: plan.target.start], arms.old or original.ids[plan.target.start : plan.target.end]),
         "new": _text(lm, arms.before, arms.new), "same_length": len(arms.old) == len(arms.new), "samples": n,
-        "max_new": plan.drawing.max_new, "answers": plan.drawing.how, "reference": plan.reference,
+        "max_new": plan.rollout.max_new, "answers": plan.rollout.answer, "reference": plan.reference,
         "expected": plan.expected, "arms": shares, "headroom": shares[before]["entropy"] if before else None,
         "rules": _rules(branches, n),
         "difference": headline, "resolution": _resolution(branches, plan.reference, n, plan.until) if headline else None,
         "effects": rows, "off_policy": far, "rescored": _rescored(lm, original, len(arms.control), scored),
-        "sampling": {**asdict(plan.drawing.sampling), "stop": list(plan.drawing.sampling.stop)},
+        "sampling": {**asdict(plan.rollout.sampling), "stop": list(plan.rollout.sampling.stop)},
         "examples": _examples(branches, n), "no_answer": _no_answer(shares),
     }  # fmt: skip
 

@@ -1,8 +1,12 @@
-"""How far an edit is from what the model itself would have said there (METHODS M11). Scores texts, draws nothing."""
+"""What a model gives to texts it did not draw (METHODS M11): an edit beside its own words there, and what followed the step.
+
+Teacher-forced: scores texts, draws nothing, has no variance.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,3 +56,22 @@ def off_policy(
         "distinct_own_steps": len(set(own)), "tokens": n, "lower": float(np.mean(np.asarray(others) <= edit)),
         "z": z, "far": z is not None and z < FAR,
     }  # fmt: skip
+
+
+def rescore(
+    lm: LanguageModel, control: Sequence[int], edited: Sequence[int], tail: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probs (len(tail),) in nats of the same tokens after either prefix; raw: no temperature, no filters.
+
+    What the prefixes have in common is computed once.
+    """
+    if not tail:
+        return np.empty(0, np.float32), np.empty(0, np.float32)
+    if tuple(control) == tuple(edited):  # one computation: two rows of a batch may differ in their last digits
+        (kept,) = suffix_logprobs(lm, control, [tail])
+        return kept, kept
+    stem = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(control, edited, strict=False)))
+    if stem == 0:
+        return suffix_logprobs(lm, control, [tail])[0], suffix_logprobs(lm, edited, [tail])[0]
+    kept, changed = suffix_logprobs(lm, control[:stem], [[*control[stem:], *tail], [*edited[stem:], *tail]])
+    return kept[-len(tail) :], changed[-len(tail) :]
