@@ -34,9 +34,9 @@ from probe.interventions import (
     applying,
     cells,
     load_direction,
+    locate_edits,
     parse_edits,
     save_direction,
-    settle,
 )  # fmt: skip
 from probe.language_model.stepping import way
 from probe.sites import Cell, Positions
@@ -655,7 +655,7 @@ def in_steps(lm: probe.LanguageModel, ids: Tensor, n_prompt: int) -> Tensor:
 @pytest.mark.parametrize("family", [*FAMILIES, "mamba"])
 def test_a_cached_decode_loop_is_edited_like_one_forward(family: str) -> None:
     lm, ids = loaded(family), drawn(2)
-    edits = settle(lm, everything(lm), ids=ids[0, :10], longest=N)
+    edits = locate_edits(lm, everything(lm), ids=ids[0, :10], longest=N)
     with applying(lm, edits) as applied:
         whole = logits(lm, ids)
         assert not applied.untouched()
@@ -679,7 +679,7 @@ def test_rows_padded_on_the_left_are_edited_at_their_own_positions(family: str) 
         Cut(cell(lm, "pattern@1.1:completion"), Positions(("1..4",))),
         Noise(cell(lm, "mlp_out@1:10.."), 0.5),
     ]
-    settled = settle(lm, edits, ids=prompts, longest=20)
+    settled = locate_edits(lm, edits, ids=prompts, longest=20)
     assert sorted(e.rows or () for e in settled if isinstance(e, Add)) == [(0,), (1,), (2,)]
     with applying(lm, settled):
         together = [c.ids for c in decode(lm, prompts, max_new=6, sampling=Sampling())]
@@ -883,7 +883,7 @@ def test_an_edit_that_could_have_no_effect_is_refused(run: probe.Run) -> None:
 
     def refused(error: type[ProbeError], says: str, *texts: str, **text: Any) -> None:
         with pytest.raises(error, match=says) as raised:
-            settle(lm, parse_edits(lm, texts, runs={"R": run}), **({"ids": ids} | text))
+            locate_edits(lm, parse_edits(lm, texts, runs={"R": run}), **({"ids": ids} | text))
         assert raised.value.hint
 
     refused(OutOfRange, "no position 10", "embed:10=zero")
@@ -895,9 +895,11 @@ def test_an_edit_that_could_have_no_effect_is_refused(run: probe.Run) -> None:
     refused(BadEdit, "without a text", "embed:last=zero", ids=None)
     refused(BadEdit, "do not see keys from 7", "pattern@1.0:3..6=cut:7..9")
     refused(BadEdit, "means 10 positions, and there are values for 31", "resid_post@1=patch:R")
-    settle(lm, parse_edits(lm, ["embed:12..=zero", "embed:15=zero", "embed:completion=zero"]), ids=ids, longest=16)
-    settle(lm, parse_edits(lm, ["resid_post@1=patch:R"], runs={"R": run}), ids=ids, longest=40)
-    assert settle(lm, parse_edits(lm, ["embed:-3..=zero"]), ids=ids)[0].spots == ((7, 8, 9), None)
+    locate_edits(
+        lm, parse_edits(lm, ["embed:12..=zero", "embed:15=zero", "embed:completion=zero"]), ids=ids, longest=16
+    )
+    locate_edits(lm, parse_edits(lm, ["resid_post@1=patch:R"], runs={"R": run}), ids=ids, longest=40)
+    assert locate_edits(lm, parse_edits(lm, ["embed:-3..=zero"]), ids=ids)[0].absolute == ((7, 8, 9), None)
 
 
 def test_edits_that_do_not_fit_the_model_are_refused(run: probe.Run) -> None:
@@ -912,11 +914,11 @@ def test_edits_that_do_not_fit_the_model_are_refused(run: probe.Run) -> None:
     ):
         pass
     with pytest.raises(BadEdit, match="the vector of resid_post@1=add has 16 values, and resid_post@1 has 64"):
-        settle(lm, [Add(cell(lm, "resid_post@1"), torch.ones(16))])
+        locate_edits(lm, [Add(cell(lm, "resid_post@1"), torch.ones(16))])
     with pytest.raises(BadEdit, match="has 64 values, and z@1 has 16 a head"):
-        settle(lm, [Mean(cell(lm, "z@1.0"), torch.ones(64))])
+        locate_edits(lm, [Mean(cell(lm, "z@1.0"), torch.ones(64))])
     with pytest.raises(BadEdit, match="shape"):
-        settle(lm, [Mean(cell(lm, "z@1.0"), torch.ones(2, 16))])
+        locate_edits(lm, [Mean(cell(lm, "z@1.0"), torch.ones(2, 16))])
     with pytest.raises(BadEdit, match="not numbers"):
         Add(cell(lm, "resid_post@1"), torch.tensor([1.0, float("nan")]))
     with pytest.raises(BadEdit, match="no direction"):

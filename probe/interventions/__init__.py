@@ -5,7 +5,7 @@ from probe.interventions.checking import cells, check_edits
 from probe.interventions.directions import Direction, load_direction, save_direction
 from probe.interventions.edits import Add, Cut, Edit, Mean, Noise, Patch, Project, Resample, Scale, Zero
 from probe.interventions.parsing import edit_texts, parse_all, parse_edits
-from probe.interventions.settling import settle
+from probe.interventions.positions import locate_edits
 
 __all__ = [
     "Add",
@@ -25,8 +25,8 @@ __all__ = [
     "check_edits",
     "edit_texts",
     "load_direction",
+    "locate_edits",
     "parse_all",
     "parse_edits",
     "save_direction",
-    "settle",
 ]

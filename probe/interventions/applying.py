@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from probe.anatomy.parts import Location, of_text
 from probe.instrument import Tap, attending, entering, tapping
-from probe.interventions.calls import CallEditor
+from probe.interventions.attention import CallEditor
+from probe.interventions.checking import check_middle, write_over
 from probe.interventions.edits import Edit
-from probe.interventions.forwards import Start, Whereabouts
-from probe.interventions.marks import Marks, changed
-from probe.interventions.middle import check_middle, write_over
-from probe.interventions.settling import settle
+from probe.interventions.forwards import ActiveEdits, ForwardPositions, Start, changed
+from probe.interventions.positions import locate_edits
 from probe.language_model.stepping import way
 from probe.sites import SITES
 
@@ -32,86 +31,88 @@ def applying(
 ) -> Iterator[Applied]:  # fmt: skip
     """While active, every forward of `lm.model` is edited; edits of one tensor in the order given, others as it computes.
 
-    ids, n_prompt, longest, steps: the text (or one for each row) that positions refer to, as in `settle`. start: where
+    ids, n_prompt, longest, steps: the text (or one for each row) that positions refer to, as in `locate_edits`. start: where
     each forward begins; without it, that is told from position ids, from the mask's padding and from the cache, so that a
     cached decode loop and one forward over the finished text are edited alike. What a cache held before was made without
     these edits and stays so; its keys and values themselves are edited when they are read.
     Nothing is changed, not even hooked, where an edit cannot be made: `BadEdit`, `SiteAbsent`, `OutOfRange`.
     """
-    settled = settle(lm, edits, ids=ids, n_prompt=n_prompt, longest=longest, steps=steps)
-    for where in dict.fromkeys((e.cell.site, e.cell.layer) for e in settled if SITES[e.cell.site].in_the_sum):
+    located = locate_edits(lm, edits, ids=ids, n_prompt=n_prompt, longest=longest, steps=steps)
+    for where in dict.fromkeys((e.cell.site, e.cell.layer) for e in located if SITES[e.cell.site].in_the_sum):
         check_middle(lm.model, lm.anatomy, *where)
     way(lm)  # how the model goes on is found out without edits
-    whereabouts, marks = Whereabouts(lm.model, start), Marks(settled)
-    calls, applied = CallEditor(lm.anatomy, marks, whereabouts), Applied(marks, whereabouts)
+    forwards, active = ForwardPositions(lm.model, start), ActiveEdits(located)
+    calls, applied = CallEditor(lm.anatomy, active, forwards), Applied(active, forwards)
     with ExitStack() as hooked:
-        hooked.enter_context(tapping(lm.model, _taps(lm, marks, whereabouts)))
+        hooked.enter_context(tapping(lm.model, _taps(lm, active, forwards)))
         if calls.needed:
             hooked.enter_context(attending(lm.model, calls.observe, changer=calls.change))
         # last: the end of a forward comes after the edits of what it returns
-        hooked.enter_context(entering(lm.model, applied.begin, whereabouts.end))
+        hooked.enter_context(entering(lm.model, applied.begin, forwards.end))
         yield applied
 
 
 class Applied:
     """Edits at work."""
 
-    def __init__(self, marks: Marks, whereabouts: Whereabouts) -> None:
-        self._marks, self._whereabouts = marks, whereabouts
+    def __init__(self, active: ActiveEdits, forwards: ForwardPositions) -> None:
+        self._active, self._positions = active, forwards
 
     @property
     def edits(self) -> tuple[Edit, ...]:
         """They with their absolute positions: as good as the given ones in another context over the same text."""
-        return self._marks.edits
+        return self._active.edits
 
     @property
     def start(self) -> Start | None:
         """Where each forward begins from now on; None where that is to be told from what the model is given."""
-        return self._whereabouts.start
+        return self._positions.start
 
     @start.setter
     def start(self, start: Start | None) -> None:
-        self._whereabouts.start = start
+        self._positions.start = start
 
     @property
     def rows(self) -> Sequence[int] | None:
         """The rows of a forward, named by what they were when the batch was whole (None); to be set when some leave."""
-        return self._marks.rows
+        return self._active.rows
 
     @rows.setter
     def rows(self, rows: Sequence[int] | None) -> None:
-        self._marks.rows = rows
+        self._active.rows = rows
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward of the model begins with these arguments."""
-        self._marks.check_batch(self._whereabouts.begin(args, kwargs))
+        self._active.check_batch(self._positions.begin(args, kwargs))
 
     def untouched(self) -> tuple[Edit, ...]:
         """Edits that so far met no position (of a cut: no visible edge): they changed nothing."""
-        return tuple(edit for edit, met in zip(self.edits, self._marks.met, strict=True) if not met)
+        return tuple(edit for edit, met in zip(self.edits, self._active.met, strict=True) if not met)
 
 
-def _taps(lm: LanguageModel, marks: Marks, whereabouts: Whereabouts) -> dict[Tap, Callable[[Tensor], Tensor | None]]:
+def _taps(
+    lm: LanguageModel, active: ActiveEdits, forwards: ForwardPositions
+) -> dict[Tap, Callable[[Tensor], Tensor | None]]:
     """What to tap for the edits outside of attention calls."""
     grouped: dict[Tap, list[int]] = defaultdict(list)
-    for i, edit in enumerate(marks.edits):
+    for i, edit in enumerate(active.edits):
         tap = lm.anatomy.site(edit.cell.site, edit.cell.layer).changed
         if tap is not None:
             grouped[tap].append(i)
-    return {tap: _editor(lm, marks, whereabouts, members) for tap, members in grouped.items()}
+    return {tap: _editor(lm, active, forwards, members) for tap, members in grouped.items()}
 
 
 def _editor(
-    lm: LanguageModel, marks: Marks, whereabouts: Whereabouts, members: list[int]
+    lm: LanguageModel, active: ActiveEdits, forwards: ForwardPositions, members: list[int]
 ) -> Callable[[Tensor], Tensor | None]:
     """The reader of one tap."""
-    found = {i: lm.anatomy.site(marks.edits[i].cell.site, marks.edits[i].cell.layer) for i in members}
+    found = {i: lm.anatomy.site(active.edits[i].cell.site, active.edits[i].cell.layer) for i in members}
     in_place = any(one.site.in_the_sum for one in found.values())
 
     def edit(value: Tensor) -> Tensor | None:
         new = value
         for i, location in found.items():
-            new = _edited(lm.model, location, marks, whereabouts, i, new, owned=new is not value)
+            new = _edited(lm.model, location, active, forwards, i, new, owned=new is not value)
         if new is value:
             return None
         if in_place:
@@ -123,19 +124,26 @@ def _editor(
 
 
 def _edited(
-    model: nn.Module, location: Location, marks: Marks, whereabouts: Whereabouts, i: int, value: Tensor, *, owned: bool
+    model: nn.Module,
+    location: Location,
+    active: ActiveEdits,
+    forwards: ForwardPositions,
+    i: int,
+    value: Tensor,
+    *,
+    owned: bool,
 ) -> Tensor:
     """value (batch, pos, d), or flat, after edit i; the same tensor where it meets none of the edit's positions."""
     site = location.site
-    positions = whereabouts.part(*(value.shape[:2] if value.ndim > 2 else (1, value.shape[0]))).positions
+    positions = forwards.part(*(value.shape[:2] if value.ndim > 2 else (1, value.shape[0]))).positions
     if site.after_blocks and value.ndim > 2:
         positions = positions[:, positions.shape[1] - value.shape[1] :]
-    hits = marks.hits(i, positions.to(value.device))
+    hits = active.hits(i, positions.to(value.device))
     if hits is None:
         return value
     own = of_text(value, positions.shape[0], positions.shape[1], site.name)
     whole = location.by_head(own.reshape(*positions.shape, -1))
-    new = changed(marks.edits[i], whole, hits, unit=location.unit(model), owned=owned).reshape(own.shape)
+    new = changed(active.edits[i], whole, hits, unit=location.unit(model), owned=owned).reshape(own.shape)
     if own.shape[1] < value.shape[1] and own.ndim == value.ndim:
         return torch.cat([new, value[:, own.shape[1] :]], dim=1)  # what the model pads texts with stays
     return new.reshape(value.shape)

@@ -12,14 +12,43 @@ import torch
 from torch import Tensor
 
 from probe.errors import BadEdit
-from probe.interventions.spots import Spots
 from probe.sites import SITES, Cell, Positions
 
 _BLOCK = 64  # positions whose noise is drawn at once
 
 
+class AbsolutePositions(NamedTuple):
+    """Absolute positions: those listed (ascending) and, unless None, every one from `onward` on."""
+
+    listed: tuple[int, ...] = ()
+    onward: int | None = None
+
+    def order(self, positions: Tensor) -> Tensor:
+        """The number of each position (…) among them, -1 where it is none of them."""
+        found = torch.full_like(positions, -1)
+        if self.listed:
+            known = torch.tensor(self.listed, device=positions.device)
+            near = torch.searchsorted(known, positions.contiguous()).clamp(max=len(known) - 1)
+            found = torch.where(known[near] == positions, near, found)
+        if self.onward is not None:
+            found = torch.where(positions >= self.onward, positions - self.onward + len(self.listed), found)
+        return found
+
+    def known(self, n: int) -> int:
+        """How many lie before position n."""
+        return sum(p < n for p in self.listed) + (0 if self.onward is None else max(0, n - self.onward))
+
+    @property
+    def first(self) -> int:
+        return self.listed[0] if self.listed else self.onward or 0
+
+    @property
+    def last(self) -> float:
+        return float("inf") if self.onward is not None else self.listed[-1]
+
+
 class At(NamedTuple):
-    """Where n vectors come from: their rows of the batch, their absolute positions, their number among the edit's spots,
+    """Where n vectors come from: their rows of the batch, their absolute positions, their number among the edit's,
     and which row of per-row values is theirs. Each (n,)."""
 
     row: Tensor
@@ -30,11 +59,11 @@ class At(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """A change of one cell, in all rows of a batch or only in `rows`. `spots`: its positions, once they are settled."""
+    """A change of one cell, in all rows of a batch or only in `rows`. `absolute`: its positions, once a text is known."""
 
     cell: Cell
     rows: tuple[int, ...] | None = field(default=None, kw_only=True)
-    spots: Spots | None = field(default=None, kw_only=True, repr=False)
+    absolute: AbsolutePositions | None = field(default=None, kw_only=True, repr=False)
     op: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
@@ -50,9 +79,9 @@ class Edit:
         """Its tensors by name."""
         return {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
 
-    def for_row(self, number: int, row: int, spots: Spots) -> Edit:
+    def for_row(self, number: int, row: int, absolute: AbsolutePositions) -> Edit:
         """The part of it that changes only `row` of the batch, the `number`th of its own rows."""
-        return replace(self, rows=(row,), spots=spots)
+        return replace(self, rows=(row,), absolute=absolute)
 
     @property
     def by_row(self) -> bool:
@@ -147,9 +176,9 @@ class Patch(Edit):
         beyond = (at.order >= self.length).view(-1, *[1] * (value.ndim - 1))
         return torch.where(beyond, value, found)
 
-    def for_row(self, number: int, row: int, spots: Spots) -> Edit:
+    def for_row(self, number: int, row: int, absolute: AbsolutePositions) -> Edit:
         values = self.values[number : number + 1] if self.per_row else self.values
-        return replace(self, rows=(row,), spots=spots, values=values)
+        return replace(self, rows=(row,), absolute=absolute, values=values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,7 +255,7 @@ class Cut(Edit):
     at all reads nothing: its head's output is zero."""
 
     keys: Positions
-    key_spots: Spots | None = field(default=None, kw_only=True, repr=False)
+    absolute_keys: AbsolutePositions | None = field(default=None, kw_only=True, repr=False)
     op: ClassVar[str] = "cut"
 
     def __str__(self) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from probe.interventions import Patch
-from probe.interventions.spots import Spots
+from probe.interventions.edits import AbsolutePositions
 from probe.patching.metrics import read_out
 from probe.patching.sources import activations, generator
 from probe.sites import Cell, Positions
@@ -60,7 +60,7 @@ def _directions(like: Tensor, address: str) -> Tensor:
 def _patched(scene: Scene, layer: int, where: list[int], values: Tensor) -> Tensor:
     """Logits (DRAWS, d_vocab) of the base with values (DRAWS, pos, d_model) in its stream."""
     cell = Cell("resid_pre", layer, None, Positions(tuple(map(str, where))))
-    edit = Patch(cell, values, spots=Spots(tuple(where)))
+    edit = Patch(cell, values, absolute=AbsolutePositions(tuple(where)))
     if scene.base.way is None:
         return scene.base.whole(DRAWS, [edit])
     return scene.base.rest(DRAWS, [edit], layer=layer, start=where[0])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from probe.errors import BadOption, BadPrompt
 from probe.files import read_rows
-from probe.interventions.runs import check_run, prompts_of
+from probe.interventions.parsing import check_run, prompts_of
 from probe.language_model.answers import two_answers
 from probe.language_model.chat import Chat
 from probe.patching.metrics import Target

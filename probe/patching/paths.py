@@ -15,7 +15,7 @@ from torch import Tensor
 from probe.anatomy.parts import in_units, of_call
 from probe.instrument import AttentionCall, Reader, Tap, attending, tapping
 from probe.interventions import Patch, applying
-from probe.interventions.spots import Spots
+from probe.interventions.edits import AbsolutePositions
 from probe.patching.gradients import Where
 from probe.patching.rest import Text, ended, keeper
 from probe.patching.routes import End
@@ -69,7 +69,7 @@ class Paths:
         values = found[:, where] if receiver.head is None else found[:, where][:, :, [receiver.head]]
         heads = None if receiver.head is None else (receiver.head,)
         cell = Cell(receiver.site, receiver.layer, heads, Positions(tuple(map(str, where))))
-        edit = Patch(cell, values, spots=Spots(tuple(where)))
+        edit = Patch(cell, values, absolute=AbsolutePositions(tuple(where)))
         if self.text.way is None:
             return self.text.whole(len(found), [edit])
         layer = int(SITES[receiver.site].moment(receiver.layer))

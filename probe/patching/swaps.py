@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from probe.interventions import Patch
-from probe.interventions.edits import At
-from probe.interventions.spots import Spots
+from probe.interventions.edits import AbsolutePositions, At
 from probe.sites import Cell, Positions
 
 
@@ -50,5 +49,5 @@ def swaps(site: str, layer: int, rows: Sequence[Swap], values: Tensor) -> Swaps:
         columns = [number[p] for p in row.positions]
         chosen[r, columns] = True if row.head is None else torch.arange(*heads) == row.head
     cell = Cell(site, layer, None, Positions(tuple(map(str, where))))
-    spots = Spots(tuple(where))
-    return Swaps(cell, values[where], chosen, spots=spots)
+    absolute = AbsolutePositions(tuple(where))
+    return Swaps(cell, values[where], chosen, absolute=absolute)

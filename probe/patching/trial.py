@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from probe.anatomy.sums import apart, loudest
 from probe.interventions import Edit
-from probe.interventions.spots import Spots
+from probe.interventions.edits import AbsolutePositions
 from probe.patching.rest import Text, Way
 from probe.patching.swaps import Swap, swaps
 
@@ -36,7 +36,9 @@ def _tried_on(text: Text) -> tuple[Way | None, str]:
     n_layers, n = text.lm.anatomy.n_layers, len(text)
     starts = {0: n // 2, 1: n // 3, n_layers // 2: 2 * n // 3, n_layers - 1: n // 2, n_layers: n - 1}
     edits = [_edit(text, layer, start) for layer, start in starts.items()]
-    wanted = text.whole(len(edits), [e.for_row(0, row, e.spots or Spots()) for row, e in enumerate(edits)])
+    wanted = text.whole(
+        len(edits), [e.for_row(0, row, e.absolute or AbsolutePositions()) for row, e in enumerate(edits)]
+    )
     assert text.way is not None
     why = ""
     for way in [

@@ -12,7 +12,7 @@ import numpy as np
 from probe import answers
 from probe.decoding import Continuation, Sampling, branch
 from probe.errors import BadEdit
-from probe.interventions import Edit, Patch, applying, settle
+from probe.interventions import Edit, Patch, applying, locate_edits
 from probe.texts import token_columns
 
 if TYPE_CHECKING:
@@ -160,8 +160,8 @@ def changing(lm: LanguageModel, arm: Arm, longest: int) -> AbstractContextManage
         return nullcontext()
     first, n = len(arm.prefix) - 1, len(arm.prefix)
     settled = []
-    for edit in settle(lm, arm.changes, ids=list(arm.prefix), n_prompt=arm.n_prompt, longest=n + longest):
-        spots = edit.spots
+    for edit in locate_edits(lm, arm.changes, ids=list(arm.prefix), n_prompt=arm.n_prompt, longest=n + longest):
+        spots = edit.absolute
         assert spots is not None, "settled edits have positions"
         listed = tuple(p for p in spots.listed if p >= first)
         onward = None if spots.onward is None else max(first, spots.onward)
@@ -169,7 +169,7 @@ def changing(lm: LanguageModel, arm: Arm, longest: int) -> AbstractContextManage
             raise BadEdit(f"{edit} is before the fork and changes nothing", hint=f"name positions from {first} on")
         if isinstance(edit, Patch) and (listed, onward) != (spots.listed, spots.onward):
             raise BadEdit(f"{edit} begins before the fork", hint=f"name positions from {first} on")
-        settled.append(replace(edit, spots=spots._replace(listed=listed, onward=onward)))
+        settled.append(replace(edit, absolute=spots._replace(listed=listed, onward=onward)))
     return applying(lm, settled)
 
 
