@@ -14,12 +14,13 @@ from probe import store as stores
 from probe.capturing import MemorySink, read
 from probe.errors import BadOption, NonFinite
 from probe.interventions import cells, save_direction
+from probe.sites import SITES
 from probe.steering.evidence import Evidence, separation
 from probe.texts import TokenSequence, batches, encode_each, padded, prompt_columns
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
-    from probe.sites import SITES, Cell
+    from probe.sites import Cell
 
 Progress = Callable[[str, int, int], None]
 TOKENS = 4096  # padded, read together
