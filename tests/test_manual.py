@@ -17,6 +17,7 @@ from probe.recipes.manual.__main__ import regenerated
 from probe.recipes.manual.generated import commands, pages
 
 from probe.tables import TABLES, schema
+from tests.test_readme import examples
 
 ROOT = Path(__file__).parents[1]
 TEXTS = {"../../README": (ROOT / "README.md").read_text(encoding="utf-8"), **pages()}
@@ -84,6 +85,40 @@ def test_the_example_of_a_table_can_be_asked(name: str, tmp_path: Path) -> None:
     assert duckdb.sql(table.example.replace("RUN", str(tmp_path))).fetchall() is not None
 
 
+def test_every_name_that_can_be_chosen_is_explained() -> None:
+    """Importance methods, edits of a step, operations, sites, laws, exit codes, errors: each stands on its page."""
+    from probe import errors
+    from probe.interventions.parsing import OPS
+    from probe.registries.importance_methods import METHODS
+    from probe.registries.step_edits import STEP_EDITS
+    from probe.sites import SITES
+
+    wanted = {
+        "importance": METHODS, "rewind": [one.option for one in STEP_EDITS.values()], "edits": OPS, "sites": SITES,
+        "errors": [*("0", "1", "2", "3", "130"), *(name for name, kind in vars(errors).items() if isinstance(kind, type))],
+    }  # fmt: skip
+    for page, names in wanted.items():
+        for name in names:
+            assert re.search(rf"^\| `?{re.escape(name)}\b", pages()[page], flags=re.MULTILINE), f"{page}: {name}"
+
+
+def test_terms_of_our_own_stand_in_the_glossary() -> None:
+    for term in (
+        "fork",
+        "stem",
+        "arm",
+        "headroom",
+        "kept mass",
+        "floor",
+        "resolved",
+        "head summary",
+        "partial forward",
+    ):
+        assert re.search(rf"^\| {term} \|.*\| ours\b", pages()["glossary"], flags=re.MULTILINE), term
+    rows = re.findall(r"^\| ([^|]*) \| (.*) \| ([^|]*) \|$", pages()["glossary"], flags=re.MULTILINE)
+    assert all(meaning and source for _, meaning, source in rows)
+
+
 def test_help_and_tables_show_the_same_from_the_package(shell) -> None:
     listed = shell("help").stdout
     for topic in helps.topics():
@@ -128,6 +163,23 @@ def test_help_of_the_shell_is_whole_sentences_with_examples(shell) -> None:
 @pytest.mark.parametrize("example", [example for group in program.COMMANDS.values() for _, _, example in group])
 def test_examples_are_commands(example: str) -> None:
     parses(example)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_commands_in_the_text_are_commands(name: str) -> None:
+    """Those of console blocks and those in a line, where they have arguments; words in capitals stand for the reader's own."""
+    inline = re.findall(r"`(probe [a-z][^`]*)`", re.sub(r"```.*?```", "", TEXTS[name], flags=re.DOTALL))
+    for command in [*inline, *(command for command, _ in examples(TEXTS[name]) if command.startswith("probe "))]:
+        words = command.split()
+        assert {words[1], " ".join(words[1:3])} & {*commands(), *(one.split()[0] for one in commands())}, command
+        if len(words) > 2 and command.removeprefix("probe ") not in commands():
+            parses(command)
+
+
+def test_a_wrong_example_is_seen() -> None:
+    for wrong in ("probe trace a --capturing z@5", "probe look a", "probe rewind a"):
+        with pytest.raises((Exception, SystemExit)):
+            parses(wrong)
 
 
 def parses(example: str) -> None:

@@ -1,7 +1,8 @@
-"""README's examples are true: every `$ command` in a console block is run in order and prints what the README shows."""
+"""The examples of the README and of the manual are true: every `$ command` is run, in order, and prints what is shown."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -12,13 +13,22 @@ from pathlib import Path
 
 import pytest
 
+from probe.tables import TABLES
+
 ROOT = Path(__file__).parents[1]
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 
 
-def examples() -> list[tuple[str, str]]:
+def documents() -> dict[str, str]:
+    """The README, then the pages of the manual in the order of its index: later ones go on from runs of earlier ones."""
+    manual = ROOT / "recipes" / "manual"
+    names = re.findall(r"\]\((\w+\.md)\)", (manual / "README.md").read_text(encoding="utf-8"))
+    paths = [ROOT / "README.md", *(manual / name for name in dict.fromkeys(names))]
+    return {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in paths}
+
+
+def examples(text: str) -> list[tuple[str, str]]:
     """(command, shown output) of every console block, in order; `…` alone on a line stands for any lines."""
-    text = (ROOT / "README.md").read_text()
     found = []
     for block in re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL):
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
@@ -52,18 +62,38 @@ def test_the_readme_has_the_two_commands() -> None:
     assert 'pip install -e ".[test]" && pytest' in text
 
 
+def test_the_readme_is_short_and_leads_on() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.count("\n") <= 250
+    for page in documents():
+        assert page == "README.md" or f"({page})" in text or page.endswith("help.md"), page
+
+
 @pytest.mark.slow
 def test_console_examples_print_what_they_show(tmp_path: Path) -> None:
-    shown = examples()
-    assert shown, "the README shows at least one command"
+    """Each command is run once, though several pages may show it; and its run has no table that is not said to be its own."""
+    printed: dict[str, str] = {}
+    for name, text in documents().items():
+        assert name != "README.md" or examples(text), "the README shows at least one command"
+        for command, shown in examples(text):
+            if command not in printed:
+                printed[command] = output_of(command, tmp_path)
+            assert agree(shown.splitlines(), printed[command].splitlines()), f"{name}: {command}\n{printed[command]}"
+    for path in tmp_path.glob("*/manifest.json"):
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        for table in manifest["tables"]:
+            assert manifest["command"] in TABLES[table].verbs, f"{manifest['command']} writes {table}"
+
+
+def output_of(command: str, folder: Path) -> str:
+    """What a command prints in a folder."""
+    words = shlex.split(command)
+    assert words[0] in {"probe", "python"}, command
+    line = [sys.executable, "-m", "probe", *words[1:]] if words[0] == "probe" else [sys.executable, *words[1:]]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for command, output in shown:
-        words = shlex.split(command)
-        line = [sys.executable, "-m", "probe", *words[1:]] if words[0] == "probe" else [sys.executable, *words[1:]]
-        assert words[0] in {"probe", "python"}, command
-        done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
-        assert agree(output.splitlines(), done.stdout.strip("\n").splitlines()), f"{command}\n{done.stdout}"
+    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}\n{done.stderr}"
+    return done.stdout.strip("\n")
 
 
 def test_the_comparison_can_fail() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
+@cache
 def commands() -> dict[str, Any]:
     """Every command by its words: `trace`, `runs ls`, …"""
     import typer.main
@@ -111,8 +113,24 @@ def operations() -> str:
     from probe.interventions.edits import Edit
     from probe.interventions.parsing import OPS
 
-    said = {kind.op: " ".join((kind.__doc__ or "").split()) for kind in Edit.__subclasses__()}
+    said = {kind.op: " ".join((kind.__doc__ or "").split()).partition(". ")[0] for kind in Edit.__subclasses__()}
     return table(("written", "what it does"), [(f"`{op.form}`", said[name]) for name, op in OPS.items()])
+
+
+def step_edits() -> str:
+    """Every edit of a step that a rewind can make."""
+    from probe.registries.step_edits import STEP_EDITS
+
+    rows = [(f"`{one.option}{' ' + one.metavar if one.metavar else ''}`", one.help) for one in STEP_EDITS.values()]
+    return table(("edit", "what it does"), rows)
+
+
+def importance_methods() -> str:
+    """Every method of importance, and whether it draws continuations."""
+    from probe.registries.importance_methods import METHODS
+
+    rows = [(f"`{one.name}`", one.help, "yes" if one.sampled else "no") for one in METHODS.values()]
+    return table(("method", "what is measured", "draws continuations"), rows)
 
 
 def errors() -> str:
@@ -160,6 +178,8 @@ PARTS: dict[str, Callable[..., str]] = {
     "all-tables": all_tables,
     "sites": sites,
     "operations": operations,
+    "step-edits": step_edits,
+    "importance-methods": importance_methods,
     "errors": errors,
     "codes": codes,
     "packages": packages,
