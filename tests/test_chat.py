@@ -14,7 +14,7 @@ import probe
 from probe.errors import BadOption, BadPrompt, ProbeError
 from probe.language_model import LanguageModel, chat
 from probe.language_model.chat import Chat
-from probe.language_model.standing import find
+from probe.language_model.messages import locate
 from probe.requests.groups import parse_options
 
 PLAIN = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
@@ -56,7 +56,7 @@ def test_parts_of_a_content_are_joined(lm: LanguageModel, template: str) -> None
     """Also for a template that reads nothing but parts, which a text reaches as one."""
     said = rendered(lm, template, user(parts("Where is", " Rome?")), user("Here.", "assistant"))
     assert said.text == "[user] Where is Rome?\n[assistant] Here.\n"
-    assert [said.text[slice(*span)] for span in said.said] == ["Where is Rome?", "Here."]
+    assert [said.text[slice(*span)] for span in said.spans] == ["Where is Rome?", "Here."]
     assert lm.pieces(said.ids).text == said.text
 
 
@@ -102,7 +102,7 @@ def test_what_is_left_out_is_named(lm: LanguageModel, template: str, messages: l
 
 def test_what_is_written_another_way_is_not_lost(lm: LanguageModel) -> None:
     said = rendered(lm, REWRITTEN, user("a?"), user(RECORDED, "assistant"))
-    assert said.text[slice(*said.said[-1])] == RECORDED and said.notes == []
+    assert said.text[slice(*said.spans[-1])] == RECORDED and said.notes == []
     closer = rendered(lm, REWRITTEN, user("a?"), user(RECORDED.replace("\n\n", ""), "assistant"))
     assert closer.text == said.text and closer.notes == [
         "the chat template of 'tiny:llama' changes the white space of message 1 (assistant)"
@@ -113,13 +113,13 @@ def test_what_is_written_another_way_is_not_lost(lm: LanguageModel) -> None:
 
 def test_a_text_stands_where_it_was_put_and_not_where_the_template_says_the_same(lm: LanguageModel) -> None:
     said = rendered(lm, TRIMMED, user(" user "), user("user"))
-    assert said.said == [(7, 11), (19, 23)] and said.text == "[user] user\n[user] user\n"
+    assert said.spans == [(7, 11), (19, 23)] and said.text == "[user] user\n[user] user\n"
 
 
 def test_texts_never_stand_on_each_other() -> None:
-    assert find(["a b", "b", "b"], "a  b, b") == [(0, 4), (6, 7), None]
-    assert find(['say "hi"', ""], 'x say \\"hi\\"') == [(2, 12), None]
-    assert find(["ab"], "ab ab", taken=[(0, 2)]) == [(3, 5)]
+    assert locate(["a b", "b", "b"], "a  b, b") == [(0, 4), (6, 7), None]
+    assert locate(['say "hi"', ""], 'x say \\"hi\\"') == [(2, 12), None]
+    assert locate(["ab"], "ab ab", taken=[(0, 2)]) == [(3, 5)]
 
 
 ENDLESS = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3

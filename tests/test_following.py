@@ -10,8 +10,7 @@ from transformers import PreTrainedTokenizerFast
 import probe
 from probe.errors import BadOption
 from probe.language_model import LanguageModel
-from probe.language_model.answers import first_token, two_answers
-from probe.language_model.following import ids_after
+from probe.language_model.following import first_token, ids_after, two_answers
 from probe.tiny import tiny
 
 MERGES = [("▁", "7"), ("▁", "9"), ("▁", "a"), ("i", "s"), ("▁", "is"), ("=", "9")]

@@ -22,7 +22,7 @@ from probe.errors import BadModel, BadOption, BadPrompt, UnknownModel
 from probe.language_model import LanguageModel, gguf, home
 from probe.language_model.hashes import remembered
 from probe.language_model.home import record_of
-from probe.language_model.placement import place
+from probe.language_model.names import place
 from probe.tiny import tiny
 
 ROOT = Path(__file__).parents[1]

@@ -16,7 +16,7 @@ from probe.attributing.parts import Parts, take_apart
 from probe.attributing.seen import Seen, see
 from probe.attributing.sources import Sources, sources
 from probe.errors import BadOption
-from probe.language_model.answers import two_answers
+from probe.language_model.following import two_answers
 from probe.sites import parse_where
 from probe.texts import TokenSequence, read_source
 

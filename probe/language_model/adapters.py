@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from probe.errors import BadModel, BadOption
+from probe.language_model.checkpoint import refusals
 from probe.language_model.hashes import remembered
-from probe.language_model.refusals import stated
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -23,7 +23,7 @@ def merged(model: Any, given: str | Path) -> tuple[Any, dict[str, Any]]:
         import peft
     except ImportError as error:
         raise BadOption("--adapter needs the peft package", hint="pip install 'mechprobe[peft]'") from error
-    with stated(str(given)):
+    with refusals(str(given)):
         config = peft.PeftConfig.from_pretrained(str(directory))
         adapted = peft.PeftModel.from_pretrained(model, str(directory), config=config)
         _check_names(str(given), set(peft.get_peft_model_state_dict(adapted)), directory / WEIGHTS)

@@ -16,12 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from probe.errors import BadModel
-from probe.language_model.checkpoint import Checkpoint
-from probe.language_model.completeness import check_all_there, check_all_used
-from probe.language_model.converted import hashes_of, made
-from probe.language_model.hashes import remembered
+from probe.language_model.checkpoint import Checkpoint, check_all_there, check_all_used, refusals
+from probe.language_model.hashes import hashes_of, made, remembered
 from probe.language_model.home import Progress, building, models_dir
-from probe.language_model.refusals import stated
 from probe.language_model.rotary import FACTORS, check_factors, scale
 
 if TYPE_CHECKING:
@@ -151,7 +148,7 @@ def load(path: Path, *, dtype: torch.dtype | str, progress: Progress | None = No
     where = {"gguf_file": path.name, "local_files_only": True}
     loader: Any = AutoModelForCausalLM
     header = Header(path)
-    with stated(str(path)), _unpacking(path, progress), _apart(path) as folder:
+    with refusals(str(path)), _unpacking(path, progress), _apart(path) as folder:
         config = AutoConfig.from_pretrained(folder, **where)
         factors = _factors(Path(folder) / path.name) if FACTORS & set(header.names) else {}
         scale(str(path), config, header.metadata, factors)

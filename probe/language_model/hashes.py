@@ -1,19 +1,21 @@
-"""Hashes of files, remembered so that a file that has not changed is not read again. Knows no models."""
+"""Hashes of files, remembered so that an unchanged file is not read again; directories that are checked by them. No models."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from probe.language_model.home import Progress, home
+from probe.language_model.home import RECORD, Progress, claimed, home, record_of
 
 _BLOCK = 1 << 22
+QUICK = "xxh3_128"  # several times faster than sha256, and no identity
 _KINDS: dict[str, Callable[[], Any]] = {"sha256": hashlib.sha256, "xxh3_128": xxhash.xxh3_128}
 
 
@@ -74,3 +76,46 @@ def _write(known: dict[str, Any]) -> None:
         part.replace(home() / "hashes.json")
     except OSError:
         part.unlink(missing_ok=True)
+
+
+def hashes_of(directory: Path) -> dict[str, Any]:
+    """What the record of a finished directory holds beside the sizes: a hash of each file."""
+    files = [path for path in sorted(directory.rglob("*")) if path.is_file()]
+    return {QUICK: {str(path.relative_to(directory)): xxh3(path) for path in files}}
+
+
+def intact(directory: Path, progress: Progress | None = None) -> dict[str, Any] | None:
+    """The record of a directory that holds what was written into it, to the bit, by the hashes in its record; else None."""
+    record = record_of(directory)
+    written = record and record.get(QUICK)
+    if record is None or not isinstance(written, dict) or written.keys() != record["files"].keys():
+        return None
+    for name, digest in written.items():
+        if list(remembered([directory / name], kind=QUICK, progress=progress).values()) != [digest]:
+            return None
+    return record
+
+
+def _vouches_for_nothing(directory: Path) -> bool:
+    """Whether a directory is whole as far as its record goes, which holds no hashes: older versions wrote none."""
+    record = record_of(directory)
+    return record is not None and QUICK not in record
+
+
+def made(target: Path, make: Callable[[], None], progress: Progress | None) -> dict[str, Any]:
+    """The record of `target`, which `make` writes where it is missing or damaged; one process at a time."""
+    record = intact(target, progress)
+    if record is not None:
+        return record
+    with claimed(target, progress):
+        record = intact(target, progress)
+        if record is None:
+            if (target / RECORD).is_file() and not _vouches_for_nothing(target):
+                warnings.warn(
+                    f"the converted copy of '{target.name}' is not what was written: it is converted again",
+                    stacklevel=2,
+                )
+            make()
+            record = intact(target, progress)
+    assert record is not None, "a conversion that ended well left no whole model"
+    return record

@@ -14,14 +14,18 @@ from typing import Any
 from probe.errors import BadModel, BadOption, UnknownModel
 from probe.language_model import gguf, hub, wheel
 from probe.language_model.adapters import merged
-from probe.language_model.checkpoint import Checkpoint, check_directory, shape_in
-from probe.language_model.completeness import check_all_there, check_all_used
+from probe.language_model.checkpoint import (
+    Checkpoint,
+    check_all_there,
+    check_all_used,
+    check_directory,
+    refusals,
+    shape_in,
+)
 from probe.language_model.hashes import remembered
 from probe.language_model.home import Progress
 from probe.language_model.model import LanguageModel
-from probe.language_model.names import DEFAULT, Named, default_name, name_kind
-from probe.language_model.placement import Placement, place
-from probe.language_model.refusals import stated
+from probe.language_model.names import DEFAULT, Named, Placement, default_name, name_kind, place
 from probe.language_model.rotary import check_extends
 
 
@@ -167,7 +171,7 @@ def _loaded(
         model, tokenizer = gguf.load(found.gguf, dtype=placement.dtype or "auto", progress=progress, **options)
     else:
         files = check_directory(found.directory, found.name, allow_pickle=allow_pickle)
-        with stated(found.name):
+        with refusals(found.name):
             config = _config(found, code=code)
             tokenizer = _tokenizer(found, code=code)
             model, report = _model(found, config, placement, code=code, allow_pickle=allow_pickle, **options)

@@ -39,11 +39,11 @@ class Encoded(NamedTuple):
 
 
 class Rendered(NamedTuple):
-    """A conversation as ids and as text, the characters on which its messages stand there, and what is to be said of it."""
+    """A conversation as ids and as text, the characters of its messages there, and notes."""
 
     ids: list[int]
     text: str
-    said: list[tuple[int, int]]
+    spans: list[tuple[int, int]]
     notes: list[str]
 
 
@@ -126,8 +126,8 @@ class LanguageModel:
             return int(self._origin["context_length"])
         config = self.model.config.get_text_config(decoder=True)
         lengths = [getattr(config, name, None) for name in _LENGTHS]
-        stated = next((n for n in lengths if isinstance(n, int) and 0 < n < _VERY_LONG), None)
-        return None if stated is None else carried(config, stated)
+        length = next((n for n in lengths if isinstance(n, int) and 0 < n < _VERY_LONG), None)
+        return None if length is None else carried(config, length)
 
     @cached_property
     def frequencies_change(self) -> Change | None:
@@ -206,16 +206,16 @@ class LanguageModel:
         """
         if not self.tokenizer.chat_template:
             raise BadOption(f"'{self.name}' has no chat template", hint="give the prompt raw, or a model tuned to chat")
-        said = [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(m) for m in messages]
+        given = [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(m) for m in messages]
         if chat.system is not None:
-            said = [{"role": "system", "content": chat.system}, *said]
+            given = [{"role": "system", "content": chat.system}, *given]
         odd = next(
-            (m for m in said if not isinstance(m.get("role"), str) or not m.keys() & {"content", "tool_calls"}), None
+            (m for m in given if not isinstance(m.get("role"), str) or not m.keys() & {"content", "tool_calls"}), None
         )
-        if odd is not None or not said:
+        if odd is not None or not given:
             # most templates would render nothing in its place
             raise BadPrompt(f"not a message: {odd}", hint="each needs a 'role' and a 'content'")
-        found = chats.render(self.tokenizer, said, chat, awaited=add_generation_prompt, name=self.name)
+        found = chats.render(self.tokenizer, given, chat, awaited=add_generation_prompt, name=self.name)
         return Rendered(self._ids(found.text, special=False), *found)
 
     def pieces(self, ids: Sequence[int]) -> Pieces:

@@ -10,16 +10,16 @@ from probe.errors import BadModel, BadOption
 FACTORS = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
 
 
-def carried(config: Any, stated: int) -> int:
-    """How many positions a context of `stated` ones holds with its scaling: what was trained times the factor, if more."""
+def carried(config: Any, length: int) -> int:
+    """How many positions a context of `length` holds with its scaling: what was trained times the factor, if more."""
     own = _whole(config)
     factor = own.get("factor")
     if own.get("rope_type") not in ("linear", "dynamic", "yarn", "longrope", "llama3") or not isinstance(
         factor, int | float
     ):
-        return stated
-    original = own.get("original_max_position_embeddings") or stated
-    return max(stated, int(original * factor))
+        return length
+    original = own.get("original_max_position_embeddings") or length
+    return max(length, int(original * factor))
 
 
 def check_extends(name: str, model: Any, n: int) -> None:
@@ -78,16 +78,16 @@ def scale(name: str, config: Any, metadata: Mapping[str, Any], factors: Mapping[
     transformers reads the base frequency only. llama.cpp divides each frequency by its factor, and so does `longrope`.
     Raises `BadModel` where the config cannot say it.
     """
-    said = _said(metadata, factors, getattr(config, "max_position_embeddings", None))
-    if not said:
+    scaling = _scaling(metadata, factors, getattr(config, "max_position_embeddings", None))
+    if not scaling:
         return
     parameters = getattr(config, "rope_parameters", None)
     own = parameters.get("full_attention", parameters) if isinstance(parameters, dict) else None
-    if own is None or (own.get("rope_type", "default") != "default" and own["rope_type"] != said["rope_type"]):
+    if own is None or (own.get("rope_type", "default") != "default" and own["rope_type"] != scaling["rope_type"]):
         raise _cannot(name, f"a {type(config).__name__} has no place for it")
-    own.update(said)
-    if "original_max_position_embeddings" in said and hasattr(config, "original_max_position_embeddings"):
-        config.original_max_position_embeddings = said["original_max_position_embeddings"]
+    own.update(scaling)
+    if "original_max_position_embeddings" in scaling and hasattr(config, "original_max_position_embeddings"):
+        config.original_max_position_embeddings = scaling["original_max_position_embeddings"]
     config.validate_rope()
 
 
@@ -107,7 +107,7 @@ def check_factors(name: str, model: Any, factors: Mapping[str, Sequence[float]])
         raise _cannot(name, "the model that transformers makes does not use it")
 
 
-def _said(
+def _scaling(
     metadata: Mapping[str, Any], factors: Mapping[str, Sequence[float]], longest: int | None
 ) -> dict[str, Any] | None:
     """`rope_parameters` of a config, beside the base; None where nothing is scaled."""

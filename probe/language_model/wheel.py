@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 from probe.errors import BadModel, UnknownModel
 from probe.language_model.checkpoint import Checkpoint
-from probe.language_model.converted import made
 from probe.language_model.gguf import SOURCE, convert
-from probe.language_model.hashes import sha256
+from probe.language_model.hashes import made, sha256
 from probe.language_model.home import RECORD, Progress, models_dir, storing
 
 

@@ -16,7 +16,7 @@ from probe.capturing.lens import row_guesses
 from probe.capturing.logits import unembedding
 from probe.errors import BadEdit, BadOption
 from probe.interventions import Edit, applying, parse_all
-from probe.language_model.answers import first_token
+from probe.language_model.following import first_token
 from probe.sites import SITES, parse_places, parse_where, resolve
 from probe.texts import TokenSequence, prompt_columns, read_source, scored_columns
 

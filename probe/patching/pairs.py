@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from probe.errors import BadOption, BadPrompt
 from probe.files import read_rows
 from probe.interventions.parsing import check_run, prompts_of
-from probe.language_model.answers import two_answers
 from probe.language_model.chat import Chat
+from probe.language_model.following import two_answers
 from probe.patching.metrics import Target
 from probe.spans import Step
 from probe.store import Run, run_of

@@ -15,7 +15,7 @@ from probe import store as stores
 from probe.decoding import Sampling, branch
 from probe.errors import BadEdit, BadOption, NonFinite
 from probe.interventions import Add, Direction, applying, cells, check_edits, load_direction
-from probe.language_model.answers import two_answers
+from probe.language_model.following import two_answers
 from probe.patterns import Pattern
 from probe.steering.effects import strengths_of
 from probe.texts import TokenSequence, encode_each, prompt_columns

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from probe.language_model.standing import find
+from probe.language_model.messages import locate
 from probe.spans import Step, steps_from
 from probe.texts.prompts import Prompt
 
@@ -103,7 +103,7 @@ def _by_template(pieces: Pieces, n_prompt: int, rendered: str, message_spans: li
     """Which tokens of a prompt hold no character of what the messages say."""
     text = pieces.text[: pieces.offsets[n_prompt - 1][1]]
     # a decoder may put spaces between what a template wrote together: then the words are looked for
-    spans = message_spans if text == rendered else find([rendered[low:high] for low, high in message_spans], text)
+    spans = message_spans if text == rendered else locate([rendered[low:high] for low, high in message_spans], text)
     held = [span for span in spans if span is not None]
     return [
         not any(start < high and (end > low or low < end == start) for low, high in held)
