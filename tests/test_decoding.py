@@ -12,7 +12,7 @@ from probe.decoding import Sampling, decode, processors
 from probe.decoding.caches import held
 from probe.decoding.teacher_forced import suffix_logprobs
 from probe.errors import BadModel, NonFinite
-from probe.language_model.stepping import Way, way
+from probe.language_model.stepping import CacheSupport, cache_support
 
 FAMILIES = [
     "llama", "gpt2", "gemma2", "qwen3", "mamba", "falcon_h1", "jamba", "gpt_oss", "bloom", "rwkv", "gpt_neox", "minimax",
@@ -102,7 +102,7 @@ def test_a_cache_that_says_something_else_is_not_gone_on_from(restarts: bool, mo
     ids = drawn(20)
     (found,) = decode(lm, [ids], max_new=8, sampling=Sampling())
     scores = suffix_logprobs(lm, ids, [found.ids])[0]
-    assert way(lm).cached == (not restarts)
+    assert cache_support(lm).cached == (not restarts)
     for token, score in zip(found.ids, scores, strict=True):
         logits = after(lm, ids)
         assert token == int(logits.argmax())
@@ -115,7 +115,7 @@ def test_how_a_model_goes_on_is_found_without_the_edits_at_work() -> None:
 
     lm = probe.load("tiny:bamba")
     with applying(lm, parse_edits(lm, ["mlp_out@0:12=zero"]), start=0):
-        assert way(lm) == Way(cached=True, told=True, origin=0)
+        assert cache_support(lm) == CacheSupport(cached=True, needs_positions=True, origin=0)
 
 
 @pytest.mark.parametrize("family", ["xlm", "xlnet"])

@@ -38,7 +38,7 @@ from probe.interventions import (
     parse_edits,
     save_direction,
 )  # fmt: skip
-from probe.language_model.stepping import way
+from probe.language_model.stepping import cache_support
 from probe.sites import Cell, Positions
 from probe.tiny import tiny
 
@@ -592,7 +592,7 @@ def test_an_attention_that_takes_no_mask_refuses_a_cut(monkeypatch: pytest.Monke
     """Flash attention is told lengths, not edges."""
     lm = with_attention("llama", "sdpa")
     cut = Cut(cell(lm, "pattern@0:5"), Positions(("2",)))
-    way(lm)  # is tried once a model, by forwards of its own
+    cache_support(lm)  # is tried once a model, by forwards of its own
 
     def unmasked(*_: Any, **__: Any) -> Any:
         raise AssertionError("the edit comes before the function")

@@ -18,7 +18,7 @@ from probe.decoding.prefixes import Edits, Known, Prefix
 from probe.decoding.sampler import choose
 from probe.errors import BadModel
 from probe.language_model.rotary import start_over
-from probe.language_model.stepping import forward, plain_kwargs, way
+from probe.language_model.stepping import cache_support, forward, plain_kwargs
 from probe.requests import Sampling
 
 if TYPE_CHECKING:
@@ -83,8 +83,9 @@ def check(lm: LanguageModel) -> None:
     """Raises `BadModel` for a model that cannot generate."""
     if not isinstance(lm.model, GenerationMixin):
         raise BadModel(f"'{lm.name}' cannot generate", hint="trace it without --generate")
-    if not way(lm).continues:
-        why = "is made for generation other inputs than the text" if way(lm).causal else "reads what follows too"
+    support = cache_support(lm)
+    if not support.continues:
+        why = "is made for generation other inputs than the text" if support.causal else "reads what follows too"
         raise BadModel(
             f"'{lm.name}' {why}: what it would choose is not what reading the text says",
             hint="trace it without --generate",
@@ -128,7 +129,7 @@ def takes_padding(lm: LanguageModel) -> bool:
     attends = all(layer.attention is not None for layer in lm.anatomy.layers)
     longest_rules = lm.frequencies_change is not None
     usual = joins(expected(lm.model.config))  # compressed keys, for one, would hold some of the padding
-    given = way(lm).origin is not None and "attention_mask" in accepted
+    given = cache_support(lm).origin is not None and "attention_mask" in accepted
     return attends and usual and not longest_rules and given
 
 
@@ -153,7 +154,7 @@ class Batch:
         ends = torch.tensor([len(p) for p in prefixes], device=lm.device)[:, None]
         if int(ends.min()) < self.longest:
             mask = (torch.arange(self.longest, device=lm.device) >= self.longest - ends).long()
-            places = (mask.cumsum(-1) - 1).clamp(min=0) + (way(lm).origin or 0)
+            places = (mask.cumsum(-1) - 1).clamp(min=0) + (cache_support(lm).origin or 0)
             self.kwargs |= {"attention_mask": mask, "position_ids": places}
         self._logits: Tensor | None = None  # of the next token, if they are known
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from probe.decoding.caches import grows, held, slot
 from probe.errors import BadModel
-from probe.language_model.stepping import way
+from probe.language_model.stepping import cache_support
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -104,7 +104,7 @@ class Prefix:
         The same as forbidding these tokens to look at the gap in all layers and heads (METHODS M12). Raises `BadModel`
         where positions cannot be given, or a recurrent state or a window counts tokens and not positions.
         """
-        start, origin = len(self.ids) + skipped, way(self.lm).origin
+        start, origin = len(self.ids) + skipped, cache_support(self.lm).origin
         if origin is None or self._cache is None or _windowed(self._cache, start + len(ids)):
             raise BadModel(
                 f"'{self.lm.name}' cannot skip positions: it has no keys and values of every position to leave out",
@@ -120,13 +120,13 @@ class Prefix:
         if keep and "logits_to_keep" in self._accepted:
             more["logits_to_keep"] = keep
         if "use_cache" in self._accepted:
-            more["use_cache"] = way(self.lm).cached and not way(self.lm).told
+            more["use_cache"] = cache_support(self.lm).cached and not cache_support(self.lm).needs_positions
         return self.lm.model(torch.tensor(ids, device=self.lm.device), return_dict=True, **more)
 
 
 def check_beginnings(lm: LanguageModel) -> None:
     """Raises `BadModel` for a model whose logits after a text's beginning depend on what follows."""
-    if not way(lm).causal:
+    if not cache_support(lm).causal:
         raise BadModel(
             f"'{lm.name}' reads what follows too: a text's beginning gives other numbers alone",
             hint="use a causal model",

@@ -17,7 +17,7 @@ from probe.interventions.checking import check_middle, write_over
 from probe.interventions.edits import Edit
 from probe.interventions.forwards import ActiveEdits, ForwardPositions, Start, changed
 from probe.interventions.positions import locate_edits
-from probe.language_model.stepping import way
+from probe.language_model.stepping import cache_support
 from probe.sites import SITES
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def applying(
     located = locate_edits(lm, edits, ids=ids, n_prompt=n_prompt, longest=longest, steps=steps)
     for where in dict.fromkeys((e.cell.site, e.cell.layer) for e in located if SITES[e.cell.site].in_the_sum):
         check_middle(lm.model, lm.anatomy, *where)
-    way(lm)  # how the model goes on is found out without edits
+    cache_support(lm)  # how the model goes on is found out without edits
     forwards, active = ForwardPositions(lm.model, start), ActiveEdits(located)
     calls, applied = CallEditor(lm.anatomy, active, forwards), Applied(active, forwards)
     with ExitStack() as hooked:

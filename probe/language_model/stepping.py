@@ -1,4 +1,4 @@
-"""How a model goes on from a text by its own code: with its cache or without, told its positions or not. Tried once a model."""
+"""How a model goes on from a text by its own code: with its cache or without, given its positions or not. Tried once."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 STEPS = 3  # of the trial; the one in the middle counts, for rounding can send one of them to other experts
-_ways: weakref.WeakKeyDictionary[nn.Module, Way] = weakref.WeakKeyDictionary()
-# in any of these ways some families' own code says that it can't
+_known: weakref.WeakKeyDictionary[nn.Module, CacheSupport] = weakref.WeakKeyDictionary()
+# in any of these cases some families' own code says that it can't
 FAILURES = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
-class Way(NamedTuple):
+class CacheSupport(NamedTuple):
     """What gives the logits of one forward over the whole text.
 
-    cached: its cache can be gone on from; `told`: only if positions are given too (bamba counts from 0 again, transformers
-    5.23). origin: the position that it gives to a text's first token (RoBERTa: not 0); None if positions can't be given.
-    continues: the inputs that it makes for generation give these logits at all. causal: what follows changes nothing.
+    cached: its cache can be gone on from; needs_positions: only if positions are given too (bamba counts from 0 again,
+    transformers 5.23). origin: the position that it gives to a text's first token (RoBERTa: not 0); None if positions can't
+    be given. continues: the inputs that it makes for generation give these logits at all. causal: what follows changes nothing.
     """
 
     cached: bool
-    told: bool
+    needs_positions: bool
     origin: int | None
     continues: bool = True
     causal: bool = True
@@ -56,9 +56,9 @@ def forward(
 
 def plain_kwargs(lm: LanguageModel, ids: Tensor) -> dict[str, Any]:
     """What the first forward over ids (row, pos) is given: only the last logits, where the others can be left out."""
-    told = way(lm)
-    more = {"position_ids": positions(ids, told.origin)} if told.told else {}
-    return {**uncached_kwargs(lm), "use_cache": told.cached, **more}
+    support = cache_support(lm)
+    more = {"position_ids": positions(ids, support.origin)} if support.needs_positions else {}
+    return {**uncached_kwargs(lm), "use_cache": support.cached, **more}
 
 
 def uncached_kwargs(lm: LanguageModel) -> dict[str, Any]:
@@ -72,37 +72,37 @@ def positions(ids: Tensor, origin: int | None) -> Tensor:
     return (torch.arange(ids.shape[1], device=ids.device) + (origin or 0)).expand_as(ids)
 
 
-def way(lm: LanguageModel) -> Way:
+def cache_support(lm: LanguageModel) -> CacheSupport:
     """How this model goes on. Tried on a few tokens when it is first asked for, which is to be while no edit is at work.
 
     Where its cache can't be gone on from, every token is decoded by a forward of the whole text.
     """
-    if lm.model not in _ways:
+    if lm.model not in _known:
         with torch.inference_mode(False), torch.no_grad():  # what a model keeps of it may be used with gradients later
-            _ways[lm.model] = _tried(lm)
-    return _ways[lm.model]
+            _known[lm.model] = _tried(lm)
+    return _known[lm.model]
 
 
-def _tried(lm: LanguageModel) -> Way:
+def _tried(lm: LanguageModel) -> CacheSupport:
     ids = probe_tokens(lm.model)
     try:
         whole = lm.model(input_ids=ids, use_cache=False).logits[0].float()
     except FAILURES:
-        return Way(False, False, None)
+        return CacheSupport(False, False, None)
     most = max(1e-3, 8 * torch.finfo(lm.dtype).eps) * float(loudest(whole))
     if math.isnan(most):  # that is for whoever uses the logits to say
-        return Way(True, False, None)
+        return CacheSupport(True, False, None)
     origin = _origin(lm, ids, whole, most)
     plain = _gap(lm, ids, whole, {"use_cache": True})
     if origin is not None and plain > most / 4:
-        told = _gap(lm, ids, whole, {"use_cache": True, "position_ids": positions(ids[:, :-STEPS], origin)})
-        if told <= min(most, plain / 2):
-            return Way(True, True, origin)
+        placed = _gap(lm, ids, whole, {"use_cache": True, "position_ids": positions(ids[:, :-STEPS], origin)})
+        if placed <= min(most, plain / 2):
+            return CacheSupport(True, True, origin)
     if plain <= most:
-        return Way(True, False, origin)
+        return CacheSupport(True, False, origin)
     short = lm.model(input_ids=ids[:, :-1], use_cache=False).logits[0, -1]
     causal = bool(apart(short, whole[-2]).max() <= most)
-    return Way(False, False, origin, _gap(lm, ids, whole, {"use_cache": False}) <= most, causal)
+    return CacheSupport(False, False, origin, _gap(lm, ids, whole, {"use_cache": False}) <= most, causal)
 
 
 def _gap(lm: LanguageModel, ids: Tensor, whole: Tensor, kwargs: dict[str, Any]) -> float:
