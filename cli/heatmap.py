@@ -94,7 +94,7 @@ def _show_measured(measured: dict[str, Any]) -> None:
 def _show_agreement(summary: dict[str, Any]) -> None:
     """How good the guess is."""
     points = f", averaged over {summary['ig']} points between the texts" if summary["ig"] else ""
-    typer.echo(f"{summary['cells']:,} cells, foretold from the gradient{points}")
+    typer.echo(f"{summary['cells']:,} cells, estimated from the gradient{points}")
     found = summary["agreement"]
     if found is None:
         return

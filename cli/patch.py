@@ -59,7 +59,7 @@ Align = Annotated[
     str | None, typer.Option("--align", help="Where lengths differ, which positions are one: left, right or ends.")
 ]
 Method = Annotated[
-    str, typer.Option("--method", help="exact, or attribution: foretold from one gradient, all cells at once.")
+    str, typer.Option("--method", help="exact, or attribution: estimated from one gradient, all cells at once.")
 ]
 Ig = Annotated[
     int, typer.Option("--ig", help="Of attribution: average the gradient over so many points between the texts.", min=0)

@@ -15,7 +15,8 @@ import probe
 from probe.errors import BadModel, BadOption, SiteAbsent
 from probe.interventions import Patch, Scale, applying, cells
 from probe.language_model import LanguageModel
-from probe.patching.gradients import Where, foretold, slopes, values
+from probe.patching.attribution import estimated, slopes
+from probe.patching.reading import SiteLayer, values
 from probe.sites import Cell, Positions
 from tests.planted import copying
 
@@ -38,7 +39,7 @@ def texts(lm: LanguageModel) -> tuple[list[int], list[int]]:
     return list(lm.encode(CLEAN).ids), list(lm.encode(CORRUPT).ids)
 
 
-def wheres_of(lm: LanguageModel) -> list[Where]:
+def wheres_of(lm: LanguageModel) -> list[SiteLayer]:
     a = lm.anatomy
     return [("embed", -1), *((s, i) for s in EVERY for i in range(a.n_layers) if a.has(s, i))]
 
@@ -53,7 +54,7 @@ def test_slopes_are_those_of_autograd_by_hand_in_float64() -> None:
     _, corrupt = texts(lm)
     blocks, kept = model.transformer.h, {}
 
-    def keep(where: Where) -> Callable[..., None]:
+    def keep(where: SiteLayer) -> Callable[..., None]:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
             value = inputs[0] if where[0] == "z" else output[0] if isinstance(output, tuple) else output
             value.retain_grad()
@@ -95,7 +96,7 @@ def test_slopes_are_finite_differences(family: str) -> None:
     ids = torch.tensor([corrupt])
     checked = 0
     for site, layer in wheres:
-        change = foretold(read, (site, layer), other[site, layer])
+        change = estimated(read, (site, layer), other[site, layer])
         for p in (2, len(corrupt) - 1):
             moved = []
             for sign in (step, -step):
@@ -137,7 +138,7 @@ def test_nothing_is_left_on_the_model_and_nothing_is_run_twice() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules())
 
 
-# ---- what is foretold
+# ---- what is estimated
 
 
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
@@ -157,13 +158,13 @@ def test_it_is_the_exact_patch_where_all_that_follows_is_linear(direction: str, 
 
 
 @pytest.mark.parametrize("metric", ["logit-diff", "logprob", "prob", "kl"])
-def test_each_metric_is_foretold_by_its_own_slope(metric: str) -> None:
+def test_each_metric_is_estimated_by_its_own_slope(metric: str) -> None:
     """A small step: the clean text is the corrupt one under an edit that moves it little, so first order is enough."""
     lm = loaded("gpt2")
     clean, corrupt = texts(lm)
-    from probe.patching.metrics import Target, logprobs_of, measure_of, read_out
+    from probe.patching.metrics import AnswerTokens, logprobs_of, measure_of, read_out
 
-    target = Target(lm.ids_of("a")[0], lm.ids_of("b")[0])
+    target = AnswerTokens(lm.ids_of("a")[0], lm.ids_of("b")[0])
     far = logprobs_of(values(lm, clean, []).logits)
     read = slopes(lm, corrupt, [("resid_pre", 1)], measure_of(metric, target, far))
     step = 1e-3 * torch.randn(read.values["resid_pre", 1].shape, generator=torch.Generator().manual_seed(0))
@@ -172,9 +173,9 @@ def test_each_metric_is_foretold_by_its_own_slope(metric: str) -> None:
     for sign in (1, -1):
         with torch.no_grad(), applying(lm, [Patch(cell, read.values["resid_pre", 1] + sign * step)], ids=ids):
             ends.append(read_out(lm.model(ids).logits[:, -1], target, far).of(metric)[0])
-    foretold_change = float(foretold(read, ("resid_pre", 1), read.values["resid_pre", 1] + step).sum())
-    assert (ends[0] - ends[1]) / 2 == pytest.approx(foretold_change, rel=0.02)
-    assert abs(foretold_change) > 0
+    estimated_change = float(estimated(read, ("resid_pre", 1), read.values["resid_pre", 1] + step).sum())
+    assert (ends[0] - ends[1]) / 2 == pytest.approx(estimated_change, rel=0.02)
+    assert abs(estimated_change) > 0
 
 
 def test_integrated_gradients_of_the_embedding_add_up_to_the_whole_difference() -> None:
@@ -207,7 +208,7 @@ def test_the_sample_is_run_and_its_correlation_is_stored() -> None:
     assert not (other["exact"].notna() == tried).all()
 
 
-def test_zeros_are_foretold_too() -> None:
+def test_zeros_are_estimated_too() -> None:
     lm = loaded("gpt2")
     run = probe.patch(lm, **ASKED, sites="z", source="zero", method="attribution", sample=0)
     clean, _ = texts(lm)
@@ -261,7 +262,7 @@ def test_the_shell_does_it_too(shell) -> None:
         *words, "--sites", "z", "--method", "attribution", "--ig", "2", "--sample", "5", "--out", "r", "--no-progress"
     )
     assert done.returncode == 0, done.stderr
-    assert "foretold from the gradient, averaged over 2 points" in done.stdout
+    assert "estimated from the gradient, averaged over 2 points" in done.stdout
     assert "exact patches of 5 random cells" in done.stdout and "Spearman" in done.stdout
     plan = shell(*words, "--method", "attribution", "--sample", "0", "--dry-run", "--json")
     assert json.loads(plan.stdout)["passes"] == 3

@@ -86,9 +86,9 @@ def variations(lm, clean: list[int], corrupt: list[int], n_tail: int) -> tuple[n
 @pytest.mark.parametrize("parted", [0.02, 0.1, 0.9])
 def test_the_arms_are_measured_where_they_part(lm, rewound, monkeypatch, parted):
     """Two plain forwards: the first place after the step with so much total variation, else that with the most."""
-    monkeypatch.setattr("probe.patching.parting.PARTED", parted)
-    monkeypatch.setattr("probe.patching.rewound.PARTED", parted)
-    monkeypatch.setattr("probe.patching.parting._ROWS", 5)
+    monkeypatch.setattr("probe.patching.rewind_pairs.DIVERGED", parted)
+    monkeypatch.setattr("probe.patching.rewind_pairs.DIVERGED", parted)
+    monkeypatch.setattr("probe.patching.rewind_pairs._ROWS", 5)
     whole = trajectory(written(lm), lm)
     begin = int(rewound.branches.query("arm == 'control'")["draw_pos"].iloc[0])
     new = rewound.tokens.query("segment == 'edit'")

@@ -12,12 +12,12 @@ import torch
 
 import probe
 from probe.errors import BadOption, BadPlace, BadPrompt, NonFinite, OutOfRange, SiteAbsent, UnknownSite
-from probe.patching.grid import Asked, slices
-from probe.patching.memory import parse_memory, rows_at_once
-from probe.patching.metrics import Target, effects, logprobs_of, read_out
-from probe.patching.pairs import Words, aligned, make_pair
+from probe.patching.cells import Selection, cells_of
+from probe.patching.exact import exact, prepare_pair
+from probe.patching.metrics import AnswerTokens, effects, logprobs_of, read_out
+from probe.patching.pairs import PairTexts, aligned, make_pair
+from probe.patching.planning import parse_memory, rows_at_once
 from probe.patching.sources import activations, generator
-from probe.patching.sweep import exact, scene
 
 CLEAN, CORRUPT = "abcdef Mary gh", "abXdef John gh"
 ASKED = {"clean": CLEAN, "corrupt": CORRUPT, "answer": "a", "against": "b"}
@@ -121,14 +121,14 @@ def test_every_budget_gives_the_same():
 
 def test_a_patch_of_a_run_with_itself_is_exactly_nothing():
     lm = probe.load("tiny:llama")
-    pair = make_pair(lm, Words(CLEAN, CORRUPT, "a", "b"))
-    view = scene(lm, pair, "denoise")
-    for part in slices(lm, pair, Asked(("resid_pre", "z")), "denoise"):
+    pair = make_pair(lm, PairTexts(CLEAN, CORRUPT, "a", "b"))
+    view = prepare_pair(lm, pair, "denoise")
+    for part in cells_of(lm, pair, Selection(("resid_pre", "z")), "denoise"):
         own = activations(lm, pair.corrupt, part.site, [part.layer])[part.layer]
         found = exact(view, part, own, own.clone(), budget=10**9)
         assert not found.passed.any()
-        assert np.array_equal(found.readout.logit_diff, np.repeat(view.start.logit_diff, len(part.swaps)))
-        logits = view.base.rest(1, [], layer=1, start=3)
+        assert np.array_equal(found.readout.logit_diff, np.repeat(view.start.logit_diff, len(part.locations)))
+        logits = view.base.partial_forward(1, [], layer=1, start=3)
         torch.testing.assert_close(logits[0], view.base.logits, atol=1e-5, rtol=0)
 
 
@@ -229,7 +229,7 @@ def test_the_model_is_left_as_it_was_by_a_failure():
 def test_metrics_are_those_of_float64():
     rng = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 50, generator=rng) * 5
-    found = read_out(logits, Target(3, 7), logprobs_of(logits[0]))
+    found = read_out(logits, AnswerTokens(3, 7), logprobs_of(logits[0]))
     wide = logits.double().numpy()
     p = np.exp(wide - wide.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)

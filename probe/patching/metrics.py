@@ -20,14 +20,14 @@ METRICS = {
 SAME = 1e-5  # clean and corrupt that differ by less than this share of their size differ by rounding
 
 
-class Target(NamedTuple):
+class AnswerTokens(NamedTuple):
     """The token whose odds are followed, and the one it is compared with, if any."""
 
     answer: int
     against: int | None
 
 
-class Readout(NamedTuple):
+class Metrics(NamedTuple):
     """All metrics of n rows of logits, each (n,) float64. `logit_diff` is NaN where there is nothing to compare with."""
 
     logit_diff: np.ndarray
@@ -41,7 +41,7 @@ class Readout(NamedTuple):
         return found
 
 
-def check_metric(metric: str, target: Target) -> None:
+def check_metric(metric: str, target: AnswerTokens) -> None:
     """Raises `BadOption` for a metric that there is not, or that the target lacks a token for."""
     if metric not in METRICS:
         raise BadOption(f"unknown metric '{metric}'", hint=", ".join(METRICS))
@@ -54,18 +54,18 @@ def logprobs_of(logits: Tensor) -> Tensor:
     return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
 
-def read_out(logits: Tensor, target: Target, clean: Tensor) -> Readout:
+def read_out(logits: Tensor, target: AnswerTokens, clean: Tensor) -> Metrics:
     """Metrics of logits (n, d_vocab); `clean` (d_vocab,) are the log-probs of the clean run, for KL(clean || row)."""
-    return Readout(*(values.cpu().numpy() for values in _columns(logits, target, clean)))
+    return Metrics(*(values.cpu().numpy() for values in _columns(logits, target, clean)))
 
 
-def measure_of(metric: str, target: Target, clean: Tensor) -> Callable[[Tensor], Tensor]:
+def measure_of(metric: str, target: AnswerTokens, clean: Tensor) -> Callable[[Tensor], Tensor]:
     """One metric of logits (n, d_vocab) as a tensor (n,), for gradients."""
     column = list(METRICS).index(metric)
     return lambda logits: _columns(logits, target, clean)[column]
 
 
-def _columns(logits: Tensor, target: Target, clean: Tensor) -> tuple[Tensor, ...]:
+def _columns(logits: Tensor, target: AnswerTokens, clean: Tensor) -> tuple[Tensor, ...]:
     """In the order of METRICS."""
     own = logprobs_of(logits)
     logprob = own[:, target.answer].double()

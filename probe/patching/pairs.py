@@ -13,7 +13,7 @@ from probe.files import read_rows
 from probe.interventions.parsing import check_run, prompts_of
 from probe.language_model.chat import Chat
 from probe.language_model.following import two_answers
-from probe.patching.metrics import Target
+from probe.patching.metrics import AnswerTokens
 from probe.spans import Step
 from probe.store import Run, run_of
 
@@ -25,7 +25,7 @@ ALIGNMENTS = ("left", "right", "ends")
 COLUMNS = ("clean", "corrupt", "answer", "against")
 
 
-class Words(NamedTuple):
+class PairTexts(NamedTuple):
     """A pair as it is asked for: texts, or runs in their place, and the answers as text."""
 
     clean: Any
@@ -41,7 +41,7 @@ class Pair:
 
     clean: tuple[int, ...]
     corrupt: tuple[int, ...]
-    target: Target
+    target: AnswerTokens
     places: tuple[tuple[int, int], ...]
     first: int
     names: tuple[str, str]  # texts, for the table `prompts`
@@ -78,7 +78,7 @@ class Pair:
         return {b: a for a, b in self.places} if direction == "denoise" else dict(self.places)
 
 
-def make_pair(lm: LanguageModel, words: Words, *, align: str | None = None, chat: Chat = RAW) -> Pair:
+def make_pair(lm: LanguageModel, words: PairTexts, *, align: str | None = None, chat: Chat = RAW) -> Pair:
     """Tokens, alignment and target of a pair. Raises `BadPrompt` or `BadOption` for one that says nothing."""
     (clean, said), (corrupt, more) = (_read(lm, given, chat) for given in words[:2])
     for name, ids in (("clean", clean), ("corrupt", corrupt)):
@@ -98,7 +98,7 @@ def make_pair(lm: LanguageModel, words: Words, *, align: str | None = None, chat
 
 
 def pair_of(
-    clean: tuple[int, ...], corrupt: tuple[int, ...], target: Target, answers: tuple[str, str | None], *,
+    clean: tuple[int, ...], corrupt: tuple[int, ...], target: AnswerTokens, answers: tuple[str, str | None], *,
     align: str | None, names: tuple[str, str], notes: tuple[str, ...] = (), steps: tuple[Step, ...] = (),
 ) -> Pair:  # fmt: skip
     """The pair of two sequences of tokens. Raises `BadPrompt` where they are the same, `BadOption` as `aligned` does."""
@@ -140,14 +140,14 @@ def common(a: Sequence[int], b: Sequence[int]) -> int:
 
 def target_of(
     lm: LanguageModel, answer: str, against: str | None, *, after: Sequence[int]
-) -> tuple[Target, tuple[str, str | None], tuple[str, ...]]:
+) -> tuple[AnswerTokens, tuple[str, str | None], tuple[str, ...]]:
     """The tokens to follow where they come after these ids, their texts, and what has to be said about them.
 
     Raises `BadOption` where one is empty, or where both begin with the same token.
     """
     first, other, notes = two_answers(lm, answer, against, after=after)
     texts = lm.token_text(first), None if other is None else lm.token_text(other)
-    return Target(first, other), texts, tuple(notes)
+    return AnswerTokens(first, other), texts, tuple(notes)
 
 
 def _read(lm: LanguageModel, given: Any, chat: Chat) -> tuple[tuple[int, ...], list[str]]:
@@ -182,7 +182,7 @@ def _check_length(lm: LanguageModel, name: str, ids: Sequence[int]) -> None:
         )
 
 
-def read_pairs(path: Path) -> list[Words]:
+def read_pairs(path: Path) -> list[PairTexts]:
     """Pairs of a file of rows with columns clean, corrupt, answer and, if there is one, against; see `files.read_rows`.
 
     Raises `BadPrompt` for a file or a row that cannot be read.
@@ -198,7 +198,7 @@ def read_pairs(path: Path) -> list[Words]:
     return [_words(row.value, f"row {row.number + 1} of '{path}'") for row in rows]
 
 
-def _words(row: Any, where: str) -> Words:
+def _words(row: Any, where: str) -> PairTexts:
     found = row if isinstance(row, dict) else {}
     missing = [name for name in COLUMNS[:3] if not isinstance(found.get(name), str) or not found[name]]
     if missing:
@@ -206,4 +206,4 @@ def _words(row: Any, where: str) -> Words:
     against = found.get("against") or None
     if against is not None and not isinstance(against, str):
         raise BadPrompt(f"{where}: 'against' is not a text", hint="write it in quotes")
-    return Words(found["clean"], found["corrupt"], found["answer"], against)
+    return PairTexts(found["clean"], found["corrupt"], found["answer"], against)

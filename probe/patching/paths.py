@@ -1,138 +1,127 @@
-"""Path patching (Goldowsky-Dill et al. 2023, 2304.05969; METHODS B4): what a sender sends a receiver along direct paths only.
-
-A first forward gives the sender its new value and holds every other write to the stream at what it was: the change reaches
-later parts by the residual stream alone. What the receiver makes of that is put into a second forward, where all runs free.
-"""
+"""Which paths are asked for: senders and receivers of a text, and which receivers come after which senders. Runs no model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+from probe.errors import BadOption, OutOfRange, SiteAbsent
+from probe.interventions import cells
+from probe.interventions.checking import check_cell
+from probe.patching.cells import Selection
+from probe.patching.pairs import Pair
+from probe.sites import SITES, Place, parse_place, sites_for
+from probe.sites.catalogue import Use
 
-from probe.anatomy.parts import in_units, of_call
-from probe.instrument import AttentionCall, Reader, Tap, attending, tapping
-from probe.interventions import Patch, applying
-from probe.interventions.edits import AbsolutePositions
-from probe.patching.gradients import Where
-from probe.patching.rest import Text, ended, keeper
-from probe.patching.routes import End
-from probe.patching.swaps import Swap, swaps
-from probe.sites import SITES, Cell, Positions
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
 
-
-class Paths:
-    """The paths of one text. `rows_at_once`: of a forward of the whole text."""
-
-    def __init__(self, text: Text, *, rows_at_once: int) -> None:
-        self.text, self.lm, self.rows_at_once = text, text.lm, rows_at_once
-        self._held: dict[Tap, Tensor] = self._written()
-
-    def send(
-        self, pairs: Sequence[tuple[End, End]], source: Callable[[str, int], Tensor]
-    ) -> Iterator[tuple[list[int], Tensor]]:
-        """(numbers of some pairs, logits (pair, d_vocab) after the last token), until all have been sent.
-
-        source(site, layer) -> (pos, [head,] d): what senders take.
-        """
-        grouped: dict[Where, dict[End, list[int]]] = {}
-        for i, (sender, _) in enumerate(pairs):
-            grouped.setdefault((sender.site, sender.layer), {}).setdefault(sender, []).append(i)
-        for where, members in grouped.items():
-            senders = list(members)
-            for first in range(0, len(senders), self.rows_at_once):
-                some = senders[first : first + self.rows_at_once]
-                receivers = {pairs[i][1] for sender in some for i in members[sender]}
-                arrived = self._first(some, source(*where), {(r.site, r.layer) for r in receivers})
-                yield from self._second(pairs, [(row, i) for row, s in enumerate(some) for i in members[s]], arrived)
-
-    def _second(
-        self, pairs: Sequence[tuple[End, End]], wanted: Sequence[tuple[int, int]], arrived: dict[Where, Tensor]
-    ) -> Iterator[tuple[list[int], Tensor]]:
-        """The forwards in which receivers have what arrived. wanted: (row of the first forward, number of the pair)."""
-        by_receiver: dict[End, list[tuple[int, int]]] = {}
-        for row, i in wanted:
-            by_receiver.setdefault(pairs[i][1], []).append((row, i))
-        for receiver, members in by_receiver.items():
-            rows, numbers = [row for row, _ in members], [i for _, i in members]
-            found = arrived[receiver.site, receiver.layer][rows]
-            if receiver.site == "logits":
-                yield numbers, found
-                continue
-            yield numbers, self._patched(receiver, found)
-
-    def _patched(self, receiver: End, found: Tensor) -> Tensor:
-        """Logits (row, d_vocab) with the receiver's values (row, pos, [head,] d) in the text."""
-        where = list(receiver.positions)
-        values = found[:, where] if receiver.head is None else found[:, where][:, :, [receiver.head]]
-        heads = None if receiver.head is None else (receiver.head,)
-        cell = Cell(receiver.site, receiver.layer, heads, Positions(tuple(map(str, where))))
-        edit = Patch(cell, values, absolute=AbsolutePositions(tuple(where)))
-        if self.text.way is None:
-            return self.text.whole(len(found), [edit])
-        layer = int(SITES[receiver.site].moment(receiver.layer))
-        return self.text.rest(len(found), [edit], layer=layer, start=where[0])
-
-    @torch.no_grad()
-    def _first(self, senders: Sequence[End], new: Tensor, wheres: set[Where]) -> dict[Where, Tensor]:
-        """What receivers get (row, pos, [head,] d), a row for each sender, all of one site and layer."""
-        site, layer = senders[0].site, senders[0].layer
-        own = SITES[site].part
-        writes = self.lm.anatomy.layers[layer].writes if own else ()
-        free = {write.tap for write in writes if write.kind == own}
-        edit = swaps(site, layer, [Swap(end.positions, end.head) for end in senders], new)
-        seen: dict[Where, Tensor] = {}
-        with ExitStack() as hooked:
-            hooked.enter_context(applying(self.lm, [*self.text.edits, edit], start=0))
-            self._record(hooked, seen, {where for where in wheres if where[0] != "logits"}, len(senders))
-            held = {tap: _holder(value) for tap, value in self._held.items() if tap not in free}
-            hooked.enter_context(tapping(self.lm.model, held))
-            logits = ended(self.lm, self.text.ids.expand(len(senders), -1))
-        return {**seen, ("logits", -1): logits}
-
-    def _record(self, hooked: ExitStack, seen: dict[Where, Tensor], wheres: set[Where], rows: int) -> None:
-        """Copies of what some sites are, before it is held."""
-        calls: dict[tuple[str, int], list[Where]] = {}
-        for where in wheres:
-            location = self.lm.anatomy.site(*where)
-            if location.call is not None:
-                calls.setdefault(location.call, []).append(where)
-            elif location.changed is not None:
-                hooked.enter_context(tapping(self.lm.model, {location.changed: self._recorder(seen, where, rows)}))
-
-        def call(path: str, made: AttentionCall) -> None:
-            for where in calls.get((path, made.visit), ()):
-                seen[where] = of_call(made, where[0]).transpose(1, 2).clone()
-
-        if calls:
-            hooked.enter_context(attending(self.lm.model, changer=call))
-
-    def _recorder(self, seen: dict[Where, Tensor], where: Where, rows: int) -> Reader:
-        location = self.lm.anatomy.site(*where)
-        unit = location.unit(self.lm.model)
-
-        def record(value: Tensor) -> None:
-            seen[where] = location.by_head(in_units(value.reshape(rows, len(self.text), -1), unit))
-
-        return record
-
-    @torch.no_grad()
-    def _written(self) -> dict[Tap, Tensor]:
-        """Every write to the stream, as the text has it."""
-        seen: dict[Tap, Tensor] = {}
-        taps = {write.tap for layer in self.lm.anatomy.layers for write in layer.writes}
-        with applying(self.lm, self.text.edits, start=0), tapping(self.lm.model, {t: keeper(seen, t) for t in taps}):
-            ended(self.lm, self.text.ids)
-        return seen
+ARROW = "->"
+FORM = "SENDER->RECEIVER, as in z@5.3->q@8.1 or mlp_out@4->logits"
+USES: tuple[Use, Use] = ("send", "receive")
 
 
-def _holder(value: Tensor) -> Reader:
-    """In place of what a part would write, what it wrote in the text; the same in each row."""
+class Endpoint(NamedTuple):
+    """One end of a path: a site of a layer, of one head or of the whole width (None), at positions (ascending)."""
 
-    def hold(now: Tensor) -> Tensor:
-        rows = now.numel() // value.numel()
-        return value.repeat(rows, *[1] * (value.ndim - 1)).reshape(now.shape)
+    site: str
+    layer: int
+    head: int | None
+    positions: tuple[int, ...]
 
-    return hold
+    def __str__(self) -> str:
+        if not SITES[self.site].per_layer:
+            return self.site
+        return f"{self.site}@{self.layer}" if self.head is None else f"{self.site}@{self.layer}.{self.head}"
+
+
+def parse_path(text: str) -> tuple[Place, Place]:
+    """The places that `SENDER->RECEIVER` names. Raises `BadOption`, `BadPlace` and its kinds."""
+    sender, arrow, receiver = text.partition(ARROW)
+    if not arrow or ARROW in receiver or not sender.strip() or not receiver.strip():
+        raise BadOption(f"'{text}' is not a path", hint=f"write {FORM}, in quotes: > is the shell's")
+    places = parse_place(sender), parse_place(receiver)
+    for place, use in zip(places, USES, strict=True):
+        if use not in SITES[place.site].uses:
+            raise BadOption(f"'{place.site}' cannot {use} on a path", hint=f"what can: {', '.join(sites_for(use))}")
+    return places
+
+
+class PathGroup(NamedTuple):
+    """All paths from the heads (or the whole) of one site and layer."""
+
+    site: str
+    layer: int
+    paths: tuple[tuple[Endpoint, Endpoint], ...]
+
+
+def path_groups(lm: LanguageModel, pair: Pair, path: str, asked: Selection, direction: str) -> tuple[PathGroup, ...]:
+    """The paths of one pair, by the site and layer of their senders. Raises what `routes` does."""
+    by = asked.by or ()
+    if set(by) - {"pos", "head"}:
+        raise BadOption("on a path senders are apart by head and by position", hint="--by pos")
+    base, steps = pair.base(direction), pair.clean_steps if len(pair.clean) == len(pair.corrupt) else ()
+    found = paths_of(
+        lm, path, n=len(base), sendable=sorted(pair.origins(direction)), apart="pos" in by, tokens=lm.pieces(base).tokens,
+        steps=steps,
+    )  # fmt: skip
+    grouped: dict[tuple[str, int], list[tuple[Endpoint, Endpoint]]] = {}
+    for sender, receiver in found:
+        grouped.setdefault((sender.site, sender.layer), []).append((sender, receiver))
+    return tuple(PathGroup(site, layer, tuple(paths)) for (site, layer), paths in grouped.items())
+
+
+def paths_of(
+    lm: LanguageModel, path: str, *, n: int, sendable: Sequence[int], apart: bool = False, tokens: Sequence[str] = (),
+    steps: Sequence[tuple[int, int]] = (),
+) -> list[tuple[Endpoint, Endpoint]]:  # fmt: skip
+    """Every sender with every receiver that comes after it, in a text of n tokens; each head, and each layer, by itself.
+
+    sendable: positions that have a new value to send. apart: senders' positions one by one. Raises `BadOption` where no
+    receiver comes after a sender, `SiteAbsent` where a site is not there or a layer's writes are not known, and so cannot
+    be held; what reading positions raises.
+    """
+    sender, receiver = parse_path(path)
+    senders = _ends(lm, sender, n, tokens, steps, only=set(sendable))
+    receivers = _ends(lm, receiver, n, tokens, steps, only=None)
+    if apart:
+        senders = [end._replace(positions=(p,)) for end in senders for p in end.positions]
+    found = [(a, b) for a in senders for b in receivers if follows(lm, a, b)]
+    if not found:
+        raise BadOption(f"on '{path}' no receiver reads the stream after its sender has written to it",
+                        hint="a receiver stands above its sender, or is logits")  # fmt: skip
+    for number, layer in enumerate(lm.anatomy.layers):
+        if not layer.writes or layer.carry == 0:
+            raise SiteAbsent(f"the writes of layer {number} are not found, so they cannot be held: {layer.equation}",
+                             hint="patch without a path")  # fmt: skip
+    return found
+
+
+def _ends(
+    lm: LanguageModel, place: Place, n: int, tokens: Sequence[str], steps: Sequence[tuple[int, int]], *,
+    only: set[int] | None,
+) -> list[Endpoint]:  # fmt: skip
+    ends = []
+    for cell in cells(lm, str(place)):
+        check_cell(lm, cell, "patch")
+        named = cell.positions.indices(n, n, steps=steps, tokens=tokens)
+        here = tuple(p for p in sorted(named) if only is None or p in only)
+        if not here:
+            raise OutOfRange(f"{cell.site}:{cell.positions} has no position that both texts have", hint="see --align")
+        ends += [Endpoint(cell.site, cell.layer, head, here) for head in cell.heads or (None,)]
+    return ends
+
+
+def follows(lm: LanguageModel, sender: Endpoint, receiver: Endpoint) -> bool:
+    """Whether the receiver reads the stream after the sender has written to it."""
+    one, other = SITES[sender.site], SITES[receiver.site]
+    after = one.moment(sender.layer) < other.moment(receiver.layer)
+    if sender.layer == receiver.layer and one.part and other.part:
+        return after and lm.anatomy.has("resid_mid", sender.layer)  # else both read the same stream
+    return after
+
+
+def reaches(lm: LanguageModel, sender: Endpoint, receiver: Endpoint, *, last: int) -> bool:
+    """Whether a change at the sender's positions can be seen at the receiver's; logits are read at the `last` position."""
+    at = (last,) if receiver.site == "logits" else receiver.positions
+    return not lm.anatomy.causal or sender.positions[0] <= at[-1]

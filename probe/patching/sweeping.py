@@ -12,18 +12,17 @@ from torch import Tensor
 
 from probe import store as stores
 from probe.errors import BadOption
-from probe.patching import rows
-from probe.patching.engines import Attribution, Exact, sample
-from probe.patching.floor import floor
-from probe.patching.gradients import values
-from probe.patching.grid import Slice, slices
+from probe.patching import recording
+from probe.patching.attribution import Attribution, sample
+from probe.patching.cells import LayerCells, cells_of
+from probe.patching.exact import Exact, floor, prepare_pair
 from probe.patching.pairs import Pair
-from probe.patching.preparing import Plan, prepare
-from probe.patching.routes import Send, sends
-from probe.patching.sending import Sender
+from probe.patching.path_patching import Sender
+from probe.patching.paths import PathGroup, path_groups
+from probe.patching.planning import PatchPlan, prepare
+from probe.patching.reading import values
+from probe.patching.recording import summarize
 from probe.patching.sources import POOLED, Values, activations, replacement
-from probe.patching.summary import summarize
-from probe.patching.sweep import scene
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -50,7 +49,7 @@ def patch(
     step, step by step, up to measure_at: `parting` (default: where the next-token distributions part), `answer`, a position.
     memory: what a pass may take, such as `2GB`. edit: changes that hold in all runs.
     chat, system, template_options, allow_template_loss: as in `trace`. seed.
-    method: `exact`, or `attribution`: `patched` is foretold from the gradient at the base run (METHODS B3), of all cells by
+    method: `exact`, or `attribution`: `patched` is estimated from the gradient at the base run (METHODS B3), of all cells by
     two forwards and a backward; ig: averaged over so many points on the way to the other text; sample: how many random cells
     are run too, for the correlation in the summary (default 40). path: `SENDER->RECEIVER` in place of sites (METHODS B4):
     a row for each sender and each receiver above it; what the sender changes reaches the receiver alone.
@@ -70,11 +69,11 @@ def patch(
     with stores.create(path, command="patch", arguments=plan.arguments, resume=resume) as writer:
         if not writer.done("texts"):
             with writer.unit("texts"):
-                rows.keep_texts(writer, lm, plan.pairs)
+                recording.write_texts(writer, lm, plan.pairs)
         (_Sweep if plan.path is None else _Paths)(lm, writer, plan, progress).run()
         if len(plan.pairs) > 1 and not writer.done("means"):
             with writer.unit("means"):
-                rows.keep_means(writer, plan.pairs, plan.direction, seed=plan.seed)
+                recording.write_means(writer, plan.pairs, plan.direction, seed=plan.seed)
         summary = summarize(writer, lm, plan)
         for number in summary["undefined"]:
             writer.warn(f"pair {number}: clean and corrupt have the same {plan.metric}, so no effect is defined")
@@ -90,12 +89,12 @@ def patch(
 class _Sweep:
     """All pairs and sites of a plan, one unit of the run for each slice."""
 
-    def __init__(self, lm: LanguageModel, writer: stores.Writer, plan: Plan, progress: Progress | None) -> None:
+    def __init__(self, lm: LanguageModel, writer: stores.Writer, plan: PatchPlan, progress: Progress | None) -> None:
         self._lm, self._writer, self._plan, self._progress = lm, writer, plan, progress
         self._pools: dict[str, Values] = {}
-        self._parts = [slices(lm, pair, plan.asked, plan.direction) for pair in plan.pairs]
+        self._parts = [cells_of(lm, pair, plan.asked, plan.direction) for pair in plan.pairs]
         self._sampled = sample(self._parts, plan.pairs, plan.sample, seed=plan.seed)
-        self._total = sum(len(part.swaps) for parts in self._parts for part in parts)
+        self._total = sum(len(part.locations) for parts in self._parts for part in parts)
         self._done = 0
 
     def run(self) -> None:
@@ -103,7 +102,7 @@ class _Sweep:
             for note in pair.notes:
                 self._writer.warn(note)
             if all(self._writer.done(_unit(number, i)) for i in range(len(parts))):
-                self._count(sum(len(part.swaps) for part in parts))
+                self._count(sum(len(part.locations) for part in parts))
                 continue
             engine = self._engine(pair, parts)
             if engine.warning:
@@ -113,19 +112,24 @@ class _Sweep:
                 self._site(number, engine, site, list(members), under)
 
     def _floor(self, number: int, engine: Exact | Attribution) -> float:
-        """NaN where all is foretold and nothing is run."""
+        """NaN where all is estimated and nothing is run."""
         plan = self._plan
         if plan.method == "attribution" and not plan.sample:
             return float("nan")
-        return floor(engine.scene, metric=plan.metric, address=f"{plan.seed} {number}", edits=plan.edits)
+        return floor(engine.prepared, metric=plan.metric, address=f"{plan.seed} {number}", edits=plan.edits)
 
-    def _engine(self, pair: Pair, parts: Sequence[Slice]) -> Exact | Attribution:
+    def _engine(self, pair: Pair, parts: Sequence[LayerCells]) -> Exact | Attribution:
         if self._plan.method == "attribution":
             return Attribution(self._lm, pair, self._plan, parts)
         return Exact(self._lm, pair, self._plan)
 
     def _site(
-        self, number: int, engine: Exact | Attribution, site: str, members: Sequence[tuple[int, Slice]], under: float
+        self,
+        number: int,
+        engine: Exact | Attribution,
+        site: str,
+        members: Sequence[tuple[int, LayerCells]],
+        under: float,
     ) -> None:
         lm, plan, pair = self._lm, self._plan, engine.view.pair
         layers = sorted({part.layer for _, part in members})
@@ -142,10 +146,10 @@ class _Sweep:
                 sampled = self._sampled.get((number, i), set())
                 found = engine.cells(part, old[layer], new, self._report, sampled=sampled)
                 with self._writer.unit(_unit(number, i)):
-                    rows.keep_cells(
+                    recording.write_cells(
                         self._writer, number, engine.view, part, found, metric=plan.metric, tokens=tokens, floor=under
                     )
-            self._count(len(part.swaps))
+            self._count(len(part.locations))
 
     def _pool(self, site: str, layers: Sequence[int]) -> dict[int, Tensor]:
         """A site's values at all positions of all texts."""
@@ -167,10 +171,10 @@ class _Sweep:
 class _Paths:
     """All pairs and paths of a plan, one unit of the run for the senders of each site and layer."""
 
-    def __init__(self, lm: LanguageModel, writer: stores.Writer, plan: Plan, progress: Progress | None) -> None:
+    def __init__(self, lm: LanguageModel, writer: stores.Writer, plan: PatchPlan, progress: Progress | None) -> None:
         self._lm, self._writer, self._plan, self._progress = lm, writer, plan, progress
         assert plan.path is not None
-        self._sends = [sends(lm, pair, plan.path, plan.asked, plan.direction) for pair in plan.pairs]
+        self._sends = [path_groups(lm, pair, plan.path, plan.asked, plan.direction) for pair in plan.pairs]
         self._total = sum(len(send.paths) for own in self._sends for send in own)
         self._done = 0
 
@@ -183,9 +187,9 @@ class _Paths:
             if missing:
                 self._pair(number, pair, missing)
 
-    def _pair(self, number: int, pair: Pair, missing: Sequence[tuple[int, Send]]) -> None:
+    def _pair(self, number: int, pair: Pair, missing: Sequence[tuple[int, PathGroup]]) -> None:
         lm, plan = self._lm, self._plan
-        view = scene(lm, pair, plan.direction, plan.edits)
+        view = prepare_pair(lm, pair, plan.direction, plan.edits)
         under = floor(view, metric=plan.metric, address=f"{plan.seed} {number}", edits=plan.edits)
         sender, tokens = Sender(view, plan), lm.labels(pair.base(plan.direction))
         wheres = [(send.site, send.layer) for _, send in missing]
@@ -198,11 +202,11 @@ class _Paths:
             found = sender.measure(send, new, self._report)
             with self._writer.unit(_unit(number, i)):
                 for receiver, part, measured in found:
-                    rows.keep_cells(self._writer, number, view, part, measured, metric=plan.metric, tokens=tokens,
+                    recording.write_cells(self._writer, number, view, part, measured, metric=plan.metric, tokens=tokens,
                                     floor=under, receiver=receiver)  # fmt: skip
             self._done += len(send.paths)
 
-    def _new(self, number: int, pair: Pair, send: Send, old: Tensor, other: Tensor) -> Tensor:
+    def _new(self, number: int, pair: Pair, send: PathGroup, old: Tensor, other: Tensor) -> Tensor:
         """What senders take (pos, [head,] d)."""
         lm, plan = self._lm, self._plan
         texts = [ids for one in plan.pairs for ids in (one.clean, one.corrupt)] if plan.source in POOLED else []

@@ -152,9 +152,9 @@ MEASURED = (
         f64("floor", "of the pair: 95 % of random patches as long as clean differs from corrupt change the metric by less"),
         f64("logit_diff", "patched, logits, answer - against"), f64("logprob", "patched, nats, of the answer"),
         f64("prob", "patched, of the answer"), f64("kl", "nats, KL(clean || patched)"),
-        Column("passed", pa.bool_(), "the model was run for it; else it is known to be as unpatched, or foretold"),
+        Column("passed", pa.bool_(), "the model was run for it; else it is known to be as unpatched, or estimated"),
         Column("receiver", words(), "on a path, what the cell was sent to; empty where it acts on all that follows"),
-        f64("exact", "where the metric is foretold from a gradient: patched, by a forward, for the cells of the sample"),
+        f64("exact", "where the metric is estimated from a gradient: patched, by a forward, for the cells of the sample"),
     ), verbs=("patch",),
        example="select site, layer, head, pos, effect from 'RUN/patches.parquet' order by abs(effect) desc"),
     Table("patch_means", "one cell of a sweep over several pairs", ("site", "layer", "head", "pos", "step", "receiver"), (

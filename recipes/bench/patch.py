@@ -16,15 +16,14 @@ import torch
 import probe
 from probe.instrument import tapping
 from probe.interventions import applying
-from probe.patching import memory
-from probe.patching.gradients import foretold, slopes, values
-from probe.patching.grid import Asked, Slice, slices
-from probe.patching.metrics import Target, measure_of
+from probe.patching import planning as memory
+from probe.patching.attribution import estimated, slopes
+from probe.patching.cells import LayerCells, Location, Selection, batch_patch, cells_of
+from probe.patching.exact import PreparedPair, exact, prepare_pair
+from probe.patching.metrics import AnswerTokens, measure_of
 from probe.patching.pairs import Pair, pair_of
-from probe.patching.rest import last_logits
+from probe.patching.reading import last_logits, values
 from probe.patching.sources import Values, activations
-from probe.patching.swaps import Swap, swaps
-from probe.patching.sweep import Scene, exact, scene
 
 from .measure import Peak
 from .trace import text_of
@@ -66,20 +65,20 @@ def pair_at(lm: probe.LanguageModel, n: int) -> Pair:
     ids = tuple(lm.encode(text_of(lm, n)).ids[:n])
     other = lm.ids_of(" Mary")[0]
     return pair_of(
-        ids, (other, *ids[1:]), Target(lm.ids_of(" a")[0], other), (" a", " Mary"), align=None, names=("", "")
+        ids, (other, *ids[1:]), AnswerTokens(lm.ids_of(" a")[0], other), (" a", " Mary"), align=None, names=("", "")
     )
 
 
 def stream(lm: probe.LanguageModel, n: int, rounds: int, *, layers: str) -> None:
     """The residual stream, layers x positions."""
-    asked = Asked(("resid_pre",), layers=layers)
+    asked = Selection(("resid_pre",), layers=layers)
     compare(f"resid_pre, layers {layers} x {n} positions", lm, pair_at(lm, n), asked, rounds,
             targets=(6.0, None) if n < 100 else (None, 3.0))  # fmt: skip
 
 
 def heads(lm: probe.LanguageModel, n: int, rounds: int) -> None:
     """z, all layers x heads, at all positions at once."""
-    compare(f"z, all layers x heads, {n} tokens", lm, pair_at(lm, n), Asked(("z",)), rounds, targets=(4.0, None))
+    compare(f"z, all layers x heads, {n} tokens", lm, pair_at(lm, n), Selection(("z",)), rounds, targets=(4.0, None))
 
 
 def gradient(lm: probe.LanguageModel, n: int, rounds: int) -> None:
@@ -92,7 +91,7 @@ def gradient(lm: probe.LanguageModel, n: int, rounds: int) -> None:
         other = values(lm, pair.clean, wheres).values
         read = slopes(lm, pair.corrupt, wheres, measure)
         for where in wheres:
-            foretold(read, where, other[where])
+            estimated(read, where, other[where])
 
     def plain() -> None:
         last_logits(lm, pair.corrupt)
@@ -110,11 +109,12 @@ def gradient(lm: probe.LanguageModel, n: int, rounds: int) -> None:
 
 
 def compare(
-    title: str, lm: probe.LanguageModel, pair: Pair, asked: Asked, rounds: int, *, targets: tuple[float | None, float | None]
+    title: str, lm: probe.LanguageModel, pair: Pair, asked: Selection, rounds: int, *,
+    targets: tuple[float | None, float | None]
 ) -> None:  # fmt: skip
     """Ratios within a round, so that what slows the machine for a while slows all."""
-    view = scene(lm, pair, "denoise")
-    parts = slices(lm, pair, asked, "denoise")
+    view = prepare_pair(lm, pair, "denoise")
+    parts = cells_of(lm, pair, asked, "denoise")
     site, where = parts[0].site, [part.layer for part in parts]
     old, new = activations(lm, pair.corrupt, site, where), activations(lm, pair.clean, site, where)
     ways: dict[str, Callable[[], Timed]] = {
@@ -127,7 +127,7 @@ def compare(
     for _ in range(rounds):
         for name, way in ways.items():
             taken[name].append(way())
-    print(f"\n{title}: {sum(len(part.swaps) for part in parts)} cells")
+    print(f"\n{title}: {sum(len(part.locations) for part in parts)} cells")
     print(f"  {'':<36}{'seconds':>9}{'sweep is':>10}{'target':>8}{'apart by':>10}")
     for (name, runs), target in zip(taken.items(), (None, *targets), strict=True):
         ratio = statistics.median(own.seconds / ours.seconds for own, ours in zip(runs, taken["sweep"], strict=True))
@@ -136,7 +136,7 @@ def compare(
         print(f"  {name:<36}{statistics.median(t.seconds for t in runs):>9.2f}{ratio:>9.1f}x{wanted:>8}{apart:>10.1e}")
 
 
-def swept(view: Scene, parts: Sequence[Slice], old: Values, new: Values) -> Timed:
+def swept(view: PreparedPair, parts: Sequence[LayerCells], old: Values, new: Values) -> Timed:
     """Every cell, by the sweep."""
     found = {}
     begun = time.perf_counter()
@@ -147,22 +147,22 @@ def swept(view: Scene, parts: Sequence[Slice], old: Values, new: Values) -> Time
 
 
 @torch.no_grad()
-def looped(view: Scene, parts: Sequence[Slice], new: Values) -> Timed:
+def looped(view: PreparedPair, parts: Sequence[LayerCells], new: Values) -> Timed:
     """A few cells, each a forward of the plain model with one hook; the seconds are of as many as there are."""
     lm, ids, target = view.base.lm, view.base.ids, view.pair.target
-    every = [(i, j) for i, part in enumerate(parts) for j in range(len(part.swaps))]
+    every = [(i, j) for i, part in enumerate(parts) for j in range(len(part.locations))]
     chosen = [every[k] for k in np.linspace(0, len(every) - 1, min(ALONE, len(every))).astype(int)]
     found = {}
     begun = time.perf_counter()
     for i, j in chosen:
-        part, swap = parts[i], parts[i].swaps[j]
+        part, swap = parts[i], parts[i].locations[j]
         with tapping(lm.model, {lm.anatomy.tap(part.site, part.layer): hook(swap, new[part.layer])}):
             logits = lm.model(ids).logits[0, -1]
         found[i, j] = float(logits[target.answer] - logits[target.against or 0])
     return Timed((time.perf_counter() - begun) * len(every) / len(chosen), found)
 
 
-def hook(swap: Swap, values: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+def hook(swap: Location, values: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     """What puts one cell's values in their place."""
     where = list(swap.positions)
 
@@ -179,7 +179,7 @@ def hook(swap: Swap, values: torch.Tensor) -> Callable[[torch.Tensor], torch.Ten
 
 
 @torch.no_grad()
-def batched(view: Scene, parts: Sequence[Slice], new: Values) -> Timed:
+def batched(view: PreparedPair, parts: Sequence[LayerCells], new: Values) -> Timed:
     """A few batches of whole forwards, of about ROWS tokens; the seconds are of as many cells as there are."""
     lm, base, target = view.base.lm, view.base, view.pair.target
     size = max(1, ROWS // len(base))
@@ -187,19 +187,22 @@ def batched(view: Scene, parts: Sequence[Slice], new: Values) -> Timed:
     begun = time.perf_counter()
     for i in np.linspace(0, len(parts) - 1, BATCHES).astype(int):
         part = parts[i]
-        rows = part.swaps[:size]
-        with applying(lm, [swaps(part.site, part.layer, rows, new[part.layer])], start=0):
+        rows = part.locations[:size]
+        with applying(lm, [batch_patch(part.site, part.layer, rows, new[part.layer])], start=0):
             logits = lm.model(base.ids.expand(len(rows), -1)).logits[:, -1]
         for j, row in enumerate(logits):
             found[int(i), j] = float(row[target.answer] - row[target.against or 0])
-    total = sum(len(part.swaps) for part in parts)
+    total = sum(len(part.locations) for part in parts)
     return Timed((time.perf_counter() - begun) * total / len(found), found)
 
 
 def budget(lm: probe.LanguageModel, n: int) -> None:
     """The most that a sweep of one layer holds above what it began with, for two budgets."""
     pair = pair_at(lm, n)
-    view, parts = scene(lm, pair, "denoise"), slices(lm, pair, Asked(("resid_pre",), layers="0"), "denoise")
+    view, parts = (
+        prepare_pair(lm, pair, "denoise"),
+        cells_of(lm, pair, Selection(("resid_pre",), layers="0"), "denoise"),
+    )
     old, new = activations(lm, pair.corrupt, "resid_pre", [0]), activations(lm, pair.clean, "resid_pre", [0])
     print(f"\nmemory of a pass, one layer x {n} positions")
     for text in ("20MB", memory.DEFAULT):

@@ -6,25 +6,28 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+
 from probe import answers
+from probe.decoding.teacher_forced import Prefix
 from probe.errors import BadOption, OutOfRange, RunError
 from probe.language_model import check_model
-from probe.patching.metrics import Target
+from probe.patching.metrics import AnswerTokens
 from probe.patching.pairs import Pair, pair_of, target_of
-from probe.patching.parting import PARTED, Parting, parted_at, parting
 from probe.rewinding.rollouts import answer_in
 from probe.spans import of_other_texts, steps_from
 from probe.store import Run, open_run
 from probe.texts import Trajectory, trajectory
 
 if TYPE_CHECKING:
-    from probe.language_model import LanguageModel
+    from torch import Tensor
 
+    from probe.language_model import LanguageModel
 
 PARTING, ANSWER = "parting", "answer"
 
 
-class _Draw(NamedTuple):
+class _Continuation(NamedTuple):
     """One continuation: its whole sequence and where the drawn part of it begins."""
 
     ids: tuple[int, ...]
@@ -32,7 +35,7 @@ class _Draw(NamedTuple):
     outcome: str
 
 
-class Rewound(NamedTuple):
+class RewindPair(NamedTuple):
     """The pair of a rewind and where it is measured: the position (in the clean text) of the token that is predicted there,
     the total variation of both texts' predictions, and the rewind's own effect on the outcome (its `difference`)."""
 
@@ -43,10 +46,10 @@ class Rewound(NamedTuple):
     outcome: dict[str, Any] | None
 
 
-def rewound_pair(
+def rewind_pair(
     lm: LanguageModel, run: Run | str | Path, *, answer: str | None = None, against: str | None = None,
     align: str | None = None, measure_at: str = PARTING,
-) -> Rewound:  # fmt: skip
+) -> RewindPair:  # fmt: skip
     """Clean is the control arm's prefix with what followed it in the original (or in the first control continuation),
     corrupt the edited arm's prefix with the same tokens after it, both up to where the sweep measures.
 
@@ -65,37 +68,37 @@ def rewound_pair(
         raise RunError("this rewind compared nothing: it has no edited arm", hint="give rewind an edit, as --numbers")
     whole = trajectory(source, lm)
     prefix, corrupt = control[0].ids[: control[0].begin], edited[0].ids[: edited[0].begin]
-    original = [_Draw(whole.ids, len(prefix), "")] if whole.ids[: len(prefix)] == prefix else []
+    original = [_Continuation(whole.ids, len(prefix), "")] if whole.ids[: len(prefix)] == prefix else []
     kept, found, others = _measured(lm, whole, [*original, *control], edited, how, (prefix, corrupt), measure_at)
     tail = kept.ids[len(prefix) : len(prefix) + found.after]
     clean, corrupt = prefix + tail, corrupt + tail
     target, texts, notes = _target(lm, clean, found.target.answer, others, answer, against)
-    if measure_at == PARTING and found.variation < PARTED:
+    if measure_at == PARTING and found.variation < DIVERGED:
         notes = (*notes, "the step hardly changes what comes next anywhere: measured where the total variation of the "
                  f"next-token distributions is largest, {found.variation:.3f}")  # fmt: skip
     pieces = lm.pieces(clean)
     steps = tuple(steps_from(pieces.text, pieces.offsets, whole.n_prompt, of_other_texts(split)))
     names = (f"{source.run_id} control", f"{source.run_id} edited")
     pair = pair_of(clean, corrupt, target, texts, align=align, names=names, notes=notes, steps=steps)
-    return Rewound(pair, measure_at, len(clean), found.variation, source.summary.get("difference"))
+    return RewindPair(pair, measure_at, len(clean), found.variation, source.summary.get("difference"))
 
 
 def _measured(
-    lm: LanguageModel, whole: Trajectory, draws: Sequence[_Draw], edited: list[_Draw], how: str,
+    lm: LanguageModel, whole: Trajectory, draws: Sequence[_Continuation], edited: list[_Continuation], how: str,
     prefixes: tuple[tuple[int, ...], tuple[int, ...]], measure_at: str,
-) -> tuple[_Draw, Parting, list[int]]:  # fmt: skip
+) -> tuple[_Continuation, Divergence, list[int]]:  # fmt: skip
     """The continuation that is followed, the place in it, and the tokens that may stand against the one there."""
     clean, corrupt = prefixes
     n = len(clean)
     if measure_at == ANSWER:
         kept, at = _answering(lm, whole, draws, how)
-        found = parted_at(lm, clean, corrupt, kept.ids[n:at])
-        return kept, found._replace(target=Target(kept.ids[at], None)), _others(lm, whole, edited, how)
+        found = divergence_at(lm, clean, corrupt, kept.ids[n:at])
+        return kept, found._replace(target=AnswerTokens(kept.ids[at], None)), _others(lm, whole, edited, how)
     kept = draws[0]
     if measure_at == PARTING:
-        found = parting(lm, clean, corrupt, kept.ids[n:])
+        found = first_divergence(lm, clean, corrupt, kept.ids[n:])
     else:
-        found = parted_at(lm, clean, corrupt, kept.ids[n : _place(measure_at, n, len(kept.ids))])
+        found = divergence_at(lm, clean, corrupt, kept.ids[n : _place(measure_at, n, len(kept.ids))])
     assert found.target.against is not None, "two distributions differ both ways"
     return kept, found, [found.target.against]
 
@@ -113,7 +116,9 @@ def _place(measure_at: str, first: int, end: int) -> int:
     return place
 
 
-def _answering(lm: LanguageModel, whole: Trajectory, draws: Sequence[_Draw], how: str) -> tuple[_Draw, int]:
+def _answering(
+    lm: LanguageModel, whole: Trajectory, draws: Sequence[_Continuation], how: str
+) -> tuple[_Continuation, int]:
     """The first continuation that answers, and the position of its answer."""
     for draw in draws:
         at = _answer_at(lm, whole, draw, how)
@@ -124,13 +129,13 @@ def _answering(lm: LanguageModel, whole: Trajectory, draws: Sequence[_Draw], how
     )
 
 
-def _draws(source: Run, lm: LanguageModel, arm: str) -> Iterator[_Draw]:
+def _draws(source: Run, lm: LanguageModel, arm: str) -> Iterator[_Continuation]:
     rows = source.branches
     for row in rows[rows["arm"] == arm].sort_values("sample").itertuples():
-        yield _Draw(trajectory(source, lm, branch=int(row.branch)).ids, int(row.draw_pos), str(row.outcome))
+        yield _Continuation(trajectory(source, lm, branch=int(row.branch)).ids, int(row.draw_pos), str(row.outcome))
 
 
-def _answer_at(lm: LanguageModel, whole: Trajectory, draw: _Draw, how: str) -> int | None:
+def _answer_at(lm: LanguageModel, whole: Trajectory, draw: _Continuation, how: str) -> int | None:
     """The position of the token in which the answer of a continuation begins; None where it gives none after its prefix."""
     pieces = lm.pieces(draw.ids)
     found, start, _ = answer_in(lm, draw.ids, whole.n_prompt, how)
@@ -140,7 +145,7 @@ def _answer_at(lm: LanguageModel, whole: Trajectory, draw: _Draw, how: str) -> i
     return at if at >= draw.begin else None
 
 
-def _others(lm: LanguageModel, whole: Trajectory, edited: list[_Draw], how: str) -> list[int]:
+def _others(lm: LanguageModel, whole: Trajectory, edited: list[_Continuation], how: str) -> list[int]:
     """First tokens of the edited arm's answers, the most frequent first."""
     counts: dict[int, int] = {}
     for draw in edited:
@@ -152,7 +157,7 @@ def _others(lm: LanguageModel, whole: Trajectory, edited: list[_Draw], how: str)
 
 def _target(
     lm: LanguageModel, clean: Sequence[int], there: int, others: list[int], answer: str | None, against: str | None
-) -> tuple[Target, tuple[str, str | None], tuple[str, ...]]:
+) -> tuple[AnswerTokens, tuple[str, str | None], tuple[str, ...]]:
     """The run's own answers, where none are given."""
     if answer is not None:
         return target_of(lm, answer, against, after=clean)
@@ -160,6 +165,56 @@ def _target(
         (token, _), (text, _), notes = target_of(lm, against, None, after=clean)
         if token == there:
             raise BadOption(f"--against {against!r} is the answer itself", hint="name another one")
-        return Target(there, token), (lm.token_text(there), text), notes
+        return AnswerTokens(there, token), (lm.token_text(there), text), notes
     other = next((token for token in others if token != there), None)
-    return Target(there, other), (lm.token_text(there), None if other is None else lm.token_text(other)), ()
+    return AnswerTokens(there, other), (lm.token_text(there), None if other is None else lm.token_text(other)), ()
+
+
+DIVERGED = 0.1  # total variation from which two next-token distributions are said to part
+_ROWS = 128  # tokens of the tail that are read at once
+
+
+class Divergence(NamedTuple):
+    """The place: so many tokens of the tail come before it; the total variation there of the next token's distributions;
+    and the tokens that the one text and the other make more probable by most."""
+
+    after: int
+    variation: float
+    target: AnswerTokens
+
+
+@torch.inference_mode()
+def first_divergence(
+    lm: LanguageModel, clean: Sequence[int], corrupt: Sequence[int], tail: Sequence[int]
+) -> Divergence:
+    """The first place after the prefixes at which the total variation is PARTED or more, if there is none the largest."""
+    stems, best = (Prefix(lm, clean), Prefix(lm, corrupt)), None
+    for start in range(0, max(1, len(tail)), _ROWS):
+        some = list(tail[start : start + _ROWS])
+        if start + len(some) == len(tail):  # what follows the last token is predicted too: any token stands for it
+            first, second = (stem.teacher_forced([[*some, clean[0]]])[0] for stem in stems)
+        else:
+            first, second = (stem.extend(some) for stem in stems)
+        p, q = first.double().softmax(-1), second.double().softmax(-1)
+        apart = (p - q).abs().sum(-1) / 2
+        row = int(apart.argmax()) if not bool((apart >= DIVERGED).any()) else int((apart >= DIVERGED).nonzero()[0])
+        if best is None or apart[row] > best.variation:
+            best = Divergence(start + row, float(apart[row]), _most_changed(p[row] - q[row]))
+        if best.variation >= DIVERGED:
+            break
+    assert best is not None, "there is one place at least"
+    return best
+
+
+@torch.inference_mode()
+def divergence_at(lm: LanguageModel, clean: Sequence[int], corrupt: Sequence[int], tail: Sequence[int]) -> Divergence:
+    """The same at the end of the tail."""
+    p, q = (
+        Prefix(lm, [*ids, *tail]).teacher_forced([[clean[0]]])[0][0].double().softmax(-1) for ids in (clean, corrupt)
+    )
+    return Divergence(len(tail), float((p - q).abs().sum() / 2), _most_changed(p - q))
+
+
+def _most_changed(change: Tensor) -> AnswerTokens:
+    """change (d_vocab,) of probabilities."""
+    return AnswerTokens(int(change.argmax()), int(change.argmin()))

@@ -1,4 +1,4 @@
-"""The cells of a sweep: which site, layer, head and positions are patched at once. Knows places and texts, runs no model."""
+"""The cells of a sweep: which site, layer, head and positions are patched at once; and the edit of a batch of them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
+from torch import Tensor
+
 from probe.errors import BadOption, OutOfRange
+from probe.interventions import Patch
 from probe.interventions.checking import cells
+from probe.interventions.edits import AbsolutePositions, At
 from probe.patching.pairs import Pair
-from probe.patching.swaps import Swap
-from probe.sites import SITES, Cell, parse_places
+from probe.sites import SITES, Cell, Positions, parse_places
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -18,7 +22,7 @@ if TYPE_CHECKING:
 AXES = ("pos", "head", "step")
 
 
-class Asked(NamedTuple):
+class Selection(NamedTuple):
     """Which cells: `sites` are sites or whole places; layers, heads and positions go with those that name none; `by` says
     along which axes cells are apart (beside site and layer), all that lies along the others is patched at once."""
 
@@ -30,18 +34,18 @@ class Asked(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Slice:
-    """One site of one layer: what each of its cells changes in the base text (`swaps`), its position (-1: several) and
+class LayerCells:
+    """One site of one layer: what each of its cells changes in the base text (`locations`), its position (-1: several) and
     its step (-1: none)."""
 
     site: str
     layer: int
-    swaps: tuple[Swap, ...]
+    locations: tuple[Location, ...]
     pos: tuple[int, ...]
     step: tuple[int, ...]
 
 
-def places(lm: LanguageModel, asked: Asked) -> tuple[Cell, ...]:
+def places(lm: LanguageModel, asked: Selection) -> tuple[Cell, ...]:
     """The cells of the model that are asked for, before they are taken apart. Raises `BadPlace` and its kinds."""
     found: list[Cell] = []
     for word in asked.sites:
@@ -68,7 +72,7 @@ def _joined(layers: str, heads: str) -> str:
     return ",".join(f"{layer.strip()}{heads}" for layer in layers.split(","))
 
 
-def axes(cell: Cell, asked: Asked) -> tuple[str, ...]:
+def axes(cell: Cell, asked: Selection) -> tuple[str, ...]:
     """Along which axes a site's cells are apart: heads where it has some, else positions, unless `by` says otherwise."""
     if asked.by is None:
         return ("head",) if cell.heads else ("pos",)
@@ -80,7 +84,7 @@ def axes(cell: Cell, asked: Asked) -> tuple[str, ...]:
     return asked.by
 
 
-def slices(lm: LanguageModel, pair: Pair, asked: Asked, direction: str) -> tuple[Slice, ...]:
+def cells_of(lm: LanguageModel, pair: Pair, asked: Selection, direction: str) -> tuple[LayerCells, ...]:
     """The cells of one pair, by site and layer, ascending. Positions are of the base, and of those that are aligned.
 
     Raises `OutOfRange` where none is left, and what reading positions raises.
@@ -99,8 +103,8 @@ def slices(lm: LanguageModel, pair: Pair, asked: Asked, direction: str) -> tuple
         heads: Sequence[int | None] = cell.heads if cell.heads and "head" in by else (None,)
         if heads == (None,) and cell.heads and len(cell.heads) < lm.anatomy.n_heads(cell.site, cell.layer):
             raise BadOption(f"only some heads of {cell.site} are asked for", hint="add head to --by")
-        rows = [(Swap(tuple(where), head), pos, step) for where, pos, step in groups for head in heads]
-        found.append(Slice(cell.site, cell.layer, *(tuple(column) for column in zip(*rows, strict=True))))
+        rows = [(Location(tuple(where), head), pos, step) for where, pos, step in groups for head in heads]
+        found.append(LayerCells(cell.site, cell.layer, *(tuple(column) for column in zip(*rows, strict=True))))
     return tuple(found)
 
 
@@ -117,3 +121,42 @@ def _groups(
         spans = [([p for p in positions if start <= p < end], i) for i, (start, end) in enumerate(steps)]
         return [(where, -1, i) for where, i in spans if where]
     return [(positions, positions[0] if len(positions) == 1 else -1, -1)]
+
+
+class Location(NamedTuple):
+    """What one row changes: its positions, ascending, and its head (None: the whole width)."""
+
+    positions: tuple[int, ...]
+    head: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class BatchPatch(Patch):
+    """h ← values where `chosen` (batch, pos) or (batch, pos, head): row r of the batch takes its own, the rest stays."""
+
+    chosen: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"values": self.values}
+
+    def change(self, value: Tensor, at: At) -> Tensor:
+        values = self.values[at.order].to(value)
+        return torch.where(self.chosen[at.own, at.order][..., None].to(value.device), values, value)
+
+    @property
+    def by_row(self) -> bool:
+        return True
+
+
+def batch_patch(site: str, layer: int, rows: Sequence[Location], values: Tensor) -> BatchPatch:
+    """The edit in which row i does `rows[i]`. values (pos, [head,] d): what each position of the whole text may take."""
+    where = sorted({p for row in rows for p in row.positions})
+    number = {p: i for i, p in enumerate(where)}
+    heads = values.shape[1:-1]
+    chosen = torch.zeros(len(rows), len(where), *heads, dtype=torch.bool)
+    for r, row in enumerate(rows):
+        columns = [number[p] for p in row.positions]
+        chosen[r, columns] = True if row.head is None else torch.arange(*heads) == row.head
+    cell = Cell(site, layer, None, Positions(tuple(map(str, where))))
+    absolute = AbsolutePositions(tuple(where))
+    return BatchPatch(cell, values[where], chosen, absolute=absolute)

@@ -1,4 +1,4 @@
-"""The rest of a forward: blocks from one on and positions from one on, by the model's own modules. Knows no metric.
+"""Partial forwards: blocks from one on and positions from one on, by the model's own modules. Knows no metric.
 
 By causality a change at (layer, position) leaves lower layers, and earlier positions of every layer, as they were. So the
 blocks below give at once what they gave before, and the positions before are keys and values that are already known.
@@ -6,7 +6,8 @@ blocks below give at once what they gave before, and the positions before are ke
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -14,11 +15,15 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from probe.anatomy.sums import apart, loudest
 from probe.anatomy.tape import probe_tokens
 from probe.decoding.caches import expected, held, pads, slot
-from probe.instrument import Reader, Tap, recording, tapping
+from probe.instrument import Tap, recording, tapping
 from probe.interventions import Edit, applying
+from probe.interventions.edits import AbsolutePositions
 from probe.language_model.stepping import forward, plain_kwargs, uncached_kwargs
+from probe.patching.cells import Location, batch_patch
+from probe.patching.reading import ended, keeper
 from probe.sites import SITES
 
 if TYPE_CHECKING:
@@ -27,7 +32,7 @@ if TYPE_CHECKING:
 Key = TypeVar("Key")
 
 
-class KnownLayer(DynamicLayer):
+class SharedPrefixLayer(DynamicLayer):
     """Keys and values (1, head, pos, d) of the positions before, for every row of a batch; what follows them is not kept."""
 
     keys: Tensor
@@ -46,7 +51,7 @@ class KnownLayer(DynamicLayer):
         )
 
 
-class Way(NamedTuple):
+class Shortcut(NamedTuple):
     """How the rest of a forward is run: after positions whose keys and values are `known`, or all positions anew; and with
     the `last` position alone in the final norm, or with all."""
 
@@ -54,7 +59,7 @@ class Way(NamedTuple):
     last: bool
 
 
-class Text:
+class RecordedText:
     """One text as the model reads it under `edits`: what goes into each block, keys and values, the last logits (d_vocab,).
 
     `resid[l]` (1, pos, d_model) goes into block l, the last entry comes out of the last block. `way` is how its rest is
@@ -66,7 +71,7 @@ class Text:
         self.edits: tuple[Edit, ...] = ()
         self.resid: list[Tensor] = []
         self.why_not = _no_stream(lm)
-        self.way = None if self.why_not else Way(known=_keeps_keys(lm), last=True)
+        self.shortcut = None if self.why_not else Shortcut(known=_keeps_keys(lm), last=True)
         self._forms: list[Any] = []
         self._known: list[tuple[Tensor, Tensor]] = []
         self.logits = self._read(edits)
@@ -75,22 +80,22 @@ class Text:
         return self.ids.shape[1]
 
     @torch.no_grad()
-    def whole(self, rows: int, edits: Sequence[Edit]) -> Tensor:
+    def full_forward(self, rows: int, edits: Sequence[Edit]) -> Tensor:
         """Logits (row, d_vocab) after the last token, by a full forward of so many rows."""
         with applying(self.lm, [*self.edits, *edits], start=0):
             return ended(self.lm, self.ids.expand(rows, -1))
 
     @torch.no_grad()
-    def rest(self, rows: int, edits: Sequence[Edit], *, layer: int, start: int) -> Tensor:
+    def partial_forward(self, rows: int, edits: Sequence[Edit], *, layer: int, start: int) -> Tensor:
         """The same logits, where no edit comes before block `layer` or position `start`.
 
         An edit of what comes out of the block below is one of what goes into block `layer`.
         """
-        lm, way = self.lm, self.way
-        assert way is not None and lm.anatomy.final_norm is not None, self.why_not
-        start = start if way.known else 0
+        lm, shortcut = self.lm, self.shortcut
+        assert shortcut is not None and lm.anatomy.final_norm is not None, self.why_not
+        start = start if shortcut.known else 0
         own = [edit for edit in self.edits if SITES[edit.cell.site].moment(edit.cell.layer) > layer or not layer]
-        last = {Tap(lm.anatomy.final_norm.path, "input"): _last} if way.last else {}
+        last = {Tap(lm.anatomy.final_norm.path, "input"): _last} if shortcut.last else {}
         with applying(lm, [*own, *edits], start=start), tapping(lm.model, last), ExitStack() as active:
             if layer:
                 value = self.resid[layer][:, start:].repeat(rows, 1, 1)
@@ -98,14 +103,14 @@ class Text:
             ids = self.ids.expand(rows, -1)
             if not start:
                 return ended(lm, ids)
-            known = [KnownLayer(k[..., :start, :], v[..., :start, :]) for k, v in self._known]
+            known = [SharedPrefixLayer(k[..., :start, :], v[..., :start, :]) for k, v in self._known]
             kwargs = {**plain_kwargs(lm, ids), str(slot(lm.model)): Cache(layers=known)}  # type: ignore[arg-type]
             return forward(lm, ids, kwargs, new=self.ids.shape[1] - start)[0]
 
     @torch.no_grad()
     def _read(self, edits: Sequence[Edit]) -> Tensor:
         lm, anatomy = self.lm, self.lm.anatomy
-        if self.way is None:
+        if self.shortcut is None:
             with applying(lm, edits, ids=self.ids) as applied:
                 self.edits = applied.edits
                 return ended(lm, self.ids)[0]
@@ -121,44 +126,21 @@ class Text:
             if path in blocks:
                 forms[blocks[path]] = _emptied(output, anatomy.tap("resid_post", blocks[path]).key)
 
-        cache = {"use_cache": True, str(slot(lm.model)): DynamicCache()} if self.way.known else {}
+        cache = {"use_cache": True, str(slot(lm.model)): DynamicCache()} if self.shortcut.known else {}
         with applying(lm, edits, ids=self.ids) as applied, tapping(lm.model, readers), recording(lm.model, record):
             self.edits = applied.edits
             output = lm.model(self.ids, **{**uncached_kwargs(lm), **cache})
         self.resid = [kept[i] for i in range(len(kept))]
         self._forms = [forms[i] for i in range(anatomy.n_layers)]
-        if self.way.known:
+        if self.shortcut.known:
             self._known = [(layer.keys, layer.values) for layer in held(output).layers]
         logits: Tensor = output.logits[0, -1]
         return logits
 
 
-def keeper(kept: dict[Key, Tensor], key: Key) -> Reader:
-    """Puts a copy of what it reads where the key is."""
-
-    def keep(value: Tensor) -> None:
-        kept[key] = value.clone()
-
-    return keep
-
-
 def _last(value: Tensor) -> Tensor:
     """Only the last position reaches the final norm and the head."""
     return value[:, -1:]
-
-
-@torch.no_grad()
-def last_logits(lm: LanguageModel, ids: Sequence[int], edits: Sequence[Edit] = ()) -> Tensor:
-    """Logits (d_vocab,) after a text, under edits."""
-    batch = torch.tensor([list(ids)], device=lm.device)
-    with applying(lm, edits, ids=batch):
-        return ended(lm, batch)[0]
-
-
-def ended(lm: LanguageModel, ids: Tensor) -> Tensor:
-    """Logits (row, d_vocab) after ids (row, pos)."""
-    logits: Tensor = lm.model(ids, **uncached_kwargs(lm)).logits
-    return logits[:, -1]
 
 
 def _no_stream(lm: LanguageModel) -> str:
@@ -214,3 +196,70 @@ def _giver(given: Any) -> Any:
         return given
 
     return give
+
+
+TOLERANCE = 2e-5  # of the largest logit, in fp32: sums in another order
+_tried: weakref.WeakKeyDictionary[nn.Module, tuple[int, Shortcut | None, str]] = weakref.WeakKeyDictionary()
+
+
+def choose_shortcut(text: RecordedText) -> None:
+    """Set the text's `way` to the fastest that gives the same logits as a whole forward, or to None and say why not.
+
+    A model is tried once, and again for a longer text, in which a window may hide what a short one shows.
+    """
+    if text.shortcut is None:
+        return
+    longest, shortcut, why = _tried.get(text.lm.model, (0, text.shortcut, ""))
+    if longest < len(text):
+        shortcut, why = _tried_on(text)
+        _tried[text.lm.model] = (len(text), shortcut, why)
+    text.shortcut, text.why_not = shortcut, why
+
+
+def _tried_on(text: RecordedText) -> tuple[Shortcut | None, str]:
+    n_layers, n = text.lm.anatomy.n_layers, len(text)
+    starts = {0: n // 2, 1: n // 3, n_layers // 2: 2 * n // 3, n_layers - 1: n // 2, n_layers: n - 1}
+    edits = [_edit(text, layer, start) for layer, start in starts.items()]
+    wanted = text.full_forward(
+        len(edits), [e.for_row(0, row, e.absolute or AbsolutePositions()) for row, e in enumerate(edits)]
+    )
+    assert text.shortcut is not None
+    why = ""
+    for shortcut in [
+        Shortcut(known, last)
+        for known in ((True, False) if text.shortcut.known else (False,))
+        for last in (True, False)
+    ]:
+        text.shortcut = shortcut
+        why = _failure(text, edits, starts, wanted)
+        if not why:
+            return shortcut, ""
+    return None, why
+
+
+def _failure(text: RecordedText, edits: Sequence[Edit], starts: Mapping[int, int], wanted: Tensor) -> str:
+    """What is wrong with the text's way; empty if nothing is."""
+    try:
+        found = torch.cat([
+            text.partial_forward(1, [edit], layer=layer, start=start)
+            for edit, (layer, start) in zip(edits, starts.items(), strict=True)
+        ])  # fmt: skip
+    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
+        return f"its blocks do not run alone ({type(error).__name__}: {error})"
+    return _differ(found, wanted)
+
+
+def _differ(found: Tensor, wanted: Tensor) -> str:
+    tolerance = max(TOLERANCE, 8 * torch.finfo(wanted.dtype).eps)
+    if found.shape != wanted.shape:
+        return f"its blocks alone give {tuple(found.shape)} logits"
+    off = float((apart(found, wanted).max() / loudest(wanted)).nan_to_num(nan=1.0))
+    return "" if off <= tolerance else f"its blocks alone give other logits (by {off:.1e} of the largest)"
+
+
+def _edit(text: RecordedText, layer: int, start: int) -> Edit:
+    """Noise of the stream's own size on what goes into a block, at one position."""
+    stream = text.resid[layer][0].float()
+    noise = torch.randn(stream.shape, generator=torch.Generator().manual_seed(layer)).to(stream.device)
+    site, of = ("resid_pre", layer) if layer < text.lm.anatomy.n_layers else ("resid_post", layer - 1)
+    return batch_patch(site, of, [Location((start,), None)], stream + stream[start].std() * noise)

@@ -1,0 +1,161 @@
+"""A sweep's run: rows of texts, cells and means over pairs, and what the run says of itself. Computes no activation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from probe import stats
+from probe.patching.cells import LayerCells
+from probe.patching.exact import Baselines, CellMetrics
+from probe.patching.metrics import METRICS, changes, defined, effects
+from probe.patching.pairs import Pair
+from probe.patching.planning import PatchPlan
+from probe.stats import pearson, spearman
+from probe.store import Writer
+from probe.texts import step_columns, token_columns
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from probe.language_model import LanguageModel
+
+CELL = ("site", "layer", "head", "pos", "step", "receiver")
+
+
+def write_texts(writer: Writer, lm: LanguageModel, pairs: Sequence[Pair]) -> None:
+    """Both texts of each pair as prompts, so that the run needs no other."""
+    for i, pair in enumerate(pairs):
+        for prompt, ids, name in zip((2 * i, 2 * i + 1), (pair.clean, pair.corrupt), pair.names, strict=True):
+            pieces = lm.pieces(ids)
+            writer.write("prompts", {"prompt_id": [prompt], "text": [name], "rendered": [pieces.text],
+                                     "n_tokens": [len(ids)], "error": [""]})  # fmt: skip
+            writer.write("tokens", token_columns(prompt, ids, pieces, len(ids)))
+        if pair.steps:
+            writer.write("steps", step_columns(2 * i, pair.steps))
+
+
+def write_cells(
+    writer: Writer, number: int, view: Baselines, part: LayerCells, found: CellMetrics, *, metric: str, tokens: Sequence[str],
+    floor: float, receiver: str = "",
+) -> None:  # fmt: skip
+    """The cells of one slice. tokens: of the base. floor: of the pair (see `floor.py`). receiver: what the cells were sent
+    to, on a path."""
+    n, readout = len(part.locations), found.readout
+    patched, (clean, corrupt) = readout.of(metric), (float(x) for x in view.ends.of(metric))
+    origins = view.pair.origins(view.direction)
+    effect = effects(patched, clean, corrupt, view.direction)
+    writer.write("patches", {
+        "pair": np.full(n, number, np.int32), "site": [part.site] * n, "layer": np.full(n, part.layer, np.int16),
+        "head": np.asarray([-1 if swap.head is None else swap.head for swap in part.locations], np.int16),
+        "pos": np.asarray(part.pos, np.int32), "step": np.asarray(part.step, np.int32),
+        "positions": np.asarray([len(swap.positions) for swap in part.locations], np.int32),
+        "source_pos": np.asarray([-1 if pos < 0 else origins[pos] for pos in part.pos], np.int32),
+        "token": pa.array([None if pos < 0 else tokens[pos] for pos in part.pos], pa.string()),
+        "clean": np.full(n, clean), "corrupt": np.full(n, corrupt), "patched": patched, "effect": _nulls(effect),
+        "change": _nulls(changes(patched, clean, corrupt, view.direction)), "floor": _nulls(np.full(n, floor)),
+        "logit_diff": _nulls(readout.logit_diff), "logprob": _nulls(readout.logprob), "prob": _nulls(readout.prob),
+        "kl": _nulls(readout.kl), "passed": found.passed, "receiver": [receiver] * n,
+        "exact": _nulls(np.full(n, np.nan) if found.exact is None else found.exact),
+    })  # fmt: skip
+
+
+def write_means(writer: Writer, pairs: Sequence[Pair], direction: str, *, seed: int) -> None:
+    """One row for each cell, averaged over the pairs that have it and whose effect is defined."""
+    frame = writer.read("patches").to_pandas()
+    lengths = np.asarray([len(pair.base(direction)) for pair in pairs])
+    if len(set(lengths)) > 1:
+        single = frame["pos"] >= 0
+        frame["pos"] = frame["pos"].where(~single, frame["pos"] - lengths[frame["pair"]])
+    means: list[dict[str, Any]] = []
+    for key, group in frame.groupby(list(CELL), observed=True, sort=True):
+        known = group["effect"].dropna().to_numpy()
+        row = dict(zip(CELL, key, strict=True))
+        if len(known):
+            mean = stats.bootstrap_mean(known, seed=seed, draws=2000)
+            low, high = (mean.low, mean.high) if len(known) > 1 else (None, None)
+            row |= {"effect": mean.estimate, "ci_low": low, "ci_high": high}
+        else:
+            row |= {"effect": None, "ci_low": None, "ci_high": None}
+        row |= {name: float(group[name].mean()) for name in ("patched", "change")}
+        means.append({**row, "n": len(known)})
+    writer.write("patch_means", {name: [row[name] for row in means] for name in means[0]})
+
+
+def _nulls(values: np.ndarray) -> pa.Array:
+    return pa.array(values, pa.float64(), from_pandas=True)
+
+
+STRONGEST = 10
+SHOWN = 8  # differing tokens of a pair
+
+
+def summarize(writer: Writer, lm: LanguageModel, plan: PatchPlan) -> dict[str, Any]:
+    """Of the tables that were written."""
+    pairs, metric, direction, source = plan.pairs, plan.metric, plan.direction, plan.source
+    frame = writer.read("patches").to_pandas()
+    several = len(pairs) > 1
+    cells = writer.read("patch_means").to_pandas() if several else frame
+    order = cells["effect"].abs().sort_values(ascending=False, kind="stable").index[:STRONGEST]
+    strongest = [_cell(row) for row in cells.loc[order].to_dict("records") if abs(row["effect"]) > 0]
+    ends = frame.groupby("pair")[["clean", "corrupt", "floor"]].first()
+    small = ends[(ends["clean"] - ends["corrupt"]).abs() < ends["floor"]]
+    return {
+        "pairs": len(pairs), "metric": metric, "unit": METRICS[metric], "direction": direction, "from": source,
+        "cells": len(frame), "passed": int(frame["passed"].sum()),
+        "clean": float(ends["clean"].mean()), "corrupt": float(ends["corrupt"].mean()),
+        "floor": _plain(ends["floor"].mean()), "small": [int(i) for i in small.index],
+        "undefined": [int(i) for i, row in ends.iterrows() if not defined(row["clean"], row["corrupt"])],
+        "answer": pairs[0].answers[0], "against": pairs[0].answers[1], "tokens": len(pairs[0].base(direction)),
+        "differing": _differing(lm, pairs[0]), "strongest": strongest, "method": plan.method, "ig": plan.ig, "path": plan.path,
+        "agreement": _agreement(frame) if plan.sample else None,
+        "measured": None if plan.rewound is None else {
+            "measure_at": plan.rewound.measure_at, "pos": plan.rewound.position,
+            "total_variation": plan.rewound.variation, "outcome": plan.rewound.outcome,
+        },
+    }  # fmt: skip
+
+
+def _agreement(frame: pd.DataFrame) -> dict[str, Any]:
+    """How estimated effects go with those of the cells that were run too; None where either does not vary."""
+    tried = frame[frame["exact"].notna() & frame["effect"].notna()]
+    span = tried["clean"] - tried["corrupt"]
+    moved = ((tried["exact"] - tried["patched"]) / span).abs()
+    estimated, exact = (tried[name].to_numpy() / span.to_numpy() for name in ("patched", "exact"))
+    rho, r = spearman(estimated, exact), pearson(estimated, exact)
+    return {"n": len(tried), "spearman": _plain(rho), "pearson": _plain(r), "largest_error": _plain(moved.max())}
+
+
+def _cell(row: dict[str, Any]) -> dict[str, Any]:
+    names = (
+        "site",
+        "layer",
+        "head",
+        "pos",
+        "step",
+        "receiver",
+        "token",
+        "effect",
+        "ci_low",
+        "ci_high",
+        "change",
+        "patched",
+        "n",
+    )
+    return {name: _plain(row[name]) for name in names if name in row}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _differing(lm: LanguageModel, pair: Pair) -> list[dict[str, Any]]:
+    """The first aligned places whose tokens differ."""
+    clean, corrupt = (lm.labels(ids) for ids in (pair.clean, pair.corrupt))
+    return [{"pos": a, "corrupt_pos": b, "clean": clean[a], "corrupt": corrupt[b]} for a, b in pair.differing[:SHOWN]]
