@@ -18,7 +18,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Loading:
+class Source:
+    """Where a model's files come from, and what they may do."""
+
+    revision: Annotated[str | None, Option("Branch, tag or commit on the Hub.")] = None
+    trust_remote_code: Annotated[bool, Option("Run code that comes with the model.", ("--trust-remote-code",))] = False
+    allow_pickle: Annotated[bool, Option("Load pickled weights, which can run code.", ("--allow-pickle",))] = False
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model runs, and in which numbers."""
+
+    device: Annotated[str, Option("auto, cpu, cuda, cuda:I or mps.")] = "auto"
+    dtype: Annotated[str, Option("auto, float32, bfloat16 or float16.")] = "auto"
+
+
+@dataclass(frozen=True)
+class Loading(Placement, Source):
     """Which model, and where it runs."""
 
     model: Annotated[
@@ -28,26 +45,35 @@ class Loading:
             envvar="PROBE_MODEL",
         ),
     ] = "smollm2"  # fmt: skip
-    revision: Annotated[str | None, Option("Branch, tag or commit on the Hub.")] = None
-    trust_remote_code: Annotated[bool, Option("Run code that comes with the model.", ("--trust-remote-code",))] = False
-    allow_pickle: Annotated[bool, Option("Load pickled weights, which can run code.", ("--allow-pickle",))] = False
     adapter: Annotated[str | None, Option("A directory of the peft library (LoRA, …), merged into the weights.")] = None
     context_length: Annotated[
         int | None, Option("Positions that the model holds, where its config says too few.", minimum=1)
     ] = None
-    device: Annotated[str, Option("auto, cpu, cuda, cuda:I or mps.")] = "auto"
-    dtype: Annotated[str, Option("auto, float32, bfloat16 or float16.")] = "auto"
     device_map: Annotated[str | None, Option("accelerate's map, e.g. auto.")] = None
 
     def load(self, progress: Progress | None) -> LanguageModel:
         """The model of these options."""
-        import probe
+        return load(self.model, self, progress=progress)
 
-        return probe.load(
-            self.model, revision=self.revision, trust_remote_code=self.trust_remote_code, allow_pickle=self.allow_pickle,
-            adapter=self.adapter, context_length=self.context_length, device=self.device, dtype=self.dtype,
-            device_map=self.device_map, progress=progress,
-        )  # fmt: skip
+
+@dataclass(frozen=True)
+class Named(Source):
+    """A model that a command is about."""
+
+    model: Annotated[
+        str,
+        Option(
+            "Alias, Hugging Face id, local directory, .gguf file, or tiny:FAMILY.", argument=True, envvar="PROBE_MODEL"
+        ),
+    ] = "smollm2"  # fmt: skip
+
+
+def load(name: str, *groups: Source | Placement, progress: Progress | None = None) -> LanguageModel:
+    """A model, by its name and groups of options of which each field is a keyword of `probe.load`."""
+    import probe
+
+    given = {key: value for group in groups for key, value in vars(group).items() if key != "model"}
+    return probe.load(name, **given, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -120,17 +146,38 @@ class Planning:
 
 
 @dataclass(frozen=True)
-class Showing:
-    """What is printed, and how."""
+class Output:
+    """Whether what is printed is for a program."""
 
     as_json: Annotated[bool, Option("Exactly one JSON document on stdout.", ("--json",))] = False
-    quiet: Annotated[bool, Option("Print only where the run is.", ("--quiet", "-q"))] = False
+
+
+@dataclass(frozen=True)
+class Watching:
+    """Whether long work shows how far it is."""
+
     no_progress: Annotated[bool, Option("No progress bar.", ("--no-progress",))] = False
+
+    @property
+    def silent(self) -> bool:
+        """Whether nobody watches."""
+        return self.no_progress
 
     @contextmanager
     def progress(self) -> Iterator[Progress | None]:
         """What is called with how far the work is, or None; warnings of the library become plain lines."""
         from .progress import plain_warnings, progress
 
-        with plain_warnings(), progress(shown=not (self.quiet or self.no_progress)) as report:
+        with plain_warnings(), progress(shown=not self.silent) as report:
             yield report
+
+
+@dataclass(frozen=True)
+class Showing(Watching, Output):
+    """What is printed of a run, and how."""
+
+    quiet: Annotated[bool, Option("Print only where the run is.", ("--quiet", "-q"))] = False
+
+    @property
+    def silent(self) -> bool:
+        return self.quiet or self.no_progress

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from . import options as o
-from . import printing
+from .command import with_options
+from .groups import Output
 
 Topic = Annotated[str | None, typer.Argument(help="A command or a subject; without one, the topics are listed.")]
 
@@ -20,7 +20,8 @@ _LINK = re.compile(r"\[([^\]]+)\]\(([^)]+)\)")
 _MARKS = re.compile(r"<!--.*?-->\n?", flags=re.DOTALL)
 
 
-def command(topic: Topic = None, as_json: o.AsJson = False) -> None:
+@with_options
+def command(output: Output, topic: Topic = None) -> None:
     """Show a page of the manual: how a command is used, what a table, a term or a method is."""
     from probe.errors import BadOption
 
@@ -32,7 +33,7 @@ def command(topic: Topic = None, as_json: o.AsJson = False) -> None:
         meant = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
         raise BadOption(f"there is no help on '{topic}'", hint=f"{meant}topics are: {', '.join(pages)}")
     text = page(topic or INDEX)
-    if as_json:
+    if output.as_json:
         show_document({"command": "help", "summary": {"topic": topic, "topics": pages, "markdown": text}})
     elif sys.stdout.isatty():
         from rich.markdown import Markdown

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import options as o
+from .command import with_options
+from .groups import Named, Output, Placement, Watching, load
 from .terminal import show_document
 
 if TYPE_CHECKING:
@@ -17,19 +18,13 @@ app = typer.Typer(
     help="Models: list, fetch, remove, and what is where in them.", no_args_is_help=True, rich_markup_mode=None
 )
 
-Name = Annotated[
-    str,
-    typer.Argument(
-        envvar="PROBE_MODEL", show_envvar=True,
-        help="Alias, Hugging Face id, local directory, .gguf file, or tiny:FAMILY.",
-    ),
-]  # fmt: skip
 Made = Annotated[str, typer.Argument(help="A model that probe converted, as `probe models ls` names it.")]
 PlaceText = Annotated[str | None, typer.Argument(help="Only what this place matches, e.g. z@all.")]
 
 
 @app.command("ls")
-def ls(as_json: o.AsJson = False) -> None:
+@with_options
+def ls(output: Output) -> None:
     """List the aliases, the models that probe converted and those in the Hugging Face cache, with their sizes."""
     from probe.language_model import hub
     from probe.language_model.home import made_here, models_dir
@@ -47,7 +42,7 @@ def ls(as_json: o.AsJson = False) -> None:
         size = _size(folder) if folder else None
         path = str(folder) if folder else None
         rows.append({"name": name, "source": source, "where": where, "path": path, "bytes": size})
-    if as_json:
+    if output.as_json:
         show_document({"models": rows})
         return
     show_table(
@@ -57,38 +52,32 @@ def ls(as_json: o.AsJson = False) -> None:
 
 
 @app.command("pull")
-def pull(
-    name: Name = "smollm2",
-    revision: o.Revision = None,
-    trust_remote_code: o.RemoteCode = False,
-    allow_pickle: o.Pickle = False,
-    as_json: o.AsJson = False,
-    no_progress: o.NoProgress = False,
-) -> None:
+@with_options
+def pull(named: Named, output: Output, watching: Watching) -> None:
     """Fetch a model, converting it if need be; one of the Hub is brought up to date."""
     from probe.errors import BadOption
     from probe.language_model.loading import find, quiet
     from probe.language_model.names import name_kind
 
-    from .progress import plain_warnings, progress
-
-    named = name_kind(name)
-    if named.kind == "tiny":
-        raise BadOption(f"'{name}' is made in memory", hint="there is nothing to fetch")
-    with plain_warnings(), progress(shown=not no_progress) as report, quiet():
+    name = name_kind(named.model)
+    if name.kind == "tiny":
+        raise BadOption(f"'{named.model}' is made in memory", hint="there is nothing to fetch")
+    with watching.progress() as report, quiet():
         found = find(
-            named, revision=revision, allow_pickle=allow_pickle, code=trust_remote_code, refresh=True, progress=report
-        )
+            name, revision=named.revision, allow_pickle=named.allow_pickle, code=named.trust_remote_code, refresh=True,
+            progress=report,
+        )  # fmt: skip
     size = found.gguf.stat().st_size if found.gguf else _size(found.directory)
     path = str(found.gguf or found.directory)
-    if as_json:
-        show_document({"name": name, "path": path, "revision": found.revision, "bytes": size})
+    if output.as_json:
+        show_document({"name": named.model, "path": path, "revision": found.revision, "bytes": size})
     else:
-        typer.echo(f"{name}: {path} ({_megabytes(size)})")
+        typer.echo(f"{named.model}: {path} ({_megabytes(size)})")
 
 
 @app.command("rm")
-def rm(name: Made, as_json: o.AsJson = False) -> None:
+@with_options
+def rm(name: Made, output: Output) -> None:
     """Remove a model that probe converted; never one of yours or of the Hugging Face cache."""
     from probe.errors import UnknownModel
     from probe.language_model.home import made_here, remove
@@ -98,83 +87,56 @@ def rm(name: Made, as_json: o.AsJson = False) -> None:
     except KeyError as error:
         made = ", ".join(made_here()) or "nothing yet"
         raise UnknownModel(f"probe made no model '{name}'", hint=f"it made: {made}") from error
-    if as_json:
+    if output.as_json:
         show_document({"removed": name, "bytes": freed})
     else:
         typer.echo(f"removed {name} ({_megabytes(freed)})")
 
 
 @app.command("show")
-def show(
-    model: Name = "smollm2",
-    revision: o.Revision = None,
-    trust_remote_code: o.RemoteCode = False,
-    allow_pickle: o.Pickle = False,
-    device: o.Device = "auto",
-    dtype: o.Dtype = "auto",
-    as_json: o.AsJson = False,
-) -> None:
+@with_options
+def show(named: Named, placement: Placement, output: Output) -> None:
     """Show a model's identity, its sizes, its tokenizer, and in brief what was found in it."""
     from .describe import facts, show_facts
 
-    found = facts(_load(model, revision, trust_remote_code, allow_pickle, device=device, dtype=dtype))
-    if as_json:
+    found = facts(_load(named, placement))
+    if output.as_json:
         show_document(found)
     else:
         show_facts(found)
 
 
 @app.command("check")
-def check(
-    model: Name = "smollm2",
-    revision: o.Revision = None,
-    trust_remote_code: o.RemoteCode = False,
-    allow_pickle: o.Pickle = False,
-    as_json: o.AsJson = False,
-) -> None:
+@with_options
+def check(named: Named, output: Output) -> None:
     """Show what was found in each layer (module, equation, residual error), and what was not and why."""
     from .describe import show_anatomy
 
-    lm = _load(model, revision, trust_remote_code, allow_pickle)
-    anatomy = lm.anatomy
-    if as_json:
-        show_document({"model": lm.name, "anatomy": anatomy.to_dict()})
-        return
-    show_anatomy(anatomy)
+    lm = _load(named)
+    if output.as_json:
+        show_document({"model": lm.name, "anatomy": lm.anatomy.to_dict()})
+    else:
+        show_anatomy(lm.anatomy)
 
 
 @app.command("sites")
-def sites(
-    model: Name = "smollm2",
-    place: PlaceText = None,
-    revision: o.Revision = None,
-    trust_remote_code: o.RemoteCode = False,
-    allow_pickle: o.Pickle = False,
-    as_json: o.AsJson = False,
-) -> None:
+@with_options
+def sites(named: Named, output: Output, place: PlaceText = None) -> None:
     """List the sites that a model has (or those that match a place), with shapes and bytes per token."""
     from .describe import show_sites, site_rows, sums
 
-    lm = _load(model, revision, trust_remote_code, allow_pickle)
+    lm = _load(named)
     rows = site_rows(lm, place)
     equations = sums(lm.anatomy) if place is None else []
-    if as_json:
+    if output.as_json:
         show_document({"model": lm.name, "sites": rows, "equations": equations})
-        return
-    show_sites(rows, equations)
+    else:
+        show_sites(rows, equations)
 
 
-def _load(name: str, revision: str | None, code: bool, pickle: bool, **placement: Any) -> LanguageModel:
-    import probe
-
-    from .progress import plain_warnings, progress
-
-    with plain_warnings(), progress() as report:
-        lm = probe.load(
-            name, revision=revision, trust_remote_code=code, allow_pickle=pickle, progress=report, **placement
-        )
-        assert lm.anatomy is not None
-    return lm
+def _load(named: Named, *placement: Placement) -> LanguageModel:
+    with Watching().progress() as report:
+        return load(named.model, named, *placement, progress=report)
 
 
 def _size(folder: Path) -> int:

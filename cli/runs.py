@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import options as o
+from .command import with_options
+from .groups import Output
 from .terminal import show_document
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ Format = Annotated[str | None, typer.Option("--format", help="csv, jsonl, parque
 
 
 @app.command("ls")
-def ls(root: Root = RUNS, as_json: o.AsJson = False) -> None:
+@with_options
+def ls(output: Output, root: Root = RUNS) -> None:
     """List the runs in a folder, oldest first, unfinished ones too."""
     from probe import store
     from probe.errors import RunError
@@ -38,7 +40,7 @@ def ls(root: Root = RUNS, as_json: o.AsJson = False) -> None:
     if root != RUNS and not there:
         raise RunError(f"there is no folder '{root}'", hint=f"without one, the runs in '{RUNS}' are listed")
     runs = store.list_runs(root)
-    if as_json:
+    if output.as_json:
         summary = {"runs": [_plain(run) for run in runs]}
         show_document({"root": str(root), "command": "runs ls", "summary": summary})
         return
@@ -50,7 +52,8 @@ def ls(root: Root = RUNS, as_json: o.AsJson = False) -> None:
 
 
 @app.command("show")
-def show(run: RunPath, as_json: o.AsJson = False) -> None:
+@with_options
+def show(run: RunPath, output: Output) -> None:
     """Show what a run holds and how it was made."""
     from probe import store
 
@@ -58,7 +61,7 @@ def show(run: RunPath, as_json: o.AsJson = False) -> None:
 
     opened = store.open_run(run)
     manifest = opened.manifest
-    if as_json:
+    if output.as_json:
         show_document({"run": str(run), "command": opened.command, "summary": opened.summary, "manifest": manifest})
         return
     facts: list[tuple[str, str]] = [("run", opened.run_id), ("made by", manifest["typed"])]
@@ -80,29 +83,35 @@ def show(run: RunPath, as_json: o.AsJson = False) -> None:
 
 
 @app.command("tree")
+@with_options
 def tree(
     run: RunPath,
+    output: Output,
     newick: Annotated[bool, typer.Option("--newick", help="In Newick's notation; lengths are tokens.")] = False,
-    as_json: o.AsJson = False,
 ) -> None:
     """Draw the branches of a run, and of the runs in its folder that were made from it, with outcome counts."""
+    _show_tree(run, output, newick=newick)
+
+
+def _show_tree(run: Path, output: Output, *, newick: bool) -> None:
     import probe.rewinding.tree as trees
     from probe.store import open_run
 
     found = trees.tree(open_run(run))
-    if as_json:
+    if output.as_json:
         show_document({"run": str(run), "command": "runs tree", "summary": found})
     else:
         typer.echo(trees.newick(found) if newick else "\n".join(trees.drawn(found)))
 
 
 @app.command("check")
-def check(run: RunPath, as_json: o.AsJson = False) -> None:
+@with_options
+def check(run: RunPath, output: Output) -> None:
     """Compare every file of a run with its hash; exit code 1 if anything is missing, torn, altered or extra."""
     from probe import store
 
     problems = store.check(run)
-    if as_json:
+    if output.as_json:
         summary = {"whole": not problems, "problems": problems}
         show_document({"run": str(run), "command": "runs check", "summary": summary})
     else:
@@ -115,24 +124,25 @@ def check(run: RunPath, as_json: o.AsJson = False) -> None:
 
 
 @app.command("export")
+@with_options
 def export(
     run: RunPath,
+    output: Output,
     table: Annotated[str | None, typer.Argument(help="A table of the run.")] = None,
     to: Annotated[Path | None, typer.Argument(help="File to write; must not exist.")] = None,
     format: Format = None,
     newick: Annotated[bool, typer.Option("--newick", help="The tree of branches, in place of a table.")] = False,
-    as_json: o.AsJson = False,
 ) -> None:
     """Write one table of a run as csv, jsonl, parquet, or (activations) safetensors; or its tree, --newick or --json."""
-    if table is None and (newick or as_json):
-        tree(run, newick=newick, as_json=as_json)
+    if table is None and (newick or output.as_json):
+        _show_tree(run, output, newick=newick)
         return
     if table is None or to is None or newick:
         raise typer.BadParameter("give a table and a file, or for the tree of branches only --newick or --json")
     from probe import store
 
     rows = store.export(store.open_run(run), table, to, format=format)
-    if as_json:
+    if output.as_json:
         summary = {"table": table, "rows": rows, "file": str(to)}
         show_document({"run": str(run), "command": "runs export", "summary": summary})
     else:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import options as o
+from .command import with_options
+from .groups import Output, Placement, Source, Watching, load
 from .terminal import show_document
 
 if TYPE_CHECKING:
@@ -20,39 +21,24 @@ Names = Annotated[
 ]
 
 
-def command(
-    models: Names = None,
-    revision: o.Revision = None,
-    trust_remote_code: o.RemoteCode = False,
-    allow_pickle: o.Pickle = False,
-    device: o.Device = "auto",
-    dtype: o.Dtype = "auto",
-    as_json: o.AsJson = False,
-    no_progress: o.NoProgress = False,
-) -> None:
+@with_options
+def command(source: Source, placement: Placement, output: Output, watching: Watching, models: Names = None) -> None:
     """Check the laws of the instrument on models: what should be zero, and how far from it it is."""
-    import probe
     from probe.errors import ProbeError
     from probe.laws import laws
-
-    from .progress import plain_warnings, progress
 
     names = models or ["smollm2"]
     found: dict[str, list[Law]] = {}
     unread: dict[str, ProbeError] = {}
-    with plain_warnings(), progress(shown=not no_progress) as report:
+    with watching.progress() as report:
         for name in names:
             try:
-                lm = probe.load(
-                    name, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code,
-                    allow_pickle=allow_pickle, progress=report,
-                )  # fmt: skip
-                found[name] = list(laws(lm, report))
+                found[name] = list(laws(load(name, source, placement, progress=report), report))
             except ProbeError as error:
                 if len(names) == 1:
                     raise
                 unread[name] = error
-    if as_json:
+    if output.as_json:
         _show_json(found, unread)
     elif len(names) == 1:
         _show_laws(found[names[0]])

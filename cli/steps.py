@@ -8,21 +8,18 @@ from typing import Annotated
 
 import typer
 
-from . import options as o
+from .command import with_options
+from .groups import Output
 
 RunPath = Annotated[Path, typer.Argument(help="A run directory.")]
 PromptId = Annotated[int | None, typer.Option("--prompt", min=0, help="Only this prompt's steps.")]
-
-
+Split = Annotated[str, typer.Option("--split", help="sentence, line, paragraph, token, regex:PATTERN or spans:FILE.")]
 Branch = Annotated[int | None, typer.Option("--branch", min=0, help="Only this branch of a run made by rewind.")]
 
 
+@with_options
 def command(
-    run: RunPath,
-    split: o.Split = "sentence",
-    prompt: PromptId = None,
-    branch: Branch = None,
-    as_json: o.AsJson = False,
+    run: RunPath, output: Output, split: Split = "sentence", prompt: PromptId = None, branch: Branch = None
 ) -> None:
     """Show the reasoning steps of a run: id, token span, kind, log-prob, mean entropy, text."""
     import probe
@@ -32,7 +29,7 @@ def command(
 
     opened = probe.open_run(run)
     table = steps_of(opened, split=split, prompt_id=prompt, branch=branch)
-    if as_json:
+    if output.as_json:
         steps = json.loads(table.to_json(orient="records"))
         show_document({"run": str(opened.path), "command": "steps", "summary": {"steps": steps}})
         return

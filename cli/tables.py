@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import options as o
+from .command import with_options
+from .groups import Output
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 Name = Annotated[str | None, typer.Argument(help="A table; without one, all are listed.")]
 
 
-def command(name: Name = None, as_json: o.AsJson = False) -> None:
+@with_options
+def command(output: Output, name: Name = None) -> None:
     """Show what a table of a run holds: its columns with types, units and meanings, and an example query."""
     from probe.errors import BadOption
     from probe.tables import TABLES
@@ -28,7 +30,7 @@ def command(name: Name = None, as_json: o.AsJson = False) -> None:
         near = difflib.get_close_matches(name, TABLES, n=1)
         meant = f"did you mean '{near[0]}'? " if near else ""
         raise BadOption(f"there is no table '{name}'", hint=f"{meant}there are {', '.join(TABLES)}")
-    if as_json:
+    if output.as_json:
         wanted = TABLES.values() if name is None else [TABLES[name]]
         show_document({"command": "tables", "summary": {"tables": [described(table) for table in wanted]}})
     elif name is None:
