@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from . import printing
 from .command import with_options
 from .groups import Output
 

@@ -98,7 +98,7 @@ def _fail(message: str, hint: str, *, as_json: bool) -> None:
     """What went wrong: two lines on standard error and, where JSON was asked for, one document on standard output."""
     printing.complain(message, hint)
     if as_json:
-        typer.echo(output.as_json({"error": message, "hint": hint}))
+        typer.echo(printing.as_json({"error": message, "hint": hint}))
 
 
 def _wrong_usage(error: Exception, *, as_json: bool) -> None:

@@ -37,7 +37,7 @@ def show_warnings(run: Run) -> None:
 
 def show_document(document: Any) -> None:
     """Print one JSON document."""
-    typer.echo(output.as_json(document))
+    typer.echo(printing.as_json(document))
 
 
 def end_with_failed(run: Run, words: str) -> None:
