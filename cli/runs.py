@@ -31,11 +31,11 @@ def ls(output: Output, root: Root = RUNS) -> None:
     """List the runs in a folder, oldest first, unfinished ones too."""
     from probe import store
     from probe.errors import RunError
-    from probe.store import durable
+    from probe.store import layout
 
     from .terminal import show_table, size
 
-    with durable.readable(root):
+    with layout.readable(root):
         there = root.is_dir()
     if root != RUNS and not there:
         raise RunError(f"there is no folder '{root}'", hint=f"without one, the runs in '{RUNS}' are listed")

@@ -17,7 +17,7 @@ from probe.cli.main import app
 from typer.main import get_command
 
 import probe
-from probe.store import papers
+from probe.store import manifest
 
 WICKED = "\x1b]52;c;eA==\x07\x9b35;7m\u202e\u2066\x1b[35;7m\x7f\x08\r"
 COMMAND = get_command(app)
@@ -100,7 +100,7 @@ def test_a_received_run(shown: Callable[..., str], run: Path, tmp_path: Path) ->
     shown("runs", "check", str(path), says="extra, not of this run")
     about = wicked(json.loads((path / "manifest.json").read_text()))
     about["tables"] = json.loads((run / "manifest.json").read_text())["tables"]
-    (path / "manifest.json").write_text(json.dumps(papers.sealed(about)))
+    (path / "manifest.json").write_text(json.dumps(manifest.sealed(about)))
     for words in (("ls", "."), ("show", str(path)), ("tree", str(path)), ("check", str(path)), ("rm", "-y", str(path))):
         shown("runs", *words)
         if words[0] in ("ls", "show"):

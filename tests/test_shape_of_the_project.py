@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"errors"},
-    {"files", "patterns"},
+    {"files", "durable", "patterns"},
     {"sites", "tables", "spans", "answers", "workers", "kernels"},
     {"registries"},
     {"requests"},

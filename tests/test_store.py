@@ -24,9 +24,9 @@ import xxhash
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
-from probe import store, tables
+from probe import durable, store, tables
 from probe.errors import BadOption, ProbeError, RunError, StorageFull
-from probe.store import columns, durable, merging, papers, parts
+from probe.store import columns, layout, manifest, parquet, sorting
 
 RNG = np.random.default_rng(0)
 EVERY = store.Limits(bytes=1)  # a flush after every unit
@@ -121,7 +121,7 @@ def test_every_reader_shows_the_numbers_that_were_written(tmp_path: Path, name: 
     schema = tables.schema(name)
     path = tmp_path / "x.parquet"
     written = []
-    file = parts.File(path, schema, plain=plain)
+    file = parquet.FileWriter(path, schema, plain=plain)
     for n, widest in ((1, 3), (9, 1), (257, 40), (24, 60_000), (8, 0)):
         table = pa.Table.from_arrays([random_column(field.type, n, widest) for field in schema], schema=schema)
         written.append(table.slice(1) if n == 257 else table)
@@ -330,10 +330,10 @@ def test_read_gives_the_rows_so_far_of_all_sessions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("apart", [0, 4, 5])
-def test_merging_parts_is_sorting_them(apart: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sorting_parts_is_sorting_them(apart: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of the same prompts, of some, and of none: the last, as a trace writes them, are not sorted again."""
-    monkeypatch.setattr(merging, "CHUNK", 37)
-    monkeypatch.setattr(merging, "_BATCH", 10)
+    monkeypatch.setattr(sorting, "CHUNK", 37)
+    monkeypatch.setattr(sorting, "_BATCH", 10)
     paths, everything = [], []
     for part in range(4):
         n = int(RNG.integers(1, 90))
@@ -343,13 +343,13 @@ def test_merging_parts_is_sorting_them(apart: int, tmp_path: Path, monkeypatch: 
             {"prompt_id": prompts, "pos": RNG.integers(0, 9, n), "token_id": np.arange(n) + 100 * part},
             run_id="r", store="exact", copy=True,
         )  # fmt: skip
-        everything.append(merging.sort(table, tables.TABLES["tokens"].keys))
+        everything.append(sorting.sort(table, tables.TABLES["tokens"].keys))
         paths.append(tmp_path / f"{part}.parquet")
         pq.write_table(everything[-1], paths[-1])
-    expected = merging.sort(pa.concat_tables(everything), tables.TABLES["tokens"].keys).to_pylist()
+    expected = sorting.sort(pa.concat_tables(everything), tables.TABLES["tokens"].keys).to_pylist()
     if apart == 5:
-        monkeypatch.delattr(merging, "_mixed")
-    merged = pa.concat_tables(merging.merged(paths, tables.TABLES["tokens"].keys))
+        monkeypatch.delattr(sorting, "_mixed")
+    merged = pa.concat_tables(sorting.merged(paths, tables.TABLES["tokens"].keys))
     assert merged.to_pylist() == expected
 
 
@@ -626,9 +626,7 @@ def test_a_removal_that_was_killed_leaves_no_run_and_the_next_completes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The files go one by one: after any of them, the folder is no run any more, and what is not of it stays."""
-    from probe.store import inside
-
-    real = inside.clear
+    real = layout.clear
 
     def dies(folder: Path, names: Any) -> None:
         for name in names:
@@ -643,7 +641,7 @@ def test_a_removal_that_was_killed_leaves_no_run_and_the_next_completes_it(
         (path / "mine.parquet").write_text("mine")
         done = [None] * kills
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(inside, "clear", dies)
+            patched.setattr(layout, "clear", dies)
             store.remove(path)
         assert [run.status for run in store.list_runs(tmp_path)] == ["removing"]
         if kills:
@@ -693,7 +691,7 @@ def test_the_files_of_a_received_run_are_its_own(tmp_path: Path, kind: str) -> N
         other = tmp_path / "other/tokens.parquet"
         about = json.loads((tmp_path / "r/manifest.json").read_text())
         about["tables"]["tokens"]["files"][0]["path"] = str(other) if kind == "absolute" else "../other/tokens.parquet"
-        (tmp_path / "r/manifest.json").write_text(json.dumps(papers.sealed(about)))
+        (tmp_path / "r/manifest.json").write_text(json.dumps(manifest.sealed(about)))
         with pytest.raises(RunError, match="not the name of a table's file"):
             store.open_run(tmp_path / "r")
         assert store.check(tmp_path / "r") != [] and store.list_runs(tmp_path)[0].status == "damaged"

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from probe import store
+from probe import durable, store
 from probe.errors import RunError, StorageFull
-from probe.store import durable
 
 ROOT = Path(__file__).parents[1]
 UNITS = 12

@@ -20,7 +20,7 @@ from typer.main import get_command
 import probe
 from probe import store
 from probe.errors import ProbeError
-from probe.store import papers
+from probe.store import manifest
 from tests.test_store import EVERY, fill
 
 MINE = "mine.parquet"  # a file of the user's
@@ -123,7 +123,7 @@ def replaced(draw: random.Random, paper: Any) -> Any:
         del holder[key]
     else:
         holder[key] = draw.choice(ODD)
-    return papers.sealed(paper) if draw.random() < 0.5 else papers.unsealed(paper)
+    return manifest.sealed(paper) if draw.random() < 0.5 else manifest.unsealed(paper)
 
 
 def spoil(draw: random.Random, folder: Path) -> str:

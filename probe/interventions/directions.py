@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from probe import durable
 from probe.errors import BadEdit
-from probe.store import durable
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel

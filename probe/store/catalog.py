@@ -1,4 +1,4 @@
-"""The runs in a folder: list, check by hash, remove. Reads manifests and journals, no rows."""
+"""The runs in a folder: list, check by hash, remove, and which text or option names one. Reads no rows."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from probe.errors import RunError
-from probe.store import durable, inside, papers
-from probe.store.inside import MANIFEST, PARTIAL, REMOVING, STATE
+from probe import durable
+from probe.errors import BadOption, RunError
+from probe.store import layout, manifest
 from probe.store.journal import read_records
-from probe.store.run import read_manifest
+from probe.store.layout import MANIFEST, PARTIAL, REMOVING, STATE
+from probe.store.run import Run, open_run, read_manifest
+from probe.store.writer import fresh_path
 
 
 class Listed(NamedTuple):
@@ -30,7 +32,7 @@ class Listed(NamedTuple):
 def list_runs(root: Path | str = "runs") -> list[Listed]:
     """The runs right under a folder, oldest first; other folders are passed over."""
     root = Path(root)
-    with durable.readable(root):
+    with layout.readable(root):
         if not root.is_dir():
             return []
         found = [describe(path) for path in sorted(root.iterdir()) if path.is_dir() and is_run(path)]
@@ -44,10 +46,10 @@ def is_run(path: Path) -> bool:
             return True
         for name in (MANIFEST, STATE):
             if (path / name).is_file():
-                about = durable.read_json(path / name)
+                about = layout.read_json(path / name)
                 return isinstance(about, dict) and {"run_id", "schema_version", "command"} <= set(about)
     except RunError:  # damaged: what else a run has decides
-        return path.suffix == PARTIAL or (path / inside.README).is_file()
+        return path.suffix == PARTIAL or (path / layout.README).is_file()
     except (OSError, ValueError):  # a name that is too long, or no name at all
         return False
     return False
@@ -57,18 +59,18 @@ def describe(path: Path) -> Listed:
     """What a run's own papers say."""
     try:
         if (path / REMOVING).is_file():
-            removal = papers.read(path / REMOVING, papers.Removal)
+            removal = manifest.read(path / REMOVING, manifest.Removal)
             return Listed(path, "removing", removal["run_id"], "", "", 0, 0, None)
         if path.suffix == PARTIAL:
-            about = papers.read(path / STATE, papers.State)
+            about = manifest.read(path / STATE, manifest.State)
             records = read_records(path)
             parts = [part for record in records for part in record["parts"]]
             units = sum(len(record["units"]) for record in records)
-            status = "running" if durable.locked(path) else "partial"
+            status = "running" if layout.locked(path) else "partial"
         else:
             about = read_manifest(path)
             parts, units = list(about["tables"].values()), None
-            status = "altered" if papers.altered(about) else "whole"
+            status = "altered" if manifest.altered(about) else "whole"
         rows, size = sum(p["rows"] for p in parts), sum(p["bytes"] for p in parts)
         return Listed(path, status, about["run_id"], about["command"], about["started"], rows, size, units)
     except (RunError, OSError):
@@ -89,16 +91,16 @@ def check(path: Path | str) -> list[str]:
         if not is_run(path):
             raise
         return [error.message]
-    problems += [f"{file['path']}: {what}" for file in found if (what := inside.wrong(path, file))]
+    problems += [f"{file['path']}: {what}" for file in found if (what := layout.wrong(path, file))]
     named = {file["path"] for file in found}
-    ours = {*inside.PAPERS, *(p.relative_to(path).as_posix() for p in inside.records(path) if partial)}
-    extra = sorted(set(inside.files(path)) - named - ours)
+    ours = {*layout.DOCUMENTS, *(p.relative_to(path).as_posix() for p in layout.records(path) if partial)}
+    extra = sorted(set(layout.files(path)) - named - ours)
     return problems + [f"{name}: extra, not of this run" for name in extra]
 
 
 def _unfinished(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     """The files that a partial run's journal names."""
-    papers.intact(path / STATE, papers.State)
+    manifest.intact(path / STATE, manifest.State)
     records = read_records(path)
     units = sum(len(record["units"]) for record in records)
     problems.append(f"unfinished: {units} units are done; the same command with --resume completes it")
@@ -108,10 +110,10 @@ def _unfinished(path: Path, problems: list[str]) -> list[dict[str, Any]]:
 def _finished(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     """The files that a whole run's manifest names, its README among them."""
     about = read_manifest(path)
-    if papers.altered(about):
-        problems.append(f"{MANIFEST}: altered: its {papers.SEAL} is another")
+    if manifest.altered(about):
+        problems.append(f"{MANIFEST}: altered: its {manifest.SEAL} is another")
     files = [file for table in about["tables"].values() for file in table["files"]]
-    return files + ([{"path": inside.README, **about["readme"]}] if "readme" in about else [])
+    return files + ([{"path": layout.README, **about["readme"]}] if "readme" in about else [])
 
 
 def remove(path: Path | str) -> list[str]:
@@ -121,24 +123,24 @@ def remove(path: Path | str) -> list[str]:
     A list of the files is written first and the papers go next: a kill leaves no run, and the same call completes it.
     """
     path = Path(path)
-    with durable.readable(path):
+    with layout.readable(path):
         if path.is_symlink() or not path.is_dir() or not is_run(path):
             raise RunError(f"'{path}' is not a run; nothing was removed", hint="probe runs ls shows those there are")
-        if durable.locked(path):
+        if layout.locked(path):
             raise RunError(f"'{path}' is being written by another process", hint="stop it first")
     try:
-        removal = papers.read(path / REMOVING, papers.Removal) if (path / REMOVING).is_file() else _own_files(path)
+        removal = manifest.read(path / REMOVING, manifest.Removal) if (path / REMOVING).is_file() else _own_files(path)
     except RunError as error:
         hint = f"look into the folder, and delete it yourself: {error.message}"
         raise RunError(f"'{path}' does not say which files are its own; nothing was removed", hint=hint) from error
     with durable.stated(path):
         durable.write_json(path / REMOVING, removal)
-        inside.clear(path, [MANIFEST, STATE])
+        layout.clear(path, [MANIFEST, STATE])
         durable.sync_folder(path)
-        inside.clear(path, [*removal["files"], inside.README, durable.Lock.NAME])
-        left = [name for name in inside.files(path) if name != REMOVING]
-        inside.clear(path, [REMOVING])
-        inside.remove_empty(path)
+        layout.clear(path, [*removal["files"], layout.README, layout.LOCK])
+        left = [name for name in layout.files(path) if name != REMOVING]
+        layout.clear(path, [REMOVING])
+        layout.remove_empty(path)
         with suppress(OSError):  # something of the user's is in it
             path.rmdir()
     return left
@@ -149,11 +151,45 @@ def _own_files(path: Path) -> dict[str, Any]:
         about = read_manifest(path)
         names = [file["path"] for table in about["tables"].values() for file in table["files"]]
         return {"run_id": about["run_id"], "files": names}
-    about = papers.read(path / STATE, papers.State)
+    about = manifest.read(path / STATE, manifest.State)
     parts = [part for record in read_records(path) for part in record["parts"]]
-    names = [part["path"] for part in parts] + inside.unfinished(path, parts)
+    names = [part["path"] for part in parts] + layout.unfinished(path, parts)
     if (path / MANIFEST).is_file():  # killed at its very end
-        whole = papers.read(path / MANIFEST, papers.Manifest)
+        whole = manifest.read(path / MANIFEST, manifest.Manifest)
         names += [file["path"] for table in whole["tables"].values() for file in table["files"]]
-    journal = [record.relative_to(path).as_posix() for record in inside.records(path)]
+    journal = [record.relative_to(path).as_posix() for record in layout.records(path)]
     return {"run_id": about["run_id"], "files": [*names, *journal]}
+
+
+def names_run(text: str) -> bool:
+    """Whether a text is the path of a run, or of one that was begun."""
+    path = Path(text)
+    if path.name == "":
+        return False
+    return _is_folder(layout.partial(path)) or (_is_folder(path) and is_run(path))
+
+
+def run_of(source: Any) -> Run | None:
+    """The run that a prompt's place was given: a `Run`, a `Path`, or a text that names one. None for everything else.
+
+    A text with a slash that is some other folder was meant as one, too: `RunError`, as for a run that is unfinished.
+    """
+    if isinstance(source, Run):
+        return source
+    named = isinstance(source, str) and (names_run(source) or ("/" in source and _is_folder(Path(source))))
+    return open_run(source) if named or isinstance(source, Path) else None
+
+
+def place_for(command: str, out: Path | str | None, *, word: str = "", resume: bool = False) -> Path | None:
+    """Where a command's run goes: "auto" is a new name under `runs/`, None is memory. BadOption where a resumed run has no
+    name."""
+    if resume and (out is None or out == "auto"):
+        raise BadOption("which run is to be resumed?", hint="name it with --out")
+    return fresh_path(command, word=word) if out == "auto" else Path(out) if out else None
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # too long, or no path at all
+        return False

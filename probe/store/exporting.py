@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from probe import tables
+from probe import durable, tables
 from probe.errors import BadOption, RunError
-from probe.store import durable, parts, reading
+from probe.store import parquet, reading
 from probe.store.run import Run
 
 
@@ -39,7 +39,7 @@ def export(run: Run, table: str, dest: Path | str, *, format: str | None = None)
 
 
 def _lines(dest: Path, pieces: Iterator[tuple[int, bytes]]) -> int:
-    sink, rows = durable.Sink(durable.temporary(dest)), 0
+    sink, rows = durable.HashedFile(durable.temporary(dest)), 0
     try:
         for n, piece in pieces:
             sink.write(piece)
@@ -101,7 +101,7 @@ def _finite(value: Any) -> Any:
 
 
 def _parquet(run: Run, table: str, dest: Path) -> int:
-    rows, _ = parts.write_file(dest, tables.schema(table), run.batches(table))
+    rows, _ = parquet.write_file(dest, tables.schema(table), run.batches(table))
     return rows
 
 

@@ -9,33 +9,33 @@ from typing import Any
 
 import pyarrow as pa
 
-from probe import tables
+from probe import durable, tables
 from probe.errors import RunError
-from probe.store import durable, inside, manifest, merging, papers, parts
-from probe.store.inside import STATE
+from probe.store import layout, manifest, parquet, sorting
+from probe.store.backends import Disk
 from probe.store.journal import read_records
-from probe.store.shelves import Disk
+from probe.store.layout import STATE
 
 
-def finish(path: Path, shelf: Disk, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """From units on a shelf to the whole run `path`. A kill in between leaves what `--resume` completes."""
-    if shelf.journal.records:
-        shelf.flush()
-        listed = _compacted(shelf)
+def finish(path: Path, backend: Disk, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """From units on a backend to the whole run `path`. A kill in between leaves what `--resume` completes."""
+    if backend.journal.records:
+        backend.flush()
+        listed = _compacted(backend)
     else:  # nothing was flushed: no need to write anything twice
-        listed = _directly(shelf)
-    described = _manifest(state, about, _listing(listed), seconds=shelf.journal.seconds)
-    written = durable.write_bytes(shelf.folder / inside.README, manifest.readme(described).encode())
+        listed = _directly(backend)
+    described = _manifest(state, about, _listing(listed), seconds=backend.journal.seconds)
+    written = durable.write_bytes(backend.folder / layout.README, manifest.readme(described).encode())
     described["readme"] = written._asdict()
-    durable.write_json(shelf.folder / inside.MANIFEST, papers.sealed(described))
-    conclude(path, shelf.folder)
+    durable.write_json(backend.folder / layout.MANIFEST, manifest.sealed(described))
+    conclude(path, backend.folder)
 
 
 def conclude(path: Path, folder: Path) -> None:
     """Remove what only an unfinished run needs, and rename. The manifest is there already."""
-    for table in papers.intact(folder / inside.MANIFEST, papers.Manifest)["tables"].values():
+    for table in manifest.intact(folder / layout.MANIFEST, manifest.Manifest)["tables"].values():
         for file in table["files"]:
-            if what := inside.wrong(folder, file):
+            if what := layout.wrong(folder, file):
                 hint = f"remove it (probe runs rm {folder}) and start again"
                 raise RunError(f"'{folder}' was altered: {file['path']}: {what}", hint=hint)
     small = [
@@ -44,9 +44,9 @@ def conclude(path: Path, folder: Path) -> None:
         for part in record["parts"]
         if not tables.TABLES[part["table"]].large
     ]
-    inside.clear(folder, small)  # before the journal, which names them
-    inside.clear(folder, [path.relative_to(folder).as_posix() for path in reversed(inside.records(folder))])
-    inside.remove_empty(folder)
+    layout.clear(folder, small)  # before the journal, which names them
+    layout.clear(folder, [path.relative_to(folder).as_posix() for path in reversed(layout.records(folder))])
+    layout.remove_empty(folder)
     durable.sync_folder(folder)
     folder.rename(path)
     durable.sync_folder(path.parent)
@@ -55,9 +55,9 @@ def conclude(path: Path, folder: Path) -> None:
 
 def discard(folder: Path) -> None:
     """Remove a partial run in which nothing was finished. Its state goes last: without it the folder is not ours."""
-    inside.clear(folder, [*inside.unfinished(folder, []), durable.Lock.NAME])
+    layout.clear(folder, [*layout.unfinished(folder, []), layout.LOCK])
     (folder / STATE).unlink(missing_ok=True)
-    inside.remove_empty(folder)
+    layout.remove_empty(folder)
     with suppress(OSError):  # something of the user's is in it
         folder.rmdir()
 
@@ -78,7 +78,7 @@ def _manifest(
         "ended": manifest.now(),
         "wall_seconds": None if seconds is None else round(seconds, 3),
         "peak_memory_bytes": manifest.peak_memory(),
-        **manifest.jsonable(about),
+        **durable.jsonable(about),
         "tables": dict(listing),
     }
 
@@ -93,31 +93,31 @@ def _listing(entries: list[dict[str, Any]]) -> dict[str, Any]:
     return dict(sorted(listing.items()))
 
 
-def _directly(shelf: Disk) -> list[dict[str, Any]]:
-    listed = shelf.seal_large()
-    for name in shelf.small_names():
-        listed.append(_one_file(shelf, name, [shelf.read(name)]))
-    durable.sync_folder(shelf.folder)
+def _directly(backend: Disk) -> list[dict[str, Any]]:
+    listed = backend.seal_large()
+    for name in backend.small_names():
+        listed.append(_one_file(backend, name, [backend.read(name)]))
+    durable.sync_folder(backend.folder)
     return listed
 
 
-def _compacted(shelf: Disk) -> list[dict[str, Any]]:
-    found = shelf.journal.parts
+def _compacted(backend: Disk) -> list[dict[str, Any]]:
+    found = backend.journal.parts
     listed = [part for part in found if tables.TABLES[part["table"]].large]
     for name in sorted({part["table"] for part in found} - {part["table"] for part in listed}):
-        paths = [shelf.folder / part["path"] for part in found if part["table"] == name]
-        listed.append(_one_file(shelf, name, merging.merged(paths, tables.TABLES[name].keys)))
+        paths = [backend.folder / part["path"] for part in found if part["table"] == name]
+        listed.append(_one_file(backend, name, sorting.merged(paths, tables.TABLES[name].keys)))
     return listed
 
 
-def _one_file(shelf: Disk, name: str, batches: Any) -> dict[str, Any]:
-    path = shelf.folder / f"{name}.parquet"
-    rows, written = parts.write_file(path, tables.schema(name), _chunks(batches))
+def _one_file(backend: Disk, name: str, batches: Any) -> dict[str, Any]:
+    path = backend.folder / f"{name}.parquet"
+    rows, written = parquet.write_file(path, tables.schema(name), _chunks(batches))
     return {"table": name, "path": path.name, "rows": rows, **written._asdict()}
 
 
 def _chunks(batches: Any) -> Any:
     """Row groups of CHUNK rows whether the rows came in one table or in many: same rows, same bytes."""
     for table in batches:
-        for start in range(0, max(table.num_rows, 1), merging.CHUNK):
-            yield merging.fresh(table.slice(start, merging.CHUNK))
+        for start in range(0, max(table.num_rows, 1), sorting.CHUNK):
+            yield sorting.fresh(table.slice(start, sorting.CHUNK))

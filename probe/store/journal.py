@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from probe import durable
 from probe.errors import RunError
-from probe.store import durable, inside, papers
-from probe.store.inside import JOURNAL, STATE
+from probe.store import layout, manifest
+from probe.store.layout import JOURNAL, STATE
 
 
 class Journal:
@@ -24,7 +25,7 @@ class Journal:
     @classmethod
     def start(cls, folder: Path, state: dict[str, Any]) -> Journal:
         """A new run in an empty folder."""
-        durable.write_json(folder / STATE, papers.sealed(state))
+        durable.write_json(folder / STATE, manifest.sealed(state))
         (folder / JOURNAL).mkdir(exist_ok=True)
         durable.sync_folder(folder.parent)
         return cls(folder, state)
@@ -34,15 +35,15 @@ class Journal:
         """An unfinished run: read the records, look whether the parts are what they say, and remove what was being
         written when it ended. Files of others stay."""
         _no_links(folder)
-        journal = cls(folder, papers.intact(folder / STATE, papers.State))
+        journal = cls(folder, manifest.intact(folder / STATE, manifest.State))
         (folder / JOURNAL).mkdir(exist_ok=True)
         journal.records = read_records(folder)
         for part in journal.parts:
-            if what := inside.wrong(folder, part):
+            if what := layout.wrong(folder, part):
                 raise _altered(folder, f"{part['path']}: {what}")
         if journal.records:
             journal._before = float(journal.records[-1]["seconds"])
-        inside.clear(folder, inside.unfinished(folder, journal.parts))
+        layout.clear(folder, layout.unfinished(folder, journal.parts))
         return journal
 
     @property
@@ -65,7 +66,7 @@ class Journal:
     def record(self, units: Sequence[str], parts: Sequence[Mapping[str, Any]], warnings: Sequence[str]) -> None:
         """State durably that these parts hold these units. From here on they are part of the run."""
         record = {"units": list(units), "parts": list(parts), "warnings": list(warnings), "seconds": self.seconds}
-        durable.write_json(self.folder / JOURNAL / _name(len(self.records)), papers.sealed(record))
+        durable.write_json(self.folder / JOURNAL / _name(len(self.records)), manifest.sealed(record))
         self.records.append(record)
 
     def next_part(self, table: str) -> int:
@@ -74,11 +75,11 @@ class Journal:
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
     """The journal of a run, oldest record first. RunError if one is missing, damaged or altered."""
-    found = inside.records(folder)
+    found = layout.records(folder)
     for number, path in enumerate(found):
         if path.name != _name(number):
             raise _altered(folder, f"record {number} of its journal is missing")
-    return [papers.intact(path, papers.Record) for path in found]
+    return [manifest.intact(path, manifest.Record) for path in found]
 
 
 def _name(number: int) -> str:
@@ -87,7 +88,7 @@ def _name(number: int) -> str:
 
 def _no_links(folder: Path) -> None:
     """What is resumed is written to: nothing in it may lead out of it."""
-    for name in inside.files(folder):
+    for name in layout.files(folder):
         if (folder / name).is_symlink():
             raise RunError(f"'{folder}' holds a link: {name}", hint="remove it, or start again with another --out")
 

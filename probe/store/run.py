@@ -14,14 +14,14 @@ import pyarrow as pa
 
 from probe import tables
 from probe.errors import RunError
-from probe.store import durable, papers, reading
-from probe.store.inside import MANIFEST, PARTIAL, partial
+from probe.store import layout, manifest, reading
+from probe.store.layout import MANIFEST, PARTIAL, partial
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-class Source(Protocol):
+class Reader(Protocol):
     """Where the rows of a run are."""
 
     path: Path | None
@@ -30,7 +30,7 @@ class Source(Protocol):
     def batches(self, name: str, rows: int) -> Iterator[pa.Table]: ...
 
 
-class MemorySource:
+class MemoryReader:
     """Tables that were never written."""
 
     path: Path | None = None
@@ -47,13 +47,13 @@ class MemorySource:
             yield self._found[name].slice(start, rows)
 
 
-class DiskSource:
+class DiskReader:
     """Tables in a run directory."""
 
     def __init__(self, path: Path, listing: Mapping[str, Any]) -> None:
         self.path: Path | None = path
         self._parts = {
-            name: reading.Parts(path, [file["path"] for file in entry["files"]], tables.schema(name))
+            name: reading.TableFiles(path, [file["path"] for file in entry["files"]], tables.schema(name))
             for name, entry in listing.items()
         }
 
@@ -73,21 +73,21 @@ def open_run(path: Run | Path | str) -> Run:
         return path
     path = Path(path)
     found = read_manifest(path)
-    if papers.altered(found):
+    if manifest.altered(found):
         warnings.warn(f"the manifest of '{path}' was altered since it was written", stacklevel=2)
-    return Run(DiskSource(path, found["tables"]), found)
+    return Run(DiskReader(path, found["tables"]), found)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a whole run of this format; else a RunError that says what is there instead."""
-    with durable.readable(path):
+    with layout.readable(path):
         _whole(path)
-    found = durable.read_json(path / MANIFEST)
+    found = layout.read_json(path / MANIFEST)
     version = found.get("schema_version") if isinstance(found, dict) else None
     if isinstance(version, int) and version != tables.SCHEMA_VERSION:
         hint = "use the version of probe that made it; the Parquet files open in pandas as they are"
         raise RunError(f"'{path}' has format {version}, and this probe reads {tables.SCHEMA_VERSION}", hint=hint)
-    papers.checked(found, papers.Manifest, path / MANIFEST)
+    manifest.checked(found, manifest.Manifest, path / MANIFEST)
     unknown = sorted(set(found["tables"]) - set(tables.TABLES))
     if unknown:
         raise RunError(f"'{path}' has tables that this probe does not know: {', '.join(unknown)}", hint="upgrade probe")
@@ -107,7 +107,7 @@ def _whole(path: Path) -> None:
 class Run:
     """A whole run. `run.tokens`, `run.steps` … are DataFrames; `run.activation(site, layer)` is an array."""
 
-    def __init__(self, source: Source, about: Mapping[str, Any]) -> None:
+    def __init__(self, source: Reader, about: Mapping[str, Any]) -> None:
         self._source = source
         self.manifest: dict[str, Any] = dict(about)
         self._small: dict[str, pa.Table] = {}
@@ -174,9 +174,7 @@ class Run:
         Sites with heads (z, q, k, v) need `head`. In `pattern`, weights that were not kept are 0; in `scores`, keys
         that are not visible are -inf. RunError says what was captured if this was not.
         """
-        from probe.store import activations
-
-        return activations.read(self, site, layer, head=head, prompt_id=prompt_id, branch=branch)
+        return reading.activation(self, site, layer, head=head, prompt_id=prompt_id, branch=branch)
 
     def text(self, prompt_id: int = 0, branch: int = 0) -> str:
         """The decoded text of a sequence, prompt and completion."""

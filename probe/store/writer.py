@@ -11,12 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from probe import durable
 from probe.errors import ProbeError, RunError
-from probe.store import columns, durable, finishing, inside, manifest, papers
-from probe.store.inside import MANIFEST, STATE, partial
+from probe.store import columns, finishing, layout, manifest
+from probe.store.backends import Disk, Limits, Memory
 from probe.store.journal import Journal
-from probe.store.run import MemorySource, Run, open_run
-from probe.store.shelves import Disk, Limits, Memory
+from probe.store.layout import MANIFEST, STATE, partial
+from probe.store.run import MemoryReader, Run, open_run
 
 # fmt: off
 _WORDS = [
@@ -65,7 +66,7 @@ def create(
     """
     path = None if path is None else Path(path)
     name = run_id or (_default_id(command) if path is None else _id_for(path, command))
-    state = manifest.state(command, arguments, resolved or {}, run_id=name, typed=typed)
+    state = manifest.begun(command, arguments, resolved or {}, run_id=name, typed=typed)
     if path is None:
         return Writer(None, Memory(), {**state, "git": manifest.commit(Path.cwd())})
     limits = limits or Limits()
@@ -78,7 +79,7 @@ def create(
     with durable.stated(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(exist_ok=True)
-        lock = durable.Lock(folder)
+        lock = layout.Lock(folder)
         try:
             return _begin(path, state, resume=resume, lock=lock, limits=limits)
         except BaseException:
@@ -86,13 +87,13 @@ def create(
             raise
 
 
-def _begin(path: Path, state: dict[str, Any], *, resume: bool, lock: durable.Lock, limits: Limits) -> Writer:
+def _begin(path: Path, state: dict[str, Any], *, resume: bool, lock: layout.Lock, limits: Limits) -> Writer:
     folder = partial(path)
     if path.exists():  # finished by another process between our look and our lock
         raise _in_the_way(path)
     if not (folder / STATE).exists():  # reserved, or killed before it began
-        if {child.name for child in folder.iterdir()} - {durable.Lock.NAME, STATE + durable.TEMPORARY}:
-            if (folder / inside.REMOVING).exists():
+        if {child.name for child in folder.iterdir()} - {layout.LOCK, STATE + durable.TEMPORARY}:
+            if (folder / layout.REMOVING).exists():
                 hint = f"probe runs rm {folder} completes that"
                 raise RunError(f"cannot write '{path}': '{folder}' is half removed", hint=hint)
             raise RunError(f"cannot write '{path}': '{folder}' is not a run", hint="choose another --out")
@@ -101,7 +102,7 @@ def _begin(path: Path, state: dict[str, Any], *, resume: bool, lock: durable.Loc
     if not resume:
         hint = f"add --resume to go on with it, or remove it: probe runs rm {folder}"
         raise RunError(f"'{path}' was begun and not finished", hint=hint)
-    before = papers.intact(folder / STATE, papers.State)
+    before = manifest.intact(folder / STATE, manifest.State)
     _same(before, state, path=folder)
     if (folder / MANIFEST).exists():
         finishing.conclude(path, folder)
@@ -113,7 +114,7 @@ def _begin(path: Path, state: dict[str, Any], *, resume: bool, lock: durable.Loc
 def _whole(path: Path, state: dict[str, Any], *, resume: bool) -> Writer:
     if not resume or not (path / MANIFEST).exists():
         raise _in_the_way(path)
-    papers.intact(path / MANIFEST, papers.Manifest)
+    manifest.intact(path / MANIFEST, manifest.Manifest)
     run = open_run(path)
     _same(run.manifest, state, path=path)
     return Writer(path, Memory(), run.manifest, whole=run)
@@ -161,18 +162,18 @@ class Writer:
     def __init__(
         self,
         path: Path | None,
-        shelf: Disk | Memory,
+        backend: Disk | Memory,
         state: Mapping[str, Any],
         *,
-        lock: durable.Lock | None = None,
+        lock: layout.Lock | None = None,
         whole: Run | None = None,
     ) -> None:
         self.path = path
         self.run_id: str = state["run_id"]
         self.whole = whole  # set when there is nothing left to do
-        self.warnings: list[str] = list(shelf.journal.warnings) if isinstance(shelf, Disk) else []
-        self._shelf, self._state, self._lock = shelf, dict(state), lock
-        self._done = shelf.journal.units if isinstance(shelf, Disk) else set()
+        self.warnings: list[str] = list(backend.journal.warnings) if isinstance(backend, Disk) else []
+        self._backend, self._state, self._lock = backend, dict(state), lock
+        self._done = backend.journal.units if isinstance(backend, Disk) else set()
         self._unit: str | None = None
         self._finished: Run | None = whole
 
@@ -197,20 +198,20 @@ class Writer:
         assert self._unit is None and (again or self._finished is None), "units are not nested, and end with the run"
         known = self.done(key)
         assert again or not known, f"unit {key!r} is already done"
-        self._shelf.begin()
+        self._backend.begin()
         self._unit = key
         try:
             yield
         except BaseException:
-            self._shelf.rollback()
+            self._backend.rollback()
             raise
         finally:
             self._unit = None
         if known:
-            self._shelf.rollback()
+            self._backend.rollback()
             return
         self._done.add(key)
-        self._shelf.commit(key)
+        self._backend.commit(key)
 
     def write(self, table: str, values: Mapping[str, Any] | pa.Table, *, store: str = "exact") -> None:
         """Append rows to a table, inside a unit. `store="bf16"` rounds float32 to bfloat16 (see `columns.build`).
@@ -220,31 +221,33 @@ class Writer:
         """
         assert self._unit is not None, "rows are written inside a unit"
         n = max((len(v) for v in _lengthy(values)), default=1)
-        keep = self._shelf.keeps(table, n)
-        self._shelf.append(table, columns.build(table, values, run_id=self.run_id, store=store, copy=keep), store=store)
+        keep = self._backend.keeps(table, n)
+        self._backend.append(
+            table, columns.build(table, values, run_id=self.run_id, store=store, copy=keep), store=store
+        )
 
     def warn(self, text: str) -> None:
         """Say something in the manifest, once."""
         if text not in self.warnings:
             self.warnings.append(text)
-            if isinstance(self._shelf, Disk):
-                self._shelf.warnings.append(text)
+            if isinstance(self._backend, Disk):
+                self._backend.warnings.append(text)
 
     def read(self, table: str) -> pa.Table:
         """The rows of a small table so far, by key, those of earlier sessions included: for the summary."""
-        return self.whole.table_arrow(table) if self.whole else self._shelf.read(table)
+        return self.whole.table_arrow(table) if self.whole else self._backend.read(table)
 
     def batches(self, table: str, columns: Sequence[str]) -> Iterator[pa.Table]:
         """What `read` reads, in pieces of which one at a time is held, in any order; these columns of it."""
         if self.whole is None:
-            return self._shelf.batches(table, columns)
+            return self._backend.batches(table, columns)
         found = self.whole.batches(table) if table in self.whole.tables else iter(())
         return (piece.select(list(columns)) for piece in found)
 
     def flush(self) -> None:
         """Put the finished units on the disk now."""
-        if isinstance(self._shelf, Disk):
-            self._shelf.flush()
+        if isinstance(self._backend, Disk):
+            self._backend.flush()
 
     def finish(
         self,
@@ -259,15 +262,15 @@ class Writer:
             return self._finished
         assert self._unit is None, "finish comes after the units"
         about = {"model": model, "anatomy": anatomy, "summary": summary, **more, "warnings": self.warnings}
-        if isinstance(self._shelf, Disk):
+        if isinstance(self._backend, Disk):
             assert self.path is not None
             with durable.stated(self.path), durable.uninterrupted():
-                finishing.finish(self.path, self._shelf, self._state, about)
+                finishing.finish(self.path, self._backend, self._state, about)
             self._finished = open_run(self.path)
             self.close()
         else:
-            found = {name: self._shelf.read(name) for name in self._shelf.rows}
-            self._finished = Run(MemorySource(found), finishing.in_memory(self._state, about, found))
+            found = {name: self._backend.read(name) for name in self._backend.rows}
+            self._finished = Run(MemoryReader(found), finishing.in_memory(self._state, about, found))
         return self._finished
 
     def close(self) -> None:
@@ -275,16 +278,16 @@ class Writer:
         lock, self._lock = self._lock, None
         if lock is None:
             return
-        if self._finished is None and isinstance(self._shelf, Disk):
+        if self._finished is None and isinstance(self._backend, Disk):
             with suppress(ProbeError, OSError):
-                self._shelf.flush()
+                self._backend.flush()
             with suppress(OSError):
-                self._shelf.abandon()
-                if not self._shelf.journal.records:
-                    finishing.discard(self._shelf.folder)
+                self._backend.abandon()
+                if not self._backend.journal.records:
+                    finishing.discard(self._backend.folder)
         lock.release()
         if self._finished is not None and self.path is not None:
-            (self.path / durable.Lock.NAME).unlink(missing_ok=True)
+            (self.path / layout.LOCK).unlink(missing_ok=True)
 
 
 def _lengthy(values: Mapping[str, Any] | pa.Table) -> list[Any]:

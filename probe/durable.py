@@ -1,16 +1,16 @@
-"""Files that are either absent or whole: hashing sink, fsync, rename, lock. Knows nothing of runs or tables."""
+"""The one way in which files are written: absent or whole, never half. Knows nothing of runs, models or tables."""
 
 from __future__ import annotations
 
 import errno
 import io
 import json
+import math
 import os
 import re
 import signal
-import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import xxhash
 
-from probe.errors import RunError, StorageFull
+from probe.errors import StorageFull
 
 TEMPORARY = ".tmp"  # a name that ends so holds nothing; `*.parquet` does not match it
 _SMALL = 1 << 16  # bytes; less than this waits for more
@@ -37,12 +37,12 @@ class Written(NamedTuple):
     xxh3_128: str  # as `xxh128sum FILE` prints it
 
 
-class Sink(io.RawIOBase):
+class HashedFile(io.RawIOBase):
     """A write-only file that hashes what goes through it, and ignores writes once it was abandoned."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = open(path, "wb", buffering=0, opener=_own)  # noqa: SIM115 - closed by `seal`
+        self._file = open(path, "wb", buffering=0, opener=open_own)  # noqa: SIM115 - closed by `seal`
         self._hash = xxhash.xxh3_128()
         self._waiting = bytearray()
         self._size = self._written = self._given = 0
@@ -102,7 +102,7 @@ class Sink(io.RawIOBase):
             self._file.close()
 
 
-def _own(path: str, flags: int) -> int:
+def open_own(path: str, flags: int) -> int:
     """Opens a file that lies at this name itself: no link to elsewhere, and no pipe, which would be waited for."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
 
@@ -128,59 +128,53 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_bytes(path: Path, data: bytes) -> Written:
-    """Write a whole file, durably: after a crash at any moment it has its old content or the new."""
-    sink = Sink(temporary(path))
-    try:
-        sink.write(data)
-        written = sink.seal()
-    except BaseException:
-        sink.abandon()
-        raise
-    settle(path)
-    sync_folder(path.parent)
+def write_bytes(path: Path, data: bytes, *, shared: bool = False) -> Written:
+    """Write a whole file, durably: after a crash at any moment it has its old content or the new.
+
+    shared: other processes may write the file at the same moment; it then holds what one of them wrote. Raises
+    `StorageFull` where the disk is full, fails, or lets nobody write there.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}") if shared else temporary(path)
+    with stated(path):
+        file = HashedFile(part)
+        try:
+            file.write(data)
+            written = file.seal()
+            part.replace(path)
+        except BaseException:
+            file.abandon()
+            raise
+        sync_folder(path.parent)
     return written
 
 
-def write_json(path: Path, value: Any) -> Written:
-    """`write_bytes` of JSON; `value` must hold no NaN (`jsonable`). A half of a surrogate pair, which UTF-8 has not, is
-    written as its escape."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return write_bytes(path, re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text).encode())
+def write_json(path: Path, value: Any, *, shared: bool = False) -> Written:
+    """`write_bytes` of `jsonable(value)`. A half of a surrogate pair, which UTF-8 does not have, is written as its escape."""
+    text = json.dumps(jsonable(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return write_bytes(
+        path, re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text).encode(), shared=shared
+    )
 
 
-def read_json(path: Path) -> Any:
-    """The JSON in a file; RunError when it is torn, or no file of its own (a link, a pipe)."""
-    try:
-        return json.loads(read_bytes(path), parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"'{path}' is damaged: it is not JSON", hint=f"probe runs check {path.parent}") from error
+def jsonable(value: Any) -> Any:
+    """The same as plain JSON: NumPy as numbers and lists, paths as text.
 
-
-def read_bytes(path: Path) -> bytes:
-    """What a regular file holds; RunError for everything else that can be at a name."""
-    with readable(path), open(path, "rb", opener=_own) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise RunError(f"'{path}' is not a file", hint="probe runs ls shows the runs there are")
-        return file.read()
-
-
-def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
-
-
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Turn what a disk or a name can do to us while reading `path` into one clear error."""
-    try:
-        yield
-    except OSError as error:
-        why = "it is a link" if error.errno == errno.ELOOP else error.strerror or str(error)
-        raise RunError(f"cannot read '{path}': {why}", hint="probe runs ls shows the runs there are") from error
-    except ValueError as error:  # a name with a NUL in it, or with characters that the system's encoding has not
-        if isinstance(error, json.JSONDecodeError):
-            raise
-        raise RunError(f"cannot read '{path}': {error}", hint="probe runs ls shows the runs there are") from error
+    NaN and the infinities, which JSON does not have, are null: in a manifest, in what --json prints, in exports to jsonl.
+    (Parquet and csv keep them.)
+    """
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, (set, frozenset)):
+        return sorted(jsonable(item) for item in value)
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
+        return [jsonable(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    return str(value)
 
 
 @contextmanager
@@ -218,38 +212,3 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if waiting:
             before(*waiting[0])
-
-
-class Lock:
-    """One process at a time in a folder; the system lets go of it when the process dies."""
-
-    NAME = "lock"
-
-    def __init__(self, folder: Path) -> None:
-        from filelock import FileLock, Timeout
-
-        if (folder / self.NAME).is_symlink():  # opening it would empty what it leads to
-            raise RunError(f"'{folder}' has a link for a lock", hint="remove the link, or choose another --out")
-        self._lock = FileLock(folder / self.NAME, timeout=0, thread_local=False)
-        try:
-            self._lock.acquire()
-        except Timeout as error:
-            hint = "wait for it to finish, or choose another --out"
-            raise RunError(f"'{folder}' is locked: another process is writing it", hint=hint) from error
-        if not (folder / self.NAME).exists():  # it was finished and renamed while we opened it
-            self._lock.release()
-            raise RunError(f"'{folder}' was finished by another process just now")
-
-    def release(self) -> None:
-        self._lock.release()
-
-
-def locked(folder: Path) -> bool:
-    """Whether a living process writes in this folder."""
-    if not (folder / Lock.NAME).exists():
-        return False
-    try:
-        Lock(folder).release()
-    except RunError:
-        return True
-    return False

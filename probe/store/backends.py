@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from probe import tables
+from probe import durable, tables
 from probe.errors import StorageFull
-from probe.store import durable, merging, parts
+from probe.store import parquet, sorting
 from probe.store.journal import Journal
 
 JOINED = 64  # tables of units that become one
@@ -30,7 +30,7 @@ class Limits(NamedTuple):
     part_groups: int = 1500  # a row group costs about 500 bytes of footer
 
 
-class Shelf(Protocol):
+class Backend(Protocol):
     """Rows come in between `begin` and `commit` or `rollback`."""
 
     def keeps(self, name: str, rows: int) -> bool: ...
@@ -63,7 +63,7 @@ class Memory:
         self._mark = {}
         for name, rows in self.rows.items():
             if len(rows) - self._joined[name] >= JOINED:  # a table of few rows is mostly the table
-                rows[self._joined[name] :] = [parts.together(rows[self._joined[name] :])]
+                rows[self._joined[name] :] = [parquet.together(rows[self._joined[name] :])]
                 self._joined[name] += 1
 
     def rollback(self) -> None:
@@ -76,8 +76,8 @@ class Memory:
         """All rows so far; small tables by key."""
         if name not in self.rows:
             return tables.schema(name).empty_table()
-        table = parts.together(self.rows[name])
-        return table if tables.TABLES[name].large else merging.sort(table, tables.TABLES[name].keys)
+        table = parquet.together(self.rows[name])
+        return table if tables.TABLES[name].large else sorting.sort(table, tables.TABLES[name].keys)
 
     def batches(self, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
         """All rows so far, in pieces."""
@@ -93,14 +93,14 @@ class Disk:
         self.warnings: list[str] = []
         self._small = Memory()
         self._small_bytes = 0  # of units that wait; those of a unit that failed are counted too
-        self._large: defaultdict[str, list[parts.Part]] = defaultdict(list)
+        self._large: defaultdict[str, list[parquet.PartWriter]] = defaultdict(list)
         self._units: list[str] = []
         self._mark: dict[str, tuple[int, int]] = {}
         self._flushed = time.monotonic()
         self._failed: StorageFull | None = None
 
     def keeps(self, name: str, rows: int) -> bool:
-        return not tables.TABLES[name].large or rows < parts.COALESCE_ROWS
+        return not tables.TABLES[name].large or rows < parquet.COALESCE_ROWS
 
     def begin(self) -> None:
         if self._failed:
@@ -114,7 +114,7 @@ class Disk:
             self._small_bytes += table.nbytes
             return
         with self._guarded(), durable.uninterrupted():
-            self._part(name, plain=store == "exact" and parts.plainly(table)).append(table)
+            self._part(name, plain=store == "exact" and parquet.plainly(table)).append(table)
 
     def commit(self, key: str) -> None:
         self._units.append(key)
@@ -172,7 +172,7 @@ class Disk:
         found += self._small.rows.get(name, [])
         if not found:
             return tables.schema(name).empty_table()
-        return merging.sort(parts.together(found), tables.TABLES[name].keys)
+        return sorting.sort(parquet.together(found), tables.TABLES[name].keys)
 
     def _forget(self) -> None:
         self._small, self._small_bytes, self._units, self.warnings = Memory(), 0, [], []
@@ -188,7 +188,7 @@ class Disk:
         with suppress(OSError):
             self.abandon()
 
-    def _part(self, name: str, *, plain: bool) -> parts.Part:
+    def _part(self, name: str, *, plain: bool) -> parquet.PartWriter:
         open_ = self._large[name]
         if open_ and open_[-1].plain == plain and not self._full(open_[-1]):
             return open_[-1]
@@ -196,10 +196,12 @@ class Disk:
             open_[-1].close()
         (self.folder / name).mkdir(exist_ok=True)
         number = self.journal.next_part(name) + len(open_)
-        open_.append(parts.Part(self.folder / name / f"part-{number:05d}.parquet", tables.schema(name), plain=plain))
+        open_.append(
+            parquet.PartWriter(self.folder / name / f"part-{number:05d}.parquet", tables.schema(name), plain=plain)
+        )
         return open_[-1]
 
-    def _full(self, part: parts.Part) -> bool:
+    def _full(self, part: parquet.PartWriter) -> bool:
         return part.bytes >= self.limits.part_bytes or part.groups >= self.limits.part_groups
 
     def small_names(self) -> list[str]:
@@ -220,7 +222,7 @@ class Disk:
         for name in sorted(self._small.rows):
             (self.folder / name).mkdir(exist_ok=True)
             path = self.folder / name / f"part-{self.journal.next_part(name):05d}.parquet"
-            rows, written = parts.write_file(path, tables.schema(name), [self._small.read(name)])
+            rows, written = parquet.write_file(path, tables.schema(name), [self._small.read(name)])
             sealed.append(self._entry(name, path, rows, written))
         return sealed
 
@@ -230,11 +232,11 @@ class Disk:
 
 
 class _Guard:
-    """States disk errors, and marks the shelf as failed."""
+    """States disk errors, and marks the backend as failed."""
 
-    def __init__(self, shelf: Disk) -> None:
-        self._shelf = shelf
-        self._stated = durable.stated(shelf.folder)
+    def __init__(self, backend: Disk) -> None:
+        self._backend = backend
+        self._stated = durable.stated(backend.folder)
 
     def __enter__(self) -> None:
         self._stated.__enter__()
@@ -243,5 +245,7 @@ class _Guard:
         try:
             self._stated.__exit__(*exc)
         except StorageFull as error:
-            self._shelf.fail(error)
+            self._backend.fail(error)
             raise
+        if isinstance(exc[1], StorageFull):  # stated already
+            self._backend.fail(exc[1])

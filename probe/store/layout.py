@@ -1,25 +1,27 @@
-"""What lies in a run's folder: which names a writer makes, and what only looks like one of its files. Reads no rows."""
+"""A run's folder: the names that a writer makes, what only looks like its files, reading them, the lock. Reads no rows."""
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from probe import tables
+from probe import durable, tables
 from probe.errors import RunError
-from probe.store import durable
 
+LOCK = "lock"
 MANIFEST, STATE, JOURNAL, README = "manifest.json", "state.json", "journal", "README.md"
 REMOVING = "removing.json"  # what is being deleted: a kill in between leaves the list of the rest
 PARTIAL = ".partial"
-PAPERS = (MANIFEST, STATE, README, REMOVING, durable.Lock.NAME)
+DOCUMENTS = (MANIFEST, STATE, README, REMOVING, LOCK)
 _TABLE = "|".join(tables.TABLES)
 _PART = re.compile(rf"({_TABLE})(?:\.parquet|/part-(\d{{5,9}})\.parquet)")
 _RECORD = re.compile(rf"{JOURNAL}/\d{{6,9}}\.json")
@@ -55,7 +57,7 @@ def records(folder: Path) -> list[Path]:
 def writes(name: str) -> bool:
     """Whether a writer ever gives a file such a name."""
     stem = name.removesuffix(durable.TEMPORARY)
-    found = stem in PAPERS or _PART.fullmatch(stem) or _RECORD.fullmatch(stem)
+    found = stem in DOCUMENTS or _PART.fullmatch(stem) or _RECORD.fullmatch(stem)
     return bool(found or (stem != name and _KEPT.fullmatch(stem)))
 
 
@@ -77,7 +79,7 @@ def unfinished(folder: Path, parts: Iterable[Mapping[str, Any]]) -> list[str]:
 def own(folder: Path, name: str) -> Path:
     """A regular file of the run. RunError if it is missing, or something that leads elsewhere."""
     path, hint = folder / name, f"probe runs check {folder}"
-    with durable.readable(path):
+    with readable(path):
         for place in [folder / parent for parent in Path(name).parents if parent.name] + [path]:
             try:
                 mode = place.lstat().st_mode
@@ -102,7 +104,7 @@ def wrong(folder: Path, file: Mapping[str, Any]) -> str:
     name, digest = (
         ("xxh3_128", xxhash.xxh3_128) if file.get("xxh3_128") else ("sha256", hashlib.sha256)
     )  # of older runs
-    with durable.readable(path), path.open("rb") as opened:
+    with readable(path), path.open("rb") as opened:
         found = hashlib.file_digest(opened, digest).hexdigest()
     return "" if found == file.get(name) else f"altered: its {name} is another"
 
@@ -120,3 +122,70 @@ def remove_empty(folder: Path) -> None:
         if not (folder / name).is_symlink():
             with suppress(OSError):
                 (folder / name).rmdir()
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in a file; RunError when it is torn, or no file of its own (a link, a pipe)."""
+    try:
+        return json.loads(read_bytes(path), parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"'{path}' is damaged: it is not JSON", hint=f"probe runs check {path.parent}") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """What a regular file holds; RunError for everything else that can be at a name."""
+    with readable(path), open(path, "rb", opener=durable.open_own) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise RunError(f"'{path}' is not a file", hint="probe runs ls shows the runs there are")
+        return file.read()
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn what a disk or a name can do to us while reading `path` into one clear error."""
+    try:
+        yield
+    except OSError as error:
+        why = "it is a link" if error.errno == errno.ELOOP else error.strerror or str(error)
+        raise RunError(f"cannot read '{path}': {why}", hint="probe runs ls shows the runs there are") from error
+    except ValueError as error:  # a name with a NUL in it, or with characters that the system's encoding has not
+        if isinstance(error, json.JSONDecodeError):
+            raise
+        raise RunError(f"cannot read '{path}': {error}", hint="probe runs ls shows the runs there are") from error
+
+
+class Lock:
+    """One process at a time in a folder; the system lets go of it when the process dies."""
+
+    def __init__(self, folder: Path) -> None:
+        from filelock import FileLock, Timeout
+
+        if (folder / LOCK).is_symlink():  # opening it would empty what it leads to
+            raise RunError(f"'{folder}' has a link for a lock", hint="remove the link, or choose another --out")
+        self._lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            hint = "wait for it to finish, or choose another --out"
+            raise RunError(f"'{folder}' is locked: another process is writing it", hint=hint) from error
+        if not (folder / LOCK).exists():  # it was finished and renamed while we opened it
+            self._lock.release()
+            raise RunError(f"'{folder}' was finished by another process just now")
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+def locked(folder: Path) -> bool:
+    """Whether a living process writes in this folder."""
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        Lock(folder).release()
+    except RunError:
+        return True
+    return False

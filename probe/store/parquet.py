@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from probe.store import durable
+from probe import durable
 
 COALESCE_ROWS = 256  # fewer rows than this wait for more, or every row group would cost more than it holds
 _GROUP_BYTES = 16 << 20
@@ -60,12 +60,12 @@ def group_rows(table: pa.Table) -> int:
     return max(1, min(table.num_rows, max(512, _GROUP_BYTES // each)))
 
 
-class File:
+class FileWriter:
     """A Parquet file under its temporary name, written through the hashing sink. `plain`: see `options`."""
 
     def __init__(self, path: Path, schema: pa.Schema, *, plain: bool = False) -> None:
         self.path = path
-        self._sink = durable.Sink(durable.temporary(path))
+        self._sink = durable.HashedFile(durable.temporary(path))
         self._writer = pq.ParquetWriter(pa.PythonFile(self._sink, mode="w"), schema, **options(schema, plain=plain))
 
     @property
@@ -90,7 +90,7 @@ class File:
 
 def write_file(path: Path, schema: pa.Schema, batches: Any) -> tuple[int, durable.Written]:
     """Write one whole file durably from an iterator of tables: its rows, size and hash."""
-    file, rows = File(path, schema), 0
+    file, rows = FileWriter(path, schema), 0
     try:
         for table in batches:
             file.write(table)
@@ -104,14 +104,14 @@ def write_file(path: Path, schema: pa.Schema, batches: Any) -> tuple[int, durabl
     return rows, written
 
 
-class Part:
+class PartWriter:
     """A part of a large table while it grows. Rows can be dropped again (`drop`) until it is sealed."""
 
     def __init__(self, path: Path, schema: pa.Schema, *, plain: bool) -> None:
         self.path, self.schema, self.plain = path, schema, plain
         self.rows = 0
         self.groups = 0
-        self._file = File(path, schema, plain=plain)
+        self._file = FileWriter(path, schema, plain=plain)
         self._waiting: list[pa.Table] = []
         self._dropped: list[tuple[int, int]] = []
         self._written: durable.Written | None = None
@@ -161,7 +161,7 @@ class Part:
 
     def _rewrite(self) -> None:
         """Copy what was not dropped to a second file that takes the place of the first."""
-        second = File(self.path.with_name("kept-" + self.path.name), self.schema, plain=self.plain)
+        second = FileWriter(self.path.with_name("kept-" + self.path.name), self.schema, plain=self.plain)
         try:
             with pq.ParquetFile(durable.temporary(self.path)) as source:
                 start = 0
