@@ -150,6 +150,35 @@ def test_only_long_texts_load_the_compiler(n: int) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_without_numba_the_numbers_are_the_same_and_a_note_says_once_what_it_would_gain() -> None:
+    code = (
+        "import sys, warnings, numpy as np, torch, probe\n"
+        "lm = probe.load('tiny:gemma2')\n"
+        "ids = torch.randint(lm.anatomy.d_vocab, (1, 600), generator=torch.Generator().manual_seed(0))\n"
+        "from probe import kernels\n"
+        "from probe.capturing import AttentionSpec, MemorySink, read\n"
+        "def numbers(spec):\n"
+        "    sink = MemorySink()\n"
+        "    scores = read(lm, ids, [600], attention=AttentionSpec.parse(spec), sink=sink).scores[0]\n"
+        "    rows = [v for layer in sink.row_pieces.values() for v in layer.values()]\n"
+        "    full = [sink.pattern(0, 0, 600)] if spec == 'full' else []\n"
+        "    return [*(np.asarray(x, float) for x in scores), *rows, *full]\n"
+        "expected = [numbers('full'), numbers('topk:4')]\n"
+        "assert kernels._installed() and 'numba' in sys.modules\n"
+        "kernels._installed.cache_clear()\n"
+        "sys.modules['numba'] = None\n"
+        "with warnings.catch_warnings(record=True) as said:\n"
+        "    warnings.simplefilter('always')\n"
+        "    found = [numbers('full'), numbers('topk:4')]\n"
+        "said = [str(w.message) for w in said if 'numba' in str(w.message)]\n"
+        "assert len(said) == 1 and 'mechprobe[fast]' in said[0], said\n"
+        "for one, other in zip(sum(expected, []), sum(found, []), strict=True):\n"
+        "    np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_machine_without_a_place_to_keep_them_compiles_them_again(tmp_path: Path) -> None:
     """numba refuses to cache where it cannot write: neither beside the file nor at home."""
     code = (

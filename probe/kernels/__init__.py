@@ -6,6 +6,7 @@ operations too: for GPUs, float64, short texts, and a Python that numba doesn't 
 
 from __future__ import annotations
 
+import warnings
 from functools import lru_cache
 from importlib.util import find_spec
 
@@ -21,4 +22,12 @@ def worth(n: int, device: torch.device) -> bool:
 
 @lru_cache(maxsize=1)
 def _installed() -> bool:
-    return find_spec("numba") is not None
+    """Whether numba is there. If not, says once what it would gain."""
+    if find_spec("numba") is not None:
+        return True
+    warnings.warn(
+        f"with numba, texts of {LONG} tokens and more are read faster, by a tenth to a quarter of a plain forward: "
+        "pip install 'mechprobe[fast]'",
+        stacklevel=2,
+    )
+    return False
