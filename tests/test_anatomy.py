@@ -18,6 +18,7 @@ from probe.anatomy import Anatomy, Tap, cached_find, find, verify
 from probe.anatomy import finding as finding_module
 from probe.anatomy import tape as tape_module
 from probe.errors import OutOfRange, SiteAbsent
+from probe.instrument import AttentionCall, attending
 from probe.tiny import tiny
 
 IDS = torch.tensor([[5, 77, 130, 21, 9, 200, 33, 148, 61, 250, 17]])
@@ -238,6 +239,27 @@ EQUATIONS = {
     "mamba": "resid_post = resid_pre + mixer",
     "roberta": "resid_post = output (nothing of resid_pre is carried around it)",
 }
+
+
+@every_family
+def test_a_width_is_that_of_the_tensor(family: str) -> None:
+    """Counted in a text of another length than that with which the anatomy was found."""
+    model, anatomy, _ = built(family)
+    where = {(site, -1): tap for site, tap in anatomy.taps.items()}
+    where |= {(site, i): tap for i, layer in enumerate(anatomy.layers) for site, tap in layer.taps.items()}
+    seen = run(model, set(where.values()), ids=IDS[:, :4])
+    for (site, layer), tap in where.items():
+        found = anatomy.site(site, layer)
+        assert seen[tap].numel() == 4 * found.width * (found.n_heads or 1), (site, layer)
+    calls: dict[tuple[str, int], AttentionCall] = {}
+    with torch.no_grad(), attending(model, lambda path, call, _: calls.update({(path, call.visit): call})):
+        model(IDS)
+    for site, field in (("q", "query"), ("k", "key"), ("v", "value")):
+        for layer in range(anatomy.n_layers):
+            if anatomy.has(site, layer):
+                found = anatomy.site(site, layer)
+                tensor = getattr(calls[found.call], field)
+                assert (found.n_heads, found.width) == (tensor.shape[1], tensor.shape[3])
 
 
 @pytest.mark.parametrize("family", EQUATIONS)
