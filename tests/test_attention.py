@@ -42,7 +42,7 @@ def statistics(w: np.ndarray, ids: np.ndarray) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
-def check_card(card: dict[str, np.ndarray], prompt: int, patterns: np.ndarray, ids: np.ndarray) -> None:
+def check_summary(card: dict[str, np.ndarray], prompt: int, patterns: np.ndarray, ids: np.ndarray) -> None:
     """Means over the queries after the first; of duplicate and induction over those that have such a key."""
     n = len(ids)
     having = {
@@ -115,15 +115,15 @@ def test_patterns_and_statistics_are_those_of_the_returned_weights(family: str) 
     for spec in ("heads", "summary", "topk:3", "full"):
         found[spec] = MemorySink()
         read(lm, ids, [61, 9], attention=AttentionSpec.parse(spec), sink=found[spec])
-    assert found["summary"].cards, "no layer's pattern was read"
+    assert found["summary"].summaries, "no layer's pattern was read"
     for prompt, own in enumerate(prompts):
         with torch.no_grad():
             returned = slow(own[None], output_attentions=True).attentions
         layers = [w[0].double().numpy() for w in returned if w is not None]
-        assert len(layers) == len(found["heads"].cards)
-        for patterns, layer in zip(layers, sorted(found["heads"].cards), strict=True):
+        assert len(layers) == len(found["heads"].summaries)
+        for patterns, layer in zip(layers, sorted(found["heads"].summaries), strict=True):
             for sink in found.values():
-                check_card(sink.cards[layer], prompt, patterns, own.numpy())
+                check_summary(sink.summaries[layer], prompt, patterns, own.numpy())
             assert not found["heads"].row_pieces
             for spec in ("summary", "topk:3", "full"):
                 check_lines(found[spec].row_pieces[prompt, layer], patterns, own.numpy())
@@ -144,7 +144,7 @@ def test_single_heads_patterns_and_scores(family: str) -> None:
     read(lm, own[None], [40], cells=cells_of(lm, "pattern@1.2,2.0", "scores@1.2,2.0"), sink=sink)
     with torch.no_grad():
         returned = slow(own[None], output_attentions=True).attentions
-    assert sorted(layer for _, layer in sink.attention_pieces) == [1, 2] and not sink.cards
+    assert sorted(layer for _, layer in sink.attention_pieces) == [1, 2] and not sink.summaries
     for layer, head in ((1, 2), (2, 0)):
         w = returned[layer][0, head].double().numpy()
         np.testing.assert_allclose(sink.pattern(layer, head, 40), w, atol=TOLERANCE)
@@ -229,7 +229,7 @@ def watch(call: AttentionCall, weights: np.ndarray, ids: Tensor, spec: str, *, s
         scores={0: heads} if scores else {}, emit=lambda *_: None,
     )  # fmt: skip
     reader.observe("attention", call, output)
-    assert reader.told == {0: ""}, reader.told
+    assert reader.reasons == {0: ""}, reader.reasons
     return sink
 
 
@@ -289,7 +289,7 @@ def test_calls_made_by_hand(name: str) -> None:
     for spec in ("summary", "topk:5", "full"):
         sink = watch(call, weights, ids, spec, scores=spec == "full")
         if coarse == 1:
-            check_card(sink.cards[0], 0, weights, ids.numpy())
+            check_summary(sink.summaries[0], 0, weights, ids.numpy())
             check_lines(sink.row_pieces[0, 0], weights, ids.numpy())
         if spec == "topk:5" and coarse == 1:
             check_top(sink.attention_pieces[0, 0][0], weights, 5)
@@ -321,12 +321,12 @@ def test_a_pattern_set_by_hand() -> None:
                 scores={},
                 emit=lambda *_: None,
             )
-            assert reader.given(0, torch.from_numpy(w[None]).float(), causal=True)
+            assert reader.read_returned(0, torch.from_numpy(w[None]).float(), causal=True)
         else:  # keys are the unit vectors, so a query is its own row of scores
             key, query = torch.eye(n).expand(1, 4, n, n), torch.from_numpy(np.log(w + 1e-30)[None]).float()
             call = AttentionCall(nn.Identity(), query, key, torch.randn(1, 4, n, n), None, scaling=1.0, is_causal=True)
             sink = watch(call, w, ids, "topk:2")
-        card = {name: column[0] for name, column in sink.cards[0].items()}
+        card = {name: column[0] for name, column in sink.summaries[0].items()}
         np.testing.assert_allclose(card["prev"], [1, 1 / 7, np.mean(1 / np.arange(2, 9)), 1 / 7], rtol=1e-6)
         np.testing.assert_allclose(card["sink"], [1 / 7, 1, np.mean(1 / np.arange(2, 9)), 3 / 7], rtol=1e-6)
         np.testing.assert_allclose(card["entropy"], [0, 0, np.mean(np.log(np.arange(2, 9))), 0], atol=1e-6)
@@ -345,7 +345,7 @@ def test_a_text_of_one_token() -> None:
     sink = MemorySink()
     lm, _ = loaded("llama")
     read(lm, torch.tensor([[5]]), [1], attention=AttentionSpec.parse("topk:4"), sink=sink)
-    assert np.isnan(sink.cards[0]["entropy"]).all() and (sink.cards[0]["rows"] == 0).all()
+    assert np.isnan(sink.summaries[0]["entropy"]).all() and (sink.summaries[0]["rows"] == 0).all()
     assert sink.row_pieces[0, 0]["max_weight"].tolist() == [1.0] * 4
     assert [row.tolist() for row in sink.attention_pieces[0, 0][0]["keys"]] == [[0]] * 4
 

@@ -196,9 +196,9 @@ def test_a_ragged_batch_is_each_alone(family: str) -> None:
         for name, value in alone.scores[0]._asdict().items():
             if name not in ("rank", "top_ids"):  # neighbours in rank may swap where they are equal to rounding
                 close(getattr(together.scores[b], name), value, name)
-        for layer, card in own.cards.items():
+        for layer, card in own.summaries.items():
             for name, column in card.items():
-                close(torch.tensor(sink.cards[layer][name][b]), torch.tensor(column[0]), name)
+                close(torch.tensor(sink.summaries[layer][name][b]), torch.tensor(column[0]), name)
         for (_, layer), lines in own.row_pieces.items():
             for name, column in lines.items():
                 if name != "max_key":
@@ -259,7 +259,7 @@ def test_a_hybrid_has_attention_where_it_has_it() -> None:
     assert 0 < len(attends) < len(kinds)
     sink, ids = MemorySink(), drawn(lm, 1, 20)
     read(lm, ids, [20], cells=cells_of(lm, ["q@all"]), attention=AttentionSpec.parse("heads"), sink=sink)
-    assert sorted(sink.cards) == attends and {layer for _, layer, _ in sink.activations} == set(attends)
+    assert sorted(sink.summaries) == attends and {layer for _, layer, _ in sink.activations} == set(attends)
     with pytest.raises(SiteAbsent):
         cells_of(lm, [f"q@{next(i for i in range(len(kinds)) if i not in attends)}"])
 

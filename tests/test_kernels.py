@@ -139,7 +139,7 @@ def test_only_long_texts_load_the_compiler(n: int) -> None:
         "def entropies():\n"
         "    sink = MemorySink()\n"
         f"    found = read(lm, torch.tensor([ids]), [{n}], attention=AttentionSpec('heads'), sink=sink)\n"
-        "    return np.append(found.scores[0].entropy.numpy(), sink.cards[0]['entropy'].ravel())\n"
+        "    return np.append(found.scores[0].entropy.numpy(), sink.summaries[0]['entropy'].ravel())\n"
         "with_it = entropies()\n"
         f"assert ('numba' in sys.modules) == ({n} >= {kernels.LONG})\n"
         "from probe import kernels\n"

@@ -1,4 +1,4 @@
-"""Rows of one layer's attention scores, in blocks: from an attention call or from given weights. Knows no statistics.
+"""Rows of one layer's attention scores, in tiles: from an attention call or from given weights. Knows no statistics.
 
 Scores are in bits (base-2 logarithms, so that weights are 2^score up to a row's sum), masked ones are `MASKED`. They are
 float32 whatever the model's dtype (float64 stays), like the softmax of transformers' own attention functions.
@@ -19,11 +19,11 @@ from probe.instrument import AttentionCall
 
 BITS = 1.4426950408889634  # bits in a nat
 MASKED = -1e30  # finite, because 0 * -inf is not 0
-ROWS, ELEMENTS = 512, 2**19  # a block's rows when there are many keys, and its weights when there are few: fits a cache
-TOGETHER = 6  # heads of a block that share their keys, at most
+ROWS, ELEMENTS = 512, 2**19  # a tile's rows when there are many keys, and its weights when there are few: fits a cache
+TOGETHER = 6  # heads of a tile that share their keys, at most
 
 
-class Block(NamedTuple):
+class Tile(NamedTuple):
     """Heads [head, head + n_heads) of queries [start, end) looking at keys [low, high)."""
 
     head: int
@@ -39,7 +39,7 @@ class Block(NamedTuple):
         return self.n_heads, self.end - self.start, self.high - self.low
 
 
-class Source(Protocol):
+class Pattern(Protocol):
     """What gives scores: `n` tokens of one prompt in one layer."""
 
     n: int
@@ -54,28 +54,28 @@ class Source(Protocol):
     def keys(self, start: int, end: int) -> tuple[int, int]:
         """[low, high) of the keys that any of these queries may see."""
 
-    def scores(self, block: Block, out: Tensor) -> Tensor:
+    def scores(self, tile: Tile, out: Tensor) -> Tensor:
         """Scores (head, query, key) in bits, written into `out`, which has room for them."""
 
     def later(self, start: int, end: int) -> bool:
         """Whether keys after their query, in rows [start, end), have scores that are left for compiled loops to hide."""
 
-    def sinks(self, block: Block) -> Tensor | None:
+    def sinks(self, tile: Tile) -> Tensor | None:
         """Scores (head, query or 1) in bits of the extra column that takes weight and is no key."""
 
 
-def blocks(source: Source, *, single: bool = False) -> Iterator[Block]:
-    """The blocks of a layer, by head, long rows first. `single`: one head at a time unless all its queries fit, in order."""
-    n, group = source.n, source.groups
+def tiles(pattern: Pattern, *, single: bool = False) -> Iterator[Tile]:
+    """The tiles of a layer, by head, long rows first. `single`: one head at a time unless all its queries fit, in order."""
+    n, group = pattern.n, pattern.groups
     heads = 1 if single else max(size for size in range(1, TOGETHER + 1) if group % size == 0)
     rows = min(n, ROWS // heads // 32 * 32)
     if n <= rows:
         heads = max(1, ELEMENTS // (n * n) // group) * group
-    for head in range(0, source.n_heads, heads):
+    for head in range(0, pattern.n_heads, heads):
         starts = range(0, n, rows)
         for start in starts if single else reversed(starts):  # the last one, which all wait for, is a short one
             end = min(n, start + rows)
-            yield Block(head, min(heads, source.n_heads - head), start, end, *source.keys(start, end))
+            yield Tile(head, min(heads, pattern.n_heads - head), start, end, *pattern.keys(start, end))
 
 
 class CalledPattern:
@@ -101,12 +101,12 @@ class CalledPattern:
         self._sinks = None if call.sinks is None else _column(call.sinks.to(self.dtype), prompt, self.n_heads) * BITS
 
     def keys(self, start: int, end: int) -> tuple[int, int]:
-        """See `Source`."""
+        """See `Pattern`."""
         return self._mask.view(start, end)[:2]
 
-    def scores(self, block: Block, out: Tensor) -> Tensor:
-        """See `Source`."""
-        head, n_heads, start, end, low, high = block
+    def scores(self, tile: Tile, out: Tensor) -> Tensor:
+        """See `Pattern`."""
+        head, n_heads, start, end, low, high = tile
         query = self._query[head : head + n_heads, start:end]
         first, last = head // self.groups, (head + n_heads - 1) // self.groups + 1
         key = self._key[first:last, :, low:high]
@@ -114,15 +114,15 @@ class CalledPattern:
             key = key.expand(n_heads, -1, -1)
         else:  # heads that share keys as rows of one matrix
             query = query.reshape(len(key), -1, query.shape[-1])
-        scores = out[: math.prod(block.shape)].view(block.shape)
+        scores = out[: math.prod(tile.shape)].view(tile.shape)
         torch.bmm(query, key, out=scores.view(len(query), -1, high - low))
         if self._cap:
             scores.tanh_().mul_(self._cap * BITS)
-        self._add_masks(scores, block)
+        self._add_masks(scores, tile)
         return scores
 
-    def _add_masks(self, scores: Tensor, block: Block) -> None:
-        head, n_heads, start, end, low, high = block
+    def _add_masks(self, scores: Tensor, tile: Tile) -> None:
+        head, n_heads, start, end, low, high = tile
         for bias in (self._bias, self._mask.additive):
             if bias is not None:
                 here = (bias[head : head + n_heads] if bias.shape[0] > 1 else bias)[:, start:end, low:high]
@@ -133,15 +133,15 @@ class CalledPattern:
             scores[..., high - low - own.shape[-1] :].masked_fill_(own.to(scores.device), MASKED)
 
     def later(self, start: int, end: int) -> bool:
-        """See `Source`."""
+        """See `Pattern`."""
         return self.compiled and self._mask.view(start, end).kind == "causal"
 
-    def sinks(self, block: Block) -> Tensor | None:
-        """See `Source`."""
+    def sinks(self, tile: Tile) -> Tensor | None:
+        """See `Pattern`."""
         if self._sinks is None:
             return None
-        here = self._sinks[block.head : block.head + block.n_heads]
-        return here if here.shape[1] == 1 else here[:, block.start : block.end]
+        here = self._sinks[tile.head : tile.head + tile.n_heads]
+        return here if here.shape[1] == 1 else here[:, tile.start : tile.end]
 
 
 class GivenPattern:
@@ -156,22 +156,22 @@ class GivenPattern:
         self.compiled = self.dtype == torch.float32 and kernels.worth(self.n, self.device)
 
     def keys(self, start: int, end: int) -> tuple[int, int]:
-        """See `Source`."""
+        """See `Pattern`."""
         return 0, end if self.causal else self.n
 
-    def scores(self, block: Block, out: Tensor) -> Tensor:
-        """See `Source`."""
-        head, n_heads, start, end, low, high = block
+    def scores(self, tile: Tile, out: Tensor) -> Tensor:
+        """See `Pattern`."""
+        head, n_heads, start, end, low, high = tile
         weights = self._weights[head : head + n_heads, start:end, low:high].to(out.dtype)
         scores = out[: weights.numel()].view(weights.shape)
         return torch.log2(weights, out=scores).clamp_(min=MASKED)
 
     def later(self, start: int, end: int) -> bool:
-        """See `Source`."""
+        """See `Pattern`."""
         return False
 
-    def sinks(self, block: Block) -> Tensor | None:
-        """See `Source`."""
+    def sinks(self, tile: Tile) -> Tensor | None:
+        """See `Pattern`."""
         return None
 
 

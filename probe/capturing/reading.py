@@ -14,10 +14,8 @@ from torch import Tensor, nn
 
 from probe.capturing.activations import LOGITS, ActivationReader
 from probe.capturing.attention import AttentionReader
-from probe.capturing.lens import guesses
-from probe.capturing.logits import Unembed, norms_all, replays, scored, unembedding
-from probe.capturing.sinks import Sink
-from probe.capturing.spec import AttentionSpec
+from probe.capturing.logits import Unembed, guesses, norms_all, replays, scored, unembedding
+from probe.capturing.sinks import AttentionSpec, Sink
 from probe.errors import NonFinite
 from probe.instrument import attending, tapping
 from probe.language_model.rotary import start_over
@@ -110,7 +108,7 @@ class _Read:
             resid = [kept[self.anatomy.tap("resid_post", layer)][-1] for layer in range(self.anatomy.n_layers)]
             guesses(self.model, self.anatomy, unembed, resid, self.ids, self.lengths, top=top, sink=self.sink)
         readout = partial(_read_out, logits if every or hidden is None else hidden, None if every else unembed)
-        return Reading(scores, self.attention.said(), readout)
+        return Reading(scores, self.attention.messages(), readout)
 
     def _can_leave_logits(self) -> bool:
         """Whether the model can give the last position's logits only, and still norms all positions."""
@@ -130,12 +128,12 @@ class _Read:
     def _read_returned_attention(self) -> None:
         """Layers whose attention function was not seen: from the weights that the model itself returns, if it does."""
         attention, n_layers = self.attention, self.anatomy.n_layers
-        missing = [layer for layer in range(n_layers) if attention.wants(layer) and layer not in attention.told]
-        if missing and not attention.told:  # no layer's function was seen: this model has its own
+        missing = [layer for layer in range(n_layers) if attention.wants(layer) and layer not in attention.reasons]
+        if missing and not attention.reasons:  # no layer's function was seen: this model has its own
             found = getattr(self.model(self.ids, **self.inputs, output_attentions=True), "attentions", None) or ()
             returned = {layer: weights for layer, weights in enumerate(found) if len(found) == n_layers}
             for layer in missing:
-                if attention.given(layer, returned.get(layer), causal=self.anatomy.causal):
+                if attention.read_returned(layer, returned.get(layer), causal=self.anatomy.causal):
                     attention.warnings.append(
                         "attention weights are those that the model returns; its calls can't be seen"
                     )

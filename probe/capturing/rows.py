@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probe.capturing import compiled
-from probe.capturing.patterns import MASKED, Block, Source
+from probe.capturing import statistics
+from probe.capturing.patterns import MASKED, Pattern, Tile
 from probe.capturing.sinks import Columns, Ragged
 from probe.capturing.statistics import NAT
 from probe.scoring import largest
@@ -20,14 +20,14 @@ from probe.scoring import largest
 PIECE = 2**22  # values handed over together: 16 MB
 
 
-def top_of(source: Source, block: Block, mass: Tensor, total: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """A block's largest weights (head, query, k), best first, and their keys; fewer if there are fewer keys.
+def top_of(pattern: Pattern, tile: Tile, mass: Tensor, total: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """A tile's largest weights (head, query, k), best first, and their keys; fewer if there are fewer keys.
 
     mass (head, query, key) / total (head, query) are the weights.
     """
-    values, keys = (compiled.largest if source.compiled else largest)(mass.flatten(0, 1), k)
+    values, keys = (statistics.compiled_largest if pattern.compiled else largest)(mass.flatten(0, 1), k)
     shape = (*total.shape, values.shape[-1])
-    return values.view(shape) / total.unsqueeze(-1), keys.view(shape) + block.low
+    return values.view(shape) / total.unsqueeze(-1), keys.view(shape) + tile.low
 
 
 def top_columns(heads: list[int], weights: Tensor, keys: Tensor) -> Columns:
@@ -43,7 +43,7 @@ def top_columns(heads: list[int], weights: Tensor, keys: Tensor) -> Columns:
 
 
 class Rows(NamedTuple):
-    """Whole rows of a block: columns of one value a row, the length of each, and their values one after another.
+    """Whole rows of a tile: columns of one value a row, the length of each, and their values one after another.
 
     A length is up to the query, or all keys.
     """
@@ -53,27 +53,27 @@ class Rows(NamedTuple):
     values: np.ndarray
 
 
-def whole_weights(block: Block, mass: Tensor, total: Tensor, rows: Rows, *, by_loops: bool) -> None:
-    """Fill in the weights mass (head, query, key) / total (head, query) of a block's heads. Uses up the mass."""
+def whole_weights(tile: Tile, mass: Tensor, total: Tensor, rows: Rows, *, by_loops: bool) -> None:
+    """Fill in the weights mass (head, query, key) / total (head, query) of a tile's heads. Uses up the mass."""
     if by_loops:
-        rows.columns["kept_mass"] = compiled.cut(mass, total, block.low, rows.lengths, rows.values)
+        rows.columns["kept_mass"] = statistics.compiled_cut(mass, total, tile.low, rows.lengths, rows.values)
         return
     weights = mass.div_(total.unsqueeze(-1))
     rows.columns["kept_mass"] = _float32(weights.sum(-1).flatten())
-    _cut(block, weights, rows, empty=0.0)
+    _cut(tile, weights, rows, empty=0.0)
 
 
-def whole_scores(block: Block, scores: Tensor, rows: Rows) -> None:
+def whole_scores(tile: Tile, scores: Tensor, rows: Rows) -> None:
     """Fill in scores, given in bits (head, query, key), in nats; -inf where a mask hides the key."""
-    _cut(block, (scores * NAT).masked_fill_(scores <= MASKED / 2, -torch.inf), rows, empty=-np.inf)
+    _cut(tile, (scores * NAT).masked_fill_(scores <= MASKED / 2, -torch.inf), rows, empty=-np.inf)
 
 
-def _cut(block: Block, values: Tensor, rows: Rows, *, empty: float) -> None:
-    """Fill in values (head, query, key); `empty` for keys that no query of the block sees."""
-    found, ends = _float32(values), rows.lengths[: block.end - block.start].tolist()
-    missing = max(0, max(ends) - block.high)
-    if block.low or missing:
-        found = np.pad(found, ((0, 0), (0, 0), (block.low, missing)), constant_values=empty)
+def _cut(tile: Tile, values: Tensor, rows: Rows, *, empty: float) -> None:
+    """Fill in values (head, query, key); `empty` for keys that no query of the tile sees."""
+    found, ends = _float32(values), rows.lengths[: tile.end - tile.start].tolist()
+    missing = max(0, max(ends) - tile.high)
+    if tile.low or missing:
+        found = np.pad(found, ((0, 0), (0, 0), (tile.low, missing)), constant_values=empty)
     cut = [row[:end] for head in found for row, end in zip(head, ends, strict=True)]
     np.concatenate(cut, out=rows.values)
 
@@ -98,27 +98,27 @@ class Pieces:
     """Whole rows of one prompt and layer, which lie in one memory until they are many, and then are handed over."""
 
     def __init__(
-        self, source: Source, heads: list[int], hand_over: Callable[[Columns], None], *,
+        self, pattern: Pattern, heads: list[int], hand_over: Callable[[Columns], None], *,
         name: Literal["weights", "scores"], memory: Memory,
     ) -> None:  # fmt: skip
         """heads: whose rows are kept."""
-        self._source, self._heads, self._hand_over, self._name = source, heads, hand_over, name
-        self._left = len(heads) * (source.n * (source.n + 1) // 2 if source.causal else source.n**2)
+        self._pattern, self._heads, self._hand_over, self._name = pattern, heads, hand_over, name
+        self._left = len(heads) * (pattern.n * (pattern.n + 1) // 2 if pattern.causal else pattern.n**2)
         self._supply, self._memory, self._used = memory, np.empty(0, np.float32), 0
         self._held: list[Rows] = []
 
-    def room(self, block: Block) -> Rows | None:
-        """Where the next block's rows belong, still empty; None if none of its heads is kept."""
-        heads, n = [h for h in self._heads if block.head <= h < block.head + block.n_heads], block.end - block.start
+    def room(self, tile: Tile) -> Rows | None:
+        """Where the next tile's rows belong, still empty; None if none of its heads is kept."""
+        heads, n = [h for h in self._heads if tile.head <= h < tile.head + tile.n_heads], tile.end - tile.start
         if not heads:
             return None
-        lengths = np.arange(block.start + 1, block.end + 1) if self._source.causal else np.full(n, self._source.n)
+        lengths = np.arange(tile.start + 1, tile.end + 1) if self._pattern.causal else np.full(n, self._pattern.n)
         size = len(heads) * int(lengths.sum())
         if self._used + size > len(self._memory):
             self._memory, self._used = self._supply.take(max(size, min(PIECE, self._left))), 0
         values = self._memory[self._used : self._used + size]
         self._used, self._left = self._used + size, self._left - size
-        return Rows(_row_keys(heads, block.start, block.end), np.tile(lengths, len(heads)), values)
+        return Rows(_row_keys(heads, tile.start, tile.end), np.tile(lengths, len(heads)), values)
 
     def add(self, rows: Rows | None) -> None:
         """The next rows, filled in."""

@@ -1,16 +1,44 @@
-"""Where a read puts what it finds: the protocol, and a sink that keeps everything in memory. Knows no model and no file."""
+"""What can be asked of attention, and where a read puts what it finds: the protocol, and a sink that keeps everything in
+memory. Knows no model and no file."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 
+from probe.errors import BadOption
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+Mode = Literal["none", "heads", "summary", "topk", "full"]
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """How much of each pattern is kept: nothing, a summary of each head, statistics
+    of each row too, the `k` largest weights too, or all."""
+
+    mode: Mode = "heads"
+    k: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> AttentionSpec:
+        """`none`, `heads`, `summary`, `topk:K` or `full`; raises `BadOption`."""
+        mode, colon, number = text.partition(":")
+        if mode == "topk" and number.isdecimal() and int(number) > 0:
+            return cls("topk", int(number))
+        if mode == "topk" or colon or mode not in get_args(Mode):
+            raise BadOption(f"unknown attention '{text}'", hint="none, heads, summary, topk:K (as in topk:8) or full")
+        return cls(mode)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        return f"topk:{self.k}" if self.mode == "topk" else self.mode
+
 
 Columns = dict[str, Any]
 """Column name of probe.tables -> array of one value a row, or `Ragged`."""
@@ -68,10 +96,10 @@ class Sink(Protocol):
 
 @dataclass
 class MemorySink:
-    """Keeps what it is given: `activations[site, layer, head]`, `cards[layer]`, and lists of pieces by (prompt, layer)."""
+    """Keeps what it is given: `activations[site, layer, head]`, `summaries[layer]`, and lists of pieces by (prompt, layer)."""
 
     activations: dict[tuple[str, int, int | None], Tensor] = field(default_factory=dict)
-    cards: dict[int, Columns] = field(default_factory=dict)
+    summaries: dict[int, Columns] = field(default_factory=dict)
     row_pieces: dict[tuple[int, int], Columns] = field(default_factory=dict)
     attention_pieces: dict[tuple[int, int], list[Columns]] = field(default_factory=lambda: defaultdict(list))
     score_pieces: dict[tuple[int, int], list[Columns]] = field(default_factory=lambda: defaultdict(list))
@@ -82,8 +110,8 @@ class MemorySink:
         self.activations[site, layer, head] = values
 
     def heads(self, layer: int, columns: Columns) -> None:
-        """Keep the cards of a layer."""
-        self.cards[layer] = columns
+        """Keep the head summaries of a layer."""
+        self.summaries[layer] = columns
 
     def rows(self, prompt: int, layer: int, columns: Columns) -> None:
         """Keep the summaries of a layer's rows."""

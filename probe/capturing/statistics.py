@@ -14,19 +14,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probe.capturing.patterns import Block, Source
+from probe.capturing.patterns import Pattern, Tile
 from probe.scoring import largest
 
 NAMES = ("entropy", "perplexity", "ess", "sink", "prev", "duplicate", "induction", "distance")
 MATCHED = ("duplicate", "induction")
-SUMS = ("kept", "rest", "back", "norm", "score", "sink", "prev", "best", *MATCHED)  # of a row's mass: see `Lines`
+SUMS = (
+    "kept",
+    "rest",
+    "back",
+    "norm",
+    "score",
+    "sink",
+    "prev",
+    "best",
+    *MATCHED,
+)  # of a row's mass: see `RowStatistics`
 NAT = 0.6931471805599453  # nats in a bit
 SMALL, LARGE = 2.0**-50, 2.0**50  # row sums between which neither a mass, its square nor a long sum leaves float32
-DENSE = 1 / 8  # share of a block from which a mask is smaller than a list of its places
+DENSE = 1 / 8  # share of a tile from which a mask is smaller than a list of its places
 
 
 class _Places(NamedTuple):
-    """Matches of a block: places in its flat (query, key), how many of them each row has, and masks where they are dense."""
+    """Matches of a tile: places in its flat (query, key), how many of them each row has, and masks where they are dense."""
 
     flat: Tensor  # (head, match)
     counts: Tensor  # (head, MATCHED * query)
@@ -61,11 +71,11 @@ class Matches:
         again = torch.from_numpy(self.earlier.counts > 0)
         self.rows = dict.fromkeys(MATCHED, again)  # a token seen before also has what followed it
 
-    def add(self, mass: Tensor, block: Block, out: Tensor) -> None:
-        """Put the mass (head, query, key) of the block's matches into out (head, MATCHED, query)."""
-        where = block.n_heads, block.start, block.low, block.high  # the same for every layer
+    def add(self, mass: Tensor, tile: Tile, out: Tensor) -> None:
+        """Put the mass (head, query, key) of the tile's matches into out (head, MATCHED, query)."""
+        where = tile.n_heads, tile.start, tile.low, tile.high  # the same for every layer
         if where not in self._found:
-            self._found[where] = self._find(block)
+            self._found[where] = self._find(tile)
         places = self._found[where]
         if places.flat.numel():
             found = mass.flatten(1).gather(1, places.flat)
@@ -73,76 +83,76 @@ class Matches:
         for i, mask in places.masks:
             out[:, i] = (mass * mask).sum(-1)
 
-    def _find(self, block: Block) -> _Places:
-        rows = torch.arange(block.start, block.end, device=self._ids.device)
-        keys = torch.arange(block.low, block.high, device=self._ids.device)
+    def _find(self, tile: Tile) -> _Places:
+        rows = torch.arange(tile.start, tile.end, device=self._ids.device)
+        keys = torch.arange(tile.low, tile.high, device=self._ids.device)
         flat, counts, masks = [], [], []
         for i, name in enumerate(MATCHED):
             held = self._ids if name == "duplicate" else self._before
             latest = rows if name == "duplicate" else rows + 1
-            mask = (self._ids[rows, None] == held[block.low : block.high]) & (keys < latest[:, None])
+            mask = (self._ids[rows, None] == held[tile.low : tile.high]) & (keys < latest[:, None])
             if dense := int(mask.sum()) > DENSE * mask.numel():
                 masks.append((i, mask))
             flat.append(mask.flatten().nonzero()[: 0 if dense else None, 0])
             counts.append(mask.sum(-1) * (not dense))
         return _Places(
-            torch.cat(flat).expand(block.n_heads, -1), torch.cat(counts).repeat(block.n_heads, 1), masks
+            torch.cat(flat).expand(tile.n_heads, -1), torch.cat(counts).repeat(tile.n_heads, 1), masks
         )  # fmt: skip
 
 
-class Lines:
-    """One line a row of one prompt and layer. `add` takes a block's scores; what divides and logs waits until all are there.
+class RowStatistics:
+    """Statistics of each row of one prompt and layer. `add` takes a tile's scores; divisions and logarithms wait for the last.
 
-    Sums of a row's mass: kept by keys, what goes to no key (rest), mass * (query - key) from the block's first query (back),
+    Sums of a row's mass: kept by keys, what goes to no key (rest), mass * (query - key) from the tile's first query (back),
     its length as a vector (norm), mass * score, and that of single keys.
     """
 
-    def __init__(self, source: Source, matches: Matches, *, peaks: bool) -> None:
+    def __init__(self, pattern: Pattern, matches: Matches, *, peaks: bool) -> None:
         """Room for the sums of every row (head, pos): of mass, its moments and parts. peaks: the largest weight as well."""
-        self._source, self._matches = source, matches
-        shape = source.n_heads, source.n
-        self._sums = torch.zeros(len(SUMS), *shape, dtype=source.dtype, device=source.device)
-        self._peaks = torch.zeros(source.n_heads if peaks else 0, source.n, dtype=torch.int32, device=source.device)
-        self._after = self._sums.new_zeros(source.n)  # how far each row is from its block's first
-        self._distances = torch.arange(source.n, -source.n, -1, dtype=source.dtype, device=source.device)
+        self._pattern, self._matches = pattern, matches
+        shape = pattern.n_heads, pattern.n
+        self._sums = torch.zeros(len(SUMS), *shape, dtype=pattern.dtype, device=pattern.device)
+        self._peaks = torch.zeros(pattern.n_heads if peaks else 0, pattern.n, dtype=torch.int32, device=pattern.device)
+        self._after = self._sums.new_zeros(pattern.n)  # how far each row is from its tile's first
+        self._distances = torch.arange(pattern.n, -pattern.n, -1, dtype=pattern.dtype, device=pattern.device)
 
-    def add(self, block: Block, scores: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
-        """Mass and total: the weights of a block (head, query, key), in `room`, are mass / total (head, query).
+    def add(self, tile: Tile, scores: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
+        """Mass and total: the weights of a tile (head, query, key), in `room`, are mass / total (head, query).
 
         The scores in bits (head, query, key) are used up.
         """
-        source, (head, n_heads, start, end, low, high) = self._source, block
+        pattern, (head, n_heads, start, end, low, high) = self._pattern, tile
         kept, rest, back, norm, score, sink, prev, best, *_ = sums = self._sums[:, head : head + n_heads, start:end]
         mass = room[: scores.numel()].view(scores.shape)
-        total = self._exponentiate(block, scores, mass, kept, rest)
+        total = self._exponentiate(tile, scores, mass, kept, rest)
         torch.linalg.vector_norm(mass, dim=-1, out=norm)
         torch.sum(scores.mul_(mass), -1, out=score)
-        # distances from the block's first query: small numbers where the weight is
-        back.copy_(mass @ self._distances[source.n - start + low : source.n - start + high])
+        # distances from the tile's first query: small numbers where the weight is
+        back.copy_(mass @ self._distances[pattern.n - start + low : pattern.n - start + high])
         if not head:
-            self._after[start:end] = -self._distances[source.n : source.n + end - start]
+            self._after[start:end] = -self._distances[pattern.n : pattern.n + end - start]
         if low == 0:
             sink.copy_(mass[..., 0])
         offset = start - 1 - low
         previous = mass.diagonal(offset, dim1=1, dim2=2)
-        first = max(0, -offset)  # the block's rows above it have no previous key
+        first = max(0, -offset)  # the tile's rows above it have no previous key
         prev[:, first : first + previous.shape[1]].copy_(previous)
         if len(self._peaks):
             values, keys = largest(mass.flatten(0, 1), 1)
             best.copy_(values.view(best.shape))
             self._peaks[head : head + n_heads, start:end] = keys.view(best.shape) + low
-        self._matches.add(mass, block, sums[-len(MATCHED) :].transpose(0, 1))
+        self._matches.add(mass, tile, sums[-len(MATCHED) :].transpose(0, 1))
         return mass, total
 
-    def _exponentiate(self, block: Block, scores: Tensor, mass: Tensor, kept: Tensor, rest: Tensor) -> Tensor:
+    def _exponentiate(self, tile: Tile, scores: Tensor, mass: Tensor, kept: Tensor, rest: Tensor) -> Tensor:
         """mass = 2^scores, its sums and what goes to no key; both together.
 
         Scores are shifted, row by row, where that would leave the numbers' range.
         """
-        sinks = self._source.sinks(block)
+        sinks = self._pattern.sinks(tile)
         total = self._sum(scores, sinks, mass, kept, rest)
         least, most = total.aminmax()
-        if self._source.normalized or (float(least) > SMALL and float(most) < LARGE):
+        if self._pattern.normalized or (float(least) > SMALL and float(most) < LARGE):
             return total
         top = scores.amax(-1, keepdim=True)
         if sinks is not None:
@@ -152,7 +162,7 @@ class Lines:
 
     def _sum(self, scores: Tensor, sinks: Tensor | None, mass: Tensor, kept: Tensor, rest: Tensor) -> Tensor:
         torch.sum(torch.exp2(scores, out=mass), -1, out=kept)
-        if self._source.normalized:
+        if self._pattern.normalized:
             rest.copy_(1.0 - kept)
         elif sinks is not None:
             rest.copy_(torch.exp2(sinks))
@@ -160,8 +170,8 @@ class Lines:
             return kept
         return kept + rest
 
-    def statistics(self) -> dict[str, Tensor]:
-        """Each of `NAMES` (head, pos), once all blocks are in; with `peaks` max_weight and max_key too."""
+    def finished(self) -> dict[str, Tensor]:
+        """Each of `NAMES` (head, pos), once all tiles are in; with `peaks` max_weight and max_key too."""
         sums = dict(zip(SUMS, self._sums, strict=True))
         total = sums["kept"] + sums["rest"]
         kept = sums["kept"] / total
@@ -173,3 +183,50 @@ class Lines:
         if len(self._peaks):
             found["max_weight"], found["max_key"] = sums["best"] / total, self._peaks
         return found
+
+
+_NONE = np.zeros((0, 1), np.float32)  # no sinks
+
+
+class CompiledRowStatistics(RowStatistics):
+    """Fills the sums of `RowStatistics` in one pass."""
+
+    def __init__(self, pattern: Pattern, matches: Matches, *, peaks: bool) -> None:
+        """See `RowStatistics`."""
+        super().__init__(pattern, matches, peaks=peaks)
+        self._found = self._sums.numpy()  # views of it don't hand the interpreter to another thread, as torch's do
+
+    def add(self, tile: Tile, scores: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
+        """See `RowStatistics.add`; the mass takes the place of the scores, and `room` isn't needed."""
+        from probe.kernels import loops
+
+        pattern, (head, n_heads, start, end, low, _) = self._pattern, tile
+        sinks = pattern.sinks(tile)
+        loops.attention(
+            scores.numpy(), _NONE if sinks is None else sinks.contiguous().numpy(), pattern.normalized,
+            pattern.later(start, end), head, start, low, *self._matches.earlier, self._found, self._peaks.numpy(),
+        )  # fmt: skip
+        kept, rest = self._found[:2, head : head + n_heads, start:end]
+        return scores, torch.from_numpy(kept + rest)
+
+
+def compiled_largest(mass: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """As `probe.scoring.largest`: mass (row, key) -> the largest (row, k) and their keys."""
+    from probe.kernels import loops
+
+    k = min(k, mass.shape[1])
+    values, keys = torch.empty(len(mass), k), torch.empty(len(mass), k, dtype=torch.int64)
+    loops.largest(mass.numpy(), values.numpy(), keys.numpy())
+    return values, keys
+
+
+def compiled_cut(mass: Tensor, total: Tensor, low: int, lengths: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Weights mass (head, query, key) / total (head, query) of keys from `low` on, put into `values` as whole rows.
+
+    lengths (head * query,). Returns the sum of each row.
+    """
+    from probe.kernels import loops
+
+    kept = np.empty(total.numel(), np.float32)
+    loops.cut(mass.numpy(), total.numpy(), low, lengths, values, kept)
+    return kept

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from probe import store as stores
 from probe.capturing import MemorySink, read
-from probe.capturing.lens import row_guesses
-from probe.capturing.logits import unembedding
+from probe.capturing.logits import row_guesses, unembedding
 from probe.errors import BadEdit, BadOption
 from probe.interventions import Edit, applying, parse_all
 from probe.language_model.following import first_token
