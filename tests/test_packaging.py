@@ -36,18 +36,6 @@ def installed_files() -> Iterator[str]:
                 yield f"{place}/{path.relative_to(ROOT / top).as_posix()}"
 
 
-def test_the_packages_listed_are_the_folders_that_there_are() -> None:
-    folders = {
-        ".".join((PLACES[top], *path.parent.relative_to(ROOT / top).parts)).replace("/", ".")
-        for top in PLACES
-        for path in (ROOT / top).rglob("__init__.py")
-    }
-    listed = PROJECT["tool"]["setuptools"]["packages"]
-    assert sorted(folders) == listed  # and in order
-    loose = {p.parent for top in PLACES for p in (ROOT / top).rglob("*.py") if not (p.parent / "__init__.py").exists()}
-    assert not loose, f"modules in folders without __init__.py are not installed: {loose}"
-
-
 def test_the_version_is_said_in_one_place() -> None:
     assert probe.__version__ == PROJECT["project"]["version"]
 

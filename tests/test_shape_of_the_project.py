@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,16 @@ def test_every_public_name_can_be_imported() -> None:
     for name in probe.__all__:
         assert getattr(probe, name) is not None
     assert dir(probe) == sorted(probe.__all__)
+
+
+def test_the_packages_listed_are_the_folders_that_there_are() -> None:
+    places = {"probe": "probe", "cli": "probe.cli", "recipes": "probe.recipes"}  # top folder -> what it is installed as
+    folders = {
+        ".".join((places[top], *path.parent.relative_to(ROOT / top).parts))
+        for top in places
+        for path in (ROOT / top).rglob("__init__.py")
+    }
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert sorted(folders) == listed  # and in order
+    loose = {p.parent for top in places for p in (ROOT / top).rglob("*.py") if not (p.parent / "__init__.py").exists()}
+    assert not loose, f"modules in folders without __init__.py are not installed: {loose}"
