@@ -23,7 +23,7 @@ class Tap(NamedTuple):
 
     `key` is the place of the tensor: a positional argument (int) or a keyword (str) of the call, or an element of a
     tuple (int) or a field of a dict-like (str) that it returns; 0 for an output that is itself a tensor.
-    A block that one forward visits several times has several activations: `call` picks the visit, None is all of them.
+    One forward may visit a block several times: `call` picks the visit, None is all of them.
     """
 
     path: str
@@ -55,9 +55,9 @@ class _Visits:
 def tapping(model: nn.Module, taps: Mapping[Any, Reader]) -> Iterator[None]:
     """While active, every tap's reader sees its activation at each forward, and what it returns takes its place.
 
-    The mapping's keys are `Tap`s, or anything with `path`, `side` and `key`. Readers of one module are called in the
-    order of the mapping. A path that the model does not have is an `AttributeError`, a key that the call does not have
-    a `LookupError`: then the anatomy is wrong, not the user.
+    Keys are `Tap`s, or anything with `path`, `side` and `key`. Readers of one module are called in their order. A path
+    that the model does not have is an `AttributeError`, a key that the call does not have a `LookupError`: then the
+    anatomy is wrong, not the user.
     """
     grouped: dict[tuple[str, str], list[tuple[Any, Reader]]] = defaultdict(list)
     for tap, reader in taps.items():
@@ -133,6 +133,17 @@ def _with_element(output: Any, key: int | str, value: Tensor) -> Any:
 
 
 @contextmanager
+def bypassing(model: nn.Module, outputs: Mapping[str, Any]) -> Iterator[None]:
+    """While active, each of these modules (by path), whose `forward` is its class's, only returns what stands here."""
+    with ExitStack() as undo:
+        for path, output in outputs.items():
+            own = vars(model.get_submodule(path))
+            undo.callback(own.pop, "forward", None)
+            own["forward"] = lambda *_, output=output, **__: output
+        yield
+
+
+@contextmanager
 def entering(model: nn.Module, begin: Callable[..., None], end: Callable[[], None]) -> Iterator[None]:
     """While active, `begin(args, kwargs)` comes before each forward of the model, and `end()` after it, failed or not."""
     before = model.register_forward_pre_hook(lambda _, args, kwargs: begin(args, kwargs), with_kwargs=True)
@@ -202,7 +213,7 @@ class _Watch(NamedTuple):
 
 _watches: ContextVar[tuple[_Watch, ...]] = ContextVar("watches", default=())  # of this thread or task only
 _lock = threading.Lock()
-_patched: dict[int, tuple[Any, int]] = {}  # id of a registry -> (registry, how many contexts need the patch)
+_users: Counter[int] = Counter()  # id of a registry -> how many contexts need the patch
 
 
 @contextmanager
@@ -216,16 +227,10 @@ def attending(model: nn.Module, observer: Observer | None = None, *, changer: Ch
     watch = _Watch({id(module): path for path, module in model.named_modules()}, observer, Counter(), changer)
     with ExitStack() as undo:
         for registry in _registries(model):
-            _patch(registry)
-            undo.callback(_unpatch, registry)
+            undo.enter_context(_patching(registry))
         undo.callback(model.register_forward_pre_hook(lambda *_: watch.visits.clear()).remove)
         undo.callback(_watches.reset, _watches.set((*_watches.get(), watch)))
         yield
-
-
-def goes_through_registry(model: nn.Module) -> bool:
-    """Whether any file that a module of the model comes from uses a registry of attention functions."""
-    return len(_registries(model)) > 0
 
 
 def _registries(model: nn.Module) -> list[Any]:
@@ -237,22 +242,21 @@ def _registries(model: nn.Module) -> list[Any]:
     return list({id(r): r for r in found if isinstance(r, AttentionInterface)}.values())
 
 
-def _patch(registry: Any) -> None:
+@contextmanager
+def _patching(registry: Any) -> Iterator[None]:
+    """What the registry gives is watched, for as long as any context needs it."""
     with _lock:
-        _, users = _patched.get(id(registry), (registry, 0))
-        if not users:
+        _users[id(registry)] += 1
+        if _users[id(registry)] == 1:
             original = registry.get_interface
             registry.get_interface = lambda *args, **kwargs: _watched(original(*args, **kwargs))
-        _patched[id(registry)] = (registry, users + 1)
-
-
-def _unpatch(registry: Any) -> None:
-    with _lock:
-        _, users = _patched.pop(id(registry))
-        if users > 1:
-            _patched[id(registry)] = (registry, users - 1)
-        else:
-            del registry.get_interface  # the instance's own: the class's is underneath
+    try:
+        yield
+    finally:
+        with _lock:
+            _users[id(registry)] -= 1
+            if not _users[id(registry)]:
+                del registry.get_interface  # the instance's own: the class's is underneath
 
 
 def _watched(function: Callable[..., Any]) -> Callable[..., Any]:

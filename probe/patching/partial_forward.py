@@ -7,9 +7,9 @@ blocks below give at once what they gave before, and the positions before are ke
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from probe.anatomy.sums import apart, loudest
 from probe.anatomy.tape import probe_tokens
 from probe.decoding.caches import expected, held, pads, slot
-from probe.instrument import Tap, recording, tapping
+from probe.instrument import Tap, bypassing, recording, tapping
 from probe.interventions import Edit, applying
 from probe.interventions.edits import AbsolutePositions
 from probe.language_model.stepping import forward, plain_kwargs, uncached_kwargs
@@ -29,7 +29,8 @@ from probe.sites import SITES
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
-Key = TypeVar("Key")
+TOLERANCE = 2e-5  # of the largest logit, in fp32: sums in another order
+_tried: weakref.WeakKeyDictionary[nn.Module, tuple[int, Shortcut | None, str]] = weakref.WeakKeyDictionary()
 
 
 class SharedPrefixLayer(DynamicLayer):
@@ -99,7 +100,9 @@ class RecordedText:
         with applying(lm, [*own, *edits], start=start), tapping(lm.model, last), ExitStack() as active:
             if layer:
                 value = self.resid[layer][:, start:].repeat(rows, 1, 1)
-                active.enter_context(skipping(lm, self._forms[:layer], value))
+                below = zip(lm.anatomy.layers, self._forms[:layer], strict=False)
+                outputs = {block.block: _filled(form, value) for block, form in below}
+                active.enter_context(bypassing(lm.model, outputs))
             ids = self.ids.expand(rows, -1)
             if not start:
                 return ended(lm, ids)
@@ -179,27 +182,9 @@ def _emptied(output: Any, key: int | str) -> Any:
     return tuple(... if i == key else None if isinstance(x, Tensor) else x for i, x in enumerate(output))
 
 
-@contextmanager
-def skipping(lm: LanguageModel, forms: Sequence[Any], value: Tensor) -> Iterator[None]:
-    """While active, the first blocks do nothing: each returns `value` (batch, pos, d_model), in the form it returns."""
-    with ExitStack() as undo:
-        for layer, form in zip(lm.anatomy.layers, forms, strict=False):
-            block = lm.model.get_submodule(layer.block)
-            given = value if form is ... else tuple(value if x is ... else x for x in form)
-            undo.callback(vars(block).pop, "forward")
-            vars(block)["forward"] = _giver(given)
-        yield
-
-
-def _giver(given: Any) -> Any:
-    def give(*_: Any, **__: Any) -> Any:
-        return given
-
-    return give
-
-
-TOLERANCE = 2e-5  # of the largest logit, in fp32: sums in another order
-_tried: weakref.WeakKeyDictionary[nn.Module, tuple[int, Shortcut | None, str]] = weakref.WeakKeyDictionary()
+def _filled(form: Any, value: Tensor) -> Any:
+    """What a block returns, with this stream in it."""
+    return value if form is ... else tuple(value if x is ... else x for x in form)
 
 
 def choose_shortcut(text: RecordedText) -> None:
