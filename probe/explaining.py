@@ -33,8 +33,7 @@ def explain(
     if source.command != "trace":
         raise RunError(f"this is a run of '{source.command}'", hint="explain reads runs of probe trace")
     arguments = source.manifest["arguments"]
-    given = dict(arguments["sampling"])
-    sampling = Sampling(**{**given, "stop": tuple(given["stop"])})
+    sampling = Sampling(**(arguments.get("sampling") or {}))
     asked = explanation(at, order, sampling)
     assert asked is not None
     lm = lm or model_of(source)

@@ -1,7 +1,7 @@
 """One forward, hooked: activations read or replaced, attention calls seen; knows modules, not what they mean.
 
-The only module that registers hooks or touches the attention registry of transformers. Everything is a context manager
-and leaves the model as it was, in the middle of an exception too.
+The only module that changes a live module or touches transformers' attention registry. Everything is a context manager and
+leaves the model as it was, in the middle of an exception too.
 """
 
 from __future__ import annotations
@@ -47,8 +47,7 @@ class _Visits:
         self.after: Counter[str] = Counter()
 
     def reset(self, *_: Any) -> None:
-        self.before.clear()
-        self.after.clear()
+        self.before, self.after = Counter(), Counter()
 
 
 @contextmanager
@@ -220,9 +219,9 @@ _users: Counter[int] = Counter()  # id of a registry -> how many contexts need t
 def attending(model: nn.Module, observer: Observer | None = None, *, changer: Changer | None = None) -> Iterator[None]:
     """While active, `observer` sees each attention call of the model that goes through transformers' registry.
 
-    The model's own attention function runs unchanged, with the masks made for it; the observer comes after it, and in
-    the thread that entered the context only. Nested observers are called in the order in which they were entered, each
-    with the output the one before left. A `changer` comes before the function, and observers see the call it made.
+    The model's own attention function runs unchanged; the observer comes after it, in the thread that entered the context
+    only. Nested observers come in the order in which they were entered, each with the output that the one before left. A
+    `changer` comes before the function, and observers see the call it made.
     """
     watch = _Watch({id(module): path for path, module in model.named_modules()}, observer, Counter(), changer)
     with ExitStack() as undo:
@@ -255,8 +254,8 @@ def _patching(registry: Any) -> Iterator[None]:
     finally:
         with _lock:
             _users[id(registry)] -= 1
-            if not _users[id(registry)]:
-                del registry.get_interface  # the instance's own: the class's is underneath
+            if not _users[id(registry)]:  # only the instance's own goes: the class's is underneath
+                del registry.get_interface
 
 
 def _watched(function: Callable[..., Any]) -> Callable[..., Any]:
