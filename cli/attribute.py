@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options as o
-from . import rewind as r
+from . import sources as r
 from . import sources as s
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .terminal import run_path, show_plan, show_table, show_warnings, visible
+from .terminal import run_path, show_table, show_warnings, visible
 
 if TYPE_CHECKING:
     from probe.store import Run
@@ -41,11 +41,6 @@ def show_rewind(run: Run, *, quiet: bool, explain: bool) -> None:
     typer.echo(f"\nrun: {run_path(run)}")
 
 
-def show_rewind_plan(plan: dict[str, Any], *, as_json: bool) -> None:
-    """Print what a rewind would cost and how wide its interval would be."""
-    show_plan(plan, as_json=as_json)
-
-
 def _show_edit(summary: dict[str, Any]) -> None:
     typer.echo(f"step {summary['step']}, token {summary['position']}: {summary['edit']}")
     typer.echo(f"  was {visible(summary['old'])}")
@@ -64,12 +59,12 @@ def _show_edit(summary: dict[str, Any]) -> None:
         )
         if far["far"]:
             typer.echo("warning: the model would hardly say this: what follows may be its surprise (z < -3)", err=True)
-    typer.echo(f"drawn at {_law(summary['sampling'])}")
+    typer.echo(f"drawn at {_sampling(summary['sampling'])}")
     if summary["headroom"] is not None:
         typer.echo(f"headroom {summary['headroom']:.3f} nats: entropy of the outcome before the step")
 
 
-def _law(sampling: dict[str, Any]) -> str:
+def _sampling(sampling: dict[str, Any]) -> str:
     """What the continuations were drawn with: the temperature, and the filters that were set."""
     found = [f"temperature {sampling['temperature']:g}" if sampling["temperature"] else "temperature 0 (greedy)"]
     found += [

@@ -15,6 +15,7 @@ from probe.requests import Option, Progress, Sampling
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
+    from probe.store import Run
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,18 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class Loading(Placement, Source):
+class Weights(Placement, Source):
+    """Where a model's files come from, where it runs, and what is put on it."""
+
+    adapter: Annotated[str | None, Option("A directory of the peft library (LoRA, …), merged into the weights.")] = None
+    context_length: Annotated[
+        int | None, Option("Positions that the model holds, where its config says too few.", minimum=1)
+    ] = None
+    device_map: Annotated[str | None, Option("accelerate's map, e.g. auto.")] = None
+
+
+@dataclass(frozen=True)
+class Loading(Weights):
     """Which model, and where it runs."""
 
     model: Annotated[
@@ -45,15 +57,39 @@ class Loading(Placement, Source):
             envvar="PROBE_MODEL",
         ),
     ] = "smollm2"  # fmt: skip
-    adapter: Annotated[str | None, Option("A directory of the peft library (LoRA, …), merged into the weights.")] = None
-    context_length: Annotated[
-        int | None, Option("Positions that the model holds, where its config says too few.", minimum=1)
-    ] = None
-    device_map: Annotated[str | None, Option("accelerate's map, e.g. auto.")] = None
 
     def load(self, progress: Progress | None) -> LanguageModel:
         """The model of these options."""
         return load(self.model, self, progress=progress)
+
+
+@dataclass(frozen=True)
+class RunLoading(Weights):
+    """Which model reads a run: its own, or one that is named."""
+
+    model: Annotated[
+        str | None, Option("Another model than the run's, with the same tokenizer.", ("--model", "-m"))
+    ] = None
+    allow_fetch: Annotated[bool, Option("Download a model that only the run names.", ("--allow-fetch",))] = False
+
+    def load_for(self, run: Run, progress: Progress | None) -> LanguageModel:
+        """The run's own model, or the one that was named."""
+        from probe.errors import BadOption
+        from probe.language_model import model_of
+
+        given = {key: value for key, value in vars(self).items() if key not in ("model", "allow_fetch")}
+        if self.model is not None:
+            import probe
+
+            return probe.load(self.model, **given, progress=progress)
+        if self.revision is not None or self.adapter is not None:
+            raise BadOption(
+                "a run says which revision and adapter made it",
+                hint="name the model too, with --model, to use another",
+            )
+        own = {"revision", "adapter"} if self.context_length is not None else {"revision", "adapter", "context_length"}
+        given = {key: value for key, value in given.items() if key not in own}
+        return model_of(run, allow_fetch=self.allow_fetch, **given, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -105,6 +141,26 @@ class Drawing:
             lm, generation_config=self.generation_config, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p,
             min_p=self.min_p, repetition_penalty=self.repetition_penalty, stop=self.stop, seed=self.seed,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DrawingOn(Drawing):
+    """How tokens are drawn where a run is gone on with: as it was, if nothing is said."""
+
+    temperature: Annotated[
+        float | None, Option("0 is greedy.", ("--temperature", "-t"), minimum=0.0, default="as the run")
+    ] = None  # fmt: skip
+
+    def sampling_or_none(self, lm: LanguageModel) -> Sampling | None:
+        """The sampling that was asked for, or None for the run's own."""
+        from probe.errors import BadOption
+
+        if self.temperature is not None or self.generation_config != "none":
+            return self.sampling(lm)
+        filters = (self.top_k, self.top_p, self.min_p, self.repetition_penalty)
+        if self.stop or any(one is not None for one in filters):
+            raise BadOption("filters need a temperature", hint="add --temperature 0.6")
+        return None
 
 
 @dataclass(frozen=True)

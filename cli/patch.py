@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from . import options as o
-from . import rewind as r
+from . import sources as r
 
 Clean = Annotated[str | None, typer.Option("--clean", help="The text with the right answer, or a run.")]
 Corrupt = Annotated[str | None, typer.Option("--corrupt", help="The same text with another answer, or a run.")]

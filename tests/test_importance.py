@@ -18,6 +18,7 @@ from probe import stats
 from probe.decoding import Sampling
 from probe.errors import BadModel, BadOption, ProbeError, RunError
 from probe.registries.importance_methods import METHODS, Method, methods_of
+from probe.requests import Importance
 from probe.step_importance import boundaries, dependence, plan_importance, receiver_heads, similarity
 from probe.step_importance.task import Measured, Row, Task
 from probe.texts import trajectory
@@ -33,8 +34,9 @@ REASONING = (
 )
 
 
-def task(lm, text: str, prompt: str) -> Task:
-    return Task(lm, trajectory(written(lm, text, prompt), lm))
+def task(lm, text: str = REASONING, prompt: str = "Q: how many?\n", **what) -> Task:
+    run = written(lm, text, prompt)
+    return Task(lm, trajectory(run, lm), Importance(run, **what))
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +77,8 @@ def test_a_planted_chain_is_recovered(smollm2) -> None:
 
 
 def test_rescoring_is_a_text_without_the_step(tiny) -> None:
-    original = trajectory(written(tiny, REASONING), tiny)
-    found = dependence.rescored(Task(tiny, original))
+    asked = task(tiny)
+    original, found = asked.original, dependence.rescored(asked)
     rows, matrix = found.rows, found.matrix
     ids, steps = list(original.ids), original.steps
 
@@ -100,7 +102,7 @@ def test_rescoring_is_a_text_without_the_step(tiny) -> None:
 def test_suppression_is_deletion_with_positions_kept(name: str) -> None:
     lm = probe.load(name)
     original = trajectory(written(lm, REASONING), lm)
-    matrix = dependence.suppressed(Task(lm, original)).matrix
+    matrix = dependence.suppressed(task(lm)).matrix
     ids, steps = list(original.ids), original.steps
     with torch.no_grad():
         whole = lm.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
@@ -119,16 +121,15 @@ def test_suppression_is_deletion_with_positions_kept(name: str) -> None:
 @pytest.mark.parametrize("name", ["tiny:llama", "tiny:gpt2"])
 def test_suppression_in_all_heads_by_edits_is_the_slice(name: str) -> None:
     lm = probe.load(name)
-    original = trajectory(written(lm, REASONING), lm)
-    sliced = dependence.suppressed(Task(lm, original)).matrix
-    cut = dependence.suppressed(Task(lm, original, suppress="pattern@all")).matrix
+    sliced = dependence.suppressed(task(lm)).matrix
+    cut = dependence.suppressed(task(lm, method="suppression", suppress="pattern@all")).matrix
     np.testing.assert_allclose(cut, sliced, atol=1e-5)  # two kernels in fp32
 
 
 def test_suppression_in_one_head_is_a_forward_with_that_mask(tiny) -> None:
     """Head 1 of layer 1, by a mask that the test adds to what that layer's attention is given."""
     original = trajectory(written(tiny, REASONING), tiny)
-    matrix = dependence.suppressed(Task(tiny, original, suppress="pattern@1.1")).matrix
+    matrix = dependence.suppressed(task(tiny, method="suppression", suppress="pattern@1.1")).matrix
     ids, steps, step = list(original.ids), original.steps, original.steps[1]
     n = len(ids)
     mask = torch.full((n, n), -torch.inf).triu(1).expand(1, tiny.anatomy.n_heads("pattern", 1), n, n).clone()
@@ -542,7 +543,7 @@ def test_a_method_is_one_row_and_one_function(tiny, monkeypatch) -> None:
     steps = trajectory(source, tiny).steps
     rows = done.importance[done.importance["method"] == "length"]
     assert rows["estimate"].tolist() == [s.end - s.start for s in steps] and done.summary["length"] == {"n": 1}
-    plan = plan_importance(source, lm=tiny, method="length")
+    plan = plan_importance(Importance(source, lm=tiny, method="length"))
     assert plan["methods"] == "length" and plan["tokens_read"] == {"length": sum(s.end - s.start for s in steps)}
     assert "length" in [method.name for method in methods_of("all")]
     with pytest.raises(BadOption) as caught:
@@ -585,5 +586,5 @@ def test_a_row_of_the_registry_is_what_its_method_does(name: str, markov) -> Non
         hook = lm.model.get_input_embeddings().register_forward_hook(lambda m, args, out: read.append(args[0].numel()))
         probe.importance(source, lm=lm, method=name, **what)
         hook.remove()
-        planned = plan_importance(source, lm=lm, method=name, **what)["tokens_read"][name]
+        planned = plan_importance(Importance(source, lm=lm, method=name, **what))["tokens_read"][name]
         assert 0.8 * planned <= sum(read) <= planned

@@ -104,6 +104,27 @@ def test_a_replayed_trace_has_the_same_tables(tmp_path: Path) -> None:
             pd.testing.assert_frame_equal(rows(again, table), rows(first, table))
 
 
+@pytest.mark.parametrize("verb", ["rewind", "importance"])
+def test_what_goes_back_into_a_run_is_replayed(verb: str, tmp_path: Path) -> None:
+    lm = probe.load("tiny:llama")
+    source = probe.trace(lm, "Count: one.", generate=20, sampling=Sampling(1.0, seed=2), out=tmp_path / "source")
+    asked: dict[str, Any] = {"samples": 3, "max_new": 5, "seed": 4, "split": "token", "answer": "last-number"}
+    if verb == "rewind":
+        asked |= {"to": "-8", "replace": " two", "edit": "mlp_out@1=zero", "merge_answers": True}
+    else:
+        asked |= {
+            "method": "resampling,early-answer,suppression",
+            "candidates": ("1", "2"),
+            "expect": "1",
+            "suppress": "pattern@1",
+        }
+    first = getattr(probe, verb)(source, lm=lm, **asked, out=tmp_path / "first")
+    again = replay(lm, probe.open_run(tmp_path / "first"))
+    assert again.tables == first.tables and again.summary == first.summary
+    for table in first.tables:
+        pd.testing.assert_frame_equal(rows(again, table), rows(first, table))
+
+
 def test_a_run_that_no_verb_made_is_not_replayed() -> None:
     from probe.store import create
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ import probe
 from probe.errors import BadOption, OutOfRange, ProbeError, RunError
 from probe.language_model.following import ids_after
 from probe.registries.step_edits import NUMERAL, STEP_EDITS
+from probe.requests import Rewind
 from probe.rewinding.arms import find_target, respelled
 from probe.rewinding.preparing import prepare
 from probe.rewinding.teacher_forced import off_policy, rescore
@@ -37,6 +41,11 @@ def written(lm, text: str = TEXT, prompt: str = "Q: how many?\n", stop: tuple[st
             writer.write("prompts", {"prompt_id": [0], "text": [prompt], "n_tokens": [n_prompt], "error": [""]})
             writer.write("tokens", token_columns(0, ids, lm.pieces(ids), n_prompt))
         return writer.finish(summary={}, model=lm.identity)
+
+
+def prepared(lm, run, **what):
+    """The plan of a rewind."""
+    return prepare(Rewind(run, lm=lm, **what))
 
 
 def same_tables(ours, theirs) -> None:
@@ -106,7 +115,7 @@ def test_words_are_spelled_in_context(tiny, smollm2) -> None:
 
 def edited_number(lm, text: str, seed: int) -> tuple[str, int]:
     """The last step after `--numbers`, and by how many tokens it is longer."""
-    plan = prepare(lm, written(lm, text), to="step-1", numbers=True, seed=seed)
+    plan = prepared(lm, written(lm, text), to="step-1", numbers=True, seed=seed)
     return lm.pieces(plan.arms.new).text, len(plan.arms.new) - len(plan.arms.old)
 
 
@@ -136,7 +145,7 @@ def test_a_swapped_step_is_of_the_prompt_branch_and_cut_that_were_named(tiny, tm
         (two, {"swap_prompt": 1}), (drawn, {"swap_branch": 1}), (drawn, {"swap_branch": 4}),
         (two, {"swap_prompt": 0, "swap_split": "regex:[a-z]"}),
     ):  # fmt: skip
-        plan = prepare(tiny, here, to="step1", swap=f"{other.path}:step0", **what)
+        plan = prepared(tiny, here, to="step1", swap=f"{other.path}:step0", **what)
         there = trajectory(
             other,
             tiny,
@@ -146,11 +155,11 @@ def test_a_swapped_step_is_of_the_prompt_branch_and_cut_that_were_named(tiny, tm
         )
         step = there.steps[0]
         assert list(plan.arms.new) == [i for i in there.ids[step.start : step.end] if i not in tiny.eos_ids]
-        assert plan.arguments["swap_branch"] == what.get("swap_branch")
+        assert plan.request.arguments()["swap_branch"] == what.get("swap_branch")
     with pytest.raises(RunError, match="2 prompts"):
-        prepare(tiny, here, to="step1", swap=f"{two.path}:step0")
+        prepared(tiny, here, to="step1", swap=f"{two.path}:step0")
     with pytest.raises(BadOption, match="--swap-branch is for --swap"):
-        prepare(tiny, here, to="step1", swap_branch=1)
+        prepared(tiny, here, to="step1", swap_branch=1)
 
 
 def test_spans_that_do_not_fit_are_refused_before_anything_is_drawn(run, tiny, tmp_path: Path, monkeypatch) -> None:
@@ -179,14 +188,13 @@ def test_spans_that_do_not_fit_are_refused_before_anything_is_drawn(run, tiny, t
 def test_nothing_is_drawn_after_a_stop_text(stop: str, tiny) -> None:
     """A run that ended by --stop ends there again: its last boundary is over, others are not."""
     from probe.decoding import Sampling
-    from probe.rewinding.preparing import rollout_options
     from probe.step_importance import boundaries
 
     text = "First we count all apples here\n\nThere are 12 apples\n\nSo there are 19 apples in all."
     sampling = Sampling(1.0, stop=(stop,), seed=3)
     for run in (written(tiny, text, stop=(stop,)), written(tiny, text)):  # stop texts of the run's, or given now
         original = trajectory(run, tiny)
-        rollout = rollout_options(tiny, original, sampling, 8, "auto")
+        rollout = prepared(tiny, run, to="step0", sampling=sampling, max_new=8).rollout
         over = [rollout.is_over(tiny, arm.prefix, arm.n_prompt) for arm in boundaries.arms(tiny, original)]
         assert over == [False, False, False, True]
         done = probe.importance(run, lm=tiny, method="resampling", samples=4, max_new=8, sampling=sampling)
@@ -203,11 +211,11 @@ def test_nothing_is_drawn_after_a_stop_text(stop: str, tiny) -> None:
 def test_a_stop_text_that_is_given_now_ends_no_older_step(tiny) -> None:
     """`--stop "\\n\\n"` asks for one more paragraph, from a place where one has just ended."""
     from probe.decoding import Sampling
-    from probe.rewinding.preparing import rollout_options
     from probe.step_importance import boundaries
 
-    original = trajectory(written(tiny, "First we count\n\nThen we add\n\n"), tiny)
-    rollout = rollout_options(tiny, original, Sampling(1.0, stop=("\n\n",)), 8, "auto")
+    run = written(tiny, "First we count\n\nThen we add\n\n")
+    original = trajectory(run, tiny)
+    rollout = prepared(tiny, run, to="step0", sampling=Sampling(1.0, stop=("\n\n",)), max_new=8).rollout
     over = [rollout.is_over(tiny, arm.prefix, arm.n_prompt) for arm in boundaries.arms(tiny, original)]
     assert over == [False, False, True]
 
@@ -264,7 +272,7 @@ def test_a_null_edit_is_exactly_nothing(run, tiny) -> None:
 def test_a_branch_is_what_decoding_its_prefix_gives(run, tiny) -> None:
     from probe.decoding import decode
 
-    plan = prepare(tiny, run, to="step2", replace="Then we add 8 more.", samples=5, max_new=9)
+    plan = prepared(tiny, run, to="step2", replace="Then we add 8 more.", samples=5, max_new=9)
     done = probe.rewind(run, lm=tiny, to="step2", replace="Then we add 8 more.", samples=5, max_new=9)
     for row in done.branches[done.branches["arm"] == "edited"].itertuples():
         (alone,) = decode(tiny, [plan.arms.edited], max_new=9, sampling=plan.rollout.sampling, samples=[row.sample])
@@ -277,8 +285,8 @@ def test_a_branch_is_what_decoding_its_prefix_gives(run, tiny) -> None:
 
 def test_rescoring_is_a_fresh_forward(run, tiny) -> None:
     done = probe.rewind(run, lm=tiny, to="step1", numbers=True, samples=2, max_new=4)
-    plan = prepare(tiny, run, to="step1", numbers=True)
-    tail = plan.original.ids[len(plan.arms.control) :]
+    plan = prepared(tiny, run, to="step1", numbers=True)
+    tail = plan.origin.original.ids[len(plan.arms.control) :]
     for prefix, column in ((plan.arms.control, "logprob"), (plan.arms.edited, "logprob_edited")):
         with torch.no_grad():
             rows = tiny.model(torch.tensor([[*prefix, *tail]])).logits[0].double().log_softmax(-1)[len(prefix) - 1 : -1]
@@ -369,14 +377,14 @@ def test_the_room_of_a_continuation(run, tiny) -> None:
     whole = written(tiny, TEXT + tiny.tokenizer.decode([eos]))  # this one came to its end
     n = len(trajectory(whole, tiny).ids) - trajectory(whole, tiny).steps[0].start
     assert trajectory(whole, tiny).ids[-1] == eos and n == len(tiny.ids_of(TEXT)) + 1
-    assert prepare(tiny, whole, to="step0").rollout.max_new == int(np.ceil(1.5 * n))
+    assert prepared(tiny, whole, to="step0").rollout.max_new == int(np.ceil(1.5 * n))
     last = len(trajectory(whole, tiny).steps) - 1
-    assert prepare(tiny, whole, to=f"step{last}").rollout.max_new == 64
+    assert prepared(tiny, whole, to=f"step{last}").rollout.max_new == 64
     # the other fills its budget of 24, so it was cut off: its last step has no more room than that
-    assert prepare(tiny, run, to="step3").rollout.max_new == max(
+    assert prepared(tiny, run, to="step3").rollout.max_new == max(
         24, int(np.ceil(1.5 * (len(original.ids) - original.steps[3].start)))
     )
-    assert prepare(tiny, run, to="step3", max_new=5).rollout.max_new == 5
+    assert prepared(tiny, run, to="step3", max_new=5).rollout.max_new == 5
 
 
 def test_activations_changed_from_the_fork_on(run, tiny) -> None:
@@ -387,8 +395,8 @@ def test_activations_changed_from_the_fork_on(run, tiny) -> None:
     arms = {name: list(rows["text"]) for name, rows in done.branches.groupby("arm", observed=True)}
     assert arms["edited"] != arms["control"] and "mlp_out" in done.summary["edit"]
     # the prefix keeps its own activations: an independent forward whose modules are zeroed from its last token on
-    plan = prepare(tiny, run, to="step1")
-    first, tail = len(plan.arms.control) - 1, plan.original.ids[len(plan.arms.control) :]
+    plan = prepared(tiny, run, to="step1")
+    first, tail = len(plan.arms.control) - 1, plan.origin.original.ids[len(plan.arms.control) :]
 
     def zeroed(module, args, output):
         whole = output[0] if isinstance(output, tuple) else output
@@ -412,12 +420,12 @@ def test_merged_answers(run, tiny) -> None:
 
     from probe.rewinding.rewinding import _merged
 
-    plan = prepare(tiny, run, to="step1", delete=True, merge_answers=True, expect="1+x")
+    plan = prepared(tiny, run, to="step1", delete=True, merge_answers=True, expect="1+x")
     drawn = pa.table({"outcome": pa.array(["x+1", "1+x", "7", "<none>"]).dictionary_encode(), "n": [1, 2, 3, 4]})
     merged, new = _merged(drawn, plan)
     assert merged["outcome"].to_pylist() == [new.reference, new.reference, "7", "<none>"]
     assert new.reference == new.expected and new.reference in ("x+1", "1+x") and merged["n"].to_pylist() == [1, 2, 3, 4]
-    assert _merged(drawn, prepare(tiny, run, to="step1", delete=True))[0] is drawn
+    assert _merged(drawn, prepared(tiny, run, to="step1", delete=True))[0] is drawn
 
 
 def test_until_draws_on(run, tiny, monkeypatch) -> None:
@@ -473,7 +481,6 @@ BAD = [
     ({"to": "step1", "branch": 3}, RunError, "branch 3"),
     ({"to": "step1", "split": "chapter"}, BadOption, "sentence"),
     ({"to": "step1", "resume": True}, BadOption, "--out"),
-    ({"to": "step1", "leave_out": True}, BadOption, "leave_out"),
     ({"to": "step1", "edit": "resid_post@99=zero"}, OutOfRange, "0..2"),
 ]
 
@@ -483,6 +490,51 @@ def test_bad_input(what, error, said, run, tiny) -> None:
     with pytest.raises(error) as caught:
         probe.rewind(run, lm=tiny, **what)
     assert said in caught.value.message + caught.value.hint
+
+
+def test_an_edit_is_one_function(shell, tmp_path: Path) -> None:
+    """Declared in one place, it is an option with its sentence, it runs, and the plan and the summary call it by its name."""
+    assert shell("trace", "Count: one.", "--model", "tiny:llama", "--generate", "30", "--out", "run").returncode == 0
+    code = (
+        "import sys\n"
+        "from probe.registries.step_edits import step_edit\n"
+        "@step_edit('say_it', 'Say this, twice.', metavar='WORDS', place='before')\n"
+        "def say_it(fork, text):\n    return fork.spelled(f' {text} {text}')\n"
+        "from probe.cli.main import app\n"
+        "app(sys.argv[1:])\n"
+    )
+
+    def run(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code, "rewind", *words], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    shown = run("--help")
+    assert "--say-it" in shown and "WORDS" in shown and "Say this, twice." in " ".join(shown.split())
+    words = ("run", "--to", "step0", "--say-it", "well", "-n", "2", "--max-new", "3")
+    assert json.loads(run(*words, "--dry-run", "--json"))["edit"] == "say-it: well"
+    run(*words, "--out", "new")
+    done = probe.open_run(tmp_path / "new")
+    assert done.summary["edit"] == "say-it: well" and done.summary["new"] == " well well"
+    assert done.manifest["arguments"]["say_it"] == "well"
+
+
+def test_what_editors_see_of_the_edits_is_the_registry() -> None:
+    """The class that only type checkers read has the names and types of the declarations, in their order."""
+    tree = ast.parse((Path(probe.__file__).parent / "requests" / "rewind.py").read_text())
+    (stub,) = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == "EditOptions")
+    seen = [ast.unparse(line) for line in stub.body]
+    assert seen == [
+        f"{edit.name}: str | None = None" if edit.metavar else f"{edit.name}: bool = False"
+        for edit in STEP_EDITS.values()
+    ]
+
+
+def test_an_edit_that_there_is_not_is_a_type_error(run, tiny) -> None:
+    with pytest.raises(TypeError, match=r"rewind\(\).*leave_out"):
+        probe.rewind(run, lm=tiny, to="step1", leave_out=True)
 
 
 def test_a_run_by_another_model_is_refused(run, tiny) -> None:

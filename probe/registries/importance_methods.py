@@ -5,7 +5,7 @@ A method is one row here and the function that it names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -97,7 +97,7 @@ def choices() -> str:
     return f"{', '.join(METHODS)}, several with commas, or all"
 
 
-def check_options(methods: Sequence[Method], **given: object) -> None:
+def check_options(methods: Sequence[Method], given: Mapping[str, object]) -> None:
     """Raises `BadOption` for an option that was given though no method that takes it is asked for."""
     for method in METHODS.values():
         for option in method.options:

@@ -6,10 +6,10 @@ An edit is one function here: `@step_edit(…)` gives it its option, its place i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from probe.errors import BadOption
 from probe.spans.negating import negate
@@ -82,6 +82,16 @@ class StepEdit:
     options: tuple[str, ...] = ()
 
     @property
+    def type(self) -> Any:
+        """Of its option: a text or None, or a flag."""
+        return str | None if self.metavar else bool
+
+    @property
+    def default(self) -> bool | None:
+        """Of its option."""
+        return None if self.metavar else False
+
+    @property
     def option(self) -> str:
         """As it is spelled on a command line."""
         return "--" + self.label
@@ -93,6 +103,45 @@ class StepEdit:
 
 
 STEP_EDITS: dict[str, StepEdit] = {}
+
+
+class ChosenEdit(NamedTuple):
+    """One of `STEP_EDITS` by name, or `none`: plain resampling; with its text, if it takes one."""
+
+    kind: str = "none"
+    text: str = ""
+
+    @property
+    def declared(self) -> StepEdit | None:
+        """Its declaration; None for plain resampling."""
+        return STEP_EDITS.get(self.kind)
+
+    def __str__(self) -> str:
+        name = self.declared.label if self.declared else self.kind
+        return f"{name}: {self.text}" if self.text else name
+
+
+def chosen_edit(given: Mapping[str, Any]) -> ChosenEdit:
+    """The one edit among options named as in `STEP_EDITS` (None and False are not given). Raises `BadOption` for two."""
+    chosen = [edit for edit in STEP_EDITS.values() if given.get(edit.name) not in (None, False)]
+    if len(chosen) > 1:
+        named = " and ".join(edit.option for edit in chosen)
+        raise BadOption(f"{named} are two edits", hint="one at a time: make a run of each")
+    if not chosen:
+        return ChosenEdit()
+    (edit,) = chosen
+    if edit.metavar and not str(given[edit.name]):
+        raise BadOption(f"the text of {edit.option} is empty", hint="use --delete to take the step out")
+    return ChosenEdit(edit.name, str(given[edit.name]) if edit.metavar else "")
+
+
+def check_edit_options(chosen: ChosenEdit, given: Mapping[str, Any]) -> None:
+    """Raises `BadOption` for an option that was given without the edit that takes it."""
+    for edit in STEP_EDITS.values():
+        for option in edit.options:
+            if given.get(option) is not None and edit.name != chosen.kind:
+                name = option.replace("_", "-")
+                raise BadOption(f"--{name} is for {edit.option}, which is not given", hint=f"add {edit.option}")
 
 
 def step_edit(

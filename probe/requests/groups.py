@@ -31,6 +31,12 @@ def prompts_of(argument: Any) -> Any:
     return Path(argument["file"]) if isinstance(argument, dict) and "file" in argument else argument
 
 
+def plain_run(run: Any) -> str | None:
+    """A run as a manifest holds it: where it lies, or its id if it is in memory only."""
+    path = getattr(run, "path", run)
+    return str(run.run_id) if path is None and run is not None else None if path is None else str(Path(path).absolute())
+
+
 def sampling_of(argument: Any) -> Sampling | None:
     """A sampling from its plain values."""
     return None if argument is None else Sampling(**argument)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from probe import store as stores
 from probe.decoding import decode
 from probe.errors import BadOption, BadPrompt, OutOfRange
 from probe.language_model.following import WINDOW, ids_after
 from probe.patterns import Pattern
-from probe.registries.step_edits import STEP_EDITS, STUB, StepEdit, numbers_in
+from probe.registries.step_edits import STEP_EDITS, ChosenEdit, numbers_in
+from probe.requests import Rewind
 from probe.rewinding.teacher_forced import own_steps
 from probe.texts import Trajectory, trajectory
 
@@ -36,33 +37,6 @@ class Target(NamedTuple):
     mid_token: bool = False
 
 
-class ChosenEdit(NamedTuple):
-    """One of `STEP_EDITS` by name, or `none`: plain resampling; with its text, if it takes one."""
-
-    kind: str = "none"
-    text: str = ""
-
-    @property
-    def declared(self) -> StepEdit | None:
-        """Its declaration; None for plain resampling."""
-        return STEP_EDITS.get(self.kind)
-
-    def __str__(self) -> str:
-        name = self.declared.label if self.declared else self.kind
-        return f"{name}: {self.text}" if self.text else name
-
-
-class OtherRun(NamedTuple):
-    """Which generation of the run that `swap` names: its prompt, its branch, and how it is cut (None: as this one)."""
-
-    swap_prompt: int | None = None
-    swap_branch: int | None = None
-    swap_split: str | None = None
-
-
-UNNAMED = OtherRun()
-
-
 class Arms(NamedTuple):
     """Token prefixes that are drawn from. `before`: up to the fork. `control`: what the original did there, kept.
     `edited`: the edit instead; None for plain resampling.
@@ -78,32 +52,6 @@ class Arms(NamedTuple):
     n_prompt_edited: int = 0
 
 
-def chosen_edit(given: Mapping[str, Any]) -> ChosenEdit:
-    """The one edit among keywords named as in `STEP_EDITS` (None and False are not given). Raises `BadOption` for two."""
-    unknown = sorted(given.keys() - STEP_EDITS.keys())
-    if unknown:
-        raise BadOption(f"unknown edit '{unknown[0]}'", hint=f"there are {', '.join(STEP_EDITS)}")
-    chosen = [edit for edit in STEP_EDITS.values() if given.get(edit.name) not in (None, False)]
-    if len(chosen) > 1:
-        named = " and ".join(edit.option for edit in chosen)
-        raise BadOption(f"{named} are two edits", hint="one at a time: make a run of each")
-    if not chosen:
-        return ChosenEdit()
-    (edit,) = chosen
-    if edit.metavar and not str(given[edit.name]):
-        raise BadOption(f"the text of {edit.option} is empty", hint="use --delete to take the step out")
-    return ChosenEdit(edit.name, str(given[edit.name]) if edit.metavar else "")
-
-
-def check_options(chosen: ChosenEdit, **given: object) -> None:
-    """Raises `BadOption` for an option that was given without the edit that takes it."""
-    for edit in STEP_EDITS.values():
-        for option in edit.options:
-            if given.get(option) is not None and edit.name != chosen.kind:
-                name = option.replace("_", "-")
-                raise BadOption(f"--{name} is for {edit.option}, which is not given", hint=f"add {edit.option}")
-
-
 @dataclass
 class RewindFork:
     """The place of an edit in a trajectory, and the model that spells and draws there (see `step_edits.Fork`).
@@ -115,9 +63,7 @@ class RewindFork:
     original: Trajectory
     target: Target
     rollout: RolloutOptions
-    split: str = "sentence"
-    stub: str = STUB
-    other: OtherRun = UNNAMED
+    request: Rewind
     dry: bool = False
 
     def __post_init__(self) -> None:
@@ -126,7 +72,7 @@ class RewindFork:
         self.before, self.upto, self.old = ids[:start], ids[:end], ids[start:end]
         self.at = self.before
         self.text = self.lm.pieces(self.upto).text[self.original.offsets[start][0] :]
-        self.context, self.seed = self.original.text, self.rollout.sampling.seed
+        self.context, self.seed, self.stub = self.original.text, self.rollout.sampling.seed, self.request.stub
 
     def arms(self, chosen: ChosenEdit) -> Arms:
         """The prefixes of an edit. Those that replace the step have the step itself in their control; others fork before
@@ -156,10 +102,11 @@ class RewindFork:
         named = re.fullmatch(r"(.+?):(step-?\d+|-?\d+|tok=.+|regex=.+)", name, re.DOTALL)
         if named is None:
             raise BadOption(f"cannot read '{name}'", hint="write --swap RUN:step3")
-        prompt, branch, split = self.other
+        given = self.request
         there = trajectory(
-            stores.open_run(named[1]), self.lm, prompt_id=prompt, branch=branch or 0, split=split or self.split
-        )
+            stores.open_run(named[1]), self.lm, prompt_id=given.swap_prompt, branch=given.swap_branch or 0,
+            split=given.swap_split or given.split,
+        )  # fmt: skip
         start, end, *_ = find_target(there, named[2])
         ids = there.ids[start:end]
         return ids[:-1] if ids[-1] in self.lm.eos_ids else ids
@@ -181,7 +128,7 @@ class RewindFork:
         for first in range(0, MOST, ROUND):
             samples = range(APART + first, APART + first + ROUND)
             found = decode(lm, [self.before] * ROUND, max_new=longest, sampling=self.rollout.sampling, samples=samples)
-            for ids in own_steps(lm, [one.ids for one in found], self.split):
+            for ids in own_steps(lm, [one.ids for one in found], self.request.split):
                 kept = ids[:-1] if ids[-1] in lm.eos_ids else ids
                 if kept and not similar(lm.pieces(kept).text, text):
                     return kept

@@ -1,8 +1,8 @@
-"""From what was asked of a rewind to its arms: everything is checked here, before anything is drawn."""
+"""From the request of a rewind to its arms: everything is checked here, before anything is drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,10 @@ from probe import store as stores
 from probe.decoding import Sampling
 from probe.errors import BadOption
 from probe.interventions import Edit, parse_all
-from probe.language_model import check_model
-from probe.registries.step_edits import STUB
-from probe.rewinding.arms import Arms, ChosenEdit, OtherRun, RewindFork, Target, check_options, chosen_edit, find_target
+from probe.language_model import check_model, model_of
+from probe.registries.step_edits import ChosenEdit
+from probe.requests import Importance, Rewind
+from probe.rewinding.arms import Arms, RewindFork, Target, find_target
 from probe.rewinding.rollouts import Arm, Outcome, RolloutOptions, outcome_of
 from probe.texts import Trajectory, trajectory
 
@@ -27,79 +28,77 @@ ROOM, FEWEST = 1.5, 64  # tokens of a continuation: times what the original stil
 
 
 @dataclass(frozen=True)
-class RewindPlan:
-    """All that decides a rewind's numbers. `outcome`: what the original answers; `reference`: what is counted."""
+class Origin:
+    """The generation that a request begins with, the model that goes on, and what the generation answers."""
 
+    lm: LanguageModel
     source: stores.Run
     original: Trajectory
-    branch: int
+    outcome: Outcome
+    expected: str | None
+    sampling: Sampling
+
+    @property
+    def reference(self) -> str:
+        """The class of answers that is counted: the expected one, else the original's."""
+        return self.expected or self.outcome.key
+
+    def resolved(self, rollout: RolloutOptions) -> dict[str, Any]:
+        """What a request came to, for the manifest; who goes back into what was drawn reads it there."""
+        return {
+            "source": self.source.run_id, "prompt_id": self.original.prompt_id, "max_new": rollout.max_new,
+            "generate": rollout.max_new, "sampling": {**asdict(rollout.sampling), "stop": list(rollout.sampling.stop)},
+            **self.original.chat.arguments(),
+        }  # fmt: skip
+
+
+def origin_of(request: Rewind | Importance) -> Origin:
+    """Open the run and its model, and find the generation. Raises `RunError`, `BadOption`."""
+    source = stores.open_run(request.run)
+    lm = request.lm or model_of(source)
+    if not request.other_model:
+        check_model(source, lm)
+    original = trajectory(source, lm, prompt_id=request.prompt_id, branch=request.branch, split=request.split)
+    found = outcome_of(lm, original.ids, original.n_prompt, "eos", request.answer)
+    expected = answers.key(request.expect, request.answer) if request.expect is not None else None
+    return Origin(lm, source, original, found, expected, request.sampling or sampling_of(original, request.seed))
+
+
+@dataclass(frozen=True)
+class RewindPlan:
+    """A request on one generation: where it forks, its arms, and how they go on. `reference`: what is counted."""
+
+    request: Rewind
+    origin: Origin
     target: Target
-    edit: ChosenEdit
     arms: Arms
     named: tuple[Arm, ...]
     rollout: RolloutOptions
-    samples: int
-    until: float | None
-    split: str
-    outcome: Outcome
     reference: str
     expected: str | None
-    arguments: dict[str, Any]
-    changes: tuple[Edit, ...] = ()
-    merging: bool = False
+    changes: tuple[Edit, ...]
 
     @property
     def what(self) -> str:
         """What was changed in the edited arm, in words."""
-        return next((arm.edit for arm in self.named if arm.name == "edited"), str(self.edit))
+        return next((arm.edit for arm in self.named if arm.name == "edited"), str(self.request.step_edit))
 
 
-def prepare(
-    lm: LanguageModel, source: stores.Run, *, to: str, other_model: bool = False, prompt_id: int | None = None,
-    branch: int = 0, samples: int = 16, until: float | None = None, max_new: int | None = None,
-    sampling: Sampling | None = None, seed: int = 0, answer: str = "auto", expect: str | None = None,
-    split: str = "sentence", stub: str = STUB, dry: bool = False,
-    edit: str | Iterable[str | Edit] = (), merge_answers: bool = False, swap_prompt: int | None = None,
-    swap_branch: int | None = None, swap_split: str | None = None, **edits: Any,
-) -> RewindPlan:  # fmt: skip
-    """Check what is asked (see `rewind`) and find the arms.
-
-    dry: a step that would be drawn is filler.
-
-    edit: changes of activations in the edited arm, from the last token before the first drawn one on.
-    """
-    if samples < 1:
-        raise BadOption(f"samples is {samples}", hint="it is at least 1")
-    if until is not None and not 0 < until < 1:
-        raise BadOption(f"until is {until}", hint="the half-width of an interval of a proportion: between 0 and 1")
-    chosen = chosen_edit(edits)
-    other = OtherRun(swap_prompt, swap_branch, swap_split)
-    check_options(chosen, **other._asdict())
-    if not other_model:
-        check_model(source, lm)
-    original = trajectory(source, lm, prompt_id=prompt_id, branch=branch, split=split)
-    target = find_target(original, to)
-    found = outcome_of(lm, original.ids, original.n_prompt, "eos", answer)
-    longest = new_tokens(lm, original, max_new, target.start)
-    rollout = rollout_options(lm, original, sampling or sampling_of(original, seed), longest, answer)
-    expected = answers.key(expect, answer) if expect is not None else None
-    arms = RewindFork(lm, original, target, rollout, split, stub, other, dry).arms(chosen)
+def prepare(request: Rewind, *, dry: bool = False) -> RewindPlan:
+    """Check what is asked and find the arms. dry: a step that a model would have to draw is filler."""
+    origin, chosen = origin_of(request), request.step_edit
+    lm, original = origin.lm, origin.original
+    target = find_target(original, request.to)
+    longest = new_tokens(lm, original, request.max_new, target.start)
+    rollout = rollout_options(origin, longest, request.answer)
+    arms = RewindFork(lm, original, target, rollout, request, dry).arms(chosen)
     _check_room(lm, arms)
-    changes = parse_all(lm, edit, seed=seed)
+    changes = parse_all(lm, request.edit, seed=request.seed)
     if changes and arms.edited is None:
         arms = arms._replace(edited=arms.control)
-    arguments = {
-        "source": source.run_id, "branch": branch, "to": to, "edit": chosen._asdict(),
-        "changes": [str(change) for change in changes], "samples": samples, "until": until,
-        "max_new": rollout.max_new, "sampling": {**asdict(rollout.sampling), "stop": list(rollout.sampling.stop)},
-        "answer": answer, "merge_answers": merge_answers, "expect": expect, "split": split, "stub": stub,
-        **original.chat.arguments(),
-        "generate": rollout.max_new, "prompt_id": original.prompt_id, "model": lm.name, "dtype": str(lm.dtype),
-        **(other._asdict() if chosen.kind == "swap" else {}),
-    }  # fmt: skip
     return RewindPlan(
-        source, original, branch, target, chosen, arms, _named(arms, original, chosen, changes), rollout, samples, until,
-        split, found, expected or found.key, expected, arguments, changes, merge_answers,
+        request, origin, target, arms, _named(arms, original, chosen, changes), rollout, origin.reference, origin.expected,
+        changes,
     )  # fmt: skip
 
 
@@ -110,14 +109,12 @@ def sampling_of(original: Trajectory, seed: int) -> Sampling:
     return Sampling(**({**own, **DEFAULT} if not own.get("temperature") else own))
 
 
-def rollout_options(
-    lm: LanguageModel, original: Trajectory, sampling: Sampling, max_new: int, answer: str
-) -> RolloutOptions:
-    """How continuations of this original are drawn and read."""
+def rollout_options(origin: Origin, max_new: int, answer: str) -> RolloutOptions:
+    """How continuations of a generation are drawn and read."""
+    original, ids = origin.original, origin.original.ids
     stops = (original.arguments.get("sampling") or {}).get("stop", ())
-    ids = original.ids
-    whole = ids[:-1] if ids[-1] in lm.eos_ids else ids
-    return RolloutOptions(sampling, max_new, answer, original.prompt_id, tuple(stops), whole)
+    whole = ids[:-1] if ids[-1] in origin.lm.eos_ids else ids
+    return RolloutOptions(origin.sampling, max_new, answer, original.prompt_id, tuple(stops), whole)
 
 
 def new_tokens(lm: LanguageModel, original: Trajectory, requested: int | None, start: int) -> int:
@@ -127,8 +124,6 @@ def new_tokens(lm: LanguageModel, original: Trajectory, requested: int | None, s
     counts with what it wrote, and FEWEST is no more than it was given, lest every continuation end where it could not.
     """
     if requested is not None:
-        if requested < 1:
-            raise BadOption(f"max-new is {requested}", hint="it is at least 1")
         return requested
     given = int(original.arguments.get("generate") or MAX_NEW)
     cut_off = original.ids[-1] not in lm.eos_ids and len(original.ids) - original.n_prompt >= given

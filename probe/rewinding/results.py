@@ -13,19 +13,20 @@ import pyarrow.compute as pc
 
 from probe import answers, stats
 from probe.rewinding.effects import labels
-from probe.rewinding.rollouts import ORIGINAL, Outcome
-from probe.store import Run, Writer
+from probe.rewinding.rollouts import ORIGINAL
+from probe.store import Writer
 from probe.texts import Trajectory, step_columns, token_columns
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
-    from probe.rewinding.preparing import RewindPlan
+    from probe.rewinding.preparing import Origin, RewindPlan
 
 
-def write_original(writer: Writer, source: Run, original: Trajectory, branch: int, outcome: Outcome) -> None:
-    """The sequence that was rewound, as branch 0, so that the run needs no other. `outcome`: what it answers."""
+def write_original(writer: Writer, origin: Origin, branch: int) -> None:
+    """The sequence that was rewound, as branch 0, so that the run needs no other."""
     if writer.done("original"):
         return
+    source, original, outcome = origin.source, origin.original, origin.outcome
     prompt = original.prompt_id
     with writer.unit("original"):
         writer.write("prompts", source.scan("prompts", prompt_id=prompt))
@@ -65,10 +66,9 @@ def write_rescored(
     })  # fmt: skip
 
 
-def sampled_ids(writer: Writer, branches: pa.Table, arm: str) -> list[list[int]]:
+def sampled_ids(branches: pa.Table, tokens: pa.Table, arm: str) -> list[list[int]]:
     """The ids that were drawn in an arm, in order of samples."""
     chosen = branches.filter(pc.equal(branches["arm"].cast(pa.string()), arm)).sort_by("sample")
-    tokens = writer.read("tokens")
     found = []
     for number, start in zip(chosen["branch"].to_pylist(), chosen["draw_pos"].to_pylist(), strict=True):
         own = tokens.filter(pc.and_(pc.equal(tokens["branch"], number), pc.greater_equal(tokens["pos"], start)))
@@ -76,20 +76,21 @@ def sampled_ids(writer: Writer, branches: pa.Table, arm: str) -> list[list[int]]
     return found
 
 
-def parent_of(source: Run, original: Trajectory, branch: int, position: int) -> dict[str, Any]:
+def parent_of(origin: Origin, branch: int, position: int) -> dict[str, Any]:
     """The manifest's `parent`: the run, prompt and branch that was gone back into, and at which token."""
+    source, prompt = origin.source, origin.original.prompt_id
     return {
-        "run": source.run_id, "path": str(source.path) if source.path else None, "prompt_id": original.prompt_id,
+        "run": source.run_id, "path": str(source.path) if source.path else None, "prompt_id": prompt,
         "branch": branch, "position": position,
     }  # fmt: skip
 
 
 def summarize(
-    lm: LanguageModel, plan: RewindPlan, branches: pa.Table, rows: list[dict[str, Any]],
+    plan: RewindPlan, branches: pa.Table, rows: list[dict[str, Any]],
     scored: tuple[np.ndarray, np.ndarray] | None, far: dict[str, Any] | None, n: int,
 ) -> dict[str, Any]:  # fmt: skip
     """JSON-able; probabilities are shares of samples, log-probs and entropies are in nats."""
-    original, arms = plan.original, plan.arms
+    lm, original, arms = plan.origin.lm, plan.origin.original, plan.arms
     shares = {arm.name: _arm(branches, arm.name, None if arm.name == "before" else n) for arm in plan.named}
     before = next((arm.name for arm in plan.named if arm.prefix == arms.before), None)
     headline = next((row for row in rows if row["metric"] == "share" and row["outcome"] == plan.reference), None)
@@ -100,7 +101,8 @@ def summarize(
         "max_new": plan.rollout.max_new, "answers": plan.rollout.answer, "reference": plan.reference,
         "expected": plan.expected, "arms": shares, "headroom": shares[before]["entropy"] if before else None,
         "rules": _rules(branches, n),
-        "difference": headline, "resolution": _resolution(branches, plan.reference, n, plan.until) if headline else None,
+        "difference": headline,
+        "resolution": _resolution(branches, plan.reference, n, plan.request.until) if headline else None,
         "effects": rows, "off_policy": far, "rescored": _rescored(lm, original, len(arms.control), scored),
         "sampling": {**asdict(plan.rollout.sampling), "stop": list(plan.rollout.sampling.stop)},
         "examples": _examples(branches, n), "no_answer": _no_answer(shares),

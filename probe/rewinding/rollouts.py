@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,9 +17,9 @@ from probe.texts import token_columns
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
+    from probe.running import Running
     from probe.store import Writer
 
-Progress = Callable[[str, int, int], None]
 ROWS = 64  # continuations that run together
 BLOCK = 8 * ROWS  # continuations that are asked for at once: what was drawn is held until the last of them is
 ORIGINAL = 0  # the branch that was rewound
@@ -105,16 +105,14 @@ def outcome_of(lm: LanguageModel, ids: Sequence[int], n_prompt: int, stop_reason
     return Outcome(found.key, found.text or None, found.rule or None, found.confidence or None)
 
 
-def draw(
-    lm: LanguageModel, writer: Writer, arms: Sequence[Arm], samples: Sequence[int], rollout: RolloutOptions,
-    progress: Progress | None = None,
-) -> None:  # fmt: skip
+def draw(run: Running, arms: Sequence[Arm], samples: Sequence[int], rollout: RolloutOptions) -> None:
     """Draw every (arm, sample) that the run does not have yet and keep each as it ends; arms run side by side.
 
     An arm whose text has ended by a stop text is kept as it is.
     What their prefixes have in common is computed once. Arms whose activations are changed run by themselves.
     Which of them share a batch is decided by their numbers alone, never by what the run has: it resumes to the same bytes.
     """
+    lm, writer = run.lm, run.writer
     over = [arm for arm in arms if rollout.is_over(lm, arm.prefix, arm.n_prompt)]
     for arm in over:
         for sample in (s for s in samples if not writer.done(_key(arm, s))):
@@ -132,8 +130,7 @@ def draw(
             with writer.unit(key):
                 _write(lm, writer, some[i], sample, continuation, rollout)
             ended += 1
-            if progress:
-                progress("continuations", ended, total)
+            run.report("continuations", ended, total)
 
         branch(
             lm, [arm.prefix for arm in some], own, max_new=[arm.max_new or rollout.max_new for arm in some],

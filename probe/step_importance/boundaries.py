@@ -44,8 +44,8 @@ def arms(lm: LanguageModel, original: Trajectory) -> list[Arm]:
 
 def resampling(task: Task) -> Measured:
     """Rows of `resampling_rows` from what was drawn at every boundary."""
-    branches, n_steps = task.run.read("branches"), len(task.original.steps)
-    return Measured(resampling_rows(branches, n_steps, task.reference, n=task.samples, seed=task.seed))
+    n_steps, n = len(task.original.steps), task.request.samples
+    return Measured(resampling_rows(task.read("branches"), n_steps, task.reference, n=n, seed=task.seed))
 
 
 def resampling_rows(branches: pa.Table, n_steps: int, reference: str, *, n: int, seed: int) -> list[Row]:
@@ -71,12 +71,12 @@ def resampling_rows(branches: pa.Table, n_steps: int, reference: str, *, n: int,
 
 def counterfactual(task: Task) -> Measured:
     """Rows of `counterfactual_rows` from what was drawn at every boundary, and how the draws were told apart."""
-    lm, steps, n, embedder = task.lm, task.original.steps, task.samples, task.embedder
-    branches = task.run.read("branches")
+    lm, steps, n, embedder = task.lm, task.original.steps, task.request.samples, task.request.embedder
+    branches, tokens = task.read("branches"), task.read("tokens")
     drawn = []
     for i in range(len(steps)):
-        own = sampled_ids(task.run, branches, boundary(i))[:n]
-        drawn.append([own_steps(lm, [ids], task.split)[0] if ids else () for ids in own])
+        own = sampled_ids(branches, tokens, boundary(i))[:n]
+        drawn.append([own_steps(lm, [ids], task.request.split)[0] if ids else () for ids in own])
     ids = [task.original.ids[s.start : s.end] for s in steps]
     texts = [[lm.pieces(d).text if d else "" for d in per] for per in drawn]
     if embedder is None:

@@ -60,7 +60,7 @@ def suppressed(task: Task) -> Measured:
     The first token after the step is predicted at the step itself, which looks at itself; it is left out.
     A step's importance is the mean over all later tokens. Raises `BadModel` where positions cannot be skipped.
     """
-    lm, steps, ids, place = task.lm, task.original.steps, task.original.ids, task.suppress
+    lm, steps, ids, place = task.lm, task.original.steps, task.original.ids, task.request.suppress
     first = steps[0].start
     stem = Prefix(lm, ids[:first])
     whole = stem.teacher_forced([ids[first:]])[0]  # row t predicts token first + t

@@ -39,7 +39,7 @@ def early_answer(task: Task) -> Measured:
     never), and Lanham et al.'s area over the curve (2307.13702) in both weightings: every boundary alike, and by the
     share of generated tokens that lie between boundaries.
     """
-    lm, stub, how, reference = task.lm, task.stub, task.answer, task.reference
+    lm, stub, how, reference = task.lm, task.request.stub, task.request.answer, task.reference
     if reference in (answers.NONE, answers.TRUNCATED):
         raise BadOption("the generation gives no answer to look for", hint="name it with --expect, or --answer RULE")
     steps, ids = task.original.steps, task.original.ids
@@ -52,7 +52,7 @@ def early_answer(task: Task) -> Measured:
         completion = lm.pieces(one.ids).text if one.ids else ""
         found.append(answers.extract(stub + completion, how))
     matches = np.asarray([one.key == reference for one in found])
-    texts = dict.fromkeys([*task.candidates] or [*(one.text for one in found if one.text)])
+    texts = dict.fromkeys([*task.request.candidates] or [*(one.text for one in found if one.text)])
     written: dict[str, list[str]] = {}
     for text in texts:
         written.setdefault(answers.key(text, how), []).append(text)

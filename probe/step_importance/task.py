@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from probe import stats
-from probe.registries.step_edits import STUB
+from probe.requests import Importance
 from probe.texts import Trajectory
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
-    from probe.store import Writer
-
-Progress = Callable[[str, int, int], None]
+    from probe.running import Running
 
 
 class Heads(NamedTuple):
@@ -28,36 +27,29 @@ class Heads(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """A generation whose steps are to be measured, and all that methods may ask: see `importance` for the words.
+    """A generation whose steps are to be measured, and what is asked of it.
 
-    reference: the class of answers that probabilities are of. writer: the run that holds what was drawn.
+    reference: the class of answers that probabilities are of. heads: receiver heads that were chosen on another text. run:
+    what holds the draws and hears how far it is.
     """
 
     lm: LanguageModel
     original: Trajectory
+    request: Importance
     reference: str = ""
-    samples: int = 16
     seed: int = 0
-    answer: str = "auto"
-    split: str = "sentence"
-    stub: str = STUB
-    candidates: Sequence[str] = ()
-    embedder: str | None = None
-    suppress: str | None = None
     heads: Heads | None = None
-    writer: Writer | None = None
-    progress: Progress | None = None
+    run: Running | None = None
 
-    @property
-    def run(self) -> Writer:
-        """The run that holds what was drawn, for a method that needs it."""
-        assert self.writer is not None, "such a method is sampled"
-        return self.writer
+    def read(self, table: str) -> pa.Table:
+        """A table of what was drawn, for a method that is sampled."""
+        assert self.run is not None, "such a method is sampled"
+        return self.run.writer.read(table)
 
     def report(self, what: str, done: int, total: int) -> None:
         """Tell who watches how far it is."""
-        if self.progress:
-            self.progress(what, done, total)
+        if self.run is not None:
+            self.run.report(what, done, total)
 
 
 @dataclass

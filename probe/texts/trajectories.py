@@ -71,7 +71,7 @@ def trajectory(
     pieces = lm.pieces(ids)
     return Trajectory(
         chosen, tuple(ids), n_prompt, pieces, tuple(steps_from(pieces.text, pieces.offsets, n_prompt, split)),
-        chat_of(run, chosen), run.manifest["arguments"],
+        chat_of(run, chosen), {**run.manifest["arguments"], **run.manifest.get("resolved", {})},
     )  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def read_source(
 
 def chat_of(run: Run, prompt_id: int) -> Chat:
     """How a prompt of the run became a conversation: as the run's arguments say, or by its own messages."""
-    given = run.manifest["arguments"]
+    given = {**run.manifest["arguments"], **run.manifest.get("resolved", {})}
     own = run.scan("tokens", columns=["template"], prompt_id=prompt_id, branch=0)["template"]
     templated = own.null_count < len(own)  # messages go through the template unasked
     text = run.scan("prompts", columns=["text"], prompt_id=prompt_id)["text"][0].as_py()

@@ -1,0 +1,85 @@
+"""How step importance looks on a terminal: a table and bars for each method, and how the methods agree."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from .terminal import run_path, show_table, show_warnings, visible
+
+if TYPE_CHECKING:
+    from probe.store import Run
+
+BAR = 24
+
+
+def show_importance(run: Run, *, quiet: bool) -> None:
+    """Print a table and bars for each method, how the methods agree, and where the run is."""
+    if quiet:
+        typer.echo(run_path(run))
+        return
+    summary = run.summary
+    show_warnings(run)
+    for name, rows in run.importance.groupby("method", sort=False, observed=True):
+        heads = run.manifest["arguments"].get("suppress") if name == "suppression" else None
+        typer.echo(f"{name}: {rows['unit'].iloc[0]}" + (f", only {heads}" if heads else ""))
+        _show_method(rows)
+        typer.echo("")
+    if summary.get("truncated") and any(summary["truncated"]):
+        typer.echo(f"cut off, by boundary: {' '.join(f'{share:.2f}' for share in summary['truncated'])}\n")
+    _show_heads(summary.get("receiver"))
+    early = summary.get("early_answer")
+    if early:
+        typer.echo(
+            f"commitment step {early['commitment_step']}, area over the curve {early['area_over_curve']:.3f} "
+            f"(by tokens {early['area_over_curve_by_tokens']:.3f}); answers {' '.join(early['answers'])}\n"
+        )
+    agree = [row for row in summary["agreement"] if row["spearman"] is not None and _base(row["a"]) != _base(row["b"])]
+    if agree:
+        cells = [
+            (row["a"], row["b"], f"{row['spearman']:+.2f}", f"{row['kendall']:+.2f}", str(row["steps"]))
+            for row in agree
+        ]
+        show_table(("method", "and", "Spearman", "Kendall", "steps"), cells)
+    typer.echo(f"reference answer {summary['reference']}\nrun: {run_path(run)}")
+
+
+def _base(method: str) -> str:
+    return method.split("_")[0]
+
+
+def _show_heads(chosen: dict[str, Any] | None) -> None:
+    """Which heads the receiver scores are of, and whether they were chosen on the text that they score."""
+    if not chosen:
+        return
+    names = " ".join(f"{head['layer']}.{head['head']}" for head in chosen["heads"])
+    mean = sum(head["kurtosis"] for head in chosen["heads"]) / len(chosen["heads"])
+    typer.echo(f"receiver heads, chosen on {chosen['chosen_on']}: {names}")
+    typer.echo(
+        f"mean kurtosis {mean:+.2f}, with weights shuffled {chosen['kurtosis_shuffled']:+.2f} "
+        f"(95 % below {chosen['kurtosis_shuffled_high']:+.2f})\n"
+    )
+
+
+def _show_method(rows: Any) -> None:
+    largest = rows["estimate"].abs().max() or 1.0
+    usual = "+.3f" if largest >= 0.05 else "+.2e"  # weights of single tokens are small
+
+    def number(value: Any, form: str = usual) -> str:
+        return "" if value is None or value != value else format(value, form)
+
+    table = []
+    for row in rows.itertuples():
+        interval = "" if row.ci_low != row.ci_low else f"[{row.ci_low:+.2f}, {row.ci_high:+.2f}]"
+        bar = "" if row.estimate != row.estimate else "█" * round(BAR * abs(row.estimate) / largest)
+        table.append((
+            f"step{row.step}", number(row.estimate), interval, number(row.control),
+            "" if row.floor == row.control else number(row.floor), number(row.p_value, ".3g"),
+            number(row.q_value, ".3g"), bar.ljust(BAR), visible(row.text[:60]),
+        ))  # fmt: skip
+    shown = [i for i, name in enumerate(_COLUMNS) if any(cells[i].strip() for cells in table)]
+    show_table([_COLUMNS[i] for i in shown], [[cells[i] for i in shown] for cells in table])
+
+
+_COLUMNS = ("step", "estimate", "95 %", "control", "by chance", "p", "q", "", "text")

@@ -1,0 +1,166 @@
+"""What is asked of `rewind` and of `importance`, which begin with a generation of a run and draw continuations of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass, field, make_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from probe.errors import BadOption
+from probe.registries.importance_methods import METHODS, check_options, methods_of
+from probe.registries.step_edits import STEP_EDITS, STUB, ChosenEdit, check_edit_options, chosen_edit
+from probe.requests.base import Request
+from probe.requests.groups import plain_run, sampling_of
+from probe.requests.options import Option
+from probe.requests.sampling import Sampling
+from probe.spans import check_split
+
+RUN = Option(
+    "A run with a generation (probe trace PROMPT --generate N).", argument=True, shell=Path, to_plain=plain_run
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """Which generation of the run, how it is cut, and the model that reads it."""
+
+    split: Annotated[str, Option("sentence, line, paragraph, token, regex:PATTERN or spans:FILE.")] = "sentence"
+    prompt_id: Annotated[int | None, Option("Which prompt of the run.", ("--prompt",), minimum=0)] = None
+    branch: Annotated[int, Option("Which branch of a run made by rewind.", minimum=0)] = 0
+    lm: Annotated[Any, Option("The model, if it is loaded already.", hidden=True, stored=False)] = None
+    other_model: Annotated[bool, Option("The model is another than the run's, and that is meant.", hidden=True)] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuations:
+    """How continuations are drawn, and how their answers are read."""
+
+    samples: Annotated[
+        int, Option("Continuations of each arm, or from each boundary between steps.", ("--samples", "-n"), minimum=1)
+    ] = 16
+    max_new: Annotated[
+        int | None,
+        Option("Tokens of a continuation.", ("--max-new", "--max-new-tokens"), minimum=1, default="1.5 x what was left"),
+    ] = None  # fmt: skip
+    sampling: Annotated[
+        Sampling | None,
+        Option(
+            "How tokens are drawn; None is the run's own, or temperature 0.6 and top-p 0.95 if that was greedy.",
+            hidden=True, from_plain=sampling_of,
+        ),
+    ] = None  # fmt: skip
+    seed: Annotated[int, Option("Seeds every random choice, where `sampling` does not.", hidden=True)] = 0
+    answer: Annotated[str, Option("auto, last-number, boxed, choice, yes-no or regex=PATTERN.")] = "auto"
+    expect: Annotated[str | None, Option("The right answer.")] = None
+
+    def check_continuations(self) -> None:
+        """Raises `BadOption` for numbers that mean nothing."""
+        for name, value in (("samples", self.samples), ("max-new", self.max_new)):
+            if value is not None and value < 1:
+                raise BadOption(f"{name} is {value}", hint="it is at least 1")
+
+
+if TYPE_CHECKING:  # the same names as in the registry, for editors and type checkers; a test compares them
+
+    @dataclass(frozen=True, kw_only=True)
+    class EditOptions:
+        replace: str | None = None
+        insert: str | None = None
+        swap: str | None = None
+        prompt_b: str | None = None
+        delete: bool = False
+        truncate: bool = False
+        append_wait: bool = False
+        numbers: bool = False
+        negate: bool = False
+        filler: bool = False
+        resample_until_different: bool = False
+
+else:
+    EditOptions = make_dataclass(
+        "EditOptions",
+        [
+            (edit.name, Annotated[edit.type, Option(edit.help, metavar=edit.metavar)], field(default=edit.default))
+            for edit in STEP_EDITS.values()
+        ],
+        frozen=True,
+        kw_only=True,
+    )
+
+
+@dataclass(frozen=True)
+class Rewind(EditOptions, Continuations, Generation, Request):
+    """Where a run's generation is gone back into, what is put there, and how both arms go on."""
+
+    command: ClassVar[str] = "rewind"
+    runner: ClassVar[str] = "probe.rewinding:run_rewind"
+
+    run: Annotated[Any, RUN]
+    _: KW_ONLY
+    to: Annotated[str, Option("Where to: step4, 57 (a position), tok=TEXT[#2] or regex=/PATTERN/.", ("--to",))]
+    swap_prompt: Annotated[int | None, Option("Which prompt of the run that --swap names.", minimum=0)] = None
+    swap_branch: Annotated[int | None, Option("Which branch of the run that --swap names.", minimum=0)] = None
+    swap_split: Annotated[str | None, Option("How that run is cut.", default="as --split")] = None
+    stub: Annotated[str, Option("Text that asks for the answer, for --truncate.", default=repr(STUB))] = STUB
+    edit: Annotated[
+        str | Iterable[Any],
+        Option(
+            "Change activations of the edited arm, from the last token before the first drawn one on: PLACE=OP; repeatable.",
+            ("--edit", "-e"), shell=list[str] | None,
+        ),
+    ] = ()  # fmt: skip
+    until: Annotated[float | None, Option("Draw on until the difference is known to ± this.")] = None
+    merge_answers: Annotated[
+        bool, Option("Answers whose formulas simplify to one are one.", ("--merge-answers",))
+    ] = False  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_continuations()
+        check_split(self.split)
+        if self.until is not None and not 0 < self.until < 1:
+            raise BadOption(
+                f"until is {self.until}", hint="the half-width of an interval of a proportion: between 0 and 1"
+            )
+        object.__setattr__(self, "edit", (self.edit,) if isinstance(self.edit, str) else tuple(self.edit))
+        check_edit_options(self.step_edit, vars(self))
+
+    @property
+    def step_edit(self) -> ChosenEdit:
+        """The one edit of the step that is asked for. Raises `BadOption` for two."""
+        return chosen_edit(vars(self))
+
+
+@dataclass(frozen=True)
+class Importance(Continuations, Generation, Request):
+    """Which generation, and by which methods its steps are measured."""
+
+    command: ClassVar[str] = "importance"
+    runner: ClassVar[str] = "probe.step_importance:run_importance"
+
+    run: Annotated[Any, RUN]
+    _: KW_ONLY
+    method: Annotated[
+        str, Option(f"{'; '.join(f'{m.name}: {m.help}' for m in METHODS.values())} Several with commas, or all.")
+    ] = "resampling"
+    stub: Annotated[str, Option("Text that asks for the answer, for early-answer.", default=repr(STUB))] = STUB
+    candidates: Annotated[
+        Iterable[str],
+        Option("An answer to score, for early-answer; repeatable.", ("--candidate",), shell=list[str] | None),
+    ] = ()
+    embedder: Annotated[str | None, Option("A sentence-transformers model, for counterfactual.")] = None
+    suppress: Annotated[str | None, Option("Only these heads look away, for suppression: pattern@5.3,7.1.")] = None
+    heads: Annotated[
+        Any,
+        Option(
+            "Take the receiver heads of this importance run over another text.", shell=Path | None, to_plain=plain_run
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_continuations()
+        check_split(self.split)
+        object.__setattr__(self, "candidates", tuple(self.candidates))
+        check_options(methods_of(self.method), vars(self))
