@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import re
 import sys
 import unicodedata
@@ -36,24 +35,19 @@ def in_a_line(text: str) -> str:
 
 def as_json(document: Any) -> str:
     """One JSON document in one line; JSON knows no NaN and no infinity: they are null. What is not harmless is escaped."""
-    text = json.dumps(_finite(document), ensure_ascii=False, allow_nan=False)
+    from probe.durable import jsonable
+
+    document = jsonable(document)
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False)
     try:
         text.encode(sys.stdout.encoding or "utf-8", "surrogatepass")
     except (LookupError, UnicodeEncodeError):
-        return json.dumps(_finite(document), allow_nan=False)
+        return json.dumps(document, allow_nan=False)
     return text if text.isprintable() else "".join(c if _harmless(c) else _escaped(c) for c in text)
 
 
 def _escaped(c: str) -> str:
     return json.dumps(c)[1:-1] if c != "\x7f" else "\\u007f"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def complain(message: str, hint: str = "") -> None:

@@ -42,6 +42,7 @@ class HashedFile(io.RawIOBase):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._file: Any = None
         self._file = open(path, "wb", buffering=0, opener=open_own)  # noqa: SIM115 - closed by `seal`
         self._hash = xxhash.xxh3_128()
         self._waiting = bytearray()
@@ -98,7 +99,7 @@ class HashedFile(io.RawIOBase):
             self.path.unlink(missing_ok=True)
 
     def __del__(self) -> None:
-        if not self._file.closed:
+        if self._file is not None and not self._file.closed:
             self._file.close()
 
 
@@ -113,15 +114,16 @@ def temporary(path: Path) -> Path:
 
 
 def settle(path: Path) -> None:
-    """Give a sealed file its own name. Its folder still has to be synced (`sync_folder`)."""
+    """Give a sealed file its own name. Its folder still has to be synced (`sync`)."""
     temporary(path).replace(path)
 
 
-def sync_folder(folder: Path) -> None:
-    """Put the names in a folder on the disk."""
-    if os.name == "nt":  # no such call there
+def sync(path: Path) -> None:
+    """Put what a file holds, or the names in a folder, on the disk."""
+    folder = path.is_dir()
+    if folder and os.name == "nt":  # no such call there
         return
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:
@@ -144,7 +146,7 @@ def write_bytes(path: Path, data: bytes, *, shared: bool = False) -> Written:
         except BaseException:
             file.abandon()
             raise
-        sync_folder(path.parent)
+        sync(path.parent)
     return written
 
 
@@ -159,8 +161,8 @@ def write_json(path: Path, value: Any, *, shared: bool = False) -> Written:
 def jsonable(value: Any) -> Any:
     """The same as plain JSON: NumPy as numbers and lists, paths as text.
 
-    NaN and the infinities, which JSON does not have, are null: in a manifest, in what --json prints, in exports to jsonl.
-    (Parquet and csv keep them.)
+    NaN and the infinities, which JSON does not have, are null: in a manifest, in what --json prints, in exports to jsonl
+    and in the lists of a csv. Parquet keeps them.
     """
     if isinstance(value, Mapping):
         return {str(key): jsonable(item) for key, item in value.items()}

@@ -750,10 +750,15 @@ def test_exports_of_numbers_that_are_not_finite(tmp_path: Path) -> None:
         writer.write("activations", {**acts(0, 0, 1), "vector": odd, "norm": np.array([np.nan], np.float32)})
     run = writer.finish(summary={})
     store.export(run, "activations", tmp_path / "a.csv")
+    strict = {"parse_constant": lambda word: pytest.fail(f"{word} is no JSON")}
     frame = pd.read_csv(tmp_path / "a.csv")
-    np.testing.assert_array_equal(np.float32(json.loads(frame["vector"][0])), odd[0])
+    expected = [None, None, None, pytest.approx(0.1)]
+    assert json.loads(frame["vector"][0], **strict) == expected and np.isnan(frame["norm"][0])
     store.export(run, "activations", tmp_path / "a.jsonl")
-    assert json.loads((tmp_path / "a.jsonl").read_text())["vector"][:3] == ["NaN", "Infinity", "-Infinity"]
+    row = json.loads((tmp_path / "a.jsonl").read_text(), **strict)
+    assert row["vector"] == expected and row["norm"] is None
+    store.export(run, "activations", tmp_path / "a.parquet")
+    np.testing.assert_array_equal(pq.read_table(tmp_path / "a.parquet")["vector"][0].as_py(), odd[0])
 
 
 def test_exports_refuse(tmp_path: Path) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from probe import durable
 from probe.anatomy.chain import Block, elsewhere, find_chains, why_no_chain
 from probe.anatomy.checking import verify
 from probe.anatomy.ends import Ends, find_ends
@@ -21,6 +21,7 @@ from probe.anatomy.roles import Roles, Trials, find_roles
 from probe.anatomy.sums import apart, loudest
 from probe.anatomy.tape import Tape, probe_tokens, tape
 from probe.anatomy.writes import Equation, find_equation
+from probe.errors import StorageFull
 from probe.instrument import Tap
 from probe.sites import SITES
 
@@ -203,11 +204,6 @@ def _own_version() -> str:
 
 def _write(path: Path, text: str) -> None:
     """Whole or not at all, also when two processes write."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with contextlib.suppress(OSError, StorageFull):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        durable.write_bytes(path, text.encode(), shared=True)

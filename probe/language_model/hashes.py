@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
+from probe import durable
+from probe.errors import StorageFull
 from probe.language_model.home import RECORD, Progress, claimed, home, record_of
 
 _BLOCK = 1 << 22
@@ -69,13 +71,9 @@ def _read() -> dict[str, Any]:
 
 def _write(known: dict[str, Any]) -> None:
     """Two writers at once lose an entry, never tear the file; an unwritable home only costs time."""
-    part = home() / f".hashes-{os.getpid()}.part"
-    try:
+    with suppress(OSError, StorageFull):
         home().mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(known, indent=0))
-        part.replace(home() / "hashes.json")
-    except OSError:
-        part.unlink(missing_ok=True)
+        durable.write_json(home() / "hashes.json", known, shared=True)
 
 
 def hashes_of(directory: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from probe import durable
 from probe.errors import ProbeError, StorageFull
 
 Progress = Callable[[str, int, int], None]
@@ -91,14 +91,13 @@ def building(
             yield part
             files = {str(p.relative_to(part)): p.stat().st_size for p in sorted(part.rglob("*")) if p.is_file()}
             for name in files:
-                _sync(part / name)
+                durable.sync(part / name)
             full = {**record, **describe(part), "files": files}
-            (part / RECORD).write_text(json.dumps(full, indent=1) + "\n")
-            _sync(part / RECORD)
+            durable.write_json(part / RECORD, full)
             if target.exists():  # not whole, or damaged, or `claimed`'s caller would not be here
                 shutil.rmtree(target)
             part.rename(target)
-            _sync(target.parent)
+            durable.sync(target.parent)
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
@@ -132,19 +131,3 @@ def storing(folder: Path) -> Iterator[None]:
                 f"cannot write to '{folder}': {error.strerror}", hint="set PROBE_HOME to a folder that can be written"
             ) from error
         raise
-
-
-def _sync(path: Path) -> None:
-    """Have the file or folder on disk, not only in the system's memory."""
-    if path.is_dir():
-        with contextlib.suppress(OSError):  # not every system can open or sync a folder
-            _flush(os.open(path, os.O_RDONLY))
-    else:
-        _flush(os.open(path, os.O_RDWR))
-
-
-def _flush(handle: int) -> None:
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -143,7 +143,7 @@ class Disk:
             return
         with self._guarded(), durable.uninterrupted():
             sealed = self.seal_large() + self._write_small()
-            durable.sync_folder(self.folder)
+            durable.sync(self.folder)
             self.journal.record(self._units, sealed, self.warnings)
             self._forget()
 
@@ -214,7 +214,7 @@ class Disk:
             for part in open_:
                 rows, written = part.seal()
                 sealed.append(self._entry(name, part.path, rows, written))
-            durable.sync_folder(self.folder / name)
+            durable.sync(self.folder / name)
         return sealed
 
     def _write_small(self) -> list[dict[str, Any]]:

@@ -136,7 +136,7 @@ def remove(path: Path | str) -> list[str]:
     with durable.stated(path):
         durable.write_json(path / REMOVING, removal)
         layout.clear(path, [MANIFEST, STATE])
-        durable.sync_folder(path)
+        durable.sync(path)
         layout.clear(path, [*removal["files"], layout.README, layout.LOCK])
         left = [name for name in layout.files(path) if name != REMOVING]
         layout.clear(path, [REMOVING])

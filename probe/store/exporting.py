@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from probe import durable, tables
-from probe.errors import BadOption, RunError
+from probe.errors import BadOption, RunError, StorageFull
 from probe.store import parquet, reading
 from probe.store.run import Run
 
@@ -20,8 +18,8 @@ from probe.store.run import Run
 def export(run: Run, table: str, dest: Path | str, *, format: str | None = None) -> int:
     """Write one table to `dest` (csv, jsonl, parquet; activations also safetensors) and return its rows.
 
-    The format is the suffix of `dest` unless given. Lists are JSON in csv. NaN and infinities are the strings "NaN",
-    "Infinity", "-Infinity" in jsonl.
+    The format is the suffix of `dest` unless given. Lists are JSON in csv. In JSON a number that is not
+    finite is null (`durable.jsonable`); parquet and safetensors keep it, and so do the columns of numbers of csv.
     """
     dest = Path(dest)
     format = (format or dest.suffix.lstrip(".")).lower()
@@ -73,8 +71,8 @@ def _flat(batch: pa.Table) -> pa.Table:
             words = pc.cast(column, pa.list_(pa.string()))
             joined = pc.binary_join(words, ", ")
             joined = pc.binary_join_element_wise("[", joined, "]", "")
-            for before, after in (("nan", "NaN"), ("inf", "Infinity")):
-                joined = pc.replace_substring(joined, before, after)
+            for word in ("nan", "-inf", "inf"):
+                joined = pc.replace_substring(joined, word, "null")
             batch = batch.set_column(i, field.name, joined)
         elif pa.types.is_dictionary(field.type):
             batch = batch.set_column(i, field.name, pc.cast(column, field.type.value_type))
@@ -84,20 +82,10 @@ def _flat(batch: pa.Table) -> pa.Table:
 def _jsonl(run: Run, table: str, dest: Path) -> int:
     def pieces() -> Iterator[tuple[int, bytes]]:
         for batch in run.batches(table):
-            rows = (json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) for row in batch.to_pylist())
+            rows = (json.dumps(durable.jsonable(row), ensure_ascii=False) for row in batch.to_pylist())
             yield batch.num_rows, "".join(f"{row}\n" for row in rows).encode()
 
     return _lines(dest, pieces())
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
-    return value
 
 
 def _parquet(run: Run, table: str, dest: Path) -> int:
@@ -107,6 +95,7 @@ def _parquet(run: Run, table: str, dest: Path) -> int:
 
 def _safetensors(run: Run, table: str, dest: Path) -> int:
     """One tensor (pos, width) a place, named `site.layer[.head].pPROMPT.bBRANCH`; its positions under `….pos`."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     rows, tensors = 0, {}
@@ -122,10 +111,15 @@ def _safetensors(run: Run, table: str, dest: Path) -> int:
         tensors[name] = reading.matrix(found["vector"])
         tensors[f"{name}.pos"] = found["pos"].to_numpy()
         rows += found.num_rows
+    part = durable.temporary(dest)
     try:
-        save_file(tensors, durable.temporary(dest), metadata={"run_id": run.run_id})
+        save_file(tensors, part, metadata={"run_id": run.run_id})
+        durable.sync(part)
+    except SafetensorError as error:
+        part.unlink(missing_ok=True)
+        raise StorageFull(f"cannot write '{dest}': {error}", hint="is there room, and may you write there?") from error
     except BaseException:
-        durable.temporary(dest).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
     durable.settle(dest)
     return rows

@@ -47,9 +47,9 @@ def conclude(path: Path, folder: Path) -> None:
     layout.clear(folder, small)  # before the journal, which names them
     layout.clear(folder, [path.relative_to(folder).as_posix() for path in reversed(layout.records(folder))])
     layout.remove_empty(folder)
-    durable.sync_folder(folder)
+    durable.sync(folder)
     folder.rename(path)
-    durable.sync_folder(path.parent)
+    durable.sync(path.parent)
     (path / STATE).unlink(missing_ok=True)  # not before: without it a partial folder is not ours
 
 
@@ -97,7 +97,7 @@ def _directly(backend: Disk) -> list[dict[str, Any]]:
     listed = backend.seal_large()
     for name in backend.small_names():
         listed.append(_one_file(backend, name, [backend.read(name)]))
-    durable.sync_folder(backend.folder)
+    durable.sync(backend.folder)
     return listed
 
 

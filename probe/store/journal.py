@@ -27,7 +27,7 @@ class Journal:
         """A new run in an empty folder."""
         durable.write_json(folder / STATE, manifest.sealed(state))
         (folder / JOURNAL).mkdir(exist_ok=True)
-        durable.sync_folder(folder.parent)
+        durable.sync(folder.parent)
         return cls(folder, state)
 
     @classmethod

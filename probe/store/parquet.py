@@ -100,7 +100,7 @@ def write_file(path: Path, schema: pa.Schema, batches: Any) -> tuple[int, durabl
         file.abandon()
         raise
     durable.settle(path)
-    durable.sync_folder(path.parent)
+    durable.sync(path.parent)
     return rows, written
 
 
