@@ -11,10 +11,10 @@ import pyarrow as pa
 from torch import Tensor
 
 from probe import store as stores
+from probe.attributing.decomposition import Decomposition, decompose
 from probe.attributing.linear import call, unembedded
-from probe.attributing.parts import Parts, take_apart
-from probe.attributing.seen import Seen, see
-from probe.attributing.sources import Sources, sources
+from probe.attributing.recording import Recording, record
+from probe.attributing.sources import HeadSources, head_sources
 from probe.errors import BadOption
 from probe.language_model.following import two_answers
 from probe.sites import parse_where
@@ -63,15 +63,14 @@ def attribute(
             return writer.whole
         if progress:
             progress("reading", 0, passes)
-        seen = see(lm, sequence.ids, positions)
+        seen = record(lm, sequence.ids, positions)
         ids = ids or (int(seen.logits[-1].argmax()), None)
         logit, parts = _parts(lm, seen, ids)
         if progress:
             progress("reading", 1, passes)
-        found: list[Sources] = []
+        found: list[HeadSources] = []
         if by_source:
-            widths = {i: seen.values[lm.anatomy.layers[i].taps["z"]].shape[-1] for i in parts.heads}
-            found, more = sources(lm, sequence.ids, positions, parts, widths)
+            found, more = head_sources(lm, sequence.ids, positions, parts)
             parts.notes += more
         for note in (*sequence.notes, *notes, *_grouped(parts.notes)):
             writer.warn(note)
@@ -115,12 +114,12 @@ def _asked(
     return (one, other), notes
 
 
-def _parts(lm: LanguageModel, seen: Seen, ids: tuple[int, int | None]) -> tuple[Logit, Parts]:
+def _parts(lm: LanguageModel, seen: Recording, ids: tuple[int, int | None]) -> tuple[Logit, Decomposition]:
     """The logit as the model has it, and its parts."""
     anatomy = lm.anatomy
     last = seen.values[anatomy.layers[-1].taps["resid_post"]]
     hidden = seen.values[anatomy.final_norm] if anatomy.final_norm is not None else last
-    parts = take_apart(lm.model, anatomy, seen, unembedded(lm.model, anatomy, hidden, ids), lm.dtype)
+    parts = decompose(lm.model, anatomy, seen, unembedded(lm.model, anatomy, hidden, ids), lm.dtype)
     rows = seen.logits.reshape(len(last), -1)
     given = rows[:, ids[0]] if ids[1] is None else rows[:, ids[0]] - rows[:, ids[1]]
     if anatomy.readout.cap is None:
@@ -142,20 +141,20 @@ def _grouped(notes: list[str]) -> list[str]:
 
 
 def _keep(
-    writer: stores.Writer, sequence: TokenSequence, positions: list[int], parts: Parts, found: list[Sources]
+    writer: stores.Writer, sequence: TokenSequence, positions: list[int], parts: Decomposition, found: list[HeadSources]
 ) -> None:
     prompt, total = sequence.prompt.prompt_id, parts.total().numpy()
     writer.write("prompts", {
         "prompt_id": [prompt], "text": [sequence.prompt.text], "rendered": [sequence.rendered],
         "n_tokens": [sequence.n_prompt], "error": [""],
     })  # fmt: skip
-    n = len(parts.found)
+    n = len(parts.components)
     for i, position in enumerate(positions):
-        values = np.asarray([float(part.value[i]) for part in parts.found])
+        values = np.asarray([float(part.value[i]) for part in parts.components])
         share = pa.array([None] * n, pa.float64()) if total[i] == 0 else values / total[i]
         writer.write("attribution", {
-            "prompt_id": [prompt] * n, "pos": [position] * n, "component": [part.component for part in parts.found],
-            "layer": [part.layer for part in parts.found], "head": [part.head for part in parts.found],
+            "prompt_id": [prompt] * n, "pos": [position] * n, "component": [part.component for part in parts.components],
+            "layer": [part.layer for part in parts.components], "head": [part.head for part in parts.components],
             "contribution": values, "share": share,
         })  # fmt: skip
         for one in found:
@@ -173,7 +172,7 @@ def _summary(
     positions: list[int],
     ids: tuple[int, int | None],
     logit: Logit,
-    parts: Parts,
+    parts: Decomposition,
 ) -> dict[str, Any]:
     """The sum at each position, and the strongest parts at the last one."""
     total = parts.total()
@@ -185,7 +184,7 @@ def _summary(
         }
         for i, position in enumerate(positions)
     ]  # fmt: skip
-    order = sorted(parts.found, key=lambda part: -float(part.value[-1]))
+    order = sorted(parts.components, key=lambda part: -float(part.value[-1]))
     strongest = {
         "up": [_shown(part) for part in order[:SHOWN] if float(part.value[-1]) > 0],
         "down": [_shown(part) for part in order[::-1][:SHOWN] if float(part.value[-1]) < 0],
@@ -193,7 +192,7 @@ def _summary(
     return {
         "tokens": len(sequence.ids), "answer": lm.token_text(ids[0]),
         "against": None if ids[1] is None else lm.token_text(ids[1]), "cap": lm.anatomy.readout.cap,
-        "components": len(parts.found), "positions": at, **strongest,
+        "components": len(parts.components), "positions": at, **strongest,
     }  # fmt: skip
 
 

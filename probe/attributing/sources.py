@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from probe.attributing.heads import values_direction
-from probe.attributing.parts import Parts
+from probe.anatomy.parts import Location
+from probe.attributing.decomposition import Decomposition
+from probe.attributing.linear import Frozen
 from probe.capturing import MemorySink, read
 from probe.sites import parse_places, resolve
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 ROOM = 1e-3  # of a layer's largest contribution: the pattern is recomputed, and rounds otherwise
 
 
-class Sources(NamedTuple):
+class HeadSources(NamedTuple):
     """value (pos, head, source): how much of each head's contribution was read at each source position."""
 
     layer: int
@@ -43,12 +44,12 @@ class _Rows(MemorySink):
                 self.kept[layer][self._number[int(query)], columns["head"][row], where] = weights
 
 
-def sources(
-    lm: LanguageModel, ids: Sequence[int], positions: Sequence[int], parts: Parts, widths: dict[int, int]
-) -> tuple[list[Sources], list[str]]:
+def head_sources(
+    lm: LanguageModel, ids: Sequence[int], positions: Sequence[int], parts: Decomposition
+) -> tuple[list[HeadSources], list[str]]:
     """For each layer that was split into heads; and the layers where that is no sum over keys, in words.
 
-    widths: of z, by layer. A head's contribution is sum over keys of pattern * (value . direction).
+    A head's contribution is the sum over keys of pattern * (value . direction).
     """
     anatomy = lm.anatomy
     able = [i for i in parts.heads if anatomy.has("v", i) and anatomy.has("pattern", i)]
@@ -64,14 +65,29 @@ def sources(
     found = []
     for i in able:
         layer, heads = anatomy.layers[i], parts.heads[i]
-        u = values_direction(lm.model, layer, heads.split.after, heads.direction, widths[i])
+        u = _values_direction(lm.model, heads.split.after, heads.direction, anatomy.site("z", i))
         v = sink.activations["v", i, None][0].double().cpu().unflatten(-1, (layer.n_kv_heads, -1))
         v = v.repeat_interleave(layer.n_heads // layer.n_kv_heads, dim=1)
         whole = torch.einsum("phd,pd->ph", heads.split.heads, heads.direction)
         if v.shape[-1] == u.shape[-1]:
             by_key = torch.from_numpy(sink.kept[i]) * torch.einsum("khd,phd->phk", v, u)  # k key, p pos
             if float((by_key.sum(-1) - whole).abs().max()) <= ROOM * float(whole.abs().max()) + 1e-6:
-                found.append(Sources(i, by_key))
+                found.append(HeadSources(i, by_key))
                 continue
         notes.append(f"layer {i}: no source positions: its heads' values are changed after the pattern")
     return found, notes
+
+
+def _values_direction(model: nn.Module, after: Frozen, direction: Tensor, z: Location) -> Tensor:
+    """direction (n, d) on the write -> (n, head, d_head) on z, float64: back through norm and projection."""
+    projection = model.get_submodule(z.tap.path)
+    like = next(projection.parameters())
+    behind = after.back(direction)
+    size = behind.norm(dim=-1, keepdim=True).clamp_min(1e-300)
+    with torch.inference_mode(False), torch.enable_grad():
+        given = torch.zeros(
+            1, len(direction), z.n_heads * z.width, device=like.device, dtype=like.dtype
+        ).requires_grad_()
+        out = projection(given)
+        (found,) = torch.autograd.grad(out, given, (behind / size)[None].to(out))
+    return z.by_head(found[0].double().cpu() * size)

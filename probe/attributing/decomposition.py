@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from probe.anatomy.inside import is_leaf, is_linear
 from probe.anatomy.parts import Layer, Write
-from probe.attributing.heads import Split, split
-from probe.attributing.linear import Unembedded, freeze, identity
-from probe.attributing.seen import Seen
+from probe.attributing.linear import Frozen, Unembedded, call, close, freeze, identity
+from probe.attributing.recording import Recording
 from probe.errors import SiteAbsent
 
 if TYPE_CHECKING:
     from probe.anatomy import Anatomy
 
 
-class Part(NamedTuple):
+class Component(NamedTuple):
     """One component's contribution (pos,), logits before the cap; layer and head -1 where it has none."""
 
     component: str
@@ -27,7 +27,7 @@ class Part(NamedTuple):
     value: Tensor
 
 
-class Heads(NamedTuple):
+class LayerHeads(NamedTuple):
     """A layer's split, and the direction (pos, d_model) on its write that the logit grows along."""
 
     split: Split
@@ -35,24 +35,26 @@ class Heads(NamedTuple):
 
 
 @dataclass
-class Parts:
-    """All of them, in order of the network; `heads` by layer; `notes`: what could not be taken apart, and why."""
+class Decomposition:
+    """All components, in order of the network; `heads` by layer; `notes`: what could not be taken apart, and why."""
 
-    found: list[Part] = field(default_factory=list)
-    heads: dict[int, Heads] = field(default_factory=dict)
+    components: list[Component] = field(default_factory=list)
+    heads: dict[int, LayerHeads] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def total(self) -> Tensor:
         """Their sum (pos,)."""
-        return torch.stack([part.value for part in self.found]).sum(0)
+        return torch.stack([part.value for part in self.components]).sum(0)
 
 
-def take_apart(model: nn.Module, anatomy: Anatomy, seen: Seen, logit: Unembedded, dtype: torch.dtype) -> Parts:
+def decompose(
+    model: nn.Module, anatomy: Anatomy, seen: Recording, logit: Unembedded, dtype: torch.dtype
+) -> Decomposition:
     """logit = scale * (row . (norm'(embed + sum of writes) + b) + b'), with the final norm's scale frozen; see METHODS B5.
 
     Raises `SiteAbsent` where the final norm is not a scaling of its input channel by channel.
     """
-    parts, walk = Parts(), _Walk(model, anatomy, seen)
+    parts, walk = Decomposition(), _Walk(model, anatomy, seen)
     last = seen.values[anatomy.layers[-1].taps["resid_post"]]
     n = len(last)
     norm = identity(*last.shape)
@@ -65,11 +67,13 @@ def take_apart(model: nn.Module, anatomy: Anatomy, seen: Seen, logit: Unembedded
         norm = frozen
     direction = logit.scale * norm.back(logit.row).expand(n, -1)
     ends = (
-        [Part("norm_bias", -1, -1, (logit.scale * (norm.bias @ logit.row)).expand(n))] if bool(norm.bias.any()) else []
+        [Component("norm_bias", -1, -1, (logit.scale * (norm.bias @ logit.row)).expand(n))]
+        if bool(norm.bias.any())
+        else []
     )
     if logit.bias:
-        ends.append(Part("head_bias", -1, -1, torch.full((n,), logit.scale * logit.bias, dtype=torch.float64)))
-    backwards: list[list[Part]] = []
+        ends.append(Component("head_bias", -1, -1, torch.full((n,), logit.scale * logit.bias, dtype=torch.float64)))
+    backwards: list[list[Component]] = []
     for number in reversed(range(anatomy.n_layers)):
         own, direction = walk.layer(number, direction, parts)
         backwards.append(own)
@@ -80,48 +84,50 @@ def take_apart(model: nn.Module, anatomy: Anatomy, seen: Seen, logit: Unembedded
             break
     else:
         starts = seen.embeddings.items()
-        backwards.append([Part(name, -1, -1, (value * direction).sum(-1)) for name, value in starts])
-    parts.found = [part for own in reversed(backwards) for part in own] + ends
+        backwards.append([Component(name, -1, -1, (value * direction).sum(-1)) for name, value in starts])
+    parts.components = [part for own in reversed(backwards) for part in own] + ends
     return parts
 
 
 class _Walk:
     """Layers from the last to the first."""
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy, seen: Seen) -> None:
+    def __init__(self, model: nn.Module, anatomy: Anatomy, seen: Recording) -> None:
         self._model, self._anatomy, self._seen = model, anatomy, seen
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
 
-    def layer(self, number: int, direction: Tensor, parts: Parts) -> tuple[list[Part], Tensor]:
+    def layer(self, number: int, direction: Tensor, parts: Decomposition) -> tuple[list[Component], Tensor]:
         """The parts of one layer, and the direction (pos, d_model) on its resid_pre."""
         layer = self._anatomy.layers[number]
         if not layer.writes:
             return self._unsolved(number, layer, direction, parts)
-        own: list[Part] = []
+        own: list[Component] = []
         for write in layer.writes:
             along = direction * write.coefficient * self._gains(write.gains)
             own += self._write(number, layer, write, along, parts)
         if layer.offset:
-            own.append(Part("offset", number, -1, self._offset(layer, direction)))
+            own.append(Component("offset", number, -1, self._offset(layer, direction)))
         return own, direction * layer.carry * self._gains(layer.carry_gains)
 
-    def _write(self, number: int, layer: Layer, write: Write, along: Tensor, parts: Parts) -> list[Part]:
+    def _write(self, number: int, layer: Layer, write: Write, along: Tensor, parts: Decomposition) -> list[Component]:
         value = self._value(write)
         if write.kind != "attn":
-            return [Part(_name(layer, write), number, -1, (value * along).sum(-1))]
+            return [Component(_name(layer, write), number, -1, (value * along).sum(-1))]
         z = self._seen.values.get(layer.taps["z"]) if "z" in layer.taps else None
         found = split(self._model, layer, write, z, value)
         if isinstance(found, str):
             parts.notes.append(f"layer {number}: the attention's write is whole, not by heads: {found}")
-            return [Part("attn", number, -1, (value * along).sum(-1))]
-        parts.heads[number] = Heads(found, along)
+            return [Component("attn", number, -1, (value * along).sum(-1))]
+        parts.heads[number] = LayerHeads(found, along)
         by_head = torch.einsum("phd,pd->ph", found.heads, along)  # p pos, h head, d d_model
-        own = [Part("attn", number, head, by_head[:, head]) for head in range(layer.n_heads)]
+        own = [Component("attn", number, head, by_head[:, head]) for head in range(layer.n_heads)]
         if bool(found.bias.any()):
-            own.append(Part("attn_bias", number, -1, (found.bias * along).sum(-1)))
+            own.append(Component("attn_bias", number, -1, (found.bias * along).sum(-1)))
         return own
 
-    def _unsolved(self, number: int, layer: Layer, direction: Tensor, parts: Parts) -> tuple[list[Part], Tensor]:
+    def _unsolved(
+        self, number: int, layer: Layer, direction: Tensor, parts: Decomposition
+    ) -> tuple[list[Component], Tensor]:
         """A block whose equation is not known, as one write: resid_post - resid_pre."""
         if "resid_pre" not in layer.taps or "resid_post" not in layer.taps:
             raise SiteAbsent(
@@ -129,7 +135,7 @@ class _Walk:
             )
         parts.notes.append(f"layer {number} is one write: {layer.equation}")
         wrote = self._seen.values[layer.taps["resid_post"]] - self._seen.values[layer.taps["resid_pre"]]
-        return [Part("block", number, -1, (wrote * direction).sum(-1))], direction
+        return [Component("block", number, -1, (wrote * direction).sum(-1))], direction
 
     def _offset(self, layer: Layer, direction: Tensor) -> Tensor:
         """A constant vector: the parameter, or, where it is none, what is left of the equation."""
@@ -156,3 +162,46 @@ def _name(layer: Layer, write: Write) -> str:
     if write.kind in ("attn", "mlp"):
         return write.kind
     return write.tap.path.removeprefix(layer.block).removeprefix(".") or "other"
+
+
+class Split(NamedTuple):
+    """write (n, d) = sum of heads (n, head, d) + bias (n, d), to rounding. `after` is what stands behind the projection."""
+
+    heads: Tensor
+    bias: Tensor
+    after: Frozen
+
+
+def split(model: nn.Module, layer: Layer, write: Write, z: Tensor | None, value: Tensor) -> Split | str:
+    """The write `value` (n, d) over the heads of z (n, head * d_head), float64; or why it can't be split."""
+    if z is None:
+        return layer.absent.get("z", "its heads' values were not found")
+    projection = model.get_submodule(layer.taps["z"].path)
+    if not is_linear(projection):
+        return "what reads the heads' values is not one matrix"
+    n, width = z.shape
+    masked = torch.zeros(n, layer.n_heads, layer.n_heads, width // layer.n_heads, dtype=torch.float64)
+    for head in range(layer.n_heads):
+        masked[:, head, head] = z.unflatten(-1, (layer.n_heads, -1))[:, head]
+    bias = call(projection, torch.zeros(1, width))[0]
+    heads = (call(projection, masked.flatten(2).flatten(0, 1)) - bias).unflatten(0, (n, layer.n_heads))
+    after = _after(model, write, heads.sum(1) + bias, value, next(projection.parameters()).dtype)
+    if isinstance(after, str):
+        return after
+    return Split(after.forward(heads), after.forward(bias.expand(n, -1)) + after.bias, after)
+
+
+def _after(model: nn.Module, write: Write, out: Tensor, value: Tensor, dtype: torch.dtype) -> Frozen | str:
+    """What makes the write of the projection's output, (n, d): nothing, a number, or a norm, with its scale frozen."""
+    if out.shape != value.shape:
+        return "the projection does not give the write"
+    number = float((out * value).sum() / out.pow(2).sum().clamp_min(1e-300))
+    if close(value, number * out, dtype):
+        plain = identity(*out.shape)
+        return plain._replace(scale=plain.scale * (1.0 if abs(number - 1.0) < 1e-5 else number))
+    module = model.get_submodule(write.tap.path)
+    if write.tap.side == "output" and is_leaf(module):
+        norm = freeze(module, out, dtype)
+        if norm is not None and close(value, norm.forward(out) + norm.bias, dtype):
+            return norm
+    return "between the heads and the write is more than a norm"

@@ -23,7 +23,7 @@ SITES = ("z", "resid_pre", "resid_post")
 
 
 @dataclass
-class Seen:
+class Recording:
     """values[tap] (pos, width) at the chosen positions, float64, on the CPU; embeddings {name: (pos, d_model)} that sum to
     the embedding, one if it is not known to be a sum."""
 
@@ -36,13 +36,13 @@ class Seen:
         return self.values[LOGITS]
 
 
-def see(lm: LanguageModel, ids: Sequence[int], positions: Sequence[int]) -> Seen:
+def record(lm: LanguageModel, ids: Sequence[int], positions: Sequence[int]) -> Recording:
     """Raises `SiteAbsent` where the stream's ends are not known, `NonFinite` for logits that are not numbers."""
     anatomy = lm.anatomy
     if not anatomy.layers or anatomy.head is None or not anatomy.readout_exact or anatomy.embed is None:
         why = anatomy.absent.get("blocks") or anatomy.absent.get("head") or anatomy.reason("final_norm")
         raise SiteAbsent(f"no logit can be taken apart: {why}", hint="see probe models check MODEL")
-    seen, index, n = Seen(), torch.tensor(list(positions)), len(ids)
+    seen, index, n = Recording(), torch.tensor(list(positions)), len(ids)
     outer = _Outer(lm.model, anatomy, n)
     whole: list[Tensor] = []
 
