@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -39,6 +40,7 @@ from probe.interventions import (
     save_direction,
 )  # fmt: skip
 from probe.language_model.stepping import cache_support
+from probe.registries.edit_operations import OPERATIONS, Operation, edit_help
 from probe.sites import Cell, Positions
 from probe.tiny import tiny
 
@@ -963,3 +965,41 @@ def test_an_edit_says_all_its_numbers() -> None:
     """Runs keep edits as text: two that differ in size alone were the same to a resume."""
     texts = ["mlp_out@1=scale:0.5", "resid_post@1:2=noise:3.0:4", "z@0.1=zero", "pattern@1.1:5..=cut:1..2"]
     assert [str(edit) for text in texts for edit in parse_edits(loaded("llama"), [text])] == texts
+
+
+@dataclass(frozen=True, eq=False)
+class Twice(Edit):
+    """An operation of the test's own."""
+
+    op: ClassVar[str] = "twice"
+
+    def change(self, value, at):
+        return value * 2
+
+
+def make_twice(opened, cell, args):
+    return Twice(cell)
+
+
+def test_an_operation_is_one_row_and_one_class(monkeypatch) -> None:
+    """A row in the registry: it is parsed, refused with too many arguments, named in hints and in the help of `--edit`."""
+    monkeypatch.setitem(OPERATIONS, "twice", Operation("twice", "h ← 2h", f"{__name__}:make_twice"))
+    lm = probe.load("tiny:llama")
+    ids = torch.tensor([lm.encode("a b c").ids])
+    logits = {}
+    for text in ("mlp_out@1=twice", "mlp_out@1=scale:2"):
+        with torch.no_grad(), applying(lm, parse_edits(lm, [text])):
+            logits[text] = lm.model(ids).logits
+    assert torch.equal(*logits.values()) and "twice" in edit_help()
+    with pytest.raises(BadEdit, match="says too much"):
+        parse_edits(lm, ["mlp_out@1=twice:3"])
+    with pytest.raises(BadEdit) as caught:
+        parse_edits(lm, ["mlp_out@1=twize"])
+    assert "did you mean 'twice'" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_row_of_the_operations_is_a_class_of_that_name(name: str) -> None:
+    operation = OPERATIONS[name]
+    assert operation.name == name and name in {kind.op for kind in Edit.__subclasses__()}
+    assert callable(resolve_name(operation.make)) and 0 <= operation.least <= operation.most

@@ -88,13 +88,13 @@ def test_the_example_of_a_table_can_be_asked(name: str, tmp_path: Path) -> None:
 def test_every_name_that_can_be_chosen_is_explained() -> None:
     """Importance methods, edits of a step, operations, sites, laws, exit codes, errors: each stands on its page."""
     from probe import errors
-    from probe.interventions.parsing import OPS
+    from probe.registries.edit_operations import OPERATIONS
     from probe.registries.importance_methods import METHODS
     from probe.registries.step_edits import STEP_EDITS
     from probe.sites import SITES
 
     wanted = {
-        "importance": METHODS, "rewind": [one.option for one in STEP_EDITS.values()], "edits": OPS, "sites": SITES,
+        "importance": METHODS, "rewind": [one.option for one in STEP_EDITS.values()], "edits": OPERATIONS, "sites": SITES,
         "errors": [*("0", "1", "2", "3", "130"), *(name for name, kind in vars(errors).items() if isinstance(kind, type))],
     }  # fmt: skip
     for page, names in wanted.items():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from probe.errors import BadEdit
 from probe.interventions.checking import check_cell, check_edits
 from probe.interventions.directions import is_same_model, load_direction
 from probe.interventions.edits import Add, Cut, Edit, Mean, Noise, Patch, Project, Resample, Scale, Zero
+from probe.registries.edit_operations import OPERATIONS
 from probe.sites import Cell, Positions, parse_place, resolve, split_edit
 from probe.store import Run, open_run
 
@@ -30,18 +32,22 @@ def parse_edits(
     runs: runs by the name that stands in the text; others are opened from that path. seed: of noise and resampling that
     name none. Raises `BadEdit`, `BadPlace` and its kinds, `RunError`.
     """
-    opened = _Opened(lm, dict(runs or {}), seed)
+    opened = Opened(lm, dict(runs or {}), seed)
     found: list[Edit] = []
     for text in texts:
         place, op, args = split_edit(text)
-        if op not in OPS:
-            near = difflib.get_close_matches(op, OPS, n=1)
+        if op not in OPERATIONS:
+            near = difflib.get_close_matches(op, OPERATIONS, n=1)
             hint = f"did you mean '{near[0]}'? " if near else ""
-            raise BadEdit(f"unknown change '{op}' in '{text}'", hint=f"{hint}there are {', '.join(OPS)}")
-        least, most, form, make = OPS[op]
-        if not least <= len(args) <= most or "" in args:
-            raise BadEdit(f"'{text}' does not say what to {op}" if len(args) < least else f"'{text}' says too much",
-                          hint=f"write PLACE={form}")  # fmt: skip
+            raise BadEdit(f"unknown change '{op}' in '{text}'", hint=f"{hint}there are {', '.join(OPERATIONS)}")
+        operation = OPERATIONS[op]
+        if not operation.least <= len(args) <= operation.most or "" in args:
+            few = len(args) < operation.least
+            raise BadEdit(
+                f"'{text}' does not say what to {op}" if few else f"'{text}' says too much",
+                hint=f"write PLACE={operation.form}",
+            )
+        make = resolve_name(operation.make)
         anatomy = lm.anatomy
         for cell in resolve([place], n_layers=anatomy.n_layers, n_heads=anatomy.n_heads, has=anatomy.has):
             check_cell(lm, cell, op)  # before a file is opened
@@ -65,7 +71,7 @@ def edit_texts(given: str | Iterable[str | Edit]) -> list[str]:
 
 
 @dataclass
-class _Opened:
+class Opened:
     """What edits of one command share: the model, the runs that were opened, the seed."""
 
     lm: LanguageModel
@@ -82,22 +88,22 @@ class _Opened:
         return load_direction(path, lm=self.lm).vector
 
 
-def _zero(opened: _Opened, cell: Cell, args: tuple[str, ...]) -> Edit:
+def make_zero(opened: Opened, cell: Cell, args: tuple[str, ...]) -> Edit:
     return Zero(cell)
 
 
-def _scale(opened: _Opened, cell: Cell, args: tuple[str, ...]) -> Edit:
+def make_scale(opened: Opened, cell: Cell, args: tuple[str, ...]) -> Edit:
     factor = _number(args[0], f"scale:{args[0]}")
     if factor == 1.0:
         raise BadEdit("scale:1 changes nothing", hint="scale:0.5 halves, scale:-1 turns around")
     return Scale(cell, factor)
 
 
-def _mean(opened: _Opened, cell: Cell, args: tuple[str, ...]) -> Edit:
+def make_mean(opened: Opened, cell: Cell, args: tuple[str, ...]) -> Edit:
     return Mean(cell, every_value(opened.run(args[0]), cell).double().mean(0).float())
 
 
-def _patch(opened: _Opened, cell: Cell, args: tuple[str, ...]) -> Edit:
+def make_patch(opened: Opened, cell: Cell, args: tuple[str, ...]) -> Edit:
     run = opened.run(args[0])
     prompts = prompts_of(run)
     if len(args) == 1 and len(prompts) > 1:
@@ -108,51 +114,29 @@ def _patch(opened: _Opened, cell: Cell, args: tuple[str, ...]) -> Edit:
     return Patch(cell, values_at(run, cell, prompt=prompt, name=args[0]))
 
 
-def _resample(opened: _Opened, cell: Cell, args: tuple[str, ...]) -> Edit:
+def make_resample(opened: Opened, cell: Cell, args: tuple[str, ...]) -> Edit:
     seed = int(_number(args[1], f"seed {args[1]}")) if len(args) > 1 else opened.seed
     return Resample(cell, every_value(opened.run(args[0]), cell), seed)
 
 
-def _add(opened: _Opened, cell: Cell, args: tuple[str, ...]) -> Edit:
+def make_add(opened: Opened, cell: Cell, args: tuple[str, ...]) -> Edit:
     strength = _number(args[1], f"strength {args[1]}") if len(args) > 1 else 1.0
     return Add(cell, opened.vector(args[0]), strength)
 
 
-def _project(opened: _Opened, cell: Cell, args: tuple[str, ...]) -> Edit:
+def make_project(opened: Opened, cell: Cell, args: tuple[str, ...]) -> Edit:
     return Project(cell, opened.vector(args[0]))
 
 
-def _noise(opened: _Opened, cell: Cell, args: tuple[str, ...]) -> Edit:
+def make_noise(opened: Opened, cell: Cell, args: tuple[str, ...]) -> Edit:
     sigma = _number(args[0], f"noise:{args[0]}")
     if sigma < 0:
         raise BadEdit(f"noise:{args[0]} has a negative size", hint="it is a standard deviation: noise:3.0")
     return Noise(cell, sigma, int(_number(args[1], f"seed {args[1]}")) if len(args) > 1 else opened.seed)
 
 
-def _cut(opened: _Opened, cell: Cell, args: tuple[str, ...]) -> Edit:
+def make_cut(opened: Opened, cell: Cell, args: tuple[str, ...]) -> Edit:
     return Cut(cell, parse_place(f"pattern:{':'.join(args)}").positions)
-
-
-class _Op(NamedTuple):
-    """How many arguments, how it is written, what makes it."""
-
-    least: int
-    most: int
-    form: str
-    make: Callable[[_Opened, Cell, tuple[str, ...]], Edit]
-
-
-OPS: dict[str, _Op] = {
-    "zero": _Op(0, 0, "zero", _zero),
-    "scale": _Op(1, 1, "scale:FACTOR", _scale),
-    "mean": _Op(1, 1, "mean:RUN", _mean),
-    "patch": _Op(1, 2, "patch:RUN[:PROMPT]", _patch),
-    "resample": _Op(1, 2, "resample:RUN[:SEED]", _resample),
-    "add": _Op(1, 2, "add:FILE.safetensors[:STRENGTH]", _add),
-    "project": _Op(1, 1, "project:FILE.safetensors", _project),
-    "noise": _Op(1, 2, "noise:SIGMA[:SEED]", _noise),
-    "cut": _Op(1, 99, "cut:KEYS", _cut),
-}
 
 
 def _number(text: str, what: str) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from probe.errors import BadOption
+from probe.registries.edit_operations import edit_help
 from probe.registries.importance_methods import METHODS, check_options, methods_of
 from probe.registries.step_edits import STEP_EDITS, STUB, ChosenEdit, check_edit_options, chosen_edit
 from probe.requests.base import Request
@@ -106,7 +107,7 @@ class Rewind(EditOptions, Continuations, Generation, Request):
     edit: Annotated[
         str | Iterable[Any],
         Option(
-            "Change activations of the edited arm, from the last token before the first drawn one on: PLACE=OP; repeatable.",
+            f"{edit_help()} From the last token before the first drawn one on; repeatable.",
             ("--edit", "-e"), shell=list[str] | None,
         ),
     ] = ()  # fmt: skip

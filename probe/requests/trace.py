@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Annotated, Any, ClassVar
 
 from probe.errors import BadOption
+from probe.registries.edit_operations import edit_help
 from probe.requests.base import Request
 from probe.requests.groups import ChatOptions, FileOptions, plain_prompts, prompts_of, sampling_of
 from probe.requests.options import Option
@@ -45,7 +46,7 @@ class Trace(ChatOptions, FileOptions, Request):
     lens: Annotated[bool, Option("Record each layer's guess at every position.")] = False
     edit: Annotated[
         str | Iterable[Any],
-        Option("Change activations: PLACE=OP, e.g. z@5.3=zero; repeatable.", ("--edit", "-e"), shell=list[str] | None),
+        Option(f"{edit_help()} Repeatable.", ("--edit", "-e"), shell=list[str] | None),
     ] = ()
     top: Annotated[int, Option("Alternatives a position.", minimum=0)] = 5
     explain: Annotated[

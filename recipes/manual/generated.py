@@ -110,11 +110,9 @@ def sites() -> str:
 
 def operations() -> str:
     """Every change that an edit can make: how it is written, what it computes."""
-    from probe.interventions.edits import Edit
-    from probe.interventions.parsing import OPS
+    from probe.registries.edit_operations import OPERATIONS
 
-    said = {kind.op: " ".join((kind.__doc__ or "").split()).partition(". ")[0] for kind in Edit.__subclasses__()}
-    return table(("written", "what it does"), [(f"`{op.form}`", said[name]) for name, op in OPS.items()])
+    return table(("written", "what it does"), [(f"`{one.form}`", one.help) for one in OPERATIONS.values()])
 
 
 def step_edits() -> str:
