@@ -14,7 +14,7 @@ import typer
 from probe.cli import help as helps
 from probe.cli import main as program
 from probe.recipes.manual.__main__ import regenerated
-from probe.recipes.manual.generated import commands, pages
+from probe.recipes.manual.generated import commands, pages, skeleton
 
 from probe.tables import TABLES, schema
 from tests.test_readme import examples
@@ -63,7 +63,8 @@ def test_every_command_has_a_page_and_every_option_is_on_it() -> None:
         page = pages()[words.split()[0]]
         for parameter in command.params:
             for option in (*parameter.opts, *parameter.secondary_opts):
-                shown = f"`{option}" if option.startswith("-") else f"| {option.upper()} |"
+                argument = (parameter.metavar or option.upper()).replace("|", "\\|")
+                shown = f"`{option}" if option.startswith("-") else f"| {argument} |"
                 assert shown in page, f"{words} {option}"
 
 
@@ -140,6 +141,11 @@ def test_a_table_is_shown_with_its_columns(shell) -> None:
     assert all(re.search(rf"^{name} ", shell("tables").stdout, flags=re.MULTILINE) for name in TABLES)
     wrong = shell("tables", "tokns")
     assert wrong.returncode == 1 and "did you mean 'tokens'" in wrong.stderr
+
+
+def test_a_command_without_a_page_gets_one() -> None:
+    page = regenerated(skeleton("trace"))
+    assert page.startswith("# trace: record") and "| `--capture`" in page and "[tokens](tables.md#tokens)" in page
 
 
 def test_plain_text_has_no_marks() -> None:

@@ -1,10 +1,12 @@
-"""`python -m recipes.manual`: writes the generated parts of the pages anew, each between its two marks."""
+"""`python -m recipes.manual`: writes the generated parts of the pages anew, and a page for each command that has none."""
 
 from __future__ import annotations
 
 import re
 
-from .generated import HERE, PARTS, pages
+from probe.cli.main import COMMANDS
+
+from .generated import HERE, PARTS, pages, skeleton
 
 PART = re.compile(r"<!-- generated: ([^\n]*?) -->\n.*?<!-- end -->", flags=re.DOTALL)
 
@@ -21,6 +23,8 @@ def regenerated(text: str) -> str:
 
 def main() -> None:
     """Rewrite every page that has drifted, and name it."""
+    for name in {name for group in COMMANDS.values() for name, *_ in group} - set(pages()):
+        (HERE / f"{name}.md").write_text(skeleton(name), encoding="utf-8")
     for name, text in pages().items():
         now = regenerated(text)
         if now != text:

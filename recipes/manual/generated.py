@@ -53,7 +53,7 @@ def _option(parameter: Any) -> tuple[str, str, str]:
     names = [*parameter.opts, *parameter.secondary_opts]
     default = parameter.default
     if not parameter.opts[0].startswith("-"):
-        return f"{parameter.opts[0].upper()}", _default(default), parameter.help or ""
+        return parameter.metavar or parameter.opts[0].upper(), _default(default), parameter.help or ""
     if isinstance(default, bool):
         shown = "" if not parameter.secondary_opts else parameter.opts[0] if default else parameter.secondary_opts[0]
     else:
@@ -145,7 +145,7 @@ def codes() -> str:
 
 
 def packages() -> str:
-    """The packages of the library with the first line of their docstrings."""
+    """The packages of the library with the first paragraph of their docstrings."""
     import probe
 
     root = Path(probe.__file__).parent
@@ -155,7 +155,7 @@ def packages() -> str:
         said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         name = path.parent.name if path.name == "__init__.py" else path.stem
         if path.parent != root or not path.stem.startswith("__"):
-            rows.append((f"`{name}`", said.splitlines()[0]))
+            rows.append((f"`{name}`", " ".join(said.split("\n\n")[0].split())))
     return table(("package", "what it knows"), sorted(rows))
 
 
@@ -168,6 +168,19 @@ def index() -> str:
         rows = [(f"[{name}]({name}.md)", titles[name].partition(": ")[2]) for name in names if name in titles]
         parts.append(table((heading, ""), rows))
     return "\n\n".join(parts)
+
+
+def skeleton(name: str) -> str:
+    """A page for a command that has none yet."""
+    from probe.tables import TABLES
+
+    purpose, runs = next((text, one) for group in shell.COMMANDS.values() for word, one, text in group if word == name)
+    sentence = (getattr(runs, "__doc__", "") or "").split(". ")[0]
+    parts = [f"# {name}: {sentence[:1].lower()}{sentence[1:].strip('. ')}", f"```sh\n{purpose}\n```"]
+    parts += ["## Options", f"<!-- generated: options {name} -->\n<!-- end -->"]
+    if any(name in one.verbs for one in TABLES.values()):
+        parts += ["## Tables", f"<!-- generated: tables-of {name} -->\n<!-- end -->"]
+    return "\n\n".join(parts) + "\n"
 
 
 PARTS: dict[str, Callable[..., str]] = {
