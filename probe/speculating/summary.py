@@ -131,9 +131,11 @@ def _speed(
 
 def _by_entropy(tested: pd.DataFrame) -> list[dict[str, Any]]:
     """Tested tokens by the target's entropy there, in bins of as many each."""
+    from scipy.stats import rankdata
+
     if len(tested) < BINS:
         return []
-    order = stats.ranks(tested["entropy"].to_numpy())
+    order = rankdata(tested["entropy"].to_numpy())
     codes = np.minimum((order - 1) * BINS // len(tested), BINS - 1).astype(int)
     named = pd.Series([QUANTILES[code] for code in codes], index=tested.index)
     rows = _groups(tested, named)

@@ -12,11 +12,11 @@ from probe.stats.arms import (
 )
 from probe.stats.distributions import Shift, cochran, entropy, jensen_shannon, kl_jeffreys, shift, tv
 from probe.stats.intervals import Interval, bootstrap_mean, wilson
-from probe.stats.ranks import benjamini_hochberg, kendall_tau, pearson, ranks, spearman
+from probe.stats.ranks import kendall_tau, pearson, spearman
 from probe.stats.series import Means, how, mean_of
 
 __all__ = [
-    "Difference", "Interval", "Means", "Shift", "benjamini_hochberg", "bootstrap_mean", "cochran", "entropy", "half_width",
+    "Difference", "Interval", "Means", "Shift", "bootstrap_mean", "cochran", "entropy", "half_width",
     "how", "independent", "jensen_shannon", "kendall_tau", "kl_jeffreys", "mean_of", "paired", "pairs_to_tell", "pearson",
-    "power", "ranks", "resolution", "shift", "size_told", "spearman", "tv", "wilson",
+    "power", "resolution", "shift", "size_told", "spearman", "tv", "wilson",
 ]  # fmt: skip

@@ -45,9 +45,9 @@ def cells(control: np.ndarray, edited: np.ndarray) -> tuple[int, int, int, int]:
 
 def mcnemar_exact(down: int, up: int) -> float:
     """Two-sided p of the discordant pairs being even (exact binomial at ½); 1 where there are none."""
-    from scipy.special import bdtr
+    from scipy.stats import binomtest
 
-    return min(1.0, 2 * float(bdtr(min(down, up), down + up, 0.5)))
+    return float(binomtest(up, down + up).pvalue) if down + up else 1.0
 
 
 def _paired_interval(down: float, up: float, n: int) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Intervals of one proportion and of a mean; of two proportions: `arms`. NumPy only; knows no model."""
+"""Intervals of one proportion and of a mean; of two proportions: `arms`. Knows no model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from probe.stats.distributions import pieces
+from probe.stats.distributions import HELD
 
 Z95 = 1.959963984540054
 DRAWS = 10_000
@@ -36,9 +36,13 @@ def wilson(k: float, n: int, *, z: float = Z95) -> Interval:
 
 
 def bootstrap_mean(values: np.ndarray, *, seed: int, draws: int = DRAWS) -> Interval:
-    """The mean of values (n,) with a percentile bootstrap interval."""
+    """The mean of values (n,) with a percentile bootstrap interval; of one value that value."""
+    from scipy.stats import bootstrap
+
     values = np.asarray(values, np.float64)
-    random, n = np.random.default_rng(seed), len(values)
-    means = [values[random.integers(0, n, size=(some, n))].mean(axis=1) for some in pieces(draws, n)]
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
-    return Interval(float(values.mean()), float(low), float(high))
+    mean = float(values.mean())
+    if len(values) < 2:
+        return Interval(mean, mean, mean)
+    held = max(1, HELD // len(values))
+    found = bootstrap((values,), np.mean, n_resamples=draws, batch=held, method="percentile", rng=seed)
+    return Interval(mean, float(found.confidence_interval.low), float(found.confidence_interval.high))

@@ -1,4 +1,4 @@
-"""Many tests at once, and whether two methods order the steps alike: SciPy's, with NaN where there is no order."""
+"""Whether two methods order the steps alike: SciPy's measures, with NaN where there is no order."""
 
 from __future__ import annotations
 
@@ -6,20 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
-
-def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
-    """q-values (n,): the false discovery rate at which each test is just a discovery (Benjamini & Hochberg 1995)."""
-    from scipy.stats import false_discovery_control
-
-    return np.asarray(false_discovery_control(p))
-
-
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1, ties sharing their mean."""
-    from scipy.stats import rankdata
-
-    return np.asarray(rankdata(values))
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:

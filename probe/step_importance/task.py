@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from probe import stats
 from probe.requests import Importance
 from probe.texts import Trajectory
 
@@ -81,10 +80,12 @@ class Measured:
 
 def discovered(rows: Sequence[Row]) -> list[Row]:
     """The rows with `q_value` filled in, over the steps of each method that has p-values (Benjamini & Hochberg 1995)."""
+    from scipy.stats import false_discovery_control
+
     for method in {row.method for row in rows}:
         tested = [row for row in rows if row.method == method and row.p_value is not None]
         if tested:
-            for row, q in zip(tested, stats.benjamini_hochberg(np.asarray([r.p_value for r in tested])), strict=True):
+            for row, q in zip(tested, false_discovery_control([r.p_value for r in tested]), strict=True):
                 row.q_value = float(q)
     return list(rows)
 
