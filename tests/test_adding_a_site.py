@@ -31,7 +31,7 @@ TEXT, OTHER = "abcdef Mary gh", "abXdef John gh"
 def attn_in(inside: Inside, found: Roles, trials: Trials) -> Port | str:
     """What comes out of the first module that reads resid_pre."""
     for event in inside.events:
-        if any(port.print == inside.block.before.print for port in event.inputs):
+        if any(port.fingerprint == inside.block.before.fingerprint for port in event.inputs):
             return event.outputs[0]
     return "no module reads resid_pre"
 

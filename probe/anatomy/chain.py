@@ -38,10 +38,10 @@ def why_no_chain(recorded: Tape) -> str:
         return "no chain of sibling modules hands a (batch, pos, d_model) stream from one to the next"
     where, shape = best[0].event.path.rpartition(".")[0], best[0].before.shape
     streams = [n for n in shape[:-1] if n not in {1, recorded.n_tokens}]
-    told = f"'{where}' hands on tensors of shape {shape} for {recorded.n_tokens} tokens"
+    described = f"'{where}' hands on tensors of shape {shape} for {recorded.n_tokens} tokens"
     if len(shape) == 4 and len(streams) == 1:
-        return f"there are {streams[0]} residual streams, not one: {told}"
-    return f"{told}, not (batch, pos, d_model)"
+        return f"there are {streams[0]} residual streams, not one: {described}"
+    return f"{described}, not (batch, pos, d_model)"
 
 
 def elsewhere(chains: Sequence[tuple[Block, ...]], chosen: tuple[Block, ...]) -> str:
@@ -52,8 +52,8 @@ def elsewhere(chains: Sequence[tuple[Block, ...]], chosen: tuple[Block, ...]) ->
         for block in chain if chain is not chosen and len(chain) > 1 else ():
             if not any(block.event.path.startswith(f"{owner}.") for owner in owners):
                 calls[block.event.path.rpartition(".")[0]] += 1
-    told = ", ".join(f"'{where}' ({n} calls)" for where, n in calls.items())
-    return f"other blocks run outside this stream: {told}" if told else ""
+    described = ", ".join(f"'{where}' ({n} calls)" for where, n in calls.items())
+    return f"other blocks run outside this stream: {described}" if described else ""
 
 
 def _chains(recorded: Tape, may_be: Callable[[Port], bool]) -> list[tuple[Block, ...]]:
@@ -70,7 +70,7 @@ def _runs(events: list[Event], may_be: Callable[[Port], bool]) -> list[tuple[Blo
     chains: list[tuple[Block, ...]] = []
     current: list[Block] = []
     for event in events:
-        before = next((p for p in event.inputs if current and p.print == current[-1].after.print), None)
+        before = next((p for p in event.inputs if current and p.fingerprint == current[-1].after.fingerprint), None)
         if before is None:
             chains.append(tuple(current))
             current = []

@@ -14,7 +14,7 @@ from probe.anatomy.inside import is_leaf
 from probe.anatomy.mixing import values_at
 from probe.anatomy.parts import LOGITS, Readout
 from probe.anatomy.sums import loudest, misfit, tolerance
-from probe.anatomy.tape import Event, Port, Print, Tape
+from probe.anatomy.tape import Event, Fingerprint, Port, Tape
 
 LOUD = 20.0  # no cap leaves logits of this size as they are
 
@@ -46,7 +46,7 @@ def find_ends(model: nn.Module, ids: Tensor, recorded: Tape, blocks: tuple[Block
     if not blocks:
         why = "there is no resid_post that it could read"
         return Ends(ports, heads[0].path, Readout(), False, math.inf, {"final_norm": why})
-    last = blocks[-1].after.print
+    last = blocks[-1].after.fingerprint
     for head in heads:
         for norm in _norms(recorded, last, head):
             raw = _replay(model, recorded.values[last], norm, head)
@@ -68,10 +68,14 @@ def _embed(recorded: Tape, blocks: tuple[Block, ...]) -> Port | None:
     if not blocks:
         return None
     first = blocks[0]
-    givers = [e for e in recorded.events[: first.event.seq] if any(p.print == first.before.print for p in e.outputs)]
+    givers = [
+        e
+        for e in recorded.events[: first.event.seq]
+        if any(p.fingerprint == first.before.fingerprint for p in e.outputs)
+    ]
     givers = [e for e in givers if not any(e.path.startswith(f"{b.event.path}.") for b in blocks)]
     for event in givers:
-        return next(p for p in event.outputs if p.print == first.before.print)
+        return next(p for p in event.outputs if p.fingerprint == first.before.fingerprint)
     return first.before
 
 
@@ -82,12 +86,12 @@ def _heads(recorded: Tape, numbers: list[float]) -> list[Event]:
     tried: dict[int, bool] = {}
     for event in sorted(recorded.events, key=lambda e: (0, -e.seq) if is_leaf(e.module) else (1, e.seq)):
         for port in event.outputs:
-            value = recorded.values.get(port.print)
+            value = recorded.values.get(port.fingerprint)
             if event.path and event.inputs and value is not None and value.numel() == logits.numel():
-                if port.print not in tried:
+                if port.fingerprint not in tried:
                     shaped = _hidden_like(value.reshape(logits.shape), logits)
-                    tried[port.print] = _fitted(shaped, logits, numbers) is not None
-                if tried[port.print]:
+                    tried[port.fingerprint] = _fitted(shaped, logits, numbers) is not None
+                if tried[port.fingerprint]:
                     found.append(event)
     return found
 
@@ -166,20 +170,20 @@ def _config_numbers(model: nn.Module) -> list[float]:
     return sorted({*numbers(plain), 15.0, 20.0, 30.0, 50.0})
 
 
-def _norms(recorded: Tape, last: Print, head: Event) -> Iterator[Port | None]:
+def _norms(recorded: Tape, last: Fingerprint, head: Event) -> Iterator[Port | None]:
     """What may stand between the last resid_post and the head: nothing, or a module whose output the head reads, scaled
     or as it is."""
-    read = head.inputs[0].print
+    read = head.inputs[0].fingerprint
     if read == last:
         yield None
     for event in recorded.events:
-        if event.path and any(p.print == last for p in event.inputs):
+        if event.path and any(p.fingerprint == last for p in event.inputs):
             for port in event.outputs:
-                if port.print == read or _is_multiple(recorded, port.print, read):
+                if port.fingerprint == read or _is_multiple(recorded, port.fingerprint, read):
                     yield port
 
 
-def _is_multiple(recorded: Tape, one: Print, other: Print) -> bool:
+def _is_multiple(recorded: Tape, one: Fingerprint, other: Fingerprint) -> bool:
     x, y = recorded.values.get(one), recorded.values.get(other)
     if x is None or y is None or x.shape != y.shape:
         return False
@@ -197,19 +201,19 @@ def _replay(model: nn.Module, resid: Tensor, norm: Port | None, head: Event) -> 
     return found if isinstance(found, Tensor) else None
 
 
-def _why_not(recorded: Tape, last: Print, head: Event) -> str:
+def _why_not(recorded: Tape, last: Fingerprint, head: Event) -> str:
     """What leads from the last resid_post to the head, if not one module."""
-    ways: dict[Print, list[Event]] = {last: []}
+    ways: dict[Fingerprint, list[Event]] = {last: []}
     waiting = [last]
     while waiting:
-        print_ = waiting.pop(0)
+        fingerprint = waiting.pop(0)
         for event in recorded.events:
-            if event.path and any(p.print == print_ for p in event.inputs):
+            if event.path and any(p.fingerprint == fingerprint for p in event.inputs):
                 for port in event.outputs:
-                    if port.print not in ways:
-                        ways[port.print] = [*ways[print_], event]
-                        waiting.append(port.print)
-    way = ways.get(head.inputs[0].print)
+                    if port.fingerprint not in ways:
+                        ways[port.fingerprint] = [*ways[fingerprint], event]
+                        waiting.append(port.fingerprint)
+    way = ways.get(head.inputs[0].fingerprint)
     if not way:
         cast = next(
             (e.path for e in recorded.events if e.path and any(_reads_cast(recorded, p, e) for p in ways)), None
@@ -217,16 +221,16 @@ def _why_not(recorded: Tape, last: Print, head: Event) -> str:
         if cast is not None:
             return f"what the last resid_post becomes is cast to another precision before '{cast}' reads it"
         return "nothing leads from the last block to the head through modules alone"
-    mixing = [e.path for e in way if len({p.print for p in e.inputs}) > 1]
+    mixing = [e.path for e in way if len({p.fingerprint for p in e.inputs}) > 1]
     if mixing:
         return f"the logits come from more than the last resid_post: '{mixing[0]}' reads other tensors too"
     return f"not one module leads from the last resid_post to the head: {', '.join(e.path for e in way)}"
 
 
-def _reads_cast(recorded: Tape, print_: Print, event: Event) -> bool:
+def _reads_cast(recorded: Tape, fingerprint: Fingerprint, event: Event) -> bool:
     """Whether the event is given that tensor in another precision."""
-    whole = recorded.values.get(print_)
-    given = (recorded.values.get(port.print) for port in event.inputs)
+    whole = recorded.values.get(fingerprint)
+    given = (recorded.values.get(port.fingerprint) for port in event.inputs)
     return whole is not None and any(
         x is not None and x.dtype != whole.dtype and x.shape == whole.shape and torch.equal(x, whole.to(x.dtype))
         for x in given

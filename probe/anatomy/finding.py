@@ -23,7 +23,7 @@ from probe.anatomy.tape import Tape, probe_tokens, tape
 from probe.anatomy.writes import Equation, find_equation
 from probe.errors import StorageFull
 from probe.instrument import Tap
-from probe.sites import SITES
+from probe.sites import SITES, sites_of
 
 
 def find(model: nn.Module) -> Anatomy:
@@ -126,11 +126,12 @@ def _found(inside: Inside, roles: Roles, once: set[str]) -> dict[str, Any]:
     }
     if attention is None:
         return fields
-    d_head, d_value = attention.d_head, attention.d_value
+    d_head = attention.d_head
     for site in found:
         if SITES[site].per_head:
             widths[site] //= attention.n_heads
-    widths |= {"q": d_head, "k": d_head, "v": d_value}
+    sizes = {"query": d_head, "key": d_head, "value": attention.d_value}
+    widths |= {site: sizes[SITES[site].field] for site in sites_of("call") if SITES[site].field}
     return fields | {
         "attention": attention.path, "visit": attention.visit, "n_heads": attention.n_heads,
         "n_kv_heads": attention.n_kv_heads, "d_head": d_head,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from probe.anatomy.chain import Block
-from probe.anatomy.tape import Attended, Event, Port, Print, Tape
+from probe.anatomy.tape import Attended, Event, Fingerprint, Port, Tape
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,15 @@ class Inside:
 
     @property
     def resid_pre(self) -> Tensor:
-        return self.tape.values[self.block.before.print]
+        return self.tape.values[self.block.before.fingerprint]
 
     @property
     def resid_post(self) -> Tensor:
-        return self.tape.values[self.block.after.print]
+        return self.tape.values[self.block.after.fingerprint]
 
     def value(self, port: Port) -> Tensor:
         """A tensor in the stream's shape."""
-        return self.tape.values[port.print].reshape(self.block.before.shape)
+        return self.tape.values[port.fingerprint].reshape(self.block.before.shape)
 
     def relative(self, path: str) -> str:
         """The path within the block: `self_attn.o_proj`."""
@@ -49,35 +49,35 @@ class Inside:
         """What descendants gave in the stream's shape; of equal ones the outermost, whole parts first, then the earliest.
 
         In order of computation."""
-        chosen: dict[Print, Port] = {}
-        order: dict[Print, int] = {}
+        chosen: dict[Fingerprint, Port] = {}
+        order: dict[Fingerprint, int] = {}
         for event in sorted(self.events, key=lambda e: (self.depth(e.path), is_leaf(e.module), e.seq)):
             for port in event.outputs:
                 if self.is_like_the_stream(port):
-                    chosen.setdefault(port.print, port)
-                    order.setdefault(port.print, event.seq)
-        for print_ in (self.block.before.print, self.block.after.print):
-            chosen.pop(print_, None)
-        return sorted(chosen.values(), key=lambda p: order[p.print])
+                    chosen.setdefault(port.fingerprint, port)
+                    order.setdefault(port.fingerprint, event.seq)
+        for fingerprint in (self.block.before.fingerprint, self.block.after.fingerprint):
+            chosen.pop(fingerprint, None)
+        return sorted(chosen.values(), key=lambda p: order[p.fingerprint])
 
-    def givers(self, print_: Print) -> Iterator[Event]:
+    def givers(self, fingerprint: Fingerprint) -> Iterator[Event]:
         """The calls that gave this tensor, outermost first."""
-        found = [e for e in self.events if any(p.print == print_ for p in e.outputs)]
+        found = [e for e in self.events if any(p.fingerprint == fingerprint for p in e.outputs)]
         yield from sorted(found, key=lambda e: self.depth(e.path))
 
     def sources(self, port: Port) -> list[Event]:
         """The calls that a tensor comes from: through leaves (norms, dropouts, linear layers) up to a whole part."""
         found: list[Event] = []
-        waiting, seen = [port.print], {self.block.before.print}
+        waiting, seen = [port.fingerprint], {self.block.before.fingerprint}
         while waiting:
-            print_ = waiting.pop(0)
-            if print_ in seen:
+            fingerprint = waiting.pop(0)
+            if fingerprint in seen:
                 continue
-            seen.add(print_)
-            givers = list(self.givers(print_))
+            seen.add(fingerprint)
+            givers = list(self.givers(fingerprint))
             found += [e for e in givers if e not in found]
             if all(is_leaf(e.module) for e in givers):
-                waiting += [p.print for e in givers for p in e.inputs if self.is_like_the_stream(p)]
+                waiting += [p.fingerprint for e in givers for p in e.inputs if self.is_like_the_stream(p)]
         return found
 
     def contains(self, outer: str, inner: str) -> bool:

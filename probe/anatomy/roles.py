@@ -181,12 +181,12 @@ def _middle(inside: Inside, roles: Roles, trials: Trials) -> Port | str:
     before = [i for i in range(len(equation.terms)) if i != mlp and (i <= max(attn, mlp) or roles.kinds[i] == "attn")]
     base = inside.resid_pre
     terms = [inside.value(equation.terms[i]) for i in before]
-    seen = {inside.block.before.print, inside.block.after.print}
+    seen = {inside.block.before.fingerprint, inside.block.after.fingerprint}
     for event in inside.events:
         for port in event.inputs:
-            if not inside.is_like_the_stream(port) or port.print in seen or port.tap.side != "input":
+            if not inside.is_like_the_stream(port) or port.fingerprint in seen or port.tap.side != "input":
                 continue
-            seen.add(port.print)
+            seen.add(port.fingerprint)
             found = shortest_sum(inside.value(port), base, terms, max_terms=len(terms))
             if found is not None and before.index(attn) in found.terms:
                 ratio = found.coefficients[found.terms.index(before.index(attn))] / found.carry
@@ -201,11 +201,11 @@ def _middle(inside: Inside, roles: Roles, trials: Trials) -> Port | str:
 def _middle_by_channel(inside: Inside, attn: Port, mlp: Port) -> Port | None:
     """The module input that resid_pre and attn_out add up to, and that resid_post is made of with mlp_out; in each
     channel by numbers of its own."""
-    seen = {inside.block.before.print, inside.block.after.print}
+    seen = {inside.block.before.fingerprint, inside.block.after.fingerprint}
     for event in inside.events:
         for port in event.inputs:
-            if inside.is_like_the_stream(port) and port.print not in seen:
-                seen.add(port.print)
+            if inside.is_like_the_stream(port) and port.fingerprint not in seen:
+                seen.add(port.fingerprint)
                 middle = inside.value(port)
                 before = channelwise_sum(middle, inside.resid_pre, [inside.value(attn)])
                 if before is not None and channelwise_sum(inside.resid_post, middle, [inside.value(mlp)]) is not None:
@@ -220,7 +220,7 @@ def _heads(inside: Inside, roles: Roles, trials: Trials) -> Port | str:
         return NO_CALL
     for event in inside.events:
         for port in event.inputs:
-            if port.print == attention.print:
+            if port.fingerprint == attention.fingerprint:
                 return port
     owner = inside.relative(attention.path)
     after = [e for e in inside.events if e.seq >= attention.seq and inside.contains(attention.path, e.path)]
@@ -238,9 +238,9 @@ def _hidden(inside: Inside, roles: Roles, trials: Trials) -> Port | str:
     if "mlp" not in roles.kinds or isinstance(roles.equation, str):
         return roles.absent["mlp_out"]
     write = roles.equation.terms[roles.kinds.index("mlp")]
-    prints = {p.print for e in inside.sources(write) for p in e.outputs} | {write.print}
+    fingerprints = {p.fingerprint for e in inside.sources(write) for p in e.outputs} | {write.fingerprint}
     for event in reversed(inside.events):
-        wide = any(p.print in prints and p.shape[-1] == write.shape[-1] for p in event.outputs)
+        wide = any(p.fingerprint in fingerprints and p.shape[-1] == write.shape[-1] for p in event.outputs)
         if wide and is_linear(event.module) and event.inputs:
             return event.inputs[0]
     return "no linear layer gives the MLP's write as it is (a mixture of experts, or a scaled one)"

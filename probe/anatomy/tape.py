@@ -16,14 +16,14 @@ from probe.instrument import AttentionCall, Tap, attending, recording
 
 N_TOKENS = (13, 11, 17, 19, 23, 29)
 
-Print = int  # a hash of a tensor's bytes: two tensors of one print are the same numbers
+Fingerprint = int  # a hash of a tensor's bytes: two tensors of one fingerprint are the same numbers
 
 
 class Port(NamedTuple):
-    """A tensor at a tap. Its numbers are `tape.values[print]`; `shape` as the module saw it."""
+    """A tensor at a tap. Its numbers are `tape.values[fingerprint]`; `shape` as the module saw it."""
 
     tap: Tap
-    print: Print
+    fingerprint: Fingerprint
     shape: tuple[int, ...]
 
     def width(self, n_tokens: int) -> int:
@@ -43,12 +43,12 @@ class Event(NamedTuple):
 
 
 class Attended(NamedTuple):
-    """One call of the attention registry by the module at `path`; `print` is that of (batch, pos, head * d_head)."""
+    """One call of the attention registry by the module at `path`; `fingerprint` is that of (batch, pos, head * d_head)."""
 
     seq: int
     path: str
     visit: int
-    print: Print
+    fingerprint: Fingerprint
     n_heads: int
     n_kv_heads: int
     d_head: int
@@ -57,23 +57,23 @@ class Attended(NamedTuple):
 
 @dataclass
 class Tape:
-    """Events in order of their ends, attention calls, and the numbers by print (of tensors that can be a stream's)."""
+    """Events in order of their ends, attention calls, and the numbers by fingerprint (of tensors that can be a stream's)."""
 
     n_tokens: int
     events: list[Event] = field(default_factory=list)
     attended: list[Attended] = field(default_factory=list)
-    values: dict[Print, Tensor] = field(default_factory=dict)
+    values: dict[Fingerprint, Tensor] = field(default_factory=dict)
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def calls(self) -> Mapping[str, int]:
         """How often each module was called."""
         return Counter(event.path for event in self.events)
 
-    def by_output(self) -> Mapping[Print, list[Event]]:
-        found: dict[Print, list[Event]] = defaultdict(list)
+    def by_output(self) -> Mapping[Fingerprint, list[Event]]:
+        found: dict[Fingerprint, list[Event]] = defaultdict(list)
         for event in self.events:
             for port in event.outputs:
-                found[port.print].append(event)
+                found[port.fingerprint].append(event)
         return found
 
 
@@ -81,14 +81,14 @@ def tape(model: nn.Module, ids: Tensor) -> Tape:
     """One plain forward over `ids` (1, pos), with every module watched."""
     recorded = Tape(n_tokens=ids.shape[1])
     visits: Counter[str] = Counter()
-    kept: list[Tensor] = []  # so that no tensor's address is used twice while prints are remembered by address
-    seen: dict[tuple[int, int, tuple[int, ...]], Print] = {}
+    kept: list[Tensor] = []  # so that no tensor's address is used twice while fingerprints are remembered by address
+    seen: dict[tuple[int, int, tuple[int, ...]], Fingerprint] = {}
 
     def port(tensor: Tensor, tap: Tap) -> Port:
         key = (tensor.data_ptr(), tensor._version, tuple(tensor.shape))
         if key not in seen:
             kept.append(tensor)
-            seen[key] = _print(tensor)
+            seen[key] = _fingerprint(tensor)
             if tensor.shape[0] in {1, recorded.n_tokens} and 2 <= tensor.dim() <= 4:
                 recorded.values.setdefault(seen[key], tensor.detach().clone())
         return Port(tap, seen[key], tuple(tensor.shape))
@@ -107,7 +107,7 @@ def tape(model: nn.Module, ids: Tensor) -> Tape:
         heads, width = call.query.shape[1], call.query.shape[-1]
         recorded.attended.append(
             Attended(
-                len(recorded.events), path, call.visit, _print(output), heads, call.key.shape[1], width,
+                len(recorded.events), path, call.visit, _fingerprint(output), heads, call.key.shape[1], width,
                 call.value.shape[-1],
             )
         )  # fmt: skip
@@ -125,7 +125,7 @@ def tape(model: nn.Module, ids: Tensor) -> Tape:
 def _first_nan(recorded: Tape) -> str:
     """Which module gives the first NaN."""
     for event in recorded.events:
-        values = [recorded.values[port.print] for port in event.outputs if port.print in recorded.values]
+        values = [recorded.values[port.fingerprint] for port in event.outputs if port.fingerprint in recorded.values]
         if any(bool(value.isnan().any()) for value in values):
             return f": the first NaN comes out of '{event.path}'"
     return ""
@@ -144,7 +144,7 @@ def _elements(output: Any) -> Iterator[tuple[int | str, Any]]:
         yield from enumerate(output)
 
 
-def _print(tensor: Tensor) -> Print:
+def _fingerprint(tensor: Tensor) -> Fingerprint:
     raw = tensor.detach().contiguous().cpu().view(-1).view(torch.uint8)
     return hash((raw.numel(), raw.numpy().tobytes()))
 

@@ -107,12 +107,12 @@ def _with_channels(inside: Inside, pool: list[Port]) -> Equation | None:
 
 def _replaced(inside: Inside) -> Equation | None:
     """A leaf (a norm) gives resid_post as it is, from one tensor: nothing is carried around it."""
-    print_ = inside.block.after.print
-    givers = [e for e in inside.givers(print_) if inside.depth(e.path)]
+    fingerprint = inside.block.after.fingerprint
+    givers = [e for e in inside.givers(fingerprint) if inside.depth(e.path)]
     if not any(is_leaf(e.module) and sum(map(inside.is_like_the_stream, e.inputs)) == 1 for e in givers):
         return None
     outermost = givers[0]
-    port = next(p for p in outermost.outputs if p.print == print_)
+    port = next(p for p in outermost.outputs if p.fingerprint == fingerprint)
     return Equation(0.0, (port,), (1.0,), 0.0, gains=((),))
 
 

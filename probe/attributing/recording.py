@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from probe.anatomy import Anatomy
     from probe.language_model import LanguageModel
 
-SITES = ("z", "resid_pre", "resid_post")
+READ = ("z", "resid_pre", "resid_post")
 
 
 @dataclass
@@ -68,7 +68,7 @@ def _taps(anatomy: Anatomy) -> set[Tap]:
     found = {LOGITS, anatomy.embed, anatomy.final_norm, anatomy.layers[-1].taps.get("resid_post")}
     for layer in anatomy.layers:
         found |= {write.tap for write in layer.writes}
-        found |= {layer.taps[site] for site in SITES if site in layer.taps}
+        found |= {layer.taps[site] for site in READ if site in layer.taps}
     return {tap for tap in found if tap is not None}
 
 

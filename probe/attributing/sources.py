@@ -66,7 +66,7 @@ def head_sources(
     for i in able:
         layer, heads = anatomy.layers[i], parts.heads[i]
         u = _values_direction(lm.model, heads.split.after, heads.direction, anatomy.site("z", i))
-        v = sink.activations["v", i, None][0].double().cpu().unflatten(-1, (layer.n_kv_heads, -1))
+        v = anatomy.site("v", i).by_head(sink.activations["v", i, None][0].double().cpu())
         v = v.repeat_interleave(layer.n_heads // layer.n_kv_heads, dim=1)
         whole = torch.einsum("phd,pd->ph", heads.split.heads, heads.direction)
         if v.shape[-1] == u.shape[-1]:
