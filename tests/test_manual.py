@@ -120,6 +120,12 @@ def test_terms_of_our_own_stand_in_the_glossary() -> None:
     assert all(meaning and source for _, meaning, source in rows)
 
 
+def test_methods_that_docstrings_name_are_explained() -> None:
+    for path in (ROOT / "probe").rglob("*.py"):
+        for mark in re.findall(r"METHODS ([A-Z]\d+)", path.read_text(encoding="utf-8")):
+            assert re.search(rf"\b{mark}\b", pages()["methods"]), f"{path}: {mark}"
+
+
 def test_help_and_tables_show_the_same_from_the_package(shell) -> None:
     listed = shell("help").stdout
     for topic in helps.topics():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -159,6 +161,17 @@ def packages() -> str:
     return table(("package", "what it knows"), sorted(rows))
 
 
+def public_names() -> str:
+    """Every public name with the first sentence of its docstring."""
+    import probe
+
+    rows = []
+    for name in probe.__all__:
+        said = " ".join((inspect.getdoc(getattr(probe, name)) or "").split("\n\n")[0].split())
+        rows.append((f"`probe.{name}`", re.split(r"(?<=[.:]) (?=[A-Z])", said)[0]))
+    return table(("name", "what it is"), rows)
+
+
 def index() -> str:
     """Every page: the commands in the order of `probe --help`, then the subjects."""
     titles = {name: text.split("\n", 1)[0].removeprefix("# ") for name, text in pages().items() if name != "README"}
@@ -194,5 +207,6 @@ PARTS: dict[str, Callable[..., str]] = {
     "errors": errors,
     "codes": codes,
     "packages": packages,
+    "public-names": public_names,
     "index": index,
 }
