@@ -54,7 +54,7 @@ def columns(table: Table) -> list[tuple[str, str, str, str]]:
     """(name, type, the schema version that has it first, meaning with its unit) of each column, `run_id` first."""
     from probe.tables import RUN
 
-    return [(c.name, type_name(c.type), "1", c.doc) for c in (RUN, *table.columns)]
+    return [(c.name, type_name(c.type), str(c.since), c.doc) for c in (RUN, *table.columns)]
 
 
 def file_of(table: Table) -> str:

@@ -140,7 +140,7 @@ def remove(path: Path | str) -> list[str]:
         layout.clear(path, [*removal["files"], layout.README, layout.LOCK])
         left = [name for name in layout.files(path) if name != REMOVING]
         layout.clear(path, [REMOVING])
-        layout.remove_empty(path)
+        layout.remove_empty(path, removal["files"])
         with suppress(OSError):  # something of the user's is in it
             path.rmdir()
     return left

@@ -24,6 +24,7 @@ PARTIAL = ".partial"
 DOCUMENTS = (MANIFEST, STATE, README, REMOVING, LOCK)
 _TABLE = "|".join(tables.TABLES)
 _PART = re.compile(rf"({_TABLE})(?:\.parquet|/part-(\d{{5,9}})\.parquet)")
+_FILE = re.compile(r"([a-z][a-z0-9_]{0,60})(?:\.parquet|/part-\d{5,9}\.parquet)")  # of a later schema's tables, too
 _RECORD = re.compile(rf"{JOURNAL}/\d{{6,9}}\.json")
 _KEPT = re.compile(rf"({_TABLE})/kept-part-\d{{5,9}}\.parquet")
 
@@ -35,8 +36,8 @@ def partial(path: Path) -> Path:
 
 
 def table_of(name: str) -> str | None:
-    """The table whose rows a file of this name holds; None if no writer gives such a name."""
-    found = _PART.fullmatch(name)
+    """The table whose rows a file of this name holds; None if no writer, of this schema or a later one, gives such a name."""
+    found = _FILE.fullmatch(name)
     return found[1] if found else None
 
 
@@ -116,9 +117,9 @@ def clear(folder: Path, names: Iterable[str]) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def remove_empty(folder: Path) -> None:
-    """Delete the folders that a writer makes in a run's, where they hold nothing (of the user's)."""
-    for name in (*tables.TABLES, JOURNAL):
+def remove_empty(folder: Path, names: Iterable[str] = ()) -> None:
+    """Delete the folders that a writer makes in a run's, and those of these files, where they hold nothing (of the user's)."""
+    for name in dict.fromkeys((*tables.TABLES, JOURNAL, *(Path(name).parts[0] for name in names if "/" in name))):
         if not (folder / name).is_symlink():
             with suppress(OSError):
                 (folder / name).rmdir()

@@ -139,7 +139,7 @@ class Removal(_Document):
     @field_validator("files")
     @classmethod
     def _written(cls, files: list[str]) -> list[str]:
-        if strange := [name for name in files if not layout.writes(name)]:
+        if strange := [name for name in files if not layout.writes(name) and not layout.table_of(name)]:
             raise ValueError(f"{strange[0]!r} is no file that a run has")
         return files
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from probe import tables
 from probe.errors import RunError
 from probe.sites.positions import listed
 from probe.store import layout
@@ -20,9 +22,12 @@ from probe.store import layout
 class TableFiles:
     """The files of one table, opened once: their footers say which row groups can hold a key."""
 
-    def __init__(self, folder: Path, inside: Sequence[str], schema: pa.Schema) -> None:
-        self.folder, self.schema = folder, schema
-        self._inside = list(inside)
+    def __init__(self, folder: Path, names: Sequence[str], table: tables.Table, *, version: int) -> None:
+        self.folder, self.schema = folder, tables.schema(table.name)
+        self._names = list(names)
+        self._version = version  # of the schema that the files were written with
+        self._promised = {column.name for column in (tables.RUN, *table.columns) if column.since <= version}
+        self._warned = False
         self._footers: list[tuple[Path, pq.FileMetaData]] | None = None
 
     def read(self, columns: Sequence[str] | None, where: Mapping[str, Any]) -> pa.Table:
@@ -41,7 +46,7 @@ class TableFiles:
         """All rows, a table of at most so many at a time."""
         for path, footer in self._open():
             with self._stated(path), pq.ParquetFile(path, metadata=footer, page_checksum_verification=True) as file:
-                for batch in file.iter_batches(rows):
+                for batch in file.iter_batches(rows, columns=self.schema.names):
                     yield self._fitted(pa.Table.from_batches([batch]), self.schema.names)
 
     def _groups(self, path: Path, footer: pq.FileMetaData, groups: list[int], columns: list[str]) -> pa.Table:
@@ -61,24 +66,30 @@ class TableFiles:
     def _open(self) -> list[tuple[Path, pq.FileMetaData]]:
         if self._footers is None:
             footers = []
-            for name in self._inside:
+            for name in self._names:
                 path = layout.own(self.folder, name)
                 with self._stated(path):
                     footer = pq.read_metadata(path)
-                    self._compare(footer.schema.to_arrow_schema())
+                    self._compare(path, footer.schema.to_arrow_schema())
                     footers.append((path, footer))
             self._footers = footers
         return self._footers
 
-    def _compare(self, found: pa.Schema) -> None:
-        """Refuses a file with columns of other types, or with other names in the place of ours."""
+    def _compare(self, path: Path, found: pa.Schema) -> None:
+        """Refuses a file with columns of other types, or with other names in the place of those that its schema promises.
+        Warns of columns that no later schema explains: they are passed over."""
         for field in found:
             if field.name in self.schema.names and field.type != self.schema.field(field.name).type:
                 raise ValueError(f"column '{field.name}' holds {field.type}")
-        if set(found.names) - set(self.schema.names) and set(self.schema.names) - set(found.names):
+        unknown = set(found.names) - set(self.schema.names)
+        if unknown and self._promised - set(found.names):
             raise ValueError("it has other columns")
         if len(set(found.names)) != len(found.names):
             raise ValueError("a column is there twice")
+        if unknown and self._version <= tables.SCHEMA_VERSION and not self._warned:
+            self._warned = True
+            text = f"'{path}' has columns that this probe does not know, and they are passed over: "
+            warnings.warn(text + ", ".join(sorted(unknown)), stacklevel=2)
 
     def _stated(self, path: Path) -> _Stated:
         return _Stated(self.folder, path)

@@ -50,11 +50,14 @@ class MemoryReader:
 class DiskReader:
     """Tables in a run directory."""
 
-    def __init__(self, path: Path, listing: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
         self.path: Path | None = path
         self._parts = {
-            name: reading.TableFiles(path, [file["path"] for file in entry["files"]], tables.schema(name))
-            for name, entry in listing.items()
+            name: reading.TableFiles(
+                path, [file["path"] for file in entry["files"]], tables.TABLES[name], version=about["schema_version"]
+            )
+            for name, entry in about["tables"].items()
+            if name in tables.TABLES
         }
 
     def read(self, name: str, columns: Sequence[str] | None, where: Mapping[str, Any]) -> pa.Table:
@@ -67,31 +70,37 @@ class DiskReader:
 def open_run(path: Run | Path | str) -> Run:
     """The run in a directory, or the run itself. RunError if there is none, if it is unfinished, damaged, or of another format.
 
-    Warns of one whose manifest is another than was written.
+    Warns of one whose manifest is another than was written, and of one that was made with a later schema: the tables and
+    columns that this one does not know are passed over. Columns that an earlier schema does not have are null.
     """
     if isinstance(path, Run):
         return path
     path = Path(path)
     found = read_manifest(path)
+    unknown = [name for name in found["tables"] if name not in tables.TABLES]
+    if unknown or found["schema_version"] > tables.SCHEMA_VERSION:
+        what = f": its {', '.join(unknown)}" if unknown else ""
+        message = f"'{path}' has schema {found['schema_version']}, and this probe knows {tables.SCHEMA_VERSION}"
+        warnings.warn(f"{message}; what is newer is passed over{what}", stacklevel=2)
     if manifest.altered(found):
         warnings.warn(f"the manifest of '{path}' was altered since it was written", stacklevel=2)
-    return Run(DiskReader(path, found["tables"]), found)
+    return Run(DiskReader(path, found), found)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a whole run of this format; else a RunError that says what is there instead."""
+    """The manifest of a whole run, of any schema; else a RunError that says what is there instead."""
     with layout.readable(path):
         _whole(path)
     found = layout.read_json(path / MANIFEST)
     version = found.get("schema_version") if isinstance(found, dict) else None
-    if isinstance(version, int) and version != tables.SCHEMA_VERSION:
-        hint = "use the version of probe that made it; the Parquet files open in pandas as they are"
-        raise RunError(f"'{path}' has format {version}, and this probe reads {tables.SCHEMA_VERSION}", hint=hint)
-    manifest.checked(found, manifest.Manifest, path / MANIFEST)
-    unknown = sorted(set(found["tables"]) - set(tables.TABLES))
-    if unknown:
-        raise RunError(f"'{path}' has tables that this probe does not know: {', '.join(unknown)}", hint="upgrade probe")
-    return dict(found)
+    try:
+        return manifest.checked(found, manifest.Manifest, path / MANIFEST)
+    except RunError as error:
+        if isinstance(version, int) and version > tables.SCHEMA_VERSION:
+            hint = "use the version of probe that made it; the Parquet files open in pandas as they are"
+            message = f"'{path}' has schema {version}, which this probe cannot read: it knows {tables.SCHEMA_VERSION}"
+            raise RunError(message, hint=hint) from error
+        raise
 
 
 def _whole(path: Path) -> None:
@@ -131,8 +140,8 @@ class Run:
 
     @property
     def tables(self) -> list[str]:
-        """Names of the tables there are."""
-        return list(self.manifest["tables"])
+        """Names of the tables there are, without those of a later schema."""
+        return [name for name in self.manifest["tables"] if name in tables.TABLES]
 
     def table(self, name: str) -> pd.DataFrame:
         """A table as a DataFrame; units and meanings of its columns are in `.attrs["probe"]`."""
@@ -201,14 +210,14 @@ class Run:
         return [*super().__dir__(), *self.tables]
 
     def __repr__(self) -> str:
-        counts = " · ".join(f"{name} {entry['rows']}" for name, entry in self.manifest["tables"].items())
+        counts = " · ".join(f"{name} {self.manifest['tables'][name]['rows']}" for name in self.tables)
         return f"<Run {self.run_id} ({self.command}) {counts} at {self.path or 'memory'}>"
 
     def _repr_html_(self) -> str:
         """For notebooks; every text is escaped."""
         rows = "".join(
-            f"<tr><td>{html.escape(name)}</td><td>{entry['rows']}</td><td>{html.escape(tables.TABLES[name].row)}</td></tr>"
-            for name, entry in self.manifest["tables"].items()
+            f"<tr><td>{html.escape(name)}</td><td>{self.manifest['tables'][name]['rows']}</td><td>{html.escape(tables.TABLES[name].row)}</td></tr>"
+            for name in self.tables
         )
         facts = "".join(
             f"<tr><td>{html.escape(str(key))}</td><td>{html.escape(str(value))}</td></tr>"

@@ -114,9 +114,8 @@ def _begin(path: Path, state: dict[str, Any], *, resume: bool, lock: layout.Lock
 def _whole(path: Path, state: dict[str, Any], *, resume: bool) -> Writer:
     if not resume or not (path / MANIFEST).exists():
         raise _in_the_way(path)
-    manifest.intact(path / MANIFEST, manifest.Manifest)
+    _same(manifest.intact(path / MANIFEST, manifest.Manifest), state, path=path)
     run = open_run(path)
-    _same(run.manifest, state, path=path)
     return Writer(path, Memory(), run.manifest, whole=run)
 
 

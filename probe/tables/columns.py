@@ -8,11 +8,15 @@ import pyarrow as pa
 
 
 class Column(NamedTuple):
-    """One column: its Arrow type and what a value means (unit or range)."""
+    """One column: its Arrow type, what a value means (unit or range), and the first schema version that has it.
+
+    A column that is added has the next version of the schema for its `since`, and is null in the runs of before.
+    """
 
     name: str
     type: pa.DataType
     doc: str
+    since: int = 1
 
 
 class Table(NamedTuple):
@@ -49,17 +53,17 @@ HEAD = Column("head", pa.int16(), "head, from 0; -1 where a site has none")
 QUERY = Column("query", pa.int32(), "position that looks")
 
 
-def f32(name: str, doc: str) -> Column:
-    return Column(name, pa.float32(), doc)
+def f32(name: str, doc: str, since: int = 1) -> Column:
+    return Column(name, pa.float32(), doc, since)
 
 
-def i32(name: str, doc: str) -> Column:
-    return Column(name, pa.int32(), doc)
+def i32(name: str, doc: str, since: int = 1) -> Column:
+    return Column(name, pa.int32(), doc, since)
 
 
-def f64(name: str, doc: str) -> Column:
-    return Column(name, pa.float64(), doc)
+def f64(name: str, doc: str, since: int = 1) -> Column:
+    return Column(name, pa.float64(), doc, since)
 
 
-def text(name: str, doc: str) -> Column:
-    return Column(name, pa.string(), doc)
+def text(name: str, doc: str, since: int = 1) -> Column:
+    return Column(name, pa.string(), doc, since)
