@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from probe.store import Run
 
 
+NO_WEIGHTS = ("model", "allow_fetch")  # of the options below: what is no keyword of `probe.load`
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a model's files come from, and what they may do."""
@@ -77,19 +80,38 @@ class RunLoading(Weights):
         from probe.errors import BadOption
         from probe.language_model import model_of
 
-        given = {key: value for key, value in vars(self).items() if key not in ("model", "allow_fetch")}
         if self.model is not None:
-            import probe
-
-            return probe.load(self.model, **given, progress=progress)
+            return load(self.model, self, progress=progress)
         if self.revision is not None or self.adapter is not None:
             raise BadOption(
                 "a run says which revision and adapter made it",
                 hint="name the model too, with --model, to use another",
             )
-        own = {"revision", "adapter"} if self.context_length is not None else {"revision", "adapter", "context_length"}
-        given = {key: value for key, value in given.items() if key not in own}
+        own = {*NO_WEIGHTS, "revision", "adapter", *(("context_length",) if self.context_length is None else ())}
+        given = {key: value for key, value in vars(self).items() if key not in own}
         return model_of(run, allow_fetch=self.allow_fetch, **given, progress=progress)
+
+
+@dataclass(frozen=True)
+class SourceLoading(RunLoading):
+    """Which model reads a prompt, or a run."""
+
+    model: Annotated[
+        str | None,
+        Option(
+            "Alias, Hugging Face id, local directory, .gguf file, or tiny:FAMILY.", ("--model", "-m"),
+            default="the run's, or smollm2",
+        ),
+    ] = None  # fmt: skip
+
+    def load_for(self, source: Any, progress: Progress | None) -> LanguageModel:
+        """The model that was named; else the run's own, or the default one for a prompt."""
+        from probe.store import run_of
+
+        run = run_of(source)
+        if run is not None:
+            return super().load_for(run, progress)
+        return load(self.model, self, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -104,11 +126,11 @@ class Named(Source):
     ] = "smollm2"  # fmt: skip
 
 
-def load(name: str, *groups: Source | Placement, progress: Progress | None = None) -> LanguageModel:
+def load(name: str | None, *groups: Source | Placement, progress: Progress | None = None) -> LanguageModel:
     """A model, by its name and groups of options of which each field is a keyword of `probe.load`."""
     import probe
 
-    given = {key: value for group in groups for key, value in vars(group).items() if key != "model"}
+    given = {key: value for group in groups for key, value in vars(group).items() if key not in NO_WEIGHTS}
     return probe.load(name, **given, progress=progress)
 
 

@@ -24,8 +24,9 @@ def request_of(run: stores.Run) -> Request:
     if kind is None:
         raise RunError(f"'{run.command}' is no command that can be run again", hint=f"those are: {', '.join(REQUESTS)}")
     arguments = dict(run.manifest["arguments"])
-    if arguments.get("prompts") == FROM_TABLE:
-        arguments["prompts"] = [_prompt_in(row) for row in run.scan("prompts").to_pylist()]
+    for name, value in arguments.items():
+        if value == FROM_TABLE:
+            arguments[name] = [_prompt_in(row) for row in run.scan("prompts").to_pylist()]
     return kind.from_arguments(arguments)
 
 
@@ -33,9 +34,8 @@ def replay(lm: LanguageModel, run: stores.Run, *, out: str | Path | None = None)
     """The run made once more, by its manifest; its tables are those of the first. Raises as `request_of` and the verb do."""
     request = replace(request_of(run), out=out)
     function = request.function()
-    if len(signature(function).parameters) == 1:  # a verb that works on a run, with the model as one of its fields
-        live: dict[str, Any] = {"lm": lm}
-        return function(replace(request, **live))
+    if len(signature(function).parameters) == 1:  # the model is one of the request's fields
+        return function(request.on(lm))
     return function(lm, request)
 
 

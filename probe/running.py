@@ -16,15 +16,20 @@ T = TypeVar("T")
 
 
 @contextmanager
-def running(request: Request, lm: LanguageModel, *, word: str = "", **resolved: Any) -> Iterator[Running]:
-    """A run that is being made of a request on a model. If it is left by an error, what was finished is kept on disk.
+def running(request: Request, lm: LanguageModel | None, *, word: str = "", **resolved: Any) -> Iterator[Running]:
+    """A run that is being made of a request, on a model or of other runs. If it is left by an error, what was finished is kept
+    on disk.
 
     word: what a new run's directory is called after. resolved: what the request came to; a resume must come to the same.
     """
     path = stores.place_for(request.command, request.out, word=word, resume=request.resume)
-    came_to = {"model": lm.name, "dtype": str(lm.dtype), **resolved}
+    about = {} if lm is None else {"model": lm.name, "dtype": str(lm.dtype)}
     with stores.create(
-        path, command=request.command, arguments=request.arguments(), resolved=came_to, resume=request.resume
+        path,
+        command=request.command,
+        arguments=request.arguments(),
+        resolved={**about, **resolved},
+        resume=request.resume,
     ) as writer:
         yield Running(request, lm, writer)
 
@@ -32,8 +37,14 @@ def running(request: Request, lm: LanguageModel, *, word: str = "", **resolved: 
 class Running:
     """One run while it is made: its writer, and who watches."""
 
-    def __init__(self, request: Request, lm: LanguageModel, writer: stores.Writer) -> None:
-        self.request, self.lm, self.writer = request, lm, writer
+    def __init__(self, request: Request, lm: LanguageModel | None, writer: stores.Writer) -> None:
+        self.request, self.writer, self._lm = request, writer, lm
+
+    @property
+    def lm(self) -> LanguageModel:
+        """The model that it is made on."""
+        assert self._lm is not None, "a run that is made of other runs has no model"
+        return self._lm
 
     def report(self, what: str, done: int, total: int) -> None:
         """Tell who watches how far it is."""
@@ -61,9 +72,8 @@ class Running:
         for message in messages:
             self.writer.warn(message)
 
-    def finish(self, summary: Mapping[str, Any], *, seed: int, parent: Mapping[str, Any] | None = None) -> stores.Run:
-        """The whole run, with its manifest."""
-        lm = self.lm
-        return self.writer.finish(
-            summary=summary, model=lm.identity, anatomy=lm.anatomy.to_dict(), seed=seed, parent=parent
-        )
+    def finish(self, summary: Mapping[str, Any], **about: Any) -> stores.Run:
+        """The whole run, with its manifest. about: what stands there too: `seed`, `parent`, the identity of another model."""
+        lm = self._lm
+        own = {} if lm is None else {"model": lm.identity, "anatomy": lm.anatomy.to_dict()}
+        return self.writer.finish(summary=summary, **{**own, **about})

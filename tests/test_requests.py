@@ -165,3 +165,43 @@ def test_a_declared_field_is_a_keyword_an_option_and_a_line_of_help() -> None:
     assert CliRunner().invoke(app, ["b"]).stdout == "b b\n"
     assert CliRunner().invoke(app, ["b", "-t", "0"]).exit_code == 2
     assert "How often." in CliRunner().invoke(app, ["--help"]).stdout
+
+
+def same_rows(again: probe.Run, first: probe.Run) -> None:
+    assert again.command == first.command and again.tables == first.tables
+    for table in first.tables:
+        pd.testing.assert_frame_equal(rows(again, table), rows(first, table))
+
+
+@pytest.mark.parametrize("verb", ["lens", "attribute"])
+def test_a_replayed_reading_has_the_same_tables(verb: str, tmp_path: Path) -> None:
+    lm = probe.load("tiny:llama")
+    traced = probe.trace(lm, "one two", generate=4, out=tmp_path / "traced")
+    more: dict[str, dict[str, Any]] = {"lens": {"edit": "mlp_out@0=zero", "target": "a"}, "attribute": {"answer": "a"}}
+    for i, source in enumerate(("hello there", traced.path, traced)):
+        first = getattr(probe, verb)(lm, source, position="1,last", **more[verb], out=tmp_path / f"{verb}-{i}")
+        same_rows(replay(lm, first), first)
+
+
+def test_a_replayed_comparison_has_the_same_tables(tmp_path: Path) -> None:
+    lm = probe.load("tiny:llama")
+    first = probe.compare(lm, lm, ["ab", "a b c d"], edit="z@1=zero", out=tmp_path / "itself")
+    same_rows(replay(lm, first), first)
+    a, _ = (probe.trace(lm, "one two", edit=edit, out=tmp_path / name) for name, edit in (("a", ()), ("b", "z@0=zero")))
+    runs = probe.compare(a, tmp_path / "b", out=tmp_path / "runs")
+    same_rows(replay(lm, runs), runs)
+    other = probe.compare(lm, probe.load("tiny:qwen2"), "a b c", out=tmp_path / "two")
+    with pytest.raises(RunError, match="two models"):
+        replay(lm, other)
+
+
+def test_replayed_steering_has_the_same_tables(tmp_path: Path) -> None:
+    lm, file = probe.load("tiny:llama"), tmp_path / "v.safetensors"
+    made = probe.make_direction(
+        lm, ["good", "fine"], ["bad", "poor"], at="resid_post@1", to=file, out=tmp_path / "made"
+    )
+    same_rows(replay(lm, made), made)
+    asked: dict[str, Any] = {"strengths": [-1.5, 2], "controls": 2, "seed": 3}
+    for what in ({"answer": "a", "against": "b"}, {"matching": "e", "generate": 3}):
+        first = probe.steer(lm, file, ["so", "very good"], **what, **asked, out=tmp_path / next(iter(what)))
+        same_rows(replay(lm, first), first)

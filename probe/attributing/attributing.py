@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,15 +13,15 @@ from probe.attributing.decomposition import Decomposition, decompose
 from probe.attributing.linear import call, unembedded
 from probe.attributing.recording import Recording, record
 from probe.attributing.sources import HeadSources, head_sources
-from probe.errors import BadOption
 from probe.language_model.following import two_answers
+from probe.requests import Attribute, public
+from probe.running import running
 from probe.sites import parse_where
 from probe.texts import TokenSequence, read_source
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
-Progress = Callable[[str, int, int], None]
 SHOWN = 8
 
 
@@ -34,84 +32,66 @@ class Logit(NamedTuple):
     before_cap: Tensor
 
 
-def attribute(
-    lm: LanguageModel | None, source: Any, *, answer: str | None = None, against: str | None = None, position: str = "last",
-    by_source: bool = False, out: str | Path | None = None, resume: bool = False,
-    progress: Progress | None = None, **where: Any,
-) -> stores.Run:  # fmt: skip
+def run_attribute(lm: LanguageModel | None, request: Attribute) -> stores.Run:
     """Direct logit attribution: what each head, MLP, bias and the embedding wrote towards the answer's logit, or towards
     its difference to that of `against`, with the final norm's scale frozen at its real value (METHODS B5; Elhage et al.
     2021). The parts sum to the logit before any cap, to rounding; the residual is in the summary.
 
-    source, where: as in `lens`. answer: a text whose first token is meant; without it the top token at the last chosen
-    position. position: where the logit is read. by_source: also from which positions each head's write came.
+    source: as in `lens`. Without an answer the top token at the last chosen position is meant.
 
     Tables: `attribution`, `attribution_sources`. Raises `SiteAbsent` where head or final norm are not linear once the scale
     is frozen, `BadPrompt`, `BadPlace`, `BadOption`, `RunError`, `NonFinite`.
     """
-    lm, sequence = read_source(lm, source, **where)
-    positions = sequence.positions(parse_where(position))
-    ids, notes = _asked(lm, answer, against, after=sequence.ids[: positions[-1] + 1])
-    arguments = {
-        "source": sequence.run.run_id if sequence.run else None, "ids": sequence.ids, "answer": answer, "against": against,
-        "position": position, "by_source": by_source, "model": lm.name, "dtype": str(lm.dtype),
-    }  # fmt: skip
-    path = stores.place_for("attribute", out, word=(answer or "").strip(), resume=resume)
-    passes = 2 if by_source else 1
-    with stores.create(path, command="attribute", arguments=arguments, resume=resume) as writer:
-        if writer.whole:
-            return writer.whole
-        if progress:
-            progress("reading", 0, passes)
+    lm, sequence, positions, ids, notes = _resolved(lm, request)
+    passes = 2 if request.by_source else 1
+    source = sequence.run.run_id if sequence.run else None
+    with running(request, lm, word=(request.answer or "").strip(), source_run=source, ids=sequence.ids) as run:
+        if run.writer.whole:
+            return run.writer.whole
+        run.report("reading", 0, passes)
         seen = record(lm, sequence.ids, positions)
         ids = ids or (int(seen.logits[-1].argmax()), None)
         logit, parts = _parts(lm, seen, ids)
-        if progress:
-            progress("reading", 1, passes)
+        run.report("reading", 1, passes)
         found: list[HeadSources] = []
-        if by_source:
+        if request.by_source:
             found, more = head_sources(lm, sequence.ids, positions, parts)
             parts.notes += more
-        for note in (*sequence.notes, *notes, *_grouped(parts.notes)):
-            writer.warn(note)
-        with writer.unit("attribution", again=True):
-            _keep(writer, sequence, positions, parts, found)
-        return writer.finish(
-            summary=_summary(lm, sequence, positions, ids, logit, parts), model=lm.identity,
-            anatomy=lm.anatomy.to_dict(), parent=sequence.parent,
-        )  # fmt: skip
+        run.warn(*sequence.notes, *notes, *_grouped(parts.notes))
+        with run.writer.unit("attribution", again=True):
+            _keep(run.writer, sequence, positions, parts, found)
+        return run.finish(_summary(lm, sequence, positions, ids, logit, parts), parent=sequence.parent)
 
 
-def plan_attribute(
-    lm: LanguageModel | None, source: Any, *, answer: str | None = None, against: str | None = None, position: str = "last",
-    by_source: bool = False, **where: Any,
-) -> dict[str, Any]:  # fmt: skip
-    """What `attribute` would compute and write; keywords as there. Runs nothing."""
-    lm, sequence = read_source(lm, source, **where)
-    positions = sequence.positions(parse_where(position))
-    _asked(lm, answer, against, after=sequence.ids[: positions[-1] + 1])
+attribute = public(run_attribute, Attribute)
+
+
+def plan_attribute(lm: LanguageModel | None, request: Attribute) -> dict[str, Any]:
+    """What `attribute` would compute and write. Runs nothing."""
+    lm, sequence, positions, _, _ = _resolved(lm, request)
     n, anatomy = len(positions), lm.anatomy
     heads = sum(layer.n_heads for layer in anatomy.layers)
     rows = n * (heads + 2 * anatomy.n_layers + 2)
     tables = {"attribution": {"rows": rows, "bytes": 20 * rows}}
-    if by_source:
+    if request.by_source:
         rows = n * heads * len(sequence.ids)
         tables["attribution_sources"] = {"rows": rows, "bytes": 10 * rows}
     return {
-        "model": lm.name, "tokens": len(sequence.ids), "positions": n, "read_passes": 1 + by_source, "tables": tables,
+        "model": lm.name, "tokens": len(sequence.ids), "positions": n, "read_passes": 1 + request.by_source,
+        "tables": tables,
     }  # fmt: skip
 
 
-def _asked(
-    lm: LanguageModel, answer: str | None, against: str | None, *, after: list[int]
-) -> tuple[tuple[int, int | None] | None, list[str]]:
-    """The two tokens where they follow these ids, or None for the model's own answer."""
-    if answer is None:
-        if against is not None:
-            raise BadOption("against which answer?", hint="give --answer too")
-        return None, []
-    one, other, notes = two_answers(lm, answer, against, after=after)
-    return (one, other), notes
+def _resolved(
+    lm: LanguageModel | None, request: Attribute
+) -> tuple[LanguageModel, TokenSequence, list[int], tuple[int, int | None] | None, list[str]]:
+    """The model, the text, the positions, the two tokens (None for the model's own answer), and notes on them."""
+    lm, sequence = read_source(lm, request.source, request)
+    positions = sequence.positions(parse_where(request.position))
+    if request.answer is None:
+        return lm, sequence, positions, None, []
+    one, other, notes = two_answers(lm, request.answer, request.against, after=sequence.ids[: positions[-1] + 1])
+    return lm, sequence, positions, (one, other), notes
 
 
 def _parts(lm: LanguageModel, seen: Recording, ids: tuple[int, int | None]) -> tuple[Logit, Decomposition]:

@@ -2,95 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probe import store as stores
 from probe.comparing import recorded, residuals, sides, summary
 from probe.comparing.sides import Pair, Side
-from probe.errors import BadOption, BadPlace, BadPrompt, NonFinite, ProbeError
-from probe.interventions import Edit, edit_texts, parse_all
+from probe.errors import BadOption, BadPlace, BadPrompt, NonFinite
+from probe.interventions import edit_texts, parse_all
 from probe.language_model.chat import Chat
-from probe.texts import Prompt, TokenSequence, as_prompts, encode, prompt_columns
+from probe.requests import Compare, public
+from probe.running import Running, running
+from probe.texts import Failed, Prompt, TokenSequence, as_prompts, encode, hash_of, prompt_columns
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
-Progress = Callable[[str, int, int], None]
 
-
-def compare(
-    a: LanguageModel | stores.Run | str | Path, b: LanguageModel | stores.Run | str | Path, texts: Any = None, *,
-    edit: str | Iterable[str | Edit] = (), chat: bool = False, system: str | None = None,
-    template_options: Mapping[str, Any] | None = None, allow_template_loss: bool = False, seed: int = 0,
-    out: str | Path | None = None, resume: bool = False, progress: Progress | None = None,
-) -> stores.Run:  # fmt: skip
+def run_compare(request: Compare) -> stores.Run:
     """Where two models (A, B) differ on the same texts, or two runs of `trace` (or their paths) on what they share.
 
-    texts: as in `trace`. edit: changes of B's activations, so that a model can be compared with itself under an edit; A
-    and B may be one object. chat, system, template_options, allow_template_loss: apply A's chat template, as in
-    `trace`.
+    edit: changes of B's activations, so that a model can be compared with itself under an edit. The chat template is A's.
     Models of one vocabulary read the same ids: table `comparison`, a row a token (its log-prob by each, KL both ways,
     Jensen-Shannon, total variation and 1 - TV, the acceptance rate if one drafted for the other), and `similarity`, a row a
     layer (cosine, linear CKA). With different tokenizers only log-probs are compared, summed between the characters
     where both have a boundary: table `segments`. Two runs are compared by what was recorded, up to where their texts part.
     Raises `BadPrompt`, `BadOption`, `BadEdit`, `RunError`, `NonFinite`.
     """
-    how = Chat(chat, system, template_options or {}, allow_template_loss)
-    if isinstance(a, stores.Run | str | Path) and isinstance(b, stores.Run | str | Path):
-        if texts is not None or edit or how != Chat():
-            raise BadOption("two runs hold their own texts", hint="leave out the text, --edit, --chat and its options")
-        return _compare_runs(stores.open_run(a), stores.open_run(b), seed=seed, out=out, resume=resume)
-    if isinstance(a, stores.Run | str | Path) or isinstance(b, stores.Run | str | Path):
-        raise BadOption("one is a run and the other a model", hint="give two models and a text, or two runs")
-    pair, inputs = _prepared(a, b, texts, edit, how)
-    path = stores.place_for("compare", out, resume=resume)
-    with stores.create(path, command="compare", arguments=_arguments(pair, inputs, how), resume=resume) as writer:
-        sequences, failed = _encoded(pair, inputs, how)
+    if request.of_runs:
+        return _compare_runs(stores.open_run(request.a), stores.open_run(request.b), request)
+    pair, inputs = _prepared(request)
+    a, b = pair.a.lm, pair.b.lm
+    with running(request, a, dtype_b=str(b.dtype), texts_sha256=hash_of(inputs)) as run:
+        sequences, failed = _encoded(pair, inputs, request)
         if failed and len(inputs) == 1:
-            raise failed[0][1]
+            raise failed[0].error
         chosen = residuals.sample([len(s.ids) for s in sequences])
         for i, (sequence, positions) in enumerate(zip(sequences, chosen, strict=True)):
             key = f"text-{sequence.prompt.prompt_id}"
-            if writer.whole or (writer.done(key) and not positions):
+            if run.writer.whole or (run.writer.done(key) and not positions):
                 continue
             try:
-                with writer.unit(key, again=True):  # what is done gives its sample of the streams once more
+                with run.writer.unit(key, again=True):  # what is done gives its sample of the streams once more
                     columns = _columns(pair, sequence, positions)
-                    writer.write("prompts", prompt_columns([sequence], []))
-                    _write(writer, sequence.prompt.prompt_id, columns)
+                    run.write("prompts", prompt_columns([sequence], []))
+                    _write(run, sequence.prompt.prompt_id, columns)
             except (BadPrompt, BadPlace, NonFinite) as error:
                 if len(inputs) == 1:
                     raise
-                failed.append((sequence.prompt._replace(error=error.message), error))
+                failed.append(Failed(sequence.prompt._replace(error=error.message), error))
                 continue
-            if progress:
-                progress("comparing", i + 1, len(sequences))
+            run.report("comparing", i + 1, len(sequences))
         if len(failed) == len(inputs):
-            raise failed[0][1]
-        if not writer.done("texts"):
-            with writer.unit("texts"):
-                writer.write("prompts", prompt_columns([], [prompt for prompt, _ in failed]))
+            raise failed[0].error
+        if not run.writer.done("texts"):
+            with run.writer.unit("texts"):
+                run.write("prompts", prompt_columns([], [one.prompt for one in failed]))
                 if pair.samples[0] and any(positions for positions in chosen):
-                    writer.write("similarity", residuals.similarity_columns(*pair.samples))
-        _warn(writer, pair, sequences)
-        return writer.finish(
-            summary=_summary(writer, pair, seed=seed, errors=len(failed)), model=pair.a.lm.identity,
-            other_model=pair.b.lm.identity, anatomy=pair.a.lm.anatomy.to_dict(), seed=seed,
-        )  # fmt: skip
+                    run.write("similarity", residuals.similarity_columns(*pair.samples))
+        run.warn(*_notes(pair, sequences))
+        summary = _summary(run.writer, pair, seed=request.seed, errors=len(failed))
+        return run.finish(summary, seed=request.seed, other_model=b.identity)
 
 
-def plan_compare(a: LanguageModel, b: LanguageModel, texts: Any, **what: Any) -> dict[str, Any]:
-    """What `compare` of two models would compute and write, without running them; keywords as there."""
-    how = Chat(
-        what.get("chat", False), what.get("system"), what.get("template_options") or {},
-        what.get("allow_template_loss", False),
-    )  # fmt: skip
-    pair, inputs = _prepared(a, b, texts, what.get("edit", ()), how)
-    sequences, failed = _encoded(pair, inputs, how)
+compare = public(run_compare, Compare)
+
+
+def plan_compare(request: Compare) -> dict[str, Any]:
+    """What `compare` of two models would compute and write, without running them."""
+    if request.of_runs:
+        raise BadOption("comparing two runs runs no model", hint="leave out --dry-run")
+    pair, inputs = _prepared(request)
+    a, b = pair.a.lm, pair.b.lm
+    sequences, failed = _encoded(pair, inputs, request)
     if not sequences:
-        raise failed[0][1]
+        raise failed[0].error
     tokens = sum(len(s.ids) for s in sequences)
     table, size = ("comparison", 110) if pair.by_tokens else ("segments", 60)
     weights = sum(p.numel() * p.element_size() for lm in {a, b} for p in lm.model.parameters())
@@ -105,32 +90,28 @@ def plan_compare(a: LanguageModel, b: LanguageModel, texts: Any, **what: Any) ->
     }  # fmt: skip
 
 
-def _prepared(
-    a: LanguageModel, b: LanguageModel, texts: Any, edit: str | Iterable[str | Edit], how: Chat
-) -> tuple[Pair, list[Prompt]]:
-    if texts is None:
-        raise BadOption("two models need a text to read", hint="give one after them, or a file of texts with --file")
-    how.check()
+def _prepared(request: Compare) -> tuple[Pair, list[Prompt]]:
+    """Both sides and the texts. Raises `BadOption` and `BadEdit` for what they cannot be asked."""
+    a, b = request.a, request.b
     same = sides.one_vocabulary(a, b)
-    if how.apply and not same:
+    if request.chat and not same:
         raise BadOption(
             "a chat has another text for each tokenizer", hint="leave out --chat, or render the text yourself"
         )
     why = residuals.why_not(a, b) if same else "the tokenizers differ: their positions are not the same places"
-    return Pair(Side(a), Side(b, parse_all(b, edit)), same, why, edit_texts(edit)), list(as_prompts(texts))
+    inputs = as_prompts(request.texts, kind=request.format, column=request.column)
+    return Pair(Side(a), Side(b, parse_all(b, request.edit)), same, why, edit_texts(request.edit)), list(inputs)
 
 
-def _encoded(
-    pair: Pair, inputs: list[Prompt], how: Chat
-) -> tuple[list[TokenSequence], list[tuple[Prompt, ProbeError]]]:
+def _encoded(pair: Pair, inputs: list[Prompt], request: Compare) -> tuple[list[TokenSequence], list[Failed]]:
     """Every text that both can read, in A's tokens, and every one that they can't with its reason."""
     found: list[TokenSequence] = []
-    failed: list[tuple[Prompt, ProbeError]] = []
+    failed: list[Failed] = []
     for prompt in inputs:
         try:
             if not pair.by_tokens and not isinstance(prompt.content, str):
                 raise BadPrompt("a chat has another text for each tokenizer", hint="give the text itself")
-            sequence = encode(pair.a.lm, prompt, how)
+            sequence = encode(pair.a.lm, prompt, Chat.of(request))
             if pair.by_tokens:
                 sides.check_length(pair.b.lm, sequence.ids)
                 if len(sequence.ids) < 2:
@@ -139,7 +120,7 @@ def _encoded(
                     )
             found.append(sequence)
         except BadPrompt as error:
-            failed.append((prompt._replace(error=error.message), error))
+            failed.append(Failed(prompt._replace(error=error.message), error))
     return found, failed
 
 
@@ -152,24 +133,25 @@ def _columns(pair: Pair, sequence: TokenSequence, positions: list[int]) -> dict[
     return columns
 
 
-def _write(writer: stores.Writer, prompt_id: int, columns: dict[str, Any]) -> None:
+def _write(run: Running, prompt_id: int, columns: dict[str, Any]) -> None:
     table = "segments" if "segment" in columns else "comparison"
-    writer.write(table, {"prompt_id": [prompt_id] * len(columns["text_start"]), **columns})
+    run.write(table, {"prompt_id": [prompt_id] * len(columns["text_start"]), **columns})
 
 
-def _warn(writer: stores.Writer, pair: Pair, sequences: list[TokenSequence]) -> None:
+def _notes(pair: Pair, sequences: list[TokenSequence]) -> list[str]:
+    """What a reader of the comparison must know."""
     a, b = pair.a.lm, pair.b.lm
-    for note in dict.fromkeys(note for sequence in sequences for note in sequence.notes):
-        writer.warn(note)
+    notes = list(dict.fromkeys(note for sequence in sequences for note in sequence.notes))
     if not pair.by_tokens:
-        return
+        return notes
     if a.anatomy.d_vocab != b.anatomy.d_vocab:
-        writer.warn(
+        notes.append(
             f"A has {a.anatomy.d_vocab:,} ids and B {b.anatomy.d_vocab:,}: distances are of the distributions over the first "
             f"{pair.shared:,}; the others had a probability of at most {pair.beyond:.2g}"
         )
     if a is not b and any(_cut_otherwise(b, s) for s in sequences if isinstance(s.prompt.content, str)):
-        writer.warn("B's tokenizer would cut the text otherwise; both read the tokens of A")
+        notes.append("B's tokenizer would cut the text otherwise; both read the tokens of A")
+    return notes
 
 
 def _cut_otherwise(lm: LanguageModel, sequence: TokenSequence) -> bool:
@@ -199,19 +181,15 @@ def _summary(writer: stores.Writer, pair: Pair, *, seed: int, errors: int) -> di
     return {**found, "similarity": summary.of_layers(writer.read("similarity"))}
 
 
-def _compare_runs(
-    a: stores.Run, b: stores.Run, *, seed: int, out: str | Path | None, resume: bool
-) -> stores.Run:  # fmt: skip
+def _compare_runs(a: stores.Run, b: stores.Run, request: Compare) -> stores.Run:
     """What two runs recorded of the same text. Distributions were not recorded, so there are no distances."""
     same = recorded.one_tokenizer(a, b)
     matched = recorded.pairs(a, b)
     partings = []
-    about = {"a": a.run_id, "b": b.run_id}
-    path = stores.place_for("compare", out, resume=resume)
-    with stores.create(path, command="compare", arguments=about, resume=resume) as writer:
-        if writer.whole:
-            return writer.whole
-        with writer.unit("compare", again=True):
+    with running(request, None, run_a=a.run_id, run_b=b.run_id) as run:
+        if run.writer.whole:
+            return run.writer.whole
+        with run.writer.unit("compare", again=True):
             for number, other in matched:
                 if same:
                     columns, parting = recorded.by_tokens(a, b, number, other)
@@ -221,11 +199,11 @@ def _compare_runs(
                     columns = recorded.by_characters(a, b, number, other, str(prompt))
                     if not columns["segment"]:
                         raise BadPrompt("the two texts share no boundary", hint="compare longer runs")
-                _write(writer, number, columns)
-        found = _summary_of_runs(writer, a, b, same=same, seed=seed)
-        return writer.finish(
-            summary={**found, "partings": partings}, model=a.manifest.get("model"), other_model=b.manifest.get("model"),
-            seed=seed,
+                _write(run, number, columns)
+        summary = _summary_of_runs(run.writer, a, b, same=same, seed=request.seed)
+        return run.finish(
+            {**summary, "partings": partings}, seed=request.seed, model=a.manifest.get("model"),
+            other_model=b.manifest.get("model"),
         )  # fmt: skip
 
 
@@ -248,11 +226,3 @@ def _texts(run: stores.Run) -> dict[int, str]:
     """Ids that occur in a run, as text: the tokenizer is not loaded for two runs."""
     rows = run.scan("tokens", columns=["token_id", "token"])
     return dict(zip(rows["token_id"].to_pylist(), rows["token"].to_pylist(), strict=True))
-
-
-def _arguments(pair: Pair, inputs: list[Prompt], how: Chat) -> dict[str, Any]:
-    a, b = pair.a.lm, pair.b.lm
-    return {
-        "a": a.title, "b": b.title, "dtype_a": str(a.dtype), "dtype_b": str(b.dtype), "edit": pair.edit,
-        "prompts": len(inputs), **how.arguments(),
-    }  # fmt: skip

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +11,11 @@ from torch import Tensor
 from probe import store as stores
 from probe.capturing import MemorySink, read
 from probe.capturing.logits import row_guesses, unembedding
-from probe.errors import BadEdit, BadOption
+from probe.errors import BadEdit
 from probe.interventions import Edit, applying, parse_all
 from probe.language_model.following import first_token
+from probe.requests import Lens, public
+from probe.running import running
 from probe.sites import SITES, parse_places, parse_where, resolve
 from probe.texts import TokenSequence, prompt_columns, read_source, scored_columns
 
@@ -24,81 +24,66 @@ if TYPE_CHECKING:
     from probe.language_model import LanguageModel
     from probe.scoring import Scores
 
-Progress = Callable[[str, int, int], None]
 ROW_BYTES = 86
 
 
-def lens(
-    lm: LanguageModel | None, source: Any, *, target: str | None = None, position: str = "all",
-    edit: str | Iterable[str | Edit] = (), top: int = 5, seed: int = 0, out: str | Path | None = None, resume: bool = False,
-    progress: Progress | None = None, **where: Any,
-) -> stores.Run:  # fmt: skip
+def run_lens(lm: LanguageModel | None, request: Lens) -> stores.Run:
     """What each layer would answer at each position: head(final_norm(resid_post)), with the head's scale and cap
     (nostalgebraist 2020), which is the model whose later writes are silent.
 
-    source: a prompt (text or chat messages), or a run (or its path), whose ids are read; then `lm` may be None for the
-    run's own model. target: a text whose first token is followed at each position; without it, the token that follows,
-    and at the last position the final top token. position: as in places, `last`, `3..9`, `tok=Paris`. edit: changes of
-    activations (`z@5.3=zero`) while the text is read. where: chat, system; prompt_id, branch, other_model; split.
+    Of a run the ids are read; then `lm` may be None for the run's own model. Without a target the token that follows is
+    followed at each position, and at the last one the final top token. The edits hold while the text is read.
 
     Tables: `lens` (layer x position; KL(final || layer) in nats), `lens_positions` (from which layer on the top token no
     longer changes), `prompts`, `tokens`. Raises `SiteAbsent` where norm and head could not be verified, `BadPrompt`,
     `BadPlace`, `BadEdit`, `BadOption`, `RunError`, `NonFinite`.
     """
-    lm, sequence = read_source(lm, source, **where)
-    positions = sequence.positions(parse_where(position))
-    edits, notes = _edits(lm, edit, seed), _notes(sequence, edit)
-    if top < 1:
-        raise BadOption(f"top is {top}", hint="it is at least 1")
-    wanted = None
-    if target is not None:
-        wanted, said = first_token(lm, target, "target", after=sequence.ids[: positions[-1] + 1])
-        notes += said
-    arguments: dict[str, Any] = {
-        "source": sequence.run.run_id if sequence.run else None, "ids": sequence.ids, "target": target, "position": position,
-        "edit": [str(e) for e in edits], "top": top, "model": lm.name, "dtype": str(lm.dtype), "seed": seed,
-    }  # fmt: skip
-    path = stores.place_for("lens", out, word=(target or "").strip(), resume=resume)
-    with stores.create(path, command="lens", arguments=arguments, resume=resume) as writer:
-        if writer.whole:
-            return writer.whole
-        if progress:
-            progress("reading", 0, 1)
-        scores, tables, targets = _guessed(lm, sequence, positions, edits, wanted, top)
-        if progress:
-            progress("reading", 1, 1)
-        for note in notes:
-            writer.warn(note)
-        with writer.unit("lens", again=True):
-            settled = _keep(lm, writer, sequence, scores, tables, positions, targets)
-        return writer.finish(
-            summary=_summary(lm, sequence, tables, settled, target, arguments["edit"]), model=lm.identity,
-            anatomy=lm.anatomy.to_dict(), seed=seed, parent=sequence.parent,
-        )  # fmt: skip
+    lm, sequence, positions, wanted, notes = _resolved(lm, request)
+    edits = _edits(lm, request)
+    source = sequence.run.run_id if sequence.run else None
+    with running(request, lm, word=(request.target or "").strip(), source_run=source, ids=sequence.ids) as run:
+        if run.writer.whole:
+            return run.writer.whole
+        run.report("reading", 0, 1)
+        scores, tables, targets = _guessed(lm, sequence, positions, edits, wanted, request.top)
+        run.report("reading", 1, 1)
+        run.warn(*_notes(sequence, edits), *notes)
+        with run.writer.unit("lens", again=True):
+            settled = _keep(lm, run.writer, sequence, scores, tables, positions, targets)
+        summary = _summary(lm, sequence, tables, settled, request.target, [str(edit) for edit in edits])
+        return run.finish(summary, seed=request.seed, parent=sequence.parent)
 
 
-def plan_lens(
-    lm: LanguageModel | None, source: Any, *, position: str = "all", top: int = 5, **more: Any
-) -> dict[str, Any]:
-    """What `lens` would compute and write; keywords as there. Runs nothing."""
-    edit, target, seed = more.pop("edit", ()), more.pop("target", None), more.pop("seed", 0)
-    lm, sequence = read_source(lm, source, **more)
-    _edits(lm, edit, seed)
-    positions = sequence.positions(parse_where(position))
-    if target is not None:
-        first_token(lm, target, "target", after=sequence.ids[: positions[-1] + 1])
+lens = public(run_lens, Lens)
+
+
+def plan_lens(lm: LanguageModel | None, request: Lens) -> dict[str, Any]:
+    """What `lens` would compute and write. Runs nothing."""
+    lm, sequence, positions, _, _ = _resolved(lm, request)
+    _edits(lm, request)
     n, layers = len(positions), lm.anatomy.n_layers
     return {
         "model": lm.name, "tokens": len(sequence.ids), "positions": n, "read_passes": 1,
         "tables": {
-            "lens": {"rows": n * layers, "bytes": n * layers * (ROW_BYTES - 56 + 14 * top)},
+            "lens": {"rows": n * layers, "bytes": n * layers * (ROW_BYTES - 56 + 14 * request.top)},
             "lens_positions": {"rows": n, "bytes": n * 40},
         },
     }  # fmt: skip
 
 
-def _edits(lm: LanguageModel, given: str | Iterable[str | Edit], seed: int) -> tuple[Edit, ...]:
-    edits = parse_all(lm, given, seed=seed)
+def _resolved(
+    lm: LanguageModel | None, request: Lens
+) -> tuple[LanguageModel, TokenSequence, list[int], int | None, list[str]]:
+    """The model, the text, the positions, the target's token, and what has to be said of it."""
+    lm, sequence = read_source(lm, request.source, request)
+    positions = sequence.positions(parse_where(request.position))
+    if request.target is None:
+        return lm, sequence, positions, None, []
+    return lm, sequence, positions, *first_token(lm, request.target, "target", after=sequence.ids[: positions[-1] + 1])
+
+
+def _edits(lm: LanguageModel, request: Lens) -> tuple[Edit, ...]:
+    edits = parse_all(lm, request.edit, seed=request.seed)
     for edit in edits:
         if SITES[edit.cell.site].after_blocks:
             raise BadEdit(
@@ -107,11 +92,11 @@ def _edits(lm: LanguageModel, given: str | Iterable[str | Edit], seed: int) -> t
     return edits
 
 
-def _notes(sequence: TokenSequence, edit: object) -> list[str]:
+def _notes(sequence: TokenSequence, edits: tuple[Edit, ...]) -> list[str]:
     """What has to be said of how a chat was rendered, and of a run that was made under edits which are not at work now."""
     notes = list(sequence.notes)
     made = (sequence.run.manifest["arguments"].get("edit") if sequence.run else None) or []
-    if made and isinstance(made, list) and not edit:
+    if made and isinstance(made, list) and not edits:
         notes.append(
             f"the run was made with edits ({'; '.join(map(str, made))}): give them with --edit to see them at work"
         )

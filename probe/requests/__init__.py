@@ -1,26 +1,46 @@
 """What can be asked of each verb, as frozen plain values: a public function's keywords, a command's options, a manifest's
 `arguments`. Imports nothing heavy, runs nothing."""
 
+from probe.requests.attribute import Attribute
 from probe.requests.base import Progress, Request, public
-from probe.requests.groups import FROM_TABLE, ChatOptions, FileOptions, plain_prompts, prompts_of, sampling_of
+from probe.requests.compare import Compare
+from probe.requests.groups import (
+    FROM_TABLE,
+    ChatOptions,
+    FileOptions,
+    SourceOptions,
+    plain_prompts,
+    prompts_of,
+    sampling_of,
+)  # fmt: skip
+from probe.requests.lens import Lens
 from probe.requests.options import Option, options_of, plain
 from probe.requests.rewind import Importance, Rewind
 from probe.requests.sampling import Sampling
+from probe.requests.steer import MakeDirection, Steer
 from probe.requests.trace import Trace
 
-REQUESTS: dict[str, type[Request]] = {kind.command: kind for kind in (Trace, Rewind, Importance)}
+REQUESTS: dict[str, type[Request]] = {
+    kind.command: kind for kind in (Attribute, Compare, Importance, Lens, MakeDirection, Rewind, Steer, Trace)
+}
 
 __all__ = [
     "FROM_TABLE",
     "REQUESTS",
+    "Attribute",
     "ChatOptions",
+    "Compare",
     "FileOptions",
     "Importance",
+    "Lens",
+    "MakeDirection",
     "Option",
     "Progress",
     "Request",
     "Rewind",
     "Sampling",
+    "SourceOptions",
+    "Steer",
     "Trace",
     "options_of",
     "plain",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
@@ -63,6 +63,11 @@ class Request:
                 f"'{min(unknown)}' is no option of {cls.command}", hint="the run is of another version of probe"
             )
         return cls(**{name: make(value) if (make := makers[name]) else value for name, value in arguments.items()})
+
+    def on(self, lm: Any) -> Self:
+        """The same request with a loaded model where it has a field for one."""
+        live = {"lm": lm}
+        return replace(self, **live) if any(f.name == "lm" for f in fields(self)) else self
 
     @classmethod
     def function(cls) -> Callable[..., Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,20 +21,25 @@ def plain_prompts(prompts: Any) -> Any:
     were read from a stream, {"table": "prompts"}: the run's own table has them."""
     if isinstance(prompts, Path):
         return {"file": str(prompts)}
-    if isinstance(prompts, str) or (isinstance(prompts, list) and len(prompts) <= KEPT):
+    if prompts is None or isinstance(prompts, str) or (isinstance(prompts, list) and len(prompts) <= KEPT):
         return plain(prompts)
     return FROM_TABLE
-
-
-def prompts_of(argument: Any) -> Any:
-    """What `plain_prompts` made such a value of; {"table": …} stays, for the run to replace."""
-    return Path(argument["file"]) if isinstance(argument, dict) and "file" in argument else argument
 
 
 def plain_run(run: Any) -> str | None:
     """A run as a manifest holds it: where it lies, or its id if it is in memory only."""
     path = getattr(run, "path", run)
     return str(run.run_id) if path is None and run is not None else None if path is None else str(Path(path).absolute())
+
+
+def plain_source(source: Any) -> Any:
+    """A prompt, or a run in its place, as a manifest holds it."""
+    return plain_run(source) if isinstance(source, Path) or hasattr(source, "run_id") else plain(source)
+
+
+def prompts_of(argument: Any) -> Any:
+    """What `plain_prompts` made such a value of; {"table": …} stays, for the run to replace."""
+    return Path(argument["file"]) if isinstance(argument, dict) and "file" in argument else argument
 
 
 def sampling_of(argument: Any) -> Sampling | None:
@@ -91,3 +96,29 @@ class ChatOptions:
             object.__setattr__(self, "template_options", parse_options(given or ()))
         if self.system is not None and not self.chat:
             raise BadOption("a system message needs the chat template", hint="add --chat")
+
+
+Source = Annotated[
+    Any,
+    Option(
+        "A prompt, or the directory of a run.", argument=True, metavar="RUN|PROMPT", shell=str, to_plain=plain_source
+    ),
+]
+Position = Annotated[str, Option("Positions: all, last, 7, 3..9, tok=Paris, step3.", ("--position", "-p"))]
+Seed = Annotated[int, Option("Seeds every random choice.", minimum=0)]
+Edits = Annotated[
+    str | Iterable[Any],
+    Option("Change activations: PLACE=OP, e.g. z@5.3=zero; repeatable.", ("--edit", "-e"), shell=list[str] | None),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions(ChatOptions):
+    """Which text is read: of a prompt, or of a run, whose ids stand as they are."""
+
+    prompt_id: Annotated[int | None, Option("Which prompt of the run.", ("--prompt",), minimum=0)] = None
+    branch: Annotated[int, Option("Which branch of a run made by rewind.", minimum=0)] = 0
+    split: Annotated[str, Option("How steps are cut, for positions such as step3.", hidden=True)] = "sentence"
+    other_model: Annotated[
+        bool, Option("The run may be read by other weights, with the same tokenizer.", hidden=True)
+    ] = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,64 +13,61 @@ from probe import store as stores
 from probe.capturing import MemorySink, read
 from probe.errors import BadOption, NonFinite
 from probe.interventions import cells, save_direction
+from probe.requests import MakeDirection, public
+from probe.running import Running, running
 from probe.sites import SITES
 from probe.steering.evidence import Evidence, separation
-from probe.texts import TokenSequence, batches, encode_each, padded, prompt_columns
+from probe.texts import TokenSequence, as_prompts, batches, encode_each, padded, prompt_columns
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
     from probe.sites import Cell
 
-Progress = Callable[[str, int, int], None]
 TOKENS = 4096  # padded, read together
 
 
-def make_direction(
-    lm: LanguageModel, positive: Any, negative: Any, *, at: str, to: str | Path, seed: int = 0,
-    out: str | Path | None = None, resume: bool = False, progress: Progress | None = None,
-) -> stores.Run:  # fmt: skip
+def run_make_direction(lm: LanguageModel, request: MakeDirection) -> stores.Run:
     """mean(positive) - mean(negative) at one place (Turner et al. 2023, 2308.10248; Rimsky et al. 2023, 2312.06681), saved
-    at `to` for `--edit PLACE=add:FILE:STRENGTH`.
+    for `--edit PLACE=add:FILE:STRENGTH`.
 
-    positive, negative: texts, or a `Path` to a file of them. at: a place of one layer (of one head where the site has
-    heads), its positions `last` unless it names others; a text's positions are averaged, each text counts once. seed: of
-    the shuffled labels. Table: `projections`. Raises `BadOption`, `BadPrompt`, `BadPlace`, `BadEdit`, `NonFinite`.
+    The place's positions are `last` unless it names others; a text's positions are averaged, each text counts once. The
+    seed is that of the shuffled labels. Table: `projections`. Raises `BadOption`, `BadPrompt`, `BadPlace`, `BadEdit`,
+    `NonFinite`.
     """
-    cell = _cell(lm, at)
-    names = ("positive", "negative")
-    sets = [encode_each(lm, texts, name) for name, texts in zip(names, (positive, negative), strict=True)]
-    sequences = [sequence for own in sets for sequence in own]
-    labels = np.asarray([True] * len(sets[0]) + [False] * len(sets[1]))
-    arguments = {
-        "at": at, "to": str(to), "model": lm.name, "dtype": str(lm.dtype), "seed": seed,
-        **{name: [s.ids for s in own] for name, own in zip(names, sets, strict=True)},
-    }  # fmt: skip
-    path = stores.place_for("steer", out, word=Path(to).stem, resume=resume)
-    with stores.create(path, command="steer", arguments=arguments, resume=resume) as writer:
-        if writer.whole and Path(to).exists():
-            return writer.whole
-        x, size = _vectors(lm, sequences, cell, progress)
+    cell, to = _cell(lm, request.at), Path(request.to)
+    sets = {name: encode_each(lm, as_prompts(getattr(request, name)), name) for name in ("positive", "negative")}
+    sequences = [sequence for own in sets.values() for sequence in own]
+    labels = np.asarray([name == "positive" for name, own in sets.items() for _ in own])
+    ids = {f"{name}_ids": [s.ids for s in own] for name, own in sets.items()}
+    with running(request, lm, word=to.stem, **ids) as run:
+        if run.writer.whole and to.exists():
+            return run.writer.whole
+        x, size = _vectors(lm, run, sequences, cell)
         vector = x[labels].mean(0) - x[~labels].mean(0)
         norm = float(np.linalg.norm(vector))
         if norm <= 1e-6 * size:
             raise BadOption(
                 "the two sets have the same mean there: the direction is zero", hint="other texts, or another place"
             )
-        found = separation(x, labels, seed=seed)
-        summary = _summary(cell, sets, norm, size, found, str(to))
+        evidence = separation(x, labels, seed=request.seed)
+        summary = _summary(cell, labels, norm, size, evidence, str(request.to))
         head = cell.heads[0] if cell.heads else None
         save_direction(
             to, lm, torch.from_numpy(vector), site=cell.site, layer=cell.layer, head=head, made=_made(summary)
         )
         for number, sequence in enumerate(sequences):
             sequence.prompt = sequence.prompt._replace(prompt_id=number)
-        with writer.unit("direction", again=True):
-            writer.write("prompts", prompt_columns(sequences, []))
-            writer.write("projections", {
+        with run.writer.unit("direction", again=True):
+            run.write("prompts", prompt_columns(sequences, []))
+            run.write("projections", {
                 "prompt_id": list(range(len(labels))), "label": ["positive" if own else "negative" for own in labels],
-                "projection": x @ vector / norm, "correct": [None] * len(labels) if found is None else found.correct.tolist(),
+                "projection": x @ vector / norm,
+                "correct": [None] * len(labels) if evidence is None else evidence.correct.tolist(),
             })  # fmt: skip
-        return writer.finish(summary=summary, model=lm.identity, anatomy=lm.anatomy.to_dict(), seed=seed)
+        return run.finish(summary, seed=request.seed)
+
+
+make_direction = public(run_make_direction, MakeDirection)
 
 
 def _cell(lm: LanguageModel, at: str) -> Cell:
@@ -90,9 +86,7 @@ class _Values(MemorySink):
         self.value = values
 
 
-def _vectors(
-    lm: LanguageModel, sequences: list[TokenSequence], cell: Cell, progress: Progress | None
-) -> tuple[np.ndarray, float]:
+def _vectors(lm: LanguageModel, run: Running, sequences: list[TokenSequence], cell: Cell) -> tuple[np.ndarray, float]:
     """One vector a text, (n, d) float64, the mean over its positions; and the mean norm of an activation there."""
     found, norms = [], []
     for batch in batches(sequences, generate=0, tokens=TOKENS):
@@ -103,8 +97,7 @@ def _vectors(
             own = value[torch.tensor(where, device=value.device)].double().cpu().numpy()
             found.append(own.mean(0))
             norms.append(np.linalg.norm(own, axis=-1).mean())
-        if progress:
-            progress("reading", len(found), len(sequences))
+        run.report("reading", len(found), len(sequences))
     x = np.stack(found)
     if not np.isfinite(x).all():
         raise NonFinite("activations there are not finite numbers", hint="try --dtype float32")
@@ -112,14 +105,14 @@ def _vectors(
 
 
 def _summary(
-    cell: Cell, sets: list[list[TokenSequence]], norm: float, size: float, found: Evidence | None, to: str
+    cell: Cell, positive: np.ndarray, norm: float, size: float, evidence: Evidence | None, to: str
 ) -> dict[str, Any]:
     return {
         "direction": to, "site": cell.site, "layer": cell.layer, "head": cell.heads[0] if cell.heads else None,
-        "positions": str(cell.positions), "positive": len(sets[0]), "negative": len(sets[1]), "norm": norm,
-        "relative_norm": norm / size, "mean_norm": size, "accuracy": found.accuracy if found else None,
-        "shuffled": found.shuffled if found else None, "shuffled_high": found.shuffled_high if found else None,
-        "p_value": found.p_value if found else None,
+        "positions": str(cell.positions), "positive": int(positive.sum()), "negative": int((~positive).sum()), "norm": norm,
+        "relative_norm": norm / size, "mean_norm": size, "accuracy": evidence.accuracy if evidence else None,
+        "shuffled": evidence.shuffled if evidence else None, "shuffled_high": evidence.shuffled_high if evidence else None,
+        "p_value": evidence.p_value if evidence else None,
     }  # fmt: skip
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,17 +16,17 @@ from probe.errors import BadEdit, BadOption, NonFinite
 from probe.interventions import Add, Direction, applying, cells, check_edits, load_direction
 from probe.language_model.following import two_answers
 from probe.patterns import Pattern
+from probe.requests import Steer, public
+from probe.requests.steer import MATCHING
+from probe.running import Running, running
 from probe.steering.effects import strengths_of
-from probe.texts import TokenSequence, encode_each, prompt_columns
+from probe.texts import TokenSequence, as_prompts, encode_each, prompt_columns
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
     from probe.sites import Cell
 
-Progress = Callable[[str, int, int], None]
-STRENGTHS = (-8.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 8.0)
 HELD = 2**25  # logits at once
-_MATCHING = "as 'good|great'"
 
 
 class Push(NamedTuple):
@@ -37,77 +36,55 @@ class Push(NamedTuple):
     strength: float
 
 
-def steer(
-    lm: LanguageModel, direction: str | Path, prompts: Any, *, at: str | None = None, answer: str | None = None,
-    against: str | None = None, matching: str | None = None, generate: int = 24, strengths: Iterable[float] = STRENGTHS,
-    controls: int = 20, seed: int = 0, out: str | Path | None = None, resume: bool = False,
-    progress: Progress | None = None,
-) -> stores.Run:  # fmt: skip
+def run_steer(lm: LanguageModel, request: Steer) -> stores.Run:
     """Add a direction at many strengths and measure what comes of it: h <- h + strength * v (Turner et al. 2023, 2308.10248).
 
-    direction: a file that `make_direction` wrote. at: where it is added (default: all positions of the place it was made
-    at). What is measured after each prompt is the log-prob of `answer` (less that of `against`), or, with `matching`,
-    whether a greedy continuation of `generate` tokens holds the regular expression. controls: random directions of the
-    same norm, isotropic. Every row is compared with strength 0 of its prompt, which is run too.
+    It is added at all positions of the place it was made at, if no other is named. What is measured after each prompt is the
+    log-prob of `answer` (less that of `against`), or, with `matching`, whether a greedy continuation of `generate` tokens
+    holds the regular expression. The random directions are isotropic. Every row is compared with strength 0 of its prompt,
+    which is run too.
     Tables: `steering` (a row a prompt, direction and strength), `steering_means` (a row a strength, with a bootstrap interval
     over prompts and the controls' spread). Raises `BadOption`, `BadEdit` (wrong size or model), `BadPrompt`, `NonFinite`.
     """
-    made = load_direction(direction, lm=lm)
-    cell = _cell(lm, made, at)
-    scale = sorted({0.0, *map(float, strengths)})
-    _check(answer, against, matching, controls, generate, scale)
-    sequences = encode_each(lm, prompts, "prompt")
+    made = load_direction(request.direction, lm=lm)
+    cell = _cell(lm, made, request.at)
+    inputs = as_prompts(request.prompts, kind=request.format, column=request.column)
+    sequences = encode_each(lm, inputs, "prompt")
     # what an answer's first token is, the prompt before it decides
-    tokens = [two_answers(lm, answer, against, after=s.ids) for s in sequences] if answer is not None else None
+    answer = request.answer
+    tokens = [two_answers(lm, answer, request.against, after=s.ids) for s in sequences] if answer is not None else None
+    scale, controls = request.scale, request.controls
     pushes = [Push(number, strength) for number in range(controls + 1) for strength in scale if strength or not number]
-    edits = _edits(cell, _vectors(made.vector, controls, seed), pushes)
-    arguments = {
-        "direction": str(direction), "at": at, "answer": answer, "against": against, "matching": matching,
-        "generate": generate, "strengths": scale, "controls": controls, "model": lm.name, "dtype": str(lm.dtype),
-        "prompts": [s.ids for s in sequences], "seed": seed, "vector": made.vector.tolist(),
-    }  # fmt: skip
-    path = stores.place_for("steer", out, word=Path(direction).stem, resume=resume)
-    with stores.create(path, command="steer", arguments=arguments, resume=resume) as writer:
-        for done, sequence in enumerate(sequences):
-            if not writer.done(f"prompt-{done}"):
-                measured = (
-                    _read(lm, sequence.ids, edits, *tokens[done][:2]) if tokens is not None
-                    else _written(lm, sequence.ids, edits, str(matching), generate)
-                )  # fmt: skip
-                with writer.unit(f"prompt-{done}"):
-                    _keep(writer, sequence, pushes, measured)
-            if progress:
-                progress("prompts", done + 1, len(sequences))
-        means = strengths_of(writer.read("steering").to_pylist(), scale, controls, seed=seed)
-        with writer.unit("means", again=True):
-            writer.write("steering_means", {name: [row[name] for row in means] for name in means[0]})
-        for text in [*(text for one in tokens or [] for text in one[2]), *_elsewhere(made, cell)]:
-            writer.warn(text)
-        summary = _summary(made, cell, answer, against, matching, len(sequences), controls, means)
-        return writer.finish(summary=summary, model=lm.identity, anatomy=lm.anatomy.to_dict(), seed=seed)
+    edits = _edits(cell, _vectors(made.vector, controls, request.seed), pushes)
+    came_to = {"prompt_ids": [s.ids for s in sequences], "vector": made.vector.tolist()}
+    with running(request, lm, word=Path(request.direction).stem, **came_to) as run:
+        units = ((f"prompt-{i}", i) for i in range(len(sequences)))
+        for unit, i in run.missing("prompts", units, total=len(sequences)):
+            ids = sequences[i].ids
+            measured = (
+                _read(lm, ids, edits, *tokens[i][:2]) if tokens is not None
+                else _written(lm, ids, edits, str(request.matching), request.generate)
+            )  # fmt: skip
+            with unit:
+                _keep(run, sequences[i], pushes, measured)
+        means = strengths_of(run.writer.read("steering").to_pylist(), scale, controls, seed=request.seed)
+        with run.writer.unit("means", again=True):
+            run.write("steering_means", {name: [row[name] for row in means] for name in means[0]})
+        run.warn(*(text for one in tokens or [] for text in one[2]), *_elsewhere(made, cell))
+        return run.finish(_summary(made, cell, request, len(sequences), means), seed=request.seed)
 
 
-def _keep(writer: stores.Writer, sequence: TokenSequence, pushes: list[Push], measured: list[dict[str, Any]]) -> None:
+steer = public(run_steer, Steer)
+
+
+def _keep(run: Running, sequence: TokenSequence, pushes: list[Push], measured: list[dict[str, Any]]) -> None:
     """The prompt, and a row for each push."""
     rows = [
         {"prompt_id": sequence.prompt.prompt_id, "control": push.number, "strength": push.strength, **found}
         for push, found in zip(pushes, measured, strict=True)
     ]
-    writer.write("prompts", prompt_columns([sequence], []))
-    writer.write("steering", {name: [row[name] for row in rows] for name in rows[0]})
-
-
-def _check(
-    answer: str | None, against: str | None, matching: str | None, controls: int, generate: int, scale: Sequence[float]
-) -> None:
-    if (answer is None) == (matching is None) or (against is not None and answer is None):
-        raise BadOption("what is to be measured?", hint="give --answer (and --against), or --matching REGEX")
-    if controls < 1 or generate < 1:
-        raise BadOption("a scan needs at least one control and one token", hint="as --controls 20 --generate 24")
-    if len(scale) < 2 or not all(map(math.isfinite, scale)):
-        raise BadOption("a scan needs strengths other than 0 that are numbers", hint="as --strengths -4,-2,2,4")
-    if matching is not None:
-        Pattern(matching, hint=_MATCHING)
+    run.write("prompts", prompt_columns([sequence], []))
+    run.write("steering", {name: [row[name] for row in rows] for name in rows[0]})
 
 
 def _cell(lm: LanguageModel, made: Direction, at: str | None) -> Cell:
@@ -179,17 +156,15 @@ def _written(
     with applying(lm, edits, ids=[list(ids)] * len(edits), longest=longest) as applied:
         drawn = branch(lm, [ids] * len(edits), [0], max_new=generate, sampling=Sampling(), edits=applied)
     texts = [lm.pieces(own[0].ids).text for own in drawn]
-    pattern = Pattern(matching, hint=_MATCHING)
+    pattern = Pattern(matching, hint=MATCHING)
     return [{"value": float(pattern.search(t) is not None), "kl": None, "lost": None, "text": t} for t in texts]
 
 
-def _summary(
-    made: Direction, cell: Cell, answer: str | None, against: str | None, matching: str | None, n: int, controls: int,
-    means: list[dict[str, Any]],
-) -> dict[str, Any]:  # fmt: skip
+def _summary(made: Direction, cell: Cell, request: Steer, prompts: int, means: list[dict[str, Any]]) -> dict[str, Any]:
+    metric = "log-prob of the answer, nats" if request.against is None else "log-prob, answer - against, nats"
     return {
         "site": cell.site, "layer": cell.layer, "positions": str(cell.positions), "norm": made.norm, "made": made.made,
-        "metric": f"share matching {matching!r}" if matching is not None else "log-prob of the answer, nats"
-        if against is None else "log-prob, answer - against, nats",
-        "answer": answer, "against": against, "prompts": n, "controls": controls, "strengths": means,
+        "metric": metric if request.matching is None else f"share matching {request.matching!r}",
+        "answer": request.answer, "against": request.against, "prompts": prompts, "controls": request.controls,
+        "strengths": means,
     }  # fmt: skip

@@ -12,7 +12,7 @@ from probe.texts.encoding import (
     padded,
     survey,
 )
-from probe.texts.prompts import Prompt, as_prompts, read_prompts
+from probe.texts.prompts import Prompt, as_prompts, hash_of, read_prompts
 from probe.texts.sequences import TokenSequence
 from probe.texts.trajectories import (
     Trajectory,
@@ -37,6 +37,7 @@ __all__ = [
     "encode_all",
     "encode_each",
     "encoded",
+    "hash_of",
     "padded",
     "prompt_columns",
     "read_prompts",

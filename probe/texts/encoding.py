@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from probe.errors import BadOption, BadPrompt, ProbeError
 from probe.language_model.chat import Chat
-from probe.texts.prompts import Prompt, as_prompts
+from probe.texts.prompts import Prompt
 from probe.texts.sequences import TokenSequence
 
 if TYPE_CHECKING:
@@ -69,12 +69,12 @@ def encode_all(lm: LanguageModel, prompts: Iterable[Prompt], chat: Chat) -> tupl
     return [one for one in found if isinstance(one, TokenSequence)], [one for one in found if isinstance(one, Failed)]
 
 
-def encode_each(lm: LanguageModel, texts: Any, name: str) -> list[TokenSequence]:
-    """Texts, or a `Path` to a file of them, each finished; `name` is what an error calls one.
+def encode_each(lm: LanguageModel, prompts: Iterable[Prompt], name: str) -> list[TokenSequence]:
+    """Every prompt, finished; `name` is what an error calls one.
 
     Raises `BadPrompt` and `BadOption`, also where only one of them cannot be run.
     """
-    sequences, failed = encode_all(lm, as_prompts(texts), Chat())
+    sequences, failed = encode_all(lm, prompts, Chat())
     if failed:
         raise BadOption(f"a {name} text cannot be run: {failed[0].error.message}", hint=failed[0].error.hint)
     for sequence in sequences:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Sequence
@@ -75,6 +76,14 @@ def system_of(text: str) -> str | None:
     messages = _messages(text)
     first = messages[0] if _is_chat(messages) else {}
     return str(joined(0, first)["content"]) if first.get("role") == "system" else None
+
+
+def hash_of(prompts: Iterable[Prompt]) -> str:
+    """Of all the prompts' texts: a resume must be asked for the same."""
+    texts = hashlib.sha256()
+    for i, prompt in enumerate(prompts):
+        texts.update(("\x1e" * bool(i) + prompt.text).encode("utf-8", "surrogatepass"))
+    return texts.hexdigest()
 
 
 def read_prompts(source: Path | BinaryIO, *, kind: str | None = None, column: str | None = None) -> Sequence[Prompt]:

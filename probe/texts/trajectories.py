@@ -12,6 +12,7 @@ import pandas as pd
 from probe.errors import BadOption, RunError
 from probe.language_model import Pieces, check_model, model_of, same_tokenizer
 from probe.language_model.chat import Chat
+from probe.requests import SourceOptions
 from probe.spans import Step, check_split, steps_from
 from probe.store import Run, run_of
 from probe.texts.columns import scored_step_columns
@@ -84,39 +85,31 @@ def recorded_sequence(run: Run, lm: LanguageModel, prompt_id: int, branch: int, 
     return sequence
 
 
-def read_source(
-    lm: LanguageModel | None, source: Any, *, chat: bool = False, system: str | None = None,
-    template_options: Mapping[str, Any] | None = None, allow_template_loss: bool = False,
-    prompt_id: int | None = None, branch: int = 0, split: str = "sentence", other_model: bool = False, **placement: Any,
-) -> tuple[LanguageModel, TokenSequence]:  # fmt: skip
+def read_source(lm: LanguageModel | None, source: Any, options: SourceOptions) -> tuple[LanguageModel, TokenSequence]:
     """The model and the text: of a prompt (a text or chat messages), or of a run's sequence, whose own model is loaded if
     `lm` is None.
 
-    other_model: the run's ids may be read by other weights (with the same tokenizer).
     Raises `BadPrompt`, `BadOption`, `RunError`.
     """
     run = run_of(source)
     if run is None:
         if lm is None:
             raise BadOption("which model is to read the prompt?", hint="give a model, or a run")
-        if prompt_id is not None or branch:
+        if options.prompt_id is not None or options.branch:
             raise BadOption("a prompt has no other prompts or branches", hint="--prompt and --branch are for runs")
         prompts = as_prompts(source)
         if len(prompts) != 1:
             raise BadOption(f"{len(prompts)} prompts were given", hint="one at a time")
-        how = Chat(chat, system, template_options or {}, allow_template_loss)
-        how.check()
-        sequence = encode(lm, prompts[0], how)
-        sequence.finish(lm, None, split)
+        sequence = encode(lm, prompts[0], Chat.of(options))
+        sequence.finish(lm, None, options.split)
         return lm, sequence
-    if chat or system is not None or template_options:
+    if options.chat or options.system is not None or options.template_options:
         raise BadOption("a run has its chat template applied", hint="leave --chat and its options out")
-    lm = lm or model_of(run, **placement)
-    if not other_model:
+    lm = lm or model_of(run)
+    if not options.other_model:
         check_model(run, lm)
     same_tokenizer(run, lm)
-    chosen = chosen_prompt(run, prompt_id)
-    return lm, recorded_sequence(run, lm, chosen, branch, split)
+    return lm, recorded_sequence(run, lm, chosen_prompt(run, options.prompt_id), options.branch, options.split)
 
 
 def chat_of(run: Run, prompt_id: int) -> Chat:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +11,18 @@ from probe.errors import NonFinite
 from probe.interventions import applying
 from probe.requests import Trace, public
 from probe.running import running
-from probe.texts import Failed, Prompt, TokenSequence, as_prompts, batches, encode_all, encoded, prompt_columns, survey
+from probe.texts import (
+    Failed,
+    Prompt,
+    TokenSequence,
+    as_prompts,
+    batches,
+    encode_all,
+    encoded,
+    hash_of,
+    prompt_columns,
+    survey,
+)
 from probe.texts.explaining import explained
 from probe.tracing.planning import estimate
 from probe.tracing.reading import changed_frequencies, read_sequences
@@ -38,7 +47,7 @@ def run_trace(lm: LanguageModel, request: Trace) -> stores.Run:
     seen = survey(lm, inputs, tracing.chat, split=request.split)
     if len(inputs) == 1 and seen.failed:
         raise seen.failed[0].error
-    with running(request, lm, word=_word(inputs[0]), prompts=len(inputs), prompts_sha256=_hash(inputs)) as run:
+    with running(request, lm, word=_word(inputs[0]), prompts=len(inputs), prompts_sha256=hash_of(inputs)) as run:
         if seen.failed:
             _record_failed(seen.failed, run.writer)
         run.warn(*seen.notes, *(differences(lm, tracing.sampling) if request.generate else ()))
@@ -129,14 +138,6 @@ def _record_failed(failed: list[Failed], writer: stores.Writer) -> None:
 def _summary(lm: LanguageModel, writer: stores.Writer, tracing: Tracing) -> dict[str, Any]:
     found = summarize(writer.batches, expected=lm.token_text, shown=lm.label)
     return found if tracing.explain is None else {**found, "explained": explained(writer.read)}
-
-
-def _hash(inputs: Iterable[Prompt]) -> str:
-    """Of all the prompts' texts: a resume must be asked for the same."""
-    texts = hashlib.sha256()
-    for i, prompt in enumerate(inputs):
-        texts.update(("\x1e" * bool(i) + prompt.text).encode("utf-8", "surrogatepass"))
-    return texts.hexdigest()
 
 
 def _word(prompt: Prompt) -> str:

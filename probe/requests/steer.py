@@ -1,0 +1,104 @@
+"""What is asked of `steer` and of `make_direction`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from probe.errors import BadOption
+from probe.patterns import Pattern
+from probe.requests.base import Request
+from probe.requests.groups import FileOptions, Seed, plain_prompts, plain_run, prompts_of
+from probe.requests.options import Option, plain
+
+MATCHING = "as 'good|great'"
+
+
+def plain_texts(texts: Any) -> Any:
+    """Texts of which the run has no table that is theirs alone: all of them."""
+    return plain_prompts(texts) if isinstance(texts, Path) else plain(texts)
+
+
+Texts = Annotated[
+    Any,
+    Option("Texts, or a `Path` to a file of them.", hidden=True, to_plain=plain_texts, from_plain=prompts_of),
+]
+RunAt = Annotated[
+    str | Path | None,
+    Option("The run directory.", ("--run",), shell=Path | None, default="runs/TIME-COMMAND-WORD", stored=False),
+]
+Resume = Annotated[bool, Option("Complete the interrupted run at --run.", stored=False)]
+
+
+@dataclass(frozen=True)
+class Steer(FileOptions, Request):
+    """Which direction is added to which prompts, at which strengths, and what is measured after them."""
+
+    command: ClassVar[str] = "steer"
+    runner: ClassVar[str] = "probe.steering:run_steer"
+
+    direction: Annotated[str | Path, Option("A file that `make_direction` wrote.", hidden=True, to_plain=plain_run)]
+    prompts: Annotated[
+        Any, Option("As the prompts of `trace`.", hidden=True, to_plain=plain_prompts, from_plain=prompts_of)
+    ]
+    _: KW_ONLY
+    at: Annotated[
+        str | None,
+        Option("One place, e.g. resid_post@12 or z@5.3:all.", default="all positions where it was made; --make: last"),
+    ] = None  # fmt: skip
+    answer: Annotated[str | None, Option("Measure the log-prob of this token after the prompt.")] = None
+    against: Annotated[str | None, Option("Less the log-prob of this one.")] = None
+    matching: Annotated[str | None, Option("Or: whether what is written matches this regex.")] = None
+    generate: Annotated[int, Option("Tokens that are written for --matching.", ("--generate", "-n"), minimum=1)] = 24
+    strengths: Annotated[
+        str | Iterable[float], Option("Numbers with commas; 0 is always among them.", shell=str)
+    ] = "-8,-4,-2,-1,1,2,4,8"  # fmt: skip
+    controls: Annotated[int, Option("Random directions of the same norm.", minimum=1)] = 20
+    seed: Seed = 0
+    out: RunAt = None
+    resume: Resume = False
+
+    @property
+    def scale(self) -> tuple[float, ...]:
+        """The strengths as numbers, ascending; 0 is one of them."""
+        assert isinstance(self.strengths, tuple), "they were read when they were given"
+        return self.strengths
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.answer is None) == (self.matching is None) or (self.against is not None and self.answer is None):
+            raise BadOption("what is to be measured?", hint="give --answer (and --against), or --matching REGEX")
+        if self.controls < 1 or self.generate < 1:
+            raise BadOption("a scan needs at least one control and one token", hint="as --controls 20 --generate 24")
+        try:
+            given = self.strengths.split(",") if isinstance(self.strengths, str) else self.strengths
+            scale = tuple(sorted({0.0, *map(float, given)}))
+        except ValueError as error:
+            raise BadOption(
+                f"'{self.strengths}' is not numbers with commas", hint="as --strengths -4,-2,2,4"
+            ) from error
+        if len(scale) < 2 or not all(map(math.isfinite, scale)):
+            raise BadOption("a scan needs strengths other than 0 that are numbers", hint="as --strengths -4,-2,2,4")
+        object.__setattr__(self, "strengths", scale)
+        if self.matching is not None:
+            Pattern(self.matching, hint=MATCHING)
+
+
+@dataclass(frozen=True)
+class MakeDirection(Request):
+    """Of which texts a direction is made, at which place, and in which file it is kept."""
+
+    command: ClassVar[str] = "make_direction"
+    runner: ClassVar[str] = "probe.steering:run_make_direction"
+
+    positive: Texts
+    negative: Texts
+    _: KW_ONLY
+    at: Annotated[str, Option("A place of one layer (of one head where the site has heads), as resid_post@12.")]
+    to: Annotated[str | Path, Option("The file of the direction, .safetensors.", to_plain=plain_run)]
+    seed: Seed = 0
+    out: RunAt = None
+    resume: Resume = False
