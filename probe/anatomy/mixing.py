@@ -27,7 +27,7 @@ def values_at(
     ids: Tensor,
     taps: Iterable[Tap],
     *,
-    edits: Mapping[Tap, Callable[[Tensor], Tensor]] | None = None,
+    edits: Mapping[Tap, Callable[[Tensor], Tensor | None]] | None = None,
     observer: Observer | None = None,
 ) -> dict[Tap, Tensor]:
     """One forward, with `edits` at their taps and `observer` on the attention calls; what the taps saw."""

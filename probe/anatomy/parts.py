@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -232,7 +233,7 @@ class Anatomy:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, dicts, strings and numbers."""
-        return _plain(self)
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Anatomy:
@@ -243,16 +244,6 @@ class Anatomy:
         fields["readout"] = Readout(*plain["readout"])
         fields["masked"] = tuple((start, end) for start, end in plain.get("masked", ()))
         return cls(**fields)
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return value
 
 
 def _layer_from(plain: Mapping[str, Any]) -> Layer:

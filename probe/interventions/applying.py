@@ -41,10 +41,11 @@ def applying(
     for where in dict.fromkeys((e.cell.site, e.cell.layer) for e in located if SITES[e.cell.site].in_the_sum):
         check_middle(lm.model, lm.anatomy, *where)
     cache_support(lm)  # how the model goes on is found out without edits
-    forwards, active = ForwardPositions(lm.model, start), ActiveEdits(located)
-    calls, applied = CallEditor(lm.anatomy, active, forwards), Applied(active, forwards)
+    forwards = ForwardPositions(lm.model, start)
+    applied = Applied(located, forwards)
+    calls = CallEditor(lm.anatomy, applied, forwards)
     with ExitStack() as hooked:
-        hooked.enter_context(tapping(lm.model, _taps(lm, active, forwards)))
+        hooked.enter_context(tapping(lm.model, _taps(lm, applied, forwards)))
         if calls.needed:
             hooked.enter_context(attending(lm.model, calls.observe, changer=calls.change))
         # last: the end of a forward comes after the edits of what it returns
@@ -52,42 +53,31 @@ def applying(
         yield applied
 
 
-class Applied:
-    """Edits at work."""
+class Applied(ActiveEdits):
+    """Edits at work. `edits` have their absolute positions: they are as good as the given ones in another context over the
+    same text. `rows`: the rows of a forward, named by what they were when the batch was whole (None); to be set when some
+    leave."""
 
-    def __init__(self, active: ActiveEdits, forwards: ForwardPositions) -> None:
-        self._active, self._positions = active, forwards
-
-    @property
-    def edits(self) -> tuple[Edit, ...]:
-        """They with their absolute positions: as good as the given ones in another context over the same text."""
-        return self._active.edits
+    def __init__(self, edits: Sequence[Edit], forwards: ForwardPositions) -> None:
+        super().__init__(edits)
+        self._forwards = forwards
 
     @property
     def start(self) -> Start | None:
         """Where each forward begins from now on; None where that is to be told from what the model is given."""
-        return self._positions.start
+        return self._forwards.start
 
     @start.setter
     def start(self, start: Start | None) -> None:
-        self._positions.start = start
-
-    @property
-    def rows(self) -> Sequence[int] | None:
-        """The rows of a forward, named by what they were when the batch was whole (None); to be set when some leave."""
-        return self._active.rows
-
-    @rows.setter
-    def rows(self, rows: Sequence[int] | None) -> None:
-        self._active.rows = rows
+        self._forwards.start = start
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward of the model begins with these arguments."""
-        self._active.check_batch(self._positions.begin(args, kwargs))
+        self.check_batch(self._forwards.begin(args, kwargs))
 
     def untouched(self) -> tuple[Edit, ...]:
         """Edits that so far met no position (of a cut: no visible edge): they changed nothing."""
-        return tuple(edit for edit, met in zip(self.edits, self._active.met, strict=True) if not met)
+        return tuple(edit for edit, met in zip(self.edits, self.met, strict=True) if not met)
 
 
 def _taps(

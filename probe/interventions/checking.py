@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from probe.anatomy.mixing import values_at
 from probe.anatomy.parts import in_units
 from probe.anatomy.tape import probe_tokens
 from probe.errors import BadEdit, OutOfRange, SiteAbsent
-from probe.instrument import tapping
 from probe.interventions.edits import Cut, Edit, Patch, Resample
 from probe.sites import SITES, Cell, parse_places, resolve
 
 if TYPE_CHECKING:
-    from probe.anatomy import Anatomy, Tap
-    from probe.instrument import Reader
+    from probe.anatomy import Anatomy
     from probe.language_model import LanguageModel
 
 
@@ -99,15 +98,21 @@ def write_over(held: Tensor, new: Tensor) -> None:
 @torch.no_grad()
 def _why_not(model: nn.Module, anatomy: Anatomy, site: str, layer: int) -> str:
     """Add a vector there; what the block gives must change by it, once its writes' own changes are taken off."""
-    tap, here, ids = anatomy.tap(site, layer), anatomy.layers[layer], probe_tokens(model)
-    taps = {"mid": tap, "post": anatomy.tap("resid_post", layer), **{f"{i}": w.tap for i, w in enumerate(here.writes)}}
-    plain = _values(model, ids, taps)
-    noise = torch.randn(plain["mid"].shape, generator=torch.Generator().manual_seed(0)).to(plain["mid"])
-    added = noise * plain["mid"].float().std().to(noise)
-    changed = _values(model, ids, taps, add=added)
-    left = (changed["post"] - plain["post"]).double().reshape(added.shape)
-    for i, write in enumerate(here.writes):
-        own = (changed[f"{i}"] - plain[f"{i}"]).double().reshape(added.shape)
+    mid, post, here, ids = (
+        anatomy.tap(site, layer),
+        anatomy.tap("resid_post", layer),
+        anatomy.layers[layer],
+        probe_tokens(model),
+    )
+    taps = [mid, post, *(write.tap for write in here.writes)]
+    assert len(set(taps)) == len(taps), f"{site}@{layer} is read where another site is"
+    plain = values_at(model, ids, taps)
+    noise = torch.randn(plain[mid].shape, generator=torch.Generator().manual_seed(0)).to(plain[mid])
+    added = noise * plain[mid].float().std().to(noise)
+    changed = values_at(model, ids, taps, edits={mid: lambda value: write_over(value, value + added)})
+    left = (changed[post] - plain[post]).double().reshape(added.shape)
+    for write in here.writes:
+        own = (changed[write.tap] - plain[write.tap]).double().reshape(added.shape)
         left = left - in_units(own, write.unit(model))
     wanted = added.double()
     ratio = float((left * wanted).sum() / (wanted * wanted).sum())
@@ -117,21 +122,3 @@ def _why_not(model: nn.Module, anatomy: Anatomy, site: str, layer: int) -> str:
     if not here.carry_gains and float((left - ratio * wanted).norm() / wanted.norm()) > tolerance:
         return "what its block adds to is not what its norm reads"
     return ""
-
-
-def _values(model: nn.Module, ids: Tensor, taps: dict[str, Tap], *, add: Tensor | None = None) -> dict[str, Tensor]:
-    """Copies of the tapped tensors of one forward, with `add` written onto resid_mid."""
-    seen: dict[str, Tensor] = {}
-    readers: dict[Tap, Reader] = {}
-    for name, tap in taps.items():
-
-        def read(value: Tensor, name: str = name) -> None:
-            if name == "mid" and add is not None:
-                write_over(value, value + add)
-            seen[name] = value.clone()
-
-        assert tap not in readers, f"{name} is read where another site is"
-        readers[tap] = read
-    with tapping(model, readers):
-        model(input_ids=ids, use_cache=False)
-    return seen
