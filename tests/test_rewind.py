@@ -14,7 +14,9 @@ import pytest
 import torch
 
 import probe
+from probe.decoding.teacher_forced import Prefix
 from probe.errors import BadOption, OutOfRange, ProbeError, RunError
+from probe.instrument import recording
 from probe.language_model.following import ids_after
 from probe.registries.step_edits import NUMERAL, STEP_EDITS
 from probe.requests import Rewind
@@ -296,7 +298,7 @@ def test_rescoring_is_a_fresh_forward(run, tiny) -> None:
 
 
 def test_other_prompts_share_nothing(tiny) -> None:
-    kept, changed = rescore(tiny, [5, 6, 7], [9, 6, 7], [8, 10])
+    kept, changed = rescore(Prefix(tiny, [5, 6]), [5, 6, 7], [9, 6, 7], [8, 10])
     for prefix, own in (([5, 6, 7], kept), ([9, 6, 7], changed)):
         with torch.no_grad():
             rows = tiny.model(torch.tensor([[*prefix, 8, 10]])).logits[0].double().log_softmax(-1)
@@ -349,19 +351,19 @@ def test_own_words_of_the_edits_length_are_what_an_edit_is_compared_with(tiny) -
             rows = tiny.model(torch.tensor([[*before, *ids]])).logits[0].double().log_softmax(-1)[len(before) - 1 : -1]
         return float(rows.gather(1, torch.tensor(ids)[:, None]).mean())
 
-    edit = tiny.ids_of("zebra")
+    edit, stem = tiny.ids_of("zebra"), Prefix(tiny, before[:-1])
     own = [mean(ids[: len(edit)]) for ids in drawn]
-    said = off_policy(tiny, before, edit, drawn)
+    said = off_policy(stem, before, edit, drawn)
     assert (said["tokens"], said["own_steps"]) == (len(edit), len(drawn))
     assert said["z"] == pytest.approx((mean(edit) - np.mean(own)) / np.std(own, ddof=1), abs=1e-3)
     assert said["lower"] == pytest.approx(np.mean(np.asarray(own) <= mean(edit)))
     for n in (1, 12):
-        z = [off_policy(tiny, before, ids[:n], drawn[:i] + drawn[i + 1 :])["z"] for i, ids in enumerate(drawn)]
+        z = [off_policy(stem, before, ids[:n], drawn[:i] + drawn[i + 1 :])["z"] for i, ids in enumerate(drawn)]
         assert 0.9 < np.std(z) < 1.15  # leaving one out makes it a little more than 1
     # an edit longer than what was drawn is compared as far as 20 draws go; too few draws say nothing
-    long = off_policy(tiny, before, edit * 9, [ids[:7] for ids in drawn])
+    long = off_policy(stem, before, edit * 9, [ids[:7] for ids in drawn])
     assert long["tokens"] == 7 and long["edit_logprob"] == pytest.approx(mean((edit * 9)[:7]), abs=1e-4)
-    assert off_policy(tiny, before, edit, drawn[:19]) is None
+    assert off_policy(stem, before, edit, drawn[:19]) is None
 
 
 def test_the_room_of_a_continuation(run, tiny) -> None:
@@ -385,6 +387,31 @@ def test_the_room_of_a_continuation(run, tiny) -> None:
         24, int(np.ceil(1.5 * (len(original.ids) - original.steps[3].start)))
     )
     assert prepared(tiny, run, to="step3", max_new=5).rollout.max_new == 5
+
+
+READ_ONCE = [
+    {"replace": "Then we add 8 more."}, {"delete": True}, {"append_wait": True}, {"insert": "Let us see."}, {"numbers": True},
+    {"resample_until_different": True}, {"replace": "Then we add 8 more.", "until": 0.2}, {},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("what", READ_ONCE, ids=lambda what: "-".join(what) or "none")
+def test_what_stands_before_the_step_is_read_once(what, run, tiny) -> None:
+    """Control, edited and what else is drawn, the edit's score and the re-scored tail go on from one reading of it: no
+    forward but one holds a token of the prompt. Counted by what the model's own embedding is given."""
+    start = trajectory(run, tiny).steps[2].start
+    before = trajectory(run, tiny).ids[:start]
+    read = []
+
+    def count(path, module, args, kwargs, output) -> None:
+        if path.endswith("embed_tokens"):
+            read.extend(map(tuple, args[0].tolist()))
+
+    with recording(tiny.model, count):
+        done = probe.rewind(run, lm=tiny, to="step2", samples=6, max_new=6, **what)
+    assert done.summary["arms"]["control"]["n"] >= 6 and len(read) > 6
+    assert [row[:start] == before for row in read].count(True) == 1
+    assert sum(row[:2] == before[:2] for row in read) == 1  # nor any other beginning of the text
 
 
 def test_activations_changed_from_the_fork_on(run, tiny) -> None:

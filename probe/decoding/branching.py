@@ -12,6 +12,7 @@ import torch
 from probe.decoding.caches import expected, grows, joins, pads, selects
 from probe.decoding.engine import Batch, Continuation, Progress, Row, by_length, check, takes_padding
 from probe.decoding.prefixes import Edits, Known, Prefix, common, compute, extended
+from probe.decoding.teacher_forced import Prefix as ReadPrefix
 from probe.requests import Sampling
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def branch(
     lm: LanguageModel, prefixes: Sequence[Sequence[int]], samples: Sequence[int], *,
     max_new: int | Sequence[int], sampling: Sampling,
     batch: int = BATCH, progress: Progress | None = None, done: Done | None = None, edits: Edits | None = None,
-    kept: Callable[[int, int], bool] | None = None,
+    kept: Callable[[int, int], bool] | None = None, stem: ReadPrefix | None = None,
 ) -> list[list[Continuation]]:  # fmt: skip
     """Continue every prefix (token ids) once for every sample by at most `max_new` tokens (one number, or each prefix's own):
     result[prefix][sample's place].
@@ -46,6 +47,7 @@ def branch(
     whole, so that the others have the numbers, to the last digit, that they would have had.
     edits: what `applying` gave, if its edits are for single rows (named by the place of their prefix): then nothing is
     shared between prefixes. Edits of all rows need not be given.
+    stem: a beginning of all prefixes that the model has read already: it is not read again, and stays as it is.
     Raises `NonFinite`, and `BadModel` for a model that cannot generate.
     """
     check(lm)
@@ -79,7 +81,7 @@ def branch(
     waiting = sorted((row for row in waiting if row.running), key=lambda row: (row.prefix, row.name))
     before = None if edits is None else (edits.rows, edits.start)
     try:
-        _run(lm, waiting, max(most, default=0), sampling, batch, end, edits, ragged, known)
+        _run(lm, waiting, max(most, default=0), sampling, batch, end, edits, ragged, known, stem)
     finally:
         if edits is not None and before is not None:
             edits.rows, edits.start = before
@@ -90,12 +92,15 @@ def branch(
 def _run(
     lm: LanguageModel, waiting: list[Row], max_new: int, sampling: Sampling, batch: int,
     end: Callable[[Row], None], edits: Edits | None, ragged: bool, known: Callable[[Row], bool],
+    stem: ReadPrefix | None,
 ) -> None:  # fmt: skip
     """Rows in batches; a beginning that all have in common is kept from one to the next."""
     if all(map(known, waiting)):
         return
     shares = edits is None and grows(expected(lm.model.config))
-    base = _base(lm, waiting) if shares and len(waiting) > batch else None
+    base = _given(waiting, stem) if shares and stem is not None else None
+    if base is None and shares and len(waiting) > batch:
+        base = _base(lm, waiting)
     batches = [waiting[start : start + batch] for start in range(0, len(waiting), batch)]
     if edits is None and not shares:
         # edits at work that aren't told where a forward begins take a recurrent state to go on where the last one ended
@@ -110,6 +115,14 @@ def _run(
             if all(key in prefixes and selects(prefixes[key].cache) for key in repeats):
                 together.start_from([prefixes.pop(key) for key in repeats], list(repeats.values()))
             together.run(max_new)
+
+
+def _given(waiting: Sequence[Row], stem: ReadPrefix) -> Base | None:
+    """What the model knows after the stem, if all go on from there."""
+    ids = tuple(stem.ids)
+    if stem.known is None or any(row.prefix[: len(ids)] != ids for row in waiting):
+        return None
+    return ids, stem.known
 
 
 def _base(lm: LanguageModel, waiting: Sequence[Row]) -> Base | None:

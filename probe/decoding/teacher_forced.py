@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from probe.decoding.caches import grows, held, slot
+from probe.decoding.prefixes import Known
 from probe.errors import BadModel
 from probe.language_model.stepping import cache_support
 
@@ -25,14 +26,9 @@ _ROWS = 64  # rows of logits that are normalised at once
 def suffix_logprobs(lm: LanguageModel, prefix: Sequence[int], suffixes: Sequence[Sequence[int]]) -> list[np.ndarray]:
     """Raw log-probs (len(suffix),) in nats, float32, of the tokens of each suffix after the prefix (at least one token).
 
-    Equal to one forward over prefix + suffix to fp32 rounding. Suffixes run together, padded on the right, which no causal
-    model can see.
+    Equal to one forward over prefix + suffix to fp32 rounding.
     """
-    stem, found = Prefix(lm, prefix), [np.empty(0, np.float32)] * len(suffixes)
-    for rows in _batches(suffixes):
-        for row, logits in zip(rows, stem.teacher_forced([suffixes[r] for r in rows]), strict=True):
-            found[row] = token_logprobs(logits, suffixes[row])
-    return found
+    return Prefix(lm, prefix).logprobs(suffixes)
 
 
 def token_logprobs(logits: Tensor, ids: Sequence[int]) -> np.ndarray:
@@ -64,6 +60,28 @@ class Prefix:
         self._last = output.logits[:, -1]  # (1, d_vocab): predicts the next token
         cache = held(output)
         self._cache: Any = cache if grows(cache) else None
+
+    def fork(self) -> Prefix:
+        """Another that begins with the same ids and grows by itself."""
+        other = copy.copy(self)
+        other.ids, other._cache = list(self.ids), copy.deepcopy(self._cache)
+        return other
+
+    @property
+    def known(self) -> Known | None:
+        """The same for continuations to begin from, which leave it as it is; None where no several tokens can follow."""
+        return None if self._cache is None else Known(self._last, self._cache, self._slot)
+
+    def logprobs(self, suffixes: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Raw log-probs (len(suffix),) in nats, float32, of the tokens of each suffix; the prefix stays as it is.
+
+        Suffixes run together, padded on the right, which no causal model can see.
+        """
+        found = [np.empty(0, np.float32)] * len(suffixes)
+        for rows in _batches(suffixes):
+            for row, logits in zip(rows, self.teacher_forced([suffixes[r] for r in rows]), strict=True):
+                found[row] = token_logprobs(logits, suffixes[row])
+        return found
 
     @torch.inference_mode()
     def extend(self, ids: Sequence[int]) -> Tensor:

@@ -70,7 +70,7 @@ METHODS: dict[str, Method] = {method.name: method for method in (
     Method(
         "early-answer", "How much the step raises the answer when the model has to give one after it.",
         "probe.step_importance.early_answers:early_answer", ("n",),
-        lambda size: sum(size.prompt + sum(size.steps[:i]) for i in range(len(size.steps) + 1)),
+        lambda size: 2 * size.whole + 128 * (len(size.steps) + 1),
     ),
     Method(
         "rescore", "What the last step loses in log-prob when the step is taken out.",

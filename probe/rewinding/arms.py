@@ -6,10 +6,12 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from probe import store as stores
-from probe.decoding import decode
+from probe.decoding import branch
+from probe.decoding.teacher_forced import Prefix
 from probe.errors import BadOption, BadPrompt, OutOfRange
 from probe.language_model.following import WINDOW, ids_after
 from probe.patterns import Pattern
@@ -74,6 +76,11 @@ class RewindFork:
         self.text = self.lm.pieces(self.upto).text[self.original.offsets[start][0] :]
         self.context, self.seed, self.stub = self.original.text, self.rollout.sampling.seed, self.request.stub
 
+    @cached_property
+    def stem(self) -> Prefix:
+        """What stands before the step, read once for all that follows it."""
+        return Prefix(self.lm, self.before)
+
     def arms(self, chosen: ChosenEdit) -> Arms:
         """The prefixes of an edit. Those that replace the step have the step itself in their control; others fork before
         it, or after it.
@@ -127,7 +134,9 @@ class RewindFork:
         longest = min(self.rollout.max_new, max(48, 3 * len(self.old)))
         for first in range(0, MOST, ROUND):
             samples = range(APART + first, APART + first + ROUND)
-            found = decode(lm, [self.before] * ROUND, max_new=longest, sampling=self.rollout.sampling, samples=samples)
+            (found,) = branch(
+                lm, [self.before], samples, max_new=longest, sampling=self.rollout.sampling, stem=self.stem
+            )
             for ids in own_steps(lm, [one.ids for one in found], self.request.split):
                 kept = ids[:-1] if ids[-1] in lm.eos_ids else ids
                 if kept and not similar(lm.pieces(kept).text, text):

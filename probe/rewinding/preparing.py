@@ -15,7 +15,7 @@ from probe.interventions import Edit, parse_all
 from probe.language_model import check_model, model_of
 from probe.registries.step_edits import ChosenEdit
 from probe.requests import Importance, Rewind
-from probe.rewinding.arms import Arms, RewindFork, Target, find_target
+from probe.rewinding.arms import Arms, RewindFork, find_target
 from probe.rewinding.rollouts import Arm, Outcome, RolloutOptions, outcome_of
 from probe.texts import Trajectory, trajectory
 
@@ -70,7 +70,7 @@ class RewindPlan:
 
     request: Rewind
     origin: Origin
-    target: Target
+    fork: RewindFork
     arms: Arms
     named: tuple[Arm, ...]
     rollout: RolloutOptions
@@ -91,13 +91,14 @@ def prepare(request: Rewind, *, dry: bool = False) -> RewindPlan:
     target = find_target(original, request.to)
     longest = new_tokens(lm, original, request.max_new, target.start)
     rollout = rollout_options(origin, longest, request.answer)
-    arms = RewindFork(lm, original, target, rollout, request, dry).arms(chosen)
+    fork = RewindFork(lm, original, target, rollout, request, dry)
+    arms = fork.arms(chosen)
     _check_room(lm, arms)
     changes = parse_all(lm, request.edit, seed=request.seed)
     if changes and arms.edited is None:
         arms = arms._replace(edited=arms.control)
     return RewindPlan(
-        request, origin, target, arms, _named(arms, original, chosen, changes), rollout, origin.reference, origin.expected,
+        request, origin, fork, arms, _named(arms, original, chosen, changes), rollout, origin.reference, origin.expected,
         changes,
     )  # fmt: skip
 

@@ -90,13 +90,13 @@ def summarize(
     scored: tuple[np.ndarray, np.ndarray] | None, far: dict[str, Any] | None, n: int,
 ) -> dict[str, Any]:  # fmt: skip
     """JSON-able; probabilities are shares of samples, log-probs and entropies are in nats."""
-    lm, original, arms = plan.origin.lm, plan.origin.original, plan.arms
+    lm, original, target, arms = plan.origin.lm, plan.origin.original, plan.fork.target, plan.arms
     shares = {arm.name: _arm(branches, arm.name, None if arm.name == "before" else n) for arm in plan.named}
     before = next((arm.name for arm in plan.named if arm.prefix == arms.before), None)
     headline = next((row for row in rows if row["metric"] == "share" and row["outcome"] == plan.reference), None)
     return {
-        "step": plan.target.step, "position": plan.target.start, "mid_token": plan.target.mid_token, "edit": plan.what,
-        "old": _text(lm, original.ids[: plan.target.start], arms.old or original.ids[plan.target.start : plan.target.end]),
+        "step": target.step, "position": target.start, "mid_token": target.mid_token, "edit": plan.what,
+        "old": _text(lm, original.ids[: target.start], arms.old or original.ids[target.start : target.end]),
         "new": _text(lm, arms.before, arms.new), "same_length": len(arms.old) == len(arms.new), "samples": n,
         "max_new": plan.rollout.max_new, "answers": plan.rollout.answer, "reference": plan.reference,
         "expected": plan.expected, "arms": shares, "headroom": shares[before]["entropy"] if before else None,

@@ -21,7 +21,7 @@ from probe.rewinding import results
 from probe.rewinding.effects import cut_off_between, effect_rows, half_width
 from probe.rewinding.preparing import RewindPlan, prepare
 from probe.rewinding.rollouts import ROWS, RolloutOptions, changing, draw
-from probe.rewinding.teacher_forced import LEAST, off_policy, rescore
+from probe.rewinding.teacher_forced import LEAST, after, off_policy, rescore
 from probe.running import Running, running
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def plan_rewind(request: Rewind) -> dict[str, Any]:
     rows = request.samples * len(plan.named)
     tokens = rows * max_new
     return {
-        "model": lm.name, "edit": str(request.step_edit), "position": plan.target.start, "arms": len(plan.named),
+        "model": lm.name, "edit": str(request.step_edit), "position": plan.fork.target.start, "arms": len(plan.named),
         "continuations": rows, "tokens": tokens,
         "seconds": round(seconds(lm, [arm.prefix for arm in plan.named], plan.rollout, rows), 1),
         **precision(request.samples), **tables_of(rows, tokens),
@@ -105,14 +105,14 @@ def _draw(run: Running, plan: RewindPlan) -> int:
     until, n = plan.request.until, plan.request.samples
     before = 0
     while True:
-        draw(run, plan.named, range(before, n), plan.rollout)
+        draw(run, plan.named, range(before, n), plan.rollout, plan.fork.stem)
         narrow = until is None or plan.arms.edited is None or n >= MOST
         if narrow or half_width(run.writer.read("branches"), plan.reference, n) <= (until or 0):
             break
         before, n = n, min(MOST, 2 * n)
     if plan.arms.new:
         own = [arm for arm in plan.named if arm.prefix == plan.arms.before]
-        draw(run, own, range(n, max(n, LEAST)), plan.rollout)
+        draw(run, own, range(n, max(n, LEAST)), plan.rollout, plan.fork.stem)
     return n
 
 
@@ -137,9 +137,9 @@ def _rescored(lm: LanguageModel, plan: RewindPlan) -> tuple[np.ndarray, np.ndarr
     arms, tail = plan.arms, plan.origin.original.ids[len(plan.arms.control) :]
     assert arms.edited is not None, "there is an edited arm"
     if not plan.changes or not tail:
-        return rescore(lm, arms.control, arms.edited, tail)
+        return rescore(plan.fork.stem, arms.control, arms.edited, tail)
     edited = next(arm for arm in plan.named if arm.changes)
-    (kept,) = suffix_logprobs(lm, arms.control, [tail])
+    kept = after(plan.fork.stem, arms.control, [tail])[0]
     with changing(lm, edited, len(tail)):
         (changed,) = suffix_logprobs(lm, arms.edited, [tail])
     return kept, changed
@@ -158,7 +158,9 @@ def _measure(run: Running, plan: RewindPlan, n: int) -> stores.Run:
         scored = _rescored(lm, plan)
     if arms.new:
         before = next(arm.name for arm in plan.named if arm.prefix == arms.before)
-        far = off_policy(lm, arms.before, arms.new, results.sampled_ids(branches, writer.read("tokens"), before))
+        far = off_policy(
+            plan.fork.stem, arms.before, arms.new, results.sampled_ids(branches, writer.read("tokens"), before)
+        )
     if not writer.done("effects"):
         with writer.unit("effects"):
             results.write_effects(writer, rows)

@@ -11,6 +11,7 @@ import numpy as np
 
 from probe import answers
 from probe.decoding import Continuation, Sampling, branch
+from probe.decoding.teacher_forced import Prefix
 from probe.errors import BadEdit
 from probe.interventions import Edit, Patch, applying, locate_edits
 from probe.texts import token_columns
@@ -105,11 +106,12 @@ def outcome_of(lm: LanguageModel, ids: Sequence[int], n_prompt: int, stop_reason
     return Outcome(found.key, found.text or None, found.rule or None, found.confidence or None)
 
 
-def draw(run: Running, arms: Sequence[Arm], samples: Sequence[int], rollout: RolloutOptions) -> None:
+def draw(run: Running, arms: Sequence[Arm], samples: Sequence[int], rollout: RolloutOptions, stem: Prefix) -> None:
     """Draw every (arm, sample) that the run does not have yet and keep each as it ends; arms run side by side.
 
     An arm whose text has ended by a stop text is kept as it is.
-    What their prefixes have in common is computed once. Arms whose activations are changed run by themselves.
+    What their prefixes have in common is computed once, and the stem, which has been read already, not again. Arms whose
+    activations are changed run by themselves.
     Which of them share a batch is decided by their numbers alone, never by what the run has: it resumes to the same bytes.
     """
     lm, writer = run.lm, run.writer
@@ -121,7 +123,7 @@ def draw(run: Running, arms: Sequence[Arm], samples: Sequence[int], rollout: Rol
     total = len(arms) * len(samples)
     ended = sum(writer.done(_key(arm, sample)) for arm in arms for sample in samples)
 
-    def together(some: Sequence[Arm], own: Sequence[int]) -> None:
+    def together(some: Sequence[Arm], own: Sequence[int], known: Prefix | None) -> None:
         def keep(i: int, sample: int, continuation: Continuation) -> None:
             nonlocal ended
             key = _key(some[i], sample)
@@ -135,16 +137,21 @@ def draw(run: Running, arms: Sequence[Arm], samples: Sequence[int], rollout: Rol
         branch(
             lm, [arm.prefix for arm in some], own, max_new=[arm.max_new or rollout.max_new for arm in some],
             sampling=rollout.sampling, batch=ROWS, done=keep, kept=lambda i, sample: writer.done(_key(some[i], sample)),
+            stem=known,
         )  # fmt: skip
 
-    def in_blocks(some: Sequence[Arm]) -> None:
+    def in_blocks(some: Sequence[Arm], known: Prefix | None = None) -> None:
         block = max(1, BLOCK // len(some))
         for start in range(0, len(samples), block):
-            together(some, samples[start : start + block])
+            together(some, samples[start : start + block], known)
 
     running = [arm for arm in arms if arm not in over]
-    if plain := [arm for arm in running if not arm.changes]:
-        in_blocks(plain)
+    plain = [arm for arm in running if not arm.changes]
+    forked = [arm for arm in plain if list(arm.prefix[: len(stem.ids)]) == stem.ids]
+    if forked:
+        in_blocks(forked, stem)
+    if others := [arm for arm in plain if arm not in forked]:
+        in_blocks(others)
     for arm in running:
         if arm.changes:
             with changing(lm, arm, arm.max_new or rollout.max_new):

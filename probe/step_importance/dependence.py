@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probe.decoding.teacher_forced import Prefix, token_logprobs
+from probe.decoding.teacher_forced import token_logprobs
 from probe.errors import BadOption
 from probe.interventions import applying, parse_edits
 from probe.sites import Positions, parse_place
@@ -34,7 +34,7 @@ def rescored(task: Task) -> Measured:
     """
     steps, ids = task.original.steps, task.original.ids
     first = steps[0].start
-    stem = Prefix(task.lm, ids[:first])
+    stem = task.stem.fork()
     whole = token_logprobs(stem.teacher_forced([ids[first:]])[0], ids[first:]).astype(np.float64)
     matrix, rows = np.full((len(steps), len(steps)), np.nan), []
     for i, step in enumerate(steps[:-1]):
@@ -62,7 +62,7 @@ def suppressed(task: Task) -> Measured:
     """
     lm, steps, ids, place = task.lm, task.original.steps, task.original.ids, task.request.suppress
     first = steps[0].start
-    stem = Prefix(lm, ids[:first])
+    stem = task.stem.fork()
     whole = stem.teacher_forced([ids[first:]])[0]  # row t predicts token first + t
     matrix, rows = np.full((len(steps), len(steps)), np.nan), []
     for i, step in enumerate(steps[:-1]):

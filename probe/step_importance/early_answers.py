@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from probe import answers
-from probe.decoding import Sampling, decode
+from probe.decoding import Sampling, branch
 from probe.decoding.teacher_forced import Prefix, token_logprobs
 from probe.errors import BadOption
 from probe.language_model.following import ids_after
@@ -46,9 +46,9 @@ def early_answer(task: Task) -> Measured:
     end = len(ids) - (ids[-1] in lm.eos_ids)
     edges = [steps[0].start, *(min(step.end, end) for step in steps)]
     prefixes = [[*ids[:edge], *ids_after(lm, ids[:edge], stub)] for edge in edges]
-    greedy = decode(lm, prefixes, max_new=LONGEST, sampling=Sampling(stop=STOPS))
+    greedy = branch(lm, prefixes, [0], max_new=LONGEST, sampling=Sampling(stop=STOPS), stem=task.stem)
     found = []
-    for one in greedy:
+    for (one,) in greedy:
         completion = lm.pieces(one.ids).text if one.ids else ""
         found.append(answers.extract(stub + completion, how))
     matches = np.asarray([one.key == reference for one in found])
@@ -57,7 +57,7 @@ def early_answer(task: Task) -> Measured:
     for text in texts:
         written.setdefault(answers.key(text, how), []).append(text)
     written.setdefault(reference, [reference])
-    chances = _chances(task, prefixes, list(written.values())) if len(written) > 1 else None
+    chances = _chances(task, edges, prefixes, list(written.values())) if len(written) > 1 else None
     column = list(written).index(reference)
     unit = "P(answer) among candidates, after - before"
     rows = [
@@ -74,11 +74,22 @@ def early_answer(task: Task) -> Measured:
     })  # fmt: skip
 
 
-def _chances(task: Task, prefixes: Sequence[Sequence[int]], candidates: Sequence[Sequence[str]]) -> np.ndarray:
-    """(boundary, candidate): probabilities over the candidates (each its wordings), each boundary's sum 1."""
-    scores = np.empty((len(prefixes), len(candidates)))
-    for k, prefix in enumerate(prefixes):
-        scores[k] = _best(task.lm, prefix, [_spelled(task.lm, prefix, own, candidates) for own in candidates])
+def _chances(
+    task: Task, edges: Sequence[int], prefixes: Sequence[Sequence[int]], candidates: Sequence[Sequence[str]]
+) -> np.ndarray:
+    """(boundary, candidate): probabilities over the candidates (each its wordings), each boundary's sum 1.
+
+    A prefix is the text up to its edge and a stub; the text is read once.
+    """
+    scores, stem = np.empty((len(prefixes), len(candidates))), task.stem.fork()
+    for k, (edge, prefix) in enumerate(zip(edges, prefixes, strict=True)):
+        if stem.known is None:
+            known = Prefix(task.lm, prefix)
+        else:
+            stem.extend(prefix[len(stem.ids) : edge])
+            known = stem.fork()
+            known.extend(prefix[edge:])
+        scores[k] = _best(known, [_spelled(task.lm, prefix, own, candidates) for own in candidates])
         task.report("early answers", k + 1, len(prefixes))
     scores -= scores.max(axis=1, keepdims=True)
     return np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
@@ -102,14 +113,13 @@ def _spelled(
     return found or [tuple(ids_after(lm, prefix, LEADS[0] + texts[0]))]  # says what cannot be written
 
 
-def _best(lm: LanguageModel, prefix: Sequence[int], spelled: Sequence[Sequence[tuple[int, ...]]]) -> np.ndarray:
+def _best(known: Prefix, spelled: Sequence[Sequence[tuple[int, ...]]]) -> np.ndarray:
     """(candidate,): the largest log-prob among the ids that a candidate can be; what they have in common is run once."""
     stems = sorted({ids[:-1] for own in spelled for ids in own}, key=len)
-    stem = Prefix(lm, prefix)
     logits: dict[tuple[int, ...], Tensor] = {}
     for start in range(0, len(stems), ROWS):
         some = stems[start : start + ROWS]
-        logits |= dict(zip(some, stem.teacher_forced([[*ids, 0] for ids in some]), strict=True))
+        logits |= dict(zip(some, known.teacher_forced([[*ids, 0] for ids in some]), strict=True))
     return np.asarray(
         [max(token_logprobs(logits[ids[:-1]], ids).sum(dtype=np.float64) for ids in own) for own in spelled]
     )

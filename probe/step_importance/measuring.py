@@ -119,7 +119,7 @@ def _measure(run: Running, plan: ImportancePlan) -> tuple[dict[str, Any], dict[s
     """What is to be said of the draws, and what each method gives."""
     request, summary, found = plan.task.request, {}, {}
     if plan.sampled:
-        draw(run, plan.arms, range(request.samples), plan.rollout)
+        draw(run, plan.arms, range(request.samples), plan.rollout, plan.task.stem)
         names = [arm.name for arm in plan.arms]
         shares, warnings = cut_off_across(run.writer.read("branches"), names, request.samples)
         summary = {"max_new": [arm.max_new for arm in plan.arms], "truncated": shares}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from probe.decoding.teacher_forced import Prefix
 from probe.requests import Importance
 from probe.texts import Trajectory
 
@@ -39,6 +41,11 @@ class Task:
     seed: int = 0
     heads: Heads | None = None
     run: Running | None = None
+
+    @cached_property
+    def stem(self) -> Prefix:
+        """What stands before the first step, read once: fork it before it grows."""
+        return Prefix(self.lm, self.original.ids[: self.original.steps[0].start])
 
     def read(self, table: str) -> pa.Table:
         """A table of what was drawn, for a method that is sampled."""
