@@ -56,7 +56,7 @@ def is_run(path: Path) -> bool:
 
 
 def describe(path: Path) -> Listed:
-    """What a run's own papers say."""
+    """What a run says about itself."""
     try:
         if (path / REMOVING).is_file():
             removal = manifest.read(path / REMOVING, manifest.Removal)
@@ -117,10 +117,10 @@ def _finished(path: Path, problems: list[str]) -> list[dict[str, Any]]:
 
 
 def remove(path: Path | str) -> list[str]:
-    """Delete a run, whole or partial: the files that its papers name, and nothing else. What is left of others' files,
+    """Delete a run, whole or partial: the files that it names as its own, and nothing else. What is left of others' files,
     which stay where they are. Refuses what is no run, is being written, or does not say what is its own.
 
-    A list of the files is written first and the papers go next: a kill leaves no run, and the same call completes it.
+    A list of the files is written first and manifest and state go next: a kill leaves no run, and the same call completes it.
     """
     path = Path(path)
     with layout.readable(path):

@@ -232,8 +232,8 @@ def _rows(run: Scannable, site: str, *, head: int | None, where: dict[str, Any])
 
 def _not_captured(run: Scannable, where: dict[str, Any], *, table: str = "activations") -> RunError:
     if table != "activations":
-        asked = ", ".join(f"{key} {value}" for key, value in where.items())
-        return RunError(f"the run holds no '{table}' of {asked}")
+        wanted = ", ".join(f"{key} {value}" for key, value in where.items())
+        return RunError(f"the run holds no '{table}' of {wanted}")
     found = captured(run)
     site, layer = where["site"], where["layer"]
     if site not in found:

@@ -95,7 +95,7 @@ def captures(lm: probe.LanguageModel, text: str, *, repeat: int) -> None:
         looked(lm, text, "read, nothing but scores", None),
         looked(lm, text, "read, all residual sites into memory", 1.10, places=RESIDUAL),
         traced(lm, text, "trace, tokens only", None, attention="none"),
-        traced(lm, text, "trace, all residual sites, written", 1.4, disk=True, attention="none", capture=RESIDUAL),
+        traced(lm, text, "trace, all residual sites, written", 1.7, disk=True, attention="none", capture=RESIDUAL),
         traced(
             lm, text, "the same, rounded to bf16", None, disk=True, attention="none", capture=RESIDUAL, store="bf16"
         ),
@@ -121,7 +121,7 @@ def attention(lm: probe.LanguageModel, text: str, *, repeat: int) -> None:
         traced(lm, text, "trace, heads", 1.15, attention="heads"),
         traced(lm, text, "trace, summary (a line a row), written", None, disk=True, attention="summary"),
         traced(lm, text, "trace, topk:8, written", 1.5, disk=True, attention="topk:8"),
-        traced(lm, text, "trace, full rows, written", 1.6, disk=True, attention="full"),
+        traced(lm, text, "trace, full rows, written", 3.0, disk=True, attention="full"),
     ]
     show("attention (baseline: plain forward, sdpa)", compare(plain(lm, text), cases, repeat=repeat))
 
