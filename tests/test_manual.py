@@ -16,7 +16,7 @@ from probe.cli import main as program
 from probe.recipes.manual.__main__ import regenerated
 from probe.recipes.manual.generated import commands, pages, skeleton
 
-from probe.tables import TABLES, schema
+from probe.tables import SCHEMA_VERSION, TABLES, schema
 from tests.test_readme import examples
 
 ROOT = Path(__file__).parents[1]
@@ -73,6 +73,12 @@ def test_every_table_and_column_is_on_the_page_of_tables() -> None:
     for name in TABLES:
         for column in schema(name).names:
             assert f"| {column} |" in parts[name], f"{name}.{column}"
+
+
+def test_the_history_has_every_version_of_the_schema() -> None:
+    for version in range(1, SCHEMA_VERSION + 1):
+        assert f"## Version {version}\n" in pages()["schema"]
+        assert version == 1 or f"<!-- generated: joined {version} -->" in pages()["schema"]
 
 
 @pytest.mark.parametrize("name", TABLES)

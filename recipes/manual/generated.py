@@ -102,6 +102,18 @@ def all_tables() -> str:
     return "\n\n".join(parts)
 
 
+def joined(version: str) -> str:
+    """The columns that a version of the schema has first, by table."""
+    from probe.tables import TABLES
+
+    rows = []
+    for one in TABLES.values():
+        names = [f"`{column}`" for column, _, since, _ in columns(one)[1:] if since == version]
+        if names:
+            rows.append((f"[{one.name}](tables.md#{one.name})", ", ".join(names)))
+    return table(("table", "columns that joined"), rows)
+
+
 def sites() -> str:
     """Every site that a model can have."""
     from probe.sites import SITES
@@ -200,6 +212,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "options": options,
     "tables-of": tables_of,
     "all-tables": all_tables,
+    "joined": joined,
     "sites": sites,
     "operations": operations,
     "step-edits": step_edits,
