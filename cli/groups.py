@@ -115,6 +115,19 @@ class SourceLoading(RunLoading):
 
 
 @dataclass(frozen=True)
+class TextLoading(SourceLoading):
+    """Which model reads texts, or runs in their place."""
+
+    model: Annotated[
+        str | None,
+        Option(
+            "Alias, Hugging Face id, local directory, .gguf file, or tiny:FAMILY (random weights).", ("--model", "-m"),
+            envvar="PROBE_MODEL", default="the run's, or smollm2",
+        ),
+    ] = None  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Named(Source):
     """A model that a command is about."""
 

@@ -12,12 +12,14 @@ import torch
 
 import probe
 from probe.errors import BadOption, BadPlace, BadPrompt, NonFinite, OutOfRange, SiteAbsent, UnknownSite
-from probe.patching.cells import Selection, cells_of
+from probe.patching.cells import cells_of
 from probe.patching.exact import exact, prepare_pair
 from probe.patching.metrics import AnswerTokens, effects, logprobs_of, read_out
 from probe.patching.pairs import PairTexts, aligned, make_pair
 from probe.patching.planning import parse_memory, rows_at_once
-from probe.patching.sources import activations, generator
+from probe.patching.reading import values
+from probe.patching.sources import generator
+from probe.requests import PatchSweep
 
 CLEAN, CORRUPT = "abcdef Mary gh", "abXdef John gh"
 ASKED = {"clean": CLEAN, "corrupt": CORRUPT, "answer": "a", "against": "b"}
@@ -123,11 +125,11 @@ def test_a_patch_of_a_run_with_itself_is_exactly_nothing():
     lm = probe.load("tiny:llama")
     pair = make_pair(lm, PairTexts(CLEAN, CORRUPT, "a", "b"))
     view = prepare_pair(lm, pair, "denoise")
-    for part in cells_of(lm, pair, Selection(("resid_pre", "z")), "denoise"):
-        own = activations(lm, pair.corrupt, part.site, [part.layer])[part.layer]
+    for part in cells_of(lm, pair, PatchSweep(sites=("resid_pre", "z"))):
+        own = values(lm, pair.corrupt, [(part.site, part.layer)]).values[part.site, part.layer]
         found = exact(view, part, own, own.clone(), budget=10**9)
         assert not found.passed.any()
-        assert np.array_equal(found.readout.logit_diff, np.repeat(view.start.logit_diff, len(part.locations)))
+        assert np.array_equal(found.readout.logit_diff, np.repeat(view.baselines.start.logit_diff, len(part.locations)))
         logits = view.base.partial_forward(1, [], layer=1, start=3)
         torch.testing.assert_close(logits[0], view.base.logits, atol=1e-5, rtol=0)
 

@@ -205,3 +205,38 @@ def test_replayed_steering_has_the_same_tables(tmp_path: Path) -> None:
     for what in ({"answer": "a", "against": "b"}, {"matching": "e", "generate": 3}):
         first = probe.steer(lm, file, ["so", "very good"], **what, **asked, out=tmp_path / next(iter(what)))
         same_rows(replay(lm, first), first)
+
+
+def test_a_replayed_speculation_has_the_same_tables() -> None:
+    lm = probe.load("tiny:llama")
+    first = probe.speculate(lm, ["ab", "c"], draft="layers:2", block=3, generate=8, sampling=Sampling(1.0, seed=2))
+    again = replay(lm, first)
+    for table in ("proposals", "tokens", "steps"):
+        pd.testing.assert_frame_equal(rows(again, table), rows(first, table))
+
+
+@pytest.mark.parametrize(
+    ("verb", "asked"),
+    [
+        ("patch", {"clean": "abcab", "corrupt": "bbcab", "answer": "a", "against": "b", "sites": ["z", "resid_mid@1"]}),
+        (
+            "patch",
+            {"pairs": [("abcab", "bbcab", "a", "b"), ("cabca", "bacbc", "c", "b")], "source": "resample", "seed": 3},
+        ),
+        (
+            "patch",
+            {"pairs": [{"clean": "abcab", "corrupt": "bbcab", "answer": "a"}], "metric": "kl", "path": "z@0->q@1"},
+        ),
+        (
+            "patch",
+            {"clean": "abcab", "corrupt": "bbcab", "answer": "a", "against": "b", "method": "attribution", "sample": 3},
+        ),
+    ],
+)
+def test_a_replayed_sweep_has_the_same_tables(verb: str, asked: dict[str, Any]) -> None:
+    lm = probe.load("tiny:llama")
+    first = getattr(probe, verb)(lm, **asked)
+    again = replay(lm, first)
+    assert again.tables == first.tables and again.manifest["arguments"] == first.manifest["arguments"]
+    for table in first.tables:
+        pd.testing.assert_frame_equal(rows(again, table), rows(first, table))

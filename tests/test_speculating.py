@@ -13,6 +13,7 @@ import probe
 from probe.decoding import Sampling, decode, processors
 from probe.errors import BadModel, BadOption, BadPrompt, NonFinite
 from probe.language_model import LanguageModel
+from probe.requests import Speculate
 from probe.speculating import plan_speculate
 from probe.speculating.drafts import fitted, history, lookup, make_draft
 from probe.speculating.proposals import kind_of
@@ -421,7 +422,7 @@ def test_a_speculated_run_can_be_rewound() -> None:
 
 def test_a_plan_bounds_what_happens() -> None:
     lm = loaded("llama")
-    plan = plan_speculate(lm, prompts(2), draft="layers:1", generate=10)
+    plan = plan_speculate(lm, Speculate(prompts(2), draft="layers:1", generate=10))
     run = probe.speculate(lm, prompts(2), draft="layers:1", generate=10)
     assert plan["target_passes_at_least"] <= run.summary["passes"] + 2 <= plan["target_passes_at_most"]
     for table in ("prompts", "tokens", "proposals"):

@@ -16,12 +16,12 @@ from probe.errors import BadModel, BadOption
 from probe.instrument import tapping
 from probe.interventions import Edit
 from probe.patching.cells import LayerCells
-from probe.patching.exact import Baselines, CellMetrics, PreparedPair, Report, exact, prepare_pair
-from probe.patching.metrics import Metrics, logprobs_of, measure_of, read_out
+from probe.patching.exact import Baselines, CellMetrics, PreparedPair, Report, exact, floor_layers, prepare_pair
+from probe.patching.metrics import Metrics, logprobs_of, measure_of
 from probe.patching.pairs import Pair
-from probe.patching.planning import PatchPlan
-from probe.patching.reading import SiteLayer, TextValues, Watch, finite, last, last_logits, no_gradients, values
-from probe.patching.sources import Values
+from probe.patching.paths import PathGroup
+from probe.patching.planning import Patching
+from probe.patching.reading import SiteLayer, TextValues, Watch, finite, last, no_gradients, values
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -101,78 +101,74 @@ def _check_end(lm: LanguageModel, ids: Sequence[int], other: Sequence[int], embe
 
 
 class Attribution:
-    """Two forwards and one backward for all cells of all sites (METHODS B3); `steps` forwards and backwards more, on the way
-    from one text's embedding to the other's, for integrated gradients. `sampled` cells are run too, to compare."""
+    """Two forwards and one backward for all cells of all sites (METHODS B3); `ig` forwards and backwards more, on the way from
+    one text's embedding to the other's, for integrated gradients. `sampled` cells are run too, to compare."""
 
     warning = ""
 
-    def __init__(self, lm: LanguageModel, pair: Pair, plan: PatchPlan, parts: Sequence[LayerCells]) -> None:
-        self._lm, self._pair, self._plan = lm, pair, plan
-        base, source, edits = pair.base(plan.direction), pair.source(plan.direction), plan.edits
-        wheres = list(dict.fromkeys((part.site, part.layer) for part in parts))
-        self._other = values(lm, source, wheres if plan.source == "clean" else (), edits=edits)
-        clean = self._other.logits
-        if plan.direction == "noise" and plan.metric == "kl":  # whose slope asks for the clean run before it is run
-            clean = last_logits(lm, base, edits)
-        measure = measure_of(plan.metric, pair.target, logprobs_of(clean))
+    def __init__(self, lm: LanguageModel, pair: Pair, patching: Patching, wheres: Sequence[SiteLayer]) -> None:
+        self._lm, self._pair, self._patching, request = lm, pair, patching, patching.request
+        base, source, edits = pair.base(request.towards), pair.source(request.towards), patching.edits
+        floors = [("resid_pre", layer) for layer in floor_layers(lm)] if request.sampled else []
+        self._source = values(lm, source, list(dict.fromkeys([*wheres, *floors])), edits=edits)
+        clean = self._source.logits
+        if request.towards == "noise" and request.metric == "kl":  # whose slope asks for the clean run before it is run
+            clean = values(lm, base, (), edits=edits).logits
+        measure = measure_of(request.metric, pair.target, logprobs_of(clean))
         self._base = slopes(lm, base, wheres, measure, edits=edits)
         self._slopes: Mapping[SiteLayer, Tensor] = self._base.slopes
-        if plan.ig:
-            self._slopes = mean_slopes(lm, base, source, wheres, measure, steps=plan.ig, edits=edits)
-        ends = [self._other.logits, self._base.logits]
-        ends = ends if plan.direction == "denoise" else ends[::-1]
-        logprobs = logprobs_of(ends[0])
-        self.view = Baselines(pair, plan.direction, logprobs, read_out(torch.stack(ends), pair.target, logprobs))
+        if request.ig:
+            self._slopes = mean_slopes(lm, base, source, wheres, measure, steps=request.ig, edits=edits)
+        self.baselines = Baselines.of(pair, request.towards, self._base.logits, self._source.logits)
 
-    def base(self, site: str, layers: Sequence[int]) -> Values:
-        """(pos, [head,] d) of the text that is patched, by layer."""
-        return {layer: self._base.values[site, layer] for layer in layers}
+    def values(self, where: SiteLayer) -> tuple[Tensor, Tensor]:
+        """(pos, [head,] d) of the text that is patched, and of the one that patches come from."""
+        return self._base.values[where], self._source.values[where]
 
-    def other(self, site: str, layers: Sequence[int]) -> Values:
-        """The same of the text that patches come from."""
-        return {layer: self._other.values[site, layer] for layer in layers}
-
-    def cells(
-        self, part: LayerCells, old: Tensor, new: Tensor, report: Report, *, sampled: Collection[int]
-    ) -> CellMetrics:
+    def measure(
+        self, part: LayerCells | PathGroup, old: Tensor, new: Tensor, report: Report, *, sampled: Collection[int]
+    ) -> list[tuple[str, LayerCells, CellMetrics]]:
         """The metric as it is estimated for each cell; `sampled` are numbers of cells that are run too."""
-        change = estimated(self._base, (part.site, part.layer), new, self._slopes[part.site, part.layer]).cpu()
+        assert isinstance(part, LayerCells)
+        request, where = self._patching.request, (part.site, part.layer)
+        change = estimated(self._base, where, new, self._slopes[where]).cpu()
         cells = [
-            change[list(swap.positions)].sum() if swap.head is None else change[list(swap.positions), swap.head].sum()
-            for swap in part.locations
+            change[list(one.positions)].sum() if one.head is None else change[list(one.positions), one.head].sum()
+            for one in part.locations
         ]
-        nothing = [np.full(len(part.locations), np.nan) for _ in Metrics._fields]
-        readout, metric = Metrics(*nothing), self._plan.metric
-        readout.of(metric)[:] = self.view.start.of(metric) + torch.stack(cells).numpy()
-        tried = np.full(len(part.locations), np.nan)
+        readout = Metrics(*(np.full(len(part), np.nan) for _ in Metrics._fields))
+        readout.of(request.metric)[:] = self.baselines.start.of(request.metric) + torch.stack(cells).numpy()
+        tried = np.full(len(part), np.nan)
         if sampled:
             some = sorted(sampled)
             few = replace(part, locations=tuple(part.locations[i] for i in some), pos=(), step=())
-            paired, budget = self._plan.source == "clean", self._plan.memory
-            tried[some] = exact(self.prepared, few, old, new, budget=budget, paired=paired).readout.of(metric)
-        report(len(part.locations))
-        return CellMetrics(readout, ~np.isnan(tried), tried)
+            paired, budget = request.source == "clean", self._patching.budget
+            found = exact(self.prepared, few, old, new, budget=budget, paired=paired)
+            tried[some] = found.readout.of(request.metric)
+        report(len(part))
+        return [("", part, CellMetrics(readout, ~np.isnan(tried), tried))]
 
     @cached_property
     def prepared(self) -> PreparedPair:
         """Both texts, ready for cells that are run."""
-        return prepare_pair(self._lm, self._pair, self._plan.direction, self._plan.edits)
+        request, edits = self._patching.request, self._patching.edits
+        return prepare_pair(self._lm, self._pair, request.towards, edits, source=self._source)
 
 
-def sample(
-    parts: Sequence[Sequence[LayerCells]], pairs: Sequence[Pair], n: int, *, seed: int
-) -> dict[tuple[int, int], set[int]]:
-    """n cells drawn among those that the difference between the texts can reach: numbers of cells by pair and slice."""
+def sample(patching: Patching) -> dict[tuple[int, int], set[int]]:
+    """The cells that attribution runs too, drawn among those that the difference between the texts can reach: numbers of
+    cells by pair and site of a layer."""
+    request = patching.request
     reached = [
         (number, i, cell)
-        for number, (pair, own) in enumerate(zip(pairs, parts, strict=True))
-        for i, part in enumerate(own)
-        for cell, swap in enumerate(part.locations)
-        if swap.positions[-1] >= pair.first
+        for number, pair in enumerate(patching.pairs if request.sampled else ())
+        for i, part in enumerate(patching.parts[number])
+        if isinstance(part, LayerCells)
+        for cell, one in enumerate(part.locations)
+        if one.positions[-1] >= pair.first
     ]
-    chosen = np.random.default_rng(seed).permutation(len(reached))[:n]
     found: dict[tuple[int, int], set[int]] = {}
-    for k in chosen:
+    for k in np.random.default_rng(request.seed).permutation(len(reached))[: request.sampled]:
         number, i, cell = reached[k]
         found.setdefault((number, i), set()).add(cell)
     return found

@@ -14,23 +14,11 @@ from probe.interventions import Patch
 from probe.interventions.checking import cells
 from probe.interventions.edits import AbsolutePositions, At
 from probe.patching.pairs import Pair
+from probe.requests import PatchSweep
 from probe.sites import SITES, Cell, Positions, parse_places
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
-
-AXES = ("pos", "head", "step")
-
-
-class Selection(NamedTuple):
-    """Which cells: `sites` are sites or whole places; layers, heads and positions go with those that name none; `by` says
-    along which axes cells are apart (beside site and layer), all that lies along the others is patched at once."""
-
-    sites: tuple[str, ...] = ("resid_pre",)
-    layers: str = "all"
-    heads: str | None = None
-    positions: str = "all"
-    by: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,11 +32,14 @@ class LayerCells:
     pos: tuple[int, ...]
     step: tuple[int, ...]
 
+    def __len__(self) -> int:
+        return len(self.locations)
 
-def places(lm: LanguageModel, asked: Selection) -> tuple[Cell, ...]:
+
+def places(lm: LanguageModel, request: PatchSweep) -> tuple[Cell, ...]:
     """The cells of the model that are asked for, before they are taken apart. Raises `BadPlace` and its kinds."""
     found: list[Cell] = []
-    for word in asked.sites:
+    for word in request.sites:
         for place in parse_places(word):
             if "patch" not in SITES[place.site].uses:
                 raise BadOption(f"'{place.site}' cannot be patched position by position", hint="take z, or resid_post")
@@ -56,14 +47,14 @@ def places(lm: LanguageModel, asked: Selection) -> tuple[Cell, ...]:
                 lm.anatomy.tap(place.site, 0)  # says why
             text = str(place)
             if not place.parts and SITES[place.site].per_layer:
-                heads = f".{asked.heads}" if asked.heads and SITES[place.site].per_head else ""
-                text = f"{place.site}@{_joined(asked.layers, heads)}"
+                heads = f".{request.heads}" if request.heads and SITES[place.site].per_head else ""
+                text = f"{place.site}@{_joined(str(request.layers), heads)}"
                 if place.positions.parts != ("all",):
                     text += f":{place.positions}"
-            if place.positions.parts == ("all",) and asked.positions != "all":
-                text += f":{asked.positions}"
+            if place.positions.parts == ("all",) and request.positions != "all":
+                text += f":{request.positions}"
             found += cells(lm, text)
-    if asked.heads and not any(cell.heads for cell in found):
+    if request.heads and not any(cell.heads for cell in found):
         raise BadOption("no site that was asked for has heads", hint="--sites z, q, k or v")
     return tuple(dict.fromkeys(found))
 
@@ -72,33 +63,22 @@ def _joined(layers: str, heads: str) -> str:
     return ",".join(f"{layer.strip()}{heads}" for layer in layers.split(","))
 
 
-def axes(cell: Cell, asked: Selection) -> tuple[str, ...]:
-    """Along which axes a site's cells are apart: heads where it has some, else positions, unless `by` says otherwise."""
-    if asked.by is None:
-        return ("head",) if cell.heads else ("pos",)
-    unknown = [axis for axis in asked.by if axis not in AXES]
-    if unknown:
-        raise BadOption(f"unknown axis '{unknown[0]}'", hint=f"--by takes {', '.join(AXES)}, several with commas")
-    if "pos" in asked.by and "step" in asked.by:
-        raise BadOption("cells are by position or by step, not both", hint="a step is several positions at once")
-    return asked.by
-
-
-def cells_of(lm: LanguageModel, pair: Pair, asked: Selection, direction: str) -> tuple[LayerCells, ...]:
-    """The cells of one pair, by site and layer, ascending. Positions are of the base, and of those that are aligned.
+def cells_of(lm: LanguageModel, pair: Pair, request: PatchSweep) -> tuple[LayerCells, ...]:
+    """The cells of one pair, by site and layer, ascending: by head where a site has heads, else by position, unless the
+    request says otherwise. Positions are of the base, and of those that are aligned.
 
     Raises `OutOfRange` where none is left, and what reading positions raises.
     """
-    base, origins = pair.base(direction), pair.origins(direction)
+    base, origins = pair.base(request.towards), pair.origins(request.towards)
     tokens = lm.pieces(base).tokens
     found = []
-    for cell in places(lm, asked):
-        steps = pair.clean_steps if direction == "noise" else pair.corrupt_steps
+    for cell in places(lm, request):
+        steps = pair.clean_steps if request.towards == "noise" else pair.corrupt_steps
         named = cell.positions.indices(len(base), len(base), steps=steps, tokens=tokens)
         here = [p for p in named if p in origins]
         if not here:
             raise OutOfRange(f"{cell.site}:{cell.positions} has no position that both texts have", hint="see --align")
-        by = axes(cell, asked)
+        by = request.by or (("head",) if cell.heads else ("pos",))
         groups = _groups(here, by, steps)
         heads: Sequence[int | None] = cell.heads if cell.heads and "head" in by else (None,)
         if heads == (None,) and cell.heads and len(cell.heads) < lm.anatomy.n_heads(cell.site, cell.layer):
@@ -109,7 +89,7 @@ def cells_of(lm: LanguageModel, pair: Pair, asked: Selection, direction: str) ->
 
 
 def _groups(
-    positions: Sequence[int], by: tuple[str, ...], steps: Sequence[tuple[int, int]]
+    positions: Sequence[int], by: Sequence[str], steps: Sequence[tuple[int, int]]
 ) -> list[tuple[Sequence[int], int, int]]:
     """(positions patched at once, the position if it is one, the step)."""
     if "pos" in by:

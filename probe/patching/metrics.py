@@ -9,14 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probe.errors import BadOption
+from probe.requests.patch import METRICS
 
-METRICS = {
-    "logit-diff": "logits, answer - against",
-    "logprob": "nats, log-prob of the answer",
-    "prob": "probability of the answer",
-    "kl": "nats, KL(clean || patched)",
-}
 SAME = 1e-5  # clean and corrupt that differ by less than this share of their size differ by rounding
 
 
@@ -39,14 +33,6 @@ class Metrics(NamedTuple):
         """The one that METRICS calls so."""
         found: np.ndarray = getattr(self, metric.replace("-", "_"))
         return found
-
-
-def check_metric(metric: str, target: AnswerTokens) -> None:
-    """Raises `BadOption` for a metric that there is not, or that the target lacks a token for."""
-    if metric not in METRICS:
-        raise BadOption(f"unknown metric '{metric}'", hint=", ".join(METRICS))
-    if metric == "logit-diff" and target.against is None:
-        raise BadOption("a logit difference needs two answers", hint="add --against, or take --metric logprob")
 
 
 def logprobs_of(logits: Tensor) -> Tensor:

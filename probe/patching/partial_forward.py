@@ -7,7 +7,7 @@ blocks below give at once what they gave before, and the positions before are ke
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,7 +23,7 @@ from probe.interventions import Edit, applying
 from probe.interventions.edits import AbsolutePositions
 from probe.language_model.stepping import forward, plain_kwargs, uncached_kwargs
 from probe.patching.cells import Location, batch_patch
-from probe.patching.reading import ended, keeper
+from probe.patching.reading import SiteLayer, Watch, ended, keeper
 from probe.sites import SITES
 
 if TYPE_CHECKING:
@@ -61,24 +61,37 @@ class Shortcut(NamedTuple):
 
 
 class RecordedText:
-    """One text as the model reads it under `edits`: what goes into each block, keys and values, the last logits (d_vocab,).
+    """One text as the model reads it under `edits`, by one forward: what goes into each block, keys and values, the last
+    logits (d_vocab,), the `values` of the sites that were asked for and the `raw` tensors of taps.
 
-    `resid[l]` (1, pos, d_model) goes into block l, the last entry comes out of the last block. `way` is how its rest is
-    run; where it is None, `why_not` says why its forward cannot be entered in the middle.
+    `resid[l]` (1, pos, d_model) goes into block l, the last entry comes out of the last block. `shortcut` is how a partial
+    forward is run; where it is None, `why_not` says why a forward cannot be entered in the middle.
     """
 
-    def __init__(self, lm: LanguageModel, ids: Sequence[int], edits: Sequence[Edit] = ()) -> None:
+    def __init__(
+        self, lm: LanguageModel, ids: Sequence[int], edits: Sequence[Edit] = (), *, wheres: Sequence[SiteLayer] = (),
+        raw: Collection[Tap] = (),
+    ) -> None:  # fmt: skip
         self.lm, self.ids = lm, torch.tensor([list(ids)], device=lm.device)
         self.edits: tuple[Edit, ...] = ()
         self.resid: list[Tensor] = []
+        self.values: dict[SiteLayer, Tensor] = {}
+        self.raw: dict[Tap, Tensor] = {}
         self.why_not = _no_stream(lm)
         self.shortcut = None if self.why_not else Shortcut(known=_keeps_keys(lm), last=True)
         self._forms: list[Any] = []
         self._known: list[tuple[Tensor, Tensor]] = []
-        self.logits = self._read(edits)
+        self.logits = self._read(Watch(lm, ids, wheres), edits, raw)
 
     def __len__(self) -> int:
         return self.ids.shape[1]
+
+    def patched(self, rows: int, edit: Edit, *, start: int) -> Tensor:
+        """Logits (row, d_vocab) after the last token, with an edit of one site that changes nothing before position `start`."""
+        if self.shortcut is None:
+            return self.full_forward(rows, [edit])
+        layer = entry(self.lm, edit.cell.site, edit.cell.layer)
+        return self.partial_forward(rows, [edit], layer=layer, start=start)
 
     @torch.no_grad()
     def full_forward(self, rows: int, edits: Sequence[Edit]) -> Tensor:
@@ -111,34 +124,39 @@ class RecordedText:
             return forward(lm, ids, kwargs, new=self.ids.shape[1] - start)[0]
 
     @torch.no_grad()
-    def _read(self, edits: Sequence[Edit]) -> Tensor:
+    def _read(self, watch: Watch, edits: Sequence[Edit], raw: Collection[Tap]) -> Tensor:
+        """One forward for everything."""
         lm, anatomy = self.lm, self.lm.anatomy
-        if self.shortcut is None:
-            with applying(lm, edits, ids=self.ids) as applied:
-                self.edits = applied.edits
-                return ended(lm, self.ids)[0]
-        taps = [anatomy.tap("resid_pre", layer) for layer in range(anatomy.n_layers)]
+        blocks = {} if self.shortcut is None else {layer.block: i for i, layer in enumerate(anatomy.layers)}
+        taps = [anatomy.tap("resid_pre", i) for i in blocks.values()]
+        taps += [anatomy.tap("resid_post", anatomy.n_layers - 1)] if blocks else []
         kept: dict[int, Tensor] = {}
-        readers = {
-            tap: keeper(kept, i) for i, tap in enumerate([*taps, anatomy.tap("resid_post", anatomy.n_layers - 1)])
-        }
-        blocks = {layer.block: i for i, layer in enumerate(anatomy.layers)}
         forms: dict[int, Any] = {}
 
         def record(path: str, _: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if path in blocks:
                 forms[blocks[path]] = _emptied(output, anatomy.tap("resid_post", blocks[path]).key)
 
-        cache = {"use_cache": True, str(slot(lm.model)): DynamicCache()} if self.shortcut.known else {}
-        with applying(lm, edits, ids=self.ids) as applied, tapping(lm.model, readers), recording(lm.model, record):
-            self.edits = applied.edits
+        known = self.shortcut is not None and self.shortcut.known
+        cache = {"use_cache": True, str(slot(lm.model)): DynamicCache()} if known else {}
+        with ExitStack() as hooked:
+            self.edits = hooked.enter_context(watch.active(edits))
+            hooked.enter_context(tapping(lm.model, {tap: keeper(self.raw, tap) for tap in raw}))
+            hooked.enter_context(tapping(lm.model, {tap: keeper(kept, i) for i, tap in enumerate(taps)}))
+            if blocks:
+                hooked.enter_context(recording(lm.model, record))
             output = lm.model(self.ids, **{**uncached_kwargs(lm), **cache})
-        self.resid = [kept[i] for i in range(len(kept))]
-        self._forms = [forms[i] for i in range(anatomy.n_layers)]
-        if self.shortcut.known:
+        self.values = watch.values()
+        self.resid, self._forms = [kept[i] for i in range(len(kept))], [forms[i] for i in range(len(forms))]
+        if known:
             self._known = [(layer.keys, layer.values) for layer in held(output).layers]
         logits: Tensor = output.logits[0, -1]
         return logits
+
+
+def entry(lm: LanguageModel, site: str, layer: int) -> int:
+    """The first block that has to run when a site is changed; as many as there are if none."""
+    return int(max(0, min(SITES[site].moment(layer), lm.anatomy.n_layers)))
 
 
 def _last(value: Tensor) -> Tensor:

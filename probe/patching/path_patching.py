@@ -6,8 +6,9 @@ later parts by the residual stream alone. What the receiver makes of that is put
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,21 +19,24 @@ from probe.instrument import AttentionCall, Reader, Tap, attending, tapping
 from probe.interventions import Patch, applying
 from probe.interventions.edits import AbsolutePositions
 from probe.patching.cells import LayerCells, Location, batch_patch
-from probe.patching.exact import CellMetrics, PreparedPair
-from probe.patching.metrics import Metrics, read_out
+from probe.patching.exact import CellMetrics, Report, prepare_pair
+from probe.patching.metrics import Metrics
+from probe.patching.pairs import Pair
 from probe.patching.partial_forward import RecordedText
 from probe.patching.paths import Endpoint, PathGroup, reaches
-from probe.patching.planning import PatchPlan, rows_at_once
-from probe.patching.reading import SiteLayer, ended, keeper
+from probe.patching.planning import Patching, rows_at_once
+from probe.patching.reading import SiteLayer, ended
 from probe.sites import SITES, Cell, Positions
+
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
 
 
 class Paths:
-    """The paths of one text. `rows_at_once`: of a forward of the whole text."""
+    """The paths of one text, whose `raw` tensors are every write to the stream. `rows_at_once`: of a whole forward."""
 
     def __init__(self, text: RecordedText, *, rows_at_once: int) -> None:
         self.text, self.lm, self.rows_at_once = text, text.lm, rows_at_once
-        self._held: dict[Tap, Tensor] = self._written()
 
     def send(
         self, pairs: Sequence[tuple[Endpoint, Endpoint]], source: Callable[[str, int], Tensor]
@@ -77,10 +81,7 @@ class Paths:
         heads = None if receiver.head is None else (receiver.head,)
         cell = Cell(receiver.site, receiver.layer, heads, Positions(tuple(map(str, where))))
         edit = Patch(cell, values, absolute=AbsolutePositions(tuple(where)))
-        if self.text.shortcut is None:
-            return self.text.full_forward(len(found), [edit])
-        layer = int(SITES[receiver.site].moment(receiver.layer))
-        return self.text.partial_forward(len(found), [edit], layer=layer, start=where[0])
+        return self.text.patched(len(found), edit, start=where[0])
 
     @torch.no_grad()
     def _first(self, senders: Sequence[Endpoint], new: Tensor, wheres: set[SiteLayer]) -> dict[SiteLayer, Tensor]:
@@ -94,7 +95,7 @@ class Paths:
         with ExitStack() as hooked:
             hooked.enter_context(applying(self.lm, [*self.text.edits, edit], start=0))
             self._record(hooked, seen, {where for where in wheres if where[0] != "logits"}, len(senders))
-            held = {tap: _holder(value) for tap, value in self._held.items() if tap not in free}
+            held = {tap: _holder(value) for tap, value in self.text.raw.items() if tap not in free}
             hooked.enter_context(tapping(self.lm.model, held))
             logits = ended(self.lm, self.text.ids.expand(len(senders), -1))
         return {**seen, ("logits", -1): logits}
@@ -125,15 +126,6 @@ class Paths:
 
         return record
 
-    @torch.no_grad()
-    def _written(self) -> dict[Tap, Tensor]:
-        """Every write to the stream, as the text has it."""
-        seen: dict[Tap, Tensor] = {}
-        taps = {write.tap for layer in self.lm.anatomy.layers for write in layer.writes}
-        with applying(self.lm, self.text.edits, start=0), tapping(self.lm.model, {t: keeper(seen, t) for t in taps}):
-            ended(self.lm, self.text.ids)
-        return seen
-
 
 def _holder(value: Tensor) -> Reader:
     """In place of what a part would write, what it wrote in the text; the same in each row."""
@@ -145,52 +137,65 @@ def _holder(value: Tensor) -> Reader:
     return hold
 
 
-class Sender:
-    """Sends along the paths of one pair."""
+def written(lm: LanguageModel) -> set[Tap]:
+    """Every write to the stream."""
+    return {write.tap for layer in lm.anatomy.layers for write in layer.writes}
 
-    def __init__(self, view: PreparedPair, plan: PatchPlan) -> None:
-        n = len(view.base)
-        self._view = view
-        self._paths = Paths(view.base, rows_at_once=rows_at_once(view.base.lm, new=n, n=n, budget=plan.memory))
+
+class PathPatching:
+    """What senders send along the paths of one pair."""
+
+    warning = ""
+
+    def __init__(self, lm: LanguageModel, pair: Pair, patching: Patching, wheres: Sequence[SiteLayer]) -> None:
+        towards = patching.request.towards
+        self.prepared = prepare_pair(lm, pair, towards, patching.edits, wheres=wheres, raw=written(lm))
+        self.baselines, n = self.prepared.baselines, len(self.prepared.base)
+        self._paths = Paths(self.prepared.base, rows_at_once=rows_at_once(lm, new=n, n=n, budget=patching.budget))
+
+    def values(self, where: SiteLayer) -> tuple[Tensor, Tensor]:
+        """(pos, [head,] d) of the text that is patched, and of the one that patches come from."""
+        return self.prepared.base.values[where], self.prepared.source.values[where]
 
     def measure(
-        self, send: PathGroup, new: Tensor, report: Callable[[int], None]
+        self, part: LayerCells | PathGroup, old: Tensor, new: Tensor, report: Report, *, sampled: Collection[int]
     ) -> list[tuple[str, LayerCells, CellMetrics]]:
         """(receiver as text, senders, metrics) for each receiver. new (pos, [head,] d): what senders take.
 
         A path whose receiver can't see its sender is the base: it is not run.
         """
-        lm, last = self._view.base.lm, len(self._view.base) - 1
-        run = [i for i, (sender, receiver) in enumerate(send.paths) if reaches(lm, sender, receiver, last=last)]
-        columns = [np.repeat(column, len(send.paths)) for column in self._view.start]
-        done = len(send.paths) - len(run)
+        assert isinstance(part, PathGroup)
+        lm, last = self.prepared.base.lm, len(self.prepared.base) - 1
+        run = [i for i, (sender, receiver) in enumerate(part.paths) if reaches(lm, sender, receiver, last=last)]
+        columns = [np.repeat(column, len(part)) for column in self.baselines.start]
+        done = len(part) - len(run)
         report(done)
-        for numbers, logits in self._paths.send([send.paths[i] for i in run], lambda site, layer: new):
-            readout, cells = read_out(logits, self._view.pair.target, self._view.clean), [run[i] for i in numbers]
-            for column, values in zip(columns, readout, strict=True):
+        for numbers, logits in self._paths.send([part.paths[i] for i in run], lambda site, layer: new):
+            cells = [run[i] for i in numbers]
+            for column, values in zip(columns, self.prepared.metrics(logits), strict=True):
                 column[cells] = values
             done += len(cells)
             report(done)
         by_receiver: dict[Endpoint, list[int]] = {}
-        for i, (_, receiver) in enumerate(send.paths):
+        for i, (_, receiver) in enumerate(part.paths):
             by_receiver.setdefault(receiver, []).append(i)
         found = []
         for receiver, some in by_receiver.items():
             measured = CellMetrics(Metrics(*(column[some] for column in columns)), np.isin(some, run))
-            found.append((self._named(receiver), _slice(send, some), measured))
+            found.append((self._named(receiver), _senders(part, some), measured))
         return found
 
     def _named(self, receiver: Endpoint) -> str:
         """As it would be written; positions only where they are not all."""
-        if receiver.site == "logits" or len(receiver.positions) == len(self._view.base):
+        if receiver.site == "logits" or len(receiver.positions) == len(self.prepared.base):
             return str(receiver)
         return f"{receiver}:{','.join(map(str, receiver.positions))}"
 
 
-def _slice(send: PathGroup, some: Sequence[int]) -> LayerCells:
+def _senders(group: PathGroup, some: Sequence[int]) -> LayerCells:
     """The senders of some paths as cells."""
-    senders = [send.paths[i][0] for i in some]
+    senders = [group.paths[i][0] for i in some]
     return LayerCells(
-        send.site, send.layer, tuple(Location(end.positions, end.head) for end in senders),
+        group.site, group.layer, tuple(Location(end.positions, end.head) for end in senders),
         tuple(end.positions[0] if len(end.positions) == 1 else -1 for end in senders), (-1,) * len(senders),
     )  # fmt: skip

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from probe.errors import BadOption, OutOfRange, SiteAbsent
 from probe.interventions import cells
 from probe.interventions.checking import check_cell
-from probe.patching.cells import Selection
 from probe.patching.pairs import Pair
+from probe.requests import PatchSweep
 from probe.sites import SITES, Place, parse_place, sites_for
 from probe.sites.catalogue import Use
 
@@ -47,23 +48,25 @@ def parse_path(text: str) -> tuple[Place, Place]:
     return places
 
 
-class PathGroup(NamedTuple):
+@dataclass(frozen=True)
+class PathGroup:
     """All paths from the heads (or the whole) of one site and layer."""
 
     site: str
     layer: int
     paths: tuple[tuple[Endpoint, Endpoint], ...]
 
+    def __len__(self) -> int:
+        return len(self.paths)
 
-def path_groups(lm: LanguageModel, pair: Pair, path: str, asked: Selection, direction: str) -> tuple[PathGroup, ...]:
-    """The paths of one pair, by the site and layer of their senders. Raises what `routes` does."""
-    by = asked.by or ()
-    if set(by) - {"pos", "head"}:
-        raise BadOption("on a path senders are apart by head and by position", hint="--by pos")
-    base, steps = pair.base(direction), pair.clean_steps if len(pair.clean) == len(pair.corrupt) else ()
+
+def path_groups(lm: LanguageModel, pair: Pair, request: PatchSweep) -> tuple[PathGroup, ...]:
+    """The paths of one pair, by the site and layer of their senders. Raises what `paths_of` does."""
+    assert request.path is not None
+    base, steps = pair.base(request.towards), pair.clean_steps if len(pair.clean) == len(pair.corrupt) else ()
     found = paths_of(
-        lm, path, n=len(base), sendable=sorted(pair.origins(direction)), apart="pos" in by, tokens=lm.pieces(base).tokens,
-        steps=steps,
+        lm, request.path, n=len(base), sendable=sorted(pair.origins(request.towards)), apart="pos" in (request.by or ()),
+        tokens=lm.pieces(base).tokens, steps=steps,
     )  # fmt: skip
     grouped: dict[tuple[str, int], list[tuple[Endpoint, Endpoint]]] = {}
     for sender, receiver in found:

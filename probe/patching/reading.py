@@ -109,15 +109,15 @@ class Watch:
                 self._taps[where] = location.changed
 
     @contextmanager
-    def active(self, edits: Sequence[Edit]) -> Iterator[None]:
-        """Sites are kept as edits leave them."""
+    def active(self, edits: Sequence[Edit]) -> Iterator[tuple[Edit, ...]]:
+        """Sites are kept as edits leave them; gives the edits as they are on this text."""
         model, anatomy = self.lm.model, self.lm.anatomy
         copied = overwritten(model, set(self._taps.values()), self.ids)
         with ExitStack() as hooked:
             if self.graph:
                 root = anatomy.tap("embed") if anatomy.has("embed") else anatomy.tap("resid_pre", 0)
                 hooked.enter_context(tapping(model, {root: self._root}))
-            hooked.enter_context(applying(self.lm, edits, ids=self.ids))
+            applied = hooked.enter_context(applying(self.lm, edits, ids=self.ids))
             if self.graph:
                 writes = {w.tap: layer.block for layer in anatomy.layers for w in layer.writes}
                 hooked.enter_context(tapping(model, {tap: self._prover(block) for tap, block in writes.items()}))
@@ -125,7 +125,7 @@ class Watch:
                 hooked.enter_context(tapping(model, {tap: self._keeper(where, tap, copied=copied[tap])}))
             if self._calls:
                 hooked.enter_context(attending(model, changer=self._call))
-            yield
+            yield tuple(applied.edits)
 
     def _root(self, value: Tensor) -> Tensor:
         """Where the graph begins."""

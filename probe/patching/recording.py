@@ -12,9 +12,10 @@ import pyarrow as pa
 from probe import stats
 from probe.patching.cells import LayerCells
 from probe.patching.exact import Baselines, CellMetrics
-from probe.patching.metrics import METRICS, changes, defined, effects
+from probe.patching.metrics import changes, defined, effects
 from probe.patching.pairs import Pair
-from probe.patching.planning import PatchPlan
+from probe.patching.planning import Patching
+from probe.requests.patch import METRICS
 from probe.stats import pearson, spearman
 from probe.store import Writer
 from probe.texts import step_columns, token_columns
@@ -40,15 +41,14 @@ def write_texts(writer: Writer, lm: LanguageModel, pairs: Sequence[Pair]) -> Non
 
 
 def write_cells(
-    writer: Writer, number: int, view: Baselines, part: LayerCells, found: CellMetrics, *, metric: str, tokens: Sequence[str],
-    floor: float, receiver: str = "",
+    writer: Writer, number: int, baselines: Baselines, part: LayerCells, found: CellMetrics, *, metric: str,
+    tokens: Sequence[str], floor: float, receiver: str = "",
 ) -> None:  # fmt: skip
-    """The cells of one slice. tokens: of the base. floor: of the pair (see `floor.py`). receiver: what the cells were sent
-    to, on a path."""
+    """Rows of some cells. tokens: of the base. floor: of the pair. receiver: what they were sent to, on a path."""
     n, readout = len(part.locations), found.readout
-    patched, (clean, corrupt) = readout.of(metric), (float(x) for x in view.ends.of(metric))
-    origins = view.pair.origins(view.direction)
-    effect = effects(patched, clean, corrupt, view.direction)
+    patched, (clean, corrupt) = readout.of(metric), (float(x) for x in baselines.ends.of(metric))
+    origins = baselines.pair.origins(baselines.direction)
+    effect = effects(patched, clean, corrupt, baselines.direction)
     writer.write("patches", {
         "pair": np.full(n, number, np.int32), "site": [part.site] * n, "layer": np.full(n, part.layer, np.int16),
         "head": np.asarray([-1 if swap.head is None else swap.head for swap in part.locations], np.int16),
@@ -57,7 +57,7 @@ def write_cells(
         "source_pos": np.asarray([-1 if pos < 0 else origins[pos] for pos in part.pos], np.int32),
         "token": pa.array([None if pos < 0 else tokens[pos] for pos in part.pos], pa.string()),
         "clean": np.full(n, clean), "corrupt": np.full(n, corrupt), "patched": patched, "effect": _nulls(effect),
-        "change": _nulls(changes(patched, clean, corrupt, view.direction)), "floor": _nulls(np.full(n, floor)),
+        "change": _nulls(changes(patched, clean, corrupt, baselines.direction)), "floor": _nulls(np.full(n, floor)),
         "logit_diff": _nulls(readout.logit_diff), "logprob": _nulls(readout.logprob), "prob": _nulls(readout.prob),
         "kl": _nulls(readout.kl), "passed": found.passed, "receiver": [receiver] * n,
         "exact": _nulls(np.full(n, np.nan) if found.exact is None else found.exact),
@@ -94,9 +94,10 @@ STRONGEST = 10
 SHOWN = 8  # differing tokens of a pair
 
 
-def summarize(writer: Writer, lm: LanguageModel, plan: PatchPlan) -> dict[str, Any]:
+def summarize(writer: Writer, lm: LanguageModel, patching: Patching) -> dict[str, Any]:
     """Of the tables that were written."""
-    pairs, metric, direction, source = plan.pairs, plan.metric, plan.direction, plan.source
+    request, pairs, measured = patching.request, patching.pairs, patching.measured
+    metric, direction = request.metric, request.towards
     frame = writer.read("patches").to_pandas()
     several = len(pairs) > 1
     cells = writer.read("patch_means").to_pandas() if several else frame
@@ -105,17 +106,18 @@ def summarize(writer: Writer, lm: LanguageModel, plan: PatchPlan) -> dict[str, A
     ends = frame.groupby("pair")[["clean", "corrupt", "floor"]].first()
     small = ends[(ends["clean"] - ends["corrupt"]).abs() < ends["floor"]]
     return {
-        "pairs": len(pairs), "metric": metric, "unit": METRICS[metric], "direction": direction, "from": source,
+        "pairs": len(pairs), "metric": metric, "unit": METRICS[metric], "direction": direction, "from": request.source,
         "cells": len(frame), "passed": int(frame["passed"].sum()),
         "clean": float(ends["clean"].mean()), "corrupt": float(ends["corrupt"].mean()),
         "floor": _plain(ends["floor"].mean()), "small": [int(i) for i in small.index],
         "undefined": [int(i) for i, row in ends.iterrows() if not defined(row["clean"], row["corrupt"])],
         "answer": pairs[0].answers[0], "against": pairs[0].answers[1], "tokens": len(pairs[0].base(direction)),
-        "differing": _differing(lm, pairs[0]), "strongest": strongest, "method": plan.method, "ig": plan.ig, "path": plan.path,
-        "agreement": _agreement(frame) if plan.sample else None,
-        "measured": None if plan.rewound is None else {
-            "measure_at": plan.rewound.measure_at, "pos": plan.rewound.position,
-            "total_variation": plan.rewound.variation, "outcome": plan.rewound.outcome,
+        "differing": _differing(lm, pairs[0]), "strongest": strongest, "method": request.method,
+        "ig": request.ig, "path": request.path,
+        "agreement": _agreement(frame) if request.sampled else None,
+        "measured": None if measured is None else {
+            "measure_at": measured.measure_at, "pos": measured.position,
+            "total_variation": measured.variation, "outcome": measured.outcome,
         },
     }  # fmt: skip
 
@@ -131,21 +133,7 @@ def _agreement(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def _cell(row: dict[str, Any]) -> dict[str, Any]:
-    names = (
-        "site",
-        "layer",
-        "head",
-        "pos",
-        "step",
-        "receiver",
-        "token",
-        "effect",
-        "ci_low",
-        "ci_high",
-        "change",
-        "patched",
-        "n",
-    )
+    names = (*CELL, "token", "effect", "ci_low", "ci_high", "change", "patched", "n")
     return {name: _plain(row[name]) for name in names if name in row}
 
 

@@ -4,54 +4,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from probe.capturing import MemorySink, read
-from probe.errors import BadOption
-from probe.interventions import Edit, applying
-from probe.sites import Cell, Positions
-
 if TYPE_CHECKING:
-    from probe.language_model import LanguageModel
+    pass
 
-SOURCES = {
-    "clean": "the other text of the pair, at the same place",
-    "zero": "zeros",
-    "mean": "the mean over all positions of all texts of the sweep",
-    "noise": "the value there plus normal noise of 3 standard deviations of the site",
-    "resample": "the value at another place, drawn from all texts of the sweep",
-}
-POOLED = ("mean", "noise", "resample")  # made of the values in all texts
 SIGMAS = 3.0  # Meng et al. 2022 (2202.05262)
-
-Values = dict[int, Tensor]
-"""layer -> (pos, [head,] d) of one text at one site."""
-
-
-def check_source(source: str) -> None:
-    """Raises `BadOption` for a source that there is not."""
-    if source not in SOURCES:
-        raise BadOption(f"unknown source '{source}'", hint=f"--from takes {', '.join(SOURCES)}")
-
-
-@torch.no_grad()
-def activations(
-    lm: LanguageModel, ids: Sequence[int], site: str, layers: Sequence[int], edits: Sequence[Edit] = ()
-) -> Values:
-    """One site of some layers of a text, as the model has it under `edits`. Raises `NonFinite`, `SiteAbsent`."""
-    sink, batch = MemorySink(), torch.tensor([list(ids)])
-    cells = [Cell(site, layer, None, Positions()) for layer in layers]
-    with applying(lm, edits, ids=batch):
-        read(lm, batch, [len(ids)], cells=cells, sink=sink, top=1)
-    found: Values = {}
-    for layer in layers:
-        flat = sink.activations[site, layer, None][0]
-        found[layer] = lm.anatomy.site(site, layer).by_head(flat)
-    return found
 
 
 def replacement(

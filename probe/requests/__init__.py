@@ -15,13 +15,16 @@ from probe.requests.groups import (
 )  # fmt: skip
 from probe.requests.lens import Lens
 from probe.requests.options import Option, options_of, plain
+from probe.requests.patch import PatchSweep
 from probe.requests.rewind import Importance, Rewind
 from probe.requests.sampling import Sampling
+from probe.requests.speculate import Speculate
 from probe.requests.steer import MakeDirection, Steer
 from probe.requests.trace import Trace
 
 REQUESTS: dict[str, type[Request]] = {
-    kind.command: kind for kind in (Attribute, Compare, Importance, Lens, MakeDirection, Rewind, Steer, Trace)
+    kind.command: kind
+    for kind in (Attribute, Compare, Importance, Lens, MakeDirection, PatchSweep, Rewind, Speculate, Steer, Trace)
 }
 
 __all__ = [
@@ -35,11 +38,13 @@ __all__ = [
     "Lens",
     "MakeDirection",
     "Option",
+    "PatchSweep",
     "Progress",
     "Request",
     "Rewind",
     "Sampling",
     "SourceOptions",
+    "Speculate",
     "Steer",
     "Trace",
     "options_of",

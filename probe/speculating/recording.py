@@ -5,18 +5,17 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from probe import store as stores
-from probe.decoding import Sampling, decode, differences
-from probe.errors import BadOption, NonFinite
-from probe.requests import Trace
+from probe.decoding import decode, differences
+from probe.errors import NonFinite
+from probe.requests import Speculate, Trace, public
+from probe.running import running
 from probe.speculating import proposals
 from probe.speculating.drafts import Draft, make_draft
-from probe.speculating.rounds import FIRST, Blocks, Clock, Speculation, speculate_ids
+from probe.speculating.rounds import Blocks, Clock, Speculation, speculate_ids
 from probe.speculating.summary import Plain, summarize
 from probe.texts import Failed, TokenSequence, as_prompts, encode_all, prompt_columns
 from probe.tracing.planning import ROW_BYTES
@@ -26,81 +25,70 @@ from probe.tracing.resolving import Tracing, resolved
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
-Progress = Callable[[str, int, int], None]
-MAX_NEW = 64
 PROPOSAL_BYTES = 110  # of a row on disk; measured on SmolLM2 runs
 
 
 @dataclass
 class Work:
-    """What is asked, and what the clocks say so far. `prompts`: how many there are, and how many are done."""
+    """What is asked, the draft that helps, how the finished texts are read, and what the clocks say so far."""
 
     lm: LanguageModel
+    request: Speculate
     draft: Draft
-    blocks: Blocks
-    plain: bool
-    asked: Tracing
-    progress: Progress | None
+    tracing: Tracing
     clocks: list[Clock] = field(default_factory=list)
     plains: list[Plain] = field(default_factory=list)
-    prompts: tuple[int, int] = (1, 0)
+    prompts: tuple[int, int] = (1, 0)  # how many there are, and how many are done
+
+    @property
+    def blocks(self) -> Blocks:
+        return Blocks.parse(self.request.block)
 
     def report(self, what: str, tokens: int) -> None:
         """Tell how far the work is, in tokens of all prompts at their longest."""
-        total, done = self.prompts
-        if self.progress:
-            self.progress(what, done * self.asked.request.generate + tokens, total * self.asked.request.generate)
+        (total, done), longest = self.prompts, self.request.generate
+        if self.request.progress:
+            self.request.progress(what, done * longest + tokens, total * longest)
 
 
-def speculate(
-    lm: LanguageModel, prompts: Any, *, draft: str | LanguageModel, out: str | Path | None = None, resume: bool = False,
-    progress: Progress | None = None, **what: Any,
-) -> stores.Run:  # fmt: skip
+def run_speculate(lm: LanguageModel, request: Speculate) -> stores.Run:
     """Continue prompts by speculative decoding and keep every proposal: p, q, what decided it, how far p and q are apart.
 
     draft: `layers:N` (the target's own first N blocks, then its norm and head), `ngram` (what followed the last tokens where
     they stood before; `ngram:N` looks for N of them first), or another model with the same tokenizer, loaded or by its name.
-    generate: at most so many tokens (64). block: tokens drafted at once, a number (4) or `adaptive`. sampling: of both sides
-    alike; default greedy. plain: time plain decoding of the target in the same process too. top, split, chat,
-    system, template_options, allow_template_loss: as in `trace`, which can also be given a file or a list of prompts. out,
-    resume: as in `trace`.
 
     Tables: `proposals`, and `prompts`, `tokens`, `steps` as of a trace, so that the run can be viewed and rewound.
     Raises `BadPrompt`, `BadOption`, `NonFinite`, `RunError`, and `UnknownModel` for a draft that is none.
     """
-    if resume and (out is None or out == "auto"):
-        raise BadOption("which run is to be resumed?", hint="name it with --out")
-    work = _work(lm, draft, progress, **what)
-    inputs = as_prompts(prompts)
-    asked = work.asked
-    sequences, failed = encode_all(lm, inputs, asked.chat)
+    work = _work(lm, request)
+    inputs = as_prompts(request.prompts, kind=request.format, column=request.column)
+    sequences, failed = encode_all(lm, inputs, work.tracing.chat)
     if len(inputs) == 1 and failed:
         raise failed[0].error
-    path = stores.fresh_path("speculate", word=work.draft.name) if out == "auto" else Path(out) if out else None
     texts = hashlib.sha256("\x1e".join(p.text for p in inputs).encode("utf-8", "surrogatepass")).hexdigest()
-    arguments = {**_arguments(work), "prompts": len(inputs), "prompts_sha256": texts}
-    with stores.create(path, command="speculate", arguments=arguments, resume=resume) as writer:
-        _record_failed(failed, writer, "failed")
-        for note in dict.fromkeys(note for sequence in sequences for note in sequence.notes):
-            writer.warn(note)
-        for note in differences(work.lm, work.asked.sampling):
-            writer.warn(note)
+    came_to = {"drafted_by": work.draft.name, "prompts": len(inputs), "prompts_sha256": texts}
+    with running(request, lm, word=work.draft.name, **came_to) as run:
+        _record_failed(failed, run.writer, "failed")
+        run.warn(*dict.fromkeys(note for sequence in sequences for note in sequence.notes))
+        run.warn(*differences(lm, work.tracing.sampling))
         for i, sequence in enumerate(sequences):
             work.prompts = (len(sequences), i)
-            _record(work, sequence, writer, alone=len(inputs) == 1)
-        return writer.finish(
-            summary=_summary(work, writer), model=lm.identity, anatomy=lm.anatomy.to_dict(), seed=asked.sampling.seed,
-            draft_model=work.draft.identity,
-        )  # fmt: skip
+            _record(work, sequence, run.writer, alone=len(inputs) == 1)
+        seed = work.tracing.sampling.seed
+        return run.finish(_summary(work, run.writer), seed=seed, draft_model=work.draft.identity)
 
 
-def plan_speculate(lm: LanguageModel, prompts: Any, *, draft: str | LanguageModel, **what: Any) -> dict[str, Any]:
+speculate = public(run_speculate, Speculate)
+
+
+def plan_speculate(lm: LanguageModel, request: Speculate) -> dict[str, Any]:
     """What `speculate` would compute and write at most, without running the model."""
-    work = _work(lm, draft, None, **what)
-    sequences, failed = encode_all(lm, as_prompts(prompts), work.asked.chat)
+    work = _work(lm, request)
+    inputs = as_prompts(request.prompts, kind=request.format, column=request.column)
+    sequences, failed = encode_all(lm, inputs, work.tracing.chat)
     if not sequences:
         raise failed[0].error
-    n, new = len(sequences), work.asked.request.generate
+    n, new = len(sequences), request.generate
     lengths = [len(s.ids) + new for s in sequences]
     block = work.blocks.first
     most = new * n * block  # each pass keeps at least one token
@@ -111,37 +99,19 @@ def plan_speculate(lm: LanguageModel, prompts: Any, *, draft: str | LanguageMode
     return {
         "model": lm.name, "draft": work.draft.name, "prompts": n, "tokens": sum(lengths),
         "target_passes_at_least": -(-new // (block + 1)) * n, "target_passes_at_most": new * n,
-        "plain_steps": new * n if work.plain else 0, "read_passes": n,
+        "plain_steps": new * n if request.plain else 0, "read_passes": n,
         "tables": {name: {"rows": count, "bytes": count * each} for name, (count, each) in rows.items()},
     }  # fmt: skip
 
 
-def _work(
-    lm: LanguageModel, draft: str | LanguageModel, progress: Progress | None, *, generate: int = MAX_NEW,
-    block: str | int = FIRST, sampling: Sampling | None = None, plain: bool = True, top: int = 5,
-    split: str = "sentence", chat: bool = False, system: str | None = None,
-    template_options: Mapping[str, Any] | None = None, allow_template_loss: bool = False,
-) -> Work:  # fmt: skip
-    """Everything checked before anything runs; keywords as in `speculate`."""
-    if generate < 1:
-        raise BadOption(f"generate is {generate}", hint="it is at least 1")
-    blocks = Blocks.parse(block)
-    asked = Trace(
-        "", generate=generate, sampling=sampling, attention="none", top=top, split=split, chat=chat, system=system,
-        template_options=template_options, allow_template_loss=allow_template_loss,
+def _work(lm: LanguageModel, request: Speculate) -> Work:
+    """Everything checked before anything runs."""
+    finished = Trace(
+        "", generate=request.generate, sampling=request.sampling, attention="none", top=request.top, split=request.split,
+        chat=request.chat, system=request.system, template_options=request.template_options,
+        allow_template_loss=request.allow_template_loss,
     )  # fmt: skip
-    return Work(lm, make_draft(lm, draft), blocks, plain, resolved(lm, asked), progress)
-
-
-def _arguments(work: Work) -> dict[str, Any]:
-    """What decides the numbers, as JSON can hold it; what a rewind needs goes by the names that a trace gives it."""
-    asked = work.asked
-    return {
-        "draft": work.draft.name, "block": "adaptive" if work.blocks.adaptive else work.blocks.first, "plain": work.plain,
-        "generate": asked.request.generate, "sampling": {**asdict(asked.sampling), "stop": list(asked.sampling.stop)},
-        "top": asked.request.top, "split": asked.request.split, **asked.chat.arguments(),
-        "model": work.lm.name, "dtype": str(work.lm.dtype),
-    }  # fmt: skip
+    return Work(lm, request, make_draft(lm, request.draft), resolved(lm, finished))
 
 
 def _record_failed(failed: list[Failed], writer: stores.Writer, key: str) -> None:
@@ -160,10 +130,10 @@ def _record(work: Work, sequence: TokenSequence, writer: stores.Writer, *, alone
     try:
         with writer.unit(key):
             found = _speculate(work, sequence, rows)
-            sequence.finish(work.lm, found.found, work.asked.request.split)
+            sequence.finish(work.lm, found.found, work.request.split)
             if rows:
                 writer.write("proposals", proposals.columns(sequence.prompt.prompt_id, rows))
-            read_sequences(work.lm, [sequence], work.asked, writer)
+            read_sequences(work.lm, [sequence], work.tracing, writer)
             writer.write("prompts", prompt_columns([sequence], []))
     except NonFinite as error:
         if alone:
@@ -173,14 +143,13 @@ def _record(work: Work, sequence: TokenSequence, writer: stores.Writer, *, alone
     for text in found.warnings:
         writer.warn(text)
     work.clocks.append(found.clock)
-    if work.plain and found.found.ids:
+    if work.request.plain and found.found.ids:
         work.plains.append(_plainly(work, prompt, sequence.prompt.prompt_id, found.found.ids))
 
 
 def _speculate(work: Work, sequence: TokenSequence, rows: list[proposals.Row]) -> Speculation:
-    asked = work.asked
     return speculate_ids(
-        work.lm, work.draft, sequence.ids, max_new=asked.request.generate, sampling=asked.sampling,
+        work.lm, work.draft, sequence.ids, max_new=work.request.generate, sampling=work.tracing.sampling,
         sample=sequence.prompt.prompt_id, blocks=work.blocks, seen=lambda one: rows.extend(proposals.rows_of(work.lm, one)),
         progress=lambda n: work.report("speculating", n),
     )  # fmt: skip
@@ -194,7 +163,9 @@ def _plainly(work: Work, prompt: list[int], sample: int, ids: list[int]) -> Plai
         moments.append(time.perf_counter())
         work.report("plain decoding", done)
 
-    (one,) = decode(work.lm, [prompt], max_new=len(ids), sampling=work.asked.sampling, samples=[sample], progress=tick)
+    (one,) = decode(
+        work.lm, [prompt], max_new=len(ids), sampling=work.tracing.sampling, samples=[sample], progress=tick
+    )
     return Plain(len(moments) - 1, moments[-1] - moments[0], one.ids == ids)
 
 
@@ -202,12 +173,12 @@ def _summary(work: Work, writer: stores.Writer) -> dict[str, Any]:
     prompts, tokens = writer.read("prompts"), writer.read("tokens")
     segments = tokens["segment"].to_pylist()
     reasons = Counter(reason for reason in prompts["stop_reason"].to_pylist() if reason)
-    greedy = work.asked.sampling.temperature == 0.0
+    greedy = work.tracing.sampling.temperature == 0.0
     return {
         "draft": work.draft.name, "block": "adaptive" if work.blocks.adaptive else work.blocks.first,
         "prompts": prompts.num_rows, "errors": sum(bool(error) for error in prompts["error"].to_pylist()),
         "tokens": len(segments), "generated": segments.count("completion"), "stop_reasons": dict(sorted(reasons.items())),
         **summarize(
-            writer.read("proposals").to_pandas(), work.clocks, work.plains, seed=work.asked.sampling.seed, greedy=greedy
+            writer.read("proposals").to_pandas(), work.clocks, work.plains, seed=work.tracing.sampling.seed, greedy=greedy
         ),
     }  # fmt: skip

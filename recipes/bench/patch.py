@@ -16,14 +16,14 @@ import torch
 import probe
 from probe.instrument import tapping
 from probe.interventions import applying
-from probe.patching import planning as memory
 from probe.patching.attribution import estimated, slopes
-from probe.patching.cells import LayerCells, Location, Selection, batch_patch, cells_of
+from probe.patching.cells import LayerCells, Location, batch_patch, cells_of
 from probe.patching.exact import PreparedPair, exact, prepare_pair
 from probe.patching.metrics import AnswerTokens, measure_of
 from probe.patching.pairs import Pair, pair_of
-from probe.patching.reading import last_logits, values
-from probe.patching.sources import Values, activations
+from probe.patching.planning import parse_memory
+from probe.patching.reading import values
+from probe.requests import PatchSweep
 
 from .measure import Peak
 from .trace import text_of
@@ -32,7 +32,12 @@ ALONE = 12  # cells that stand for all where they run one by one
 BATCHES = 2  # batches that stand for all where whole forwards run in batches
 ROWS = 1024  # tokens of such a batch
 LAYERS = 2  # of a long text
+MEMORY = "1GB"
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "mlp_post", "z", "q", "k", "v")
+
+
+Values = dict[int, torch.Tensor]
+"""layer -> (pos, [head,] d) of one text at one site."""
 
 
 class Timed(NamedTuple):
@@ -71,14 +76,16 @@ def pair_at(lm: probe.LanguageModel, n: int) -> Pair:
 
 def stream(lm: probe.LanguageModel, n: int, rounds: int, *, layers: str) -> None:
     """The residual stream, layers x positions."""
-    asked = Selection(("resid_pre",), layers=layers)
+    asked = PatchSweep(sites=("resid_pre",), layers=layers)
     compare(f"resid_pre, layers {layers} x {n} positions", lm, pair_at(lm, n), asked, rounds,
             targets=(6.0, None) if n < 100 else (None, 3.0))  # fmt: skip
 
 
 def heads(lm: probe.LanguageModel, n: int, rounds: int) -> None:
     """z, all layers x heads, at all positions at once."""
-    compare(f"z, all layers x heads, {n} tokens", lm, pair_at(lm, n), Selection(("z",)), rounds, targets=(4.0, None))
+    compare(
+        f"z, all layers x heads, {n} tokens", lm, pair_at(lm, n), PatchSweep(sites=("z",)), rounds, targets=(4.0, None)
+    )
 
 
 def gradient(lm: probe.LanguageModel, n: int, rounds: int) -> None:
@@ -94,7 +101,7 @@ def gradient(lm: probe.LanguageModel, n: int, rounds: int) -> None:
             estimated(read, where, other[where])
 
     def plain() -> None:
-        last_logits(lm, pair.corrupt)
+        values(lm, pair.corrupt, ())
 
     attributed()
     ratios = []
@@ -109,12 +116,12 @@ def gradient(lm: probe.LanguageModel, n: int, rounds: int) -> None:
 
 
 def compare(
-    title: str, lm: probe.LanguageModel, pair: Pair, asked: Selection, rounds: int, *,
+    title: str, lm: probe.LanguageModel, pair: Pair, asked: PatchSweep, rounds: int, *,
     targets: tuple[float | None, float | None]
 ) -> None:  # fmt: skip
     """Ratios within a round, so that what slows the machine for a while slows all."""
     view = prepare_pair(lm, pair, "denoise")
-    parts = cells_of(lm, pair, asked, "denoise")
+    parts = cells_of(lm, pair, asked)
     site, where = parts[0].site, [part.layer for part in parts]
     old, new = activations(lm, pair.corrupt, site, where), activations(lm, pair.clean, site, where)
     ways: dict[str, Callable[[], Timed]] = {
@@ -141,7 +148,7 @@ def swept(view: PreparedPair, parts: Sequence[LayerCells], old: Values, new: Val
     found = {}
     begun = time.perf_counter()
     for i, part in enumerate(parts):
-        measured = exact(view, part, old[part.layer], new[part.layer], budget=memory.parse_memory(memory.DEFAULT))
+        measured = exact(view, part, old[part.layer], new[part.layer], budget=parse_memory(MEMORY))
         found.update({(i, j): float(value) for j, value in enumerate(measured.readout.logit_diff)})
     return Timed(time.perf_counter() - begun, found)
 
@@ -149,7 +156,7 @@ def swept(view: PreparedPair, parts: Sequence[LayerCells], old: Values, new: Val
 @torch.no_grad()
 def looped(view: PreparedPair, parts: Sequence[LayerCells], new: Values) -> Timed:
     """A few cells, each a forward of the plain model with one hook; the seconds are of as many as there are."""
-    lm, ids, target = view.base.lm, view.base.ids, view.pair.target
+    lm, ids, target = view.base.lm, view.base.ids, view.baselines.pair.target
     every = [(i, j) for i, part in enumerate(parts) for j in range(len(part.locations))]
     chosen = [every[k] for k in np.linspace(0, len(every) - 1, min(ALONE, len(every))).astype(int)]
     found = {}
@@ -160,6 +167,12 @@ def looped(view: PreparedPair, parts: Sequence[LayerCells], new: Values) -> Time
             logits = lm.model(ids).logits[0, -1]
         found[i, j] = float(logits[target.answer] - logits[target.against or 0])
     return Timed((time.perf_counter() - begun) * len(every) / len(chosen), found)
+
+
+def activations(lm: probe.LanguageModel, ids: Sequence[int], site: str, layers: Sequence[int]) -> Values:
+    """One site of some layers of a text."""
+    found = values(lm, ids, [(site, layer) for layer in layers]).values
+    return {layer: found[site, layer] for layer in layers}
 
 
 def hook(swap: Location, values: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -181,7 +194,7 @@ def hook(swap: Location, values: torch.Tensor) -> Callable[[torch.Tensor], torch
 @torch.no_grad()
 def batched(view: PreparedPair, parts: Sequence[LayerCells], new: Values) -> Timed:
     """A few batches of whole forwards, of about ROWS tokens; the seconds are of as many cells as there are."""
-    lm, base, target = view.base.lm, view.base, view.pair.target
+    lm, base, target = view.base.lm, view.base, view.baselines.pair.target
     size = max(1, ROWS // len(base))
     found: dict[tuple[int, int], float] = {}
     begun = time.perf_counter()
@@ -201,14 +214,14 @@ def budget(lm: probe.LanguageModel, n: int) -> None:
     pair = pair_at(lm, n)
     view, parts = (
         prepare_pair(lm, pair, "denoise"),
-        cells_of(lm, pair, Selection(("resid_pre",), layers="0"), "denoise"),
+        cells_of(lm, pair, PatchSweep(sites=("resid_pre",), layers="0")),
     )
     old, new = activations(lm, pair.corrupt, "resid_pre", [0]), activations(lm, pair.clean, "resid_pre", [0])
     print(f"\nmemory of a pass, one layer x {n} positions")
-    for text in ("20MB", memory.DEFAULT):
+    for text in ("20MB", MEMORY):
         give_back()
         with Peak() as peak:
-            exact(view, parts[0], old[0], new[0], budget=memory.parse_memory(text))
+            exact(view, parts[0], old[0], new[0], budget=parse_memory(text))
         print(f"  --memory {text:<8}{peak.megabytes:>9.0f} MB")
 
 
