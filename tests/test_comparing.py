@@ -13,7 +13,7 @@ import torch
 import probe
 from probe import stats
 from probe.comparing.aligning import Tokens, segment_columns
-from probe.comparing.distances import distances
+from probe.comparing.sides import distances
 from probe.errors import BadEdit, BadOption, BadPlace, BadPrompt, NonFinite, RunError
 from probe.language_model import LanguageModel
 from tests.test_cli_trace import failed

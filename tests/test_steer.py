@@ -14,7 +14,7 @@ import torch
 import probe
 from probe.errors import BadEdit, BadOption, BadPrompt
 from probe.interventions import load_direction, save_direction
-from probe.steering.evidence import leave_one_out, separation
+from probe.steering.making import leave_one_out, separation
 
 PLUS, MINUS = ["I love it", "so good", "very nice day", "great"], ["I hate it", "so bad", "a very ugly day", "awful"]
 

@@ -1,9 +1,19 @@
 """What a text answers, as a class: found by rules, compared by canonical keys."""
 
+from probe.answers.algebra import merge
 from probe.answers.canonical import canonical, equal
-from probe.answers.extraction import HOWS, NONE, TRUNCATED, Answer, Candidate, explain, extract, key
-from probe.answers.markup import opens_thinking, said
-from probe.answers.merging import merge
+from probe.answers.extraction import (
+    HOWS,
+    NONE,
+    TRUNCATED,
+    Answer,
+    Candidate,
+    explain,
+    extract,
+    key,
+    opens_thinking,
+    said,
+)
 
 __all__ = [
     "HOWS",

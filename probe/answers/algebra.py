@@ -14,6 +14,8 @@ import re
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -117,3 +119,15 @@ _PROCESS = _Process()
 atexit.register(_PROCESS.stop)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_PROCESS._forget)
+
+
+def merge(keys: Sequence[str], *, timeout: float = 60.0) -> dict[str, str]:
+    """Each key -> the key of its merged class: the first of them. What isn't simplified within `timeout` s stays itself."""
+    until = time.monotonic() + timeout
+    first: dict[str, str] = {}
+    merged: dict[str, str] = {}
+    for key in dict.fromkeys(keys):
+        left = until - time.monotonic()
+        form = simplest(key, seconds=left) if left > 0.05 else None
+        merged[key] = first.setdefault(form or key, key)
+    return merged

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from probe import store as stores
-from probe.comparing import recorded, residuals, sides, summary
+from probe.comparing import aligning, residuals, sides, summary
 from probe.comparing.sides import Pair, Side
 from probe.errors import BadOption, BadPlace, BadPrompt, NonFinite
 from probe.interventions import edit_texts, parse_all
@@ -183,8 +183,8 @@ def _summary(writer: stores.Writer, pair: Pair, *, seed: int, errors: int) -> di
 
 def _compare_runs(a: stores.Run, b: stores.Run, request: Compare) -> stores.Run:
     """What two runs recorded of the same text. Distributions were not recorded, so there are no distances."""
-    same = recorded.one_tokenizer(a, b)
-    matched = recorded.pairs(a, b)
+    same = aligning.one_tokenizer(a, b)
+    matched = aligning.pairs(a, b)
     partings = []
     with running(request, None, run_a=a.run_id, run_b=b.run_id) as run:
         if run.writer.whole:
@@ -192,11 +192,11 @@ def _compare_runs(a: stores.Run, b: stores.Run, request: Compare) -> stores.Run:
         with run.writer.unit("compare", again=True):
             for number, other in matched:
                 if same:
-                    columns, parting = recorded.by_tokens(a, b, number, other)
+                    columns, parting = aligning.by_tokens(a, b, number, other)
                     partings += [{"prompt_id": number, **parting}] if parting else []
                 else:
                     prompt = a.prompts.set_index("prompt_id").loc[number, "text"]
-                    columns = recorded.by_characters(a, b, number, other, str(prompt))
+                    columns = aligning.by_characters(a, b, number, other, str(prompt))
                     if not columns["segment"]:
                         raise BadPrompt("the two texts share no boundary", hint="compare longer runs")
                 _write(run, number, columns)

@@ -1,9 +1,8 @@
 """Reasoning steps: where a text is cut, which tokens a step has, and a heuristic label of what it does."""
 
 from probe.spans.cutting import Cut, check_split, cuts, of_other_texts, split
-from probe.spans.kinds import KINDS, kind
 from probe.spans.protecting import zones
-from probe.spans.steps import Span, Step, from_spans, steps, steps_from
+from probe.spans.steps import KINDS, Span, Step, from_spans, kind, steps, steps_from
 
 __all__ = [
     "KINDS",

@@ -1,16 +1,15 @@
-"""Steps as spans of tokens: character cuts moved to token boundaries. Knows offsets, no tokenizer."""
+"""Steps as spans of tokens: character cuts moved to token boundaries; and what a step seems to do, by its words."""
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 from probe.errors import BadOption
-from probe.spans.cutting import Cut, cuts
-from probe.spans.imported import read_spans
-from probe.spans.kinds import kind
+from probe.spans.cutting import Cut, cuts, read_spans
 
 
 class Span(NamedTuple):
@@ -97,3 +96,36 @@ def _steps(text: str, offsets: Sequence[tuple[int, int]], boundaries: Sequence[t
         low, high = offsets[start][0], offsets[end - 1][1]
         found.append(Step(start, end, low, high, kind(text[low:high]), text[low:high], inside))
     return found
+
+
+_RULES = (
+    ("final_answer_emission", r"\\boxed|final answer|\b(?:the )?answer is\b|^#### "),
+    (
+        "self_checking",
+        r"\b(?:double[- ]check|verify|check (?:that|if|this|my)|let me check|re-?check|confirm|make sure)\b",
+    ),
+    (
+        "uncertainty_management",
+        r"\b(?:wait|hmm|actually|alternatively|not sure|maybe|perhaps|confus|mistake|hold on|on second thought)",
+    ),
+    (
+        "plan_generation",
+        r"\b(?:let'?s|let me|i(?:'ll| will| need to| should| want to)|we (?:need|should|can|will)|first,|next,|step \d+"
+        r"|to (?:find|solve|determine|calculate))\b",
+    ),
+    ("active_computation", r"\d\s*[-+*/×÷=^]\s*\$?\d|=\s*-?\$?\d|\b(?:plus|minus|times|multipl|divid|subtract|add)\w*"),
+    (
+        "result_consolidation",
+        r"^(?:so|therefore|thus|hence|in total|altogether|this (?:means|gives)|in (?:summary|conclusion))\b",
+    ),
+    ("problem_setup", r"\b(?:the (?:problem|question)|we are given|given that|we have|asks?|asked|starts? with)\b"),
+    ("fact_retrieval", r"\b(?:is|are|was|were|has|have|means|recall|remember|known|defined|formula|according to)\b"),
+)
+KINDS = (*(name for name, _ in _RULES), "unknown")
+_COMPILED = tuple((name, re.compile(pattern, re.IGNORECASE)) for name, pattern in _RULES)
+
+
+def kind(text: str) -> str:
+    """The first label whose words occur in the step. A guess from words alone: label by hand or import labels to be sure."""
+    text = text.strip()
+    return next((name for name, pattern in _COMPILED if pattern.search(text)), "unknown")

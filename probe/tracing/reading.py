@@ -20,7 +20,7 @@ from probe.texts.explaining import Explain, explain_sequence
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
-    from probe.tracing.resolving import Tracing
+    from probe.tracing.planning import Tracing
 
 
 def read_sequences(lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing, writer: Writer) -> None:

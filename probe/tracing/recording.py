@@ -24,9 +24,8 @@ from probe.texts import (
     survey,
 )
 from probe.texts.explaining import explained
-from probe.tracing.planning import estimate
+from probe.tracing.planning import Tracing, estimate, resolved
 from probe.tracing.reading import changed_frequencies, read_sequences
-from probe.tracing.resolving import Tracing, resolved
 from probe.tracing.summary import summarize
 
 if TYPE_CHECKING:
