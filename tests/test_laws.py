@@ -17,7 +17,7 @@ from probe.capturing.activations import ActivationReader
 from probe.capturing.attention import AttentionReader
 from probe.decoding.teacher_forced import Prefix
 from probe.interventions import Add, Patch, Zero, applying, cells
-from probe.laws import TEXT, continuing, editing, laws, reading
+from probe.laws import TEXT, continuing, laws, reading
 from probe.tiny import families
 
 IDS = [256, *TEXT.encode()][:24]
@@ -35,13 +35,18 @@ DIFFERENT = (
     "bloom",
     "bert",
 )
-ALL_SITES = [
-    editing.own_patches_change_nothing, editing.writes_can_be_added_to, reading.writes_add_up,
-    reading.attention_is_that_of_its_call, reading.capturing_changes_nothing,
-]  # fmt: skip
 N_CHUNKS = 12
 # transformers' own code fails on their caches; the reformer's hashes are drawn anew in each forward
-THEIRS = {"blt", "granitemoehybrid", "qwen4_exp", "qwen4_exp_text", "zamba", "reformer"}
+THEIRS = {"blt", "granitemoehybrid", "qwen4_exp", "qwen4_exp_text", "xlstm", "zamba", "reformer"}
+# cpmant and prophetnet take no mask for padding on the right; moshi continues from its cache otherwise than it reads
+LIMITS = {
+    "cpmant": {"a text is the same alone and in a batch"},
+    "prophetnet": {"a text is the same alone and in a batch"},
+    "moshi": {
+        "greedy decoding is what reading says", "greedy speculation is what reading says",
+        "a shared prefix is the whole text's",
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("family", DIFFERENT)
@@ -53,18 +58,17 @@ def test_every_law_holds(family: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chunk", range(N_CHUNKS))
-def test_a_site_is_one_thing_on_every_family(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read and written, at every site of every layer of every family that can be built tiny."""
-    mine = tuple(row for row in the_laws._LAWS if row[1] in ALL_SITES)
-    assert len(mine) == len(ALL_SITES)
-    monkeypatch.setattr(the_laws, "_LAWS", mine)
+def test_every_law_holds_on_every_family(chunk: int) -> None:
+    """All that can be built tiny: every site of every layer, read and written, and the rest of what `laws` tries."""
     broken = []
     for family in sorted(set(families()) - THEIRS)[chunk::N_CHUNKS]:
         try:
             lm = probe.load(f"tiny:{family}")
         except probe.ProbeError:
             continue  # cannot be built
-        broken += [(family, law.name, law.value, law.failed) for law in laws(lm) if not law.holds and not law.skipped]
+        failed = {law.name: law.failed or law.value for law in laws(lm) if not law.holds and not law.skipped}
+        if set(failed) != LIMITS.get(family, set()):
+            broken.append((family, failed))
     assert broken == []
 
 

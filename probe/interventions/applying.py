@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from probe.anatomy.parts import Location, of_text
-from probe.instrument import Tap, attending, entering, tapping
+from probe.anatomy.parts import of_text
+from probe.instrument import Reader, Tap, attending, entering, tapping
 from probe.interventions.attention import CallEditor
 from probe.interventions.checking import check_middle, write_over
 from probe.interventions.edits import Edit
@@ -42,10 +42,10 @@ def applying(
         check_middle(lm.model, lm.anatomy, *where)
     cache_support(lm)  # how the model goes on is found out without edits
     forwards = ForwardPositions(lm.model, start)
-    applied = Applied(located, forwards)
+    applied = Applied(lm, located, forwards)
     calls = CallEditor(lm.anatomy, applied, forwards)
     with ExitStack() as hooked:
-        hooked.enter_context(tapping(lm.model, _taps(lm, applied, forwards)))
+        hooked.enter_context(tapping(lm.model, applied.taps()))
         if calls.needed:
             hooked.enter_context(attending(lm.model, calls.observe, changer=calls.change))
         # last: the end of a forward comes after the edits of what it returns
@@ -58,9 +58,10 @@ class Applied(ActiveEdits):
     same text. `rows`: the rows of a forward, named by what they were when the batch was whole (None); to be set when some
     leave."""
 
-    def __init__(self, edits: Sequence[Edit], forwards: ForwardPositions) -> None:
+    def __init__(self, lm: LanguageModel, edits: Sequence[Edit], forwards: ForwardPositions) -> None:
         super().__init__(edits)
-        self._forwards = forwards
+        self._model, self._forwards = lm.model, forwards
+        self._locations = [lm.anatomy.site(edit.cell.site, edit.cell.layer) for edit in self.edits]
 
     @property
     def start(self) -> Start | None:
@@ -79,61 +80,43 @@ class Applied(ActiveEdits):
         """Edits that so far met no position (of a cut: no visible edge): they changed nothing."""
         return tuple(edit for edit, met in zip(self.edits, self.met, strict=True) if not met)
 
+    def taps(self) -> dict[Tap, Reader]:
+        """What to tap for the edits outside of attention calls."""
+        grouped: dict[Tap, list[int]] = defaultdict(list)
+        for i, location in enumerate(self._locations):
+            if location.changed is not None:
+                grouped[location.changed].append(i)
+        return {tap: self._editor(members) for tap, members in grouped.items()}
 
-def _taps(
-    lm: LanguageModel, active: ActiveEdits, forwards: ForwardPositions
-) -> dict[Tap, Callable[[Tensor], Tensor | None]]:
-    """What to tap for the edits outside of attention calls."""
-    grouped: dict[Tap, list[int]] = defaultdict(list)
-    for i, edit in enumerate(active.edits):
-        tap = lm.anatomy.site(edit.cell.site, edit.cell.layer).changed
-        if tap is not None:
-            grouped[tap].append(i)
-    return {tap: _editor(lm, active, forwards, members) for tap, members in grouped.items()}
+    def _editor(self, members: list[int]) -> Reader:
+        """The reader of one tap."""
+        in_place = any(self._locations[i].site.in_the_sum for i in members)
 
+        def edit(value: Tensor) -> Tensor | None:
+            new = value
+            for i in members:
+                new = self._edited(i, new, owned=new is not value)
+            if new is value:
+                return None
+            if in_place:
+                write_over(value, new)
+                return None
+            return new
 
-def _editor(
-    lm: LanguageModel, active: ActiveEdits, forwards: ForwardPositions, members: list[int]
-) -> Callable[[Tensor], Tensor | None]:
-    """The reader of one tap."""
-    found = {i: lm.anatomy.site(active.edits[i].cell.site, active.edits[i].cell.layer) for i in members}
-    in_place = any(one.site.in_the_sum for one in found.values())
+        return edit
 
-    def edit(value: Tensor) -> Tensor | None:
-        new = value
-        for i, location in found.items():
-            new = _edited(lm.model, location, active, forwards, i, new, owned=new is not value)
-        if new is value:
-            return None
-        if in_place:
-            write_over(value, new)
-            return None
-        return new
-
-    return edit
-
-
-def _edited(
-    model: nn.Module,
-    location: Location,
-    active: ActiveEdits,
-    forwards: ForwardPositions,
-    i: int,
-    value: Tensor,
-    *,
-    owned: bool,
-) -> Tensor:
-    """value (batch, pos, d), or flat, after edit i; the same tensor where it meets none of the edit's positions."""
-    site = location.site
-    positions = forwards.part(*(value.shape[:2] if value.ndim > 2 else (1, value.shape[0]))).positions
-    if site.after_blocks and value.ndim > 2:
-        positions = positions[:, positions.shape[1] - value.shape[1] :]
-    hits = active.hits(i, positions.to(value.device))
-    if hits is None:
-        return value
-    own = of_text(value, positions.shape[0], positions.shape[1], site.name)
-    whole = location.by_head(own.reshape(*positions.shape, -1))
-    new = changed(active.edits[i], whole, hits, unit=location.unit(model), owned=owned).reshape(own.shape)
-    if own.shape[1] < value.shape[1] and own.ndim == value.ndim:
-        return torch.cat([new, value[:, own.shape[1] :]], dim=1)  # what the model pads texts with stays
-    return new.reshape(value.shape)
+    def _edited(self, i: int, value: Tensor, *, owned: bool) -> Tensor:
+        """value (batch, pos, d), or flat, after edit i; the same tensor where it meets none of the edit's positions."""
+        location = self._locations[i]
+        positions = self._forwards.part(*(value.shape[:2] if value.ndim > 2 else (1, value.shape[0]))).positions
+        if location.site.after_blocks and value.ndim > 2:
+            positions = positions[:, positions.shape[1] - value.shape[1] :]
+        hits = self.hits(i, positions.to(value.device))
+        if hits is None:
+            return value
+        own = of_text(value, positions.shape[0], positions.shape[1], location.site.name)
+        whole = location.by_head(own.reshape(*positions.shape, -1))
+        new = changed(self.edits[i], whole, hits, unit=location.unit(self._model), owned=owned).reshape(own.shape)
+        if own.shape[1] < value.shape[1] and own.ndim == value.ndim:
+            return torch.cat([new, value[:, own.shape[1] :]], dim=1)  # what the model pads texts with stays
+        return new.reshape(value.shape)
