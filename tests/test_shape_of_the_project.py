@@ -3,66 +3,66 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import subprocess
 import sys
 import tomllib
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+TOPS = {"probe": "probe", "cli": "probe.cli", "recipes": "probe.recipes"}  # folder -> what it is installed as
+# the picture of the house, from the ground up: each imports only from what stands lower
 LAYERS = (
     {"errors"},
-    {"files", "durable", "patterns"},
-    {"sites", "tables", "spans", "answers", "workers", "kernels"},
-    {"registries"},
-    {"requests"},
-    {"store"},
-    {"anatomy", "tiny", "instrument", "language_model"},
-    {"decoding", "interventions", "capturing", "lenses", "scoring", "stats"},
+    {"files", "durable", "patterns", "instrument", "workers", "kernels", "tiny", "stats"},
+    {"sites", "tables", "spans", "answers", "scoring"},
+    {"registries", "store"},
+    {"requests", "anatomy"},
+    {"language_model"},
+    {"decoding", "interventions", "capturing"},
     {"texts"},
     {"running"},
-    {
-        "tracing",
-        "rewinding",
-        "step_importance",
-        "patching",
-        "steering",
-        "speculating",
-        "comparing",
-        "heads",
-        "explaining",
-        "lensing",
-        "attributing",
-    },
-    {"scaling", "reporting", "laws", "replaying"},
+    {"tracing", "rewinding"},  # the verbs that others are made of
+    {"step_importance", "patching", "steering", "speculating", "comparing", "explaining", "lensing", "attributing"},
+    {"laws", "replaying"},
 )
-# inside a layer of several, who may import whom
-BESIDE = {
-    ("anatomy", "instrument"), ("language_model", "instrument"),
-    ("language_model", "anatomy"), ("language_model", "tiny"), ("capturing", "scoring"),
-    ("capturing", "lenses"), ("lenses", "scoring"), ("decoding", "scoring"), ("step_importance", "rewinding"),
-    ("patching", "rewinding"),
-    ("explaining", "tracing"),
-    ("speculating", "tracing"),
-}  # fmt: skip
+NEVER = {"cli", "recipes", "probe.cli", "probe.recipes", "typer", "rich", "click"}
 FILES = sorted(p for top in ("probe", "cli", "recipes") for p in (ROOT / top).rglob("*.py"))
 
 
-def imported(path: Path) -> set[str]:
-    """Dotted names that a file imports, anywhere in it."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+def installed() -> dict[str, Path]:
+    """The dotted name of every module -> its file."""
+    names = {}
+    for top, name in TOPS.items():
+        for path in (ROOT / top).rglob("*.py"):
+            parts = path.relative_to(ROOT / top).with_suffix("").parts
+            names[".".join((name, *parts)).removesuffix(".__init__")] = path
     return names
 
 
-def unit(path: Path) -> str:
-    relative = path.relative_to(ROOT / "probe")
-    return relative.parts[0].removesuffix(".py")
+MODULES = installed()
+
+
+def imported(module: str) -> set[str]:
+    """Modules that a module imports, anywhere in it and also for types only: ours by their own names, others by their top."""
+    package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: package.count(".") + 2 - node.level] if node.level else []
+            origin = ".".join([*above, *([node.module] if node.module else [])])
+            names |= {f"{origin}.{a.name}" if f"{origin}.{a.name}" in MODULES else origin for a in node.names}
+    return names - {module}
+
+
+def unit(module: str) -> str:
+    """The file or package of `probe` that a module is in; empty for `probe` itself."""
+    return module.split(".")[1] if "." in module else ""
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -70,32 +70,40 @@ def test_a_file_is_at_most_300_lines(path: Path) -> None:
     assert path.read_text().count("\n") <= 300
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "probe").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_go_down_only(path: Path) -> None:
-    level = {name: i for i, names in enumerate(LAYERS) for name in names}
-    here = unit(path)
-    if here in ("__init__", "__main__"):
-        return
-    for name in imported(path):
-        top, _, rest = name.partition(".")
-        assert top not in {"cli", "recipes", "typer", "rich", "click"}, name
-        there = rest.split(".")[0]
-        if top == "probe" and there and there != here:
-            below = level[there] < level[here] or (here, there) in BESIDE
-            assert below, f"{here} imports {name}"
+LIBRARY = sorted(m for m in MODULES if unit(m) not in {"", "cli", "recipes", "__main__"})
+
+
+@pytest.mark.parametrize("module", LIBRARY)
+def test_imports_go_down_only(module: str) -> None:
+    floor = {name: i for i, names in enumerate(LAYERS) for name in names}
+    assert unit(module) in floor, f"'{unit(module)}' has no place in LAYERS, the picture of the house: give it one"
+    for name in imported(module):
+        assert name not in NEVER and name.split(".")[0] not in NEVER, f"{module} imports {name}"
+        there = unit(name) if name in MODULES else ""
+        if there and there != unit(module):
+            assert there in floor, f"'{there}' has no place in LAYERS, the picture of the house: give it one"
+            assert floor[there] < floor[unit(module)], f"{module} imports {name}, which does not stand lower"
+
+
+def test_the_picture_shows_no_room_that_is_not_there() -> None:
+    assert sorted(name for names in LAYERS for name in names) == sorted({unit(module) for module in LIBRARY})
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Not for types either: the library, its command line and the recipes have an order in which they can be read."""
+    graph = {module: imported(module) & MODULES.keys() for module in MODULES}
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(f"a circle of imports: {' <- '.join(error.args[1])}")
 
 
 def test_only_the_instrument_registers_hooks() -> None:
-    for path in FILES:
-        if unit_is_instrument(path):
-            continue
-        text = path.read_text()
-        assert "_hook(" not in text, path
-        assert "ALL_ATTENTION_FUNCTIONS" not in text, path
-
-
-def unit_is_instrument(path: Path) -> bool:
-    return path.is_relative_to(ROOT / "probe") and unit(path) == "instrument"
+    for module, path in MODULES.items():
+        if unit(module) != "instrument":
+            text = path.read_text()
+            assert "_hook(" not in text, module
+            assert "ALL_ATTENTION_FUNCTIONS" not in text, module
 
 
 def test_no_family_names_in_the_library() -> None:
@@ -146,13 +154,23 @@ def test_every_public_name_can_be_imported() -> None:
 
 
 def test_the_packages_listed_are_the_folders_that_there_are() -> None:
-    places = {"probe": "probe", "cli": "probe.cli", "recipes": "probe.recipes"}  # top folder -> what it is installed as
     folders = {
-        ".".join((places[top], *path.parent.relative_to(ROOT / top).parts))
-        for top in places
+        ".".join((TOPS[top], *path.parent.relative_to(ROOT / top).parts))
+        for top in TOPS
         for path in (ROOT / top).rglob("__init__.py")
     }
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     assert sorted(folders) == listed  # and in order
-    loose = {p.parent for top in places for p in (ROOT / top).rglob("*.py") if not (p.parent / "__init__.py").exists()}
+    loose = {p.parent for top in TOPS for p in (ROOT / top).rglob("*.py") if not (p.parent / "__init__.py").exists()}
     assert not loose, f"modules in folders without __init__.py are not installed: {loose}"
+
+
+def test_a_public_function_shows_its_options() -> None:
+    """In its signature, for `help` and editors: no `**options`."""
+    import probe
+
+    for name in probe.__all__:
+        function = getattr(probe, name)
+        if inspect.isfunction(function):
+            kinds = {parameter.kind for parameter in inspect.signature(function).parameters.values()}
+            assert inspect.Parameter.VAR_KEYWORD not in kinds, name
