@@ -30,7 +30,7 @@ def command(output: Output, topic: Topic = None) -> None:
 
     pages = topics()
     if topic is not None and topic not in pages:
-        near = difflib.get_close_matches(topic, pages, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(topic, pages, n=3)
         meant = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
         raise BadOption(f"there is no help on '{topic}'", hint=f"{meant}topics are: {', '.join(pages)}")
     text = page(topic or INDEX)

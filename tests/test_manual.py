@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -142,6 +144,19 @@ def test_help_and_tables_show_the_same_from_the_package(shell) -> None:
     assert json.loads(shell("help", "tables", "--json").stdout)["summary"]["markdown"].startswith("# tables")
     wrong = shell("help", "tabels")
     assert wrong.returncode == 1 and "did you mean 'tables'" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "heavy"), [("help trace", "torch numpy pandas pyarrow"), ("tables tokens", "torch pandas")]
+)
+def test_the_manual_is_shown_without_what_it_is_about(words: str, heavy: str) -> None:
+    code = (
+        "import sys\nfrom probe.cli.main import app\n"
+        f"try:\n    app({words.split()!r})\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        f"assert not {set(heavy.split())!r} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_table_is_shown_with_its_columns(shell) -> None:
