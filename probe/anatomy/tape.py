@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -68,13 +68,6 @@ class Tape:
     def calls(self) -> Mapping[str, int]:
         """How often each module was called."""
         return Counter(event.path for event in self.events)
-
-    def by_output(self) -> Mapping[Fingerprint, list[Event]]:
-        found: dict[Fingerprint, list[Event]] = defaultdict(list)
-        for event in self.events:
-            for port in event.outputs:
-                found[port.fingerprint].append(event)
-        return found
 
 
 def tape(model: nn.Module, ids: Tensor) -> Tape:

@@ -10,11 +10,12 @@ from typing import Literal, NamedTuple
 from probe.errors import UnknownSite
 
 Source = Literal["stream", "write", "part", "call", "end"]
-"""Where a site is: the stream between parts, what a part adds to it, inside a part, its attention call, an end of it."""
+"""What a site is: the stream, what a part adds to it, a tensor inside a part, an attention call's, or an end of the stream."""
 
-Use = Literal["change", "cut", "patch", "attribute", "send", "receive"]
-INNER: tuple[Use, ...] = ("change", "patch", "attribute", "send", "receive")
-OUTER: tuple[Use, ...] = ("change", "patch", "attribute")
+Use = Literal["change", "cut", "patch", "send", "receive"]
+"""Change it, cut edges out of it, patch it (exactly, or estimated from gradients), be an end of a path."""
+INNER: tuple[Use, ...] = ("change", "patch", "send", "receive")
+OUTER: tuple[Use, ...] = ("change", "patch")
 
 
 class Site(NamedTuple):
