@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from probe.requests import Importance
 
 from .command import Begun, with_options
@@ -13,19 +15,18 @@ def command(
     begun: Begun[Importance], drawing: DrawingOn, loading: RunLoading, planning: Planning, showing: Showing
 ) -> None:
     """How much does each step of a run's generation matter?"""
-    import probe
+    request = begun.build(other_model=loading.model is not None, seed=drawing.seed)  # checked before a model is loaded
     from probe.step_importance import plan_importance, run_importance
+    from probe.store import open_run
 
     from .measured_steps import show_importance
     from .terminal import show_json, show_plan
 
-    source = probe.open_run(begun.said["run"])
     with showing.progress() as report:
-        lm = loading.load_for(source, report)
-        request = begun.build(
-            run=source, lm=lm, other_model=loading.model is not None, sampling=drawing.sampling_or_none(lm),
-            seed=drawing.seed, out=begun.said["out"] or "auto", progress=report,
-        )  # fmt: skip
+        lm = loading.load_for(open_run(request.run), report)
+        request = replace(
+            request, lm=lm, sampling=drawing.sampling_or_none(lm), out=request.out or "auto", progress=report
+        )
         if planning.dry_run:
             show_plan(plan_importance(request), as_json=showing.as_json)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -18,19 +19,18 @@ def command(
     explain_answer: Annotated[bool, typer.Option("--explain-answer", help="Say how each answer was found.")] = False,
 ) -> None:  # fmt: skip
     """Go back to a reasoning step, put another in its place, and measure what changes."""
-    import probe
+    request = begun.build(other_model=loading.model is not None, seed=drawing.seed)  # checked before a model is loaded
     from probe.rewinding import plan_rewind, run_rewind
+    from probe.store import open_run
 
     from .effects import show_rewind
     from .terminal import show_json, show_plan
 
-    source = probe.open_run(begun.said["run"])
     with showing.progress() as report:
-        lm = loading.load_for(source, report)
-        request = begun.build(
-            run=source, lm=lm, other_model=loading.model is not None, sampling=drawing.sampling_or_none(lm),
-            seed=drawing.seed, out=begun.said["out"] or "auto", progress=report,
-        )  # fmt: skip
+        lm = loading.load_for(open_run(request.run), report)
+        request = replace(
+            request, lm=lm, sampling=drawing.sampling_or_none(lm), out=request.out or "auto", progress=report
+        )
         if planning.dry_run:
             show_plan(plan_rewind(request), as_json=showing.as_json)
             return

@@ -109,17 +109,12 @@ def outcome_of(lm: LanguageModel, ids: Sequence[int], n_prompt: int, stop_reason
 def draw(run: Running, arms: Sequence[Arm], samples: Sequence[int], rollout: RolloutOptions, stem: Prefix) -> None:
     """Draw every (arm, sample) that the run does not have yet and keep each as it ends; arms run side by side.
 
-    An arm whose text has ended by a stop text is kept as it is.
     What their prefixes have in common is computed once, and the stem, which has been read already, not again. Arms whose
     activations are changed run by themselves.
     Which of them share a batch is decided by their numbers alone, never by what the run has: it resumes to the same bytes.
     """
     lm, writer = run.lm, run.writer
-    over = [arm for arm in arms if rollout.is_over(lm, arm.prefix, arm.n_prompt)]
-    for arm in over:
-        for sample in (s for s in samples if not writer.done(_key(arm, s))):
-            with writer.unit(_key(arm, sample)):
-                _write(lm, writer, arm, sample, Continuation(stop_reason="stop"), rollout)
+    over = _keep_over(run, arms, samples, rollout)
     total = len(arms) * len(samples)
     ended = sum(writer.done(_key(arm, sample)) for arm in arms for sample in samples)
 
@@ -156,6 +151,16 @@ def draw(run: Running, arms: Sequence[Arm], samples: Sequence[int], rollout: Rol
         if arm.changes:
             with changing(lm, arm, arm.max_new or rollout.max_new):
                 in_blocks([arm])
+
+
+def _keep_over(run: Running, arms: Sequence[Arm], samples: Sequence[int], rollout: RolloutOptions) -> list[Arm]:
+    """The arms that a stop text has ended, which are kept as they are."""
+    over = [arm for arm in arms if rollout.is_over(run.lm, arm.prefix, arm.n_prompt)]
+    for arm in over:
+        for sample in (s for s in samples if not run.writer.done(_key(arm, s))):
+            with run.writer.unit(_key(arm, sample)):
+                _write(run.lm, run.writer, arm, sample, Continuation(stop_reason="stop"), rollout)
+    return over
 
 
 def changing(lm: LanguageModel, arm: Arm, longest: int) -> AbstractContextManager[Any]:
