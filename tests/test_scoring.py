@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from probe.errors import NonFinite
-from probe.scoring import Scores, distribution, divergence, largest, score_hidden, score_rows
+from probe.scoring import Scores, distribution, divergence, kl, largest, score_hidden, score_rows
 
 V = 3001  # no multiple of anything that the arithmetic is blocked by
 
@@ -197,3 +197,22 @@ def test_the_largest_of_each_row_are_those_of_topk(n: int, dtype: torch.dtype) -
         torch.testing.assert_close(best, values.topk(min(k, n), dim=-1).values, rtol=0, atol=0, equal_nan=True)
         torch.testing.assert_close(values.gather(1, places), best, rtol=0, atol=0, equal_nan=True)
         assert all(len(set(row.tolist())) == len(row) for row in places)
+
+
+def test_kl_of_log_probs_is_the_sum_that_scipy_makes() -> None:
+    """With what one of them rules out, in a batch, and as a function that has a gradient."""
+    from scipy.stats import entropy
+
+    random = torch.Generator().manual_seed(3)
+    p, q = (torch.randn(4, 50, generator=random, dtype=torch.float64).softmax(-1) for _ in range(2))
+    p[:, :5] = 0.0
+    q[1, 3] = 0.0  # p has nothing there either
+    p, q = p / p.sum(-1, keepdim=True), q / q.sum(-1, keepdim=True)
+    wanted = torch.tensor(entropy(p.numpy(), q.numpy(), axis=-1))
+    torch.testing.assert_close(kl(p.log(), q.log()), wanted, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(kl(p[0].log(), q.log())[2], torch.tensor(entropy(p[0].numpy(), q[2].numpy())))
+    assert (kl(p.log(), p.log()) == 0.0).all()
+    assert kl(q[:1].log(), p[:1].log()).isinf().all()
+    logits = torch.randn(50, generator=random, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(kl(p[0].log(), logits.log_softmax(-1)), logits)
+    torch.testing.assert_close(slope, logits.detach().softmax(-1) - p[0])

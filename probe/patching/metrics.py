@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from probe.requests.patch import METRICS
+from probe.scoring import kl
 
 SAME = 1e-5  # clean and corrupt that differ by less than this share of their size differ by rounding
 
@@ -57,9 +58,7 @@ def _columns(logits: Tensor, target: AnswerTokens, clean: Tensor) -> tuple[Tenso
     logprob = own[:, target.answer].double()
     wide = logits.double() if target.against is None else logits[:, [target.answer, target.against]].double()
     difference = wide[:, 0] - wide[:, 1] if target.against is not None else torch.full_like(logprob, torch.nan)
-    ruled_out = clean.isneginf()  # a token of probability 0 adds nothing
-    kl = (clean.exp() * (clean - own.masked_fill(ruled_out, 0.0)).masked_fill(ruled_out, 0.0)).sum(-1).double()
-    return difference, logprob, logprob.exp(), kl.clamp(min=0.0)
+    return difference, logprob, logprob.exp(), kl(clean, own).double()
 
 
 def defined(clean: float, corrupt: float) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from probe.scoring import score_rows
+from probe.scoring import kl, score_rows
 from probe.speculating.rounds import Round
 
 if TYPE_CHECKING:
@@ -26,11 +26,7 @@ class Distances(NamedTuple):
 
 def distances(p: Tensor, q: Tensor) -> Distances:
     """float64; a KL is infinite where the second lacks what the first has."""
-    return Distances((p - q).abs().sum(-1) / 2, _kl(p, q), _kl(q, p))
-
-
-def _kl(p: Tensor, q: Tensor) -> Tensor:
-    return (torch.special.xlogy(p, p) - torch.special.xlogy(p, q)).sum(-1).clamp(min=0.0)
+    return Distances((p - q).abs().sum(-1) / 2, kl(p.log(), q.log()), kl(q.log(), p.log()))
 
 
 def rows_of(lm: LanguageModel, one: Round) -> list[Row]:

@@ -20,6 +20,7 @@ from probe.patterns import Pattern
 from probe.requests import Steer, public
 from probe.requests.steer import MATCHING
 from probe.running import Running, running
+from probe.scoring import kl
 from probe.stats import bootstrap_mean
 from probe.texts import TokenSequence, as_prompts, encode_each, prompt_columns
 
@@ -177,10 +178,9 @@ def _read(
         losses = (-texts.double().mean(-1)).tolist() if len(ids) > 1 else [0.0] * len(some)
         plain = plain or (last[0], losses[0])
         values = last[:, answer] - (0.0 if against is None else last[:, against])
-        kl = (plain[0].exp() * (plain[0] - last)).masked_fill(plain[0].isneginf(), 0.0).sum(-1).clamp(min=0.0)
         found += [
             {"value": value, "kl": far, "lost": loss - plain[1], "text": ""}
-            for value, far, loss in zip(values.tolist(), kl.tolist(), losses, strict=True)
+            for value, far, loss in zip(values.tolist(), kl(plain[0], last).tolist(), losses, strict=True)
         ]
     return [found[order.index(i)] for i in range(len(edits))]
 

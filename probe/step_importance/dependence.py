@@ -16,6 +16,7 @@ from torch import Tensor
 from probe.decoding.teacher_forced import token_logprobs
 from probe.errors import BadOption
 from probe.interventions import applying, parse_edits
+from probe.scoring import kl
 from probe.sites import Positions, parse_place
 from probe.spans import Step
 from probe.step_importance.task import Measured, Row, Task
@@ -102,5 +103,5 @@ def divergence(logits: Tensor, other: Tensor, *, rows: int = 64) -> np.ndarray:
     parts = [np.empty(0)]
     for start in range(0, len(logits), rows):
         p, q = (x[start : start + rows].float().log_softmax(-1) for x in (logits, other))
-        parts.append((p.exp() * (p - q)).masked_fill_(p.isneginf(), 0.0).sum(-1).double().clamp_(min=0).cpu().numpy())
+        parts.append(kl(p, q).double().cpu().numpy())
     return np.concatenate(parts)
