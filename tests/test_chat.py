@@ -13,8 +13,8 @@ import pytest
 import probe
 from probe.errors import BadOption, BadPrompt, ProbeError
 from probe.language_model import LanguageModel, chat
-from probe.language_model.chat import Chat
 from probe.language_model.messages import locate
+from probe.requests import ChatOptions
 from probe.requests.groups import parse_options
 
 PLAIN = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
@@ -48,7 +48,7 @@ def lm() -> LanguageModel:
 
 def rendered(lm: LanguageModel, template: str, *messages: dict[str, Any], **how: Any) -> Any:
     lm.tokenizer.chat_template = template
-    return lm.render(list(messages), Chat(True, **how), add_generation_prompt=False)
+    return lm.render(list(messages), ChatOptions(chat=True, **how), add_generation_prompt=False)
 
 
 @pytest.mark.parametrize("template", [PLAIN, TRIMMED, PARTS])
@@ -97,7 +97,7 @@ def test_what_is_left_out_is_named(lm: LanguageModel, template: str, messages: l
     with pytest.raises(BadPrompt) as caught:
         rendered(lm, template, *messages)
     assert gone in caught.value.message and "--allow-template-loss" in caught.value.hint
-    assert any(gone in note for note in rendered(lm, template, *messages, allow_loss=True).notes)
+    assert any(gone in note for note in rendered(lm, template, *messages, allow_template_loss=True).notes)
 
 
 def test_what_is_written_another_way_is_not_lost(lm: LanguageModel) -> None:
@@ -164,14 +164,14 @@ def test_template_options(lm: LanguageModel) -> None:
     template = PLAIN + "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
     options = parse_options(["enable_thinking=false"])
     assert options == {"enable_thinking": False}
-    assert rendered(lm, template, user("a"), options=options).text == "[user] a\n<think></think>"
+    assert rendered(lm, template, user("a"), template_options=options).text == "[user] a\n<think></think>"
     assert parse_options(["a=[1]", "b=x=y"]) == {"a": [1], "b": "x=y"}
     for wrong, said in (
         ({"thinking": 1}, "does not read 'thinking'"),
         ({"tokenize": True}, "no option of a chat template"),
     ):
         with pytest.raises(BadOption, match=said):
-            rendered(lm, template + "{{ tokenize }}", user("a"), options=wrong)
+            rendered(lm, template + "{{ tokenize }}", user("a"), template_options=wrong)
     for text in ("thinking", "=1", "a b=1"):
         with pytest.raises(BadOption, match="no template option"):
             parse_options([text])

@@ -9,7 +9,6 @@ from probe.comparing import aligning, residuals, sides, summary
 from probe.comparing.sides import Pair, Side
 from probe.errors import BadOption, BadPlace, BadPrompt, NonFinite
 from probe.interventions import edit_texts, parse_all
-from probe.language_model.chat import Chat
 from probe.requests import Compare, public
 from probe.running import Running, running
 from probe.texts import Failed, Prompt, TokenSequence, as_prompts, encode, hash_of, prompt_columns
@@ -111,7 +110,7 @@ def _encoded(pair: Pair, inputs: list[Prompt], request: Compare) -> tuple[list[T
         try:
             if not pair.by_tokens and not isinstance(prompt.content, str):
                 raise BadPrompt("a chat has another text for each tokenizer", hint="give the text itself")
-            sequence = encode(pair.a.lm, prompt, Chat.of(request))
+            sequence = encode(pair.a.lm, prompt, request)
             if pair.by_tokens:
                 sides.check_length(pair.b.lm, sequence.ids)
                 if len(sequence.ids) < 2:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 from probe.errors import BadOption, BadPrompt
 from probe.language_model.messages import SYSTEM, Message, Rendering, alike, as_parts, checked, joined
@@ -18,49 +18,22 @@ SECONDS = 10.0  # a template takes about a millisecond
 OWN = ("tools", "documents")  # arguments of apply_chat_template that templates read
 
 
-class Chat(NamedTuple):
-    """How prompts become a conversation: whether a plain text goes through the template too, with which system message,
-    which variables of the template are set, and whether it may leave out a part of a message."""
-
-    apply: bool = False
-    system: str | None = None
-    options: Mapping[str, Any] = {}
-    allow_loss: bool = False
-
-    @classmethod
-    def of(cls, options: ChatOptions) -> Chat:
-        """From the options of a request."""
-        variables = options.template_options or {}
-        assert isinstance(variables, Mapping), "check_chat() comes first"
-        return cls(options.chat, options.system, variables, options.allow_template_loss)
-
-    def check(self) -> None:
-        """Raises `BadOption` for a system message without a conversation."""
-        if self.system is not None and not self.apply:
-            raise BadOption("a system message needs the chat template", hint="add --chat")
-
-    def arguments(self) -> dict[str, Any]:
-        """As the manifest's `arguments` hold it."""
-        return {
-            "chat": self.apply, "system": self.system, "template_options": dict(self.options),
-            "allow_template_loss": self.allow_loss,
-        }  # fmt: skip
-
-
 class _Endless(BaseException):
     """A template that does not end. No `Exception`: nothing between it and us may catch it."""
 
 
-def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], chat: Chat, *, awaited: bool, name: str) -> Rendering:
+def render(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], options: ChatOptions, *, awaited: bool, name: str
+) -> Rendering:
     """Messages through the tokenizer's template. awaited: with the words that open an answer.
 
     Contents given as parts are joined; a template that reads nothing but parts gets them so.
     Raises `BadOption` for an option that the template does not read, `BadPrompt` where it refuses the messages, fails, does
     not end, or leaves out a text that a message holds (unless the loss is allowed).
     """
-    check_options(tokenizer, chat.options, name)
+    check_options(tokenizer, options.variables, name)
     plain = [joined(i, message) for i, message in enumerate(messages)]
-    write = _writer(tokenizer, chat, awaited, name)
+    write = _writer(tokenizer, options, awaited, name)
     first: Rendering | BadPrompt
     try:
         first, lost = checked(write, plain, alike, name)
@@ -74,8 +47,8 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], chat: Chat, *,
             return second
     if isinstance(first, BadPrompt):
         raise first
-    if not chat.allow_loss:
-        kind = BadOption if chat.system is not None and lost[0].startswith(SYSTEM) else BadPrompt
+    if not options.allow_template_loss:
+        kind = BadOption if options.system is not None and lost[0].startswith(SYSTEM) else BadPrompt
         raise kind(
             f"the chat template of '{name}' {lost[0]}",
             hint="--allow-template-loss goes on without it; --template-option may make the template keep it",
@@ -93,7 +66,7 @@ def check_options(tokenizer: Any, options: Mapping[str, Any], name: str) -> None
             raise BadOption(f"the chat template of '{name}' does not read '{option}'", hint="is it spelt as there?")
 
 
-def _writer(tokenizer: Any, chat: Chat, awaited: bool, name: str) -> Callable[[list[Message]], str]:
+def _writer(tokenizer: Any, options: ChatOptions, awaited: bool, name: str) -> Callable[[list[Message]], str]:
     """Messages -> text, where all that a template can do wrong is a `BadPrompt` of one line."""
     from jinja2 import TemplateError
 
@@ -102,7 +75,7 @@ def _writer(tokenizer: Any, chat: Chat, awaited: bool, name: str) -> Callable[[l
             with _bounded(SECONDS):
                 return str(
                     tokenizer.apply_chat_template(
-                        messages, tokenize=False, add_generation_prompt=awaited, **chat.options
+                        messages, tokenize=False, add_generation_prompt=awaited, **options.variables
                     )
                 )
         except _Endless as error:

@@ -13,6 +13,7 @@ from probe.language_model import chat as chats
 from probe.language_model.home import home
 from probe.language_model.pieces import Pieces, alone, pieces, spelled
 from probe.language_model.rotary import Change, carried, change
+from probe.requests import ChatOptions
 
 if TYPE_CHECKING:
     import torch
@@ -189,17 +190,19 @@ class LanguageModel:
 
         Raises as `render` does.
         """
-        found = self.render(messages, chats.Chat(True, system), add_generation_prompt=add_generation_prompt)
+        found = self.render(
+            messages, ChatOptions(chat=True, system=system), add_generation_prompt=add_generation_prompt
+        )
         return Encoded(found.ids, found.text)
 
     def render(
         self,
         messages: Sequence[Mapping[str, Any]] | str,
-        chat: chats.Chat,
+        options: ChatOptions,
         *,
         add_generation_prompt: bool = True,
     ) -> Rendered:
-        """Messages through the chat template as `chat` says, then tokenised with nothing added.
+        """Messages through the chat template as the options say, then tokenised with nothing added.
 
         Raises `BadOption` if there is no template or it does not read an option, `BadPrompt` if it refuses the messages,
         fails, or leaves out what they say.
@@ -207,15 +210,15 @@ class LanguageModel:
         if not self.tokenizer.chat_template:
             raise BadOption(f"'{self.name}' has no chat template", hint="give the prompt raw, or a model tuned to chat")
         given = [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(m) for m in messages]
-        if chat.system is not None:
-            given = [{"role": "system", "content": chat.system}, *given]
+        if options.system is not None:
+            given = [{"role": "system", "content": options.system}, *given]
         odd = next(
             (m for m in given if not isinstance(m.get("role"), str) or not m.keys() & {"content", "tool_calls"}), None
         )
         if odd is not None or not given:
             # most templates would render nothing in its place
             raise BadPrompt(f"not a message: {odd}", hint="each needs a 'role' and a 'content'")
-        found = chats.render(self.tokenizer, given, chat, awaited=add_generation_prompt, name=self.name)
+        found = chats.render(self.tokenizer, given, options, awaited=add_generation_prompt, name=self.name)
         return Rendered(self._ids(found.text, special=False), *found)
 
     def pieces(self, ids: Sequence[int]) -> Pieces:

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from probe.errors import BadOption, BadPrompt
 from probe.files import read_rows
 from probe.interventions.parsing import check_run, prompts_of
-from probe.language_model.chat import Chat
 from probe.language_model.following import two_answers
 from probe.patching.metrics import AnswerTokens
+from probe.requests import ChatOptions
 from probe.spans import Step
 from probe.store import Run, run_of
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
-RAW = Chat()
+RAW = ChatOptions()
 ALIGNMENTS = ("left", "right", "ends")
 COLUMNS = ("clean", "corrupt", "answer", "against")
 
@@ -78,7 +78,7 @@ class Pair:
         return {b: a for a, b in self.places} if direction == "denoise" else dict(self.places)
 
 
-def make_pair(lm: LanguageModel, words: PairTexts, *, align: str | None = None, chat: Chat = RAW) -> Pair:
+def make_pair(lm: LanguageModel, words: PairTexts, *, align: str | None = None, chat: ChatOptions = RAW) -> Pair:
     """Tokens, alignment and target of a pair. Raises `BadPrompt` or `BadOption` for one that says nothing."""
     (clean, said), (corrupt, more) = (_read(lm, given, chat) for given in words[:2])
     for name, ids in (("clean", clean), ("corrupt", corrupt)):
@@ -150,7 +150,7 @@ def target_of(
     return AnswerTokens(first, other), texts, tuple(notes)
 
 
-def _read(lm: LanguageModel, given: Any, chat: Chat) -> tuple[tuple[int, ...], list[str]]:
+def _read(lm: LanguageModel, given: Any, chat: ChatOptions) -> tuple[tuple[int, ...], list[str]]:
     """The tokens, and what is to be said of them: of a text, of a run (its one prompt and what it generated), or of a text
     that is the path of a run."""
     run = run_of(given)
@@ -162,10 +162,10 @@ def _read(lm: LanguageModel, given: Any, chat: Chat) -> tuple[tuple[int, ...], l
             raise BadOption(f"'{_name(given)}' has {len(prompts)} prompts", hint="give a run of one prompt")
         rows = run.scan("tokens", columns=["pos", "token_id"], prompt_id=prompts[0], branch=0).sort_by("pos")
         return tuple(int(i) for i in rows["token_id"].to_pylist()), []
-    if chat.apply:
+    if chat.chat:
         rendered = lm.render(given, chat)
         return tuple(rendered.ids), rendered.notes
-    if chat.options:
+    if chat.template_options:
         raise BadOption("template options need the chat template", hint="add --chat")
     return tuple(lm.encode(given).ids), []
 

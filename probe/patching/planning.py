@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from probe.errors import BadOption, SiteAbsent
 from probe.interventions import Edit, parse_all
-from probe.language_model.chat import Chat
 from probe.patching.cells import LayerCells, cells_of
 from probe.patching.pairs import COLUMNS, Pair, PairTexts, make_pair, read_pairs
 from probe.patching.paths import PathGroup, path_groups
@@ -60,7 +59,7 @@ def resolved(lm: LanguageModel, request: PatchSweep) -> Patching:
 
 
 def _pairs(lm: LanguageModel, request: PatchSweep) -> tuple[Pair, ...]:
-    answer, against, chat = request.answer, request.against, Chat.of(request)
+    answer, against = request.answer, request.against
     given = read_pairs(request.pairs) if isinstance(request.pairs, Path) else [_texts(one) for one in request.pairs]
     given = [one._replace(answer=one.answer or answer or "", against=one.against or against) for one in given]
     if not given:
@@ -71,7 +70,7 @@ def _pairs(lm: LanguageModel, request: PatchSweep) -> tuple[Pair, ...]:
                 hint="give --clean TEXT --corrupt TEXT --answer ' Mary' --against ' John', or --file PAIRS.jsonl",
             )
         given = [PairTexts(request.clean, request.corrupt, answer or "", against)]
-    return tuple(make_pair(lm, one, align=request.align, chat=chat) for one in given)
+    return tuple(make_pair(lm, one, align=request.align, chat=request) for one in given)
 
 
 def _texts(one: Any) -> PairTexts:

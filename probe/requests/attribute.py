@@ -27,6 +27,5 @@ class Attribute(SourceOptions, Request):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_chat()
         if self.answer is None and self.against is not None:
             raise BadOption("against which answer?", hint="give --answer too")

@@ -49,7 +49,6 @@ class Compare(ChatOptions, FileOptions, Request):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_chat()
         edits: Any = (self.edit,) if isinstance(self.edit, str) else tuple(self.edit)
         object.__setattr__(self, "edit", edits)
         models = _is_model(self.a) + _is_model(self.b)

@@ -76,7 +76,7 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class ChatOptions:
-    """How prompts become a conversation."""
+    """How prompts become a conversation. Raises `BadOption` for a system message without one, or for no template option."""
 
     chat: Annotated[bool, Option("Apply the model's chat template to the prompt.", ("--chat/--raw",))] = False
     system: Annotated[str | None, Option("System message; needs --chat.")] = None
@@ -89,8 +89,14 @@ class ChatOptions:
     ] = None  # fmt: skip
     allow_template_loss: Annotated[bool, Option("Go on where the template leaves out what a message says.")] = False
 
-    def check_chat(self) -> None:
-        """Raises `BadOption` for a system message without a conversation, or for what is no template option."""
+    @property
+    def variables(self) -> Mapping[str, Any]:
+        """What the template reads beside the messages."""
+        assert isinstance(self.template_options, Mapping), "they are read when they are given"
+        return self.template_options
+
+    def __post_init__(self) -> None:
+        getattr(super(), "__post_init__", lambda: None)()  # of the request that has these options
         given = self.template_options
         if not isinstance(given, Mapping):  # as on a command line
             object.__setattr__(self, "template_options", parse_options(given or ()))

@@ -30,7 +30,6 @@ class Lens(SourceOptions, Request):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_chat()
         if self.top < 1:
             raise BadOption(f"top is {self.top}", hint="it is at least 1")
         edits: Any = (self.edit,) if isinstance(self.edit, str) else tuple(self.edit)

@@ -107,7 +107,6 @@ class PatchSweep(ChatOptions, Request):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_chat()
         for name in ("sites", "edit"):
             given = getattr(self, name)
             object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))

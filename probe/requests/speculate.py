@@ -55,7 +55,6 @@ class Speculate(ChatOptions, FileOptions, Request):
         block = str(self.block)
         if block != "adaptive" and (not block.isascii() or not block.isdigit() or int(block) < 1):
             raise BadOption(f"cannot read the block length '{block}'", hint="a number from 1 on, or adaptive")
-        self.check_chat()
         check_split(self.split)
         if self.split.startswith("spans:"):
             raise BadOption(

@@ -67,7 +67,6 @@ class Trace(ChatOptions, FileOptions, Request):
                 raise BadOption(f"{name} is {value}", hint=f"it is at least {least}")
         if self.store not in ("exact", "bf16"):
             raise BadOption(f"unknown storage '{self.store}'", hint="exact or bf16")
-        self.check_chat()
         check_split(self.split)
         if self.generate and self.split.startswith("spans:"):
             raise BadOption(

@@ -120,7 +120,7 @@ class RewindFork:
 
     def other_prompt(self, text: str) -> Sequence[int]:
         chat = self.original.chat
-        ids = (self.lm.render(text, chat) if chat.apply else self.lm.encode(text)).ids
+        ids = (self.lm.render(text, chat) if chat.chat else self.lm.encode(text)).ids
         if not ids:
             raise BadPrompt("the other prompt is empty", hint="give it some text")
         return ids

@@ -48,7 +48,7 @@ class Origin:
         return {
             "source": self.source.run_id, "prompt_id": self.original.prompt_id, "max_new": rollout.max_new,
             "generate": rollout.max_new, "sampling": {**asdict(rollout.sampling), "stop": list(rollout.sampling.stop)},
-            **self.original.chat.arguments(),
+            **asdict(self.original.chat),
         }  # fmt: skip
 
 

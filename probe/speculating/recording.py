@@ -61,7 +61,7 @@ def run_speculate(lm: LanguageModel, request: Speculate) -> stores.Run:
     """
     work = _work(lm, request)
     inputs = as_prompts(request.prompts, kind=request.format, column=request.column)
-    sequences, failed = encode_all(lm, inputs, work.tracing.chat)
+    sequences, failed = encode_all(lm, inputs, work.tracing.request)
     if len(inputs) == 1 and failed:
         raise failed[0].error
     texts = hashlib.sha256("\x1e".join(p.text for p in inputs).encode("utf-8", "surrogatepass")).hexdigest()
@@ -84,7 +84,7 @@ def plan_speculate(lm: LanguageModel, request: Speculate) -> dict[str, Any]:
     """What `speculate` would compute and write at most, without running the model."""
     work = _work(lm, request)
     inputs = as_prompts(request.prompts, kind=request.format, column=request.column)
-    sequences, failed = encode_all(lm, inputs, work.tracing.chat)
+    sequences, failed = encode_all(lm, inputs, work.tracing.request)
     if not sequences:
         raise failed[0].error
     n, new = len(sequences), request.generate

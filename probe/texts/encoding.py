@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from probe.errors import BadOption, BadPrompt, ProbeError
-from probe.language_model.chat import Chat
+from probe.requests import ChatOptions
 from probe.texts.prompts import Prompt
 from probe.texts.sequences import TokenSequence
 
@@ -24,7 +24,7 @@ class Failed(NamedTuple):
     error: ProbeError
 
 
-def encode(lm: LanguageModel, prompt: Prompt, chat: Chat) -> TokenSequence:
+def encode(lm: LanguageModel, prompt: Prompt, options: ChatOptions) -> TokenSequence:
     """One prompt as ids: by the tokenizer's own rules for a text, by the chat template (rendered once) for messages.
 
     Raises `BadPrompt` if there is no token or more than the context holds, or if the template leaves out what a message says;
@@ -34,10 +34,10 @@ def encode(lm: LanguageModel, prompt: Prompt, chat: Chat) -> TokenSequence:
         raise BadPrompt(prompt.error, hint="one prompt a row: a text in 'prompt', or chat messages in 'messages'")
     message_spans: list[tuple[int, int]] | None = None
     notes: list[str] = []
-    if chat.apply or not isinstance(prompt.content, str):
+    if options.chat or not isinstance(prompt.content, str):
         awaited = isinstance(prompt.content, str) or prompt.content[-1]["role"] != "assistant"
-        ids, text, message_spans, notes = lm.render(prompt.content, chat, add_generation_prompt=awaited)
-    elif chat.options:
+        ids, text, message_spans, notes = lm.render(prompt.content, options, add_generation_prompt=awaited)
+    elif options.template_options:
         raise BadOption("template options need the chat template", hint="add --chat")
     else:
         ids, text = lm.encode(prompt.content)
@@ -54,18 +54,20 @@ def encode(lm: LanguageModel, prompt: Prompt, chat: Chat) -> TokenSequence:
     return TokenSequence(prompt, text, list(ids), n, message_spans=message_spans, notes=notes)
 
 
-def encoded(lm: LanguageModel, prompts: Iterable[Prompt], chat: Chat) -> Iterator[TokenSequence | Failed]:
+def encoded(lm: LanguageModel, prompts: Iterable[Prompt], options: ChatOptions) -> Iterator[TokenSequence | Failed]:
     """Every prompt as it can be run, or with the reason why it can't, one after the other."""
     for prompt in prompts:
         try:
-            yield encode(lm, prompt, chat)
+            yield encode(lm, prompt, options)
         except BadPrompt as error:  # without the frames that its traceback would keep
             yield Failed(prompt._replace(error=error.message), error.with_traceback(None))
 
 
-def encode_all(lm: LanguageModel, prompts: Iterable[Prompt], chat: Chat) -> tuple[list[TokenSequence], list[Failed]]:
+def encode_all(
+    lm: LanguageModel, prompts: Iterable[Prompt], options: ChatOptions
+) -> tuple[list[TokenSequence], list[Failed]]:
     """Every prompt that can be run, and every one that can't with its reason."""
-    found = list(encoded(lm, prompts, chat))
+    found = list(encoded(lm, prompts, options))
     return [one for one in found if isinstance(one, TokenSequence)], [one for one in found if isinstance(one, Failed)]
 
 
@@ -74,7 +76,7 @@ def encode_each(lm: LanguageModel, prompts: Iterable[Prompt], name: str) -> list
 
     Raises `BadPrompt` and `BadOption`, also where only one of them cannot be run.
     """
-    sequences, failed = encode_all(lm, prompts, Chat())
+    sequences, failed = encode_all(lm, prompts, ChatOptions())
     if failed:
         raise BadOption(f"a {name} text cannot be run: {failed[0].error.message}", hint=failed[0].error.hint)
     for sequence in sequences:
@@ -91,13 +93,13 @@ class Survey(NamedTuple):
     notes: list[str]
 
 
-def survey(lm: LanguageModel, prompts: Iterable[Prompt], chat: Chat, *, split: str) -> Survey:
+def survey(lm: LanguageModel, prompts: Iterable[Prompt], options: ChatOptions, *, split: str) -> Survey:
     """Encode every prompt and keep none: there may be a million, and they are encoded again when their turn comes.
 
     Raises as `encode`, but for what is wrong with single prompts; `BadOption` if spans of a file do not fit a text.
     """
     runnable, longest, failed, notes = 0, 0, [], dict[str, None]()
-    for one in encoded(lm, prompts, chat):
+    for one in encoded(lm, prompts, options):
         if isinstance(one, Failed):
             failed.append(one)
             continue

@@ -11,8 +11,7 @@ import pandas as pd
 
 from probe.errors import BadOption, RunError
 from probe.language_model import Pieces, check_model, model_of, same_tokenizer
-from probe.language_model.chat import Chat
-from probe.requests import SourceOptions
+from probe.requests import ChatOptions, SourceOptions
 from probe.spans import Step, check_split, steps_from
 from probe.store import Run, run_of
 from probe.texts.columns import scored_step_columns
@@ -36,7 +35,7 @@ class Trajectory:
     n_prompt: int
     pieces: Pieces
     steps: tuple[Step, ...]
-    chat: Chat
+    chat: ChatOptions
     arguments: Mapping[str, Any]
 
     @property
@@ -100,7 +99,7 @@ def read_source(lm: LanguageModel | None, source: Any, options: SourceOptions) -
         prompts = as_prompts(source)
         if len(prompts) != 1:
             raise BadOption(f"{len(prompts)} prompts were given", hint="one at a time")
-        sequence = encode(lm, prompts[0], Chat.of(options))
+        sequence = encode(lm, prompts[0], options)
         sequence.finish(lm, None, options.split)
         return lm, sequence
     if options.chat or options.system is not None or options.template_options:
@@ -112,17 +111,17 @@ def read_source(lm: LanguageModel | None, source: Any, options: SourceOptions) -
     return lm, recorded_sequence(run, lm, chosen_prompt(run, options.prompt_id), options.branch, options.split)
 
 
-def chat_of(run: Run, prompt_id: int) -> Chat:
+def chat_of(run: Run, prompt_id: int) -> ChatOptions:
     """How a prompt of the run became a conversation: as the run's arguments say, or by its own messages."""
     given = {**run.manifest["arguments"], **run.manifest.get("resolved", {})}
     own = run.scan("tokens", columns=["template"], prompt_id=prompt_id, branch=0)["template"]
     templated = own.null_count < len(own)  # messages go through the template unasked
     text = run.scan("prompts", columns=["text"], prompt_id=prompt_id)["text"][0].as_py()
-    return Chat(
-        bool(given.get("chat")) or templated,
-        given.get("system") or (system_of(text) if templated else None),
-        given.get("template_options") or {},
-        bool(given.get("allow_template_loss")),
+    return ChatOptions(
+        chat=bool(given.get("chat")) or templated,
+        system=given.get("system") or (system_of(text) if templated else None),
+        template_options=given.get("template_options") or {},
+        allow_template_loss=bool(given.get("allow_template_loss")),
     )
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from probe.capturing import AttentionSpec
 from probe.interventions import Edit, parse_all
-from probe.language_model.chat import Chat
 from probe.requests import Sampling, Trace
 from probe.sites import Cell, parse_places, resolve
 from probe.texts import TokenSequence
@@ -25,7 +24,6 @@ class Tracing:
     sampling: Sampling
     cells: tuple[Cell, ...]
     attention: AttentionSpec
-    chat: Chat
     edits: tuple[Edit, ...]
     explain: Explain | None
 
@@ -36,7 +34,7 @@ def resolved(lm: LanguageModel, request: Trace) -> Tracing:
     places = tuple(place for text in request.capture for place in parse_places(text))
     cells = resolve(places, n_layers=anatomy.n_layers, n_heads=anatomy.n_heads, has=anatomy.has)
     return Tracing(
-        request, sampling, cells, AttentionSpec.parse(request.attention), Chat.of(request),
+        request, sampling, cells, AttentionSpec.parse(request.attention),
         parse_all(lm, request.edit, seed=sampling.seed), explanation(request.explain, request.order, sampling),
     )  # fmt: skip
 

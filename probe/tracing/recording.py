@@ -43,7 +43,7 @@ def run_trace(lm: LanguageModel, request: Trace) -> stores.Run:
     """
     tracing = resolved(lm, request)
     inputs = as_prompts(request.prompts, kind=request.format, column=request.column)
-    seen = survey(lm, inputs, tracing.chat, split=request.split)
+    seen = survey(lm, inputs, request, split=request.split)
     if len(inputs) == 1 and seen.failed:
         raise seen.failed[0].error
     with running(request, lm, word=_word(inputs[0]), prompts=len(inputs), prompts_sha256=hash_of(inputs)) as run:
@@ -51,7 +51,7 @@ def run_trace(lm: LanguageModel, request: Trace) -> stores.Run:
             _record_failed(seen.failed, run.writer)
         run.warn(*seen.notes, *(differences(lm, tracing.sampling) if request.generate else ()))
         tokens = 1 if tracing.edits or _crosses(lm, seen.longest + request.generate) else request.batch_tokens
-        sequences = (one for one in encoded(lm, inputs, tracing.chat) if isinstance(one, TokenSequence))
+        sequences = (one for one in encoded(lm, inputs, request) if isinstance(one, TokenSequence))
         done = 0
         for batch in batches(sequences, generate=request.generate, tokens=tokens):
             _record(lm, batch, tracing, run.writer, alone=len(inputs) == 1)
@@ -67,7 +67,7 @@ def plan_trace(lm: LanguageModel, request: Trace) -> dict[str, Any]:
     """What `trace` would compute and write, without running the model: see `planning.estimate`."""
     tracing = resolved(lm, request)
     inputs = as_prompts(request.prompts, kind=request.format, column=request.column)
-    sequences, failed = encode_all(lm, inputs, tracing.chat)
+    sequences, failed = encode_all(lm, inputs, request)
     if not sequences:
         raise failed[0].error
     return estimate(lm, tracing, sequences)
