@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import probe
 
@@ -38,6 +41,17 @@ def installed_files() -> Iterator[str]:
 
 def test_the_version_is_said_in_one_place() -> None:
     assert probe.__version__ == PROJECT["project"]["version"]
+
+
+def test_the_gate_tries_the_lowest_versions_that_are_allowed() -> None:
+    """Those of .ci/lowest.txt: of whatever pyproject.toml gives a floor, exactly that one."""
+    lines = (ROOT / ".ci" / "lowest.txt").read_text().splitlines()
+    tried = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    extras = PROJECT["project"]["optional-dependencies"]
+    for text in (*PROJECT["project"]["dependencies"], *extras["fast"], *extras["peft"]):
+        wanted = Requirement(text)
+        for floor in (s.version for s in wanted.specifier if s.operator == ">="):
+            assert Version(tried[canonicalize_name(wanted.name)]) == Version(floor), text
 
 
 @pytest.fixture(scope="module")

@@ -128,12 +128,8 @@ class _Part:
 def most_surprising(tokens: pa.Table, shown: int = SHOWN) -> pa.Table:
     """The `shown` rows of `tokens` with the highest surprisal, highest first; ties by position."""
     scored = tokens.filter(pc.is_valid(tokens["surprisal"]))
-    order = pc.select_k_unstable(
-        scored,
-        k=min(shown, scored.num_rows),
-        sort_keys=[("surprisal", "descending"), ("prompt_id", "ascending"), ("pos", "ascending")],
-    )
-    return scored.take(order)
+    order = [("surprisal", "descending"), ("prompt_id", "ascending"), ("pos", "ascending")]
+    return scored.sort_by(order).slice(0, shown)
 
 
 def _told(
