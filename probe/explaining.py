@@ -34,8 +34,8 @@ def explain(
         raise RunError(f"this is a run of '{source.command}'", hint="explain reads runs of probe trace")
     arguments = source.manifest["arguments"]
     sampling = Sampling(**(arguments.get("sampling") or {}))
-    asked = explanation(at, order, sampling)
-    assert asked is not None
+    wanted = explanation(at, order, sampling)
+    assert wanted is not None
     lm = lm or model_of(source)
     check_model(source, lm)
     sequence = recorded_sequence(source, lm, prompt_id, 0, str(arguments["split"]))
@@ -44,12 +44,12 @@ def explain(
     about = {
         "source": source.run_id,
         "prompt_id": prompt_id,
-        "explain": str(asked.positions),
-        "order": list(asked.orders),
+        "explain": str(wanted.positions),
+        "order": list(wanted.orders),
     }
     with stores.create(path, command="explain", arguments=about) as writer:
         with writer.unit("explain"), _edited(lm, edits, sequence):
-            explain_ids(lm, sequence, asked, sampling, writer)
+            explain_ids(lm, sequence, wanted, sampling, writer)
         return writer.finish(
             summary={"explained": explained(writer.read)}, model=lm.identity, anatomy=lm.anatomy.to_dict(),
             seed=sampling.seed, parent=sequence.parent,

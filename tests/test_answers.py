@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from probe.answers import HOWS, NONE, canonical, equal, explain, extract, key, merge, opens_thinking, said
+from probe.answers import HOWS, NONE, canonical, equal, explain, extract, key, merge, opens_thinking, speech
 from probe.errors import BadOption
 
 ROWS = [json.loads(line) for line in (Path(__file__).parent / "answers.jsonl").read_text().splitlines()]
@@ -156,7 +156,7 @@ def test_what_is_expected_is_read_by_the_rule_in_use(written: str, how: str, sam
 ])  # fmt: skip
 def test_what_is_thought_is_no_answer(text: str, opened: bool, found: str) -> None:
     assert extract(text, thinking=opened).key == found
-    assert said(text, opened=opened).thinking == (found == NONE or text.endswith("6"))
+    assert speech(text, opened=opened).thinking == (found == NONE or text.endswith("6"))
     assert opens_thinking("user: hi <think>\n") and not opens_thinking("<think></think> hi")
 
 

@@ -12,7 +12,7 @@ from probe.answers.extraction import (
     extract,
     key,
     opens_thinking,
-    said,
+    speech,
 )
 
 __all__ = [
@@ -28,5 +28,5 @@ __all__ = [
     "key",
     "merge",
     "opens_thinking",
-    "said",
+    "speech",
 ]

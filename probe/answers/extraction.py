@@ -28,7 +28,7 @@ _CLOSES = re.compile(
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w{1,20})[^<\n]{0,40}<\|message\|>")  # gpt-oss: analysis, commentary, final
 
 
-class Said(NamedTuple):
+class Speech(NamedTuple):
     """Where a completion speaks, characters [start, end), and whether it ends while it still thinks."""
 
     start: int
@@ -38,21 +38,21 @@ class Said(NamedTuple):
 
 def opens_thinking(text: str) -> bool:
     """Whether a text, such as a rendered prompt, ends inside a thinking part."""
-    return said(text).thinking
+    return speech(text).thinking
 
 
-def said(text: str, *, opened: bool = False) -> Said:
+def speech(text: str, *, opened: bool = False) -> Speech:
     """What stands after the last thinking part, up to one that doesn't end. opened: the prompt has begun one."""
     channels = list(_CHANNEL.finditer(text))
     if channels:
         final = channels[-1][1] == "final"
-        return Said(channels[-1].end(), len(text) if final else channels[-1].end(), not final)
+        return Speech(channels[-1].end(), len(text) if final else channels[-1].end(), not final)
     closes = [match.end() for match in _CLOSES.finditer(text)]
     start = closes[-1] if closes else 0
     if opened and not closes:
-        return Said(0, 0, True)
+        return Speech(0, 0, True)
     again = _OPENS.search(text, start)
-    return Said(start, again.start() if again else len(text), again is not None)
+    return Speech(start, again.start() if again else len(text), again is not None)
 
 
 def spoken(text: str, *, opened: bool = False, hidden: Iterable[tuple[int, int]] = ()) -> str:
@@ -60,7 +60,7 @@ def spoken(text: str, *, opened: bool = False, hidden: Iterable[tuple[int, int]]
 
     hidden: characters of tokens that are known to be special.
     """
-    start, end, _ = said(text, opened=opened)
+    start, end, _ = speech(text, opened=opened)
     text = "\n" * start + text[start:end] + "\n" * (len(text) - end)
     for a, b in hidden:
         text = text[:a] + "\n" * (b - a) + text[b:]

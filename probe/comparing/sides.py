@@ -129,14 +129,14 @@ def by_tokens(pair: Pair, ids: Sequence[int], positions: Sequence[int]) -> dict[
         "pos": np.arange(len(ids), dtype=np.int32), "token_id": np.asarray(ids, np.int32), "token": pair.a.lm.labels(ids),
         "text_start": [start for start, _ in cut.offsets], "text_end": [end for _, end in cut.offsets],
     }  # fmt: skip
-    told: dict[str, list[Any]] = {name: getattr(apart, name).tolist() for name in Distances._fields}
-    told["accept"] = [1 - tv for tv in told["tv"]]
+    measured: dict[str, list[Any]] = {name: getattr(apart, name).tolist() for name in Distances._fields}
+    measured["accept"] = [1 - tv for tv in measured["tv"]]
     for name, one in (("a", a.scores[0]), ("b", b.scores[0])):
-        told |= {f"logprob_{name}": one.logprob[:-1].tolist(), f"rank_{name}": one.rank[:-1].tolist(),
+        measured |= {f"logprob_{name}": one.logprob[:-1].tolist(), f"rank_{name}": one.rank[:-1].tolist(),
                  f"entropy_{name}": one.entropy[:-1].tolist(), f"top_{name}": one.top_ids[:-1, 0].tolist()}  # fmt: skip
-    told["difference"] = [y - x for x, y in zip(told["logprob_a"], told["logprob_b"], strict=True)]
-    told["same_top"] = [x == y for x, y in zip(told["top_a"], told["top_b"], strict=True)]
-    return columns | {name: [None, *values] for name, values in told.items()}
+    measured["difference"] = [y - x for x, y in zip(measured["logprob_a"], measured["logprob_b"], strict=True)]
+    measured["same_top"] = [x == y for x, y in zip(measured["top_a"], measured["top_b"], strict=True)]
+    return columns | {name: [None, *values] for name, values in measured.items()}
 
 
 def by_characters(pair: Pair, text: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ SHOWN = 8
 MEANS = (
     "kl_ab", "kl_ba", "js", "tv", "accept", "difference", "same_top", "entropy_a", "entropy_b", "logprob_a", "logprob_b",
 )  # fmt: skip
-TOLD = ("prompt_id", "pos", "token", "logprob_a", "logprob_b", "difference", "kl_ab", "kl_ba", "js", "tv")
+COLUMNS = ("prompt_id", "pos", "token", "logprob_a", "logprob_b", "difference", "kl_ab", "kl_ba", "js", "tv")
 
 
 def of_tokens(table: pa.Table, *, seed: int, text: Callable[[int], str]) -> dict[str, Any]:
@@ -32,7 +32,11 @@ def of_tokens(table: pa.Table, *, seed: int, text: Callable[[int], str]) -> dict
     tops = {i for row in largest for i in (row["top_a"], row["top_b"]) if i is not None}
     names = {i: text(i) for i in tops}
     found["largest"] = [
-        {**{key: _number(row[key]) for key in TOLD}, "top_a": names.get(row["top_a"]), "top_b": names.get(row["top_b"])}
+        {
+            **{key: _number(row[key]) for key in COLUMNS},
+            "top_a": names.get(row["top_a"]),
+            "top_b": names.get(row["top_b"]),
+        }
         for row in largest
     ]
     return found

@@ -93,7 +93,7 @@ def answer_in(lm: LanguageModel, ids: Sequence[int], n_prompt: int, how: str) ->
     ]
     text = pieces.text[begin:]
     found = answers.extract(text, how, thinking=thinking, hidden=hidden)
-    return found, begin + found.start, answers.said(text, opened=thinking).thinking
+    return found, begin + found.start, answers.speech(text, opened=thinking).thinking
 
 
 def outcome_of(lm: LanguageModel, ids: Sequence[int], n_prompt: int, stop_reason: str, how: str) -> Outcome:

@@ -50,7 +50,7 @@ def explanation(at: str | int | None, order: str | None, sampling: Sampling) -> 
 
 
 def explain_sequence(
-    lm: LanguageModel, sequence: TokenSequence, asked: Explain, sampling: Sampling, logits: Callable[[Any], Tensor],
+    lm: LanguageModel, sequence: TokenSequence, explain: Explain, sampling: Sampling, logits: Callable[[Any], Tensor],
     writer: Writer,
 ) -> None:  # fmt: skip
     """Write `stages` and `candidates` of the tokens asked for. logits(rows) are those after some positions.
@@ -58,9 +58,9 @@ def explain_sequence(
     A generated token's race is run again with its own noise. A token of the prompt was not drawn: it has no noise.
     """
     ids = torch.tensor(sequence.ids)
-    for pos in _positions(sequence, asked.positions):
+    for pos in _positions(sequence, explain.positions):
         row = logits(slice(pos - 1, pos))[0].cpu()
-        for order in asked.orders:
+        for order in explain.orders:
             found = stages(row, ids[:pos], sampling, order)
             noise, chosen = None, None
             if pos >= sequence.n_prompt:

@@ -82,17 +82,17 @@ class TokenSequence:
 
     @property
     def completion(self) -> str | None:
-        """What was generated; None where nothing was asked for."""
+        """What was generated; None where nothing was chosen for."""
         if self.continuation is None or self.pieces is None:
             return None
         return self.pieces.text[self.pieces.offsets[self.n_prompt - 1][1] :] if self.n_prompt else self.pieces.text
 
     def sum_up(self, logprob: np.ndarray, entropy: np.ndarray) -> None:
         """Take in the log-probs and entropies of all tokens (T,), NaN where there is none."""
-        asked = np.arange(len(self.ids)) >= self.n_prompt
-        if not asked.any():
-            asked = ~np.asarray(self.template) if self.template is not None else ~asked
-        self.totals = totals_of(logprob[asked], entropy[asked])
+        chosen = np.arange(len(self.ids)) >= self.n_prompt
+        if not chosen.any():
+            chosen = ~np.asarray(self.template) if self.template is not None else ~chosen
+        self.totals = totals_of(logprob[chosen], entropy[chosen])
 
     def positions(self, chosen: Positions) -> list[int]:
         """The absolute positions that are chosen here, once it is finished. Raises `OutOfRange` or `BadPlace`."""

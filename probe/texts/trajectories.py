@@ -125,16 +125,16 @@ def chat_of(run: Run, prompt_id: int) -> ChatOptions:
     )
 
 
-def chosen_prompt(run: Run, asked: int | None) -> int:
-    """The prompt that is asked for, or the only one. Raises `RunError`."""
+def chosen_prompt(run: Run, wanted: int | None) -> int:
+    """The prompt that is wanted for, or the only one. Raises `RunError`."""
     if "tokens" not in run.tables:
         raise RunError("this run has no tokens", hint="probe runs show RUN lists what it has")
     there = sorted(set(run.scan("tokens", columns=["prompt_id"])["prompt_id"].to_pylist()))
-    if asked is None and len(there) > 1:
+    if wanted is None and len(there) > 1:
         raise RunError(f"the run has {len(there)} prompts", hint=f"choose one with --prompt ({there[0]}..{there[-1]})")
-    if asked is not None and asked not in there:
-        raise RunError(f"the run has no prompt {asked}", hint=f"it has {there[0]}..{there[-1]}")
-    return there[0] if asked is None else asked
+    if wanted is not None and wanted not in there:
+        raise RunError(f"the run has no prompt {wanted}", hint=f"it has {there[0]}..{there[-1]}")
+    return there[0] if wanted is None else wanted
 
 
 def sequence_ids(run: Run, prompt_id: int, branch: int) -> tuple[list[int], int]:

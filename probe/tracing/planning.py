@@ -85,10 +85,10 @@ def estimate(lm: LanguageModel, tracing: Tracing, sequences: list[TokenSequence]
     if tracing.request.lens:
         rows["lens"] = (tokens * anatomy.n_layers, 8 * TOP_BYTES * tracing.request.top)
     if tracing.explain:
-        told = sum(min(MOST, _told(tracing.explain, s, tracing.request.generate)) for s in sequences) * len(
+        explained = sum(min(MOST, _explained(tracing.explain, s, tracing.request.generate)) for s in sequences) * len(
             tracing.explain.orders
         )
-        rows |= {"stages": (told * STAGES, 0), "candidates": (told * CANDIDATES, 0)}
+        rows |= {"stages": (explained * STAGES, 0), "candidates": (explained * CANDIDATES, 0)}
     weights = sum(p.numel() * p.element_size() for p in lm.model.parameters())
     return {
         "model": lm.name, "prompts": len(sequences), "tokens": tokens,
@@ -99,7 +99,7 @@ def estimate(lm: LanguageModel, tracing: Tracing, sequences: list[TokenSequence]
     }  # fmt: skip
 
 
-def _told(explain: Explain, sequence: TokenSequence, generate: int) -> int:
+def _explained(explain: Explain, sequence: TokenSequence, generate: int) -> int:
     """How many tokens of a text are explained; all it can be where that is known only later."""
     n = len(sequence.ids) + generate
     return len(explain.positions.indices(n, sequence.n_prompt)) if explain.positions.static else n

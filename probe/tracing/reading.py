@@ -59,11 +59,13 @@ def changed_frequencies(lm: LanguageModel, batch: list[TokenSequence]) -> list[s
     ]  # fmt: skip
 
 
-def explain_ids(lm: LanguageModel, sequence: TokenSequence, asked: Explain, sampling: Sampling, writer: Writer) -> None:
+def explain_ids(
+    lm: LanguageModel, sequence: TokenSequence, explain: Explain, sampling: Sampling, writer: Writer
+) -> None:
     """Read one finished sequence for nothing else than to explain tokens of it."""
     ids = torch.tensor([sequence.ids], device=lm.device)
     reading = read(lm, ids, [len(sequence.ids)], sink=MemorySink(), top=1)
-    explain_sequence(lm, sequence, asked, sampling, partial(reading.logits, 0), writer)
+    explain_sequence(lm, sequence, explain, sampling, partial(reading.logits, 0), writer)
 
 
 class RunSink:

@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 
 SHOWN = 8
 TEXTS = 100  # of what was generated, in the summary; the table has all
-_PARTS = ("completion", "prompt", "template")  # in the order in which they are told
+_PARTS = ("completion", "prompt", "template")  # in the order in which they are shown
 _NUMBERS = ("segment", "template", "logprob", "entropy")
-_TOLD = ("prompt_id", "pos", "token_id", "token", "surprisal", "rank", "top_ids")
+_SHOWN_COLUMNS = ("prompt_id", "pos", "token_id", "token", "surprisal", "rank", "top_ids")
 
 Read = Callable[[str, Sequence[str]], Iterable[pa.Table]]
 
@@ -29,7 +29,7 @@ def summarize(read: Read, *, expected: Callable[[int], str], shown: Callable[[in
     than memory holds. expected(id) is the text of a token that was not chosen, shown(id, piece) that of one in the text.
     """
     whole, parts = _Part(), defaultdict[str, _Part](_Part)
-    for tokens in read("tokens", (*_NUMBERS, *_TOLD)):
+    for tokens in read("tokens", (*_NUMBERS, *_SHOWN_COLUMNS)):
         whole.add(tokens)
         for name, mask in _masks(tokens).items():
             parts[name].add(tokens.filter(mask))
@@ -39,7 +39,7 @@ def summarize(read: Read, *, expected: Callable[[int], str], shown: Callable[[in
         **_prompts(read),
         "generated": parts["completion"].rows,
         **whole.totals(),
-        "most_surprising": _told(next(iter(there.values()), whole).top, expected, shown),
+        "most_surprising": _shown(next(iter(there.values()), whole).top, expected, shown),
     }
 
 
@@ -110,8 +110,8 @@ class _Part:
         self.rows += tokens.num_rows
         for name, into in (("logprob", self._logprob), ("entropy", self._entropy)):
             into.add(tokens[name].drop_null().to_numpy())
-        told = tokens.select(list(_TOLD))
-        self.top = most_surprising(told if self.top is None else pa.concat_tables([self.top, told]))
+        rows = tokens.select(list(_SHOWN_COLUMNS))
+        self.top = most_surprising(rows if self.top is None else pa.concat_tables([self.top, rows]))
 
     def totals(self) -> dict[str, Any]:
         scored, mean = self._logprob.count, self._logprob.mean()
@@ -132,7 +132,7 @@ def most_surprising(tokens: pa.Table, shown: int = SHOWN) -> pa.Table:
     return scored.sort_by(order).slice(0, shown)
 
 
-def _told(
+def _shown(
     top: pa.Table | None, expected: Callable[[int], str], shown: Callable[[int, str], str]
 ) -> list[dict[str, Any]]:
     return [
