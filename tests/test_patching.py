@@ -474,3 +474,15 @@ def test_the_well_known_picture(smollm2):
 
 def test_patch_sweep_is_another_name_of_patch() -> None:
     assert probe.patch_sweep is probe.patch
+
+
+@pytest.mark.parametrize("sites", ["z", ["resid_pre", "z", "q", "mlp_out"]], ids=str)
+def test_each_text_is_read_once_whatever_is_patched(sites: str | list[str]) -> None:
+    """Cells before the first difference take no forward: what is left is one for each text, and the floor's, one a layer."""
+    lm = probe.load("tiny:llama")
+    asked = {"clean": "abcab", "corrupt": "abcbb", "answer": "a", "against": "b", "sites": sites, "positions": "0..2"}
+    probe.patch(lm, **asked, by="pos")  # what is tried once a model is tried
+    forwards = []
+    lm.model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    run = probe.patch(lm, **asked, by="pos")
+    assert run.summary["passed"] == 0 and len(forwards) == 2 + lm.anatomy.n_layers

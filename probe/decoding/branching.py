@@ -11,18 +11,18 @@ import torch
 
 from probe.decoding.caches import expected, grows, joins, pads, selects
 from probe.decoding.engine import Batch, Continuation, Progress, Row, by_length, check, takes_padding
-from probe.decoding.prefixes import Edits, Known, Prefix, common, compute, extended
-from probe.decoding.teacher_forced import Prefix as ReadPrefix
+from probe.decoding.prefixes import Edits, Known, TokenIds, common, compute, extended
+from probe.decoding.teacher_forced import Prefix
 from probe.requests import Sampling
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
-Key = tuple[Prefix, int]
+Key = tuple[TokenIds, int]
 """A prefix, and its name if edits make it another one than the same tokens under another name."""
 
 Done = Callable[[int, int, Continuation], None]
-Base = tuple[Prefix, Known]
+Base = tuple[TokenIds, Known]
 BATCH = 64
 SAME = -1  # in place of a name
 
@@ -31,7 +31,7 @@ def branch(
     lm: LanguageModel, prefixes: Sequence[Sequence[int]], samples: Sequence[int], *,
     max_new: int | Sequence[int], sampling: Sampling,
     batch: int = BATCH, progress: Progress | None = None, done: Done | None = None, edits: Edits | None = None,
-    kept: Callable[[int, int], bool] | None = None, stem: ReadPrefix | None = None,
+    kept: Callable[[int, int], bool] | None = None, stem: Prefix | None = None,
 ) -> list[list[Continuation]]:  # fmt: skip
     """Continue every prefix (token ids) once for every sample by at most `max_new` tokens (one number, or each prefix's own):
     result[prefix][sample's place].
@@ -92,7 +92,7 @@ def branch(
 def _run(
     lm: LanguageModel, waiting: list[Row], max_new: int, sampling: Sampling, batch: int,
     end: Callable[[Row], None], edits: Edits | None, ragged: bool, known: Callable[[Row], bool],
-    stem: ReadPrefix | None,
+    stem: Prefix | None,
 ) -> None:  # fmt: skip
     """Rows in batches; a beginning that all have in common is kept from one to the next."""
     if all(map(known, waiting)):
@@ -117,7 +117,7 @@ def _run(
             together.run(max_new)
 
 
-def _given(waiting: Sequence[Row], stem: ReadPrefix) -> Base | None:
+def _given(waiting: Sequence[Row], stem: Prefix) -> Base | None:
     """What the model knows after the stem, if all go on from there."""
     ids = tuple(stem.ids)
     if stem.known is None or any(row.prefix[: len(ids)] != ids for row in waiting):

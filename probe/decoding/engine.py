@@ -14,7 +14,7 @@ from transformers import GenerationMixin
 from transformers.generation.utils import ALL_CACHE_NAMES
 
 from probe.decoding.caches import expected, joined, joins, make_room, select, selects, slot
-from probe.decoding.prefixes import Edits, Known, Prefix
+from probe.decoding.prefixes import Edits, Known, TokenIds
 from probe.decoding.sampler import choose
 from probe.errors import BadModel
 from probe.language_model.rotary import start_over
@@ -47,7 +47,7 @@ class Row:
     """One continuation under way: what it continues, the address of its noise, the name that edits know it by, how many tokens
     it may have."""
 
-    prefix: Prefix
+    prefix: TokenIds
     sample: int
     name: int
     most: int

@@ -17,7 +17,7 @@ from probe.language_model.stepping import forward, plain_kwargs
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
-Prefix = tuple[int, ...]
+TokenIds = tuple[int, ...]
 
 
 class Edits(Protocol):
@@ -35,7 +35,7 @@ class Known(NamedTuple):
     slot: str
 
 
-def extended(lm: LanguageModel, known: Known | None, prefix: Prefix, start: int) -> Known:
+def extended(lm: LanguageModel, known: Known | None, prefix: TokenIds, start: int) -> Known:
     """The prefix, of which `known` holds the first `start` tokens; its cache is used up."""
     ids = torch.tensor([prefix], device=lm.device)
     kwargs = plain_kwargs(lm, ids)
@@ -46,7 +46,7 @@ def extended(lm: LanguageModel, known: Known | None, prefix: Prefix, start: int)
     return Known(logits, kwargs.get(slot), slot)
 
 
-def common(prefixes: Sequence[Prefix]) -> Prefix:
+def common(prefixes: Sequence[TokenIds]) -> TokenIds:
     """The longest beginning that all share."""
     first, last = min(prefixes), max(prefixes)
     same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
@@ -54,8 +54,8 @@ def common(prefixes: Sequence[Prefix]) -> Prefix:
 
 
 def compute(
-    lm: LanguageModel, prefixes: Sequence[Prefix], base: tuple[Prefix, Known] | None = None
-) -> Iterator[tuple[Prefix, Known]]:
+    lm: LanguageModel, prefixes: Sequence[TokenIds], base: tuple[TokenIds, Known] | None = None
+) -> Iterator[tuple[TokenIds, Known]]:
     """Each of the prefixes (sorted, all different) with what the model knows after it; every shared beginning is run once.
 
     base: a beginning of all that is known already; it stays as it is. Where the cache can't go on from a beginning by

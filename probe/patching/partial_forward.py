@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 TOLERANCE = 2e-5  # of the largest logit, in fp32: sums in another order
+_keeping: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 _tried: weakref.WeakKeyDictionary[nn.Module, tuple[int, Shortcut | None, str]] = weakref.WeakKeyDictionary()
 
 
@@ -187,10 +188,11 @@ def _no_stream(lm: LanguageModel) -> str:
 
 @torch.no_grad()
 def _keeps_keys(lm: LanguageModel) -> bool:
-    """Whether the model's cache is keys and values, and nothing that a position leaves behind otherwise."""
-    if slot(lm.model) is None or not pads(expected(lm.model.config)):
-        return False
-    return pads(held(lm.model(probe_tokens(lm.model), use_cache=True)))
+    """Whether the model's cache is keys and values, and nothing that a position leaves behind otherwise; tried once a model."""
+    if lm.model not in _keeping:
+        usual = slot(lm.model) is not None and pads(expected(lm.model.config))
+        _keeping[lm.model] = usual and pads(held(lm.model(probe_tokens(lm.model), use_cache=True)))
+    return _keeping[lm.model]
 
 
 def _emptied(output: Any, key: int | str) -> Any:

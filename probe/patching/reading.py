@@ -49,14 +49,6 @@ def values(
     return TextValues(finite(logits), watch.values(), {})
 
 
-@torch.no_grad()
-def last_logits(lm: LanguageModel, ids: Sequence[int], edits: Sequence[Edit] = ()) -> Tensor:
-    """Logits (d_vocab,) after a text, under edits."""
-    batch = torch.tensor([list(ids)], device=lm.device)
-    with applying(lm, edits, ids=batch):
-        return ended(lm, batch)[0]
-
-
 def ended(lm: LanguageModel, ids: Tensor) -> Tensor:
     """Logits (row, d_vocab) after ids (row, pos)."""
     logits: Tensor = lm.model(ids, **uncached_kwargs(lm)).logits
