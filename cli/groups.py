@@ -22,7 +22,7 @@ NO_WEIGHTS = ("model", "allow_fetch")  # of the options below: what is no keywor
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceOptions:
     """Where a model's files come from, and what they may do."""
 
     revision: Annotated[str | None, Option("Branch, tag or commit on the Hub.")] = None
@@ -31,7 +31,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Placement:
+class PlacementOptions:
     """Where a model runs, and in which numbers."""
 
     device: Annotated[str, Option("auto, cpu, cuda, cuda:I or mps.")] = "auto"
@@ -39,7 +39,7 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class Weights(Placement, Source):
+class Weights(PlacementOptions, SourceOptions):
     """Where a model's files come from, where it runs, and what is put on it."""
 
     adapter: Annotated[str | None, Option("A directory of the peft library (LoRA, …), merged into the weights.")] = None
@@ -128,7 +128,7 @@ class TextLoading(SourceLoading):
 
 
 @dataclass(frozen=True)
-class Named(Source):
+class NamedModel(SourceOptions):
     """A model that a command is about."""
 
     model: Annotated[
@@ -139,7 +139,9 @@ class Named(Source):
     ] = "smollm2"  # fmt: skip
 
 
-def load(name: str | None, *groups: Source | Placement, progress: Progress | None = None) -> LanguageModel:
+def load(
+    name: str | None, *groups: SourceOptions | PlacementOptions, progress: Progress | None = None
+) -> LanguageModel:
     """A model, by its name and groups of options of which each field is a keyword of `probe.load`."""
     import probe
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .command import with_options
-from .groups import Named, Output, Placement, Watching, load
+from .groups import NamedModel, Output, PlacementOptions, Watching, load
 from .terminal import show_document
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def ls(output: Output) -> None:
 
 @app.command("pull")
 @with_options
-def pull(named: Named, output: Output, watching: Watching) -> None:
+def pull(named: NamedModel, output: Output, watching: Watching) -> None:
     """Fetch a model, converting it if need be; one of the Hub is brought up to date."""
     from probe.errors import BadOption
     from probe.language_model.loading import find, quiet
@@ -95,7 +95,7 @@ def rm(name: Made, output: Output) -> None:
 
 @app.command("show")
 @with_options
-def show(named: Named, placement: Placement, output: Output) -> None:
+def show(named: NamedModel, placement: PlacementOptions, output: Output) -> None:
     """Show a model's identity, its sizes, its tokenizer, and in brief what was found in it."""
     from .describe import facts, show_facts
 
@@ -108,7 +108,7 @@ def show(named: Named, placement: Placement, output: Output) -> None:
 
 @app.command("check")
 @with_options
-def check(named: Named, output: Output) -> None:
+def check(named: NamedModel, output: Output) -> None:
     """Show what was found in each layer (module, equation, residual error), and what was not and why."""
     from .describe import show_anatomy
 
@@ -121,7 +121,7 @@ def check(named: Named, output: Output) -> None:
 
 @app.command("sites")
 @with_options
-def sites(named: Named, output: Output, place: PlaceText = None) -> None:
+def sites(named: NamedModel, output: Output, place: PlaceText = None) -> None:
     """List the sites that a model has (or those that match a place), with shapes and bytes per token."""
     from .describe import show_sites, site_rows, sums
 
@@ -134,7 +134,7 @@ def sites(named: Named, output: Output, place: PlaceText = None) -> None:
         show_sites(rows, equations)
 
 
-def _load(named: Named, *placement: Placement) -> LanguageModel:
+def _load(named: NamedModel, *placement: PlacementOptions) -> LanguageModel:
     with Watching().progress() as report:
         return load(named.model, named, *placement, progress=report)
 

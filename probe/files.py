@@ -18,7 +18,7 @@ ENDINGS = f"formats: {', '.join(f'.{name}' for name in FORMATS)}; --format names
 LOOKED_AT = 20  # lines that are tried as JSON where nothing says what a text is
 
 
-class Row(NamedTuple):
+class FileRow(NamedTuple):
     """One row: its number in the file, blank ones counted, and its value (a line, or columns) or why it has none."""
 
     number: int
@@ -28,7 +28,7 @@ class Row(NamedTuple):
 
 def read_rows(
     source: Path | BinaryIO, *, columns: Collection[str], kind: str | None = None, origin: str = "standard input"
-) -> tuple[str, Iterable[Row]]:
+) -> tuple[str, Iterable[FileRow]]:
     """What kind of file it is (one of FORMATS), and its rows without the blank ones, which keep their numbers; once.
 
     columns: names of which one at least must be a column, for a text without an ending to be taken for a table.
@@ -89,29 +89,29 @@ def _split(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _lines(text: str, origin: str) -> Iterable[Row]:
+def _lines(text: str, origin: str) -> Iterable[FileRow]:
     lines = (line.removesuffix("\r") for line in _split(text))
-    return (Row(i, line) for i, line in enumerate(lines) if line.strip())
+    return (FileRow(i, line) for i, line in enumerate(lines) if line.strip())
 
 
-def _json_lines(text: str, origin: str) -> Iterable[Row]:
+def _json_lines(text: str, origin: str) -> Iterable[FileRow]:
     for i, line in enumerate(_split(text)):
         if line.strip():
             try:
-                yield Row(i, json.loads(line))
+                yield FileRow(i, json.loads(line))
             except (ValueError, RecursionError) as error:
-                yield Row(i, None, f"not JSON: {error}")
+                yield FileRow(i, None, f"not JSON: {error}")
 
 
-def _json(text: str, origin: str) -> Iterable[Row]:
+def _json(text: str, origin: str) -> Iterable[FileRow]:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BadPrompt(f"'{origin}' is not JSON: {error}", hint="one object a line is --format jsonl") from error
-    return [Row(i, value) for i, value in enumerate(found if isinstance(found, list) else [found])]
+    return [FileRow(i, value) for i, value in enumerate(found if isinstance(found, list) else [found])]
 
 
-def _csv(text: str, origin: str, delimiter: str = ",") -> Iterable[Row]:
+def _csv(text: str, origin: str, delimiter: str = ",") -> Iterable[FileRow]:
     csv.field_size_limit(max(len(text), csv.field_size_limit()))
     try:
         records = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
@@ -121,14 +121,14 @@ def _csv(text: str, origin: str, delimiter: str = ",") -> Iterable[Row]:
         del records[0]
     names = records[0] if records else []
     # a row that is too short has no value in its last columns
-    return [Row(i, dict(zip(names, fields, strict=False))) for i, fields in enumerate(records[1:]) if fields]
+    return [FileRow(i, dict(zip(names, fields, strict=False))) for i, fields in enumerate(records[1:]) if fields]
 
 
-def _tsv(text: str, origin: str) -> Iterable[Row]:
+def _tsv(text: str, origin: str) -> Iterable[FileRow]:
     return _csv(text, origin, "\t")
 
 
-def _parquet(data: bytes, origin: str) -> list[Row]:
+def _parquet(data: bytes, origin: str) -> list[FileRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -136,7 +136,7 @@ def _parquet(data: bytes, origin: str) -> list[Row]:
         table = pq.read_table(pa.BufferReader(data))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise BadPrompt(f"cannot read '{origin}': {error}", hint="is it there, and is it whole?") from error
-    return [Row(i, value) for i, value in enumerate(table.to_pylist())]
+    return [FileRow(i, value) for i, value in enumerate(table.to_pylist())]
 
 
 _READERS = {"txt": _lines, "jsonl": _json_lines, "json": _json, "csv": _csv, "tsv": _tsv}

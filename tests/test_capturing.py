@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import probe
 from probe.capturing import AttentionSpec, MemorySink, read
-from probe.capturing.rows import Memory
+from probe.capturing.rows import PieceMemory
 from probe.errors import NonFinite, SiteAbsent
 from probe.sites import Cell, parse_places, resolve
 
@@ -357,7 +357,7 @@ def test_a_model_that_keeps_no_cache_of_keys_is_read_too(family: str) -> None:
 
 
 def test_memory_is_taken_again_when_nobody_looks_at_it() -> None:
-    memory = Memory()
+    memory = PieceMemory()
     lent = memory.take(100)
     place, view = lent.ctypes.data, lent[10:20]
     listed = pa.ListArray.from_arrays(pa.array([0, 10], pa.int32()), pa.array(view))

@@ -20,7 +20,7 @@ from probe.errors import BadModel, BadOption, ProbeError, RunError
 from probe.registries.importance_methods import METHODS, Method, methods_of
 from probe.requests import Importance
 from probe.step_importance import boundaries, dependence, plan_importance, receiver_heads, similarity
-from probe.step_importance.task import Measured, Row, Task
+from probe.step_importance.task import Measured, StepImportance, Task
 from probe.texts import trajectory
 from tests.test_rewind import same_tables, written
 
@@ -529,7 +529,9 @@ def test_the_command_line(shell) -> None:
 def by_length(task: Task) -> Measured:
     """A method of the test's own: a step matters as much as it has tokens."""
     steps = task.original.steps
-    return Measured([Row("length", i, float(s.end - s.start), "tokens") for i, s in enumerate(steps)], summary={"n": 1})
+    return Measured(
+        [StepImportance("length", i, float(s.end - s.start), "tokens") for i, s in enumerate(steps)], summary={"n": 1}
+    )
 
 
 LENGTH = Method("length", "As many tokens as it has.", f"{__name__}:by_length", (), lambda size: sum(size.steps))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from probe.recipes.survey.__main__ import EXPECTED, summary, table
-from probe.recipes.survey.recipe import Row, examine, regressions
+from probe.recipes.survey.recipe import FamilyReport, examine, regressions
 from probe.recipes.survey.workers import Died, each
 
 from probe.tiny import families
@@ -74,5 +74,5 @@ def test_a_crash_or_a_hang_costs_one_family() -> None:
 
 
 def test_a_row_is_made_of_plain_values() -> None:
-    record = Row("x", False, "no chain").record()
+    record = FamilyReport("x", False, "no chain").record()
     assert json.loads(json.dumps(record)) == record

@@ -18,7 +18,7 @@ from probe.decoding import Sampling
 from probe.errors import BadOption, BadPrompt, NonFinite, RunError, SiteAbsent
 from probe.language_model import LanguageModel
 from probe.tiny import tiny
-from probe.tracing.summary import Sum
+from probe.tracing.summary import ExactSum
 
 RAGGED = [
     "The capital of France is",
@@ -415,7 +415,7 @@ def test_a_sum_in_pieces_is_the_exact_one() -> None:
     rng = np.random.default_rng(0)
     small = rng.normal(size=999) * 10.0 ** rng.integers(-30, 30, 999)
     values = np.concatenate([small, [1e30, 1.0, -1e30]]).astype(np.float32)
-    pieces = [Sum() for _ in range(2)]
+    pieces = [ExactSum() for _ in range(2)]
     for total, cuts in zip(pieces, ([400], [3, 500, 999]), strict=True):
         for piece in np.split(values, cuts):
             total.add(piece)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from probe.answers.saying import Place
+from probe.answers.saying import AnswerSpan
 
 _BARE = r"[(\[{*_`\"'\s]{0,20}"
 _LETTER = rf"{_BARE}(?:\\(?:text|textbf|mathrm|mathbf)\s*\{{{_BARE})?(?P<letter>[A-Ja-j])(?![A-Za-z0-9'’])"
@@ -67,7 +67,7 @@ def word(text: str) -> str:
     return "yes" if text.casefold().startswith("y") else "no"
 
 
-def letters(text: str) -> Iterator[Place]:
+def letters(text: str) -> Iterator[AnswerSpan]:
     """The letters of the strongest kind that there is: boxed, said to be the answer, at the beginning, anywhere."""
     bare = _BECAUSE.sub(lambda match: " " * len(match[0]), text)
     said = sorted(
@@ -88,7 +88,7 @@ def letters(text: str) -> Iterator[Place]:
     boxed = [match.span("letter") for match in _BOXED.finditer(text)]
     for found, sure in ((boxed, "high"), (said, "high"), (leads, "high"), (somewhere, "low")):
         if found:
-            yield from (Place(*span, sure) for span in found)
+            yield from (AnswerSpan(*span, sure) for span in found)
             return
 
 
@@ -115,7 +115,7 @@ def _capital(text: str, match: re.Match[str]) -> bool:
     return alone or (match["letter"].isupper() and match["letter"] != "I")
 
 
-def yes_no(text: str) -> Iterator[Place]:
+def yes_no(text: str) -> Iterator[AnswerSpan]:
     """Where yes or no is said to be the answer, else where it stands by itself; what is given as a reason doesn't count."""
     bare = _BECAUSE.sub(lambda match: " " * len(match[0]), text)
     for forms, sure in (((_ANSWERS,), "high"), ((_STANDS, _BUT), "medium"), ((_YES,), "low")):
@@ -128,5 +128,5 @@ def yes_no(text: str) -> Iterator[Place]:
             key=lambda span: span[1],
         )
         if found:
-            yield from (Place(*span, sure) for span in found)
+            yield from (AnswerSpan(*span, sure) for span in found)
             return

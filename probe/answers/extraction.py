@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from probe.answers import choosing, reading, saying
 from probe.answers.canonical import canonical
-from probe.answers.saying import Place
+from probe.answers.saying import AnswerSpan
 from probe.errors import BadOption
 from probe.patterns import Pattern
 
@@ -98,7 +98,7 @@ class Candidate(NamedTuple):
     chosen: bool
 
 
-Finder = Callable[[str], Iterator[Place]]
+Finder = Callable[[str], Iterator[AnswerSpan]]
 
 
 def extract(text: str, how: str = "auto", *, thinking: bool = False, hidden: Iterable[tuple[int, int]] = ()) -> Answer:
@@ -167,15 +167,15 @@ def _key(rule: str, text: str) -> str:
     return {"choice": choosing.letter, "yes-no": choosing.word}.get(rule, canonical)(text)
 
 
-def _numbers(text: str) -> Iterator[Place]:
+def _numbers(text: str) -> Iterator[AnswerSpan]:
     for start, end in reading.numbers(text):
-        yield Place(start, end, "low")
+        yield AnswerSpan(start, end, "low")
 
 
 def _pattern(pattern: str) -> Finder:
     compiled = Pattern(pattern, hint="write regex=PATTERN")
 
-    def find(text: str) -> Iterator[Place]:
-        return (Place(*span, "high") for span in compiled.groups(text) if span[0] < span[1])
+    def find(text: str) -> Iterator[AnswerSpan]:
+        return (AnswerSpan(*span, "high") for span in compiled.groups(text) if span[0] < span[1])
 
     return find

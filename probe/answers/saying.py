@@ -13,7 +13,7 @@ from probe.answers.reading import trimmed
 _FAR = 240  # characters after a denial in which its correction is looked for
 
 
-class Place(NamedTuple):
+class AnswerSpan(NamedTuple):
     """Characters [start, end) of an answer, and how sure that is: high, medium or low."""
 
     start: int
@@ -49,7 +49,7 @@ _INSTEAD = re.compile(
 )
 
 
-def boxed(text: str) -> Iterator[Place]:
+def boxed(text: str) -> Iterator[AnswerSpan]:
     """What stands in \\boxed{}, to its own closing brace."""
     closed: dict[int, int] = {}
     opened: list[int] = []
@@ -62,28 +62,28 @@ def boxed(text: str) -> Iterator[Place]:
         if (end := closed.get(match.end() - 1)) is not None:
             start, end = reading.content(text, match.end(), end)
             if start < end:
-                yield Place(start, end, "high")
+                yield AnswerSpan(start, end, "high")
 
 
-def tagged(text: str) -> Iterator[Place]:
+def tagged(text: str) -> Iterator[AnswerSpan]:
     """What stands between <answer> and </answer>."""
     for match in _TAG.finditer(text):
         start, end = reading.content(text, *match.span(1))
         if start < end:
-            yield Place(start, end, "high")
+            yield AnswerSpan(start, end, "high")
 
 
-def hashed(text: str) -> Iterator[Place]:
+def hashed(text: str) -> Iterator[AnswerSpan]:
     """What stands after ####."""
     for match in _HASHES.finditer(text):
         start, end = reading.content(text, *match.span(1))
         if start < end:
-            yield Place(start, end, "high")
+            yield AnswerSpan(start, end, "high")
 
 
-def said(text: str) -> Iterator[Place]:
+def said(text: str) -> Iterator[AnswerSpan]:
     """What follows "the answer is", or what corrects it; and what "is the answer"."""
-    found: list[Place] = []
+    found: list[AnswerSpan] = []
     marks = list(_SAYS.finditer(text))
     for match, end in zip(marks, [*(mark.start() for mark in marks[1:]), len(text)], strict=False):
         denied = _DENIES.search(match["verb"] or "") or re.match(
@@ -91,7 +91,7 @@ def said(text: str) -> Iterator[Place]:
         )
         place = None if denied else reading.read(text, match.end(), end)
         if place is not None:
-            found.append(Place(place.start, place.end, "high" if place.plainly else "medium"))
+            found.append(AnswerSpan(place.start, place.end, "high" if place.plainly else "medium"))
         corrected = _corrected(text, place.end if place else match.end(), end, denied=bool(denied))
         if corrected is not None:
             found.append(corrected)
@@ -107,11 +107,11 @@ def said(text: str) -> Iterator[Place]:
             None,
         )
         if place is not None and place.end >= match.start() - 2:
-            found.append(Place(place.start, place.end, "high"))
+            found.append(AnswerSpan(place.start, place.end, "high"))
     yield from sorted(found, key=lambda place: place.end)
 
 
-def _corrected(text: str, start: int, end: int, *, denied: bool) -> Place | None:
+def _corrected(text: str, start: int, end: int, *, denied: bool) -> AnswerSpan | None:
     """What is said instead: after a denial the next "but …" or "it is …", else only after a word that takes something back."""
     end = min(end, start + (_FAR if denied else 4 * _FAR))
     begins = [start] if denied else [match.end() for match in _CORRECTS.finditer(text, start, end)]
@@ -125,11 +125,11 @@ def _corrected(text: str, start: int, end: int, *, denied: bool) -> Place | None
             if place.start - at < 40 and (
                 re.search(r"\d|\\", written) or (place.plainly and written[:1].isupper()) or len(written) == 1
             ):
-                return Place(place.start, place.end, "medium")
+                return AnswerSpan(place.start, place.end, "medium")
     return None
 
 
-def last(text: str) -> Iterator[Place]:
+def last(text: str) -> Iterator[AnswerSpan]:
     """Every number that is not denied, with the formula or the tuple it stands in."""
     found: list[tuple[int, int]] = []
     spans, several = (list(form.finditer(text)) for form in (reading.MATH, reading.SOLUTIONS))
@@ -155,7 +155,7 @@ def last(text: str) -> Iterator[Place]:
         if not re.search(r"\b(?:not|instead of|rather than)\s+\S{0,3}\Z", text[max(0, a - 20) : a])
     ]
     for start, end in affirmed or found:
-        yield Place(*trimmed(text, start, end), "low")
+        yield AnswerSpan(*trimmed(text, start, end), "low")
 
 
 def _holding(matches: list[re.Match[str]], at: int) -> re.Match[str] | None:
@@ -164,11 +164,11 @@ def _holding(matches: list[re.Match[str]], at: int) -> re.Match[str] | None:
     return matches[i] if i >= 0 and at < matches[i].end() else None
 
 
-def alone(text: str) -> Iterator[Place]:
+def alone(text: str) -> Iterator[AnswerSpan]:
     """All of a text that is nothing but a letter, a formula, or yes or no."""
     start, end = trimmed(text, 0, len(text))
     if end - start > 200:
         return
     start, end = reading.content(text, start, end)
     if re.fullmatch(r"[(\[]{0,2}[A-J][)\]]{0,2}[.:]?|yes\.?|no\.?|true\.?|false\.?", text[start:end], re.IGNORECASE):
-        yield Place(start, end, "medium")
+        yield AnswerSpan(start, end, "medium")

@@ -20,7 +20,7 @@ from torch import Tensor
 from probe.anatomy.parts import of_call
 from probe.capturing import rows as lists
 from probe.capturing.masks import Masks
-from probe.capturing.patterns import CalledPattern, GivenPattern, Pattern, Tile, tiles
+from probe.capturing.patterns import CalledPattern, GivenPattern, ScoreSource, Tile, tiles
 from probe.capturing.sinks import AttentionSpec, Columns, Sink
 from probe.capturing.statistics import NAMES, NAT, CompiledRowStatistics, Matches, RowStatistics
 from probe.errors import SiteAbsent
@@ -56,7 +56,7 @@ class AttentionReader:
 
     def __post_init__(self) -> None:
         self._matches = [Matches(self.ids[b, :n]) for b, n in enumerate(self.lengths)]
-        self._masks, self._memory = Masks(), lists.Memory()
+        self._masks, self._memory = Masks(), lists.PieceMemory()
         self._buffers: deque[Tensor] = deque()
         self._emitted: set[tuple[str, int]] = set()
 
@@ -71,7 +71,7 @@ class AttentionReader:
                 self._emitted.add((site, layer))
         if not self.wants(layer):
             return
-        patterns: list[Pattern] = []
+        patterns: list[ScoreSource] = []
         for prompt, n in enumerate(self.lengths):
             problem = _unreadable(call)
             if not problem:
@@ -89,7 +89,7 @@ class AttentionReader:
         if weights is None or weights.ndim != 4 or weights.shape[2:] != (length, length) or float(weights.min()) < 0:
             self.reasons[layer] = "the model neither calls a shared attention function nor returns weights for it"
             return False
-        patterns: list[Pattern] = [
+        patterns: list[ScoreSource] = [
             GivenPattern(weights[b, :, :n, :n], causal=causal) for b, n in enumerate(self.lengths)
         ]
         self.scores.pop(layer, None)  # they are not what a weight's logarithm is
@@ -124,7 +124,7 @@ class AttentionReader:
         """Whether anything of this layer's pattern was asked for."""
         return self.spec.mode != "none" or layer in self.patterns or layer in self.scores
 
-    def _read(self, layer: int, patterns: list[Pattern]) -> None:
+    def _read(self, layer: int, patterns: list[ScoreSource]) -> None:
         summaries = []
         for prompt, pattern in enumerate(patterns):
             statistics = self._read_prompt(layer, prompt, pattern)
@@ -136,15 +136,15 @@ class AttentionReader:
             self.sink.heads(layer, {name: np.stack([s[name] for s in summaries]) for name in summaries[0]})
         self.reasons[layer] = ""
 
-    def _read_prompt(self, layer: int, prompt: int, pattern: Pattern) -> dict[str, Tensor]:
+    def _read_prompt(self, layer: int, prompt: int, pattern: ScoreSource) -> dict[str, Tensor]:
         """All tiles of one prompt in one layer; statistics (head, query)."""
         mode, matches = self.spec.mode, self._matches[prompt]
         whole = list(range(pattern.n_heads)) if mode == "full" else self.patterns.get(layer, [])
         scores_of = self.scores.get(layer, [])
-        pieces = lists.Pieces(
+        pieces = lists.RowPieces(
             pattern, whole, partial(self.sink.attention, prompt, layer), name="weights", memory=self._memory
         )
-        score_pieces = lists.Pieces(
+        score_pieces = lists.RowPieces(
             pattern, scores_of, partial(self.sink.scores, prompt, layer), name="scores", memory=self._memory
         )
         statistics = (CompiledRowStatistics if pattern.compiled else RowStatistics)(
@@ -185,7 +185,7 @@ class AttentionReader:
         return statistics.finished()
 
     @contextmanager
-    def _room(self, tile: Tile, pattern: Pattern) -> Iterator[tuple[Tensor, Tensor]]:
+    def _room(self, tile: Tile, pattern: ScoreSource) -> Iterator[tuple[Tensor, Tensor]]:
         """Two flat buffers with room for a tile, which the next tile takes over."""
         size = math.prod(tile.shape)
         try:
@@ -234,7 +234,7 @@ def _of(values: Tensor, rows: lists.Rows, tile: Tile) -> Tensor:
 class _Tops:
     """The k largest weights of every row of a layer, best first: `weights` and `keys` (head, query, k), 0 past the last."""
 
-    def __init__(self, pattern: Pattern, k: int) -> None:
+    def __init__(self, pattern: ScoreSource, k: int) -> None:
         shape = pattern.n_heads, pattern.n, min(k, pattern.n)
         self._pattern = pattern
         self.weights = torch.zeros(shape, dtype=pattern.dtype, device=pattern.device)

@@ -39,7 +39,7 @@ class Tile(NamedTuple):
         return self.n_heads, self.end - self.start, self.high - self.low
 
 
-class Pattern(Protocol):
+class ScoreSource(Protocol):
     """What gives scores: `n` tokens of one prompt in one layer."""
 
     n: int
@@ -64,7 +64,7 @@ class Pattern(Protocol):
         """Scores (head, query or 1) in bits of the extra column that takes weight and is no key."""
 
 
-def tiles(pattern: Pattern, *, single: bool = False) -> Iterator[Tile]:
+def tiles(pattern: ScoreSource, *, single: bool = False) -> Iterator[Tile]:
     """The tiles of a layer, by head, long rows first. `single`: one head at a time unless all its queries fit, in order."""
     n, group = pattern.n, pattern.groups
     heads = 1 if single else max(size for size in range(1, TOGETHER + 1) if group % size == 0)
@@ -101,11 +101,11 @@ class CalledPattern:
         self._sinks = None if call.sinks is None else _column(call.sinks.to(self.dtype), prompt, self.n_heads) * BITS
 
     def keys(self, start: int, end: int) -> tuple[int, int]:
-        """See `Pattern`."""
+        """See `ScoreSource`."""
         return self._mask.view(start, end)[:2]
 
     def scores(self, tile: Tile, out: Tensor) -> Tensor:
-        """See `Pattern`."""
+        """See `ScoreSource`."""
         head, n_heads, start, end, low, high = tile
         query = self._query[head : head + n_heads, start:end]
         first, last = head // self.groups, (head + n_heads - 1) // self.groups + 1
@@ -133,11 +133,11 @@ class CalledPattern:
             scores[..., high - low - own.shape[-1] :].masked_fill_(own.to(scores.device), MASKED)
 
     def later(self, start: int, end: int) -> bool:
-        """See `Pattern`."""
+        """See `ScoreSource`."""
         return self.compiled and self._mask.view(start, end).kind == "causal"
 
     def sinks(self, tile: Tile) -> Tensor | None:
-        """See `Pattern`."""
+        """See `ScoreSource`."""
         if self._sinks is None:
             return None
         here = self._sinks[tile.head : tile.head + tile.n_heads]
@@ -156,22 +156,22 @@ class GivenPattern:
         self.compiled = self.dtype == torch.float32 and kernels.worth(self.n, self.device)
 
     def keys(self, start: int, end: int) -> tuple[int, int]:
-        """See `Pattern`."""
+        """See `ScoreSource`."""
         return 0, end if self.causal else self.n
 
     def scores(self, tile: Tile, out: Tensor) -> Tensor:
-        """See `Pattern`."""
+        """See `ScoreSource`."""
         head, n_heads, start, end, low, high = tile
         weights = self._weights[head : head + n_heads, start:end, low:high].to(out.dtype)
         scores = out[: weights.numel()].view(weights.shape)
         return torch.log2(weights, out=scores).clamp_(min=MASKED)
 
     def later(self, start: int, end: int) -> bool:
-        """See `Pattern`."""
+        """See `ScoreSource`."""
         return False
 
     def sinks(self, tile: Tile) -> Tensor | None:
-        """See `Pattern`."""
+        """See `ScoreSource`."""
         return None
 
 

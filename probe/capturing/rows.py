@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from probe.capturing import statistics
-from probe.capturing.patterns import MASKED, Pattern, Tile
+from probe.capturing.patterns import MASKED, ScoreSource, Tile
 from probe.capturing.sinks import Columns, Ragged
 from probe.capturing.statistics import NAT
 from probe.scoring import largest
@@ -20,7 +20,7 @@ from probe.scoring import largest
 PIECE = 2**22  # values handed over together: 16 MB
 
 
-def top_of(pattern: Pattern, tile: Tile, mass: Tensor, total: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def top_of(pattern: ScoreSource, tile: Tile, mass: Tensor, total: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """A tile's largest weights (head, query, k), best first, and their keys; fewer if there are fewer keys.
 
     mass (head, query, key) / total (head, query) are the weights.
@@ -78,7 +78,7 @@ def _cut(tile: Tile, values: Tensor, rows: Rows, *, empty: float) -> None:
     np.concatenate(cut, out=rows.values)
 
 
-class Memory:
+class PieceMemory:
     """Memory for pieces. What nobody looks at any more is taken again: new pages cost as much as filling them."""
 
     def __init__(self) -> None:
@@ -94,12 +94,12 @@ class Memory:
         return lent
 
 
-class Pieces:
+class RowPieces:
     """Whole rows of one prompt and layer, which lie in one memory until they are many, and then are handed over."""
 
     def __init__(
-        self, pattern: Pattern, heads: list[int], hand_over: Callable[[Columns], None], *,
-        name: Literal["weights", "scores"], memory: Memory,
+        self, pattern: ScoreSource, heads: list[int], hand_over: Callable[[Columns], None], *,
+        name: Literal["weights", "scores"], memory: PieceMemory,
     ) -> None:  # fmt: skip
         """heads: whose rows are kept."""
         self._pattern, self._heads, self._hand_over, self._name = pattern, heads, hand_over, name

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probe.capturing.patterns import Pattern, Tile
+from probe.capturing.patterns import ScoreSource, Tile
 from probe.scoring import largest
 
 NAMES = ("entropy", "perplexity", "ess", "sink", "prev", "duplicate", "induction", "distance")
@@ -107,7 +107,7 @@ class RowStatistics:
     its length as a vector (norm), mass * score, and that of single keys.
     """
 
-    def __init__(self, pattern: Pattern, matches: Matches, *, peaks: bool) -> None:
+    def __init__(self, pattern: ScoreSource, matches: Matches, *, peaks: bool) -> None:
         """Room for the sums of every row (head, pos): of mass, its moments and parts. peaks: the largest weight as well."""
         self._pattern, self._matches = pattern, matches
         shape = pattern.n_heads, pattern.n
@@ -191,7 +191,7 @@ _NONE = np.zeros((0, 1), np.float32)  # no sinks
 class CompiledRowStatistics(RowStatistics):
     """Fills the sums of `RowStatistics` in one pass."""
 
-    def __init__(self, pattern: Pattern, matches: Matches, *, peaks: bool) -> None:
+    def __init__(self, pattern: ScoreSource, matches: Matches, *, peaks: bool) -> None:
         """See `RowStatistics`."""
         super().__init__(pattern, matches, peaks=peaks)
         self._found = self._sums.numpy()  # views of it don't hand the interpreter to another thread, as torch's do

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from probe.errors import BadOption
 from probe.patterns import Pattern
-from probe.spans.lines import BLANK, BREAK, Cut, spaced, structure, tags
+from probe.spans.lines import BLANK, BREAK, StepBoundary, spaced, structure, tags
 from probe.spans.protecting import Zones, zones
 from probe.spans.sentences import language_of, masked, sentences
 
@@ -64,13 +64,13 @@ def of_other_texts(how: str) -> str:
     return "sentence" if how.startswith("spans:") else how
 
 
-def cuts(text: str, how: str = "sentence") -> list[Cut]:
+def cuts(text: str, how: str = "sentence") -> list[StepBoundary]:
     """Where the text is cut, ascending, none at either end. Raises `BadOption` for an unknown `how`; `token` cuts nothing."""
     check_split(how)
     if how == "token":
         return []
     if how.startswith("spans:"):
-        return [Cut(start, start, True) for start, _ in read_spans(how.removeprefix("spans:"))[1:]]
+        return [StepBoundary(start, start, True) for start, _ in read_spans(how.removeprefix("spans:"))[1:]]
     if how == "line":
         found = [spaced(text, m.start(), m.end()) for m in BREAK.finditer(text)]
     elif how == "paragraph":
@@ -79,23 +79,25 @@ def cuts(text: str, how: str = "sentence") -> list[Cut]:
     elif how == "sentence":
         found = _worded(text, _by_sentence(text))
     else:
-        found = [Cut(end, end, True) for _, end in Pattern(how.removeprefix("regex:"), hint=_REGEX).spans(text)]
+        found = [
+            StepBoundary(end, end, True) for _, end in Pattern(how.removeprefix("regex:"), hint=_REGEX).spans(text)
+        ]
     return _ordered(text, found)
 
 
-def _ordered(text: str, found: list[Cut]) -> list[Cut]:
+def _ordered(text: str, found: list[StepBoundary]) -> list[StepBoundary]:
     """Ascending and apart: cuts that touch become one, as wide as both; none at the text's ends."""
-    joined: list[Cut] = []
+    joined: list[StepBoundary] = []
     for cut in sorted(found):
         if joined and cut.low <= joined[-1].high:
             last = joined.pop()
-            cut = Cut(last.low, max(last.high, cut.high), last.hard or cut.hard)
+            cut = StepBoundary(last.low, max(last.high, cut.high), last.hard or cut.hard)
         joined.append(cut)
     first = len(text) - len(text.lstrip())
     return [cut for cut in joined if cut.high > first and cut.low < len(text) and cut.high < len(text)]
 
 
-def _by_sentence(text: str) -> list[Cut]:
+def _by_sentence(text: str) -> list[StepBoundary]:
     """Hard cuts of lines, blocks and tags, and between them those of sentences."""
     protected = zones(text)
     hard = _ordered(text, list(structure(text, protected)))
@@ -106,21 +108,21 @@ def _by_sentence(text: str) -> list[Cut]:
     return _ordered(text, [*hard, *soft, *_displays(text, protected)])
 
 
-def _displays(text: str, protected: Zones) -> list[Cut]:
+def _displays(text: str, protected: Zones) -> list[StepBoundary]:
     """Ends of formulas on their own that a sentence follows on the same line."""
     ends = [zone.end for zone in protected.found if zone.kind == "display"]
     return [_gap(text, end) for end in ends if re.match(r"[ \t]+[A-Z][a-z]", text[end : end + 40])]
 
 
-def _gap(text: str, low: int) -> Cut:
+def _gap(text: str, low: int) -> StepBoundary:
     """A soft cut at the white space from `low` on."""
     high = low
     while high < len(text) and text[high].isspace():
         high += 1
-    return Cut(low, high)
+    return StepBoundary(low, high)
 
 
-def _worded(text: str, found: list[Cut]) -> list[Cut]:
+def _worded(text: str, found: list[StepBoundary]) -> list[StepBoundary]:
     """Without cuts before a piece that holds no letter and no digit: a ruler, a stray bracket, a picture."""
     ends = [*(cut.low for cut in found), len(text)][1:]
     return [cut for cut, end in zip(found, ends, strict=True) if re.search(r"\w", text[cut.high : end])]

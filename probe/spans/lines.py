@@ -23,7 +23,7 @@ _LAST = re.compile(r"([^\W\d_]+|=|\+)[ \t\r*_]*\Z")
 _ENDED = re.compile(r"[.!?:。！？：।؟…][\"'”’»)\]*_`」』）]*[ \t\r]*\Z")
 
 
-class Cut(NamedTuple):
+class StepBoundary(NamedTuple):
     """White space [low, high) between two steps; a `hard` one is never undone by what the words are."""
 
     low: int
@@ -31,14 +31,14 @@ class Cut(NamedTuple):
     hard: bool = False
 
 
-def spaced(text: str, low: int, high: int) -> Cut:
+def spaced(text: str, low: int, high: int) -> StepBoundary:
     """A hard cut, with the white space before `low` that belongs to it."""
     while low > 0 and text[low - 1].isspace():
         low -= 1
-    return Cut(low, high, True)
+    return StepBoundary(low, high, True)
 
 
-def tags(text: str, protected: Zones) -> Iterator[Cut]:
+def tags(text: str, protected: Zones) -> Iterator[StepBoundary]:
     """A tag such as <think> is cut off from the text on both sides, unless it is quoted as code."""
     for match in TAG.finditer(text):
         if protected.at(match.start()) is None:
@@ -46,10 +46,10 @@ def tags(text: str, protected: Zones) -> Iterator[Cut]:
             while high < len(text) and text[high].isspace():
                 high += 1
             yield spaced(text, match.start(), match.start())
-            yield Cut(match.end(), high, True)
+            yield StepBoundary(match.end(), high, True)
 
 
-def structure(text: str, protected: Zones) -> Iterator[Cut]:
+def structure(text: str, protected: Zones) -> Iterator[StepBoundary]:
     """Cuts at line breaks and tags; a break inside a sentence is none."""
     for match in BREAK.finditer(text):
         cut = spaced(text, match.start(), match.end())

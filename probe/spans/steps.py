@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from probe.errors import BadOption
-from probe.spans.cutting import Cut, cuts, read_spans
+from probe.spans.cutting import StepBoundary, cuts, read_spans
 
 
 class Span(NamedTuple):
@@ -67,10 +67,10 @@ def from_spans(text: str, offsets: Sequence[tuple[int, int]], spans: Sequence[tu
         at = end
     if at != len(text):
         raise BadOption(f"the spans end at {at}, the text at {len(text)}", hint="spans tile the text")
-    return _steps(text, offsets, _boundaries(offsets, [Cut(start, start) for start, _ in spans[1:]]))
+    return _steps(text, offsets, _boundaries(offsets, [StepBoundary(start, start) for start, _ in spans[1:]]))
 
 
-def _boundaries(offsets: Sequence[tuple[int, int]], found: Sequence[Cut]) -> list[tuple[int, bool]]:
+def _boundaries(offsets: Sequence[tuple[int, int]], found: Sequence[StepBoundary]) -> list[tuple[int, bool]]:
     """For each cut, the token that the next step begins with: the last one to begin in the cut, else the one around it."""
     starts = [start for start, _ in offsets]
     out: list[tuple[int, bool]] = []

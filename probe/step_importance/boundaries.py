@@ -19,7 +19,7 @@ from probe.rewinding.results import sampled_ids
 from probe.rewinding.rollouts import Arm
 from probe.rewinding.teacher_forced import own_steps
 from probe.step_importance import similarity
-from probe.step_importance.task import Measured, Row, Task
+from probe.step_importance.task import Measured, StepImportance, Task
 from probe.texts import Trajectory
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def resampling(task: Task) -> Measured:
     return Measured(resampling_rows(task.read("branches"), n_steps, task.reference, n=n, seed=task.seed))
 
 
-def resampling_rows(branches: pa.Table, n_steps: int, reference: str, *, n: int, seed: int) -> list[Row]:
+def resampling_rows(branches: pa.Table, n_steps: int, reference: str, *, n: int, seed: int) -> list[StepImportance]:
     """Three rows a step: what keeping it, instead of drawing it anew, does to the outcome.
 
     `resampling`: the paired difference in P(reference). `resampling_tv`, `resampling_kl`: total variation, and KL with ½
@@ -59,10 +59,10 @@ def resampling_rows(branches: pa.Table, n_steps: int, reference: str, *, n: int,
     for i in range(n_steps):
         without, kept = found[i], found[i + 1]
         difference = stats.paired(*(np.asarray([c == reference for c in arm]) for arm in (without, kept)))
-        rows.append(_with(Row("resampling", i, None, "P(answer) with the step - without", n=n), difference))
+        rows.append(_with(StepImportance("resampling", i, None, "P(answer) with the step - without", n=n), difference))
         for name, unit, statistic in DISTANCES:
             shift = stats.shift(without, kept, statistic, paired=True, seed=seed)
-            rows.append(Row(
+            rows.append(StepImportance(
                 f"resampling_{name}", i, shift.value, unit, p_value=shift.p_value, control=shift.null_mean,
                 floor=shift.null_mean, n=n,
             ))  # fmt: skip
@@ -95,7 +95,7 @@ def counterfactual(task: Task) -> Measured:
 
 def counterfactual_rows(
     branches: pa.Table, n_steps: int, reference: str, different: Sequence[np.ndarray], *, n: int, seed: int = 0
-) -> list[Row]:
+) -> list[StepImportance]:
     """Five rows a step: the outcome where another step was drawn in its place, against the outcome with the step kept.
 
     different[i] (n,): whether draw s from before step i says something else than step i.
@@ -109,7 +109,7 @@ def counterfactual_rows(
     for i in range(n_steps):
         without, kept = (labels(branches, boundary(k), n) for k in (i, i + 1))
         other, same = ([c for c, d in zip(without, different[i], strict=True) if d == kind] for kind in (True, False))
-        row = Row("counterfactual", i, None, "P(answer) with the step - with another", n=len(other))
+        row = StepImportance("counterfactual", i, None, "P(answer) with the step - with another", n=len(other))
         if len(other) >= LEAST:
             row = _with(row, _apart(other, kept, reference))
         if len(same) >= LEAST:
@@ -118,7 +118,7 @@ def counterfactual_rows(
         for name, unit, statistic in DISTANCES:
             alike = stats.shift(same, kept, statistic, paired=False, seed=seed).value if len(same) >= LEAST else None
             for suffix, against in (("", kept), ("_pooled", [*kept, *same])):
-                row = Row(f"counterfactual_{name}{suffix}", i, None, unit, control=alike, n=len(other))
+                row = StepImportance(f"counterfactual_{name}{suffix}", i, None, unit, control=alike, n=len(other))
                 if len(other) >= LEAST:
                     shift = stats.shift(other, against, statistic, paired=False, seed=seed)
                     row = replace(row, estimate=shift.value, p_value=shift.p_value, floor=shift.null_mean)
@@ -126,7 +126,7 @@ def counterfactual_rows(
     return rows
 
 
-def _with(row: Row, found: stats.Difference) -> Row:
+def _with(row: StepImportance, found: stats.Difference) -> StepImportance:
     """The row with the difference as its estimate."""
     return replace(row, estimate=found.estimate, ci_low=found.low, ci_high=found.high, p_value=found.p_value)
 

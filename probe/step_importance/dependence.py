@@ -19,7 +19,7 @@ from probe.interventions import applying, parse_edits
 from probe.scoring import kl
 from probe.sites import Positions, parse_place
 from probe.spans import Step
-from probe.step_importance.task import Measured, Row, Task
+from probe.step_importance.task import Measured, StepImportance, Task
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -44,7 +44,7 @@ def rescored(task: Task) -> Measured:
         for j in range(i + 1, len(steps)):
             matrix[i, j] = lost[steps[j].start - step.end : steps[j].end - step.end].mean()
         between = matrix[i, i + 1 : -1]
-        rows.append(Row(
+        rows.append(StepImportance(
             "rescore", i, float(lost[steps[-1].start - step.end :].sum()), UNITS["rescore"],
             control=float(between.mean()) if len(between) else None,
         ))  # fmt: skip
@@ -75,7 +75,7 @@ def suppressed(task: Task) -> Measured:
             for j in range(i + 1, len(steps)):
                 own = moved[max(0, steps[j].start - step.end - 1) : steps[j].end - step.end - 1]
                 matrix[i, j] = own.mean() if len(own) else np.nan
-            rows.append(Row("suppression", i, float(moved.mean()), UNITS["suppression"], n=len(moved)))
+            rows.append(StepImportance("suppression", i, float(moved.mean()), UNITS["suppression"], n=len(moved)))
         if not place:
             stem.extend(ids[step.start : step.end])
         task.report("suppression", i + 1, len(steps) - 1)

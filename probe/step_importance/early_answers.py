@@ -15,7 +15,7 @@ from probe.decoding import Sampling, branch
 from probe.decoding.teacher_forced import Prefix, token_logprobs
 from probe.errors import BadOption
 from probe.language_model.following import ids_after
-from probe.step_importance.task import Measured, Row, Task
+from probe.step_importance.task import Measured, StepImportance, Task
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -61,7 +61,7 @@ def early_answer(task: Task) -> Measured:
     column = list(written).index(reference)
     unit = "P(answer) among candidates, after - before"
     rows = [
-        Row("early-answer", i, float(chances[i + 1, column] - chances[i, column]), unit, n=len(written))
+        StepImportance("early-answer", i, float(chances[i + 1, column] - chances[i, column]), unit, n=len(written))
         for i in range(len(steps))
         if chances is not None
     ]

@@ -23,7 +23,7 @@ from probe.rewinding.rewinding import precision, seconds, tables_of
 from probe.rewinding.rollouts import Arm, RolloutOptions, draw
 from probe.running import Running, running
 from probe.step_importance import boundaries, dependence, receiver_heads
-from probe.step_importance.task import Measured, Row, Task, columns, discovered
+from probe.step_importance.task import Measured, StepImportance, Task, columns, discovered
 
 
 class ImportancePlan(NamedTuple):
@@ -150,8 +150,8 @@ def _summaries(measured: dict[str, Measured]) -> dict[str, Any]:
     return {name.replace("-", "_"): one.summary for name, one in measured.items() if one.summary}
 
 
-def _summary(plan: ImportancePlan, rows: list[Row]) -> dict[str, Any]:
-    by: dict[str, dict[int, Row]] = {}
+def _summary(plan: ImportancePlan, rows: list[StepImportance]) -> dict[str, Any]:
+    by: dict[str, dict[int, StepImportance]] = {}
     for row in rows:
         by.setdefault(row.method, {})[row.step] = row
     return {
@@ -161,12 +161,12 @@ def _summary(plan: ImportancePlan, rows: list[Row]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _top(rows: list[Row]) -> int | None:
+def _top(rows: list[StepImportance]) -> int | None:
     measured = [row for row in rows if row.estimate is not None]
     return max(measured, key=lambda row: abs(row.estimate or 0.0)).step if measured else None
 
 
-def _agreement(by: dict[str, dict[int, Row]]) -> list[dict[str, Any]]:
+def _agreement(by: dict[str, dict[int, StepImportance]]) -> list[dict[str, Any]]:
     """Rank correlation of |estimate| over the steps that both methods measured; None where one of them says one thing only."""
     found = []
     for a, b in combinations(by, 2):

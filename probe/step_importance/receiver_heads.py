@@ -14,7 +14,7 @@ import torch
 from probe import stats
 from probe.capturing import AttentionSpec, MemorySink, read
 from probe.errors import BadOption, RunError
-from probe.step_importance.task import Heads, Measured, Row, Task
+from probe.step_importance.task import Heads, Measured, StepImportance, Task
 from probe.store import Run
 from probe.texts import Trajectory
 
@@ -127,7 +127,8 @@ def received(task: Task) -> Measured:
     mean, everyone = scores[best].mean(axis=0), scores.mean(axis=0)
     text = "this text" if heads is None else heads.text
     rows = [
-        Row("receiver", i, float(mean[i]), f"mean weight of later steps, {len(best)} receiver heads chosen on {text}",
+        StepImportance(
+            "receiver", i, float(mean[i]), f"mean weight of later steps, {len(best)} receiver heads chosen on {text}",
             control=float(everyone[i]), n=len(best))
         for i in range(n)
         if not np.isnan(mean[i])

@@ -59,7 +59,7 @@ class Task:
 
 
 @dataclass
-class Row:
+class StepImportance:
     """A step's importance. NaN-free: what was not measured is None. `control` is the method's own control, and `floor`
     the mean estimate where nothing differs, both in its unit."""
 
@@ -80,12 +80,12 @@ class Row:
 class Measured:
     """Rows of one method; for some the matrix (step, step) of the table `dependence`, NaN where nothing is; its summary."""
 
-    rows: Sequence[Row]
+    rows: Sequence[StepImportance]
     matrix: np.ndarray | None = None
     summary: dict[str, Any] = field(default_factory=dict)
 
 
-def discovered(rows: Sequence[Row]) -> list[Row]:
+def discovered(rows: Sequence[StepImportance]) -> list[StepImportance]:
     """The rows with `q_value` filled in, over the steps of each method that has p-values (Benjamini & Hochberg 1995)."""
     from scipy.stats import false_discovery_control
 
@@ -97,7 +97,7 @@ def discovered(rows: Sequence[Row]) -> list[Row]:
     return list(rows)
 
 
-def columns(rows: Sequence[Row], original: Trajectory) -> dict[str, list[Any]]:
+def columns(rows: Sequence[StepImportance], original: Trajectory) -> dict[str, list[Any]]:
     """Columns of the table `importance`."""
     found: dict[str, list[Any]] = {name: [] for name in (*asdict(rows[0]), "kind", "text")} if rows else {}
     for row in rows:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class Reader(Protocol):
+class RunReader(Protocol):
     """Where the rows of a run are."""
 
     path: Path | None
@@ -116,7 +116,7 @@ def _whole(path: Path) -> None:
 class Run:
     """A whole run. `run.tokens`, `run.steps` … are DataFrames; `run.activation(site, layer)` is an array."""
 
-    def __init__(self, source: Reader, about: Mapping[str, Any]) -> None:
+    def __init__(self, source: RunReader, about: Mapping[str, Any]) -> None:
         self._source = source
         self.manifest: dict[str, Any] = dict(about)
         self._small: dict[str, pa.Table] = {}

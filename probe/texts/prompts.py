@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, overload
 
 from probe.errors import BadOption, BadPrompt
-from probe.files import Row, read_rows
+from probe.files import FileRow, read_rows
 from probe.language_model.chat import joined
 
 NAMES = ("messages", "prompt")  # the first that has a value is read
@@ -114,7 +114,7 @@ def read_prompts(source: Path | BinaryIO, *, kind: str | None = None, column: st
     return prompts
 
 
-def _from_row(row: Row, names: Sequence[str]) -> Prompt:
+def _from_row(row: FileRow, names: Sequence[str]) -> Prompt:
     if row.error:
         return Prompt(row.number, "", row.error)
     value = row.value

@@ -71,7 +71,7 @@ def _masks(tokens: pa.Table) -> dict[str, pa.ChunkedArray]:
     return {"completion": written, "prompt": pc.invert(pc.or_(written, template)), "template": template}
 
 
-class Sum:
+class ExactSum:
     """The sum of float32 values that come in pieces, rounded once: the same however they are cut, in any order.
 
     Those of one exponent are multiples of one power of two: float64 adds 2**29 of them exactly.
@@ -104,7 +104,7 @@ class _Part:
     def __init__(self) -> None:
         self.rows = 0
         self.top: pa.Table | None = None
-        self._logprob, self._entropy = Sum(), Sum()
+        self._logprob, self._entropy = ExactSum(), ExactSum()
 
     def add(self, tokens: pa.Table) -> None:
         self.rows += tokens.num_rows

@@ -22,7 +22,7 @@ class Case(NamedTuple):
     clear: Callable[[], object] = lambda: None
 
 
-class Row(NamedTuple):
+class Measurement(NamedTuple):
     """One measured case: median seconds, median of the ratios to the baseline right before it in wall and processor
     time, and the most memory above the start (MB)."""
 
@@ -34,7 +34,7 @@ class Row(NamedTuple):
     target: float | None
 
 
-def compare(baseline: Case, cases: list[Case], *, repeat: int) -> list[Row]:
+def compare(baseline: Case, cases: list[Case], *, repeat: int) -> list[Measurement]:
     """Time all cases in turn, `repeat` rounds after one for warming up, so that noise falls on all alike.
 
     Each case comes right after a baseline of its own, and its ratio is to that: what slows the machine for a while
@@ -49,7 +49,7 @@ def compare(baseline: Case, cases: list[Case], *, repeat: int) -> list[Row]:
                 whole.append(pair[0])
                 rows[case.name].append(pair)
     return [
-        Row(
+        Measurement(
             baseline.name,
             statistics.median(t.wall for t in whole),
             1,
@@ -79,10 +79,10 @@ def _timed(case: Case) -> _Times:
     return _Times(taken, work, peak.megabytes)
 
 
-def _row(case: Case, pairs: list[tuple[_Times, _Times]]) -> Row:
+def _row(case: Case, pairs: list[tuple[_Times, _Times]]) -> Measurement:
     wall, cpu = statistics.median(b.wall / a.wall for a, b in pairs), statistics.median(b.cpu / a.cpu for a, b in pairs)
     seconds, peak = statistics.median(b.wall for _, b in pairs), max(b.peak_mb for _, b in pairs)
-    return Row(case.name, seconds, wall, cpu, peak, case.target)
+    return Measurement(case.name, seconds, wall, cpu, peak, case.target)
 
 
 class Peak:
@@ -108,7 +108,7 @@ def resident() -> int:
     return int((PROCESS / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def show(title: str, rows: list[Row]) -> None:
+def show(title: str, rows: list[Measurement]) -> None:
     """Print the rows of one comparison; the first one is the baseline."""
     print(f"\n{title}")
     print(f"  {'':<44}{'seconds':>9}{'ratio':>8}{'of cpu':>8}{'target':>8}{'peak MB':>9}")

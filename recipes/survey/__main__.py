@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .recipe import Row, examine, regressions
+from .recipe import FamilyReport, examine, regressions
 from .workers import Died, each
 
 EXPECTED = Path(__file__).with_name("expected.json")
@@ -23,9 +23,9 @@ def main() -> int:
     from probe.tiny import families
 
     names = given.family or sorted(families())
-    rows: list[Row] = []
+    rows: list[FamilyReport] = []
     for name, found in each(examine, names, jobs=given.jobs, timeout=given.timeout):
-        rows.append(Row(name, False, f"crashed: {found.how}") if isinstance(found, Died) else found)
+        rows.append(FamilyReport(name, False, f"crashed: {found.how}") if isinstance(found, Died) else found)
         print(f"{len(rows):>4}/{len(names)} {name} {rows[-1].seconds} s", file=sys.stderr, flush=True)
     rows.sort(key=lambda row: row.family)
     print(table(rows))
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[FamilyReport]) -> str:
     """A line a family, and one below it for each further equation, absent site and reason."""
     lines = [f"{'family':<26}{'layers':>6} {'attention':>9} {'error':>8} {'sec':>6}  {'kind':<12} resid_post ="]
     for row in rows:
@@ -59,13 +59,13 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def summary(rows: list[Row]) -> str:
+def summary(rows: list[FamilyReport]) -> str:
     placed = sum(row.placed for row in rows)
     built = sum(not row.reason.startswith("not built") for row in rows)
     return f"{len(rows)} families, {built} built, {placed} placed, {built - placed} not placed"
 
 
-def recorded(known: Mapping[str, Any], rows: list[Row]) -> dict[str, Any]:
+def recorded(known: Mapping[str, Any], rows: list[FamilyReport]) -> dict[str, Any]:
     """What expected.json holds: the versions, and a record for each family ever surveyed."""
     import torch
     import transformers

@@ -19,7 +19,7 @@ SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "mlp_pos
 
 
 @dataclass(frozen=True)
-class Row:
+class FamilyReport:
     """What was found in one family.
 
     `placed`: every block has an equation, and the last resid_post replays the logits. `equations` and `absent` map to
@@ -44,7 +44,7 @@ class Row:
         return {k: v for k, v in asdict(self).items() if k not in {"family", "error", "seconds"} and v != ""}
 
 
-def examine(family: str) -> Row:
+def examine(family: str) -> FamilyReport:
     """Build a tiny model of the family and find its anatomy; never raises, but a crash of the process is a crash."""
     begun = time.perf_counter()
     try:
@@ -53,13 +53,13 @@ def examine(family: str) -> Row:
             logging.getLogger("transformers").setLevel(logging.ERROR)
             row = described(family, find(_built(family)))
     except UnknownModel as error:
-        row = Row(family, False, f"not built: {error.message}")
+        row = FamilyReport(family, False, f"not built: {error.message}")
     except Exception as error:  # one family must not end the survey of the others
         where = traceback.extract_tb(error.__traceback__)[-1]
-        row = Row(
+        row = FamilyReport(
             family, False, f"{type(error).__name__}: {error} ({where.filename.rpartition('/')[2]}:{where.lineno})"
         )
-    return Row(**{**asdict(row), "seconds": round(time.perf_counter() - begun, 2)})
+    return FamilyReport(**{**asdict(row), "seconds": round(time.perf_counter() - begun, 2)})
 
 
 def _built(family: str) -> Any:
@@ -73,12 +73,12 @@ def _built(family: str) -> Any:
     raise refusals[0]
 
 
-def described(family: str, anatomy: Anatomy) -> Row:
+def described(family: str, anatomy: Anatomy) -> FamilyReport:
     """The anatomy as a row."""
     layers = list(enumerate(anatomy.layers))
     seen = [i for i, layer in layers if layer.attention]
     why = reason(anatomy)
-    return Row(
+    return FamilyReport(
         family=family,
         placed=not why,
         reason=why,
@@ -148,7 +148,7 @@ def _seen(attention: str) -> int:
     return int(attention.partition("/")[0])
 
 
-def regressions(expected: Mapping[str, Any], row: Row) -> list[str]:
+def regressions(expected: Mapping[str, Any], row: FamilyReport) -> list[str]:
     """What the record has and the row has not: a place, an equation, a site; one sentence each."""
     if not expected["placed"]:
         return []
