@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 
 class Died(NamedTuple):
-    """Instead of a result: how the process ended that was at it."""
+    """How the process ended that was at a name, instead of its result."""
 
     how: str
 
@@ -26,13 +26,13 @@ def each(
         if not hasattr(here, "worker"):
             here.worker = _Worker(function)
             workers.append(here.worker)
-        return here.worker.ask(name, timeout)
+        return here.worker.call(name, timeout)
 
     try:
         with ThreadPoolExecutor(jobs) as pool:
-            asked = {pool.submit(run, name): name for name in names}
-            for done in as_completed(asked):
-                yield asked[done], done.result()
+            submitted = {pool.submit(run, name): name for name in names}
+            for done in as_completed(submitted):
+                yield submitted[done], done.result()
     finally:
         for worker in workers:
             worker.stop()
@@ -47,17 +47,17 @@ class _Worker:
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self._line, theirs = context.Pipe()
+        self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_answer, args=(self._function, theirs), daemon=True)
         self._process.start()
         theirs.close()
-        self._line.recv()  # imports are not on the clock
+        self._pipe.recv()  # imports are not on the clock
 
-    def ask(self, name: str, timeout: float) -> Any:
-        self._line.send(name)
+    def call(self, name: str, timeout: float) -> Any:
+        self._pipe.send(name)
         try:
-            if self._line.poll(timeout):
-                return self._line.recv()
+            if self._pipe.poll(timeout):
+                return self._pipe.recv()
             how = f"it took more than {timeout:.0f} s"
         except (EOFError, ConnectionError):
             self._process.join(5)
@@ -67,17 +67,17 @@ class _Worker:
         return Died(how)
 
     def stop(self) -> None:
-        self._line.close()
+        self._pipe.close()
         self._process.kill()
         self._process.join()
 
 
-def _answer(function: Callable[[str], Any], line: Connection) -> None:
+def _answer(function: Callable[[str], Any], pipe: Connection) -> None:
     """The worker's loop: says that it is there, and ends when the other side hangs up."""
-    line.send("ready")
+    pipe.send("ready")
     while True:
         try:
-            name = line.recv()
+            name = pipe.recv()
         except EOFError:
             return
-        line.send(function(name))
+        pipe.send(function(name))
