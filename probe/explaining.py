@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probe import store as stores
 from probe.decoding import Sampling
 from probe.errors import RunError
 from probe.interventions import applying, parse_all
 from probe.language_model import check_model, model_of
+from probe.requests import Explain, public
+from probe.running import running
+from probe.store import Run, open_run
 from probe.texts import TokenSequence, recorded_sequence
 from probe.texts.explaining import explained, explanation
 from probe.tracing.reading import explain_ids
@@ -19,41 +20,30 @@ if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 
-def explain(
-    run: stores.Run | str | Path, at: str | int, *, order: str | None = None, lm: LanguageModel | None = None,
-    prompt_id: int = 0, out: str | Path | None = None,
-) -> stores.Run:  # fmt: skip
+def run_explain(request: Explain) -> Run:
     """The stages that made tokens of a run of `trace` out of the model's logits, as tables `stages` and `candidates`.
 
-    at: positions, as in a place (`7`, `-1`, `completion`). order: `hf` (what happened), or also `vllm`, `llamacpp` or `all`.
-    lm: the run's own model, if it is loaded already. The run's sampling and edits hold; the model reads the text once.
-    Raises `RunError`, `BadPlace`, `BadOption`, `NonFinite`.
+    The run's sampling and edits hold; the model reads the text once. Raises `RunError`, `BadPlace`, `BadOption`, `NonFinite`.
     """
-    source = stores.open_run(run)
+    source = open_run(request.run)
     if source.command != "trace":
         raise RunError(f"this is a run of '{source.command}'", hint="explain reads runs of probe trace")
     arguments = source.manifest["arguments"]
     sampling = Sampling(**(arguments.get("sampling") or {}))
-    wanted = explanation(at, order, sampling)
-    assert wanted is not None
-    lm = lm or model_of(source)
+    wanted = explanation(request.at, request.order, sampling)
+    assert wanted is not None, "positions were given"
+    lm = request.lm or model_of(source)
     check_model(source, lm)
-    sequence = recorded_sequence(source, lm, prompt_id, 0, str(arguments["split"]))
+    sequence = recorded_sequence(source, lm, request.prompt_id, 0, str(arguments["split"]))
     edits = parse_all(lm, arguments.get("edit") or (), seed=sampling.seed)
-    path = stores.fresh_path("explain") if out == "auto" else Path(out) if out else None
-    about = {
-        "source": source.run_id,
-        "prompt_id": prompt_id,
-        "explain": str(wanted.positions),
-        "order": list(wanted.orders),
-    }
-    with stores.create(path, command="explain", arguments=about) as writer:
-        with writer.unit("explain"), _edited(lm, edits, sequence):
-            explain_ids(lm, sequence, wanted, sampling, writer)
-        return writer.finish(
-            summary={"explained": explained(writer.read)}, model=lm.identity, anatomy=lm.anatomy.to_dict(),
-            seed=sampling.seed, parent=sequence.parent,
-        )  # fmt: skip
+    with running(request, lm, source=source.run_id) as run:
+        if not run.writer.done("explain"):
+            with run.writer.unit("explain"), _edited(lm, edits, sequence):
+                explain_ids(lm, sequence, wanted, sampling, run.writer)
+        return run.finish({"explained": explained(run.writer.read)}, seed=sampling.seed, parent=sequence.parent)
+
+
+explain = public(run_explain, Explain)
 
 
 def _edited(lm: LanguageModel, edits: Any, sequence: TokenSequence) -> Any:

@@ -6,6 +6,7 @@ import itertools
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from transformers import (
@@ -173,6 +174,9 @@ def test_a_run_can_be_explained_later_with_its_edits(tmp_path) -> None:
     what = {"generate": 6, "sampling": WARM, "edit": ["mlp_out@1=zero", "logits:9=scale:0.5"]}
     now = probe.trace(lm, "Hello there", explain="8..11", order="vllm", out=tmp_path / "run", **what)
     later = probe.explain(tmp_path / "run", "8..11", order="vllm", lm=lm)
+    again = probe.replay(lm, later)
+    for table in ("stages", "candidates"):
+        pd.testing.assert_frame_equal(*(run.table(table).drop(columns="run_id") for run in (again, later)))
     for table in ("stages", "candidates"):
         a, b = (run.table(table).drop(columns="run_id") for run in (now, later))
         assert a.to_json() == b.to_json()

@@ -4,6 +4,7 @@
 from probe.requests.attribute import Attribute
 from probe.requests.base import Progress, Request, public
 from probe.requests.compare import Compare
+from probe.requests.explain import Explain
 from probe.requests.groups import (
     FROM_TABLE,
     ChatOptions,
@@ -24,7 +25,19 @@ from probe.requests.trace import Trace
 
 REQUESTS: dict[str, type[Request]] = {
     kind.command: kind
-    for kind in (Attribute, Compare, Importance, Lens, MakeDirection, PatchSweep, Rewind, Speculate, Steer, Trace)
+    for kind in (
+        Attribute,
+        Compare,
+        Explain,
+        Importance,
+        Lens,
+        MakeDirection,
+        PatchSweep,
+        Rewind,
+        Speculate,
+        Steer,
+        Trace,
+    )
 }
 
 __all__ = [
@@ -33,6 +46,7 @@ __all__ = [
     "Attribute",
     "ChatOptions",
     "Compare",
+    "Explain",
     "FileOptions",
     "Importance",
     "Lens",
