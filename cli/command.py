@@ -76,20 +76,14 @@ def _parameter(one: Declared) -> inspect.Parameter:
     if option.default is not None:
         more["show_default"] = option.default
     names: Sequence[str] = option.names or (f"--{one.name.replace('_', '-')}",)
-    info = (
-        typer.Argument(**more)
-        if option.argument
-        else typer.Option(*names, **more, show_envvar=option.envvar is not None)
-    )
+    info = typer.Argument(**more) if option.argument else typer.Option(*names, **more, show_envvar=option.envvar is not None)
     kind = option.shell or one.type
     default = one.default
     if default is MISSING:
         default = inspect.Parameter.empty
     elif option.shell is not None and default == ():
         default = None
-    return inspect.Parameter(
-        one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]
-    )
+    return inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
 
 
 def _own(function: Callable[..., None], name: str, hint: Any) -> inspect.Parameter:

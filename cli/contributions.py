@@ -55,7 +55,5 @@ def _show_sources(run: Run, pos: int) -> None:
     rows = rows[rows["pos"] == pos]
     strongest = rows.reindex(rows["contribution"].abs().sort_values(ascending=False).index)[:8]
     typer.echo("")
-    cells = [
-        (f"attn@{row.layer}.{row.head}", str(row.source), f"{row.contribution:+.3f}") for row in strongest.itertuples()
-    ]
+    cells = [(f"attn@{row.layer}.{row.head}", str(row.source), f"{row.contribution:+.3f}") for row in strongest.itertuples()]
     show_table(("head", "read at", "contribution"), cells)

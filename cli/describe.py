@@ -34,9 +34,7 @@ def site_rows(lm: LanguageModel, text: str | None) -> list[dict[str, Any]]:
         sizes = {"head": count, "kv_head": count, **{a: found.width for a in found.site.axes if a.startswith("d_")}}
         shape = [sizes.get(axis, axis) for axis in found.site.axes]
         values = (count or 1) * found.width  # of patterns, how many depends on the text
-        rows.append(
-            {"site": name, "layer": layer, "shape": f"({', '.join(map(str, shape))})", "bytes_per_token": 4 * values}
-        )
+        rows.append({"site": name, "layer": layer, "shape": f"({', '.join(map(str, shape))})", "bytes_per_token": 4 * values})
     return rows
 
 
@@ -95,9 +93,7 @@ def show_sites(rows: list[dict[str, Any]], equations: list[dict[str, str]]) -> N
             for (site, shape, size), where in grouped.items()
         ],
     )
-    typer.echo(
-        f"\nall of these but patterns: {sum(row['bytes_per_token'] for row in rows):,} bytes a token, as float32"
-    )
+    typer.echo(f"\nall of these but patterns: {sum(row['bytes_per_token'] for row in rows):,} bytes a token, as float32")
     for found in equations:
         typer.echo(f"layers {found['layers']}: {found['equation']}")
 

@@ -47,9 +47,7 @@ def show_comparison(run: Run, *, quiet: bool) -> None:
     show_table(("measure", "mean", "95 % interval"), [row for row in rows if row[1]])
     typer.echo(f"({summary['interval'].removeprefix('95 %, ')})")
     for parting in summary.get("partings", [])[:5]:
-        typer.echo(
-            f"the texts part at {parting['pos']}: A {visible(parting['token_a'])}, B {visible(parting['token_b'])}"
-        )
+        typer.echo(f"the texts part at {parting['pos']}: A {visible(parting['token_a'])}, B {visible(parting['token_b'])}")
     _show_largest(summary, by_tokens)
     if "similarity" in summary:
         _show_layers(summary["similarity"])
@@ -62,9 +60,7 @@ def show_comparison(run: Run, *, quiet: bool) -> None:
 
 def _say_characters(summary: dict[str, Any]) -> None:
     a, b = (f"{summary[f'tokens_{side}']:,}" for side in ("a", "b"))
-    typer.echo(
-        "different tokenizers: distributions can't be compared; log-probs are, summed between the characters where both"
-    )
+    typer.echo("different tokenizers: distributions can't be compared; log-probs are, summed between the characters where both")
     typer.echo(f"have a boundary: {summary['segments']:,} segments, {a} tokens of A and {b} of B")
     bits = (summary[f"bits_per_character_{side}"] for side in ("a", "b"))
     typer.echo(f"bits a character: A {_number(next(bits))}, B {_number(next(bits))}")
@@ -86,11 +82,7 @@ def _show_largest(summary: dict[str, Any], by_tokens: bool) -> None:
     typer.echo("\nwhere they part most" + (" (by Jensen-Shannon)" if measured else " (by log-prob)"))
     if not by_tokens:
         rows = [
-            (
-                str(row["text_start"]),
-                visible(row["text"]),
-                *(_number(row[k]) for k in ("logprob_a", "logprob_b", "difference")),
-            )
+            (str(row["text_start"]), visible(row["text"]), *(_number(row[k]) for k in ("logprob_a", "logprob_b", "difference")))
             for row in largest
         ]
         show_table(("character", "text", "log-prob A", "log-prob B", "B - A"), rows)

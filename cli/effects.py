@@ -35,9 +35,7 @@ def show_rewind(run: Run, *, quiet: bool, explain: bool) -> None:
     _show_examples(summary)
     show_warnings(run)
     if summary["no_answer"]:
-        typer.echo(
-            "warning: no continuation gave an answer: raise --max-new, or say how answers look with --answer", err=True
-        )
+        typer.echo("warning: no continuation gave an answer: raise --max-new, or say how answers look with --answer", err=True)
     typer.echo(f"\nrun: {run_path(run)}")
 
 
@@ -45,9 +43,7 @@ def _show_edit(summary: dict[str, Any]) -> None:
     typer.echo(f"step {summary['step']}, token {summary['position']}: {summary['edit']}")
     typer.echo(f"  was {visible(summary['old'])}")
     if summary["new"]:
-        typer.echo(
-            f"  now {visible(summary['new'])}" + ("" if summary["same_length"] else " (another number of tokens)")
-        )
+        typer.echo(f"  now {visible(summary['new'])}" + ("" if summary["same_length"] else " (another number of tokens)"))
     if summary["mid_token"]:
         typer.echo("  the place begins inside a token: the whole token belongs to it")
     far = summary["off_policy"]
@@ -67,9 +63,7 @@ def _show_edit(summary: dict[str, Any]) -> None:
 def _sampling(sampling: dict[str, Any]) -> str:
     """What the continuations were drawn with: the temperature, and the filters that were set."""
     found = [f"temperature {sampling['temperature']:g}" if sampling["temperature"] else "temperature 0 (greedy)"]
-    found += [
-        f"{key.replace('_', '-')} {sampling[key]:g}" for key in ("top_k", "top_p", "min_p") if sampling[key] is not None
-    ]
+    found += [f"{key.replace('_', '-')} {sampling[key]:g}" for key in ("top_k", "top_p", "min_p") if sampling[key] is not None]
     penalty = sampling["repetition_penalty"]
     return ", ".join([*found, *([f"repetition-penalty {penalty:g}"] if penalty != 1 else [])])
 

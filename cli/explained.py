@@ -22,9 +22,7 @@ def show_explained(entries: list[dict[str, Any]]) -> None:
         if entry["order"] == "hf":
             happened = entry
             where = "chosen" if drawn else "in the prompt: nothing was drawn"
-            typer.echo(
-                f"token {entry['pos']}, {visible(entry['token'])}, {where} (stages in the order of transformers)"
-            )
+            typer.echo(f"token {entry['pos']}, {visible(entry['token'])}, {where} (stages in the order of transformers)")
         else:
             typer.echo(f"the same in the order of {ORDERS[entry['order']]}: {_compared(happened, entry)}")
         show_table(STAGE, [_stage(row) for row in entry["stages"]])

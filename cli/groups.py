@@ -70,9 +70,7 @@ class Loading(Weights):
 class RunLoading(Weights):
     """Which model reads a run: its own, or one that is named."""
 
-    model: Annotated[
-        str | None, Option("Another model than the run's, with the same tokenizer.", ("--model", "-m"))
-    ] = None
+    model: Annotated[str | None, Option("Another model than the run's, with the same tokenizer.", ("--model", "-m"))] = None
     allow_fetch: Annotated[bool, Option("Download a model that only the run names.", ("--allow-fetch",))] = False
 
     def load_for(self, run: Run, progress: Progress | None) -> LanguageModel:
@@ -84,8 +82,7 @@ class RunLoading(Weights):
             return load(self.model, self, progress=progress)
         if self.revision is not None or self.adapter is not None:
             raise BadOption(
-                "a run says which revision and adapter made it",
-                hint="name the model too, with --model, to use another",
+                "a run says which revision and adapter made it", hint="name the model too, with --model, to use another"
             )
         own = {*NO_WEIGHTS, "revision", "adapter", *(("context_length",) if self.context_length is None else ())}
         given = {key: value for key, value in vars(self).items() if key not in own}
@@ -139,9 +136,7 @@ class NamedModel(SourceOptions):
     ] = "smollm2"  # fmt: skip
 
 
-def load(
-    name: str | None, *groups: SourceOptions | PlacementOptions, progress: Progress | None = None
-) -> LanguageModel:
+def load(name: str | None, *groups: SourceOptions | PlacementOptions, progress: Progress | None = None) -> LanguageModel:
     """A model, by its name and groups of options of which each field is a keyword of `probe.load`."""
     import probe
 
@@ -206,14 +201,10 @@ class PromptSource:
 
     prompt: Annotated[
         str | None,
-        Option(
-            "The prompt; - reads many from standard input (see --file). After --, it may begin with a dash.",
-            argument=True,
-        ),
+        Option("The prompt; - reads many from standard input (see --file). After --, it may begin with a dash.", argument=True),
     ] = None
     file: Annotated[
-        Path | None,
-        Option("Many prompts: .txt (one a line), .jsonl, .json, .csv, .parquet; - for stdin.", ("--file", "-f")),
+        Path | None, Option("Many prompts: .txt (one a line), .jsonl, .json, .csv, .parquet; - for stdin.", ("--file", "-f"))
     ] = None
 
     def prompts(self, form: str | None, column: str | None) -> Any:

@@ -65,11 +65,7 @@ def _show_question(summary: dict[str, Any]) -> None:
     typer.echo(f"{what} put into {into}")
     tokens = ", ".join(f"{d['pos']} {visible(d['clean'])} / {visible(d['corrupt'])}" for d in summary["differing"])
     typer.echo(f"tokens that differ: {tokens or 'none that are aligned'}")
-    idle = (
-        ""
-        if summary["passed"] == summary["cells"]
-        else f", {summary['passed']:,} of them run: the others change nothing"
-    )
+    idle = "" if summary["passed"] == summary["cells"] else f", {summary['passed']:,} of them run: the others change nothing"
     if summary["agreement"] is not None or summary["method"] != "exact":
         _show_agreement(summary)
         return
@@ -100,11 +96,7 @@ def _show_agreement(summary: dict[str, Any]) -> None:
         return
     numbers = ", ".join(
         f"{name} {'undefined' if found[key] is None else format(found[key], '.3f')}"
-        for name, key in (
-            ("Spearman", "spearman"),
-            ("Pearson", "pearson"),
-            ("largest error of an effect", "largest_error"),
-        )
+        for name, key in (("Spearman", "spearman"), ("Pearson", "pearson"), ("largest error of an effect", "largest_error"))
     )
     typer.echo(f"against exact patches of {found['n']} random cells that can matter: {numbers}")
 

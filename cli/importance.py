@@ -11,9 +11,7 @@ from .groups import DrawingOn, Planning, RunLoading, Showing
 
 
 @with_options
-def command(
-    begun: Begun[Importance], drawing: DrawingOn, loading: RunLoading, planning: Planning, showing: Showing
-) -> None:
+def command(begun: Begun[Importance], drawing: DrawingOn, loading: RunLoading, planning: Planning, showing: Showing) -> None:
     """How much does each step of a run's generation matter?"""
     request = begun.build(other_model=loading.model is not None, seed=drawing.seed)  # checked before a model is loaded
     from probe.step_importance import plan_importance, run_importance
@@ -24,9 +22,7 @@ def command(
 
     with showing.progress() as report:
         lm = loading.load_for(open_run(request.run), report)
-        request = replace(
-            request, lm=lm, sampling=drawing.sampling_or_none(lm), out=request.out or "auto", progress=report
-        )
+        request = replace(request, lm=lm, sampling=drawing.sampling_or_none(lm), out=request.out or "auto", progress=report)
         if planning.dry_run:
             show_plan(plan_importance(request), as_json=showing.as_json)
             return

@@ -37,10 +37,7 @@ def show_importance(run: Run, *, quiet: bool) -> None:
         )
     agree = [row for row in summary["agreement"] if row["spearman"] is not None and _base(row["a"]) != _base(row["b"])]
     if agree:
-        cells = [
-            (row["a"], row["b"], f"{row['spearman']:+.2f}", f"{row['kendall']:+.2f}", str(row["steps"]))
-            for row in agree
-        ]
+        cells = [(row["a"], row["b"], f"{row['spearman']:+.2f}", f"{row['kendall']:+.2f}", str(row["steps"])) for row in agree]
         show_table(("method", "and", "Spearman", "Kendall", "steps"), cells)
     typer.echo(f"reference answer {summary['reference']}\nrun: {run_path(run)}")
 

@@ -14,9 +14,7 @@ from .terminal import show_document
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
-app = typer.Typer(
-    help="Models: list, fetch, remove, and what is where in them.", no_args_is_help=True, rich_markup_mode=None
-)
+app = typer.Typer(help="Models: list, fetch, remove, and what is where in them.", no_args_is_help=True, rich_markup_mode=None)
 
 Made = Annotated[str, typer.Argument(help="A model that probe converted, as `probe models ls` names it.")]
 PlaceText = Annotated[str | None, typer.Argument(help="Only what this place matches, e.g. z@all.")]

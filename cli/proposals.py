@@ -53,9 +53,7 @@ def marked(tokens: pd.DataFrame, proposals: pd.DataFrame | None) -> Iterator[tup
     decided = {}
     if proposals is not None:
         told = proposals[proposals["verdict"] != "discarded"]
-        decided = {
-            pos: (verdict, text) for pos, verdict, text in told[["pos", "verdict", "token"]].itertuples(index=False)
-        }
+        decided = {pos: (verdict, text) for pos, verdict, text in told[["pos", "verdict", "token"]].itertuples(index=False)}
     for pos, token in zip(tokens["pos"], tokens["token"], strict=True):
         verdict, proposed = decided.get(pos, ("prompt", ""))
         if verdict == "rejected":

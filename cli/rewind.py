@@ -28,9 +28,7 @@ def command(
 
     with showing.progress() as report:
         lm = loading.load_for(open_run(request.run), report)
-        request = replace(
-            request, lm=lm, sampling=drawing.sampling_or_none(lm), out=request.out or "auto", progress=report
-        )
+        request = replace(request, lm=lm, sampling=drawing.sampling_or_none(lm), out=request.out or "auto", progress=report)
         if planning.dry_run:
             show_plan(plan_rewind(request), as_json=showing.as_json)
             return

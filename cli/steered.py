@@ -24,17 +24,7 @@ def show_scan(run: Run, *, quiet: bool) -> None:
     typer.echo(f"effect on: {found['metric']}; beside {found['controls']} random directions of the same norm")
     show_warnings(run)
     typer.echo("")
-    header = (
-        "strength",
-        "value",
-        "effect",
-        "95 % interval",
-        "random",
-        "least, greatest",
-        "p",
-        "KL",
-        "nats a token lost",
-    )
+    header = ("strength", "value", "effect", "95 % interval", "random", "least, greatest", "p", "KL", "nats a token lost")
     rows = [
         (
             f"{r['strength']:g}", f"{r['value']:.3f}", f"{r['effect']:+.3f}",

@@ -18,9 +18,7 @@ Branch = Annotated[int | None, typer.Option("--branch", min=0, help="Only this b
 
 
 @with_options
-def command(
-    run: RunPath, output: Output, split: Split = "sentence", prompt: PromptId = None, branch: Branch = None
-) -> None:
+def command(run: RunPath, output: Output, split: Split = "sentence", prompt: PromptId = None, branch: Branch = None) -> None:
     """Show the reasoning steps of a run: id, token span, kind, log-prob, mean entropy, text."""
     import probe
     from probe.texts import steps_of

@@ -57,9 +57,7 @@ def _show_totals(summary: dict[str, Any]) -> None:
     """One part a line, or one number a line where there is one part."""
     parts = summary["parts"]
     if len(parts) > 1:
-        rows = [
-            (name, f"{part['tokens']:,}", *(number(part[key]) for key, _ in TOTALS)) for name, part in parts.items()
-        ]
+        rows = [(name, f"{part['tokens']:,}", *(number(part[key]) for key, _ in TOTALS)) for name, part in parts.items()]
         show_table(("part", "tokens", "logprob", "perplexity", "bits a token", "mean entropy"), rows)
         return
     for name, unit in TOTALS:

@@ -153,9 +153,7 @@ def write_bytes(path: Path, data: bytes, *, shared: bool = False) -> Written:
 def write_json(path: Path, value: Any, *, shared: bool = False) -> Written:
     """`write_bytes` of `jsonable(value)`. A half of a surrogate pair, which UTF-8 does not have, is written as its escape."""
     text = json.dumps(jsonable(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return write_bytes(
-        path, re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text).encode(), shared=shared
-    )
+    return write_bytes(path, re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text).encode(), shared=shared)
 
 
 def jsonable(value: Any) -> Any:

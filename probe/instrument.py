@@ -76,9 +76,7 @@ def tapping(model: nn.Module, taps: Mapping[Any, Reader]) -> Iterator[None]:
 
 
 def _input_hook(path: str, readers: list[tuple[Any, Reader]], visits: _Visits) -> Callable[..., Any]:
-    def hook(
-        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         visit, changed = visits.before[path], False
         visits.before[path] += 1
         for tap, reader in readers:

@@ -25,11 +25,7 @@ def running(request: Request, lm: LanguageModel | None, *, word: str = "", **res
     path = stores.place_for(request.command, request.out, word=word, resume=request.resume)
     about = {} if lm is None else {"model": lm.name, "dtype": str(lm.dtype)}
     with stores.create(
-        path,
-        command=request.command,
-        arguments=request.arguments(),
-        resolved={**about, **resolved},
-        resume=request.resume,
+        path, command=request.command, arguments=request.arguments(), resolved={**about, **resolved}, resume=request.resume
     ) as writer:
         yield Running(request, lm, writer)
 

@@ -21,24 +21,7 @@ BOS = "<s>"
 PEOPLE = ("Mary", "John", "Anna", "Paul", "Ruth", "Omar")
 PLACES = ("Rome", "Oslo", "Cairo", "Lima", "Delhi", "Quito")
 KINDS = ("born", "lives")
-OTHERS = (
-    "the",
-    "and",
-    "went",
-    "gave",
-    "saw",
-    "met",
-    "then",
-    "when",
-    "store",
-    "book",
-    "red",
-    "blue",
-    "old",
-    "new",
-    "in",
-    "at",
-)
+OTHERS = ("the", "and", "went", "gave", "saw", "met", "then", "when", "store", "book", "red", "blue", "old", "new", "in", "at")
 WORDS = (BOS, *PEOPLE, *PLACES, *KINDS, *OTHERS, *(f"w{i}" for i in range(9)))
 N_WORDS, N_POSITIONS, D_HEAD, N_HEADS = len(WORDS), 32, 48, 4
 EPSILON = 1e8  # of the norms: their scale is constant to about 1e-8
@@ -211,7 +194,5 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
     words = Tokenizer(models.WordLevel(_ids, unk_token=WORDS[-1]))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, 0)]
-    )
+    words.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, 0)])
     return PreTrainedTokenizerFast(tokenizer_object=words, bos_token=BOS, eos_token=BOS)

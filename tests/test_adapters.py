@@ -32,8 +32,7 @@ def adapter(tmp_path: Path) -> Path:
 def lora(directory: Path, *, seed: int = 0, **config: Any) -> Path:
     torch.manual_seed(seed)
     adapted = peft.get_peft_model(
-        tiny("llama")[0],
-        peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False, **config),
+        tiny("llama")[0], peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False, **config)
     )
     adapted.save_pretrained(directory)
     return directory

@@ -143,9 +143,7 @@ def test_the_last_stream_through_norm_and_head_is_the_logits(family: str) -> Non
         x = model.get_submodule(anatomy.head)(x) * anatomy.readout.scale
     if anatomy.readout.cap is not None:
         x = anatomy.readout.cap * torch.tanh(x / anatomy.readout.cap)
-    assert close(
-        x, seen[logits], 1e-9 if seen[logits].dtype == torch.float64 else 1e-6
-    )  # some give float32 whatever they are
+    assert close(x, seen[logits], 1e-9 if seen[logits].dtype == torch.float64 else 1e-6)  # some give float32 whatever they are
     assert seen[logits].shape[-1] == anatomy.d_vocab
 
 
@@ -203,9 +201,7 @@ def test_a_head_of_z_is_that_head(family: str) -> None:
     tap, width = anatomy.tap("z", layer), anatomy.layers[layer].d_head
     before = run(model, {tap})[tap]
     with torch.no_grad():
-        model.get_submodule(f"{anatomy.layers[layer].attention}.q_proj").weight[head * width : (head + 1) * width] += (
-            0.3
-        )
+        model.get_submodule(f"{anatomy.layers[layer].attention}.q_proj").weight[head * width : (head + 1) * width] += 0.3
     change = (run(model, {tap})[tap] - before).abs().reshape(IDS.shape[1], anatomy.n_heads("z", layer), width)
     if family == "olmo2":  # one norm over all heads' queries
         assert change[:, head].max() > 2 * change[:, [0, 2, 3]].max()
@@ -213,9 +209,7 @@ def test_a_head_of_z_is_that_head(family: str) -> None:
         assert change.amax((0, 2)).nonzero().flatten().tolist() == [head]
 
 
-@pytest.mark.parametrize(
-    "family", ["llama", "gpt2", "mixtral", "qwen3", "gemma2", "gpt_oss", "gpt_neox", "deepseek_v3"]
-)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "qwen3", "gemma2", "gpt_oss", "gpt_neox", "deepseek_v3"])
 def test_numbers_are_those_of_the_config(family: str) -> None:
     model, anatomy, _ = built(family)
     config = model.config
@@ -328,9 +322,7 @@ def test_a_model_without_a_chain_of_blocks_says_why(family: str, why: str) -> No
 
 
 @pytest.mark.slow
-def test_attention_over_something_else_than_the_texts_positions_is_none_of_ours(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_attention_over_something_else_than_the_texts_positions_is_none_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """inkling2 attends over its blocks at each position: its "heads" would be as many as there are tokens."""
     model, _ = tiny("inkling2_text")
     anatomy = find(model)
@@ -401,12 +393,7 @@ def test_other_precisions_have_the_same_anatomy(family: str, dtype: torch.dtype)
     other = find(copy.deepcopy(model if dtype != torch.float64 else double).to(dtype))
     assert other.readout_exact and other.readout == anatomy.readout
     for one, two in zip(other.layers, anatomy.layers, strict=True):
-        assert (one.equation, one.taps, one.attention, one.writes) == (
-            two.equation,
-            two.taps,
-            two.attention,
-            two.writes,
-        )
+        assert (one.equation, one.taps, one.attention, one.writes) == (two.equation, two.taps, two.attention, two.writes)
 
 
 def test_small_logits_do_not_hide_a_cap_in_few_bits() -> None:

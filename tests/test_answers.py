@@ -188,9 +188,7 @@ def test_reading_is_linear(unit: str, how: str) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(
-    st.lists(
-        st.sampled_from(["x+1", "1+x", "(x+1)^2", "x^2+2*x+1", "sqrt(8)", "2*sqrt(2)", "7", NONE, "paris"]), max_size=6
-    )
+    st.lists(st.sampled_from(["x+1", "1+x", "(x+1)^2", "x^2+2*x+1", "sqrt(8)", "2*sqrt(2)", "7", NONE, "paris"]), max_size=6)
 )
 def test_merging_is_an_equivalence(keys: list[str]) -> None:
     """Any order, any company: two keys are one class or they aren't; a class goes by its first key."""

@@ -160,14 +160,7 @@ def test_single_heads_patterns_and_scores(family: str) -> None:
 def test_whole_heads_beside_the_top_ones() -> None:
     lm, _ = loaded("llama")
     sink = MemorySink()
-    read(
-        lm,
-        repetitive(30)[None],
-        [30],
-        cells=cells_of(lm, "pattern@1.2"),
-        attention=AttentionSpec.parse("topk:2"),
-        sink=sink,
-    )
+    read(lm, repetitive(30)[None], [30], cells=cells_of(lm, "pattern@1.2"), attention=AttentionSpec.parse("topk:2"), sink=sink)
     assert {h for piece in sink.attention_pieces[0, 1] for h in piece["head"].tolist()} == {0, 1, 2, 3}
     whole = [p for p in sink.attention_pieces[0, 1] if p["keys"] is None]
     top = [p for p in sink.attention_pieces[0, 1] if p["keys"] is not None]
@@ -312,14 +305,7 @@ def test_a_pattern_set_by_hand() -> None:
         sink = MemorySink()
         if source == "given":
             reader = AttentionReader(
-                AttentionSpec.parse("topk:2"),
-                ids[None],
-                [n],
-                sink,
-                layers={},
-                patterns={},
-                scores={},
-                emit=lambda *_: None,
+                AttentionSpec.parse("topk:2"), ids[None], [n], sink, layers={}, patterns={}, scores={}, emit=lambda *_: None
             )
             assert reader.read_returned(0, torch.from_numpy(w[None]).float(), causal=True)
         else:  # keys are the unit vectors, so a query is its own row of scores
@@ -334,9 +320,7 @@ def test_a_pattern_set_by_hand() -> None:
         np.testing.assert_allclose(card["distance"], [1, 4, 2, (1 + 2 + 3 + 4 * 2) / 7], rtol=1e-6)
         # queries 4 to 7 hold a token seen before; it stood three earlier (and six, for the last), and two is after it
         np.testing.assert_allclose(card["induction"][[0, 1, 3]], [0, 0, 1], atol=1e-6)
-        np.testing.assert_allclose(
-            card["duplicate"][[0, 1, 2, 3]], [0, 0, (1 / 5 + 1 / 6 + 1 / 7 + 2 / 8) / 4, 0], atol=1e-6
-        )
+        np.testing.assert_allclose(card["duplicate"][[0, 1, 2, 3]], [0, 0, (1 / 5 + 1 / 6 + 1 / 7 + 2 / 8) / 4, 0], atol=1e-6)
         check_lines(sink.row_pieces[0, 0], w, ids.numpy())
         check_top(sink.attention_pieces[0, 0][0], w, 2)
 

@@ -105,9 +105,7 @@ def test_a_part_is_what_the_logit_loses_without_it(family: str) -> None:
 
     def keep(name: str) -> Callable[..., None]:
         def hook(_: object, args: tuple[Tensor, ...], output: Any) -> None:
-            seen[name] = (args[0] if name == "in" else output if isinstance(output, Tensor) else output[0])[
-                0, -1
-            ].double()
+            seen[name] = (args[0] if name == "in" else output if isinstance(output, Tensor) else output[0])[0, -1].double()
 
         return hook
 
@@ -121,9 +119,7 @@ def test_a_part_is_what_the_logit_loses_without_it(family: str) -> None:
     centred = family == "gpt2"
     spread = ((x - x.mean() if centred else x).pow(2).mean() + eps).sqrt()
     part = seen["mlp"] - seen["mlp"].mean() if centred else seen["mlp"]
-    mlp = run.attribution[
-        (run.attribution["component"] == "mlp") & (run.attribution["layer"] == lm.anatomy.n_layers - 1)
-    ]
+    mlp = run.attribution[(run.attribution["component"] == "mlp") & (run.attribution["layer"] == lm.anatomy.n_layers - 1)]
     assert float(mlp["contribution"].iloc[0]) == pytest.approx(float((row * w * part / spread).sum()), abs=2e-5)
 
 
@@ -156,9 +152,7 @@ def test_an_edit_is_at_work_and_one_that_the_lens_does_not_read_is_refused() -> 
     lm = loaded("llama")
     run = probe.lens(lm, TEXT, edit="mlp_out@2=zero", position="last", top=2)
     with torch.no_grad():
-        handle = lm.model.model.layers[2].mlp.register_forward_hook(
-            lambda *_: torch.zeros(1, len(lm.encode(TEXT).ids), 64)
-        )
+        handle = lm.model.model.layers[2].mlp.register_forward_hook(lambda *_: torch.zeros(1, len(lm.encode(TEXT).ids), 64))
         wanted = lm.model(torch.tensor([lm.encode(TEXT).ids])).logits[0, -1].double().log_softmax(-1).topk(2).values
         handle.remove()
     np.testing.assert_allclose(run.lens["top_logprobs"].iloc[-1], wanted, atol=1e-5)

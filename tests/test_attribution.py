@@ -64,12 +64,7 @@ def test_slopes_are_those_of_autograd_by_hand_in_float64() -> None:
 
     handles = [model.transformer.wte.register_forward_hook(lambda _m, _i, out: out.detach().requires_grad_())]
     for i, block in enumerate(blocks):
-        for site, module in (
-            ("attn_out", block.attn),
-            ("mlp_out", block.mlp),
-            ("z", block.attn.c_proj),
-            ("resid_post", block),
-        ):
+        for site, module in (("attn_out", block.attn), ("mlp_out", block.mlp), ("z", block.attn.c_proj), ("resid_post", block)):
             handles.append(module.register_forward_hook(keep((site, i))))
     metric = difference(lm)(model(torch.tensor([corrupt])).logits[:, -1])[0]
     metric.backward()
@@ -191,10 +186,7 @@ def test_integrated_gradients_of_the_embedding_add_up_to_the_whole_difference() 
 def test_the_sample_is_run_and_its_correlation_is_stored() -> None:
     lm = loaded("gpt2")
     asked = {**ASKED, "sites": ["resid_pre", "mlp_out"]}
-    guess, exact = (
-        probe.patch(lm, **asked, method="attribution", sample=12, seed=3),
-        probe.patch(lm, **asked),
-    )
+    guess, exact = (probe.patch(lm, **asked, method="attribution", sample=12, seed=3), probe.patch(lm, **asked))
     frame = guess.patches
     tried = frame["exact"].notna()
     assert tried.sum() == 12 and (frame["passed"] == tried).all()
@@ -258,9 +250,7 @@ def test_options_that_do_not_go_together(what: dict[str, object], message: str) 
 
 def test_the_shell_does_it_too(shell) -> None:
     words = ["patch", "-m", "tiny:gpt2", "--clean", CLEAN, "--corrupt", CORRUPT, "--answer", "a", "--against", "b"]
-    done = shell(
-        *words, "--sites", "z", "--method", "attribution", "--ig", "2", "--sample", "5", "--out", "r", "--no-progress"
-    )
+    done = shell(*words, "--sites", "z", "--method", "attribution", "--ig", "2", "--sample", "5", "--out", "r", "--no-progress")
     assert done.returncode == 0, done.stderr
     assert "estimated from the gradient, averaged over 2 points" in done.stdout
     assert "exact patches of 5 random cells" in done.stdout and "Spearman" in done.stdout

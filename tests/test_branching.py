@@ -165,9 +165,7 @@ def test_what_is_known_after_a_prefix_is_a_forward_over_it(family: str) -> None:
         found = dict(compute(lm, prefixes))
         assert list(found) == prefixes
         for prefix, known in found.items():
-            torch.testing.assert_close(
-                known.logits, lm.model(torch.tensor([prefix])).logits[:, -1], atol=1e-5, rtol=1e-5
-            )
+            torch.testing.assert_close(known.logits, lm.model(torch.tensor([prefix])).logits[:, -1], atol=1e-5, rtol=1e-5)
             assert known.cache.get_seq_length() == len(prefix)
 
 

@@ -71,14 +71,10 @@ def plain(lm: probe.LanguageModel, ids: Tensor) -> Tensor:
 
 def cells_of(lm: probe.LanguageModel, places: Sequence[str]) -> tuple[Cell, ...]:
     a = lm.anatomy
-    return resolve(
-        [p for text in places for p in parse_places(text)], n_layers=a.n_layers, n_heads=a.n_heads, has=a.has
-    )
+    return resolve([p for text in places for p in parse_places(text)], n_layers=a.n_layers, n_heads=a.n_heads, has=a.has)
 
 
-def capture(
-    lm: probe.LanguageModel, ids: Tensor, places: Sequence[str], lengths: Sequence[int] = (), **more: Any
-) -> Any:
+def capture(lm: probe.LanguageModel, ids: Tensor, places: Sequence[str], lengths: Sequence[int] = (), **more: Any) -> Any:
     sink = MemorySink()
     read(lm, ids, lengths or [ids.shape[1]] * len(ids), cells=cells_of(lm, places), sink=sink, **more)
     return sink.activations
@@ -123,9 +119,7 @@ def test_capturing_changes_no_logit(family: str) -> None:
     lm = loaded(family)
     ids = drawn(lm, 2, 40)
     before = plain(lm, ids)
-    everything = ["logits", "final_norm", *STREAM] + [
-        f"{s}@all" for s in ("z", "q", "pattern", "scores") if family != "bloom"
-    ]
+    everything = ["logits", "final_norm", *STREAM] + [f"{s}@all" for s in ("z", "q", "pattern", "scores") if family != "bloom"]
     for spec in ("none", "topk:3", "full"):
         found = capture(lm, ids, everything, attention=AttentionSpec.parse(spec), lens=spec == "full")
         assert torch.equal(found["logits", -1, None], before)
@@ -188,9 +182,7 @@ def test_a_ragged_batch_is_each_alone(family: str) -> None:
     together = read(lm, ids, LENGTHS, cells=cells, attention=AttentionSpec.parse("summary"), lens=True, sink=sink)
     for b, n in enumerate(LENGTHS):
         own = MemorySink()
-        alone = read(
-            lm, ids[b : b + 1, :n], [n], cells=cells, attention=AttentionSpec.parse("summary"), lens=True, sink=own
-        )
+        alone = read(lm, ids[b : b + 1, :n], [n], cells=cells, attention=AttentionSpec.parse("summary"), lens=True, sink=own)
         for key, value in own.activations.items():
             close(sink.activations[key][b : b + 1, :n], value, key)
         for name, value in alone.scores[0]._asdict().items():
@@ -221,11 +213,7 @@ def test_queries_keys_and_values_are_projections_normed_and_rotated(family: str)
     ids, model = drawn(lm, 2, 20), lm.model.model
     found = capture(lm, ids, ["q@all", "k@all", "v@all"])
     names = {"q": "q_proj", "k": "k_proj", "v": "v_proj"}
-    wanted = {
-        (s, i): (f"model.layers.{i}.self_attn.{p}", "output")
-        for s, p in names.items()
-        for i in range(len(model.layers))
-    }
+    wanted = {(s, i): (f"model.layers.{i}.self_attn.{p}", "output") for s, p in names.items() for i in range(len(model.layers))}
     with torch.no_grad():
         linear = seen_by_hooks(lm.model, ids, wanted)
         cos, sin = model.rotary_emb(linear["q", 0], torch.arange(20)[None])

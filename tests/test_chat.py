@@ -66,28 +66,12 @@ def test_a_part_that_is_no_text_is_refused(lm: LanguageModel) -> None:
 
 
 LOSSES = [
-    (
-        UNTHOUGHT,
-        [user("a?"), user(RECORDED, "assistant")],
-        "message 1 (assistant): '<think> 12 and 30 gives 42. </think>'",
-    ),
-    (
-        "{{ messages[-1]['content'] }}",
-        [user("Be brief.", "system"), user("a?")],
-        "drops the system message: 'Be brief.'",
-    ),
+    (UNTHOUGHT, [user("a?"), user(RECORDED, "assistant")], "message 1 (assistant): '<think> 12 and 30 gives 42. </think>'"),
+    ("{{ messages[-1]['content'] }}", [user("Be brief.", "system"), user("a?")], "drops the system message: 'Be brief.'"),
     ("{{ messages[-1]['content'] }}", [user("a?"), user("a?")], "message 0 (user): 'a?'"),
-    (
-        "You are kind. {{ messages[-1]['content'] }}",
-        [user("You", "system"), user("a?")],
-        "drops the system message: 'You'",
-    ),
+    ("You are kind. {{ messages[-1]['content'] }}", [user("You", "system"), user("a?")], "drops the system message: 'You'"),
     (PLAIN, [user("b", "assistant", reasoning_content="since a")], "message 0 (assistant, reasoning): 'since a'"),
-    (
-        PLAIN,
-        [user("", tool_calls=[{"function": {"name": "add", "arguments": {"x": "12"}}}])],
-        "(user, tool call): 'add'",
-    ),
+    (PLAIN, [user("", tool_calls=[{"function": {"name": "add", "arguments": {"x": "12"}}}])], "(user, tool call): 'add'"),
     ("{{ messages[0]['content'][:9] }}", [user("one two three")], "message 0 (user): 'one two three'"),
 ]
 
@@ -133,10 +117,7 @@ ENDLESS = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
         ("{{ raise_exception('roles\nalternate') }}", "refuses these messages: roles alternate"),
         ("{% if x %}", "refuses these messages: Unexpected end of template."),
         (ENDLESS, "does not end within 0.2 s"),
-        (
-            "{% macro f(n) %}{% for i in range(9) %}{{ f(n - 1) if n else '' }}{% endfor %}{% endmacro %}{{ f(99) }}",
-            "0.2 s",
-        ),
+        ("{% macro f(n) %}{% for i in range(9) %}{{ f(n - 1) if n else '' }}{% endfor %}{% endmacro %}{{ f(99) }}", "0.2 s"),
     ],
 )
 def test_a_template_that_fails_is_one_line(lm: LanguageModel, monkeypatch: Any, template: str, said: str) -> None:
@@ -166,10 +147,7 @@ def test_template_options(lm: LanguageModel) -> None:
     assert options == {"enable_thinking": False}
     assert rendered(lm, template, user("a"), template_options=options).text == "[user] a\n<think></think>"
     assert parse_options(["a=[1]", "b=x=y"]) == {"a": [1], "b": "x=y"}
-    for wrong, said in (
-        ({"thinking": 1}, "does not read 'thinking'"),
-        ({"tokenize": True}, "no option of a chat template"),
-    ):
+    for wrong, said in (({"thinking": 1}, "does not read 'thinking'"), ({"tokenize": True}, "no option of a chat template")):
         with pytest.raises(BadOption, match=said):
             rendered(lm, template + "{{ tokenize }}", user("a"), template_options=wrong)
     for text in ("thinking", "=1", "a b=1"):
@@ -211,14 +189,7 @@ def test_another_prompt_goes_through_the_template_as_the_first_did(lm: LanguageM
     """The run's system message and options hold for `prompt_b` too; a rewind says at what temperature it drew."""
     lm.tokenizer.chat_template = PLAIN + "{{ mood }}"
     run = probe.trace(
-        lm,
-        "a?",
-        chat=True,
-        system="Be brief.",
-        template_options={"mood": "calm"},
-        generate=6,
-        attention="none",
-        out=None,
+        lm, "a?", chat=True, system="Be brief.", template_options={"mood": "calm"}, generate=6, attention="none", out=None
     )
     done = probe.rewind(run, lm=lm, to=str(len(run.tokens) - 2), split="token", prompt_b="b?", samples=2, out=None)
     edited = done.branches[done.branches["arm"] == "edited"].iloc[0]
@@ -229,9 +200,7 @@ def test_another_prompt_goes_through_the_template_as_the_first_did(lm: LanguageM
 
 
 @pytest.mark.parametrize("content", ["Be brief.", parts("Be ", "brief.")])
-def test_another_prompt_beside_messages_keeps_their_system_message(
-    lm: LanguageModel, content: Any, tmp_path: Path
-) -> None:
+def test_another_prompt_beside_messages_keeps_their_system_message(lm: LanguageModel, content: Any, tmp_path: Path) -> None:
     """Messages of a file go through the template unasked: so does `prompt_b`, also of a run that was rewound before."""
     lm.tokenizer.chat_template = PLAIN
     rows = [{"messages": [user("first?")]}, {"messages": [user(content, "system"), user("a?")]}]

@@ -21,9 +21,7 @@ def test_the_marked_text_is_what_the_tables_say(shell, tmp_path: Path) -> None:
     without = re.sub(r"\[-.*?-\]", "", text, flags=re.DOTALL)
     plain = re.sub(r"\{[+=](.*?)[+=]\}", r"\1", without, flags=re.DOTALL)
     tokens, proposals = (pd.read_parquet(tmp_path / "run" / f"{t}.parquet") for t in ("tokens", "proposals"))
-    printed = "".join(
-        t if t.isprintable() or t in "\n\t" else t.encode("unicode_escape").decode() for t in tokens["token"]
-    )
+    printed = "".join(t if t.isprintable() or t in "\n\t" else t.encode("unicode_escape").decode() for t in tokens["token"])
     assert plain == printed
     assert text.count("[-") == (proposals["verdict"] == "rejected").sum()
     assert "accepted/drafted" in done.stdout and "speed-up" not in done.stdout

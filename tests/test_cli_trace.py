@@ -79,9 +79,7 @@ def test_a_model_without_attention_says_so_once(shell, tmp_path: Path) -> None:
     assert warning.startswith("warning: no attention recorded at layers 0..2: ")
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["warnings"] == [warning[len("warning: ") :]]
     failed(shell("trace", "x", "--model", "tiny:mamba", "--capture", "pattern@all", "--out", "no"), 1, "pattern")
-    failed(
-        shell("trace", "x", "--model", "tiny:mixtral", "--capture", "mlp_post@all", "--out", "no"), 1, "no layer has"
-    )
+    failed(shell("trace", "x", "--model", "tiny:mixtral", "--capture", "mlp_post@all", "--out", "no"), 1, "no layer has")
 
 
 @pytest.mark.parametrize("family", ["xlnet", "deepseek_v4", "llama"])
@@ -127,9 +125,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("words", "code", "said"), BAD, ids=lambda v: " ".join(v)[:60] if isinstance(v, tuple) else None
-)
+@pytest.mark.parametrize(("words", "code", "said"), BAD, ids=lambda v: " ".join(v)[:60] if isinstance(v, tuple) else None)
 def test_bad_input_is_one_clear_line(shell, words: tuple[str, ...], code: int, said: str) -> None:
     failed(shell(*words), code, said)
 
@@ -207,6 +203,4 @@ def test_exit_codes_say_whether_anything_could_be_done(shell, tmp_path: Path) ->
 def test_several_prompts_are_a_row_each(shell) -> None:
     done = shell("trace", "-", *TINY, "--generate", "2", "--out", "run", stdin="one\n\ntwo words\n")
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert ["0", '"one"', "2"] in [line[:3] for line in lines] and ["2", '"two', 'words"', "2"] in [
-        line[:4] for line in lines
-    ]
+    assert ["0", '"one"', "2"] in [line[:3] for line in lines] and ["2", '"two', 'words"', "2"] in [line[:4] for line in lines]

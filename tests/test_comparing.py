@@ -60,8 +60,7 @@ def check(table, ids: list[int], za: np.ndarray, zb: np.ndarray, *, atol: float 
 
 
 @pytest.mark.parametrize(
-    ("a", "b"),
-    [("llama", "gpt2"), ("gemma2", "llama"), ("gpt_neox", "mixtral"), ("mamba", "llama"), ("cohere", "falcon_h1")],
+    ("a", "b"), [("llama", "gpt2"), ("gemma2", "llama"), ("gpt_neox", "mixtral"), ("mamba", "llama"), ("cohere", "falcon_h1")]
 )
 def test_every_column_is_that_of_two_plain_forwards(a: str, b: str) -> None:
     x, y = probe.load(f"tiny:{a}"), probe.load(f"tiny:{b}")
@@ -202,9 +201,7 @@ def test_other_tokenizers_are_aligned_by_characters(smollm2) -> None:
         ids = lm.encode(text).ids
         z = plain(lm, ids)
         own = np.log(softmax(z[:-1]))[np.arange(len(ids) - 1), ids[1:]]
-        for (
-            row
-        ) in rows.itertuples():  # of a segment: log-prob of its end less that of its beginning, from decoded prefixes
+        for row in rows.itertuples():  # of a segment: log-prob of its end less that of its beginning, from decoded prefixes
             before, after = (next(i for i in range(len(ids) + 1) if lm.tokenizer.decode(ids[:i], skip_special_tokens=True)
                                   == text[:end]) for end in (row.text_start, row.text_end))  # fmt: skip
             last = max(after, before + getattr(row, f"tokens_{side}"))

@@ -172,12 +172,7 @@ def test_the_context_ends_a_row_whatever_stands_beside_it(endless, monkeypatch) 
     lm = endless("llama")
     monkeypatch.setattr(lm, "context_length", 20)
     found = decode(lm, [drawn(17), drawn(20), drawn(5), drawn(25)], max_new=6, sampling=Sampling())
-    assert [(len(c.ids), c.stop_reason) for c in found] == [
-        (3, "context"),
-        (0, "context"),
-        (6, "length"),
-        (0, "context"),
-    ]
+    assert [(len(c.ids), c.stop_reason) for c in found] == [(3, "context"), (0, "context"), (6, "length"), (0, "context")]
 
 
 def test_nothing_asked_is_nothing_done(endless) -> None:

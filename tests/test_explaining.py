@@ -106,10 +106,7 @@ def test_the_order_of_transformers_is_its_processors() -> None:
 def test_what_llamacpp_does_otherwise_with_ties_and_old_tokens() -> None:
     flat, ids = torch.zeros(9), torch.tensor([3])
     assert int(stages(flat, ids, Sampling(1.0, top_k=2), "hf")[-1].logprobs.isfinite().sum()) == 9
-    assert stages(flat, ids, Sampling(1.0, top_k=2), "llamacpp")[-1].logprobs.isfinite().nonzero()[:, 0].tolist() == [
-        0,
-        1,
-    ]
+    assert stages(flat, ids, Sampling(1.0, top_k=2), "llamacpp")[-1].logprobs.isfinite().nonzero()[:, 0].tolist() == [0, 1]
     long, sampling = torch.tensor([3] + [5] * 64), Sampling(1.0, repetition_penalty=2.0)
     logits = torch.ones(9)
     assert float(stages(logits, long, sampling, "hf")[-1].logprobs[3]) < float(
@@ -117,9 +114,7 @@ def test_what_llamacpp_does_otherwise_with_ties_and_old_tokens() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "name", ["tiny:llama", "tiny:gpt2", "tiny:gemma2", "tiny:gpt_neox", "tiny:mamba", "tiny:mixtral"]
-)
+@pytest.mark.parametrize("name", ["tiny:llama", "tiny:gpt2", "tiny:gemma2", "tiny:gpt_neox", "tiny:mamba", "tiny:mixtral"])
 def test_the_path_ends_at_the_token_that_decoding_chose(name: str) -> None:
     lm = probe.load(name)
     run = probe.trace(lm, ["Hello there", "Hi"], generate=12, sampling=WARM, explain="completion", order="all")

@@ -36,9 +36,7 @@ def names(lm: LanguageModel, ids: list[int]) -> list[str]:
     return lm.tokenizer.convert_ids_to_tokens(ids)
 
 
-@pytest.mark.parametrize(
-    ("prompt", "answer", "expected"), [("Ho a?", " 7", "▁7"), ("a=", "7", "7"), ("a is", " a.", "▁a")]
-)
+@pytest.mark.parametrize(("prompt", "answer", "expected"), [("Ho a?", " 7", "▁7"), ("a=", "7", "7"), ("a is", " a.", "▁a")])
 def test_an_answer_is_the_tokens_of_prompt_and_answer_together(
     sentencepiece: LanguageModel, prompt: str, answer: str, expected: str
 ) -> None:

@@ -24,10 +24,7 @@ from probe.step_importance.task import Measured, StepImportance, Task
 from probe.texts import trajectory
 from tests.test_rewind import same_tables, written
 
-NAMES, THINGS = (
-    ["Alice", "Bob", "Carol", "David", "Emma", "Frank"],
-    ["piano", "violin", "drum", "flute", "guitar", "trumpet"],
-)
+NAMES, THINGS = (["Alice", "Bob", "Carol", "David", "Emma", "Frank"], ["piano", "violin", "drum", "flute", "guitar", "trumpet"])
 REASONING = (
     "First we count all apples here. There are 12 apples. Then we add 7 more. So there are 19 apples now. "
     "Wait, that is not right. We have to take 2 away. That leaves 17 apples. So the answer is 17."
@@ -92,9 +89,7 @@ def test_rescoring_is_a_text_without_the_step(tiny) -> None:
         lost = scores(ids, n) - scores(ids[: step.start] + ids[step.end :], n)
         assert rows[i].estimate == pytest.approx(lost[steps[-1].start - step.end :].sum(), abs=1e-4)
         for j in range(i + 1, len(steps)):
-            assert matrix[i, j] == pytest.approx(
-                lost[steps[j].start - step.end : steps[j].end - step.end].mean(), abs=1e-5
-            )
+            assert matrix[i, j] == pytest.approx(lost[steps[j].start - step.end : steps[j].end - step.end].mean(), abs=1e-5)
     assert np.isnan(matrix[np.tril_indices(len(steps))]).all()
 
 
@@ -209,10 +204,7 @@ def test_weights_are_shuffled_among_the_steps_that_count(tiny) -> None:
     even, one = matrix[:1], matrix[:1].copy()
     one[:, 4:, 7] = 8.0
     for own, peaked in ((even, False), (one, True)):
-        null = [
-            receiver_heads.kurtosis(receiver_heads.vertical(receiver_heads.shuffled(own, random)))[0]
-            for _ in range(200)
-        ]
+        null = [receiver_heads.kurtosis(receiver_heads.vertical(receiver_heads.shuffled(own, random)))[0] for _ in range(200)]
         assert (receiver_heads.kurtosis(receiver_heads.vertical(own))[0] > np.quantile(null, 0.95)) == peaked
 
 
@@ -566,14 +558,7 @@ def test_a_row_of_the_registry_is_what_its_method_does(name: str, markov) -> Non
     others; and the model reads no more than the plan says."""
     method, lm = METHODS[name], markov
     source = written(lm, "Then b.\n a" * 9)
-    what = {
-        "samples": 12,
-        "max_new": 4,
-        "split": "token",
-        "answer": "regex=[01]",
-        "expect": "1",
-        "candidates": ("0", "1"),
-    }
+    what = {"samples": 12, "max_new": 4, "split": "token", "answer": "regex=[01]", "expect": "1", "candidates": ("0", "1")}
     done = probe.importance(source, lm=lm, method=name, sampling=Sampling(temperature=1.0), **what)
     assert not done.importance["unit"].isna().any() and done.importance["method"].str.startswith(name).all()
     fixed = {"run_id", "method", "step", "estimate", "unit", "kind", "text"}

@@ -53,11 +53,7 @@ def test_reading_changes_nothing_and_sees_inputs_and_outputs(llama: nn.Module) -
 
 @pytest.mark.parametrize(
     "tap",
-    [
-        Tap("model.layers.2", "input", 0),
-        Tap("model.layers.1", "output", 0),
-        Tap("model.layers.2.input_layernorm", "input", 0),
-    ],
+    [Tap("model.layers.2", "input", 0), Tap("model.layers.1", "output", 0), Tap("model.layers.2.input_layernorm", "input", 0)],
 )
 def test_what_a_reader_returns_takes_the_activations_place(llama: nn.Module, tap: Tap) -> None:
     plain = logits(llama)

@@ -110,9 +110,7 @@ def hooked(target: nn.Module, change: Callable[[Tensor], Tensor], *, side: str =
         return change(output) if isinstance(output, Tensor) else (change(output[0]), *output[1:])
 
     handle = (
-        target.register_forward_hook(after)
-        if side == "output"
-        else target.register_forward_pre_hook(before, with_kwargs=True)
+        target.register_forward_hook(after) if side == "output" else target.register_forward_pre_hook(before, with_kwargs=True)
     )
     try:
         yield
@@ -522,9 +520,7 @@ def test_a_cut_everywhere_is_a_plain_additive_mask(family: str, implementation: 
 def by_hand(call: Any, head: int, visible: Tensor) -> Tensor:
     """z (batch, query, d) of one head from what an attention function was given, in float64, with sinks and cap."""
     group = call.query.shape[1] // call.key.shape[1]
-    query, key, value = (
-        t.double() for t in (call.query[:, head], call.key[:, head // group], call.value[:, head // group])
-    )
+    query, key, value = (t.double() for t in (call.query[:, head], call.key[:, head // group], call.value[:, head // group]))
     scores = query @ key.transpose(1, 2) * call.scaling
     if call.softcap:
         scores = torch.tanh(scores / call.softcap) * call.softcap
@@ -601,14 +597,9 @@ def test_an_attention_that_takes_no_mask_refuses_a_cut(monkeypatch: pytest.Monke
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "flash_attention_9", unmasked)
     lm.model.config._attn_implementation = "flash_attention_9"
-    with (
-        applying(lm, [cut], start=0),
-        pytest.raises(BadEdit, match="'flash_attention_9' takes no mask"),
-    ):
+    with applying(lm, [cut], start=0), pytest.raises(BadEdit, match="'flash_attention_9' takes no mask"):
         lm.model.model.layers[0].self_attn(
-            torch.zeros(1, 6, 64),
-            position_embeddings=(torch.ones(1, 6, 16), torch.zeros(1, 6, 16)),
-            attention_mask=None,
+            torch.zeros(1, 6, 64), position_embeddings=(torch.ones(1, 6, 16), torch.zeros(1, 6, 16)), attention_mask=None
         )
 
 
@@ -772,10 +763,7 @@ def test_gradients_flow_through_edits() -> None:
     for place in ("resid_mid@1:3", "attn_out@1:3"):
         with applying(lm, [Add(cell(lm, place), vector)]):
             (slope,) = torch.autograd.grad(lm.model(ids).logits[0, -1, 7], vector)
-        with (
-            torch.inference_mode(),
-            applying(lm, [Noise(cell(lm, place), 0.1), Resample(cell(lm, place), torch.ones(3, 64))]),
-        ):
+        with torch.inference_mode(), applying(lm, [Noise(cell(lm, place), 0.1), Resample(cell(lm, place), torch.ones(3, 64))]):
             lm.model(ids)  # what it leaves in memory must not be of inference mode
         pool = torch.ones(3, 64, requires_grad=True)
         with applying(lm, [Resample(cell(lm, place), pool), Noise(cell(lm, place), 0.1)]):
@@ -820,9 +808,7 @@ def test_a_run_patched_into_itself_is_nothing_and_into_another_text_is_its_value
 
 def test_means_and_draws_are_of_the_whole_run(run: probe.Run) -> None:
     lm = loaded("llama")
-    mean, heads, drawn_ = parse_edits(
-        lm, ["mlp_out@1=mean:R", "z@1.2,1.0=mean:R", "z@1.2=resample:R:5"], runs={"R": run}
-    )
+    mean, heads, drawn_ = parse_edits(lm, ["mlp_out@1=mean:R", "z@1.2,1.0=mean:R", "z@1.2=resample:R:5"], runs={"R": run})
     assert isinstance(mean, Mean) and isinstance(heads, Mean) and isinstance(drawn_, Resample)
     expected = torch.from_numpy(run.activation("mlp_out", 1).copy()).double().mean(0)
     torch.testing.assert_close(mean.vector.double(), expected, rtol=0, atol=1e-6)
@@ -897,9 +883,7 @@ def test_an_edit_that_could_have_no_effect_is_refused(run: probe.Run) -> None:
     refused(BadEdit, "without a text", "embed:last=zero", ids=None)
     refused(BadEdit, "do not see keys from 7", "pattern@1.0:3..6=cut:7..9")
     refused(BadEdit, "means 10 positions, and there are values for 31", "resid_post@1=patch:R")
-    locate_edits(
-        lm, parse_edits(lm, ["embed:12..=zero", "embed:15=zero", "embed:completion=zero"]), ids=ids, longest=16
-    )
+    locate_edits(lm, parse_edits(lm, ["embed:12..=zero", "embed:15=zero", "embed:completion=zero"]), ids=ids, longest=16)
     locate_edits(lm, parse_edits(lm, ["resid_post@1=patch:R"], runs={"R": run}), ids=ids, longest=40)
     assert locate_edits(lm, parse_edits(lm, ["embed:-3..=zero"]), ids=ids)[0].absolute == ((7, 8, 9), None)
 

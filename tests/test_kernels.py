@@ -34,13 +34,7 @@ def test_powers_of_two() -> None:
 
 
 def attended(
-    scores: np.ndarray,
-    *,
-    start: int,
-    low: int,
-    sinks: np.ndarray = NONE,
-    normalized: bool = False,
-    causal: bool = False,
+    scores: np.ndarray, *, start: int, low: int, sinks: np.ndarray = NONE, normalized: bool = False, causal: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mass (head, query, key), sums (10, head, query) and largest (head, query) of a block without a token of before."""
     n_heads, n_queries, _ = scores.shape
@@ -115,9 +109,7 @@ def test_whole_rows_have_zeros_where_no_key_was_looked_at() -> None:
 @pytest.mark.parametrize("k", [1, 2, 8, 50])
 def test_the_largest_are_in_order_and_among_equals_the_first(n: int, k: int) -> None:
     """Few different values, NaN and both infinities among them: NaN is above all, as in torch's topk."""
-    rows = RNG.choice(
-        np.array([-np.inf, -2, -1.5, 0, 1, np.inf, np.nan], np.float32), (40, n), p=[0.1, *[0.17] * 5, 0.05]
-    )
+    rows = RNG.choice(np.array([-np.inf, -2, -1.5, 0, 1, np.inf, np.nan], np.float32), (40, n), p=[0.1, *[0.17] * 5, 0.05])
     rows = np.where(RNG.random(rows.shape) < 0.5, rows, -rows)  # NaN of either sign
     rows[0] = -np.float32(np.nan)
     k = min(k, n)

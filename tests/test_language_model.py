@@ -92,9 +92,7 @@ def test_weights_in_parts(tmp_path: Path) -> None:
         assert torch.equal(logits(lm), model(IDS).logits)
 
 
-def test_hashes_are_remembered_until_the_file_changes(
-    tmp_path: Path, own_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hashes_are_remembered_until_the_file_changes(tmp_path: Path, own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "weights"
     file.write_bytes(b"one")
     first = remembered([file])
@@ -275,17 +273,9 @@ def test_code_of_its_own_if_trusted(checkpoint: Path) -> None:
 def test_models_that_are_not_causal(tmp_path: Path) -> None:
     from transformers import BertConfig, BertForMaskedLM, CLIPConfig, CLIPModel, T5Config, T5ForConditionalGeneration
 
-    small = {
-        "num_hidden_layers": 1,
-        "hidden_size": 32,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "vocab_size": 99,
-    }
+    small = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 99}
     models = {
-        "T5": T5ForConditionalGeneration(
-            T5Config(d_model=32, num_layers=1, d_kv=8, d_ff=32, num_heads=2, vocab_size=99)
-        ),
+        "T5": T5ForConditionalGeneration(T5Config(d_model=32, num_layers=1, d_kv=8, d_ff=32, num_heads=2, vocab_size=99)),
         "Bert": BertForMaskedLM(BertConfig(**small)),
         "CLIP": CLIPModel(CLIPConfig(text_config=small, vision_config={**small, "image_size": 8, "patch_size": 4})),
     }
@@ -310,9 +300,7 @@ def test_models_that_are_not_causal(tmp_path: Path) -> None:
         ("a b", "no such directory", "aliases"),
     ],
 )
-def test_names_that_lead_nowhere(
-    name: str, says: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_names_that_lead_nowhere(name: str, says: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UnknownModel, match=says) as caught:
         probe.load(name)
@@ -366,19 +354,12 @@ def test_names_that_no_model_can_have(name: str, says: str) -> None:
 
 
 def test_an_empty_model_is_an_error_of_every_command(shell: Callable[..., Any]) -> None:
-    for words in (
-        ("trace", "a", "--model", ""),
-        ("lens", "a", "-m", ""),
-        ("compare", "", "", "a"),
-        ("models", "show", ""),
-    ):
+    for words in (("trace", "a", "--model", ""), ("lens", "a", "-m", ""), ("compare", "", "", "a"), ("models", "show", "")):
         done = shell(*words)
         assert done.returncode in (1, 2) and "empty" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_context_that_is_longer_than_the_config_says(
-    checkpoint: Path, shell: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_a_context_that_is_longer_than_the_config_says(checkpoint: Path, shell: Callable[..., Any], tmp_path: Path) -> None:
     short = probe.load(str(checkpoint)).context_length
     assert short is not None
     lm = probe.load(str(checkpoint), context_length=short + 8)
@@ -572,9 +553,7 @@ def test_a_gguf_file_is_converted_once_with_the_same_logits(tmp_path: Path, own_
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
 
-def test_a_large_gguf_file_is_unpacked_in_place(
-    tmp_path: Path, own_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_gguf_file_is_unpacked_in_place(tmp_path: Path, own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_gguf(tmp_path / "small.gguf")
     monkeypatch.setattr(gguf, "CONVERT_UP_TO", 0)
     lm = probe.load(str(path))
@@ -780,11 +759,7 @@ def test_the_default_tokenizer_is_smollm2s(smollm2: LanguageModel) -> None:
     pieces = smollm2.pieces(smollm2.encode("In 2024, 100  200\n").ids).tokens
     assert pieces == ["In", " ", "2", "0", "2", "4", ",", " ", "1", "0", "0", "  ", "2", "0", "0", "\n"]
     assert tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_start|>", "<|im_end|>"]) == [0, 1, 2]
-    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
-        "<|im_start|>",
-        "<|im_end|>",
-        "<|im_end|>",
-    )
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<|im_start|>", "<|im_end|>", "<|im_end|>")
     ids, text = smollm2.render_chat([{"role": "user", "content": "Hi"}])
     assert text == (
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"

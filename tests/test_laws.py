@@ -196,15 +196,9 @@ def plant(fault: str, lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     if fault == "an observer that changes":
         wrap(AttentionReader, "observe", lambda _, r, path, call, out: out * 1.01 if r.spec.mode == "summary" else None)
     elif fault == "a hook that stays":
-        wrap(
-            one_forward._Read,
-            "run",
-            lambda found, r, *_, **__: (r.model.register_forward_hook(lambda *_: None), found)[1],
-        )
+        wrap(one_forward._Read, "run", lambda found, r, *_, **__: (r.model.register_forward_hook(lambda *_: None), found)[1])
     elif fault == "scores off by a little":
-        wrap(
-            one_forward, "scored", lambda found, *_, **__: [one._replace(logprob=one.logprob + 0.001) for one in found]
-        )
+        wrap(one_forward, "scored", lambda found, *_, **__: [one._replace(logprob=one.logprob + 0.001) for one in found])
     elif fault == "a batch that matters":
         wrap(one_forward, "scored", lambda found, ids, *_, **__: [
             one._replace(logprob=one.logprob * (1 + 0.01 * (len(ids) - 1))) for one in found])  # fmt: skip
@@ -219,9 +213,7 @@ def plant(fault: str, lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     elif fault == "a lens off by a little":
         guesses = one_forward.guesses
         monkeypatch.setattr(
-            one_forward,
-            "guesses",
-            lambda m, a, u, resid, *more, **k: guesses(m, a, u, [r + r**2 for r in resid], *more, **k),
+            one_forward, "guesses", lambda m, a, u, resid, *more, **k: guesses(m, a, u, [r + r**2 for r in resid], *more, **k)
         )
     elif fault == "a patch off by a little":
         wrap(Patch, "change", lambda found, *_: found * 1.001)
@@ -258,9 +250,7 @@ def test_selftest_finds_a_planted_fault(law: str, monkeypatch: pytest.MonkeyPatc
     assert law in broken and broken <= {law} | also
 
 
-def test_a_law_that_fails_in_an_unforeseen_way_is_broken_and_the_others_are_tried(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_law_that_fails_in_an_unforeseen_way_is_broken_and_the_others_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(*_: Any) -> float:
         raise ZeroDivisionError("by nothing")
 

@@ -98,6 +98,9 @@ VERBS: dict[str, Callable[[LanguageModel, probe.Run, Path], Any]] = {
     "rewind": lambda lm, run, made: probe.rewind(run, to="step1", lm=lm, samples=2, max_new=4, replace="There are 21 apples. "),
     "importance": lambda lm, run, made: probe.importance(run, lm=lm, method="suppression"),
     "steer": lambda lm, run, made: probe.steer(lm, str(made), "a b", answer="a", controls=2),
+    "make_direction": lambda lm, run, made: probe.make_direction(
+        lm, ["a b", "a c"], ["b a", "c a"], at="z@1.0", to=made.with_name("other.safetensors")
+    ),
     "speculate": lambda lm, run, made: probe.speculate(lm, TEXT, draft="layers:2", generate=8),
     "laws": lambda lm, run, made: list(laws(lm)),
 }  # fmt: skip

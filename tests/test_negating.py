@@ -56,9 +56,7 @@ def test_what_no_rule_turns_round_well_is_refused(claim: str) -> None:
     assert "--replace" in caught.value.hint
 
 
-@pytest.mark.parametrize(
-    "verb", ["is", "are", "was", "were", "could", "would", "should", "must", "has", "have", "had", "does"]
-)
+@pytest.mark.parametrize("verb", ["is", "are", "was", "were", "could", "would", "should", "must", "has", "have", "had", "does"])
 @pytest.mark.parametrize("mark", ["'", "’"])
 def test_every_contraction_loses_its_negation_only(verb: str, mark: str) -> None:
     assert negate(f"So it {verb}n{mark}t been seen.") == f"So it {verb} been seen."

@@ -32,10 +32,7 @@ def test_the_arms_of_a_rewind_are_a_pair(lm, rewound):
     run = probe.patch(lm, rewind=rewound, against="2", measure_at="answer")
     before = TEXT[: TEXT.index(ANSWER)]
     changed = before.replace("There are 12 apples.", "There are 21 apples.")
-    assert [text.endswith(part) for text, part in zip(run.prompts["rendered"], (before, changed), strict=True)] == [
-        True,
-        True,
-    ]
+    assert [text.endswith(part) for text, part in zip(run.prompts["rendered"], (before, changed), strict=True)] == [True, True]
     assert (run.summary["answer"], run.summary["against"]) == ("1", "2")
     assert run.steps["text"].tolist() == [
         "First we count all apples here. ", "There are 12 apples. ", "Then we add 7 more. ", "So there are ",
@@ -103,9 +100,7 @@ def test_the_arms_are_measured_where_they_part(lm, rewound, monkeypatch, parted)
     assert measured["pos"] == begin + place and measured["total_variation"] == pytest.approx(apart[place], abs=1e-6)
     assert run.summary["answer"] == lm.token_text(int(change[place].argmax()))
     assert run.summary["against"] == lm.token_text(int(change[place].argmin()))
-    assert run.summary["clean"] > run.summary["corrupt"], (
-        "the one is likelier in the clean text, the other in the corrupt"
-    )
+    assert run.summary["clean"] > run.summary["corrupt"], "the one is likelier in the clean text, the other in the corrupt"
     assert measured["outcome"] == rewound.summary["difference"]
     assert any("hardly changes" in text for text in run.manifest["warnings"]) == bool(apart.max() < parted)
     there = probe.patch(lm, rewind=rewound, layers="0", measure_at=begin + place)
@@ -117,9 +112,7 @@ def test_a_step_of_another_length_needs_a_word(lm):
     with pytest.raises(BadOption, match="tokens and the corrupt one"):
         probe.patch(lm, rewind=longer, against="2", measure_at="answer")
     for direction in ("denoise", "noise"):
-        run = probe.patch(
-            lm, rewind=longer, against="2", measure_at="answer", align="ends", direction=direction, layers="0"
-        )
+        run = probe.patch(lm, rewind=longer, against="2", measure_at="answer", align="ends", direction=direction, layers="0")
         assert set(run.patches["step"]) == {0, 1, 2, 3}
 
 

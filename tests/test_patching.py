@@ -311,12 +311,7 @@ def test_texts_of_different_length():
     with pytest.raises(BadOption, match="the clean text has 12 tokens and the corrupt one 16"):
         probe.patch(lm, **what)
     cells = probe.patch(lm, **what, align="ends", layers="0").patches
-    assert dict(zip(cells["pos"], cells["source_pos"], strict=True)) == {
-        **{i: i for i in range(5)},
-        13: 9,
-        14: 10,
-        15: 11,
-    }
+    assert dict(zip(cells["pos"], cells["source_pos"], strict=True)) == {**{i: i for i in range(5)}, 13: 9, 14: 10, 15: 11}
     source = seen(lm, lm.model.model.layers[0], side="input", ids=ids_of(lm, what["clean"]))
 
     def change(value):
@@ -418,19 +413,7 @@ def test_memory():
 
 
 def test_the_command_line(shell, tmp_path: Path):
-    words = (
-        "patch",
-        "--model",
-        "tiny:llama",
-        "--clean",
-        CLEAN,
-        "--corrupt",
-        CORRUPT,
-        "--answer",
-        "a",
-        "--against",
-        "b",
-    )
+    words = ("patch", "--model", "tiny:llama", "--clean", CLEAN, "--corrupt", CORRUPT, "--answer", "a", "--against", "b")
     done = shell(*words, "--out", "r", "--sites", "resid_pre", "--sites", "z")
     assert done.returncode == 0, done.stderr
     assert 'tokens that differ: 3 "c" / "X"' in done.stdout and "strongest places" in done.stdout
@@ -453,9 +436,7 @@ def test_the_well_known_picture(smollm2):
     assert (effect[:19, 9] > 0.95).all() and (np.abs(effect[:19, 13]) < 0.05).all()
     assert (effect[25:, 13] > 0.85).all() and (np.abs(effect[25:, 9]) < 0.05).all()
     assert (effect[:, :9] == 0).all()
-    assert (
-        run.summary["small"] == [] and 1.0 < run.summary["floor"] < (run.summary["clean"] - run.summary["corrupt"]) / 2
-    )
+    assert run.summary["small"] == [] and 1.0 < run.summary["floor"] < (run.summary["clean"] - run.summary["corrupt"]) / 2
     ids, source = ids_of(smollm2, JOHN), None
     block = smollm2.model.model.layers[21]
     source = seen(smollm2, block, side="input", ids=ids_of(smollm2, MARY))

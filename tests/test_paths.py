@@ -36,9 +36,7 @@ def run(lm: LanguageModel, text: str, hooks: dict[tuple[str, str], Callable[[Ten
     for (path, side), change in hooks.items():
         module = lm.model.get_submodule(path)
 
-        def before(
-            _: nn.Module, args: tuple[Tensor, ...], change: Callable[[Tensor], Tensor | None] = change
-        ) -> object:
+        def before(_: nn.Module, args: tuple[Tensor, ...], change: Callable[[Tensor], Tensor | None] = change) -> object:
             new = change(args[0])
             return None if new is None else (new, *args[1:])
 
@@ -46,9 +44,7 @@ def run(lm: LanguageModel, text: str, hooks: dict[tuple[str, str], Callable[[Ten
             new = change(out if isinstance(out, Tensor) else out[0])
             return None if new is None else new if isinstance(out, Tensor) else (new, *out[1:])
 
-        handles.append(
-            module.register_forward_pre_hook(before) if side == "in" else module.register_forward_hook(after)
-        )
+        handles.append(module.register_forward_pre_hook(before) if side == "in" else module.register_forward_hook(after))
     logits = lm.model(torch.tensor([lm.encode(text).ids])).logits[0, -1]
     for handle in handles:
         handle.remove()

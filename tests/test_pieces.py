@@ -138,12 +138,7 @@ def test_byte_fallback_characters_too() -> None:
 
 def test_special_tokens_are_pieces_and_ids_beyond_the_vocabulary_are_empty() -> None:
     tokenizer = byte_level()
-    ids = [
-        tokenizer.bos_token_id,
-        *tokenizer("hi", add_special_tokens=False)["input_ids"],
-        10_000,
-        tokenizer.eos_token_id,
-    ]
+    ids = [tokenizer.bos_token_id, *tokenizer("hi", add_special_tokens=False)["input_ids"], 10_000, tokenizer.eos_token_id]
     assert pieces(tokenizer, ids).tokens == ["<s>", "h", "i", "", "</s>"]
 
 

@@ -184,9 +184,7 @@ def test_one_gradient_finds_the_parts_but_for_a_saturated_softmax() -> None:
     (the fault that AtP*'s QK fix is for, Kramár et al. 2024), and integrated gradients find it."""
     for circuit in (copying(), lookup()):
         found = swept(circuit, sites=["z", "mlp_out"], by="head,pos", method="attribution", sample=0)
-        assert set(zip(found["layer"], found["head"], strict=True)) == set(circuit.heads) | {
-            (i, -1) for i in circuit.mlps
-        }
+        assert set(zip(found["layer"], found["head"], strict=True)) == set(circuit.heads) | {(i, -1) for i in circuit.mlps}
     found = swept(induction(), sites=["z", "mlp_out"], method="attribution", sample=0)
     assert set(zip(found["layer"], found["head"], strict=True)) == {(1, 2)}
 
@@ -211,9 +209,7 @@ def test_path_patching_finds_the_edges_and_no_other(name: str, direction: str) -
     for path in PATHS:
         rows = swept(circuit, path=path, direction=direction)
         for row in rows.itertuples():
-            sender = (
-                row.site if row.layer < 0 else f"{row.site}@{row.layer}" + (f".{row.head}" if row.head >= 0 else "")
-            )
+            sender = row.site if row.layer < 0 else f"{row.site}@{row.layer}" + (f".{row.head}" if row.head >= 0 else "")
             found.add((sender, row.receiver))
             assert row.effect == pytest.approx(1, abs=0.02)
     assert found == EDGES[name]

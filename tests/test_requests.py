@@ -67,14 +67,7 @@ def test_arguments_are_plain_and_make_the_same_request(prompts: Any, tmp_path: P
 
 
 def test_what_the_options_alone_decide_is_checked_when_they_are_given() -> None:
-    for wrong in (
-        {"generate": -1},
-        {"top": -1},
-        {"store": "zip"},
-        {"split": "verse"},
-        {"system": "x"},
-        {"resume": True},
-    ):
+    for wrong in ({"generate": -1}, {"top": -1}, {"store": "zip"}, {"split": "verse"}, {"system": "x"}, {"resume": True}):
         with pytest.raises(BadOption):
             Trace("a", **wrong)
 
@@ -197,9 +190,7 @@ def test_a_replayed_comparison_has_the_same_tables(tmp_path: Path) -> None:
 
 def test_replayed_steering_has_the_same_tables(tmp_path: Path) -> None:
     lm, file = probe.load("tiny:llama"), tmp_path / "v.safetensors"
-    made = probe.make_direction(
-        lm, ["good", "fine"], ["bad", "poor"], at="resid_post@1", to=file, out=tmp_path / "made"
-    )
+    made = probe.make_direction(lm, ["good", "fine"], ["bad", "poor"], at="resid_post@1", to=file, out=tmp_path / "made")
     same_rows(replay(lm, made), made)
     asked: dict[str, Any] = {"strengths": [-1.5, 2], "controls": 2, "seed": 3}
     for what in ({"answer": "a", "against": "b"}, {"matching": "e", "generate": 3}):
@@ -219,18 +210,9 @@ def test_a_replayed_speculation_has_the_same_tables() -> None:
     ("verb", "asked"),
     [
         ("patch", {"clean": "abcab", "corrupt": "bbcab", "answer": "a", "against": "b", "sites": ["z", "resid_mid@1"]}),
-        (
-            "patch",
-            {"pairs": [("abcab", "bbcab", "a", "b"), ("cabca", "bacbc", "c", "b")], "source": "resample", "seed": 3},
-        ),
-        (
-            "patch",
-            {"pairs": [{"clean": "abcab", "corrupt": "bbcab", "answer": "a"}], "metric": "kl", "path": "z@0->q@1"},
-        ),
-        (
-            "patch",
-            {"clean": "abcab", "corrupt": "bbcab", "answer": "a", "against": "b", "method": "attribution", "sample": 3},
-        ),
+        ("patch", {"pairs": [("abcab", "bbcab", "a", "b"), ("cabca", "bacbc", "c", "b")], "source": "resample", "seed": 3}),
+        ("patch", {"pairs": [{"clean": "abcab", "corrupt": "bbcab", "answer": "a"}], "metric": "kl", "path": "z@0->q@1"}),
+        ("patch", {"clean": "abcab", "corrupt": "bbcab", "answer": "a", "against": "b", "method": "attribution", "sample": 3}),
     ],
 )
 def test_a_replayed_sweep_has_the_same_tables(verb: str, asked: dict[str, Any]) -> None:

@@ -35,9 +35,7 @@ def verbs(lm: Any, folder: Path) -> dict[str, Callable[..., store.Run]]:
         "attribute": lambda **more: probe.attribute(lm, TEXTS[0], by_source=True, **more),
         "steer": lambda **more: probe.steer(lm, file, TEXTS, answer=" x", strengths=[1.0], controls=2, **more),
         "compare": lambda **more: probe.compare(lm, lm, TEXTS, edit="z@1=zero", **more),
-        "make": lambda **more: probe.make_direction(
-            lm, ["good", "fine"], ["bad", "poor"], at="resid_post@1", to=made, **more
-        ),
+        "make": lambda **more: probe.make_direction(lm, ["good", "fine"], ["bad", "poor"], at="resid_post@1", to=made, **more),
     }
 
 
@@ -46,9 +44,7 @@ def rows(run: store.Run) -> dict[str, list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("verb", ["lens", "attribute", "steer", "compare", "make"])
-def test_a_run_that_was_cut_short_is_completed(
-    lm: Any, verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_was_cut_short_is_completed(lm: Any, verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = verbs(lm, tmp_path)[verb]
     alone = run(out=tmp_path / "alone")
     units = []
@@ -97,10 +93,7 @@ def test_hints_name_only_options_that_some_command_has() -> None:
         verb = own.get(path.relative_to(root).parts[0])
         if verb is not None and verb not in SHARED:
             there = {
-                word
-                for hint in hints
-                if not re.search("probe |rewind", hint)
-                for word in re.findall(r"--[a-z][a-z-]*", hint)
+                word for hint in hints if not re.search("probe |rewind", hint) for word in re.findall(r"--[a-z][a-z-]*", hint)
             }
             assert there <= commands[verb], (path, there - commands[verb])
     for name, options in commands.items():
@@ -136,9 +129,7 @@ def test_continuations_that_are_drawn_again_have_the_same_numbers_to_the_last_di
     traced = probe.trace(lm, "hello there. And so on. 12 and 13", generate=24, sampling=warm, out=tmp_path / "t")
     calls = {
         "rewind": lambda **more: probe.rewind(traced, lm=lm, to="step0", delete=True, samples=24, max_new=12, **more),
-        "until": lambda **more: probe.rewind(
-            traced, lm=lm, to="step0", delete=True, samples=8, until=0.2, max_new=12, **more
-        ),
+        "until": lambda **more: probe.rewind(traced, lm=lm, to="step0", delete=True, samples=8, until=0.2, max_new=12, **more),
         "importance": lambda **more: probe.importance(
             traced, lm=lm, method="resampling", split="token", samples=6, max_new=8, **more
         ),

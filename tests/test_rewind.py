@@ -124,11 +124,7 @@ def edited_number(lm, text: str, seed: int) -> tuple[str, int]:
 @pytest.mark.parametrize("model", ["tiny", "smollm2"])
 def test_a_number_can_always_be_another_one(model: str, request) -> None:
     lm = request.getfixturevalue(model)
-    free, every, wide = (
-        "We add 3 and 4. It is 7.",
-        "We see 0 1 2 3 4 5 6 8 9 here. It is 7.",
-        "It is 12 or 34. So it is 56.",
-    )
+    free, every, wide = ("We add 3 and 4. It is 7.", "We see 0 1 2 3 4 5 6 8 9 here. It is 7.", "It is 12 or 34. So it is 56.")
     for seed in range(8):
         (said, longer), number = edited_number(lm, free, seed), lambda text: NUMERAL.findall(text)[-1]
         assert number(said) not in ("3", "4", "7") and longer == 0
@@ -203,9 +199,7 @@ def test_nothing_is_drawn_after_a_stop_text(stop: str, tiny) -> None:
         last = done.branches[done.branches["arm"] == "boundary-3"]
         assert set(last["stop_reason"]) == {"stop"} and set(last["n_tokens"]) == {0} and set(last["outcome"]) == {"19"}
         assert (done.branches.loc[done.branches["arm"] == "boundary-2", "n_tokens"] > 0).all()
-        kept = probe.rewind(
-            run, lm=tiny, to="step2", append_wait=True, samples=4, max_new=8, sampling=sampling
-        ).branches
+        kept = probe.rewind(run, lm=tiny, to="step2", append_wait=True, samples=4, max_new=8, sampling=sampling).branches
         assert set(kept.loc[kept["arm"] == "control", "n_tokens"]) == {0}
         assert (kept.loc[kept["arm"] == "edited", "n_tokens"] > 0).all()
 
@@ -310,12 +304,7 @@ def test_every_edit(kind: str, run, tiny, tmp_path: Path) -> None:
     path = tmp_path / "source"
     if kind == "swap":
         probe.trace(tiny, "Another one.", generate=12, out=path)
-    value = {
-        "replace": "Then we add 8 more.",
-        "insert": "Let us see.",
-        "swap": f"{path}:step0",
-        "prompt_b": "Q: who?\n",
-    }
+    value = {"replace": "Then we add 8 more.", "insert": "Let us see.", "swap": f"{path}:step0", "prompt_b": "Q: who?\n"}
     given = {} if kind == "none" else {kind: value.get(kind, True)}
     step = "step0" if kind == "negate" else "step2"
     text = TEXT.replace("we count", "it is that we count") if kind == "negate" else TEXT
@@ -532,9 +521,7 @@ def test_an_edit_is_one_function(shell, tmp_path: Path) -> None:
     )
 
     def run(*words: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", code, "rewind", *words], cwd=tmp_path, capture_output=True, text=True
-        )
+        done = subprocess.run([sys.executable, "-c", code, "rewind", *words], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -554,8 +541,7 @@ def test_what_editors_see_of_the_edits_is_the_registry() -> None:
     (stub,) = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == "EditOptions")
     seen = [ast.unparse(line) for line in stub.body]
     assert seen == [
-        f"{edit.name}: str | None = None" if edit.metavar else f"{edit.name}: bool = False"
-        for edit in STEP_EDITS.values()
+        f"{edit.name}: str | None = None" if edit.metavar else f"{edit.name}: bool = False" for edit in STEP_EDITS.values()
     ]
 
 
@@ -594,9 +580,7 @@ def test_the_context_ends_a_rollout(tiny) -> None:
 def test_the_command_line(shell, tmp_path: Path) -> None:
     tiny = ("--model", "tiny:llama")
     assert shell("trace", "Count: one.", *tiny, "--generate", "30", "--out", "run").returncode == 0
-    done = shell(
-        "rewind", "run", "--to", "step0", "--filler", "-n", "3", "--max-new", "5", "--out", "new", "--explain-answer"
-    )
+    done = shell("rewind", "run", "--to", "step0", "--filler", "-n", "3", "--max-new", "5", "--out", "new", "--explain-answer")
     assert done.returncode == 0, done.stderr
     assert "off-policy z" in done.stdout and "total variation" in done.stdout and "run: new" in done.stdout
     said = json.loads(shell("rewind", "run", "--to", "step0", "-n", "3", "--max-new", "5", "--json").stdout)
@@ -640,9 +624,7 @@ def test_trees(tiny, tmp_path: Path) -> None:
     (inside,) = next(b for b in made["children"][1]["branches"] if b["branch"] == 2)["children"]
     assert inside["outcomes"] == {} and inside["position"] == again.manifest["parent"]["position"] > 0
     lines = drawn(whole)
-    assert (
-        lines[0].startswith("source: ") and lines[0].endswith(" ×1") and sum("control" in line for line in lines) == 3
-    )
+    assert lines[0].startswith("source: ") and lines[0].endswith(" ×1") and sum("control" in line for line in lines) == 3
     at = next(i for i, line in enumerate(lines) if "branch 2:" in line)
     assert "edited" in lines[at - 1] and "again at token" in lines[at + 1]
     text = newick(whole)
@@ -658,16 +640,10 @@ def test_a_tree_counts_what_was_compared(run, tiny, tmp_path: Path) -> None:
     done = probe.rewind(run, lm=tiny, to="step1", insert="Let us see.", samples=8, max_new=4, out=tmp_path / "run")
     assert (done.branches["arm"] == "control").sum() == 20
     arms = {arm["name"]: arm for arm in tree(done)["children"]}
-    assert {name: arm["n"] for name, arm in arms.items()} == {
-        "control": 8,
-        "edited": 8,
-        "more from before the step": 12,
-    }
+    assert {name: arm["n"] for name, arm in arms.items()} == {"control": 8, "edited": 8, "more from before the step": 12}
     assert [b["sample"] for b in arms["control"]["branches"]] == list(range(8))
     assert sum(len(arm["branches"]) for arm in arms.values()) == len(done.branches) - 1
-    assert arms["control"]["outcomes"] == {
-        row["outcome"]: row["count"] for row in done.summary["arms"]["control"]["outcomes"]
-    }
+    assert arms["control"]["outcomes"] == {row["outcome"]: row["count"] for row in done.summary["arms"]["control"]["outcomes"]}
     assert len(drawn(tree(done))) == 4
 
 
@@ -723,17 +699,11 @@ def test_an_outcome_is_read_without_thinking_and_special_tokens() -> None:
     def pieces(ids):
         text = "".join(words[i] for i in ids)
         ends = np.cumsum([len(words[i]) for i in ids])
-        return SimpleNamespace(
-            text=text, offsets=[(end - len(words[i]), end) for end, i in zip(ends, ids, strict=True)]
-        )
+        return SimpleNamespace(text=text, offsets=[(end - len(words[i]), end) for end, i in zip(ends, ids, strict=True)])
 
     lm = SimpleNamespace(pieces=pieces, tokenizer=SimpleNamespace(all_special_ids=[5, 6]), eos_ids={6})
     assert outcome_of(lm, [0, 1, 2, 3, 4, 5, 6], 2, "eos", "auto") == ("42", "42", "last-number", "low")
     assert outcome_of(lm, [0, 1, 2, 3, 4], 2, "stop", "auto").key == "42"
     assert outcome_of(lm, [0, 1, 2, 3, 4], 2, "length", "auto").key == "<truncated>"
-    assert (
-        outcome_of(lm, [0, 1, 2], 2, "eos", "auto").key
-        == outcome_of(lm, [0, 1, 2], 1, "eos", "auto").key
-        == "<truncated>"
-    )
+    assert outcome_of(lm, [0, 1, 2], 2, "eos", "auto").key == outcome_of(lm, [0, 1, 2], 1, "eos", "auto").key == "<truncated>"
     assert outcome_of(lm, [0, 1, 2, 6], 2, "eos", "auto") == ("<none>", None, None, None)

@@ -14,9 +14,7 @@ from probe.decoding import Sampling, exponential, processors
 from probe.decoding.sampler import FEW, choose, left
 from probe.errors import BadOption, NonFinite
 
-GRID = list(
-    itertools.product((0.3, 1.0, 1.7), (None, 1, 5, 40), (None, 0.1, 0.9, 0.999, 1.0), (None, 0.05, 0.5), (1.0, 1.3))
-)
+GRID = list(itertools.product((0.3, 1.0, 1.7), (None, 1, 5, 40), (None, 0.1, 0.9, 0.999, 1.0), (None, 0.05, 0.5), (1.0, 1.3)))
 
 
 def logits_of(n_rows: int, n_vocab: int, *, seed: int = 0, scale: float = 3.0) -> torch.Tensor:
@@ -36,9 +34,7 @@ def test_what_is_left_and_its_law_are_hugging_faces(n_vocab: int) -> None:
         # thousands of fp32 probabilities, added in the processor's own order, end on either side of top-p
         around = [top_p] if top_p in (None, 1.0) else [top_p - 1e-5, top_p + 1e-5]
         counts = [processors(replace(sampling, top_p=p))(ids, logits.double()).isfinite().sum(-1) for p in around]
-        assert (torch.tensor(found.kept) >= counts[0]).all() and (torch.tensor(found.kept) <= counts[-1]).all(), (
-            sampling
-        )
+        assert (torch.tensor(found.kept) >= counts[0]).all() and (torch.tensor(found.kept) <= counts[-1]).all(), sampling
         own = expected.gather(1, torch.tensor(found.tokens)[:, None])[:, 0]
         np.testing.assert_allclose(found.logprobs, own, atol=1.5e-5, err_msg=str(sampling))
         # the race itself, without any shortcut

@@ -84,9 +84,7 @@ def test_huge_logits_neither_overflow_nor_lose_the_rest() -> None:
     logits[5] = torch.where(torch.arange(V) % 2 == 0, largest, -largest)
     targets[5] = 2
     found = check(logits, targets)
-    assert found.entropy[3].item() == pytest.approx(math.log(2)) and found.logprob[3].item() == pytest.approx(
-        -math.log(2)
-    )
+    assert found.entropy[3].item() == pytest.approx(math.log(2)) and found.logprob[3].item() == pytest.approx(-math.log(2))
     assert found.entropy[4].item() == pytest.approx(math.log(V))
 
 
@@ -100,12 +98,7 @@ def test_masked_logits_have_no_probability_and_cost_nothing() -> None:
     one = torch.full((1, V), -torch.inf)
     one[0, 5] = -3.0
     found = check(one, torch.tensor([5]))
-    assert (found.logprob.item(), found.entropy.item(), found.varentropy.item(), found.rank.item()) == (
-        0.0,
-        0.0,
-        0.0,
-        0,
-    )
+    assert (found.logprob.item(), found.entropy.item(), found.varentropy.item(), found.rank.item()) == (0.0, 0.0, 0.0, 0)
     assert found.top_ids[0, 0] == 5 and found.top_logprobs[0, 1:].tolist() == [-math.inf] * 4
 
 

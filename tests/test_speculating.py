@@ -155,9 +155,7 @@ def test_an_early_exit_is_the_models_norm_and_head_on_that_layer(family: str) ->
         assert torch.equal(lm.model(torch.tensor([ids])).logits[0, -1], plain)
 
 
-@pytest.mark.parametrize(
-    "sampling", [Sampling(), Sampling(1.0, seed=1), Sampling(0.7, top_p=0.9, repetition_penalty=1.2)]
-)
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0, seed=1), Sampling(0.7, top_p=0.9, repetition_penalty=1.2)])
 def test_a_draft_that_is_the_target_is_always_right(sampling: Sampling) -> None:
     lm = loaded("llama")
     lm.eos_ids = set()
@@ -187,9 +185,7 @@ def test_the_same_seed_gives_the_same_run_and_the_table_gives_the_text() -> None
         told = rows[rows["verdict"] != "discarded"].sort_values("pos")
         written = np.where(told["verdict"] == "rejected", told["correction_id"], told["token_id"]).astype(int)
         completion = tokens[tokens["segment"] == "completion"]
-        assert (
-            written.tolist() == completion["token_id"].tolist() and told["pos"].tolist() == completion["pos"].tolist()
-        )
+        assert written.tolist() == completion["token_id"].tolist() and told["pos"].tolist() == completion["pos"].tolist()
 
 
 def test_a_row_says_what_full_forwards_say() -> None:
@@ -206,9 +202,7 @@ def test_a_row_says_what_full_forwards_say() -> None:
         p, q = (processors(sampling)(before, x.clone())[0].double().softmax(-1).numpy() for x in raw)
         np.testing.assert_allclose((row.p, row.q), (p[row.token_id], q[row.token_id]), atol=2e-5)
         np.testing.assert_allclose(row.tv, np.abs(p - q).sum() / 2, atol=2e-5)
-        assert row.accept_prob == pytest.approx(min(1.0, row.p / row.q)) and row.accepted == (
-            row.uniform <= row.accept_prob
-        )
+        assert row.accept_prob == pytest.approx(min(1.0, row.p / row.q)) and row.accepted == (row.uniform <= row.accept_prob)
         if not row.accepted:
             assert p[int(row.correction_id)] > q[int(row.correction_id)]
         plain = [x[0].double().log_softmax(-1) for x in raw]
@@ -268,13 +262,8 @@ def test_a_draft_never_proposes_and_never_reads_an_id_that_it_lacks() -> None:
     drafted = [one for one in rounds if one.proposal.tokens]
     assert drafted and all(max(one.text) < 270 for one in drafted)
     for one in drafted:
-        assert (
-            one.proposal.distributions.shape[-1] == 300
-            and float(one.proposal.distributions[:, 270:].abs().max()) == 0.0
-        )
-        assert torch.allclose(
-            one.proposal.distributions.sum(-1), torch.ones(len(one.proposal.tokens), dtype=torch.float64)
-        )
+        assert one.proposal.distributions.shape[-1] == 300 and float(one.proposal.distributions[:, 270:].abs().max()) == 0.0
+        assert torch.allclose(one.proposal.distributions.sum(-1), torch.ones(len(one.proposal.tokens), dtype=torch.float64))
 
 
 def test_one_prompt_of_nan_logits_is_an_error_and_a_row_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,12 +288,7 @@ def test_one_prompt_of_nan_logits_is_an_error_and_a_row_of_many(monkeypatch: pyt
 
 def test_what_cannot_draft_is_refused() -> None:
     lm = loaded("llama")
-    for draft, word in (
-        ("layers:4", "3 blocks"),
-        ("layers:0", "layers:0"),
-        ("layers", "layers"),
-        ("ngram:x", "ngram:x"),
-    ):
+    for draft, word in (("layers:4", "3 blocks"), ("layers:0", "layers:0"), ("layers", "layers"), ("ngram:x", "ngram:x")):
         with pytest.raises(BadOption, match=word):
             make_draft(lm, draft)
     with pytest.raises(BadOption, match="streams") as caught:
@@ -327,12 +311,7 @@ def test_what_cannot_draft_is_refused() -> None:
 
 def test_blocks_grow_and_shrink() -> None:
     blocks = Blocks.parse("adaptive")
-    assert [blocks.after(4, 4, 4), blocks.after(4, 4, 3), blocks.after(1, 1, 0), blocks.after(16, 16, 16)] == [
-        6,
-        3,
-        1,
-        16,
-    ]
+    assert [blocks.after(4, 4, 4), blocks.after(4, 4, 3), blocks.after(1, 1, 0), blocks.after(16, 16, 16)] == [6, 3, 1, 16]
     assert blocks.after(5, 0, 0) == 5 and Blocks.parse(3).after(3, 3, 3) == 3
 
 
@@ -343,20 +322,14 @@ def test_prompt_lookup_takes_the_longest_and_then_the_last_match() -> None:
 
 
 def test_a_penalty_looks_back_on_what_stands_there() -> None:
-    assert history([7, 8], [9, 6], Sampling(repetition_penalty=1.2)).tolist() == [
-        [7, 8, 7, 7],
-        [7, 8, 9, 7],
-        [7, 8, 9, 6],
-    ]
+    assert history([7, 8], [9, 6], Sampling(repetition_penalty=1.2)).tolist() == [[7, 8, 7, 7], [7, 8, 9, 7], [7, 8, 9, 6]]
     assert history([7, 8], [9, 6], Sampling()) is None
 
 
 def test_padding_of_a_vocabulary_means_nothing() -> None:
     logits = torch.randn(2, 5)
     assert torch.equal(fitted(logits, 4), logits[:, :4])
-    assert (
-        torch.equal(fitted(logits, 7).softmax(-1)[:, :5], logits.softmax(-1)) and fitted(logits, 7)[0, 6] == -torch.inf
-    )
+    assert torch.equal(fitted(logits, 7).softmax(-1)[:, :5], logits.softmax(-1)) and fitted(logits, 7)[0, 6] == -torch.inf
 
 
 @pytest.mark.parametrize(
@@ -376,18 +349,12 @@ def test_the_summary_is_counted_from_the_table() -> None:
     drafted, tested = rows[rows["verdict"] != "bonus"], rows[rows["accepted"].notna()]
     n = int(tested["accepted"].sum())
     assert (found["drafted"], found["tested"], found["accepted"]) == (len(drafted), len(tested), n)
-    three = [
-        found["acceptance"][k]["estimate"] for k in ("accepted/drafted", "accepted/tested", "mean sum of min(p, q)")
-    ]
+    three = [found["acceptance"][k]["estimate"] for k in ("accepted/drafted", "accepted/tested", "mean sum of min(p, q)")]
     assert three == pytest.approx([n / len(drafted), n / len(tested), 1 - tested["tv"].astype(float).mean()])
     passes = rows[rows["round"] > 0].groupby(["prompt_id", "round"]).ngroups
     kept = (run.tokens["segment"] == "completion").sum() - run.prompts.shape[0]
-    assert found["passes"] == passes and found["tokens_per_pass"]["measured"]["estimate"] == pytest.approx(
-        kept / passes
-    )
-    assert (
-        sum(row["tested"] for row in found["by_kind"]) == len(tested) == sum(r["tested"] for r in found["by_entropy"])
-    )
+    assert found["passes"] == passes and found["tokens_per_pass"]["measured"]["estimate"] == pytest.approx(kept / passes)
+    assert sum(row["tested"] for row in found["by_kind"]) == len(tested) == sum(r["tested"] for r in found["by_entropy"])
     bounds = [(row["from"], row["to"]) for row in found["by_entropy"]]
     assert len(bounds) == 4 and all(a[1] <= b[0] for a, b in itertools.pairwise(bounds))
     speed = found["speed"]
@@ -406,10 +373,7 @@ def test_a_run_of_one_token_has_nothing_to_tell_but_is_whole(tmp_path) -> None:
 def test_the_run_says_which_model_drafted() -> None:
     lm, other = loaded("llama"), loaded("gpt2")
     run = probe.speculate(lm, "a", draft=other, generate=2, plain=False)
-    assert (
-        run.manifest["draft_model"]["class"] == "GPT2LMHeadModel"
-        and run.manifest["model"]["class"] == "LlamaForCausalLM"
-    )
+    assert run.manifest["draft_model"]["class"] == "GPT2LMHeadModel" and run.manifest["model"]["class"] == "LlamaForCausalLM"
 
 
 def test_a_speculated_run_can_be_rewound() -> None:

@@ -136,9 +136,7 @@ def drawn(
             torch.tensor(p), torch.tensor(q), torch.tensor(tokens, dtype=torch.long),
             seed=sampling.seed, samples=rows, steps=[len(context)] * len(rows),
         )  # fmt: skip
-        for row, own, kept, last in zip(
-            rows, tokens.tolist(), found.accepted.tolist(), found.token.tolist(), strict=True
-        ):
+        for row, own, kept, last in zip(rows, tokens.tolist(), found.accepted.tolist(), found.token.tolist(), strict=True):
             waiting.setdefault((*context, *own[:kept], last), []).append(row)
     return finished
 
@@ -229,9 +227,7 @@ def test_total_variation_is_what_acceptance_lacks(kind: str, name: str) -> None:
     p = np.stack([target_law(c, sampling) for c in contexts])
     q = np.stack([draft_law(kind, c, sampling) for c in contexts])
     every = torch.arange(V).expand(len(p), -1)
-    chance = verifying.chances(
-        torch.tensor(p)[:, None].expand(-1, V, -1), torch.tensor(q)[:, None].expand(-1, V, -1), every
-    )
+    chance = verifying.chances(torch.tensor(p)[:, None].expand(-1, V, -1), torch.tensor(q)[:, None].expand(-1, V, -1), every)
     mean = np.where(q > 0, q * chance.numpy(), 0.0).sum(-1)
     found = distances(torch.tensor(p), torch.tensor(q))
     np.testing.assert_allclose(1 - found.tv.numpy(), mean, atol=1e-12)

@@ -73,9 +73,7 @@ def test_power_is_what_simulation_gives_and_what_is_planned_suffices() -> None:
     for n, size, discordant in ((25, 0.1, 0.1), (60, 0.2, 0.3)):
         up, down = (discordant + size) / 2, (discordant - size) / 2
         drawn_tables = random.multinomial(n, [down, up, 1 - up - down], size=2000)
-        told = np.mean(
-            [reference.binomtest(int(u), int(u + d)).pvalue <= 0.05 if u + d else False for d, u, _ in drawn_tables]
-        )
+        told = np.mean([reference.binomtest(int(u), int(u + d)).pvalue <= 0.05 if u + d else False for d, u, _ in drawn_tables])
         assert stats.power(n, size, discordant) == pytest.approx(told, abs=0.033)  # 3 standard errors
     # about 80 pairs tell 0.10 from 0 where nothing else is discordant; 25 don't
     assert 70 <= stats.pairs_to_tell(0.1, 0.06) <= 90 and stats.power(25, 0.1, 0.06) < 0.1
@@ -147,9 +145,7 @@ def test_distances(a: list[int], data) -> None:
     expected = (reference.entropy(p, m) + reference.entropy(q, m)) / 2
     assert stats.jensen_shannon(np.asarray(a), np.asarray(b)) == pytest.approx(expected, abs=1e-9)
     pp, qq = (np.asarray(c) + 0.5 for c in (a, b))
-    assert stats.kl_jeffreys(np.asarray(a), np.asarray(b)) == pytest.approx(
-        reference.entropy(pp / pp.sum(), qq / qq.sum())
-    )
+    assert stats.kl_jeffreys(np.asarray(a), np.asarray(b)) == pytest.approx(reference.entropy(pp / pp.sum(), qq / qq.sum()))
 
 
 def test_counts_of_draws() -> None:
@@ -214,6 +210,4 @@ def test_what_is_not_resolved_says_how_much_is_needed() -> None:
 def test_a_mean_by_bootstrap() -> None:
     assert stats.bootstrap_mean(np.array([0.25]), seed=0) == (0.25, 0.25, 0.25)
     mean = stats.bootstrap_mean(np.arange(100.0), seed=0)
-    assert (
-        mean.estimate == 49.5 and mean.low == pytest.approx(43.9, abs=0.5) and mean.high == pytest.approx(55.1, abs=0.5)
-    )
+    assert mean.estimate == 49.5 and mean.low == pytest.approx(43.9, abs=0.5) and mean.high == pytest.approx(55.1, abs=0.5)

@@ -172,9 +172,7 @@ def test_scans_from_the_shell(shell: Callable[..., Any], direction: Path) -> Non
         (["--answer", "a", "--at", "mlp_post@1"], "was made at another site"),
     ):
         failed = shell(*words, "tiny:llama", *more)
-        assert failed.returncode == 1 and said in failed.stderr + failed.stdout and "hint:" in failed.stderr, (
-            failed.stderr
-        )
+        assert failed.returncode == 1 and said in failed.stderr + failed.stdout and "hint:" in failed.stderr, failed.stderr
     other = shell(*words, "tiny:gpt2", "--answer", "a")
     assert other.returncode == 1 and "made with another model" in other.stderr
     assert shell("steer", "so good", "-m", "tiny:llama").returncode == 2

@@ -143,9 +143,7 @@ def test_every_reader_shows_the_numbers_that_were_written(tmp_path: Path, name: 
 @pytest.mark.parametrize(("how", "codec", "encoding"), [
     ("exact", "UNCOMPRESSED", "PLAIN"), ("bf16", "ZSTD", "BYTE_STREAM_SPLIT"),
 ])  # fmt: skip
-def test_exact_vectors_lie_plain_and_rounded_ones_are_packed(
-    tmp_path: Path, how: str, codec: str, encoding: str
-) -> None:
+def test_exact_vectors_lie_plain_and_rounded_ones_are_packed(tmp_path: Path, how: str, codec: str, encoding: str) -> None:
     with store.create(tmp_path / "r", command="trace", arguments={}) as writer:
         with writer.unit("0"):
             writer.write("activations", acts(0, 0, 300), store=how)
@@ -186,9 +184,7 @@ def test_an_integer_that_does_not_fit_is_not_wrapped() -> None:
 
 
 @pytest.mark.parametrize(("place", "n"), [(None, 4), ("r", 4), (None, 900), ("r", 900)])
-def test_a_buffer_that_is_used_again_does_not_change_what_was_written(
-    tmp_path: Path, place: str | None, n: int
-) -> None:
+def test_a_buffer_that_is_used_again_does_not_change_what_was_written(tmp_path: Path, place: str | None, n: int) -> None:
     buffer = np.ones((n, 800), np.float32)
     with store.create(place and tmp_path / place, command="trace", arguments={}) as writer:
         for unit in range(2):
@@ -233,9 +229,7 @@ def test_manifest_says_what_was_done(tmp_path: Path) -> None:
     assert about == run.manifest
     assert about["arguments"] == {"x": 3, "p": str(tmp_path)}
     assert about["typed"] == "probe t" and about["command"] == "trace" and about["warnings"] == ["beware"]
-    assert (
-        run.summary == {"nan": None, "n": 2.0} and about["parent"] == {"run": "p"} and about["model"] == {"name": "m"}
-    )
+    assert run.summary == {"nan": None, "n": 2.0} and about["parent"] == {"run": "p"} and about["model"] == {"name": "m"}
     assert about["versions"]["pyarrow"] == pa.__version__ and about["wall_seconds"] >= 0
     assert about["peak_memory_bytes"] > 1e6
     file = about["tables"]["tokens"]["files"][0]

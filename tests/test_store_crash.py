@@ -38,14 +38,7 @@ def work(path: Path, *, resume: bool, pause: float = 0.0, limits: store.Limits =
                 for layer in range(2):
                     n = 260 if unit % 3 else 7
                     values = np.random.default_rng([unit, layer]).standard_normal((n, 6)).astype(np.float32)
-                    place = {
-                        "prompt_id": unit,
-                        "branch": 0,
-                        "site": "z",
-                        "layer": layer,
-                        "head": 0,
-                        "pos": np.arange(n),
-                    }
+                    place = {"prompt_id": unit, "branch": 0, "site": "z", "layer": layer, "head": 0, "pos": np.arange(n)}
                     writer.write("activations", {**place, "vector": values}, store="bf16" if layer else "exact")
                     time.sleep(pause)
         writer.finish(summary={"units": UNITS})
@@ -82,11 +75,7 @@ def nothing_torn(path: Path) -> None:
         store.open_run(path)
     partial = path.with_name("r.partial")
     if (partial / "state.json").exists():
-        bad = [
-            problem
-            for problem in store.check(partial)
-            if not problem.endswith(("completes it", "extra, not of this run"))
-        ]
+        bad = [problem for problem in store.check(partial) if not problem.endswith(("completes it", "extra, not of this run"))]
         assert bad == [] or (partial / "manifest.json").exists()  # then its parts are being removed already
 
 

@@ -144,9 +144,7 @@ def test_what_a_later_schema_has_is_passed_over_with_one_warning(tmp_path: Path)
     (path / "pictures").mkdir()
     pq.write_table(pa.table({"pixel": [1, 2]}), path / "pictures/part-00000.parquet")
     files = [{"path": "pictures/part-00000.parquet", "rows": 2, **fingerprint(path / "pictures/part-00000.parquet")}]
-    altered(
-        path, lambda about: about["tables"].update(pictures={"rows": 2, "bytes": files[0]["bytes"], "files": files})
-    )
+    altered(path, lambda about: about["tables"].update(pictures={"rows": 2, "bytes": files[0]["bytes"], "files": files}))
     altered(path, lambda about: about.update(schema_version=tables.SCHEMA_VERSION + 1, mood="good"))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -184,7 +182,5 @@ def test_another_name_in_the_place_of_a_column_is_damage(tmp_path: Path) -> None
 def test_a_schema_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     make(tmp_path / "r")
     altered(tmp_path / "r", lambda about: about.update(schema_version=99, tables=[]))
-    with pytest.raises(
-        RunError, match=f"has schema 99, which this probe cannot read: it knows {tables.SCHEMA_VERSION}"
-    ):
+    with pytest.raises(RunError, match=f"has schema 99, which this probe cannot read: it knows {tables.SCHEMA_VERSION}"):
         store.open_run(tmp_path / "r")

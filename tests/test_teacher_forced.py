@@ -37,9 +37,7 @@ def test_forced_scores_are_those_of_one_forward(family: str) -> None:
 
 @pytest.mark.slow
 def test_forced_scores_on_real_weights(smollm2) -> None:
-    text = smollm2.encode(
-        "The capital of France is Paris. The capital of Italy is Rome, and that of Spain is Madrid."
-    ).ids
+    text = smollm2.encode("The capital of France is Paris. The capital of Italy is Rome, and that of Spain is Madrid.").ids
     suffixes = [text[12:], text[12:14], smollm2.ids_of(" Berlin is where")]
     for suffix, own in zip(suffixes, suffix_logprobs(smollm2, text[:12], suffixes), strict=True):
         np.testing.assert_allclose(own, plain(smollm2, text[:12], list(suffix)), atol=1e-4)
@@ -57,9 +55,7 @@ def test_a_prefix_grows_and_is_followed(family: str) -> None:
     stem = Prefix(lm, ids[:20])
     for start in range(20, 60, 10):
         (after,) = stem.teacher_forced([ids[start + 3 :]])
-        np.testing.assert_allclose(
-            token_logprobs(after, ids[start + 3 :]), plain(lm, ids[:start], ids[start + 3 :]), atol=1e-5
-        )
+        np.testing.assert_allclose(token_logprobs(after, ids[start + 3 :]), plain(lm, ids[:start], ids[start + 3 :]), atol=1e-5)
         np.testing.assert_allclose(
             token_logprobs(stem.extend(ids[start : start + 10]), ids[start : start + 10]),
             plain(lm, ids[:start], ids[start : start + 10]), atol=1e-5,
@@ -94,9 +90,7 @@ def test_a_model_that_reads_what_follows_has_no_beginnings(family: str) -> None:
         suffix_logprobs(lm, [5, 6, 7], [[8, 9]])
 
 
-GAPPED = (
-    "There are 12 apples. Then we add 7 more. So there are 19 apples now. Wait, that is not right. The answer is 17."
-)
+GAPPED = "There are 12 apples. Then we add 7 more. So there are 19 apples now. Wait, that is not right. The answer is 17."
 
 
 @pytest.mark.slow

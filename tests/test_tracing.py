@@ -20,12 +20,7 @@ from probe.language_model import LanguageModel
 from probe.tiny import tiny
 from probe.tracing.summary import ExactSum
 
-RAGGED = [
-    "The capital of France is",
-    "Hi",
-    "One, two, three, four, five, six, seven",
-    "When Mary and John went to the store,",
-]
+RAGGED = ["The capital of France is", "Hi", "One, two, three, four, five, six, seven", "When Mary and John went to the store,"]
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +51,7 @@ def test_log_probs_are_those_of_the_plain_model_in_float64(smollm2) -> None:
 
 
 def test_activations_are_those_that_transformers_returns(smollm2) -> None:
-    run = probe.trace(
-        smollm2, RAGGED[0], capture=["resid_pre@all", "resid_post@0..28", "final_norm", "logits", "embed"]
-    )
+    run = probe.trace(smollm2, RAGGED[0], capture=["resid_pre@all", "resid_post@0..28", "final_norm", "logits", "embed"])
     out = plain(smollm2, run.tokens["token_id"].tolist(), output_hidden_states=True)
     n_layers = smollm2.anatomy.n_layers
     for layer in range(n_layers):
@@ -71,9 +64,7 @@ def test_activations_are_those_that_transformers_returns(smollm2) -> None:
 
 
 def test_the_stream_is_a_sum(llama) -> None:
-    run = probe.trace(
-        llama, "a text of some length", capture=["resid_pre@1,resid_mid@1,resid_post@1,attn_out@1,mlp_out@1"]
-    )
+    run = probe.trace(llama, "a text of some length", capture=["resid_pre@1,resid_mid@1,resid_post@1,attn_out@1,mlp_out@1"])
     site = {name: run.activation(name, 1) for name in ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")}
     np.testing.assert_allclose(site["resid_pre"] + site["attn_out"], site["resid_mid"], atol=1e-6)
     np.testing.assert_allclose(site["resid_mid"] + site["mlp_out"], site["resid_post"], atol=1e-6)
@@ -163,9 +154,7 @@ def test_whole_rows_of_attention_on_disk_are_the_weights_that_transformers_retur
             found = run.activation("pattern", layer, head=head)
             np.testing.assert_allclose(found, returned[layer, head], atol=5e-6)
         parts = duckdb.sql(f"from '{tmp_path}/{name}/attention/*.parquet'")
-        whole = (
-            parts.filter("keys is null").aggregate("layer, head, count(*), sum(len(weights))", "layer, head").fetchall()
-        )
+        whole = parts.filter("keys is null").aggregate("layer, head, count(*), sum(len(weights))", "layer, head").fetchall()
         n = ids.shape[1]
         assert sorted(whole) == [(layer, head, n, n * (n + 1) // 2) for layer, head in heads]
         assert not store.check(tmp_path / name)
@@ -223,9 +212,7 @@ def test_ids_that_a_model_rules_out_have_probability_0_and_spoil_nothing(kind: s
     run = probe.trace(lm, "One, two, three", generate=6, lens=True, top=3)
     ids = run.tokens["token_id"].tolist()
     exact = plain(lm, ids).logits[0].double().log_softmax(-1)
-    np.testing.assert_allclose(
-        run.tokens["logprob"][1:], exact[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0], atol=1e-5
-    )
+    np.testing.assert_allclose(run.tokens["logprob"][1:], exact[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0], atol=1e-5)
     own = exact[:-1].exp()
     np.testing.assert_allclose(run.tokens["entropy"][1:], -torch.special.xlogy(own, own).sum(-1), atol=1e-5)
     guesses = run.table("lens")
@@ -282,14 +269,7 @@ def test_a_resumed_trace_is_the_undisturbed_one(llama, tmp_path, monkeypatch) ->
 
 
 def test_bad_requests_are_refused_before_anything_runs(llama) -> None:
-    for what in (
-        {"generate": -1},
-        {"top": -1},
-        {"store": "zip"},
-        {"system": "x"},
-        {"split": "regex:("},
-        {"attention": "all"},
-    ):
+    for what in ({"generate": -1}, {"top": -1}, {"store": "zip"}, {"system": "x"}, {"split": "regex:("}, {"attention": "all"}):
         with pytest.raises(BadOption):
             probe.trace(llama, "x", **what)
     with pytest.raises(SiteAbsent):
@@ -323,9 +303,7 @@ def test_what_was_asked_for_is_told_first(smollm2) -> None:
     run = probe.trace(smollm2, "What is 3 + 4?", chat=True, generate=8)
     rendered = smollm2.render_chat("What is 3 + 4?").ids
     ids = run.tokens["token_id"].tolist()
-    logprob = (
-        plain(smollm2, ids).logits[0, :-1].double().log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
-    )
+    logprob = plain(smollm2, ids).logits[0, :-1].double().log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
     own = logprob[len(rendered) - 1 :]
     asked = smollm2.ids_of("What is 3 + 4?")
     at = next(i for i in range(len(rendered)) if rendered[i : i + len(asked)] == asked)
@@ -337,10 +315,7 @@ def test_what_was_asked_for_is_told_first(smollm2) -> None:
         assert part["scored"] == len(values) and part["logprob"] == pytest.approx(float(values.sum()), abs=1e-4)
         assert part["perplexity"] == pytest.approx(float((-values.mean()).exp()), rel=1e-5)
     template = run.tokens["template"].tolist()
-    assert [i for i in range(len(ids)) if not template[i]] == [
-        *range(at, at + len(asked)),
-        *range(len(rendered), len(ids)),
-    ]
+    assert [i for i in range(len(ids)) if not template[i]] == [*range(at, at + len(asked)), *range(len(rendered), len(ids))]
     assert all(row["pos"] >= len(rendered) for row in run.summary["most_surprising"])
     (row,) = run.prompts.to_dict("records")
     entropy = run.tokens["entropy"].to_numpy()[len(rendered) :]
@@ -362,9 +337,7 @@ def test_numbers_of_a_prompt_that_nothing_follows(llama) -> None:
     assert run.tokens["template"].isna().all()
     said = probe.trace(llama, [[{"role": "user", "content": "abc"}]], attention="none")
     own = said.tokens[~said.tokens["template"].astype(bool)]
-    assert "".join(own["token"]) == "abc" and said.prompts["logprob"][0] == pytest.approx(
-        own["logprob"].sum(), rel=1e-6
-    )
+    assert "".join(own["token"]) == "abc" and said.prompts["logprob"][0] == pytest.approx(own["logprob"].sum(), rel=1e-6)
 
 
 def test_the_summary_of_many_prompts_is_that_of_their_tables_after_a_resume_too(llama, tmp_path) -> None:
@@ -384,18 +357,10 @@ def test_the_summary_of_many_prompts_is_that_of_their_tables_after_a_resume_too(
     assert run.summary == alone.summary == probe.trace(llama, prompts, **what).summary
     tokens, found = run.tokens, run.summary
     assert list(found["parts"]) == ["completion", "prompt"]
-    for rows, part in (
-        (tokens, found),
-        *((tokens[tokens["segment"] == name], p) for name, p in found["parts"].items()),
-    ):
+    for rows, part in ((tokens, found), *((tokens[tokens["segment"] == name], p) for name, p in found["parts"].items())):
         logprob = rows["logprob"].dropna().astype(float)
         assert (part["tokens"], part["scored"]) == (len(rows), len(logprob))
-        expected = (
-            logprob.sum(),
-            np.exp(-logprob.mean()),
-            -logprob.mean() / np.log(2),
-            rows["entropy"].astype(float).mean(),
-        )
+        expected = (logprob.sum(), np.exp(-logprob.mean()), -logprob.mean() / np.log(2), rows["entropy"].astype(float).mean())
         got = [part[name] for name in ("logprob", "perplexity", "bits_per_token", "mean_entropy")]
         assert got == pytest.approx(expected, rel=1e-12)  # float64 sums in another order
     written = tokens[tokens["segment"] == "completion"]

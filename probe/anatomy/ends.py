@@ -69,9 +69,7 @@ def _embed(recorded: Tape, blocks: tuple[Block, ...]) -> Port | None:
         return None
     first = blocks[0]
     givers = [
-        e
-        for e in recorded.events[: first.event.seq]
-        if any(p.fingerprint == first.before.fingerprint for p in e.outputs)
+        e for e in recorded.events[: first.event.seq] if any(p.fingerprint == first.before.fingerprint for p in e.outputs)
     ]
     givers = [e for e in givers if not any(e.path.startswith(f"{b.event.path}.") for b in blocks)]
     for event in givers:
@@ -215,9 +213,7 @@ def _why_not(recorded: Tape, last: Fingerprint, head: Event) -> str:
                         waiting.append(port.fingerprint)
     way = ways.get(head.inputs[0].fingerprint)
     if not way:
-        cast = next(
-            (e.path for e in recorded.events if e.path and any(_reads_cast(recorded, p, e) for p in ways)), None
-        )
+        cast = next((e.path for e in recorded.events if e.path and any(_reads_cast(recorded, p, e) for p in ways)), None)
         if cast is not None:
             return f"what the last resid_post becomes is cast to another precision before '{cast}' reads it"
         return "nothing leads from the last block to the head through modules alone"
@@ -232,6 +228,5 @@ def _reads_cast(recorded: Tape, fingerprint: Fingerprint, event: Event) -> bool:
     whole = recorded.values.get(fingerprint)
     given = (recorded.values.get(port.fingerprint) for port in event.inputs)
     return whole is not None and any(
-        x is not None and x.dtype != whole.dtype and x.shape == whole.shape and torch.equal(x, whole.to(x.dtype))
-        for x in given
+        x is not None and x.dtype != whole.dtype and x.shape == whole.shape and torch.equal(x, whole.to(x.dtype)) for x in given
     )

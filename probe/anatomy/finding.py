@@ -56,8 +56,7 @@ def find(model: nn.Module) -> Anatomy:
         causal=_is_causal(model, ids, recorded),
         layers=tuple(layers),
         taps={site: _tidy(port.tap, once) for site, port in ends.ports.items()} | {"logits": LOGITS},
-        widths={site: port.width(ids.shape[1]) for site, port in ends.ports.items()}
-        | {"logits": recorded.logits.shape[-1]},
+        widths={site: port.width(ids.shape[1]) for site, port in ends.ports.items()} | {"logits": recorded.logits.shape[-1]},
         head=ends.head,
         readout=ends.readout,
         readout_exact=ends.exact,
@@ -68,9 +67,7 @@ def find(model: nn.Module) -> Anatomy:
     )
 
 
-def _stream(
-    model: nn.Module, ids: Tensor, recorded: Tape, chains: list[tuple[Block, ...]]
-) -> tuple[tuple[Block, ...], Ends]:
+def _stream(model: nn.Module, ids: Tensor, recorded: Tape, chains: list[tuple[Block, ...]]) -> tuple[tuple[Block, ...], Ends]:
     """The heaviest chain of blocks that leads to the logits; where none does, the heaviest."""
     found = [(chains[0], find_ends(model, ids, recorded, chains[0]))]
     for blocks in chains[1:]:
@@ -88,9 +85,7 @@ def _tidy(tap: Tap, once: set[str]) -> Tap:
 def _layer(inside: Inside, equation: Equation, roles: Roles, once: set[str]) -> Layer:
     writes = tuple(
         Write(_tidy(port.tap, once), number, kind, gains)
-        for port, number, kind, gains in zip(
-            equation.terms, equation.coefficients, roles.kinds, equation.gains, strict=True
-        )
+        for port, number, kind, gains in zip(equation.terms, equation.coefficients, roles.kinds, equation.gains, strict=True)
     )
     return Layer(
         block=inside.block.event.path,
@@ -119,11 +114,7 @@ def _found(inside: Inside, roles: Roles, once: set[str]) -> dict[str, Any]:
     found = {"resid_pre": inside.block.before, **roles.ports, "resid_post": inside.block.after}
     attention, n = roles.attention, inside.tape.n_tokens
     widths = {site: port.width(n) for site, port in found.items()}
-    fields = {
-        "taps": {site: _tidy(port.tap, once) for site, port in found.items()},
-        "widths": widths,
-        "absent": roles.absent,
-    }
+    fields = {"taps": {site: _tidy(port.tap, once) for site, port in found.items()}, "widths": widths, "absent": roles.absent}
     if attention is None:
         return fields
     d_head = attention.d_head

@@ -85,9 +85,7 @@ class Inside:
 
     def ancestors(self, path: str) -> list[Event]:
         """The calls that hold the module at `path`, itself included, outermost first."""
-        return sorted(
-            (e for e in self.events if self.contains(e.path, path) and self.depth(e.path)), key=lambda e: len(e.path)
-        )
+        return sorted((e for e in self.events if self.contains(e.path, path) and self.depth(e.path)), key=lambda e: len(e.path))
 
 
 def is_leaf(module: nn.Module) -> bool:

@@ -117,9 +117,7 @@ class Layer:
     carry_gains: tuple[str, ...] = ()
     offset: str = ""
     visit: int = 0  # which of the attention module's calls in one forward
-    widths: Mapping[str, int] = field(
-        default_factory=dict
-    )  # by site: values at a position, of one head where it has heads
+    widths: Mapping[str, int] = field(default_factory=dict)  # by site: values at a position, of one head where it has heads
     absent: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -53,9 +53,7 @@ def find_roles(inside: Inside, equation: Equation | str, trials: Trials) -> Role
     """Kinds of the writes in the equation's order, and where each site of the block is; from a text, which says why there is
     no equation, what can be found without."""
     if isinstance(equation, str):
-        roles = Roles(
-            equation, [], next(iter(inside.attended), None), absent=dict.fromkeys(sites_of("write"), equation)
-        )
+        roles = Roles(equation, [], next(iter(inside.attended), None), absent=dict.fromkeys(sites_of("write"), equation))
     else:
         roles = _write_roles(inside, equation, trials)
     for site, finder in FINDERS.items():
@@ -93,18 +91,13 @@ def _why_no(kind: str, equation: Equation, inside: Inside) -> str:
     return f"no write of this block {what}"
 
 
-def _kinds(
-    inside: Inside, equation: Equation, origins: list[list[Event]], trials: Trials
-) -> tuple[list[str], Attended | None]:
+def _kinds(inside: Inside, equation: Equation, origins: list[list[Event]], trials: Trials) -> tuple[list[str], Attended | None]:
     """attn: the write that the registry's attention feeds; else the one whose part mixes most positions. mlp: the one
     with the most weights among those that mix none; else the last that is left. mixer: the first other that mixes."""
     if equation.carry == 0 and len(equation.terms) == 1:
         return ["other"], next(iter(inside.attended), None)
     parts = [_part(inside, equation, i, origins[i]) for i in range(len(equation.terms))]
-    holds = [
-        any(a.path == e.path or a.path.startswith(f"{e.path}.") for a in inside.attended for e in part)
-        for part in parts
-    ]
+    holds = [any(a.path == e.path or a.path.startswith(f"{e.path}.") for a in inside.attended for e in part) for part in parts]
     reaches = [_reach_of(inside, part, trials) for part in parts]
     attn = next((i for i, held in enumerate(holds) if held), None)
     if attn is None and inside.attended:
@@ -113,9 +106,7 @@ def _kinds(
     elif attn is None:
         mixers = [i for i, r in enumerate(reaches) if r.others]
         attn = max(mixers, key=lambda i: reaches[i].others, default=None)
-    bare = [
-        i for i in range(len(parts)) if parts[i] and not _has_matrix(parts[i])
-    ]  # a norm from which the sum starts anew
+    bare = [i for i in range(len(parts)) if parts[i] and not _has_matrix(parts[i])]  # a norm from which the sum starts anew
     rest = [i for i in range(len(parts)) if i != attn and parts[i] and i not in bare]
     still = [i for i in rest if not reaches[i].others and not holds[i]]
     mlp = max(still, key=lambda i: _n_weights(parts[i]), default=None)
@@ -141,9 +132,7 @@ def _part(inside: Inside, equation: Equation, index: int, origins: list[Event]) 
     """The calls that belong to one write alone: not those that hold another write too."""
     others = [p.tap.path for i, p in enumerate(equation.terms) if i != index]
     return [
-        e
-        for e in origins
-        if not any(inside.contains(e.path, o) and e.path != equation.terms[index].tap.path for o in others)
+        e for e in origins if not any(inside.contains(e.path, o) and e.path != equation.terms[index].tap.path for o in others)
     ]
 
 
@@ -246,8 +235,4 @@ def _hidden(inside: Inside, roles: Roles, trials: Trials) -> Port | str:
     return "no linear layer gives the MLP's write as it is (a mixture of experts, or a scaled one)"
 
 
-FINDERS: dict[str, Finder] = {
-    "resid_mid": Finder(_middle),
-    "z": Finder(_heads, unsolved=True),
-    "mlp_post": Finder(_hidden),
-}
+FINDERS: dict[str, Finder] = {"resid_mid": Finder(_middle), "z": Finder(_heads, unsolved=True), "mlp_post": Finder(_hidden)}

@@ -55,14 +55,10 @@ def find_equation(inside: Inside) -> Equation | str:
 def _why_none(inside: Inside) -> str:
     """Parts narrower than the stream are written to several streams that lie side by side."""
     width = inside.block.before.shape[-1]
-    parts = {
-        p.shape[-1] for e in inside.events if inside.depth(e.path) == 1 and not is_leaf(e.module) for p in e.outputs
-    }
+    parts = {p.shape[-1] for e in inside.events if inside.depth(e.path) == 1 and not is_leaf(e.module) for p in e.outputs}
     narrow = max((n for n in parts if 8 <= n < width and width % n == 0), default=0)
     if narrow:
-        return (
-            f"there are {width // narrow} residual streams side by side ({width} channels), and its parts read {narrow}"
-        )
+        return f"there are {width // narrow} residual streams side by side ({width} channels), and its parts read {narrow}"
     return "no sum of outputs of its modules is resid_post"
 
 
@@ -78,9 +74,7 @@ def _pools(inside: Inside) -> list[list[Port]]:
 def _plain(found: Sum, pool: list[Port]) -> Equation:
     order = sorted(range(len(found.terms)), key=lambda i: found.terms[i])
     terms = tuple(pool[found.terms[i]] for i in order)
-    return Equation(
-        found.carry, terms, tuple(found.coefficients[i] for i in order), found.error, gains=((),) * len(order)
-    )
+    return Equation(found.carry, terms, tuple(found.coefficients[i] for i in order), found.error, gains=((),) * len(order))
 
 
 def _with_channels(inside: Inside, pool: list[Port]) -> Equation | None:

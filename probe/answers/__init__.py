@@ -2,18 +2,7 @@
 
 from probe.answers.algebra import merge
 from probe.answers.canonical import canonical, equal
-from probe.answers.extraction import (
-    HOWS,
-    NONE,
-    TRUNCATED,
-    Answer,
-    Candidate,
-    explain,
-    extract,
-    key,
-    opens_thinking,
-    speech,
-)
+from probe.answers.extraction import HOWS, NONE, TRUNCATED, Answer, Candidate, explain, extract, key, opens_thinking, speech
 
 __all__ = [
     "HOWS",

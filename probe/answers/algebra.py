@@ -44,11 +44,7 @@ def simplest(plain: str, *, seconds: float = SECONDS) -> str | None:
 
 def _is_formula(plain: str) -> bool:
     """Whether it has an operator, a command, or a number beside a letter, and no words."""
-    if (
-        len(plain) > _LONGEST
-        or not _SIGNS.fullmatch(plain)
-        or not re.search(r"[-+*/^=<>!\\(]|\A\d+(?:\.\d+)?\s?[a-z]", plain)
-    ):
+    if len(plain) > _LONGEST or not _SIGNS.fullmatch(plain) or not re.search(r"[-+*/^=<>!\\(]|\A\d+(?:\.\d+)?\s?[a-z]", plain):
         return False
     words = re.findall(r"[a-z]{2,}", plain)
     return all(word in _KNOWN for word in words) and bool(re.search(r"[a-z\d]", plain))

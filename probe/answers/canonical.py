@@ -14,9 +14,7 @@ from probe.answers.numbers import value
 
 _WRAPPERS = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|boxed|fbox|operatorname)\s*\{([^{}]*)\}")
 _FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]*)\}\s*\{([^{}]*)\}|(\d)\s*(\d))")
-_DROPPED = re.compile(
-    r"\\(?:(?:left|right|displaystyle|quad|qquad)(?![a-zA-Z])|[,!;:$ ])|[$]|\\\(|\\\)|\\\[|\\\]|\*\*|`"
-)
+_DROPPED = re.compile(r"\\(?:(?:left|right|displaystyle|quad|qquad)(?![a-zA-Z])|[,!;:$ ])|[$]|\\\(|\\\)|\\\[|\\\]|\*\*|`")
 _COMMANDS = {
     "\\times": "*", "\\cdot": "*", "\\div": "/", "\\%": "%", "\\pi": "pi", "\\infty": "inf", "\\pm": "+-", "−": "-", "–": "-",
     "×": "*", "÷": "/", "≠": "!=", "≤": "<=", "≥": ">=", "\\leq": "<=", "\\geq": ">=", "\\le ": "<=", "\\ge ": ">=",

@@ -80,9 +80,7 @@ def letters(text: str) -> Iterator[AnswerSpan]:
         key=lambda span: span[1],
     )
     leads = [
-        match.span("letter")
-        for match in _LEADS.finditer(bare)
-        if len(_LISTED.findall(bare)) < 2 and _capital(bare, match)
+        match.span("letter") for match in _LEADS.finditer(bare) if len(_LISTED.findall(bare)) < 2 and _capital(bare, match)
     ]
     somewhere = [match.span(match.lastgroup or 0) for match in _ANY.finditer(bare)]
     boxed = [match.span("letter") for match in _BOXED.finditer(text)]
@@ -98,8 +96,7 @@ def _chosen(text: str, match: re.Match[str]) -> bool:
     small = match["letter"].islower()
     article = match["letter"] in "aAI" and re.match(r"\s+[a-z]", text[match.end("letter") : match.end("letter") + 3])
     denied = re.match(
-        r"\W*\s(?:is|are|was|can)?(?:n['’]t|not)?\s?(?:wrong|incorrect|false|not|too|out)\b",
-        text[match.end("letter") :][:24],
+        r"\W*\s(?:is|are|was|can)?(?:n['’]t|not)?\s?(?:wrong|incorrect|false|not|too|out)\b", text[match.end("letter") :][:24]
     )
     weak = not re.search(r"(?i)answer|option|choice|letter|solution|choose|pick|select|go", begins)
     return (

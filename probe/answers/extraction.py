@@ -19,12 +19,8 @@ _SPECIAL = re.compile(
     r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|s)\]|\[(?:CLS|SEP|PAD|UNK)\]|<unused\d{1,4}>"
 )
 _NAMES = "think|thinking|thoughts?|reasoning|reflection|scratchpad|seed:think"
-_OPENS = re.compile(
-    rf"<(?:{_NAMES})>|\[THINK\]|<\|begin_of_thought\|>|<\|START_THINKING\|>|◁think▷|<\|channel>", re.IGNORECASE
-)
-_CLOSES = re.compile(
-    rf"</(?:{_NAMES})>|\[/THINK\]|<\|end_of_thought\|>|<\|END_THINKING\|>|◁/think▷|<channel\|>", re.IGNORECASE
-)
+_OPENS = re.compile(rf"<(?:{_NAMES})>|\[THINK\]|<\|begin_of_thought\|>|<\|START_THINKING\|>|◁think▷|<\|channel>", re.IGNORECASE)
+_CLOSES = re.compile(rf"</(?:{_NAMES})>|\[/THINK\]|<\|end_of_thought\|>|<\|END_THINKING\|>|◁/think▷|<channel\|>", re.IGNORECASE)
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w{1,20})[^<\n]{0,40}<\|message\|>")  # gpt-oss: analysis, commentary, final
 
 
@@ -125,9 +121,7 @@ def explain(text: str, how: str = "auto", *, thinking: bool = False) -> list[Can
     chosen = extract(text, how, thinking=thinking)
     bare = spoken(text, opened=thinking)
     return [
-        Candidate(
-            rule, text[a:b], _key(rule, bare[a:b]), a, b, sure, (rule, a, b) == (chosen.rule, chosen.start, chosen.end)
-        )
+        Candidate(rule, text[a:b], _key(rule, bare[a:b]), a, b, sure, (rule, a, b) == (chosen.rule, chosen.start, chosen.end))
         for rule, find in _rules(how)
         for a, b, sure in find(bare)
     ]

@@ -44,9 +44,7 @@ _NO_ANSWER = re.compile(
 )
 _JOIN = re.compile(r"\$?\s*(?:,\s*(?:and|or)?|\band\b|\bor\b|\bto\b)\s*\$?\s*")
 _PAIR = re.compile(r"(?:between|from)\s+\S{1,20}\s+(?:and|to)\s+[^\s,;]{1,20}", re.IGNORECASE)
-SOLUTIONS = re.compile(
-    r"(?<![A-Za-z])\$?[A-Za-z]\s*=\s*[^=,]{1,40}(?:,|\b(?:and|or)\b)\s*\$?[A-Za-z]\s*=\s*[^=,]{1,40}"
-)
+SOLUTIONS = re.compile(r"(?<![A-Za-z])\$?[A-Za-z]\s*=\s*[^=,]{1,40}(?:,|\b(?:and|or)\b)\s*\$?[A-Za-z]\s*=\s*[^=,]{1,40}")
 _AMOUNTS = re.compile(  # 3 hours and 20 minutes
     r"\d[\d,.]*\s?(?:hours?|hrs?|minutes?|mins?|days?|weeks?|months?|years?|feet|foot|ft"
     r"|pounds?|lbs?|dollars?|euros?|h|m|kg|km)"
@@ -128,12 +126,7 @@ def _words(text: str, begin: int, end: int) -> Found | None:
     if number is not None and not (n <= 4 and text[start : start + 1].isupper()):
         return Found(number[0], expression(text, number[0], stop) or number[1], False)
     quoted = text[start - 1 : start] in ('"', "“")
-    if (
-        not n
-        or n > _WORDS
-        or (not quoted and _NO_ANSWER.match(text, start, stop))
-        or not re.search(r"\w", text[start:stop])
-    ):
+    if not n or n > _WORDS or (not quoted and _NO_ANSWER.match(text, start, stop)) or not re.search(r"\w", text[start:stop]):
         return None
     return Found(start, stop, n <= 3)
 
@@ -200,11 +193,7 @@ def content(text: str, start: int, end: int) -> tuple[int, int]:
         start, end = trimmed(text, *wrapped.span(1))
     start, end = formula(text, start, end)
     number = _LEADING.match(text, start, end)
-    if (
-        number is not None
-        and value(text[start : number.end()]) is not None
-        and _UNIT.fullmatch(text, number.end(), end)
-    ):
+    if number is not None and value(text[start : number.end()]) is not None and _UNIT.fullmatch(text, number.end(), end):
         return start, number.end()
     return start, end
 

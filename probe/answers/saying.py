@@ -96,14 +96,9 @@ def said(text: str) -> Iterator[AnswerSpan]:
         if corrected is not None:
             found.append(corrected)
     for match in _IS_ANSWER.finditer(text):
-        begin = (
-            max(text.rfind(mark, max(0, match.start() - 80), match.start()) for mark in ("\n", ". ", ", ", ": ")) + 1
-        )
+        begin = max(text.rfind(mark, max(0, match.start() - 80), match.start()) for mark in ("\n", ". ", ", ", ": ")) + 1
         place = reading.read(text, begin, match.start()) or next(
-            (
-                reading.Found(*n, False)
-                for n in reversed(reading.numbers(text, max(begin, match.start() - 20), match.start()))
-            ),
+            (reading.Found(*n, False) for n in reversed(reading.numbers(text, max(begin, match.start() - 20), match.start()))),
             None,
         )
         if place is not None and place.end >= match.start() - 2:
@@ -150,9 +145,7 @@ def last(text: str) -> Iterator[AnswerSpan]:
                 start, end = begin, stop
         found.append((start, end))
     affirmed = [
-        (a, b)
-        for a, b in found
-        if not re.search(r"\b(?:not|instead of|rather than)\s+\S{0,3}\Z", text[max(0, a - 20) : a])
+        (a, b) for a, b in found if not re.search(r"\b(?:not|instead of|rather than)\s+\S{0,3}\Z", text[max(0, a - 20) : a])
     ]
     for start, end in affirmed or found:
         yield AnswerSpan(*trimmed(text, start, end), "low")

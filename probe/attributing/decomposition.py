@@ -47,9 +47,7 @@ class Decomposition:
         return torch.stack([part.value for part in self.components]).sum(0)
 
 
-def decompose(
-    model: nn.Module, anatomy: Anatomy, seen: Recording, logit: Unembedded, dtype: torch.dtype
-) -> Decomposition:
+def decompose(model: nn.Module, anatomy: Anatomy, seen: Recording, logit: Unembedded, dtype: torch.dtype) -> Decomposition:
     """logit = scale * (row . (norm'(embed + sum of writes) + b) + b'), with the final norm's scale frozen; see METHODS B5.
 
     Raises `SiteAbsent` where the final norm is not a scaling of its input channel by channel.
@@ -66,11 +64,7 @@ def decompose(
             )
         norm = frozen
     direction = logit.scale * norm.back(logit.row).expand(n, -1)
-    ends = (
-        [Component("norm_bias", -1, -1, (logit.scale * (norm.bias @ logit.row)).expand(n))]
-        if bool(norm.bias.any())
-        else []
-    )
+    ends = [Component("norm_bias", -1, -1, (logit.scale * (norm.bias @ logit.row)).expand(n))] if bool(norm.bias.any()) else []
     if logit.bias:
         ends.append(Component("head_bias", -1, -1, torch.full((n,), logit.scale * logit.bias, dtype=torch.float64)))
     backwards: list[list[Component]] = []
@@ -78,9 +72,7 @@ def decompose(
         own, direction = walk.layer(number, direction, parts)
         backwards.append(own)
         if not bool(direction.any()):
-            parts.notes.append(
-                f"nothing that was written before layer {number} is carried around it: its write holds it"
-            )
+            parts.notes.append(f"nothing that was written before layer {number} is carried around it: its write holds it")
             break
     else:
         starts = seen.embeddings.items()
@@ -125,14 +117,10 @@ class _Walk:
             own.append(Component("attn_bias", number, -1, (found.bias * along).sum(-1)))
         return own
 
-    def _unsolved(
-        self, number: int, layer: Layer, direction: Tensor, parts: Decomposition
-    ) -> tuple[list[Component], Tensor]:
+    def _unsolved(self, number: int, layer: Layer, direction: Tensor, parts: Decomposition) -> tuple[list[Component], Tensor]:
         """A block whose equation is not known, as one write: resid_post - resid_pre."""
         if "resid_pre" not in layer.taps or "resid_post" not in layer.taps:
-            raise SiteAbsent(
-                f"no logit can be taken apart: layer {number}: {layer.equation}", hint="see probe models check"
-            )
+            raise SiteAbsent(f"no logit can be taken apart: layer {number}: {layer.equation}", hint="see probe models check")
         parts.notes.append(f"layer {number} is one write: {layer.equation}")
         wrote = self._seen.values[layer.taps["resid_post"]] - self._seen.values[layer.taps["resid_pre"]]
         return [Component("block", number, -1, (wrote * direction).sum(-1))], direction

@@ -104,7 +104,5 @@ def unembedded(model: nn.Module, anatomy: Anatomy, hidden: Tensor, ids: tuple[in
     size = hidden.norm(dim=-1) * row.norm() + abs(bias)
     room = max(2e-5, ROOM * torch.finfo(like.dtype).eps)
     if bool(((hidden @ row + bias - real).abs() > room * size).any()):
-        raise SiteAbsent(
-            "no logit can be taken apart: this model's head is not one matrix", hint="see probe models check"
-        )
+        raise SiteAbsent("no logit can be taken apart: this model's head is not one matrix", hint="see probe models check")
     return Unembedded(row, bias, anatomy.readout.scale)

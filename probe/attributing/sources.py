@@ -85,9 +85,7 @@ def _values_direction(model: nn.Module, after: Frozen, direction: Tensor, z: Loc
     behind = after.back(direction)
     size = behind.norm(dim=-1, keepdim=True).clamp_min(1e-300)
     with torch.inference_mode(False), torch.enable_grad():
-        given = torch.zeros(
-            1, len(direction), z.n_heads * z.width, device=like.device, dtype=like.dtype
-        ).requires_grad_()
+        given = torch.zeros(1, len(direction), z.n_heads * z.width, device=like.device, dtype=like.dtype).requires_grad_()
         out = projection(given)
         (found,) = torch.autograd.grad(out, given, (behind / size)[None].to(out))
     return z.by_head(found[0].double().cpu() * size)

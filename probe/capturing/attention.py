@@ -89,9 +89,7 @@ class AttentionReader:
         if weights is None or weights.ndim != 4 or weights.shape[2:] != (length, length) or float(weights.min()) < 0:
             self.reasons[layer] = "the model neither calls a shared attention function nor returns weights for it"
             return False
-        patterns: list[ScoreSource] = [
-            GivenPattern(weights[b, :, :n, :n], causal=causal) for b, n in enumerate(self.lengths)
-        ]
+        patterns: list[ScoreSource] = [GivenPattern(weights[b, :, :n, :n], causal=causal) for b, n in enumerate(self.lengths)]
         self.scores.pop(layer, None)  # they are not what a weight's logarithm is
         self._read(layer, patterns)
         return True
@@ -147,9 +145,7 @@ class AttentionReader:
         score_pieces = lists.RowPieces(
             pattern, scores_of, partial(self.sink.scores, prompt, layer), name="scores", memory=self._memory
         )
-        statistics = (CompiledRowStatistics if pattern.compiled else RowStatistics)(
-            pattern, matches, peaks=mode in WITH_ROWS
-        )
+        statistics = (CompiledRowStatistics if pattern.compiled else RowStatistics)(pattern, matches, peaks=mode in WITH_ROWS)
         tops = _Tops(pattern, self.spec.k) if mode == "topk" else None
 
         def read(work: _Work) -> _Work:
@@ -269,9 +265,7 @@ def head_summary(statistics: dict[str, Tensor], matched: dict[str, Tensor]) -> C
 def row_columns(statistics: dict[str, Tensor]) -> Columns:
     """Columns of `attention_rows` for one prompt and layer: statistics (head, query) flattened."""
     n_heads, n = statistics["entropy"].shape
-    flat: dict[str, Any] = {
-        name: statistics[name].flatten().to(torch.float32).cpu().numpy() for name in (*NAMES, "max_weight")
-    }
+    flat: dict[str, Any] = {name: statistics[name].flatten().to(torch.float32).cpu().numpy() for name in (*NAMES, "max_weight")}
     return {
         "head": np.repeat(np.arange(n_heads, dtype=np.int16), n), "query": np.tile(np.arange(n, dtype=np.int32), n_heads),
         **flat, "max_key": statistics["max_key"].flatten().cpu().numpy().astype(np.int32),

@@ -174,9 +174,7 @@ def row_guesses(
                 "target_rank": scores.rank, "target_logprob": scores.logprob, "entropy": scores.entropy,
                 "kl_to_final": divergence(final, logits),
             })  # fmt: skip
-    return [
-        {name: torch.cat([torch.as_tensor(p[name]).cpu() for p in pieces]) for name in pieces[0]} for pieces in tables
-    ]
+    return [{name: torch.cat([torch.as_tensor(p[name]).cpu() for p in pieces]) for name in pieces[0]} for pieces in tables]
 
 
 def _stacked(pieces: list[Tensor], lengths: Sequence[int], width: int) -> np.ndarray:

@@ -73,9 +73,7 @@ class Mask:
         if self.visible is not None:
             return ~self.visible[:, start:end, low:high]
         assert self._window, "without a mask only a window hides more than what comes later"
-        return _late(start, end, low, high, device) | ~_late(
-            start, end, low + self._window, high + self._window, device
-        )
+        return _late(start, end, low, high, device) | ~_late(start, end, low + self._window, high + self._window, device)
 
 
 def _late(start: int, end: int, low: int, high: int, device: torch.device | None) -> Tensor:

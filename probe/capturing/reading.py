@@ -114,9 +114,7 @@ class _Read:
         """Whether the model can give the last position's logits only, and still norms all positions."""
         norm = self.anatomy.final_norm
         return (
-            norm is not None
-            and _accepts(self.model, "logits_to_keep")
-            and norms_all(self.model, norm, self.ids, **self.inputs)
+            norm is not None and _accepts(self.model, "logits_to_keep") and norms_all(self.model, norm, self.ids, **self.inputs)
         )
 
     def _logits(self, *, whole: bool) -> Tensor:
@@ -134,9 +132,7 @@ class _Read:
             returned = {layer: weights for layer, weights in enumerate(found) if len(found) == n_layers}
             for layer in missing:
                 if attention.read_returned(layer, returned.get(layer), causal=self.anatomy.causal):
-                    attention.warnings.append(
-                        "attention weights are those that the model returns; its calls can't be seen"
-                    )
+                    attention.warnings.append("attention weights are those that the model returns; its calls can't be seen")
         attention.check(self.cells)
 
 

@@ -19,17 +19,7 @@ from probe.scoring import largest
 
 NAMES = ("entropy", "perplexity", "ess", "sink", "prev", "duplicate", "induction", "distance")
 MATCHED = ("duplicate", "induction")
-SUMS = (
-    "kept",
-    "rest",
-    "back",
-    "norm",
-    "score",
-    "sink",
-    "prev",
-    "best",
-    *MATCHED,
-)  # of a row's mass: see `RowStatistics`
+SUMS = ("kept", "rest", "back", "norm", "score", "sink", "prev", "best", *MATCHED)  # of a row's mass: see `RowStatistics`
 NAT = 0.6931471805599453  # nats in a bit
 SMALL, LARGE = 2.0**-50, 2.0**50  # row sums between which neither a mass, its square nor a long sum leaves float32
 DENSE = 1 / 8  # share of a tile from which a mask is smaller than a list of its places

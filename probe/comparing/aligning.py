@@ -42,17 +42,7 @@ def segment_columns(text: str, a: Tokens, b: Tokens) -> dict[str, Any]:
             row[f"tokens_{name}"] = last - first
             row[f"logprob_{name}"] = float(np.sum(np.asarray(one.logprobs[first:last], np.float64)))
         rows.append({**row, "difference": row["logprob_b"] - row["logprob_a"]})
-    names = (
-        "segment",
-        "text_start",
-        "text_end",
-        "text",
-        "tokens_a",
-        "tokens_b",
-        "logprob_a",
-        "logprob_b",
-        "difference",
-    )
+    names = ("segment", "text_start", "text_end", "text", "tokens_a", "tokens_b", "logprob_a", "logprob_b", "difference")
     return {name: [row[name] for row in rows] for name in names}
 
 
@@ -91,9 +81,7 @@ def pairs(a: Run, b: Run) -> list[tuple[int, int]]:
     for run in (a, b):
         if not {"prompts", "tokens"} <= set(run.tables):
             raise RunError(f"the run '{run.run_id}' has no tokens", hint="compare runs of probe trace")
-    texts_a, texts_b = (
-        [(int(p), t) for p, t in zip(r.prompts["prompt_id"], r.prompts["text"], strict=True)] for r in (a, b)
-    )
+    texts_a, texts_b = ([(int(p), t) for p, t in zip(r.prompts["prompt_id"], r.prompts["text"], strict=True)] for r in (a, b))
     waiting: dict[str, list[int]] = {}
     for prompt, text in texts_b:
         waiting.setdefault(text, []).append(prompt)

@@ -94,9 +94,7 @@ def _prepared(request: Compare) -> tuple[Pair, list[Prompt]]:
     a, b = request.a, request.b
     same = sides.one_vocabulary(a, b)
     if request.chat and not same:
-        raise BadOption(
-            "a chat has another text for each tokenizer", hint="leave out --chat, or render the text yourself"
-        )
+        raise BadOption("a chat has another text for each tokenizer", hint="leave out --chat, or render the text yourself")
     why = residuals.why_not(a, b) if same else "the tokenizers differ: their positions are not the same places"
     inputs = as_prompts(request.texts, kind=request.format, column=request.column)
     return Pair(Side(a), Side(b, parse_all(b, request.edit)), same, why, edit_texts(request.edit)), list(inputs)
@@ -114,9 +112,7 @@ def _encoded(pair: Pair, inputs: list[Prompt], request: Compare) -> tuple[list[T
             if pair.by_tokens:
                 sides.check_length(pair.b.lm, sequence.ids)
                 if len(sequence.ids) < 2:
-                    raise BadPrompt(
-                        "the text is one token, and nothing predicts a first one", hint="give a longer text"
-                    )
+                    raise BadPrompt("the text is one token, and nothing predicts a first one", hint="give a longer text")
             found.append(sequence)
         except BadPrompt as error:
             failed.append(Failed(prompt._replace(error=error.message), error))
@@ -169,11 +165,7 @@ def _summary(writer: stores.Writer, pair: Pair, *, seed: int, errors: int) -> di
         "errors": errors,
     }  # fmt: skip
     if not pair.by_tokens:
-        return {
-            **about,
-            **summary.of_segments(writer.read("segments"), seed=seed),
-            "no_similarity": pair.why_no_similarity,
-        }
+        return {**about, **summary.of_segments(writer.read("segments"), seed=seed), "no_similarity": pair.why_no_similarity}
     found = {**about, **summary.of_tokens(writer.read("comparison"), seed=seed, text=a.token_text)}
     if pair.why_no_similarity:
         return {**found, "no_similarity": pair.why_no_similarity}

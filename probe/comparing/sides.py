@@ -43,9 +43,7 @@ def distances(a: Tensor, b: Tensor) -> Distances:
     KL is infinite where one gives no probability (logit -inf) to what the other can say.
     """
     step = max(1, PIECE // a.shape[-1])
-    parts = [
-        _of_pieces(a[at : at + step].double(), b[at : at + step].to(a.device).double()) for at in range(0, len(a), step)
-    ]
+    parts = [_of_pieces(a[at : at + step].double(), b[at : at + step].to(a.device).double()) for at in range(0, len(a), step)]
     return Distances(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
 
 
@@ -144,9 +142,7 @@ def by_characters(pair: Pair, text: str) -> dict[str, Any]:
     return segment_columns(text, *(_tokens(side, text) for side in (pair.a, pair.b)))
 
 
-def _reading(
-    side: Side, ids: Sequence[int], sink: MemorySink, *, similar: bool = False, whole: bool = False
-) -> Reading:
+def _reading(side: Side, ids: Sequence[int], sink: MemorySink, *, similar: bool = False, whole: bool = False) -> Reading:
     edited = applying(side.lm, side.edits, ids=list(ids), n_prompt=len(ids)) if side.edits else nullcontext()
     with edited:
         cells = cells_of(side.lm) if similar else ()
@@ -180,9 +176,7 @@ def _tokens(side: Side, text: str) -> Tokens:
             f"the tokenizer of '{lm.name}' does not give this text back", hint="the other model has another tokenizer"
         )
     check_length(lm, ids)
-    scored = [float("nan"), *_reading(side, ids, MemorySink()).scores[0].logprob[:-1].tolist()][
-        first : first + len(plain)
-    ]
+    scored = [float("nan"), *_reading(side, ids, MemorySink()).scores[0].logprob[:-1].tolist()][first : first + len(plain)]
 
     def whole(i: int) -> bool:
         end = cut.offsets[i][1]

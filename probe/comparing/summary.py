@@ -32,11 +32,7 @@ def of_tokens(table: pa.Table, *, seed: int, text: Callable[[int], str]) -> dict
     tops = {i for row in largest for i in (row["top_a"], row["top_b"]) if i is not None}
     names = {i: text(i) for i in tops}
     found["largest"] = [
-        {
-            **{key: _number(row[key]) for key in COLUMNS},
-            "top_a": names.get(row["top_a"]),
-            "top_b": names.get(row["top_b"]),
-        }
+        {**{key: _number(row[key]) for key in COLUMNS}, "top_a": names.get(row["top_a"]), "top_b": names.get(row["top_b"])}
         for row in largest
     ]
     return found
@@ -60,9 +56,7 @@ def of_segments(table: pa.Table, *, seed: int) -> dict[str, Any]:
 
 def of_layers(table: pa.Table) -> list[dict[str, Any]]:
     """The table `similarity` as plain values, from the first block's input to the last one's output."""
-    return sorted(
-        table.drop_columns(["run_id"]).to_pylist(), key=lambda row: (row["site"] == "resid_post", row["layer"])
-    )
+    return sorted(table.drop_columns(["run_id"]).to_pylist(), key=lambda row: (row["site"] == "resid_post", row["layer"]))
 
 
 def _mean(column: pa.ChunkedArray, prompts: np.ndarray, seed: int) -> dict[str, float | None]:

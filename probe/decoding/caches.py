@@ -21,12 +21,7 @@ from transformers.cache_utils import (
 from transformers.generation.utils import ALL_CACHE_NAMES
 
 _KEYED = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
-_JOINED = (
-    *_KEYED,
-    LinearAttentionLayer,
-    LinearAttentionAndFullAttentionLayer,
-    LinearAttentionAndSlidingWindowAttentionLayer,
-)
+_JOINED = (*_KEYED, LinearAttentionLayer, LinearAttentionAndFullAttentionLayer, LinearAttentionAndSlidingWindowAttentionLayer)
 ROOM = 64  # positions that are made room for at once, or a quarter of what is there if that is more
 
 

@@ -87,8 +87,7 @@ def check(lm: LanguageModel) -> None:
     if not support.continues:
         why = "is made for generation other inputs than the text" if support.causal else "reads what follows too"
         raise BadModel(
-            f"'{lm.name}' {why}: what it would choose is not what reading the text says",
-            hint="trace it without --generate",
+            f"'{lm.name}' {why}: what it would choose is not what reading the text says", hint="trace it without --generate"
         )
 
 

@@ -77,9 +77,7 @@ def _check(best: Sequence[float], samples: Sequence[int], steps: Sequence[int]) 
     """One NaN or +inf among the scores of a row, or none above -inf, makes the best of that row no finite number."""
     for value, sample, step in zip(best, samples, steps, strict=True):
         if not math.isfinite(value):
-            raise NonFinite(
-                f"the logits of sample {sample} at step {step} are not finite numbers", hint="try --dtype float32"
-            )
+            raise NonFinite(f"the logits of sample {sample} at step {step} are not finite numbers", hint="try --dtype float32")
 
 
 def _draw_filtered(scores: Tensor, sampling: Sampling, samples: Sequence[int], steps: Sequence[int]) -> Choice:

@@ -122,9 +122,7 @@ def _sampling(lm: LanguageModel) -> dict[str, Any]:
 
 def _others(lm: LanguageModel) -> dict[str, Any]:
     config = _config(lm)
-    return {
-        name: config[name] for name, off in _OTHERS.items() if config.get(name) is not None and config[name] not in off
-    }
+    return {name: config[name] for name, off in _OTHERS.items() if config.get(name) is not None and config[name] not in off}
 
 
 def _config(lm: LanguageModel) -> dict[str, Any]:

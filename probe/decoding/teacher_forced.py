@@ -146,8 +146,7 @@ def check_beginnings(lm: LanguageModel) -> None:
     """Raises `BadModel` for a model whose logits after a text's beginning depend on what follows."""
     if not cache_support(lm).causal:
         raise BadModel(
-            f"'{lm.name}' reads what follows too: a text's beginning gives other numbers alone",
-            hint="use a causal model",
+            f"'{lm.name}' reads what follows too: a text's beginning gives other numbers alone", hint="use a causal model"
         )
 
 

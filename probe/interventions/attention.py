@@ -51,9 +51,7 @@ class CallEditor:
             raise BadEdit(f"the attention of '{path}' cannot be edited: it has {told}", hint="edit z or attn_out")
         for i in self._members[where]:
             edit = self._active.edits[i]
-            call = (
-                self._cut(i, edit, where, call, forward) if isinstance(edit, Cut) else self._vectors(i, call, forward)
-            )
+            call = self._cut(i, edit, where, call, forward) if isinstance(edit, Cut) else self._vectors(i, call, forward)
         return call
 
     def observe(self, path: str, call: AttentionCall, output: Tensor) -> Tensor | None:
@@ -106,9 +104,7 @@ def hide(call: AttentionCall, queries: Tensor, keys: Tensor, heads: Sequence[int
     A row with no key left keeps its mask, because a softmax of nothing is not a number: its output is to be zeroed.
     """
     implementation = getattr(getattr(call.module, "config", None), "_attn_implementation", None)
-    if implementation not in MASKED or not (
-        call.mask is None or (isinstance(call.mask, Tensor) and call.mask.ndim == 4)
-    ):
+    if implementation not in MASKED or not (call.mask is None or (isinstance(call.mask, Tensor) and call.mask.ndim == 4)):
         hint = "load it with the attention 'sdpa' or 'eager'"
         raise BadEdit(f"the attention '{implementation}' takes no mask from which edges could be cut", hint=hint)
     n_heads, (n, m) = call.query.shape[1], (call.query.shape[2], call.key.shape[2])

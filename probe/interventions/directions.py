@@ -19,11 +19,7 @@ if TYPE_CHECKING:
 
 NAME = "direction"
 _KEY = "probe_direction"
-_SAME = (
-    "files",
-    "class",
-    "parameters",
-)  # what two identities must share to be one model; the name, dtype and device need not
+_SAME = ("files", "class", "parameters")  # what two identities must share to be one model; the name, dtype and device need not
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +71,7 @@ def load_direction(path: Path | str, *, lm: LanguageModel | None = None) -> Dire
             about = json.loads((file.metadata() or {}).get(_KEY, "{}"))
             found = {name: file.get_tensor(name) for name in list(file.keys())}
     except (OSError, SafetensorError, ValueError) as error:
-        raise BadEdit(
-            f"cannot read a direction from '{path}': {error}", hint="probe steer --make writes one"
-        ) from error
+        raise BadEdit(f"cannot read a direction from '{path}': {error}", hint="probe steer --make writes one") from error
     if not _readable(about):
         raise BadEdit(f"'{path}' says about itself what no direction says", hint="probe steer --make writes one")
     vectors = [tensor for tensor in found.values() if tensor.numel() == max(tensor.shape, default=0)]
@@ -113,8 +107,6 @@ def is_same_model(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 def _check(direction: Direction, width: int, place: str) -> None:
     vector = direction.vector
     if vector.ndim != 1 or len(vector) != width:
-        raise BadEdit(
-            f"a direction has the shape {tuple(vector.shape)}, and {place} has {width} values", hint="one vector"
-        )
+        raise BadEdit(f"a direction has the shape {tuple(vector.shape)}, and {place} has {width} values", hint="one vector")
     if not bool(vector.isfinite().all()):
         raise BadEdit(f"the direction for {place} has values that are not numbers", hint="make it anew")

@@ -32,9 +32,7 @@ class Forward(NamedTuple):
     def keys(self, n: int) -> Tensor:
         """Positions (batch, n) of the n keys of an attention call; what lies beyond the tokens (an empty cache) is negative."""
         new, device = self.positions.shape[1], self.positions.device
-        columns = torch.arange(n, device=device) + max(
-            0, self.seen + new - n
-        )  # a sliding cache has lost the first ones
+        columns = torch.arange(n, device=device) + max(0, self.seen + new - n)  # a sliding cache has lost the first ones
         found = self.origin[:, None] + columns
         own = (columns - self.seen).clamp(0, new - 1)
         found = torch.where(columns >= self.seen, self.positions[:, own], found)
@@ -163,11 +161,7 @@ class ActiveEdits:
         rows = self.edits[i].rows
         mine = [rows is None or name in rows for name in names]
         own = [name if rows is None else rows.index(name) if name in rows else 0 for name in names]
-        return (
-            torch.tensor(mine, device=device),
-            torch.tensor(names, device=device),
-            torch.tensor(own, device=device),
-        )
+        return (torch.tensor(mine, device=device), torch.tensor(names, device=device), torch.tensor(own, device=device))
 
 
 def changed(edit: Edit, value: Tensor, hits: Hits, *, unit: Unit = 1.0, owned: bool = False) -> Tensor:

@@ -170,9 +170,7 @@ def values_at(run: Run, cell: Cell, *, prompt: int, name: str) -> Tensor:
     missing = sorted(set(wanted) - set(kept))
     if missing:
         hint = "record them, or name positions that it has"
-        raise BadEdit(
-            f"'{name}' holds no {cell.site}@{cell.layer} at position {missing[0]} of prompt {prompt}", hint=hint
-        )
+        raise BadEdit(f"'{name}' holds no {cell.site}@{cell.layer} at position {missing[0]} of prompt {prompt}", hint=hint)
     number = {position: i for i, position in enumerate(kept)}
     return values[[number[position] for position in wanted]]
 

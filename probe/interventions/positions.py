@@ -119,10 +119,7 @@ def _by_row(lm: LanguageModel, edit: Edit, texts: list[TextExtent]) -> list[Edit
     first = located[rows[0]]
     if all(_absolute(one) == _absolute(first) for one in located.values()):
         return [first]
-    return [
-        one.for_row(number, row, one.absolute or AbsolutePositions())
-        for number, (row, one) in enumerate(located.items())
-    ]
+    return [one.for_row(number, row, one.absolute or AbsolutePositions()) for number, (row, one) in enumerate(located.items())]
 
 
 def _absolute(edit: Edit) -> tuple[AbsolutePositions | None, ...]:

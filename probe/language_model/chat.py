@@ -74,9 +74,7 @@ def _writer(tokenizer: Any, options: ChatOptions, awaited: bool, name: str) -> C
         try:
             with _bounded(SECONDS):
                 return str(
-                    tokenizer.apply_chat_template(
-                        messages, tokenize=False, add_generation_prompt=awaited, **options.variables
-                    )
+                    tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=awaited, **options.variables)
                 )
         except _Endless as error:
             raise BadOption(  # not of one prompt: it would take as long for each

@@ -85,9 +85,7 @@ def _read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BadModel(
-            f"'{path}' is not JSON: {error}", hint="the file is damaged: copy or download it again"
-        ) from error
+        raise BadModel(f"'{path}' is not JSON: {error}", hint="the file is damaged: copy or download it again") from error
     if not isinstance(content, dict):
         raise BadModel(f"'{path}' does not hold a JSON object", hint="the file is damaged: copy or download it again")
     return content
@@ -112,9 +110,7 @@ def _check_weights(file: Path, name: str) -> None:
 
 def _no_config(directory: Path, name: str) -> BadModel:
     if (directory / "adapter_config.json").is_file():
-        return BadModel(
-            f"'{name}' is an adapter, not a whole model", hint="name its base model, and give this as the adapter"
-        )
+        return BadModel(f"'{name}' is an adapter, not a whole model", hint="name its base model, and give this as the adapter")
     ggufs = sorted(directory.glob("*.gguf"))
     if ggufs:
         return BadModel(f"'{name}' is a directory of GGUF files", hint=f"name the file: {ggufs[0]}")
@@ -130,8 +126,7 @@ def _no_weights(directory: Path, name: str) -> BadModel:
     others = sorted(p.name for p in directory.iterdir() if p.suffix in {".safetensors", ".bin", ".pth", ".gguf"})
     found = f" (found: {', '.join(others[:3])})" if others else ""
     return BadModel(
-        f"'{name}' has no weights{found}",
-        hint=f"expected {SAFETENSORS} or its numbered parts with {SAFETENSORS}{_INDEX}",
+        f"'{name}' has no weights{found}", hint=f"expected {SAFETENSORS} or its numbered parts with {SAFETENSORS}{_INDEX}"
     )
 
 
@@ -152,13 +147,9 @@ def refusals(name: str) -> Iterator[None]:
             hint = "if you trust that code: --trust-remote-code (in Python trust_remote_code=True)"
             raise BadModel(f"'{name}' comes with code of its own", hint=hint) from error
         if "out of memory" in message.lower():
-            raise BadModel(
-                f"'{name}' does not fit into memory", hint="try --dtype bfloat16 or --device-map auto"
-            ) from error
+            raise BadModel(f"'{name}' does not fit into memory", hint="try --dtype bfloat16 or --device-map auto") from error
         if isinstance(error, ImportError):
-            raise BadModel(
-                f"'{name}' needs a package that is not installed: {message[:200]}", hint="install it"
-            ) from error
+            raise BadModel(f"'{name}' needs a package that is not installed: {message[:200]}", hint="install it") from error
         first = message if len(message) <= 200 else f"{message[:199]}…"
         raise BadModel(
             f"'{name}' cannot be loaded: {first}", hint="is it a causal language model that this transformers knows?"

@@ -90,7 +90,5 @@ def two_answers(
     other, more = (None, []) if against is None else first_token(lm, against, "against", after=after)
     if one == other:
         what = "are the same" if answer == against else "begin with the same token"
-        raise BadOption(
-            f"--answer {answer!r} and --against {against!r} {what}", hint="they must differ in the first token"
-        )
+        raise BadOption(f"--answer {answer!r} and --against {against!r} {what}", hint="they must differ in the first token")
     return one, other, [*notes, *more]

@@ -117,9 +117,7 @@ def obtain(name: str, path: Path, *, progress: Progress | None = None) -> Checkp
     return Checkpoint(name, target, "gguf", revision=digest, quantisation=header.quantisation)
 
 
-def convert(
-    path: Path, target: Path, record: dict[str, Any], *, keep: bool = False, progress: Progress | None = None
-) -> None:
+def convert(path: Path, target: Path, record: dict[str, Any], *, keep: bool = False, progress: Progress | None = None) -> None:
     """Write `path` to the folder `target` as float32 safetensors with its tokenizer; `keep` moves the file in too.
 
     The caller has claimed `target`. Nothing is at `target` until all of it is.
@@ -212,8 +210,7 @@ def _split_as_llama_cpp(tokenizer: Any, metadata: dict[str, Any]) -> None:
         )
     elif rule not in {"default", "gpt-2", "gpt2", "olmo", "mpt", "jais", "phi-2"}:
         warnings.warn(
-            f"transformers does not know the file's splitting rule '{rule}': with GPT-2's, tokens may differ",
-            stacklevel=2,
+            f"transformers does not know the file's splitting rule '{rule}': with GPT-2's, tokens may differ", stacklevel=2
         )
 
 

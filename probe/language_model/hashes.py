@@ -110,8 +110,7 @@ def made(target: Path, make: Callable[[], None], progress: Progress | None) -> d
         if record is None:
             if (target / RECORD).is_file() and not _vouches_for_nothing(target):
                 warnings.warn(
-                    f"the converted copy of '{target.name}' is not what was written: it is converted again",
-                    stacklevel=2,
+                    f"the converted copy of '{target.name}' is not what was written: it is converted again", stacklevel=2
                 )
             make()
             record = intact(target, progress)

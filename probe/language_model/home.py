@@ -73,9 +73,7 @@ def claimed(target: Path, progress: Progress | None) -> Iterator[None]:
 
 
 @contextmanager
-def building(
-    target: Path, record: dict[str, Any], *, needs: int, describe: Callable[[Path], dict[str, Any]]
-) -> Iterator[Path]:
+def building(target: Path, record: dict[str, Any], *, needs: int, describe: Callable[[Path], dict[str, Any]]) -> Iterator[Path]:
     """A fresh folder beside `target` that takes its place, whole, when the block ends well; else nothing is left.
 
     Call it inside `claimed`. `needs` is about how many bytes will be written: too little room is said before. What

@@ -99,9 +99,7 @@ def _cache() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def _download(
-    name: str, repo: str, *, revision: str | None, allow_pickle: bool, code: bool, progress: Progress | None
-) -> Path:
+def _download(name: str, repo: str, *, revision: str | None, allow_pickle: bool, code: bool, progress: Progress | None) -> Path:
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 

@@ -14,14 +14,7 @@ from typing import Any
 from probe.errors import BadModel, BadOption, UnknownModel
 from probe.language_model import gguf, hub, wheel
 from probe.language_model.adapters import merged
-from probe.language_model.checkpoint import (
-    Checkpoint,
-    check_all_there,
-    check_all_used,
-    check_directory,
-    refusals,
-    shape_in,
-)
+from probe.language_model.checkpoint import Checkpoint, check_all_there, check_all_used, check_directory, refusals, shape_in
 from probe.language_model.hashes import remembered
 from probe.language_model.home import Progress
 from probe.language_model.model import LanguageModel
@@ -62,12 +55,7 @@ def load(
             model, tokenizer, identity = _tiny(named, placement)
         else:
             found = find(
-                named,
-                revision=revision,
-                allow_pickle=allow_pickle,
-                code=trust_remote_code,
-                fetch=fetch,
-                progress=progress,
+                named, revision=revision, allow_pickle=allow_pickle, code=trust_remote_code, fetch=fetch, progress=progress
             )
             model, tokenizer, identity = _loaded(
                 found, placement, code=trust_remote_code, allow_pickle=allow_pickle, progress=progress
@@ -203,8 +191,7 @@ def _config(found: Checkpoint, *, code: bool) -> Any:
     if not known or (not named & causal and (config.is_encoder_decoder or (named and named <= others))):
         what = ", ".join(sorted(named)) or type(config).__name__
         raise BadModel(
-            f"'{found.name}' is not a causal language model ({what})",
-            hint="probe reads decoders that predict the next token",
+            f"'{found.name}' is not a causal language model ({what})", hint="probe reads decoders that predict the next token"
         )
     return config
 
@@ -221,9 +208,7 @@ def _class_names() -> tuple[set[str], set[str]]:
     return causal, {name for name in names if isinstance(name, str)} - causal
 
 
-def _model(
-    found: Checkpoint, config: Any, placement: Placement, *, code: bool, allow_pickle: bool, **options: Any
-) -> Any:
+def _model(found: Checkpoint, config: Any, placement: Placement, *, code: bool, allow_pickle: bool, **options: Any) -> Any:
     """The model, and transformers' report on its weights."""
     from transformers import AutoModelForCausalLM
 

@@ -166,9 +166,7 @@ def _parts(i: int, message: Message) -> Iterator[_Part]:
     calls = message.get("tool_calls")
     for call in calls if isinstance(calls, list | tuple) else ():
         function = call.get("function", call) if isinstance(call, Mapping) else {}
-        yield from (
-            _Part(i, role, text, "tool call") for text in _leaves([function.get("name"), function.get("arguments")])
-        )
+        yield from (_Part(i, role, text, "tool call") for text in _leaves([function.get("name"), function.get("arguments")]))
 
 
 def _leaves(value: Any) -> Iterator[str]:

@@ -60,9 +60,7 @@ class LanguageModel:
         self._spelled: dict[int, str | None] = {}
 
     def __repr__(self) -> str:
-        return f"LanguageModel('{self.name}', {type(self.model).__name__}, {self.dtype}, {self.device})".replace(
-            "torch.", ""
-        )
+        return f"LanguageModel('{self.name}', {type(self.model).__name__}, {self.dtype}, {self.device})".replace("torch.", "")
 
     @property
     def title(self) -> str:
@@ -180,27 +178,17 @@ class LanguageModel:
         return self._ids(text, special=False)
 
     def render_chat(
-        self,
-        messages: Sequence[Mapping[str, Any]] | str,
-        *,
-        add_generation_prompt: bool = True,
-        system: str | None = None,
+        self, messages: Sequence[Mapping[str, Any]] | str, *, add_generation_prompt: bool = True, system: str | None = None
     ) -> Encoded:
         """Messages (a text is one of the user's) through the chat template, once, then tokenised with nothing added.
 
         Raises as `render` does.
         """
-        found = self.render(
-            messages, ChatOptions(chat=True, system=system), add_generation_prompt=add_generation_prompt
-        )
+        found = self.render(messages, ChatOptions(chat=True, system=system), add_generation_prompt=add_generation_prompt)
         return Encoded(found.ids, found.text)
 
     def render(
-        self,
-        messages: Sequence[Mapping[str, Any]] | str,
-        options: ChatOptions,
-        *,
-        add_generation_prompt: bool = True,
+        self, messages: Sequence[Mapping[str, Any]] | str, options: ChatOptions, *, add_generation_prompt: bool = True
     ) -> Rendered:
         """Messages through the chat template as the options say, then tokenised with nothing added.
 
@@ -212,9 +200,7 @@ class LanguageModel:
         given = [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(m) for m in messages]
         if options.system is not None:
             given = [{"role": "system", "content": options.system}, *given]
-        odd = next(
-            (m for m in given if not isinstance(m.get("role"), str) or not m.keys() & {"content", "tool_calls"}), None
-        )
+        odd = next((m for m in given if not isinstance(m.get("role"), str) or not m.keys() & {"content", "tool_calls"}), None)
         if odd is not None or not given:
             # most templates would render nothing in its place
             raise BadPrompt(f"not a message: {odd}", hint="each needs a 'role' and a 'content'")
@@ -248,9 +234,7 @@ class LanguageModel:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise BadPrompt(
-                f"the prompt is not valid text: {error.reason} at {error.start}", hint="give UTF-8"
-            ) from error
+            raise BadPrompt(f"the prompt is not valid text: {error.reason} at {error.start}", hint="give UTF-8") from error
         ids = list(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
         if self.bos_id is not None and ids[:2] == [self.bos_id] * 2:
             # the text brought its own; a template's double is the same mistake

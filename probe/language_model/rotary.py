@@ -14,9 +14,7 @@ def carried(config: Any, length: int) -> int:
     """How many positions a context of `length` holds with its scaling: what was trained times the factor, if more."""
     own = _whole(config)
     factor = own.get("factor")
-    if own.get("rope_type") not in ("linear", "dynamic", "yarn", "longrope", "llama3") or not isinstance(
-        factor, int | float
-    ):
+    if own.get("rope_type") not in ("linear", "dynamic", "yarn", "longrope", "llama3") or not isinstance(factor, int | float):
         return length
     original = own.get("original_max_position_embeddings") or length
     return max(length, int(original * factor))
@@ -26,14 +24,10 @@ def check_extends(name: str, model: Any, n: int) -> None:
     """`BadOption` if the model looks its positions up in a table of fewer than n rows."""
     import torch
 
-    tables = [
-        m for key, m in model.named_modules() if (isinstance(m, torch.nn.Embedding) and "pos" in key) or "wpe" in key
-    ]
+    tables = [m for key, m in model.named_modules() if (isinstance(m, torch.nn.Embedding) and "pos" in key) or "wpe" in key]
     rows = min((table.num_embeddings for table in tables if table.num_embeddings), default=n)
     if rows < n:
-        raise BadOption(
-            f"the positions of '{name}' are learned: {rows:,} of them", hint=f"at most --context-length {rows}"
-        )
+        raise BadOption(f"the positions of '{name}' are learned: {rows:,} of them", hint=f"at most --context-length {rows}")
 
 
 class Change(NamedTuple):
@@ -107,9 +101,7 @@ def check_factors(name: str, model: Any, factors: Mapping[str, Sequence[float]])
         raise _cannot(name, "the model that transformers makes does not use it")
 
 
-def _scaling(
-    metadata: Mapping[str, Any], factors: Mapping[str, Sequence[float]], longest: int | None
-) -> dict[str, Any] | None:
+def _scaling(metadata: Mapping[str, Any], factors: Mapping[str, Sequence[float]], longest: int | None) -> dict[str, Any] | None:
     """`rope_parameters` of a config, beside the base; None where nothing is scaled."""
     prefix = f"{metadata['general.architecture']}.rope"
     kind = metadata.get(f"{prefix}.scaling.type", "none")

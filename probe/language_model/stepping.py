@@ -38,17 +38,13 @@ class CacheSupport(NamedTuple):
     causal: bool = True
 
 
-def forward(
-    lm: LanguageModel, ids: Tensor, kwargs: dict[str, Any], *, new: int | None
-) -> tuple[Tensor, dict[str, Any]]:
+def forward(lm: LanguageModel, ids: Tensor, kwargs: dict[str, Any], *, new: int | None) -> tuple[Tensor, dict[str, Any]]:
     """Logits (row, d_vocab) after ids (row, pos), of which the cache lacks the last `new` (None: all), and what to give next.
 
     By the model's own preparation of inputs and update of its cache.
     """
     model = lm.model
-    inputs = model.prepare_inputs_for_generation(
-        ids, next_sequence_length=new, is_first_iteration=new is None, **kwargs
-    )
+    inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=new, is_first_iteration=new is None, **kwargs)
     output = model(**inputs, return_dict=True)
     kwargs = model._update_model_kwargs_for_generation(output, kwargs, is_encoder_decoder=False)
     return output.logits[:, -1], {k: v for k, v in kwargs.items() if k not in ALL_CACHE_NAMES or v is not None}

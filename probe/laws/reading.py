@@ -28,9 +28,7 @@ def plain(lm: LanguageModel, ids: list[int]) -> Tensor:
     return lm.model(torch.tensor([ids], device=lm.device), return_dict=True).logits[0]
 
 
-def captured(
-    lm: LanguageModel, ids: Sequence[Sequence[int]], places: Sequence[str], **more: Any
-) -> tuple[MemorySink, Any]:
+def captured(lm: LanguageModel, ids: Sequence[Sequence[int]], places: Sequence[str], **more: Any) -> tuple[MemorySink, Any]:
     """What one read of some texts, padded on the right, gives: places recorded, nothing else unless `more` asks for it."""
     found = [place for text in places for place in parse_places(text)]
     anatomy, sink = lm.anatomy, MemorySink()

@@ -71,9 +71,7 @@ def plan_lens(lm: LanguageModel | None, request: Lens) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _resolved(
-    lm: LanguageModel | None, request: Lens
-) -> tuple[LanguageModel, TokenSequence, list[int], int | None, list[str]]:
+def _resolved(lm: LanguageModel | None, request: Lens) -> tuple[LanguageModel, TokenSequence, list[int], int | None, list[str]]:
     """The model, the text, the positions, the target's token, and what has to be said of it."""
     lm, sequence = read_source(lm, request.source, request)
     positions = sequence.positions(parse_where(request.position))
@@ -86,9 +84,7 @@ def _edits(lm: LanguageModel, request: Lens) -> tuple[Edit, ...]:
     edits = parse_all(lm, request.edit, seed=request.seed)
     for edit in edits:
         if SITES[edit.cell.site].after_blocks:
-            raise BadEdit(
-                f"{edit} changes no layer's guess: the lens reads the stream before it", hint="edit resid_post"
-            )
+            raise BadEdit(f"{edit} changes no layer's guess: the lens reads the stream before it", hint="edit resid_post")
     return edits
 
 
@@ -97,9 +93,7 @@ def _notes(sequence: TokenSequence, edits: tuple[Edit, ...]) -> list[str]:
     notes = list(sequence.notes)
     made = (sequence.run.manifest["arguments"].get("edit") if sequence.run else None) or []
     if made and isinstance(made, list) and not edits:
-        notes.append(
-            f"the run was made with edits ({'; '.join(map(str, made))}): give them with --edit to see them at work"
-        )
+        notes.append(f"the run was made with edits ({'; '.join(map(str, made))}): give them with --edit to see them at work")
     return notes
 
 
@@ -116,12 +110,7 @@ class _Streams(MemorySink):
 
 
 def _guessed(
-    lm: LanguageModel,
-    sequence: TokenSequence,
-    positions: list[int],
-    edits: tuple[Edit, ...],
-    wanted: int | None,
-    top: int,
+    lm: LanguageModel, sequence: TokenSequence, positions: list[int], edits: tuple[Edit, ...], wanted: int | None, top: int
 ) -> tuple[Scores, list[Columns], Tensor]:
     """Scores of the text, columns of `lens` for each layer, and the target at each position (pos,)."""
     anatomy, ids, index = lm.anatomy, torch.tensor([sequence.ids], device=lm.device), torch.tensor(positions)
@@ -134,9 +123,7 @@ def _guessed(
     following = torch.tensor([*sequence.ids[1:], int(scores.top_ids[-1, 0])])
     targets = following[index] if wanted is None else torch.full_like(index, wanted)
     with torch.no_grad():  # outside of the edits: norm and head are called with rows that are not the text's
-        tables = row_guesses(
-            lm.model, anatomy, unembedding(lm.model, anatomy), streams, targets.to(ids.device), top=top
-        )
+        tables = row_guesses(lm.model, anatomy, unembedding(lm.model, anatomy), streams, targets.to(ids.device), top=top)
     return scores, tables, targets
 
 

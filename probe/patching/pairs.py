@@ -89,9 +89,7 @@ def make_pair(lm: LanguageModel, words: PairTexts, *, align: str | None = None, 
     with suppress(BadOption):
         other = target_of(lm, words.answer, words.against, after=corrupt)
         if other[0] != target:
-            notes += (
-                f"after the corrupt text, the answers begin with {other[1]}: those after the clean text are used",
-            )
+            notes += (f"after the corrupt text, the answers begin with {other[1]}: those after the clean text are used",)
     notes = (*dict.fromkeys([*said, *more, *notes]),)
     return pair_of(clean, corrupt, target, answers, align=align, names=(_name(words.clean), _name(words.corrupt)),
                    notes=notes)  # fmt: skip

@@ -231,9 +231,7 @@ def _tried_on(text: RecordedText) -> tuple[Shortcut | None, str]:
     assert text.shortcut is not None
     why = ""
     for shortcut in [
-        Shortcut(known, last)
-        for known in ((True, False) if text.shortcut.known else (False,))
-        for last in (True, False)
+        Shortcut(known, last) for known in ((True, False) if text.shortcut.known else (False,)) for last in (True, False)
     ]:
         text.shortcut = shortcut
         why = _failure(text, edits, starts, wanted)

@@ -57,10 +57,7 @@ class Paths:
                 yield from self._second(pairs, [(row, i) for row, s in enumerate(some) for i in members[s]], arrived)
 
     def _second(
-        self,
-        pairs: Sequence[tuple[Endpoint, Endpoint]],
-        wanted: Sequence[tuple[int, int]],
-        arrived: dict[SiteLayer, Tensor],
+        self, pairs: Sequence[tuple[Endpoint, Endpoint]], wanted: Sequence[tuple[int, int]], arrived: dict[SiteLayer, Tensor]
     ) -> Iterator[tuple[list[int], Tensor]]:
         """The forwards in which receivers have what arrived. wanted: (row of the first forward, number of the pair)."""
         by_receiver: dict[Endpoint, list[tuple[int, int]]] = {}

@@ -39,9 +39,7 @@ class TextValues(NamedTuple):
 
 
 @torch.no_grad()
-def values(
-    lm: LanguageModel, ids: Sequence[int], wheres: Sequence[SiteLayer], *, edits: Sequence[Edit] = ()
-) -> TextValues:
+def values(lm: LanguageModel, ids: Sequence[int], wheres: Sequence[SiteLayer], *, edits: Sequence[Edit] = ()) -> TextValues:
     """Activations of a text, by one forward under edits. Raises `SiteAbsent` for a site that is not there, `NonFinite`."""
     watch = Watch(lm, ids, wheres)
     with torch.inference_mode(False), torch.no_grad(), watch.active(edits):
@@ -161,9 +159,7 @@ class Watch:
 
     def values(self) -> dict[SiteLayer, Tensor]:
         """In the units of reads and edits."""
-        return {
-            where: self._shaped(where, in_units(self.kept[where].detach(), self._unit(where))) for where in self.wheres
-        }
+        return {where: self._shaped(where, in_units(self.kept[where].detach(), self._unit(where))) for where in self.wheres}
 
     def _unit(self, where: SiteLayer) -> Unit:
         return self.lm.anatomy.site(*where).unit(self.lm.model)

@@ -116,17 +116,13 @@ def _place(measure_at: str, first: int, end: int) -> int:
     return place
 
 
-def _answering(
-    lm: LanguageModel, whole: Trajectory, draws: Sequence[_Continuation], how: str
-) -> tuple[_Continuation, int]:
+def _answering(lm: LanguageModel, whole: Trajectory, draws: Sequence[_Continuation], how: str) -> tuple[_Continuation, int]:
     """The first continuation that answers, and the position of its answer."""
     for draw in draws:
         at = _answer_at(lm, whole, draw, how)
         if at is not None:
             return draw, at
-    raise RunError(
-        "no control continuation gives an answer after the step", hint="--answer of rewind says how answers look"
-    )
+    raise RunError("no control continuation gives an answer after the step", hint="--answer of rewind says how answers look")
 
 
 def _draws(source: Run, lm: LanguageModel, arm: str) -> Iterator[_Continuation]:
@@ -184,9 +180,7 @@ class Divergence(NamedTuple):
 
 
 @torch.inference_mode()
-def first_divergence(
-    lm: LanguageModel, clean: Sequence[int], corrupt: Sequence[int], tail: Sequence[int]
-) -> Divergence:
+def first_divergence(lm: LanguageModel, clean: Sequence[int], corrupt: Sequence[int], tail: Sequence[int]) -> Divergence:
     """The first place after the prefixes at which the total variation is PARTED or more, if there is none the largest."""
     stems, best = (Prefix(lm, clean), Prefix(lm, corrupt)), None
     for start in range(0, max(1, len(tail)), _ROWS):
@@ -209,9 +203,7 @@ def first_divergence(
 @torch.inference_mode()
 def divergence_at(lm: LanguageModel, clean: Sequence[int], corrupt: Sequence[int], tail: Sequence[int]) -> Divergence:
     """The same at the end of the tail."""
-    p, q = (
-        Prefix(lm, [*ids, *tail]).teacher_forced([[clean[0]]])[0][0].double().softmax(-1) for ids in (clean, corrupt)
-    )
+    p, q = (Prefix(lm, [*ids, *tail]).teacher_forced([[clean[0]]])[0][0].double().softmax(-1) for ids in (clean, corrupt))
     return Divergence(len(tail), float((p - q).abs().sum() / 2), _most_changed(p - q))
 
 

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 SIGMAS = 3.0  # Meng et al. 2022 (2202.05262)
 
 
-def replacement(
-    source: str, base: Tensor, other: Tensor, origins: Mapping[int, int], pool: Tensor, *, address: str
-) -> Tensor:
+def replacement(source: str, base: Tensor, other: Tensor, origins: Mapping[int, int], pool: Tensor, *, address: str) -> Tensor:
     """What each position of the base may take, (pos, [head,] d) as `base`; positions that are not aligned keep theirs.
 
     other: the other text's values. pool (n, [head,] d): of all texts. address: names the noise of this site and layer.

@@ -102,6 +102,4 @@ def check_options(methods: Sequence[Method], given: Mapping[str, object]) -> Non
     for method in METHODS.values():
         for option in method.options:
             if given.get(option) is not None and method not in methods:
-                raise BadOption(
-                    f"--{option} is for {method.name}, which is not asked for", hint=f"--method {method.name}"
-                )
+                raise BadOption(f"--{option} is for {method.name}, which is not asked for", hint=f"--method {method.name}")

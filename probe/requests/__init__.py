@@ -25,19 +25,7 @@ from probe.requests.trace import Trace
 
 REQUESTS: dict[str, type[Request]] = {
     kind.command: kind
-    for kind in (
-        Attribute,
-        Compare,
-        Explain,
-        Importance,
-        Lens,
-        MakeDirection,
-        PatchSweep,
-        Rewind,
-        Speculate,
-        Steer,
-        Trace,
-    )
+    for kind in (Attribute, Compare, Explain, Importance, Lens, MakeDirection, PatchSweep, Rewind, Speculate, Steer, Trace)
 }
 
 __all__ = [

@@ -41,8 +41,7 @@ class Request:
     ] = None  # fmt: skip
     resume: Annotated[bool, Option("Complete the interrupted run at --out.", stored=False)] = False
     progress: Annotated[
-        Progress | None,
-        Option("Called with what is going on, how much is done, of how much.", hidden=True, stored=False),
+        Progress | None, Option("Called with what is going on, how much is done, of how much.", hidden=True, stored=False)
     ] = None
 
     def __post_init__(self) -> None:
@@ -59,9 +58,7 @@ class Request:
         """The request that a manifest's `arguments` describe. Raises `RunError` for one that this version does not have."""
         makers = {one.name: one.option.from_plain for one in options_of(cls)}
         if unknown := arguments.keys() - makers.keys():
-            raise RunError(
-                f"'{min(unknown)}' is no option of {cls.command}", hint="the run is of another version of probe"
-            )
+            raise RunError(f"'{min(unknown)}' is no option of {cls.command}", hint="the run is of another version of probe")
         return cls(**{name: make(value) if (make := makers[name]) else value for name, value in arguments.items()})
 
     def on(self, lm: Any) -> Self:
@@ -78,9 +75,7 @@ class Request:
 
 
 @overload
-def public(
-    run: Callable[[Subject, R], Result], request: Callable[P, R]
-) -> Callable[Concatenate[Subject, P], Result]: ...
+def public(run: Callable[[Subject, R], Result], request: Callable[P, R]) -> Callable[Concatenate[Subject, P], Result]: ...
 @overload
 def public(run: Callable[[R], Result], request: Callable[P, R]) -> Callable[P, Result]: ...
 def public(run: Any, request: Any) -> Any:

@@ -29,21 +29,14 @@ class Compare(ChatOptions, FileOptions, Request):
     runner: ClassVar[str] = "probe.comparing:run_compare"
 
     a: Annotated[Any, Option("A model, or a run of `trace` or its path.", hidden=True, to_plain=_plain_side)]
-    b: Annotated[
-        Any, Option("The other model, or the other run; one model may be both.", hidden=True, to_plain=_plain_side)
-    ]
+    b: Annotated[Any, Option("The other model, or the other run; one model may be both.", hidden=True, to_plain=_plain_side)]
     texts: Annotated[
-        Any,
-        Option(
-            "As the prompts of `trace`; None for two runs.", hidden=True, to_plain=plain_prompts, from_plain=prompts_of
-        ),
+        Any, Option("As the prompts of `trace`; None for two runs.", hidden=True, to_plain=plain_prompts, from_plain=prompts_of)
     ] = None
     _: KW_ONLY
     edit: Annotated[
         str | Iterable[Any],
-        Option(
-            "Change B's activations: PLACE=OP, e.g. z@5.3=zero; repeatable.", ("--edit", "-e"), shell=list[str] | None
-        ),
+        Option("Change B's activations: PLACE=OP, e.g. z@5.3=zero; repeatable.", ("--edit", "-e"), shell=list[str] | None),
     ] = ()
     seed: Seed = 0
 

@@ -52,8 +52,7 @@ class FileOptions:
     """How prompts are read from a file."""
 
     format: Annotated[
-        str | None,
-        Option("What --file or stdin is: txt, jsonl, json, csv, tsv, parquet.", ("--format",), default="by content"),
+        str | None, Option("What --file or stdin is: txt, jsonl, json, csv, tsv, parquet.", ("--format",), default="by content")
     ] = None
     column: Annotated[
         str | None, Option("The prompts' column.", ("--column",), default="messages or prompt")
@@ -105,10 +104,7 @@ class ChatOptions:
 
 
 Source = Annotated[
-    Any,
-    Option(
-        "A prompt, or the directory of a run.", argument=True, metavar="RUN|PROMPT", shell=str, to_plain=plain_source
-    ),
+    Any, Option("A prompt, or the directory of a run.", argument=True, metavar="RUN|PROMPT", shell=str, to_plain=plain_source)
 ]
 Position = Annotated[str, Option("Positions: all, last, 7, 3..9, tok=Paris, step3.", ("--position", "-p"))]
 Seed = Annotated[int, Option("Seeds every random choice.", minimum=0)]
@@ -125,6 +121,4 @@ class SourceOptions(ChatOptions):
     prompt_id: Annotated[int | None, Option("Which prompt of the run.", ("--prompt",), minimum=0)] = None
     branch: Annotated[int, Option("Which branch of a run made by rewind.", minimum=0)] = 0
     split: Annotated[str, Option("How steps are cut, for positions such as step3.", hidden=True)] = "sentence"
-    other_model: Annotated[
-        bool, Option("The run may be read by other weights, with the same tokenizer.", hidden=True)
-    ] = False
+    other_model: Annotated[bool, Option("The run may be read by other weights, with the same tokenizer.", hidden=True)] = False

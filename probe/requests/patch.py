@@ -94,8 +94,7 @@ class PatchSweep(ChatOptions, Request):
         int | None, Option("Of attribution: random cells that are run too, to compare.", default=str(SAMPLE))
     ] = None  # fmt: skip
     path: Annotated[
-        str | None,
-        Option("Send a change along direct paths alone: 'z@5.3->q@8.1', 'z@all->logits'. Needs quotes."),
+        str | None, Option("Send a change along direct paths alone: 'z@5.3->q@8.1', 'z@all->logits'. Needs quotes.")
     ] = None
     memory: Annotated[str | int, Option("What a pass may take; sizes the batches.", shell=str)] = "1GB"
     edit: Annotated[

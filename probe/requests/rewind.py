@@ -17,9 +17,7 @@ from probe.requests.options import Option
 from probe.requests.sampling import Sampling
 from probe.spans import check_split
 
-RUN = Option(
-    "A run with a generation (probe trace PROMPT --generate N).", argument=True, shell=Path, to_plain=plain_run
-)
+RUN = Option("A run with a generation (probe trace PROMPT --generate N).", argument=True, shell=Path, to_plain=plain_run)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +119,7 @@ class Rewind(EditOptions, Continuations, Generation, Request):
         self.check_continuations()
         check_split(self.split)
         if self.until is not None and not 0 < self.until < 1:
-            raise BadOption(
-                f"until is {self.until}", hint="the half-width of an interval of a proportion: between 0 and 1"
-            )
+            raise BadOption(f"until is {self.until}", hint="the half-width of an interval of a proportion: between 0 and 1")
         object.__setattr__(self, "edit", (self.edit,) if isinstance(self.edit, str) else tuple(self.edit))
         check_edit_options(self.step_edit, vars(self))
 
@@ -147,16 +143,12 @@ class Importance(Continuations, Generation, Request):
     ] = "resampling"
     stub: Annotated[str, Option("Text that asks for the answer, for early-answer.", default=repr(STUB))] = STUB
     candidates: Annotated[
-        Iterable[str],
-        Option("An answer to score, for early-answer; repeatable.", ("--candidate",), shell=list[str] | None),
+        Iterable[str], Option("An answer to score, for early-answer; repeatable.", ("--candidate",), shell=list[str] | None)
     ] = ()
     embedder: Annotated[str | None, Option("A sentence-transformers model, for counterfactual.")] = None
     suppress: Annotated[str | None, Option("Only these heads look away, for suppression: pattern@5.3,7.1.")] = None
     heads: Annotated[
-        Any,
-        Option(
-            "Take the receiver heads of this importance run over another text.", shell=Path | None, to_plain=plain_run
-        ),
+        Any, Option("Take the receiver heads of this importance run over another text.", shell=Path | None, to_plain=plain_run)
     ] = None
 
     def __post_init__(self) -> None:

@@ -58,6 +58,5 @@ class Speculate(ChatOptions, FileOptions, Request):
         check_split(self.split)
         if self.split.startswith("spans:"):
             raise BadOption(
-                "spans of a text that is not written yet",
-                hint="generate first, then probe steps RUN --split spans:FILE",
+                "spans of a text that is not written yet", hint="generate first, then probe steps RUN --split spans:FILE"
             )

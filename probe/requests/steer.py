@@ -23,8 +23,7 @@ def plain_texts(texts: Any) -> Any:
 
 
 Texts = Annotated[
-    Any,
-    Option("Texts, or a `Path` to a file of them.", hidden=True, to_plain=plain_texts, from_plain=prompts_of),
+    Any, Option("Texts, or a `Path` to a file of them.", hidden=True, to_plain=plain_texts, from_plain=prompts_of)
 ]
 RunAt = Annotated[
     str | Path | None,
@@ -41,9 +40,7 @@ class Steer(FileOptions, Request):
     runner: ClassVar[str] = "probe.steering:run_steer"
 
     direction: Annotated[str | Path, Option("A file that `make_direction` wrote.", hidden=True, to_plain=plain_run)]
-    prompts: Annotated[
-        Any, Option("As the prompts of `trace`.", hidden=True, to_plain=plain_prompts, from_plain=prompts_of)
-    ]
+    prompts: Annotated[Any, Option("As the prompts of `trace`.", hidden=True, to_plain=plain_prompts, from_plain=prompts_of)]
     _: KW_ONLY
     at: Annotated[
         str | None,
@@ -77,9 +74,7 @@ class Steer(FileOptions, Request):
             given = self.strengths.split(",") if isinstance(self.strengths, str) else self.strengths
             scale = tuple(sorted({0.0, *map(float, given)}))
         except ValueError as error:
-            raise BadOption(
-                f"'{self.strengths}' is not numbers with commas", hint="as --strengths -4,-2,2,4"
-            ) from error
+            raise BadOption(f"'{self.strengths}' is not numbers with commas", hint="as --strengths -4,-2,2,4") from error
         if len(scale) < 2 or not all(map(math.isfinite, scale)):
             raise BadOption("a scan needs strengths other than 0 that are numbers", hint="as --strengths -4,-2,2,4")
         object.__setattr__(self, "strengths", scale)

@@ -44,10 +44,7 @@ class Trace(ChatOptions, FileOptions, Request):
     ] = ()  # fmt: skip
     attention: Annotated[str, Option("none, heads, summary, topk:K or full.")] = "heads"
     lens: Annotated[bool, Option("Record each layer's guess at every position.")] = False
-    edit: Annotated[
-        str | Iterable[Any],
-        Option(f"{edit_help()} Repeatable.", ("--edit", "-e"), shell=list[str] | None),
-    ] = ()
+    edit: Annotated[str | Iterable[Any], Option(f"{edit_help()} Repeatable.", ("--edit", "-e"), shell=list[str] | None)] = ()
     top: Annotated[int, Option("Alternatives a position.", minimum=0)] = 5
     explain: Annotated[
         str | int | None,
@@ -70,8 +67,7 @@ class Trace(ChatOptions, FileOptions, Request):
         check_split(self.split)
         if self.generate and self.split.startswith("spans:"):
             raise BadOption(
-                "spans of a text that is not written yet",
-                hint="generate first, then probe steps RUN --split spans:FILE",
+                "spans of a text that is not written yet", hint="generate first, then probe steps RUN --split spans:FILE"
             )
         for name in ("capture", "edit"):
             given = getattr(self, name)

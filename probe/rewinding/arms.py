@@ -134,9 +134,7 @@ class RewindFork:
         longest = min(self.rollout.max_new, max(48, 3 * len(self.old)))
         for first in range(0, MOST, ROUND):
             samples = range(APART + first, APART + first + ROUND)
-            (found,) = branch(
-                lm, [self.before], samples, max_new=longest, sampling=self.rollout.sampling, stem=self.stem
-            )
+            (found,) = branch(lm, [self.before], samples, max_new=longest, sampling=self.rollout.sampling, stem=self.stem)
             for ids in own_steps(lm, [one.ids for one in found], self.request.split):
                 kept = ids[:-1] if ids[-1] in lm.eos_ids else ids
                 if kept and not similar(lm.pieces(kept).text, text):
@@ -191,9 +189,7 @@ def find_target(trajectory: Trajectory, to: str) -> Target:
 def _step(trajectory: Trajectory, number: int) -> Target:
     count = len(trajectory.steps)
     if not -count <= number < count:
-        raise OutOfRange(
-            f"no step {number}", hint=f"the generation has steps 0..{count - 1}: probe steps RUN shows them"
-        )
+        raise OutOfRange(f"no step {number}", hint=f"the generation has steps 0..{count - 1}: probe steps RUN shows them")
     step = trajectory.steps[number]
     return Target(step.start, step.end, number % count, step.mid_token)
 
@@ -202,9 +198,7 @@ def _position(trajectory: Trajectory, position: int) -> Target:
     n = len(trajectory.ids)
     at = position + n if position < 0 else position
     if not trajectory.n_prompt <= at < n:
-        raise OutOfRange(
-            f"no generated token at {position}", hint=f"generated are positions {trajectory.n_prompt}..{n - 1}"
-        )
+        raise OutOfRange(f"no generated token at {position}", hint=f"generated are positions {trajectory.n_prompt}..{n - 1}")
     return Target(at, at + 1, _step_at(trajectory, at))
 
 
@@ -215,9 +209,7 @@ def _text(trajectory: Trajectory, text: str) -> Target:
     if not found:
         raise OutOfRange(f"the generation does not hold '{wanted}'", hint="probe steps RUN shows its text")
     if which is None and len(found) > 1:
-        raise BadOption(
-            f"'{wanted}' stands there {len(found)} times", hint=f"say which: tok={wanted}#1 … #{len(found)}"
-        )
+        raise BadOption(f"'{wanted}' stands there {len(found)} times", hint=f"say which: tok={wanted}#1 … #{len(found)}")
     number = int(which[1]) if which else 1
     if not 1 <= number <= len(found):
         raise OutOfRange(f"there is no '{wanted}' number {number}", hint=f"it stands there {len(found)} times")

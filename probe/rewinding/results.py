@@ -49,9 +49,7 @@ def write_effects(writer: Writer, rows: Sequence[dict[str, Any]]) -> None:
         writer.write("effects", {name: [row.get(name) for row in rows] for name in rows[0]})
 
 
-def write_rescored(
-    writer: Writer, original: Trajectory, first: int, scored: tuple[np.ndarray, np.ndarray] | None
-) -> None:
+def write_rescored(writer: Writer, original: Trajectory, first: int, scored: tuple[np.ndarray, np.ndarray] | None) -> None:
     """One row for each token of the original from position `first` on, as it was and with the edit before it."""
     if scored is None or not len(scored[0]):
         return
@@ -123,13 +121,7 @@ def _arm(branches: pa.Table, arm: str, n: int | None) -> dict[str, Any]:
     for outcome, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         interval = stats.wilson(count, len(found))
         outcomes.append(
-            {
-                "outcome": outcome,
-                "count": count,
-                "share": count / len(found),
-                "low": interval.low,
-                "high": interval.high,
-            }
+            {"outcome": outcome, "count": count, "share": count / len(found), "low": interval.low, "high": interval.high}
         )
     return {
         "n": len(found), "outcomes": outcomes, "entropy": float(stats.entropy(np.asarray(list(counts.values())))),
@@ -166,9 +158,7 @@ def _examples(branches: pa.Table, n: int) -> dict[str, Any]:
     sample = next((i for i, (a, b) in enumerate(pairs) if a != b), 0)
     chosen = branches.filter(pc.equal(branches["sample"], sample)).to_pylist()
     return {
-        row["arm"]: {"sample": sample, "text": row["text"], "outcome": row["outcome"]}
-        for row in chosen
-        if row["arm"] in arms
+        row["arm"]: {"sample": sample, "text": row["text"], "outcome": row["outcome"]} for row in chosen if row["arm"] in arms
     }
 
 

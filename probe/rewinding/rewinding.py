@@ -44,9 +44,7 @@ def run_rewind(request: Rewind) -> stores.Run:
     plan = prepare(request)
     origin, lm = plan.origin, plan.origin.lm
     word = request.step_edit.kind.replace("_", "-")
-    with running(
-        request, lm, word=word, **origin.resolved(plan.rollout), changes=[str(one) for one in plan.changes]
-    ) as run:
+    with running(request, lm, word=word, **origin.resolved(plan.rollout), changes=[str(one) for one in plan.changes]) as run:
         run.warn(*differences(lm, plan.rollout.sampling))
         results.write_original(run.writer, origin, request.branch)
         return _measure(run, plan, _draw(run, plan))
@@ -158,9 +156,7 @@ def _measure(run: Running, plan: RewindPlan, n: int) -> stores.Run:
         scored = _rescored(lm, plan)
     if arms.new:
         before = next(arm.name for arm in plan.named if arm.prefix == arms.before)
-        far = off_policy(
-            plan.fork.stem, arms.before, arms.new, results.sampled_ids(branches, writer.read("tokens"), before)
-        )
+        far = off_policy(plan.fork.stem, arms.before, arms.new, results.sampled_ids(branches, writer.read("tokens"), before))
     if not writer.done("effects"):
         with writer.unit("effects"):
             results.write_effects(writer, rows)

@@ -186,9 +186,7 @@ def _key(arm: Arm, sample: int) -> str:
     return f"{arm.name}-{sample}"
 
 
-def _write(
-    lm: LanguageModel, writer: Writer, arm: Arm, sample: int, drawn: Continuation, rollout: RolloutOptions
-) -> None:
+def _write(lm: LanguageModel, writer: Writer, arm: Arm, sample: int, drawn: Continuation, rollout: RolloutOptions) -> None:
     ids = [*arm.prefix, *drawn.ids]
     pieces = lm.pieces(ids)
     begin = _char(pieces, len(arm.prefix))
@@ -203,14 +201,7 @@ def _write(
     })  # fmt: skip
     if len(ids) > arm.fork_pos:
         own = token_columns(
-            rollout.prompt_id,
-            ids,
-            pieces,
-            len(arm.prefix),
-            branch=branch,
-            first=arm.fork_pos,
-            before="edit",
-            drawn=drawn,
+            rollout.prompt_id, ids, pieces, len(arm.prefix), branch=branch, first=arm.fork_pos, before="edit", drawn=drawn
         )
         writer.write("tokens", own)
 

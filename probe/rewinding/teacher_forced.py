@@ -58,9 +58,7 @@ def off_policy(
     }  # fmt: skip
 
 
-def rescore(
-    stem: Prefix, control: Sequence[int], edited: Sequence[int], tail: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray]:
+def rescore(stem: Prefix, control: Sequence[int], edited: Sequence[int], tail: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Log-probs (len(tail),) in nats of the same tokens after either prefix; raw: no temperature, no filters.
 
     stem: a beginning of the control, read already; if it is one of the edited prefix too, both go on from there together.

@@ -26,9 +26,7 @@ def tree(run: Run, *, root: Path | None = None) -> Tree:
     """
     found = _node(run, root or (run.path.resolve().parent if run.path else None))
     if not found["children"]:
-        raise RunError(
-            "this run has no branches, and no run beside it was made from it", hint="probe rewind RUN makes some"
-        )
+        raise RunError("this run has no branches, and no run beside it was made from it", hint="probe rewind RUN makes some")
     return found
 
 

@@ -82,9 +82,7 @@ def parse_where(text: str) -> Positions:
     except BadPlace:
         items, rest = [], text
     if rest:
-        raise BadPlace(
-            f"'{text}' is no position", hint="7, -1, 3..9, last, completion, step3 or tok=Paris, with commas"
-        )
+        raise BadPlace(f"'{text}' is no position", hint="7, -1, 3..9, last, completion, step3 or tok=Paris, with commas")
     return parse_positions(items)
 
 
@@ -158,11 +156,7 @@ class Cell(NamedTuple):
 
 
 def resolve(
-    places: Iterable[Place],
-    *,
-    n_layers: int,
-    n_heads: Callable[[str, int], int],
-    has: Callable[[str, int], bool] | None = None,
+    places: Iterable[Place], *, n_layers: int, n_heads: Callable[[str, int], int], has: Callable[[str, int], bool] | None = None
 ) -> tuple[Cell, ...]:
     """The cells that places mean in a model, by site and layer; no site, layer, head and position is in two of them.
 
@@ -189,11 +183,7 @@ def resolve(
 
 
 def _layers(
-    site: Site,
-    layers: Range,
-    n_layers: int,
-    n_heads: Callable[[str, int], int],
-    has: Callable[[str, int], bool] | None,
+    site: Site, layers: Range, n_layers: int, n_heads: Callable[[str, int], int], has: Callable[[str, int], bool] | None
 ) -> list[tuple[int, int]]:
     """(layer, its number of heads) of the layers that have the site."""
     if not site.per_layer:
@@ -205,9 +195,7 @@ def _layers(
     having = [(layer, count) for layer, count in having if count or not site.per_head]
     if not having:
         which = (
-            f"layer {layers} has no"
-            if layers.one
-            else ("no layer has" if layers == Range() else f"no layer of {layers} has")
+            f"layer {layers} has no" if layers.one else ("no layer has" if layers == Range() else f"no layer of {layers} has")
         )
         raise SiteAbsent(f"{which} '{site.name}'", hint="probe models check MODEL says why")
     return having

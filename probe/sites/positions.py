@@ -90,9 +90,7 @@ class Positions:
         """Whether they are known before the text is generated and cut into steps: the prompt's first ones, or all."""
         return not any(part.startswith(("step", "tok=", "completion")) for part in self.parts)
 
-    def indices(
-        self, n: int, n_prompt: int, *, steps: Sequence[tuple[int, int]] = (), tokens: Sequence[str] = ()
-    ) -> list[int]:
+    def indices(self, n: int, n_prompt: int, *, steps: Sequence[tuple[int, int]] = (), tokens: Sequence[str] = ()) -> list[int]:
         """Sorted positions among n tokens, n_prompt of them the prompt's. `steps` are token spans, `tokens` texts.
 
         Raises `OutOfRange` for what the text does not have, `BadPlace` for a token's text that is not there exactly once.
@@ -109,9 +107,7 @@ class Positions:
                 found.update(range(n_prompt))
             elif part == "completion":
                 if n == n_prompt:
-                    raise OutOfRange(
-                        "there is no completion", hint="generate some tokens, or name positions of the prompt"
-                    )
+                    raise OutOfRange("there is no completion", hint="generate some tokens, or name positions of the prompt")
                 found.update(range(n_prompt, n))
             else:
                 found.update((Range(-1, -1) if part == "last" else parse_range(part)).of(n, "position"))

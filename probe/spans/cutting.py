@@ -17,9 +17,7 @@ from probe.spans.lines import BLANK, BREAK, StepBoundary, spaced, structure, tag
 from probe.spans.protecting import Zones, zones
 from probe.spans.sentences import language_of, masked, sentences
 
-_FORM = (
-    "a JSON list of [start, end] character positions in the completion, the first 0, each beginning where the last ends"
-)
+_FORM = "a JSON list of [start, end] character positions in the completion, the first 0, each beginning where the last ends"
 
 
 def read_spans(path: str) -> list[tuple[int, int]]:
@@ -79,9 +77,7 @@ def cuts(text: str, how: str = "sentence") -> list[StepBoundary]:
     elif how == "sentence":
         found = _worded(text, _by_sentence(text))
     else:
-        found = [
-            StepBoundary(end, end, True) for _, end in Pattern(how.removeprefix("regex:"), hint=_REGEX).spans(text)
-        ]
+        found = [StepBoundary(end, end, True) for _, end in Pattern(how.removeprefix("regex:"), hint=_REGEX).spans(text)]
     return _ordered(text, found)
 
 

@@ -16,9 +16,7 @@ _BE = "is|are|was|were|am"
 _MODAL = "can|could|will|would|shall|should|must|may|might|ought|need|dare"
 _DO = "do|does|did"
 _HAVE = "has|have|had"
-_BETWEEN = (
-    r"((?: (?:also|still|just|really|actually|certainly|clearly|definitely|probably|indeed|simply|therefore|even))?)"
-)
+_BETWEEN = r"((?: (?:also|still|just|really|actually|certainly|clearly|definitely|probably|indeed|simply|therefore|even))?)"
 _CONTRACTED = {"can't": "can", "won't": "will", "shan't": "shall"}
 _PARTICIPLE = (
     r"(?:been|had|got|done|made|found|seen|shown|given|taken|proved|proven|known|become|gone|come|spent|paid|sold|bought|lost|won"

@@ -100,10 +100,7 @@ def _steps(text: str, offsets: Sequence[tuple[int, int]], boundaries: Sequence[t
 
 _RULES = (
     ("final_answer_emission", r"\\boxed|final answer|\b(?:the )?answer is\b|^#### "),
-    (
-        "self_checking",
-        r"\b(?:double[- ]check|verify|check (?:that|if|this|my)|let me check|re-?check|confirm|make sure)\b",
-    ),
+    ("self_checking", r"\b(?:double[- ]check|verify|check (?:that|if|this|my)|let me check|re-?check|confirm|make sure)\b"),
     (
         "uncertainty_management",
         r"\b(?:wait|hmm|actually|alternatively|not sure|maybe|perhaps|confus|mistake|hold on|on second thought)",

@@ -96,9 +96,7 @@ def stepwise(
         where = {"samples": [at.sample], "steps": [at.step + len(tokens)]}
         rows.append(fitted(after([*text, *tokens]), width))
         past = history([*text, *tokens], [], sampling)
-        distributions.append(
-            distribution(rows[-1], None if past is None else past.to(rows[-1].device), sampling, **where)
-        )
+        distributions.append(distribution(rows[-1], None if past is None else past.to(rows[-1].device), sampling, **where))
         tokens.append(int(draw(distributions[-1], sampling.seed, DRAW, **where)))
     return Proposal(tokens, torch.cat(distributions), torch.cat(rows))
 

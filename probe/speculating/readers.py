@@ -182,9 +182,7 @@ def check_exit(lm: LanguageModel, n: int) -> Any:
     if not anatomy.n_layers:
         raise BadOption(f"no blocks were found in '{lm.name}': {anatomy.reason('blocks')}", hint="use another draft")
     if not 1 <= n <= anatomy.n_layers:
-        raise BadOption(
-            f"'{lm.name}' has {anatomy.n_layers} blocks, not {n}", hint=f"layers:1 to layers:{anatomy.n_layers}"
-        )
+        raise BadOption(f"'{lm.name}' has {anatomy.n_layers} blocks, not {n}", hint=f"layers:1 to layers:{anatomy.n_layers}")
     if anatomy.head is None or not anatomy.readout_exact:
         raise BadOption(
             f"the logits of '{lm.name}' are not known to be norm and head of the last block: {anatomy.reason('final_norm')}",

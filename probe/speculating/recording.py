@@ -162,9 +162,7 @@ def _plainly(work: Work, prompt: list[int], sample: int, ids: list[int]) -> Plai
         moments.append(time.perf_counter())
         work.report("plain decoding", done)
 
-    (one,) = decode(
-        work.lm, [prompt], max_new=len(ids), sampling=work.tracing.sampling, samples=[sample], progress=tick
-    )
+    (one,) = decode(work.lm, [prompt], max_new=len(ids), sampling=work.tracing.sampling, samples=[sample], progress=tick)
     return Plain(len(moments) - 1, moments[-1] - moments[0], one.ids == ids)
 
 

@@ -129,9 +129,7 @@ def speculate_ids(
             progress(len(found.ids))
     limit = draft.limit(text)
     outgrown = limit.why if limit.most == 0 else ""
-    result.warnings = tuple(
-        told for told in (draft.warning, outgrown, "" if target.goes_back else slow(lm, "target")) if told
-    )
+    result.warnings = tuple(told for told in (draft.warning, outgrown, "" if target.goes_back else slow(lm, "target")) if told)
     return result
 
 

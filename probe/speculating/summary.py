@@ -96,9 +96,7 @@ def _expected(blocks: np.ndarray, alpha: float) -> float:
     return float(np.mean([expected_tokens(0.0 if math.isnan(alpha) else alpha, int(block)) for block in blocks]))
 
 
-def _speed(
-    rounds: pd.DataFrame, alpha: float, clocks: Sequence[Clock], plains: Sequence[Plain]
-) -> dict[str, float | None]:
+def _speed(rounds: pd.DataFrame, alpha: float, clocks: Sequence[Clock], plains: Sequence[Plain]) -> dict[str, float | None]:
     """Tokens a second both ways after the prompt was read; costs in the time of one plain step.
 
     predicted: E[tokens] / (block c + 1), Leviathan et al. theorem 3.8, with c = `draft_cost` as measured; it takes a pass over

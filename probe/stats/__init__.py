@@ -1,15 +1,6 @@
 """Estimates with intervals, tests and null floors for outcomes of samples."""
 
-from probe.stats.arms import (
-    Difference,
-    half_width,
-    independent,
-    paired,
-    pairs_to_tell,
-    power,
-    resolution,
-    size_told,
-)
+from probe.stats.arms import Difference, half_width, independent, paired, pairs_to_tell, power, resolution, size_told
 from probe.stats.distributions import Shift, cochran, entropy, jensen_shannon, kl_jeffreys, shift, tv
 from probe.stats.intervals import Interval, bootstrap_mean, wilson
 from probe.stats.ranks import kendall_tau, pearson, spearman

@@ -69,9 +69,7 @@ def counted(labels: np.ndarray, classes: int) -> np.ndarray:
     return np.bincount((labels + draws).ravel(), minlength=len(labels) * classes).reshape(len(labels), classes)
 
 
-def shift(
-    a: Sequence[str], b: Sequence[str], statistic: Statistic, *, paired: bool, seed: int, draws: int = DRAWS
-) -> Shift:
+def shift(a: Sequence[str], b: Sequence[str], statistic: Statistic, *, paired: bool, seed: int, draws: int = DRAWS) -> Shift:
     """How far outcomes a (n,) and b (m,) lie apart by a statistic of their counts; paired: n = m, and they share noise.
 
     The classes are those that either of them has, for the value, its p and its null alike.

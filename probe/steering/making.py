@@ -89,9 +89,7 @@ def run_make_direction(lm: LanguageModel, request: MakeDirection) -> stores.Run:
         evidence = separation(x, labels, seed=request.seed)
         summary = _summary(cell, labels, norm, size, evidence, str(request.to))
         head = cell.heads[0] if cell.heads else None
-        save_direction(
-            to, lm, torch.from_numpy(vector), site=cell.site, layer=cell.layer, head=head, made=_made(summary)
-        )
+        save_direction(to, lm, torch.from_numpy(vector), site=cell.site, layer=cell.layer, head=head, made=_made(summary))
         for number, sequence in enumerate(sequences):
             sequence.prompt = sequence.prompt._replace(prompt_id=number)
         with run.writer.unit("direction", again=True):
@@ -141,9 +139,7 @@ def _vectors(lm: LanguageModel, run: Running, sequences: list[TokenSequence], ce
     return x, float(np.mean(norms))
 
 
-def _summary(
-    cell: Cell, positive: np.ndarray, norm: float, size: float, evidence: Evidence | None, to: str
-) -> dict[str, Any]:
+def _summary(cell: Cell, positive: np.ndarray, norm: float, size: float, evidence: Evidence | None, to: str) -> dict[str, Any]:
     return {
         "direction": to, "site": cell.site, "layer": cell.layer, "head": cell.heads[0] if cell.heads else None,
         "positions": str(cell.positions), "positive": int(positive.sum()), "negative": int((~positive).sum()), "norm": norm,
@@ -154,11 +150,7 @@ def _summary(
 
 
 def _made(summary: dict[str, Any]) -> str:
-    held = (
-        ""
-        if summary["accuracy"] is None
-        else f", left-out accuracy {summary['accuracy']:.3f} (p {summary['p_value']:.3g})"
-    )
+    held = "" if summary["accuracy"] is None else f", left-out accuracy {summary['accuracy']:.3f} (p {summary['p_value']:.3g})"
     return (
         f"difference of means of {summary['positive']} and {summary['negative']} texts at {summary['positions']}, "
         f"norm {summary['relative_norm']:.3f} of the mean there{held}"

@@ -29,9 +29,7 @@ if TYPE_CHECKING:
     from probe.sites import Cell
 
 
-def strengths_of(
-    rows: Sequence[dict[str, Any]], scale: Sequence[float], controls: int, *, seed: int
-) -> list[dict[str, Any]]:
+def strengths_of(rows: Sequence[dict[str, Any]], scale: Sequence[float], controls: int, *, seed: int) -> list[dict[str, Any]]:
     """One row a strength. `effect` is the mean over prompts of value - value at 0, with a bootstrap interval over prompts (none
     for a single one); `control_*` are mean, least and greatest of the same over random directions; `p_value` is the share
     of directions, the one in question among them, whose effect is at least as large either way (add-one).
@@ -185,9 +183,7 @@ def _read(
     return [found[order.index(i)] for i in range(len(edits))]
 
 
-def _written(
-    lm: LanguageModel, ids: Sequence[int], edits: Sequence[Add], matching: str, generate: int
-) -> list[dict[str, Any]]:
+def _written(lm: LanguageModel, ids: Sequence[int], edits: Sequence[Add], matching: str, generate: int) -> list[dict[str, Any]]:
     """Whether each greedy continuation holds the expression, and the continuation."""
     longest = len(ids) + generate
     with applying(lm, edits, ids=[list(ids)] * len(edits), longest=longest) as applied:

@@ -120,9 +120,7 @@ def _best(known: Prefix, spelled: Sequence[Sequence[tuple[int, ...]]]) -> np.nda
     for start in range(0, len(stems), ROWS):
         some = stems[start : start + ROWS]
         logits |= dict(zip(some, known.teacher_forced([[*ids, 0] for ids in some]), strict=True))
-    return np.asarray(
-        [max(token_logprobs(logits[ids[:-1]], ids).sum(dtype=np.float64) for ids in own) for own in spelled]
-    )
+    return np.asarray([max(token_logprobs(logits[ids[:-1]], ids).sum(dtype=np.float64) for ids in own) for own in spelled])
 
 
 def _commitment(matches: np.ndarray) -> int | None:

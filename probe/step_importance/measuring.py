@@ -103,13 +103,10 @@ def prepare(request: Importance) -> ImportancePlan:
         check_model(other, lm)
         chosen = receiver_heads.heads_of(other, origin.source)
     if len(original.steps) < 2:
-        raise BadOption(
-            "the generation is one step: there is nothing to compare it with", hint="cut finer: --split line"
-        )
+        raise BadOption("the generation is one step: there is nothing to compare it with", hint="cut finer: --split line")
     longest = new_tokens(lm, original, request.max_new, original.n_prompt)
     arms = tuple(
-        arm._replace(max_new=new_tokens(lm, original, request.max_new, arm.fork_pos))
-        for arm in boundaries.arms(lm, original)
+        arm._replace(max_new=new_tokens(lm, original, request.max_new, arm.fork_pos)) for arm in boundaries.arms(lm, original)
     )
     task = Task(lm, original, request, origin.reference, origin.sampling.seed, chosen)
     return ImportancePlan(methods, origin, task, arms, rollout_options(origin, longest, request.answer))

@@ -118,9 +118,7 @@ def received(task: Task) -> Measured:
     heads, found = task.heads, looks(task.lm, task.original)
     n = found.matrix.shape[-1]
     if n < GAP + LEAST:
-        raise BadOption(
-            f"receiver heads need at least {GAP + LEAST} steps, and there are {n}", hint="cut finer: --split line"
-        )
+        raise BadOption(f"receiver heads need at least {GAP + LEAST} steps, and there are {n}", hint="cut finer: --split line")
     scores = vertical(found.matrix)
     spread = kurtosis(scores)
     best = np.argsort(-spread)[: min(HEADS, max(1, len(spread) // FEW))] if heads is None else _places(found, heads)

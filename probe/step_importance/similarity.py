@@ -27,10 +27,7 @@ def embeddings(lm: LanguageModel, texts: Sequence[Sequence[int]]) -> np.ndarray:
     """
     layer = lm.anatomy.n_layers // 2
     cells = resolve(
-        parse_places(f"resid_post@{layer}"),
-        n_layers=lm.anatomy.n_layers,
-        n_heads=lm.anatomy.n_heads,
-        has=lm.anatomy.has,
+        parse_places(f"resid_post@{layer}"), n_layers=lm.anatomy.n_layers, n_heads=lm.anatomy.n_heads, has=lm.anatomy.has
     )
     start = [] if lm.bos_id is None else [lm.bos_id]
     unique = sorted({tuple(ids) for ids in texts}, key=len)

@@ -196,9 +196,7 @@ class Disk:
             open_[-1].close()
         (self.folder / name).mkdir(exist_ok=True)
         number = self.journal.next_part(name) + len(open_)
-        open_.append(
-            parquet.PartWriter(self.folder / name / f"part-{number:05d}.parquet", tables.schema(name), plain=plain)
-        )
+        open_.append(parquet.PartWriter(self.folder / name / f"part-{number:05d}.parquet", tables.schema(name), plain=plain))
         return open_[-1]
 
     def _full(self, part: parquet.PartWriter) -> bool:

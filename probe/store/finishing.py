@@ -39,10 +39,7 @@ def conclude(path: Path, folder: Path) -> None:
                 hint = f"remove it (probe runs rm {folder}) and start again"
                 raise RunError(f"'{folder}' was altered: {file['path']}: {what}", hint=hint)
     small = [
-        part["path"]
-        for record in read_records(folder)
-        for part in record["parts"]
-        if not tables.TABLES[part["table"]].large
+        part["path"] for record in read_records(folder) for part in record["parts"] if not tables.TABLES[part["table"]].large
     ]
     layout.clear(folder, small)  # before the journal, which names them
     layout.clear(folder, [path.relative_to(folder).as_posix() for path in reversed(layout.records(folder))])
@@ -64,9 +61,7 @@ def discard(folder: Path) -> None:
 
 def in_memory(state: Mapping[str, Any], about: Mapping[str, Any], found: Mapping[str, pa.Table]) -> dict[str, Any]:
     """The manifest of a run that has no files."""
-    listing = {
-        name: {"rows": table.num_rows, "bytes": table.nbytes, "files": []} for name, table in sorted(found.items())
-    }
+    listing = {name: {"rows": table.num_rows, "bytes": table.nbytes, "files": []} for name, table in sorted(found.items())}
     return _manifest(state, about, listing, seconds=None)
 
 

@@ -102,9 +102,7 @@ def wrong(folder: Path, file: Mapping[str, Any]) -> str:
     size = path.stat().st_size
     if size != file["bytes"]:
         return f"{'torn' if size < file['bytes'] else 'altered'}: {size} bytes, not {file['bytes']}"
-    name, digest = (
-        ("xxh3_128", xxhash.xxh3_128) if file.get("xxh3_128") else ("sha256", hashlib.sha256)
-    )  # of older runs
+    name, digest = ("xxh3_128", xxhash.xxh3_128) if file.get("xxh3_128") else ("sha256", hashlib.sha256)  # of older runs
     with readable(path), path.open("rb") as opened:
         found = hashlib.file_digest(opened, digest).hexdigest()
     return "" if found == file.get(name) else f"altered: its {name} is another"

@@ -281,9 +281,5 @@ def readme(manifest: Mapping[str, Any]) -> str:
     for name, table in sorted(manifest["tables"].items()):
         where = f"{name}/" if tables.TABLES[name].large else f"{name}.parquet"
         lines.append(f"- `{where}`: {table['rows']} rows, one is {tables.TABLES[name].row}")
-    lines += [
-        "",
-        "The files' metadata says what each column means; `manifest.json` how they were made.",
-        "",
-    ]
+    lines += ["", "The files' metadata says what each column means; `manifest.json` how they were made.", ""]
     return "\n".join(lines)

@@ -58,8 +58,7 @@ class TableFiles:
         table.validate(full=True)
         kept = self.schema.empty_table().select(columns).schema
         arrays = [
-            table[name] if name in table.column_names else pa.nulls(len(table), kept.field(name).type)
-            for name in columns
+            table[name] if name in table.column_names else pa.nulls(len(table), kept.field(name).type) for name in columns
         ]
         return pa.Table.from_arrays(arrays, schema=kept)
 

@@ -19,8 +19,7 @@ _BATCH = 8_192
 def order(table: pa.Table, keys: Sequence[str]) -> np.ndarray:
     """Row numbers that sort the table by its keys; rows of equal keys stay in order."""
     words = [
-        pc.cast(table[key], pa.string()) if pa.types.is_dictionary(table.schema.field(key).type) else table[key]
-        for key in keys
+        pc.cast(table[key], pa.string()) if pa.types.is_dictionary(table.schema.field(key).type) else table[key] for key in keys
     ]
     plain = pa.table(words, names=list(keys))
     return pc.sort_indices(plain, sort_keys=[(key, "ascending") for key in keys]).to_numpy()

@@ -221,9 +221,7 @@ class Writer:
         assert self._unit is not None, "rows are written inside a unit"
         n = max((len(v) for v in _lengthy(values)), default=1)
         keep = self._backend.keeps(table, n)
-        self._backend.append(
-            table, columns.build(table, values, run_id=self.run_id, store=store, copy=keep), store=store
-        )
+        self._backend.append(table, columns.build(table, values, run_id=self.run_id, store=store, copy=keep), store=store)
 
     def warn(self, text: str) -> None:
         """Say something in the manifest, once."""

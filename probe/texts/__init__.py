@@ -1,17 +1,7 @@
 """Texts on their way through a model: prompts, their ids, sequences, and the columns that a run keeps of them."""
 
 from probe.texts.columns import prompt_columns, scored_columns, scored_step_columns, step_columns, token_columns
-from probe.texts.encoding import (
-    Failed,
-    Survey,
-    batches,
-    encode,
-    encode_all,
-    encode_each,
-    encoded,
-    padded,
-    survey,
-)
+from probe.texts.encoding import Failed, Survey, batches, encode, encode_all, encode_each, encoded, padded, survey
 from probe.texts.prompts import Prompt, as_prompts, hash_of, read_prompts
 from probe.texts.sequences import TokenSequence
 from probe.texts.trajectories import (

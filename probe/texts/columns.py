@@ -29,8 +29,7 @@ def prompt_columns(sequences: list[TokenSequence], failed: list[Prompt]) -> Colu
         "text": [s.prompt.text for s in sequences] + [p.text for p in failed],
         "rendered": [s.rendered for s in sequences] + [None] * len(failed),
         "n_tokens": [s.n_prompt for s in sequences] + [0] * len(failed),
-        "stop_reason": [s.continuation.stop_reason if s.continuation else None for s in sequences]
-        + [None] * len(failed),
+        "stop_reason": [s.continuation.stop_reason if s.continuation else None for s in sequences] + [None] * len(failed),
         "completion": [s.completion for s in sequences] + [None] * len(failed),
         **{name: [getattr(s.totals, name, None) for s in sequences] + [None] * len(failed) for name in Totals._fields},
         "error": [""] * len(sequences) + [p.error for p in failed],

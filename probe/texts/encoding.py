@@ -63,9 +63,7 @@ def encoded(lm: LanguageModel, prompts: Iterable[Prompt], options: ChatOptions) 
             yield Failed(prompt._replace(error=error.message), error.with_traceback(None))
 
 
-def encode_all(
-    lm: LanguageModel, prompts: Iterable[Prompt], options: ChatOptions
-) -> tuple[list[TokenSequence], list[Failed]]:
+def encode_all(lm: LanguageModel, prompts: Iterable[Prompt], options: ChatOptions) -> tuple[list[TokenSequence], list[Failed]]:
     """Every prompt that can be run, and every one that can't with its reason."""
     found = list(encoded(lm, prompts, options))
     return [one for one in found if isinstance(one, TokenSequence)], [one for one in found if isinstance(one, Failed)]

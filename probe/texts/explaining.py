@@ -42,9 +42,7 @@ def explanation(at: str | int | None, order: str | None, sampling: Sampling) -> 
     if order not in (None, "all"):
         check_order(order)
     if order not in (None, "hf") and sampling.temperature == 0.0:
-        raise BadOption(
-            "greedy decoding takes the top token in every order", hint="add --temperature 1, or leave out --order"
-        )
+        raise BadOption("greedy decoding takes the top token in every order", hint="add --temperature 1, or leave out --order")
     others = tuple(ORDERS) if order == "all" else () if order is None else (order,)
     return Explain(parse_where(str(at)), tuple(dict.fromkeys(("hf", *others))))
 
@@ -64,9 +62,7 @@ def explain_sequence(
             found = stages(row, ids[:pos], sampling, order)
             noise, chosen = None, None
             if pos >= sequence.n_prompt:
-                noise, chosen = race(
-                    found[-1], sampling, sample=sequence.prompt.prompt_id, step=pos - sequence.n_prompt
-                )
+                noise, chosen = race(found[-1], sampling, sample=sequence.prompt.prompt_id, step=pos - sequence.n_prompt)
             about = Token(pos, sequence.ids[pos], order, noise, chosen)
             keys = {"prompt_id": sequence.prompt.prompt_id, "branch": 0}
             writer.write("stages", {**keys, **stage_columns(found, about)})

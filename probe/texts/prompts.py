@@ -103,9 +103,7 @@ def read_prompts(source: Path | BinaryIO, *, kind: str | None = None, column: st
             return [_checked(0, [row.value for row in found])]
     prompts = Packed(Prompt(row.number, row.value) if kind == "txt" else _from_row(row, names) for row in found)
     if not prompts:
-        raise BadPrompt(
-            f"no prompt in '{origin}'", hint=f"one prompt a row: a line of text, or a column {_named(names)}"
-        )
+        raise BadPrompt(f"no prompt in '{origin}'", hint=f"one prompt a row: a line of text, or a column {_named(names)}")
     if all(p.error for p in prompts):
         raise BadPrompt(
             f"no usable prompt in '{origin}': {prompts[0].error}",
@@ -154,9 +152,7 @@ def _checked(i: int, content: Any) -> Prompt:
         return Prompt(i, content)
     if _is_chat(content):
         return Prompt(i, [{str(k): v for k, v in message.items() if v is not None} for message in content])
-    return Prompt(
-        i, "", f"a prompt is a text or a list of messages with 'role' and 'content', not {type(content).__name__}"
-    )
+    return Prompt(i, "", f"a prompt is a text or a list of messages with 'role' and 'content', not {type(content).__name__}")
 
 
 def _is_chat(content: Any) -> bool:

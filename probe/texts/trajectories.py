@@ -155,9 +155,7 @@ def _rows(run: Run, prompt_id: int, branch: int) -> list[int]:
     return [int(i) for i in table.sort_by("pos")["token_id"].to_pylist()]
 
 
-def steps_of(
-    run: Run, *, split: str = "sentence", prompt_id: int | None = None, branch: int | None = None
-) -> pd.DataFrame:
+def steps_of(run: Run, *, split: str = "sentence", prompt_id: int | None = None, branch: int | None = None) -> pd.DataFrame:
     """Steps of every sequence of a run (of its completion, or, where it has none, of its prompt), as the table `steps`.
 
     A branch is the text before its fork and its own. Raises `RunError` if the run has no tokens or not that prompt or branch,
@@ -182,9 +180,7 @@ def steps_of(
     return pd.concat(frames, ignore_index=True)
 
 
-def _sequences(
-    run: Run, tokens: pd.DataFrame, prompt: int, wanted: int | None
-) -> Iterator[tuple[int, pd.DataFrame, int]]:
+def _sequences(run: Run, tokens: pd.DataFrame, prompt: int, wanted: int | None) -> Iterator[tuple[int, pd.DataFrame, int]]:
     """(branch, its tokens from the beginning, position where its completion begins) of one prompt."""
     rows = {int(number): own.sort_values("pos") for number, own in tokens.groupby("branch", sort=True)}
     drawn = {}

@@ -31,9 +31,7 @@ def families() -> tuple[str, ...]:
     return tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def tiny(
-    family: str, *, layers: int = 3, seed: int = 0, **overrides: Any
-) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def tiny(family: str, *, layers: int = 3, seed: int = 0, **overrides: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """A random model of `family` in fp32 and eval mode, and a byte-level tokenizer; the same for the same arguments.
 
     `overrides` are config fields of the text part (`vocab_size=300`, `tie_word_embeddings=True`).

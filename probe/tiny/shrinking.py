@@ -17,8 +17,7 @@ D_MODEL, N_HEADS, N_KV, D_HEAD, D_MLP = 64, 4, 2, 16, 96
 SIZES: dict[int, str] = {
     512: "max_position_embeddings n_positions n_ctx max_seq_len original_max_position_embeddings max_source_positions "
     "max_target_positions context_length model_max_length prompt_length",
-    N_VOCAB: "vocab_size vocab_size_per_layer_input encoder_hash_byte_group_vocab vocab_size_base "
-    "ngram_vocab_size_base",
+    N_VOCAB: "vocab_size vocab_size_per_layer_input encoder_hash_byte_group_vocab vocab_size_base ngram_vocab_size_base",
     D_MLP: "intermediate_size ffn_dim dim_ff dff ffn_hidden_size n_inner d_ff encoder_ffn_dim decoder_ffn_dim "
     "shared_intermediate_size intermediate_dim feed_forward_size dense_intermediate_size intermediate_size_mlp",
     D_MLP // 2: "moe_intermediate_size shared_expert_intermediate_size expert_ffn_hidden_size "
@@ -74,9 +73,7 @@ def variants() -> Iterator[Variant]:
         yield Variant(listed=listed, grouped=grouped, filled=filled, text=text)
 
 
-def shrunken(
-    kind: type[PretrainedConfig], layers: int, overrides: Mapping[str, Any], *, variant: Variant
-) -> PretrainedConfig:
+def shrunken(kind: type[PretrainedConfig], layers: int, overrides: Mapping[str, Any], *, variant: Variant) -> PretrainedConfig:
     """A config of `kind` (with `variant.text`: of its text part) of `layers` layers; `overrides` go to the text part.
 
     Whatever the class refuses comes out as the class's own exception."""

@@ -66,10 +66,7 @@ def estimate(lm: LanguageModel, tracing: Tracing, sequences: list[TokenSequence]
     anatomy, longest = lm.anatomy, max(lengths)
     heads = sum(anatomy.n_heads("pattern", layer) for layer in range(anatomy.n_layers) if anatomy.has("pattern", layer))
     layers = sum(anatomy.has("pattern", layer) for layer in range(anatomy.n_layers))
-    rows: dict[str, tuple[int, int]] = {
-        "prompts": (len(sequences), 0),
-        "tokens": (tokens, 8 * TOP_BYTES * tracing.request.top),
-    }
+    rows: dict[str, tuple[int, int]] = {"prompts": (len(sequences), 0), "tokens": (tokens, 8 * TOP_BYTES * tracing.request.top)}
     vectors = _vectors(lm, tracing, sequences)
     if vectors["rows"]:
         rows["activations"] = (vectors["rows"], vectors["values"] * BITS[tracing.request.store] // vectors["rows"])

@@ -36,9 +36,7 @@ def read_sequences(lm: LanguageModel, batch: list[TokenSequence], tracing: Traci
     for row, (sequence, own) in enumerate(zip(batch, reading.scores, strict=True)):
         columns = scored_columns(sequence, own)
         writer.write("tokens", columns)
-        logprob, entropy = (
-            columns[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in ("logprob", "entropy")
-        )
+        logprob, entropy = (columns[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in ("logprob", "entropy"))
         sequence.sum_up(logprob, entropy)
         writer.write("steps", scored_step_columns(sequence.prompt.prompt_id, sequence.steps, logprob, entropy))
         if tracing.explain:
@@ -59,9 +57,7 @@ def changed_frequencies(lm: LanguageModel, batch: list[TokenSequence]) -> list[s
     ]  # fmt: skip
 
 
-def explain_ids(
-    lm: LanguageModel, sequence: TokenSequence, explain: Explain, sampling: Sampling, writer: Writer
-) -> None:
+def explain_ids(lm: LanguageModel, sequence: TokenSequence, explain: Explain, sampling: Sampling, writer: Writer) -> None:
     """Read one finished sequence for nothing else than to explain tokens of it."""
     ids = torch.tensor([sequence.ids], device=lm.device)
     reading = read(lm, ids, [len(sequence.ids)], sink=MemorySink(), top=1)
@@ -112,13 +108,9 @@ class RunSink:
             own = {name: np.asarray(values)[row, :n] for name, values in columns.items()}
             self._write("lens", sequence, layer, {"pos": np.arange(n, dtype=np.int32), **own})
 
-    def _write(
-        self, table: str, sequence: TokenSequence, layer: int, columns: dict[str, Any], *, store: str = "exact"
-    ) -> None:
+    def _write(self, table: str, sequence: TokenSequence, layer: int, columns: dict[str, Any], *, store: str = "exact") -> None:
         keys = {"prompt_id": sequence.prompt.prompt_id, "branch": 0, "layer": layer}
-        self._writer.write(
-            table, {**keys, **{name: _arrow(v) for name, v in columns.items() if v is not None}}, store=store
-        )
+        self._writer.write(table, {**keys, **{name: _arrow(v) for name, v in columns.items() if v is not None}}, store=store)
 
 
 def _arrow(values: Any) -> Any:

@@ -11,18 +11,7 @@ from probe.errors import NonFinite
 from probe.interventions import applying
 from probe.requests import Trace, public
 from probe.running import running
-from probe.texts import (
-    Failed,
-    Prompt,
-    TokenSequence,
-    as_prompts,
-    batches,
-    encode_all,
-    encoded,
-    hash_of,
-    prompt_columns,
-    survey,
-)
+from probe.texts import Failed, Prompt, TokenSequence, as_prompts, batches, encode_all, encoded, hash_of, prompt_columns, survey
 from probe.texts.explaining import explained
 from probe.tracing.planning import Tracing, estimate, resolved
 from probe.tracing.reading import changed_frequencies, read_sequences
@@ -73,9 +62,7 @@ def plan_trace(lm: LanguageModel, request: Trace) -> dict[str, Any]:
     return estimate(lm, tracing, sequences)
 
 
-def _record(
-    lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing, writer: stores.Writer, *, alone: bool
-) -> None:
+def _record(lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing, writer: stores.Writer, *, alone: bool) -> None:
     """Decode, read and write one batch as one unit. If a prompt of it makes NaN logits, each is run by itself."""
     key = f"prompts-{batch[0].prompt.prompt_id}-{batch[-1].prompt.prompt_id}"
     if writer.done(key):
@@ -110,9 +97,7 @@ def _edited(lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing) -> 
         return nullcontext()
     (sequence,) = batch
     longest = sequence.n_prompt + tracing.request.generate
-    return applying(
-        lm, tracing.edits, ids=sequence.ids[: sequence.n_prompt], n_prompt=sequence.n_prompt, longest=longest
-    )
+    return applying(lm, tracing.edits, ids=sequence.ids[: sequence.n_prompt], n_prompt=sequence.n_prompt, longest=longest)
 
 
 def _decode(lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing) -> None:

@@ -132,9 +132,7 @@ def most_surprising(tokens: pa.Table, shown: int = SHOWN) -> pa.Table:
     return scored.sort_by(order).slice(0, shown)
 
 
-def _shown(
-    top: pa.Table | None, expected: Callable[[int], str], shown: Callable[[int, str], str]
-) -> list[dict[str, Any]]:
+def _shown(top: pa.Table | None, expected: Callable[[int], str], shown: Callable[[int, str], str]) -> list[dict[str, Any]]:
     return [
         {
             "prompt_id": row["prompt_id"], "pos": row["pos"], "token": shown(row["token_id"], row["token"]),

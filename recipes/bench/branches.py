@@ -95,9 +95,7 @@ def noise(lm: probe.LanguageModel, ids: Sequence[int], rows: int, *, repeat: int
         logits, kwargs = forward(lm, text, kwargs, new=1)
         seconds["step"].append(time.perf_counter() - begun)
     steps = seconds.pop("step")[2:]
-    print(
-        f"\na decode step of {rows} rows at {len(ids)} tokens: {1000 * statistics.median(steps):.0f} ms; of it (target 10 %)"
-    )
+    print(f"\na decode step of {rows} rows at {len(ids)} tokens: {1000 * statistics.median(steps):.0f} ms; of it (target 10 %)")
     for name, taken in seconds.items():
         share = statistics.median(own / whole for own, whole in zip(taken[2:], steps, strict=True))
         print(f"  choosing, {name:<30}{1000 * statistics.median(taken[2:]):>8.2f} ms{100 * share:>8.1f} %")

@@ -50,12 +50,7 @@ def compare(baseline: Case, cases: list[Case], *, repeat: int) -> list[Measureme
                 rows[case.name].append(pair)
     return [
         Measurement(
-            baseline.name,
-            statistics.median(t.wall for t in whole),
-            1,
-            1,
-            max(t.peak_mb for t in whole),
-            baseline.target,
+            baseline.name, statistics.median(t.wall for t in whole), 1, 1, max(t.peak_mb for t in whole), baseline.target
         ),
         *(_row(case, rows[case.name]) for case in cases),
     ]
@@ -114,6 +109,4 @@ def show(title: str, rows: list[Measurement]) -> None:
     print(f"  {'':<44}{'seconds':>9}{'ratio':>8}{'of cpu':>8}{'target':>8}{'peak MB':>9}")
     for row in rows:
         target = f"{row.target:.2f}" if row.target else ""
-        print(
-            f"  {row.name:<44}{row.seconds:>9.3f}{row.ratio:>8.2f}{row.cpu_ratio:>8.2f}{target:>8}{row.peak_mb:>9.0f}"
-        )
+        print(f"  {row.name:<44}{row.seconds:>9.3f}{row.ratio:>8.2f}{row.cpu_ratio:>8.2f}{target:>8}{row.peak_mb:>9.0f}")

@@ -69,9 +69,7 @@ def pair_at(lm: probe.LanguageModel, n: int) -> Pair:
     """Texts of n tokens whose first one differs, so that no cell is known to change nothing."""
     ids = tuple(lm.encode(text_of(lm, n)).ids[:n])
     other = lm.ids_of(" Mary")[0]
-    return pair_of(
-        ids, (other, *ids[1:]), AnswerTokens(lm.ids_of(" a")[0], other), (" a", " Mary"), align=None, names=("", "")
-    )
+    return pair_of(ids, (other, *ids[1:]), AnswerTokens(lm.ids_of(" a")[0], other), (" a", " Mary"), align=None, names=("", ""))
 
 
 def stream(lm: probe.LanguageModel, n: int, rounds: int, *, layers: str) -> None:
@@ -83,9 +81,7 @@ def stream(lm: probe.LanguageModel, n: int, rounds: int, *, layers: str) -> None
 
 def heads(lm: probe.LanguageModel, n: int, rounds: int) -> None:
     """z, all layers x heads, at all positions at once."""
-    compare(
-        f"z, all layers x heads, {n} tokens", lm, pair_at(lm, n), PatchSweep(sites=("z",)), rounds, targets=(4.0, None)
-    )
+    compare(f"z, all layers x heads, {n} tokens", lm, pair_at(lm, n), PatchSweep(sites=("z",)), rounds, targets=(4.0, None))
 
 
 def gradient(lm: probe.LanguageModel, n: int, rounds: int) -> None:
@@ -212,10 +208,7 @@ def batched(view: PreparedPair, parts: Sequence[LayerCells], new: Values) -> Tim
 def budget(lm: probe.LanguageModel, n: int) -> None:
     """The most that a sweep of one layer holds above what it began with, for two budgets."""
     pair = pair_at(lm, n)
-    view, parts = (
-        prepare_pair(lm, pair, "denoise"),
-        cells_of(lm, pair, PatchSweep(sites=("resid_pre",), layers="0")),
-    )
+    view, parts = (prepare_pair(lm, pair, "denoise"), cells_of(lm, pair, PatchSweep(sites=("resid_pre",), layers="0")))
     old, new = activations(lm, pair.corrupt, "resid_pre", [0]), activations(lm, pair.clean, "resid_pre", [0])
     print(f"\nmemory of a pass, one layer x {n} positions")
     for text in ("20MB", MEMORY):

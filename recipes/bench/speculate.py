@@ -26,9 +26,7 @@ def main(model: str, *, repeat: int, quick: bool, only: str | None = None) -> No
     layers = [f"layers:{max(1, round(share * lm.anatomy.n_layers))}" for share in (0.5, 0.8)]
     for name, text in TEXTS.items():
         if only in (None, name):
-            table(
-                lm, name, text, ["ngram", *layers], new=16 if quick else 64, rounds=1 if quick else max(1, repeat // 2)
-            )
+            table(lm, name, text, ["ngram", *layers], new=16 if quick else 64, rounds=1 if quick else max(1, repeat // 2))
 
 
 def table(lm: probe.LanguageModel, name: str, text: str, drafts: list[str], *, new: int, rounds: int) -> None:

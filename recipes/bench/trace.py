@@ -60,9 +60,7 @@ def plain(lm: probe.LanguageModel, text: str) -> Case:
     return Case(f"plain model(ids), {ids.shape[1]} tokens", forward)
 
 
-def traced(
-    lm: probe.LanguageModel, text: str, name: str, target: float | None, *, disk: bool = False, **what: object
-) -> Case:
+def traced(lm: probe.LanguageModel, text: str, name: str, target: float | None, *, disk: bool = False, **what: object) -> Case:
     """A whole `probe.trace` of the text: in memory, or written to a run that is removed again."""
     folder = Path(tempfile.gettempdir()) / f"probe-bench-{os.getpid()}"
 
@@ -96,9 +94,7 @@ def captures(lm: probe.LanguageModel, text: str, *, repeat: int) -> None:
         looked(lm, text, "read, all residual sites into memory", 1.10, places=RESIDUAL),
         traced(lm, text, "trace, tokens only", None, attention="none"),
         traced(lm, text, "trace, all residual sites, written", 1.7, disk=True, attention="none", capture=RESIDUAL),
-        traced(
-            lm, text, "the same, rounded to bf16", None, disk=True, attention="none", capture=RESIDUAL, store="bf16"
-        ),
+        traced(lm, text, "the same, rounded to bf16", None, disk=True, attention="none", capture=RESIDUAL, store="bf16"),
     ]
     show("captures (baseline: plain forward)", compare(plain(lm, text), cases, repeat=repeat))
 
@@ -158,12 +154,8 @@ def start_up(model: str, *, repeat: int) -> None:
         "for _ in range(2):\n"
         f"    begun = time.perf_counter(); probe.load({model!r}); print(time.perf_counter() - begun)"
     )
-    runs = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(repeat)
-    ]
-    first, second = (
-        statistics.median(column) for column in zip(*(map(float, r.stdout.split()) for r in runs), strict=True)
-    )
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(repeat)]
+    first, second = (statistics.median(column) for column in zip(*(map(float, r.stdout.split()) for r in runs), strict=True))
     print(f"\nprobe --help: {helped:.2f} s (target 0.5)")
     print(f"load with transformers' lazy imports: {first:.2f} s   with all imported: {second:.2f} s (target 2)")
 

@@ -71,11 +71,7 @@ def recorded(known: Mapping[str, Any], rows: list[FamilyReport]) -> dict[str, An
     import transformers
 
     families = dict(known) | {row.family: row.record() for row in rows}
-    return {
-        "transformers": transformers.__version__,
-        "torch": torch.__version__,
-        "families": dict(sorted(families.items())),
-    }
+    return {"transformers": transformers.__version__, "torch": torch.__version__, "families": dict(sorted(families.items()))}
 
 
 if __name__ == "__main__":

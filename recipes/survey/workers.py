@@ -16,9 +16,7 @@ class Died(NamedTuple):
     how: str
 
 
-def each(
-    function: Callable[[str], Any], names: Sequence[str], *, jobs: int, timeout: float
-) -> Iterator[tuple[str, Any]]:
+def each(function: Callable[[str], Any], names: Sequence[str], *, jobs: int, timeout: float) -> Iterator[tuple[str, Any]]:
     """(name, function(name) or `Died`), as they come; `timeout` in seconds for one name."""
     here, workers = threading.local(), []
 
