@@ -22,7 +22,7 @@ NO_WEIGHTS = ("model", "allow_fetch")  # of the options below: what is no keywor
 
 
 @dataclass(frozen=True)
-class SourceOptions:
+class ModelSource:
     """Where a model's files come from, and what they may do."""
 
     revision: Annotated[str | None, Option("Branch, tag or commit on the Hub.")] = None
@@ -39,7 +39,7 @@ class PlacementOptions:
 
 
 @dataclass(frozen=True)
-class Weights(PlacementOptions, SourceOptions):
+class Weights(PlacementOptions, ModelSource):
     """Where a model's files come from, where it runs, and what is put on it."""
 
     adapter: Annotated[str | None, Option("A directory of the peft library (LoRA, …), merged into the weights.")] = None
@@ -125,7 +125,7 @@ class TextLoading(SourceLoading):
 
 
 @dataclass(frozen=True)
-class NamedModel(SourceOptions):
+class NamedModel(ModelSource):
     """A model that a command is about."""
 
     model: Annotated[
@@ -136,7 +136,7 @@ class NamedModel(SourceOptions):
     ] = "smollm2"  # fmt: skip
 
 
-def load(name: str | None, *groups: SourceOptions | PlacementOptions, progress: Progress | None = None) -> LanguageModel:
+def load(name: str | None, *groups: ModelSource | PlacementOptions, progress: Progress | None = None) -> LanguageModel:
     """A model, by its name and groups of options of which each field is a keyword of `probe.load`."""
     import probe
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .command import with_options
-from .groups import Output, PlacementOptions, SourceOptions, Watching, load
+from .groups import ModelSource, Output, PlacementOptions, Watching, load
 from .terminal import show_document
 
 if TYPE_CHECKING:
@@ -22,9 +22,7 @@ Names = Annotated[
 
 
 @with_options
-def command(
-    source: SourceOptions, placement: PlacementOptions, output: Output, watching: Watching, models: Names = None
-) -> None:
+def command(source: ModelSource, placement: PlacementOptions, output: Output, watching: Watching, models: Names = None) -> None:
     """Check the laws of the instrument on models: what should be zero, and how far from it it is."""
     from probe.errors import ProbeError
     from probe.laws import laws

@@ -17,7 +17,7 @@ from probe.requests import Speculate
 from probe.speculating import plan_speculate
 from probe.speculating.drafts import fitted, history, lookup, make_draft
 from probe.speculating.proposals import kind_of
-from probe.speculating.readers import EarlyExit, Reader
+from probe.speculating.readers import CachedModel, EarlyExit
 from probe.speculating.rounds import Blocks, Round, speculate_ids
 from probe.tiny import tiny, tokenizer
 
@@ -123,7 +123,7 @@ def test_a_sliding_window_is_crossed_and_taken_back() -> None:
 def test_a_text_is_taken_back_beyond_what_a_window_holds() -> None:
     """A crop forgets what had left the window: the text is then read anew, and gives the same numbers."""
     lm = loaded("mistral", sliding_window=8)
-    reader, ids = Reader(lm), list(range(10, 50))
+    reader, ids = CachedModel(lm), list(range(10, 50))
     for n, keep in ((20, 1), (30, 3), (30, 1), (28, 1), (12, 2), (40, 1), (40, 30), (9, 1)):
         found, expected = reader.logits(ids[:n], keep), lm.model(torch.tensor([ids[:n]])).logits[0, -keep:]
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
@@ -144,7 +144,7 @@ def test_an_early_exit_is_the_models_norm_and_head_on_that_layer(family: str) ->
         cap = getattr(lm.model.config, "final_logit_softcapping", None)
         expected = cap * torch.tanh(expected / cap) if cap else expected
         plain = lm.model(torch.tensor([ids])).logits[0, -1]
-        reader = Reader(lm)
+        reader = CachedModel(lm)
         reader.logits(ids[:-3], 1)
         early = EarlyExit(reader, 2)
         for end in (-2, -1, len(ids)):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from probe import store as stores
 from probe.comparing import aligning, residuals, sides, summary
-from probe.comparing.sides import Pair, Side
+from probe.comparing.sides import ComparedModels, Side
 from probe.errors import BadOption, BadPlace, BadPrompt, NonFinite
 from probe.interventions import edit_texts, parse_all
 from probe.requests import Compare, public
@@ -89,7 +89,7 @@ def plan_compare(request: Compare) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _prepared(request: Compare) -> tuple[Pair, list[Prompt]]:
+def _prepared(request: Compare) -> tuple[ComparedModels, list[Prompt]]:
     """Both sides and the texts. Raises `BadOption` and `BadEdit` for what they cannot be asked."""
     a, b = request.a, request.b
     same = sides.one_vocabulary(a, b)
@@ -97,10 +97,10 @@ def _prepared(request: Compare) -> tuple[Pair, list[Prompt]]:
         raise BadOption("a chat has another text for each tokenizer", hint="leave out --chat, or render the text yourself")
     why = residuals.why_not(a, b) if same else "the tokenizers differ: their positions are not the same places"
     inputs = as_prompts(request.texts, kind=request.format, column=request.column)
-    return Pair(Side(a), Side(b, parse_all(b, request.edit)), same, why, edit_texts(request.edit)), list(inputs)
+    return ComparedModels(Side(a), Side(b, parse_all(b, request.edit)), same, why, edit_texts(request.edit)), list(inputs)
 
 
-def _encoded(pair: Pair, inputs: list[Prompt], request: Compare) -> tuple[list[TokenSequence], list[Failed]]:
+def _encoded(pair: ComparedModels, inputs: list[Prompt], request: Compare) -> tuple[list[TokenSequence], list[Failed]]:
     """Every text that both can read, in A's tokens, and every one that they can't with its reason."""
     found: list[TokenSequence] = []
     failed: list[Failed] = []
@@ -119,7 +119,7 @@ def _encoded(pair: Pair, inputs: list[Prompt], request: Compare) -> tuple[list[T
     return found, failed
 
 
-def _columns(pair: Pair, sequence: TokenSequence, positions: list[int]) -> dict[str, Any]:
+def _columns(pair: ComparedModels, sequence: TokenSequence, positions: list[int]) -> dict[str, Any]:
     if pair.by_tokens:
         return sides.by_tokens(pair, sequence.ids, positions)
     columns = sides.by_characters(pair, sequence.rendered)
@@ -133,7 +133,7 @@ def _write(run: Running, prompt_id: int, columns: dict[str, Any]) -> None:
     run.write(table, {"prompt_id": [prompt_id] * len(columns["text_start"]), **columns})
 
 
-def _notes(pair: Pair, sequences: list[TokenSequence]) -> list[str]:
+def _notes(pair: ComparedModels, sequences: list[TokenSequence]) -> list[str]:
     """What a reader of the comparison must know."""
     a, b = pair.a.lm, pair.b.lm
     notes = list(dict.fromkeys(note for sequence in sequences for note in sequence.notes))
@@ -157,7 +157,7 @@ def _cut_otherwise(lm: LanguageModel, sequence: TokenSequence) -> bool:
         return True
 
 
-def _summary(writer: stores.Writer, pair: Pair, *, seed: int, errors: int) -> dict[str, Any]:
+def _summary(writer: stores.Writer, pair: ComparedModels, *, seed: int, errors: int) -> dict[str, Any]:
     a, b = pair.a.lm, pair.b.lm
     about = {
         "a": a.title, "b": b.title, "dtype_a": str(a.dtype), "dtype_b": str(b.dtype), "edit": pair.edit,

@@ -83,7 +83,7 @@ class Side(NamedTuple):
 
 
 @dataclass
-class Pair:
+class ComparedModels:
     """Two sides. `by_tokens`: one tokenizer is the other's, so that positions and distributions mean the same."""
 
     a: Side
@@ -109,7 +109,7 @@ def one_vocabulary(a: LanguageModel, b: LanguageModel) -> bool:
     return bool(both) and all(names_a[i] == names_b[i] for i in both)
 
 
-def by_tokens(pair: Pair, ids: Sequence[int], positions: Sequence[int]) -> dict[str, Any]:
+def by_tokens(pair: ComparedModels, ids: Sequence[int], positions: Sequence[int]) -> dict[str, Any]:
     """Columns of `comparison` of one text: both read the same ids. positions: where the streams are kept for later."""
     similar = not pair.why_no_similarity
     sinks = [Sampled(positions) if similar else MemorySink() for _ in "ab"]
@@ -137,7 +137,7 @@ def by_tokens(pair: Pair, ids: Sequence[int], positions: Sequence[int]) -> dict[
     return columns | {name: [None, *values] for name, values in measured.items()}
 
 
-def by_characters(pair: Pair, text: str) -> dict[str, Any]:
+def by_characters(pair: ComparedModels, text: str) -> dict[str, Any]:
     """Columns of `segments` of one text, which each side reads in its own tokens."""
     return segment_columns(text, *(_tokens(side, text) for side in (pair.a, pair.b)))
 
@@ -149,7 +149,7 @@ def _reading(side: Side, ids: Sequence[int], sink: MemorySink, *, similar: bool 
         return read(side.lm, torch.tensor([list(ids)]), [len(ids)], sink=sink, cells=cells, top=1, whole=whole)
 
 
-def _distances(pair: Pair, a: Reading, b: Reading, n: int) -> Distances:
+def _distances(pair: ComparedModels, a: Reading, b: Reading, n: int) -> Distances:
     """Of the first n rows, a block of them at a time: all logits of both never exist at once for this."""
     parts = []
     for start in range(0, n, BLOCK):
@@ -158,7 +158,7 @@ def _distances(pair: Pair, a: Reading, b: Reading, n: int) -> Distances:
     return Distances(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _block(pair: Pair, a: Tensor, b: Tensor) -> Distances:
+def _block(pair: ComparedModels, a: Tensor, b: Tensor) -> Distances:
     shared = min(a.shape[-1], b.shape[-1])
     if a.shape[-1] != b.shape[-1]:
         pair.beyond = max(pair.beyond, left_out(a, shared), left_out(b, shared))

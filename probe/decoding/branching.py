@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from probe.decoding.caches import expected, grows, joins, pads, selects
-from probe.decoding.engine import Batch, Continuation, Progress, Row, by_length, check, takes_padding
+from probe.decoding.engine import Batch, Continuation, OpenBranch, Progress, by_length, check, takes_padding
 from probe.decoding.prefixes import Edits, Known, TokenIds, common, compute, extended
 from probe.decoding.teacher_forced import Prefix
 from probe.requests import Sampling
@@ -53,13 +53,13 @@ def branch(
     check(lm)
     ragged = takes_padding(lm)
     most = [max_new] * len(prefixes) if isinstance(max_new, int) else list(max_new)
-    rows = [[Row(tuple(p), s, i, m) for s in samples] for i, (p, m) in enumerate(zip(prefixes, most, strict=True))]
+    rows = [[OpenBranch(tuple(p), s, i, m) for s in samples] for i, (p, m) in enumerate(zip(prefixes, most, strict=True))]
     total, ended = sum(map(len, rows)), 0
-    twins: dict[tuple[Key, int, int], list[Row]] = defaultdict(list)  # rows that are one branch
+    twins: dict[tuple[Key, int, int], list[OpenBranch]] = defaultdict(list)  # rows that are one branch
     for row in chain.from_iterable(rows):
         twins[_branch_of(row, edits)].append(row)
 
-    def end(row: Row) -> None:
+    def end(row: OpenBranch) -> None:
         nonlocal ended
         for twin in twins[_branch_of(row, edits)]:
             twin.found = row.found
@@ -69,7 +69,7 @@ def branch(
             if progress:
                 progress("branches", ended, total)
 
-    def known(row: Row) -> bool:
+    def known(row: OpenBranch) -> bool:
         return kept is not None and all(kept(twin.name, twin.sample) for twin in twins[_branch_of(row, edits)])
 
     room = lm.context_length
@@ -90,8 +90,8 @@ def branch(
 
 @torch.inference_mode()
 def _run(
-    lm: LanguageModel, waiting: list[Row], max_new: int, sampling: Sampling, batch: int,
-    end: Callable[[Row], None], edits: Edits | None, ragged: bool, known: Callable[[Row], bool],
+    lm: LanguageModel, waiting: list[OpenBranch], max_new: int, sampling: Sampling, batch: int,
+    end: Callable[[OpenBranch], None], edits: Edits | None, ragged: bool, known: Callable[[OpenBranch], bool],
     stem: Prefix | None,
 ) -> None:  # fmt: skip
     """Rows in batches; a beginning that all have in common is kept from one to the next."""
@@ -117,7 +117,7 @@ def _run(
             together.run(max_new)
 
 
-def _given(waiting: Sequence[Row], stem: Prefix) -> Base | None:
+def _given(waiting: Sequence[OpenBranch], stem: Prefix) -> Base | None:
     """What the model knows after the stem, if all go on from there."""
     ids = tuple(stem.ids)
     if stem.known is None or any(row.prefix[: len(ids)] != ids for row in waiting):
@@ -125,14 +125,14 @@ def _given(waiting: Sequence[Row], stem: Prefix) -> Base | None:
     return ids, stem.known
 
 
-def _base(lm: LanguageModel, waiting: Sequence[Row]) -> Base | None:
+def _base(lm: LanguageModel, waiting: Sequence[OpenBranch]) -> Base | None:
     """What the model knows after the beginning that all have in common, if it can go on from there."""
     stem = common([row.prefix for row in waiting])
     known = extended(lm, None, stem, 0) if stem else None
     return (stem, known) if known is not None and grows(known.cache) else None
 
 
-def _shared(lm: LanguageModel, rows: Sequence[Row], base: Base | None, shares: bool) -> dict[Key, Known]:
+def _shared(lm: LanguageModel, rows: Sequence[OpenBranch], base: Base | None, shares: bool) -> dict[Key, Known]:
     """What the model knows after every prefix; only the first one where its cache can't be repeated and so is of no use."""
     found: dict[Key, Known] = {}
     prefixes = sorted({row.prefix for row in rows})
@@ -144,7 +144,7 @@ def _shared(lm: LanguageModel, rows: Sequence[Row], base: Base | None, shares: b
     return found
 
 
-def _edited(lm: LanguageModel, rows: Sequence[Row], edits: Edits) -> dict[Key, Known]:
+def _edited(lm: LanguageModel, rows: Sequence[OpenBranch], edits: Edits) -> dict[Key, Known]:
     """The same for each prefix by itself, with the edits that are for it."""
     found: dict[Key, Known] = {}
     for key in dict.fromkeys((row.prefix, row.name) for row in rows):
@@ -153,17 +153,17 @@ def _edited(lm: LanguageModel, rows: Sequence[Row], edits: Edits) -> dict[Key, K
     return found
 
 
-def _branch_of(row: Row, edits: Edits | None) -> tuple[Key, int, int]:
+def _branch_of(row: OpenBranch, edits: Edits | None) -> tuple[Key, int, int]:
     """What makes a branch another one: its prefix, the address of its noise, the tokens it may have, and its name where
     edits are for single rows."""
     return (row.prefix, SAME if edits is None else row.name), row.sample, row.most
 
 
-def _key(row: Row, known: Mapping[Key, Known]) -> Key:
+def _key(row: OpenBranch, known: Mapping[Key, Known]) -> Key:
     return (row.prefix, row.name) if (row.prefix, row.name) in known else (row.prefix, SAME)
 
 
-def _bunches(lm: LanguageModel, rows: Sequence[Row], known: Mapping[Key, Known], ragged: bool) -> list[list[Row]]:
+def _bunches(lm: LanguageModel, rows: Sequence[OpenBranch], known: Mapping[Key, Known], ragged: bool) -> list[list[OpenBranch]]:
     """Rows (sorted by prefix) that can run side by side."""
     cache = next(iter(known.values())).cache
     if ragged and pads(cache):

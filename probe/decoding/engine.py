@@ -43,7 +43,7 @@ class Continuation:
 
 
 @dataclass
-class Row:
+class OpenBranch:
     """One continuation under way: what it continues, the address of its noise, the name that edits know it by, how many tokens
     it may have."""
 
@@ -72,7 +72,7 @@ def decode(
     """
     check(lm)
     numbers = list(range(len(prefixes))) if samples is None else list(samples)
-    rows = [Row(tuple(p), s, i, max_new) for i, (p, s) in enumerate(zip(prefixes, numbers, strict=True))]
+    rows = [OpenBranch(tuple(p), s, i, max_new) for i, (p, s) in enumerate(zip(prefixes, numbers, strict=True))]
     padded = len({len(row.prefix) for row in rows}) > 1 and takes_padding(lm)
     for some in [rows] if padded else by_length(lm, rows):
         Batch(lm, some, sampling, edits=edits).run(max_new, progress=progress)
@@ -109,11 +109,11 @@ def ended(lm: LanguageModel, ids: Sequence[int], stop: Sequence[str]) -> str:
     return "stop" if any(one in text for one in stop) else ""
 
 
-def by_length(lm: LanguageModel, rows: Sequence[Row]) -> list[list[Row]]:
+def by_length(lm: LanguageModel, rows: Sequence[OpenBranch]) -> list[list[OpenBranch]]:
     """Rows that can run side by side without padding; each by itself if states are no cache (rwkv mixes rows, 5.23)."""
     if slot(lm.model) not in ("cache", "past_key_values", "cache_params"):
         return [[row] for row in rows]
-    together: dict[int, list[Row]] = defaultdict(list)
+    together: dict[int, list[OpenBranch]] = defaultdict(list)
     for row in rows:
         together[len(row.prefix)].append(row)
     return list(together.values())
@@ -138,11 +138,11 @@ class Batch:
     def __init__(
         self,
         lm: LanguageModel,
-        rows: Sequence[Row],
+        rows: Sequence[OpenBranch],
         sampling: Sampling,
         *,
         edits: Edits | None = None,
-        done: Callable[[Row], None] | None = None,
+        done: Callable[[OpenBranch], None] | None = None,
     ) -> None:
         self.lm, self.rows, self.sampling, self.edits, self.done = lm, list(rows), sampling, edits, done
         prefixes = [list(row.prefix) for row in rows]
@@ -188,13 +188,13 @@ class Batch:
             if row.running:
                 self._end(row, "length")
 
-    def _check_context(self, row: Row, step: int) -> None:
+    def _check_context(self, row: OpenBranch, step: int) -> None:
         """A row whose next token would have no position stops."""
         limit = self.lm.context_length
         if row.running and limit is not None and len(row.prefix) + step >= limit:
             self._end(row, "context")
 
-    def _append(self, row: Row, token: int, logprob: float, kept: int, noise: float | None) -> None:
+    def _append(self, row: OpenBranch, token: int, logprob: float, kept: int, noise: float | None) -> None:
         one = row.found
         one.ids.append(token)
         one.sample_logprob.append(logprob)
@@ -206,7 +206,7 @@ class Batch:
         if reason:
             self._end(row, reason)
 
-    def _end(self, row: Row, reason: str) -> None:
+    def _end(self, row: OpenBranch, reason: str) -> None:
         row.found.stop_reason = reason
         if self.done:
             self.done(row)

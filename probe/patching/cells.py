@@ -28,7 +28,7 @@ class LayerCells:
 
     site: str
     layer: int
-    locations: tuple[Location, ...]
+    locations: tuple[CellPositions, ...]
     pos: tuple[int, ...]
     step: tuple[int, ...]
 
@@ -83,7 +83,7 @@ def cells_of(lm: LanguageModel, pair: Pair, request: PatchSweep) -> tuple[LayerC
         heads: Sequence[int | None] = cell.heads if cell.heads and "head" in by else (None,)
         if heads == (None,) and cell.heads and len(cell.heads) < lm.anatomy.n_heads(cell.site, cell.layer):
             raise BadOption(f"only some heads of {cell.site} are asked for", hint="add head to --by")
-        rows = [(Location(tuple(where), head), pos, step) for where, pos, step in groups for head in heads]
+        rows = [(CellPositions(tuple(where), head), pos, step) for where, pos, step in groups for head in heads]
         found.append(LayerCells(cell.site, cell.layer, *(tuple(column) for column in zip(*rows, strict=True))))
     return tuple(found)
 
@@ -103,7 +103,7 @@ def _groups(
     return [(positions, positions[0] if len(positions) == 1 else -1, -1)]
 
 
-class Location(NamedTuple):
+class CellPositions(NamedTuple):
     """What one row changes: its positions, ascending, and its head (None: the whole width)."""
 
     positions: tuple[int, ...]
@@ -128,7 +128,7 @@ class BatchPatch(Patch):
         return True
 
 
-def batch_patch(site: str, layer: int, rows: Sequence[Location], values: Tensor) -> BatchPatch:
+def batch_patch(site: str, layer: int, rows: Sequence[CellPositions], values: Tensor) -> BatchPatch:
     """The edit in which row i does `rows[i]`. values (pos, [head,] d): what each position of the whole text may take."""
     where = sorted({p for row in rows for p in row.positions})
     number = {p: i for i, p in enumerate(where)}

@@ -14,7 +14,7 @@ from probe.errors import NonFinite
 from probe.instrument import Tap
 from probe.interventions import Edit, Patch
 from probe.interventions.edits import AbsolutePositions
-from probe.patching.cells import LayerCells, Location, batch_patch
+from probe.patching.cells import CellPositions, LayerCells, batch_patch
 from probe.patching.metrics import Metrics, logprobs_of, read_out
 from probe.patching.pairs import Pair
 from probe.patching.partial_forward import RecordedText, choose_shortcut, entry
@@ -122,7 +122,7 @@ def exact(
 
 
 def _matters(
-    prepared: PreparedPair, part: LayerCells, one: Location, old: Tensor, new: Tensor, *, paired: bool
+    prepared: PreparedPair, part: LayerCells, one: CellPositions, old: Tensor, new: Tensor, *, paired: bool
 ) -> bool:  # fmt: skip
     """Whether the patch changes anything that is read."""
     lm, last = prepared.base.lm, len(prepared.base) - 1

@@ -22,7 +22,7 @@ from probe.instrument import Tap, bypassing, recording, tapping
 from probe.interventions import Edit, applying
 from probe.interventions.edits import AbsolutePositions
 from probe.language_model.stepping import forward, plain_kwargs, uncached_kwargs
-from probe.patching.cells import Location, batch_patch
+from probe.patching.cells import CellPositions, batch_patch
 from probe.patching.reading import SiteLayer, Watch, ended, keeper
 from probe.sites import SITES
 
@@ -265,4 +265,4 @@ def _edit(text: RecordedText, layer: int, start: int) -> Edit:
     stream = text.resid[layer][0].float()
     noise = torch.randn(stream.shape, generator=torch.Generator().manual_seed(layer)).to(stream.device)
     site, of = ("resid_pre", layer) if layer < text.lm.anatomy.n_layers else ("resid_post", layer - 1)
-    return batch_patch(site, of, [Location((start,), None)], stream + stream[start].std() * noise)
+    return batch_patch(site, of, [CellPositions((start,), None)], stream + stream[start].std() * noise)

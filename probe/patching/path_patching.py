@@ -18,7 +18,7 @@ from probe.anatomy.parts import in_units, of_call
 from probe.instrument import AttentionCall, Reader, Tap, attending, tapping
 from probe.interventions import Patch, applying
 from probe.interventions.edits import AbsolutePositions
-from probe.patching.cells import LayerCells, Location, batch_patch
+from probe.patching.cells import CellPositions, LayerCells, batch_patch
 from probe.patching.exact import CellMetrics, Report, prepare_pair
 from probe.patching.metrics import Metrics
 from probe.patching.pairs import Pair
@@ -87,7 +87,7 @@ class Paths:
         own = SITES[site].part
         writes = self.lm.anatomy.layers[layer].writes if own else ()
         free = {write.tap for write in writes if write.kind == own}
-        edit = batch_patch(site, layer, [Location(end.positions, end.head) for end in senders], new)
+        edit = batch_patch(site, layer, [CellPositions(end.positions, end.head) for end in senders], new)
         seen: dict[SiteLayer, Tensor] = {}
         with ExitStack() as hooked:
             hooked.enter_context(applying(self.lm, [*self.text.edits, edit], start=0))
@@ -193,6 +193,6 @@ def _senders(group: PathGroup, some: Sequence[int]) -> LayerCells:
     """The senders of some paths as cells."""
     senders = [group.paths[i][0] for i in some]
     return LayerCells(
-        group.site, group.layer, tuple(Location(end.positions, end.head) for end in senders),
+        group.site, group.layer, tuple(CellPositions(end.positions, end.head) for end in senders),
         tuple(end.positions[0] if len(end.positions) == 1 else -1 for end in senders), (-1,) * len(senders),
     )  # fmt: skip

@@ -13,7 +13,7 @@ from torch import Tensor
 from probe.decoding import Sampling
 from probe.decoding.sampler import distribution
 from probe.errors import BadModel, BadOption
-from probe.speculating.readers import EarlyExit, Reader, check_exit
+from probe.speculating.readers import CachedModel, EarlyExit, check_exit
 from probe.speculating.verifying import DRAW, draw
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Draft(Protocol):
     def limit(self, text: Sequence[int]) -> Limit:
         """How many tokens it can propose after the text."""
 
-    def begin(self, target: Reader, prompt: Sequence[int]) -> None:
+    def begin(self, target: CachedModel, prompt: Sequence[int]) -> None:
         """A new text: what can be read of it before the first block is read now."""
 
     def propose(self, text: Sequence[int], n: int, at: Address) -> Proposal:
@@ -124,8 +124,8 @@ class ModelDraft:
             f"the draft '{lm.name}' reads {lm.context_length} tokens, and drafts none beyond",
         )
 
-    def begin(self, target: Reader, prompt: Sequence[int]) -> None:
-        self._reader, self._target = Reader(self._lm), target
+    def begin(self, target: CachedModel, prompt: Sequence[int]) -> None:
+        self._reader, self._target = CachedModel(self._lm), target
         if self.limit(prompt).most != 0:
             self._reader.logits(prompt, 1)
         self.warning = "" if self._reader.goes_back else slow(self._lm, "draft")
@@ -149,7 +149,7 @@ class LayersDraft:
     def limit(self, text: Sequence[int]) -> Limit:
         return Limit()
 
-    def begin(self, target: Reader, prompt: Sequence[int]) -> None:
+    def begin(self, target: CachedModel, prompt: Sequence[int]) -> None:
         self._target, self._exit = target, EarlyExit(target, self._n)
 
     def propose(self, text: Sequence[int], n: int, at: Address) -> Proposal:
@@ -171,7 +171,7 @@ class NgramDraft:
     def limit(self, text: Sequence[int]) -> Limit:
         return Limit()
 
-    def begin(self, target: Reader, prompt: Sequence[int]) -> None:
+    def begin(self, target: CachedModel, prompt: Sequence[int]) -> None:
         self._target = target
 
     def propose(self, text: Sequence[int], n: int, at: Address) -> Proposal:

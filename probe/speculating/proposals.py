@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 
-class Distances(NamedTuple):
+class ProposalDistances(NamedTuple):
     """Of distributions p and q (row, d_vocab), each (row,): total variation, and KL both ways in nats."""
 
     tv: Tensor
@@ -24,9 +24,9 @@ class Distances(NamedTuple):
     kl_reverse: Tensor
 
 
-def distances(p: Tensor, q: Tensor) -> Distances:
+def distances(p: Tensor, q: Tensor) -> ProposalDistances:
     """float64; a KL is infinite where the second lacks what the first has."""
-    return Distances((p - q).abs().sum(-1) / 2, kl(p.log(), q.log()), kl(q.log(), p.log()))
+    return ProposalDistances((p - q).abs().sum(-1) / 2, kl(p.log(), q.log()), kl(q.log(), p.log()))
 
 
 def rows_of(lm: LanguageModel, one: Round) -> list[Row]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _tried: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
-class Reader:
+class CachedModel:
     """One model and its cache of `ids`. `logits` reads on from what the text and `ids` have in common.
 
     Where the cache is more than plain keys and values (a recurrent state can't be taken back), or going back doesn't give
@@ -93,7 +93,7 @@ def _goes_back(lm: LanguageModel) -> bool:
 
 def _trial(lm: LanguageModel) -> bool:
     ids = probe_tokens(lm.model)[0].tolist()
-    half, reader = len(ids) // 2, Reader(lm)
+    half, reader = len(ids) // 2, CachedModel(lm)
     whole = reader.run(ids, len(ids)).logits[0, half:].float()
     try:
         reader.logits(ids[:half], 1)
@@ -140,7 +140,7 @@ class EarlyExit:
     write: `give_back` takes that out again.
     """
 
-    def __init__(self, reader: Reader, n: int) -> None:
+    def __init__(self, reader: CachedModel, n: int) -> None:
         anatomy = reader.lm.anatomy
         self._reader, self._anatomy, self._tap = reader, anatomy, check_exit(reader.lm, n)
         self._lengths: list[int] | None = None

@@ -15,7 +15,7 @@ from probe.decoding.engine import check, ended
 from probe.decoding.sampler import distribution
 from probe.errors import BadOption
 from probe.speculating.drafts import NOTHING, Address, Draft, Proposal, history, slow
-from probe.speculating.readers import Reader
+from probe.speculating.readers import CachedModel
 from probe.speculating.verifying import Settled, settle
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def speculate_ids(
     tokens are those of plain decoding. seen(round) is called after each pass. Raises `NonFinite`, `BadModel`.
     """
     check(lm)
-    target, result, text = Reader(lm), Speculation(), list(prompt)
+    target, result, text = CachedModel(lm), Speculation(), list(prompt)
     found, length, number = result.found, blocks.first, 0
     while not found.stop_reason:
         room = _room(lm, text, max_new - len(found.ids))
@@ -144,7 +144,7 @@ def _block(wanted: int, draft: Draft, text: Sequence[int]) -> int:
     return wanted if most is None else min(wanted, most)
 
 
-def _pass(target: Reader, text: list[int], proposal: Proposal, at: Address, number: int) -> Round:
+def _pass(target: CachedModel, text: list[int], proposal: Proposal, at: Address, number: int) -> Round:
     """The target reads the block, and it is settled."""
     n = len(proposal.tokens)
     logits = target.logits([*text, *proposal.tokens], n + 1)

@@ -23,14 +23,14 @@ MOST = 256  # tokens explained in one text
 SHOWN = 8  # of them in the summary
 
 
-class Explain(NamedTuple):
+class ExplainedTokens(NamedTuple):
     """Which tokens are explained, and in whose orders; the first is what happened."""
 
     positions: Positions
     orders: tuple[str, ...]
 
 
-def explanation(at: str | int | None, order: str | None, sampling: Sampling) -> Explain | None:
+def explanation(at: str | int | None, order: str | None, sampling: Sampling) -> ExplainedTokens | None:
     """Check what is asked: positions as in a place (`7`, `-1`, `completion`), and an engine's order or `all`.
 
     Raises `BadPlace`, `BadOption`.
@@ -44,11 +44,11 @@ def explanation(at: str | int | None, order: str | None, sampling: Sampling) -> 
     if order not in (None, "hf") and sampling.temperature == 0.0:
         raise BadOption("greedy decoding takes the top token in every order", hint="add --temperature 1, or leave out --order")
     others = tuple(ORDERS) if order == "all" else () if order is None else (order,)
-    return Explain(parse_where(str(at)), tuple(dict.fromkeys(("hf", *others))))
+    return ExplainedTokens(parse_where(str(at)), tuple(dict.fromkeys(("hf", *others))))
 
 
 def explain_sequence(
-    lm: LanguageModel, sequence: TokenSequence, explain: Explain, sampling: Sampling, logits: Callable[[Any], Tensor],
+    lm: LanguageModel, sequence: TokenSequence, explain: ExplainedTokens, sampling: Sampling, logits: Callable[[Any], Tensor],
     writer: Writer,
 ) -> None:  # fmt: skip
     """Write `stages` and `candidates` of the tokens asked for. logits(rows) are those after some positions.

@@ -10,7 +10,7 @@ from probe.interventions import Edit, parse_all
 from probe.requests import Sampling, Trace
 from probe.sites import Cell, parse_places, resolve
 from probe.texts import TokenSequence
-from probe.texts.explaining import MOST, Explain, explanation
+from probe.texts.explaining import MOST, ExplainedTokens, explanation
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -25,7 +25,7 @@ class Tracing:
     cells: tuple[Cell, ...]
     attention: AttentionSpec
     edits: tuple[Edit, ...]
-    explain: Explain | None
+    explain: ExplainedTokens | None
 
 
 def resolved(lm: LanguageModel, request: Trace) -> Tracing:
@@ -96,7 +96,7 @@ def estimate(lm: LanguageModel, tracing: Tracing, sequences: list[TokenSequence]
     }  # fmt: skip
 
 
-def _explained(explain: Explain, sequence: TokenSequence, generate: int) -> int:
+def _explained(explain: ExplainedTokens, sequence: TokenSequence, generate: int) -> int:
     """How many tokens of a text are explained; all it can be where that is known only later."""
     n = len(sequence.ids) + generate
     return len(explain.positions.indices(n, sequence.n_prompt)) if explain.positions.static else n

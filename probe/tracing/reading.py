@@ -16,7 +16,7 @@ from probe.decoding import Sampling
 from probe.sites import Cell
 from probe.store import Writer
 from probe.texts import TokenSequence, padded, scored_columns, scored_step_columns
-from probe.texts.explaining import Explain, explain_sequence
+from probe.texts.explaining import ExplainedTokens, explain_sequence
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -57,7 +57,9 @@ def changed_frequencies(lm: LanguageModel, batch: list[TokenSequence]) -> list[s
     ]  # fmt: skip
 
 
-def explain_ids(lm: LanguageModel, sequence: TokenSequence, explain: Explain, sampling: Sampling, writer: Writer) -> None:
+def explain_ids(
+    lm: LanguageModel, sequence: TokenSequence, explain: ExplainedTokens, sampling: Sampling, writer: Writer
+) -> None:
     """Read one finished sequence for nothing else than to explain tokens of it."""
     ids = torch.tensor([sequence.ids], device=lm.device)
     reading = read(lm, ids, [len(sequence.ids)], sink=MemorySink(), top=1)

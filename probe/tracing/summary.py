@@ -28,7 +28,7 @@ def summarize(read: Read, *, expected: Callable[[int], str], shown: Callable[[in
     first prompts. read(table, columns) gives the rows in pieces, in any order: one at a time is held, for there may be more
     than memory holds. expected(id) is the text of a token that was not chosen, shown(id, piece) that of one in the text.
     """
-    whole, parts = _Part(), defaultdict[str, _Part](_Part)
+    whole, parts = _Totals(), defaultdict[str, _Totals](_Totals)
     for tokens in read("tokens", (*_NUMBERS, *_SHOWN_COLUMNS)):
         whole.add(tokens)
         for name, mask in _masks(tokens).items():
@@ -98,7 +98,7 @@ class ExactSum:
         return self.total() / self.count if self.count else math.nan
 
 
-class _Part:
+class _Totals:
     """The totals of some tokens, and the most surprising of them, while they come in."""
 
     def __init__(self) -> None:

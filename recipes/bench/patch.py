@@ -17,7 +17,7 @@ import probe
 from probe.instrument import tapping
 from probe.interventions import applying
 from probe.patching.attribution import estimated, slopes
-from probe.patching.cells import LayerCells, Location, batch_patch, cells_of
+from probe.patching.cells import CellPositions, LayerCells, batch_patch, cells_of
 from probe.patching.exact import PreparedPair, exact, prepare_pair
 from probe.patching.metrics import AnswerTokens, measure_of
 from probe.patching.pairs import Pair, pair_of
@@ -171,7 +171,7 @@ def activations(lm: probe.LanguageModel, ids: Sequence[int], site: str, layers: 
     return {layer: found[site, layer] for layer in layers}
 
 
-def hook(swap: Location, values: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+def hook(swap: CellPositions, values: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     """What puts one cell's values in their place."""
     where = list(swap.positions)
 
