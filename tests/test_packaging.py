@@ -44,13 +44,14 @@ def test_the_version_is_said_in_one_place() -> None:
 
 
 def test_the_gate_tries_the_lowest_versions_that_are_allowed() -> None:
-    """Those of .ci/lowest.txt: of whatever pyproject.toml gives a floor, exactly that one."""
+    """Those of .ci/lowest.txt: of whatever pyproject.toml gives a floor, exactly that one. But for torch, of which PyPI has
+    builds for CUDA only, of gigabytes, below the version that the gate is pinned to."""
     lines = (ROOT / ".ci" / "lowest.txt").read_text().splitlines()
     tried = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
     extras = PROJECT["project"]["optional-dependencies"]
     for text in (*PROJECT["project"]["dependencies"], *extras["fast"], *extras["peft"]):
         wanted = Requirement(text)
-        for floor in (s.version for s in wanted.specifier if s.operator == ">="):
+        for floor in (s.version for s in wanted.specifier if s.operator == ">=" and wanted.name != "torch"):
             assert Version(tried[canonicalize_name(wanted.name)]) == Version(floor), text
 
 

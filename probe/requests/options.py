@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from inspect import get_annotations
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+
+from probe.durable import jsonable
 
 
 @dataclass(frozen=True)
@@ -61,20 +62,11 @@ def options_of(kind: type) -> list[Declared]:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON can hold it: paths and edits as text, a run as its path, dataclasses as mappings; numbers that are
-    not finite as null."""
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
+    """A value as JSON can hold it: edits as text, a run as its path, dataclasses as mappings, the rest as by `jsonable`."""
     if hasattr(value, "run_id"):
         return str(value.path or value.run_id)
     if is_dataclass(value) and not isinstance(value, type) and not hasattr(value, "cell"):
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, Iterable):
-        return [plain(item) for item in value]
-    return str(value)
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else jsonable(value)
