@@ -92,7 +92,7 @@ def test_the_command_line_applies_them_and_a_rewind_keeps_them(shell: Any, tmp_p
     words = ("rewind", "applied", "--to", "14", "-n", "2", "--max-new", "2", "--no-progress", "--out")
     assert shell(*words, "again").returncode == 0
     manifest = json.loads((tmp_path / "again" / "manifest.json").read_text())
-    assert manifest["arguments"]["sampling"]["repetition_penalty"] == 1.6
+    assert manifest["resolved"]["sampling"]["repetition_penalty"] == 1.6
     done = shell(*words, "own", "--generation-config", "model", "-t", "0.5")
     sampling = json.loads((tmp_path / "own" / "manifest.json").read_text())["arguments"]["sampling"]
     assert (sampling["temperature"], sampling["repetition_penalty"]) == (0.5, 1.6)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from probe import durable, tables
 from probe.errors import StorageFull
-from probe.store import parquet, sorting
+from probe.store import layout, parquet, sorting
 from probe.store.journal import Journal
 
 JOINED = 64  # tables of units that become one
@@ -226,7 +226,7 @@ class Disk:
 
     def _entry(self, name: str, path: Path, rows: int, written: durable.Written) -> dict[str, Any]:
         inside = path.relative_to(self.folder).as_posix()
-        return {"table": name, "path": inside, "rows": rows, **written._asdict()}
+        return {"table": name, "path": inside, "rows": rows, **written._asdict(), "footer": layout.footer_hash(path)}
 
 
 class _Guard:

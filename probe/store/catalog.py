@@ -113,7 +113,7 @@ def _finished(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     if manifest.altered(about):
         problems.append(f"{MANIFEST}: altered: its {manifest.SEAL} is another")
     files = [file for table in about["tables"].values() for file in table["files"]]
-    return files + ([{"path": layout.README, **about["readme"]}] if "readme" in about else [])
+    return files + ([{"path": layout.README, **about["readme"]}] if about.get("readme") else [])
 
 
 def remove(path: Path | str) -> list[str]:

@@ -108,7 +108,7 @@ def _compacted(backend: Disk) -> list[dict[str, Any]]:
 def _one_file(backend: Disk, name: str, batches: Any) -> dict[str, Any]:
     path = backend.folder / f"{name}.parquet"
     rows, written = parquet.write_file(path, tables.schema(name), _chunks(batches))
-    return {"table": name, "path": path.name, "rows": rows, **written._asdict()}
+    return {"table": name, "path": path.name, "rows": rows, **written._asdict(), "footer": layout.footer_hash(path)}
 
 
 def _chunks(batches: Any) -> Any:

@@ -91,6 +91,16 @@ def own(folder: Path, name: str) -> Path:
     return path
 
 
+def footer_hash(path: Path) -> str:
+    """Of a Parquet file's footer: what pyarrow does not check before it believes it. Raises OSError for a file without one."""
+    with path.open("rb") as file:
+        end = file.seek(0, 2)
+        file.seek(max(0, end - 8))
+        size = int.from_bytes(file.read(4), "little") + 8
+        file.seek(max(0, end - size))
+        return xxhash.xxh3_128_hexdigest(file.read(size))
+
+
 def wrong(folder: Path, file: Mapping[str, Any]) -> str:
     """What a file has against its record (path, bytes, hash); empty if nothing. Reads every byte."""
     import hashlib

@@ -30,14 +30,20 @@ class _Document(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
 
-class FileEntry(_Document):
-    """One Parquet file: where it is in the run, and how to tell that it is as it was."""
+class Digest(_Document):
+    """How to tell that a file is as it was."""
 
-    path: str
-    rows: Count
     bytes: Count
     xxh3_128: str | None = None
     sha256: str | None = None
+
+
+class FileEntry(Digest):
+    """One Parquet file of a run, and where it is in it."""
+
+    path: str
+    rows: Count
+    footer: str | None = None  # xxh3_128 of the Parquet footer
 
     @field_validator("path")
     @classmethod
@@ -108,6 +114,7 @@ class Manifest(State):
     anatomy: dict[str, Any] | None
     warnings: list[str]
     tables: dict[str, TableEntry]
+    readme: Digest | None = None
     parent: Parent | None = None
 
     @model_validator(mode="after")

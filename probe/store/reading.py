@@ -22,29 +22,29 @@ from probe.store import layout
 class TableFiles:
     """The files of one table, opened once: their footers say which row groups can hold a key."""
 
-    def __init__(self, folder: Path, names: Sequence[str], table: tables.Table, *, version: int) -> None:
+    def __init__(self, folder: Path, files: Sequence[Mapping[str, Any]], table: tables.Table, *, version: int) -> None:
         self.folder, self.schema = folder, tables.schema(table.name)
-        self._names = list(names)
+        self._files = list(files)  # as the manifest has them
         self._version = version  # of the schema that the files were written with
         self._promised = {column.name for column in (tables.RUN, *table.columns) if column.since <= version}
         self._warned = False
-        self._footers: list[tuple[Path, pq.FileMetaData]] | None = None
+        self._footers: list[tuple[Path, pq.FileMetaData, bool]] | None = None
 
     def read(self, columns: Sequence[str] | None, where: Mapping[str, Any]) -> pa.Table:
         """Rows where every key has its value, in the order they were written; `columns` of them."""
         wanted = list(columns) if columns is not None else self.schema.names
         needed = list(dict.fromkeys([*wanted, *where]))
         found = [self.schema.empty_table().select(needed)]
-        for path, footer in self._open():
+        for path, footer, intact in self._open():
             with self._stated(path):
-                groups = [g for g in range(footer.num_row_groups) if _may_hold(footer, g, where)]
+                groups = [g for g in range(footer.num_row_groups) if not intact or _may_hold(footer, g, where)]
                 if groups:
                     found.append(self._groups(path, footer, groups, needed))
         return filtered(pa.concat_tables(found), where).select(wanted)
 
     def batches(self, rows: int) -> Any:
         """All rows, a table of at most so many at a time."""
-        for path, footer in self._open():
+        for path, footer, _ in self._open():
             with self._stated(path), pq.ParquetFile(path, metadata=footer, page_checksum_verification=True) as file:
                 for batch in file.iter_batches(rows, columns=self.schema.names):
                     yield self._fitted(pa.Table.from_batches([batch]), self.schema.names)
@@ -62,15 +62,19 @@ class TableFiles:
         ]
         return pa.Table.from_arrays(arrays, schema=kept)
 
-    def _open(self) -> list[tuple[Path, pq.FileMetaData]]:
+    def _open(self) -> list[tuple[Path, pq.FileMetaData, bool]]:
+        """Each file with its footer, and whether that is known to be as it was written: pyarrow ends the process where it is
+        asked for the statistics of a damaged one (seen with pyarrow 26). Files of older runs have no hash of it."""
         if self._footers is None:
             footers = []
-            for name in self._names:
-                path = layout.own(self.folder, name)
+            for file in self._files:
+                path = layout.own(self.folder, file["path"])
                 with self._stated(path):
+                    if file.get("footer") and layout.footer_hash(path) != file["footer"]:
+                        raise ValueError("the footer is another than was written")
                     footer = pq.read_metadata(path)
                     self._compare(path, footer.schema.to_arrow_schema())
-                    footers.append((path, footer))
+                    footers.append((path, footer, bool(file.get("footer"))))
             self._footers = footers
         return self._footers
 

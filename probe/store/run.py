@@ -53,9 +53,7 @@ class DiskReader:
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
         self.path: Path | None = path
         self._parts = {
-            name: reading.TableFiles(
-                path, [file["path"] for file in entry["files"]], tables.TABLES[name], version=about["schema_version"]
-            )
+            name: reading.TableFiles(path, entry["files"], tables.TABLES[name], version=about["schema_version"])
             for name, entry in about["tables"].items()
             if name in tables.TABLES
         }
