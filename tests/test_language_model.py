@@ -565,6 +565,10 @@ def test_a_large_gguf_file_is_unpacked_in_place(tmp_path: Path, own_home: Path, 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "F16", "BF16", "Q5_0", "Q5_1", "MXFP4"])
 def test_other_quantisations(tmp_path: Path, kind: str) -> None:
     """Every type that the gguf package unpacks: transformers' reader of headers knows fewer (not Q5_0, for one)."""
+    from gguf import GGMLQuantizationType
+
+    if kind not in GGMLQuantizationType.__members__:
+        pytest.skip("this gguf package has no such type")
     path = write_gguf(tmp_path / "small.gguf", kind=kind, head=kind == "Q5_0")
     lm = probe.load(str(path))
     assert torch.equal(logits(lm), gguf_logits(path)) and kind in lm.identity["quantisation"]

@@ -14,7 +14,7 @@ from probe.language_model import Pieces, check_model, model_of, same_tokenizer
 from probe.requests import ChatOptions, SourceOptions
 from probe.spans import Step, check_split, steps_from
 from probe.store import Run, run_of
-from probe.texts.columns import scored_step_columns
+from probe.texts.columns import Columns, scored_step_columns
 from probe.texts.encoding import encode
 from probe.texts.prompts import Prompt, as_prompts, system_of
 from probe.texts.sequences import TokenSequence
@@ -169,15 +169,15 @@ def steps_of(run: Run, *, split: str = "sentence", prompt_id: int | None = None,
         tokens = tokens[tokens["prompt_id"] == prompt_id]
         if tokens.empty:
             raise RunError(f"the run has no tokens of prompt {prompt_id}", hint="the table 'prompts' lists them")
-    frames = [
+    found = [
         _steps(rows, begin, int(prompt), number, split)
         for prompt, own in tokens.groupby("prompt_id", sort=True)
         for number, rows, begin in _sequences(run, own, int(prompt), branch)
     ]
-    if not frames:
+    if not found:
         what = "no tokens" if branch is None else f"no branch {branch}"
         raise RunError(f"the run has {what}", hint="the table 'branches' lists what was drawn")
-    return pd.concat(frames, ignore_index=True)
+    return pd.DataFrame({name: [value for columns in found for value in columns[name]] for name in found[0]})
 
 
 def _sequences(run: Run, tokens: pd.DataFrame, prompt: int, wanted: int | None) -> Iterator[tuple[int, pd.DataFrame, int]]:
@@ -202,7 +202,7 @@ def _sequences(run: Run, tokens: pd.DataFrame, prompt: int, wanted: int | None) 
             yield number, found, begin if begin < len(found) else 0
 
 
-def _steps(rows: pd.DataFrame, begin: int, prompt: int, branch: int, split: str) -> pd.DataFrame:
+def _steps(rows: pd.DataFrame, begin: int, prompt: int, branch: int, split: str) -> Columns:
     offsets = list(zip(rows["text_start"].tolist(), rows["text_end"].tolist(), strict=True))
     text = ""
     for token, (_, end) in zip(rows["token"], offsets, strict=True):
@@ -210,4 +210,4 @@ def _steps(rows: pd.DataFrame, begin: int, prompt: int, branch: int, split: str)
             text += token[len(text) - end :]
     logprob, entropy = (rows[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in ("logprob", "entropy"))
     found = scored_step_columns(prompt, steps_from(text, offsets, begin, split), logprob, entropy)
-    return pd.DataFrame({**found, "branch": branch})
+    return {**found, "branch": [branch] * len(found["step"])}
