@@ -17,7 +17,7 @@ def command(begun: Begun[Attribute], loading: SourceLoading, planning: Planning,
     from probe.attributing import plan_attribute, run_attribute
 
     from .contributions import show_attribute
-    from .terminal import show_json, show_plan, show_warnings
+    from .terminal import show_plan, show_run, show_warnings
 
     with showing.progress() as report:
         lm = loading.load_for(request.source, report)
@@ -27,7 +27,4 @@ def command(begun: Begun[Attribute], loading: SourceLoading, planning: Planning,
             return
         run = run_attribute(lm, request)
     show_warnings(run)
-    if showing.as_json:
-        show_json(run, "attribute")
-    else:
-        show_attribute(run, quiet=showing.quiet)
+    show_run(run, "attribute", showing, show_attribute)

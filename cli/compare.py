@@ -52,7 +52,7 @@ def command(begun: Begun[Compare], sides: Sides, source: PromptSource, planning:
     from probe.comparing import plan_compare, run_compare
 
     from .differences import show_comparison
-    from .terminal import end_with_failed, show_json, show_plan
+    from .terminal import end_with_failed, show_plan, show_run
 
     with showing.progress() as report:
         a, b = sides.load(runs, report)
@@ -62,8 +62,5 @@ def command(begun: Begun[Compare], sides: Sides, source: PromptSource, planning:
             show_plan(plan_compare(request), as_json=showing.as_json)
             return
         run = run_compare(request)
-    if showing.as_json:
-        show_json(run, "compare")
-    else:
-        show_comparison(run, quiet=showing.quiet)
+    show_run(run, "compare", showing, show_comparison)
     end_with_failed(run, "texts could not be compared")

@@ -18,7 +18,7 @@ def command(begun: Begun[Importance], drawing: DrawingOn, loading: RunLoading, p
     from probe.store import open_run
 
     from .measured_steps import show_importance
-    from .terminal import show_json, show_plan
+    from .terminal import show_plan, show_run
 
     with showing.progress() as report:
         lm = loading.load_for(open_run(request.run), report)
@@ -27,7 +27,4 @@ def command(begun: Begun[Importance], drawing: DrawingOn, loading: RunLoading, p
             show_plan(plan_importance(request), as_json=showing.as_json)
             return
         run = run_importance(request)
-    if showing.as_json:
-        show_json(run, "importance")
-    else:
-        show_importance(run, quiet=showing.quiet)
+    show_run(run, "importance", showing, show_importance)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from probe.requests import Lens
 
@@ -17,7 +18,7 @@ def command(begun: Begun[Lens], loading: SourceLoading, planning: Planning, show
     from probe.lensing import plan_lens, run_lens
 
     from .guesses import show_lens
-    from .terminal import show_json, show_plan, show_warnings
+    from .terminal import show_plan, show_run, show_warnings
 
     with showing.progress() as report:
         lm = loading.load_for(request.source, report)
@@ -27,7 +28,4 @@ def command(begun: Begun[Lens], loading: SourceLoading, planning: Planning, show
             return
         run = run_lens(lm, request)
     show_warnings(run)
-    if showing.as_json:
-        show_json(run, "lens")
-    else:
-        show_lens(run, lm, quiet=showing.quiet)
+    show_run(run, "lens", showing, partial(show_lens, lm=lm))

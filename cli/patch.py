@@ -17,7 +17,7 @@ def command(begun: Begun[PatchSweep], loading: TextLoading, planning: Planning, 
     from probe.patching import plan_patch, run_patch
 
     from .heatmap import show_patch
-    from .terminal import show_json, show_plan
+    from .terminal import show_plan, show_run
 
     with showing.progress() as report:
         lm = loading.load_for(request.rewind or request.clean, report)
@@ -26,7 +26,4 @@ def command(begun: Begun[PatchSweep], loading: TextLoading, planning: Planning, 
             show_plan(plan_patch(lm, request), as_json=showing.as_json)
             return
         run = run_patch(lm, request)
-    if showing.as_json:
-        show_json(run, "patch")
-    else:
-        show_patch(run, quiet=showing.quiet)
+    show_run(run, "patch", showing, show_patch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -24,7 +25,7 @@ def command(
     from probe.store import open_run
 
     from .effects import show_rewind
-    from .terminal import show_json, show_plan
+    from .terminal import show_plan, show_run
 
     with showing.progress() as report:
         lm = loading.load_for(open_run(request.run), report)
@@ -33,7 +34,4 @@ def command(
             show_plan(plan_rewind(request), as_json=showing.as_json)
             return
         run = run_rewind(request)
-    if showing.as_json:
-        show_json(run, "rewind")
-    else:
-        show_rewind(run, quiet=showing.quiet, explain=explain_answer)
+    show_run(run, "rewind", showing, partial(show_rewind, explain=explain_answer))

@@ -20,7 +20,7 @@ def command(
     from probe.speculating import is_model, plan_speculate, run_speculate
 
     from .proposals import show_speculation
-    from .terminal import end_with_failed, show_json, show_plan
+    from .terminal import end_with_failed, show_plan, show_run
 
     with showing.progress() as report:
         lm = loading.load(report)
@@ -35,8 +35,5 @@ def command(
             show_plan(plan_speculate(lm, request), as_json=showing.as_json)
             return
         run = run_speculate(lm, request)
-    if showing.as_json:
-        show_json(run, "speculate")
-    else:
-        show_speculation(run, quiet=showing.quiet)
+    show_run(run, "speculate", showing, show_speculation)
     end_with_failed(run, "prompts could not be run")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from probe.store import Run
 
+    from .groups import Showing
+
 # background colours of the terminal's 256, from expected to surprising, and the surprisal (nats) where each begins
 SHADES = ((0.0, None), (0.5, 193), (1.5, 229), (3.0, 222), (5.0, 215), (8.0, 203))
 SHOWN_PROMPTS = 5
@@ -27,6 +29,14 @@ SOME_FAILED = 3
 def show_json(run: Run, command: str) -> None:
     """Print the run's one JSON document."""
     show_document({"run": run_path(run), "command": command, "summary": run.summary})
+
+
+def show_run(run: Run, command: str, showing: Showing, show: Callable[..., None]) -> None:
+    """Print a run: as its one JSON document, or by the function that knows how such a run looks."""
+    if showing.as_json:
+        show_json(run, command)
+    else:
+        show(run, quiet=showing.quiet)
 
 
 def show_warnings(run: Run) -> None:

@@ -19,7 +19,7 @@ def command(
     request = begun.build(prompts=prompts, sampling=drawing.early())  # checked before a model is loaded
     from probe.tracing import plan_trace, run_trace
 
-    from .terminal import end_with_failed, show_json, show_plan, show_warnings
+    from .terminal import end_with_failed, show_plan, show_run, show_warnings
     from .traced import show_trace
 
     with showing.progress() as report:
@@ -29,9 +29,6 @@ def command(
             show_plan(plan_trace(lm, request), as_json=showing.as_json)
             return
         run = run_trace(lm, request)
-    if showing.as_json:
-        show_json(run, "trace")
-    else:
-        show_trace(run, quiet=showing.quiet)
+    show_run(run, "trace", showing, show_trace)
     show_warnings(run)
     end_with_failed(run, "prompts could not be run")

@@ -36,7 +36,7 @@ def run_explain(request: Explain) -> Run:
     check_model(source, lm)
     sequence = recorded_sequence(source, lm, request.prompt_id, 0, str(arguments["split"]))
     edits = parse_all(lm, arguments.get("edit") or (), seed=sampling.seed)
-    with running(request, lm, source=source.run_id) as run:
+    with running(request, lm, resolved={"source": source.run_id}) as run:
         if not run.writer.done("explain"):
             with run.writer.unit("explain"), _edited(lm, edits, sequence):
                 explain_ids(lm, sequence, wanted, sampling, run.writer)

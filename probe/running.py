@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 @contextmanager
-def running(request: Request, lm: LanguageModel | None, *, word: str = "", **resolved: Any) -> Iterator[Running]:
+def running(request: Request, lm: LanguageModel | None, *, word: str = "", resolved: Mapping[str, Any]) -> Iterator[Running]:
     """A run that is being made of a request, on a model or of other runs. If it is left by an error, what was finished is kept
     on disk.
 

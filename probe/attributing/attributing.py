@@ -45,7 +45,7 @@ def run_attribute(lm: LanguageModel | None, request: Attribute) -> stores.Run:
     lm, sequence, positions, ids, notes = _resolved(lm, request)
     passes = 2 if request.by_source else 1
     source = sequence.run.run_id if sequence.run else None
-    with running(request, lm, word=(request.answer or "").strip(), source_run=source, ids=sequence.ids) as run:
+    with running(request, lm, word=(request.answer or "").strip(), resolved={"source_run": source, "ids": sequence.ids}) as run:
         if run.writer.whole:
             return run.writer.whole
         run.report("reading", 0, passes)

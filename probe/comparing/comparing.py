@@ -31,7 +31,7 @@ def run_compare(request: Compare) -> stores.Run:
         return _compare_runs(stores.open_run(request.a), stores.open_run(request.b), request)
     pair, inputs = _prepared(request)
     a, b = pair.a.lm, pair.b.lm
-    with running(request, a, dtype_b=str(b.dtype), texts_sha256=hash_of(inputs)) as run:
+    with running(request, a, resolved={"dtype_b": str(b.dtype), "texts_sha256": hash_of(inputs)}) as run:
         sequences, failed = _encoded(pair, inputs, request)
         if failed and len(inputs) == 1:
             raise failed[0].error
@@ -177,7 +177,7 @@ def _compare_runs(a: stores.Run, b: stores.Run, request: Compare) -> stores.Run:
     same = aligning.one_tokenizer(a, b)
     matched = aligning.pairs(a, b)
     partings = []
-    with running(request, None, run_a=a.run_id, run_b=b.run_id) as run:
+    with running(request, None, resolved={"run_a": a.run_id, "run_b": b.run_id}) as run:
         if run.writer.whole:
             return run.writer.whole
         with run.writer.unit("compare", again=True):

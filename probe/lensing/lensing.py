@@ -41,7 +41,7 @@ def run_lens(lm: LanguageModel | None, request: Lens) -> stores.Run:
     lm, sequence, positions, wanted, notes = _resolved(lm, request)
     edits = _edits(lm, request)
     source = sequence.run.run_id if sequence.run else None
-    with running(request, lm, word=(request.target or "").strip(), source_run=source, ids=sequence.ids) as run:
+    with running(request, lm, word=(request.target or "").strip(), resolved={"source_run": source, "ids": sequence.ids}) as run:
         if run.writer.whole:
             return run.writer.whole
         run.report("reading", 0, 1)

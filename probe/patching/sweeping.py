@@ -47,7 +47,7 @@ def run_patch(lm: LanguageModel, request: PatchSweep) -> Run:
     patching = resolved(lm, request)
     word = "path" if request.path else next(iter(request.sites)).partition("@")[0]
     came_to = {"pairs": [[*pair.names, *pair.answers] for pair in patching.pairs], "edits": list(map(str, patching.edits))}
-    with running(request, lm, word=word, **came_to) as run:
+    with running(request, lm, word=word, resolved=came_to) as run:
         if not run.writer.done("texts"):
             with run.writer.unit("texts"):
                 write_texts(run.writer, lm, patching.pairs)

@@ -47,6 +47,10 @@ class Request:
     def __post_init__(self) -> None:
         if self.resume and self.out in (None, "auto"):
             raise BadOption("which run is to be resumed?", hint="name it with --out")
+        for one in options_of(type(self)):
+            if one.many:
+                given = getattr(self, one.name)
+                object.__setattr__(self, one.name, (given,) if isinstance(given, str) else tuple(given))
 
     def arguments(self) -> dict[str, Any]:
         """As the manifest holds them: plain values from which `from_arguments` makes an equal request."""

@@ -42,14 +42,12 @@ class Compare(ChatOptions, FileOptions, Request):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        edits: Any = (self.edit,) if isinstance(self.edit, str) else tuple(self.edit)
-        object.__setattr__(self, "edit", edits)
         models = _is_model(self.a) + _is_model(self.b)
         if models == 1:
             raise BadOption("one is a run and the other a model", hint="give two models and a text, or two runs")
         if models == 2 and self.texts is None:
             raise BadOption("what are the models to read?", hint="give a text")
-        if self.of_runs and (self.texts is not None or edits or self.chat or self.template_options):
+        if self.of_runs and (self.texts is not None or self.edit or self.chat or self.template_options):
             raise BadOption("two runs hold their own texts", hint="leave out the text, --edit, --chat and its options")
 
     @property

@@ -26,6 +26,11 @@ def plain_prompts(prompts: Any) -> Any:
     return FROM_TABLE
 
 
+def plain_texts(texts: Any) -> Any:
+    """Texts of which the run has no table that is theirs alone: all of them, or {"file": path}."""
+    return plain_prompts(texts) if isinstance(texts, Path) else plain(texts)
+
+
 def plain_run(run: Any) -> str | None:
     """A run as a manifest holds it: where it lies, or its id if it is in memory only."""
     path = getattr(run, "path", run)

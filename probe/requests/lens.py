@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from probe.errors import BadOption
 from probe.requests.base import Request
@@ -32,5 +32,3 @@ class Lens(SourceOptions, Request):
         super().__post_init__()
         if self.top < 1:
             raise BadOption(f"top is {self.top}", hint="it is at least 1")
-        edits: Any = (self.edit,) if isinstance(self.edit, str) else tuple(self.edit)
-        object.__setattr__(self, "edit", edits)

@@ -44,6 +44,11 @@ class Declared(NamedTuple):
     option: Option
     keyword: bool
 
+    @property
+    def many(self) -> bool:
+        """Whether it may be given several times on a command line; a request has what was given as a tuple."""
+        return isinstance(self.default, tuple) and list[str] in (self.option.shell, *get_args(self.option.shell))
+
 
 def options_of(kind: type) -> list[Declared]:
     """The fields of a dataclass in the order in which they are shown: its own, then those of each group that it is made of."""

@@ -9,8 +9,8 @@ from typing import Annotated, Any, ClassVar
 
 from probe.errors import BadOption
 from probe.requests.base import Request
-from probe.requests.groups import ChatOptions, plain_prompts, plain_run, prompts_of
-from probe.requests.options import Option, plain
+from probe.requests.groups import ChatOptions, Seed, plain_run, plain_texts, prompts_of
+from probe.requests.options import Option
 
 METRICS = {
     "logit-diff": "logits, answer - against",
@@ -32,10 +32,6 @@ AXES = ("pos", "head", "step")
 SAMPLE = 40  # cells that attribution runs too
 
 
-def _plain_pairs(pairs: Any) -> Any:
-    return plain_prompts(pairs) if isinstance(pairs, Path) else plain(pairs)
-
-
 @dataclass(frozen=True)
 class PatchSweep(ChatOptions, Request):
     """Which texts, which places of them are patched with what, and what is measured."""
@@ -51,7 +47,7 @@ class PatchSweep(ChatOptions, Request):
     pairs: Annotated[
         Iterable[Any] | Path,
         Option("Many pairs: .jsonl or .csv with clean, corrupt, answer, against; averaged.", ("--file", "-f"),
-               shell=Path | None, to_plain=_plain_pairs, from_plain=prompts_of),
+               shell=Path | None, to_plain=plain_texts, from_plain=prompts_of),
     ] = ()  # fmt: skip
     rewind: Annotated[
         Any,
@@ -102,13 +98,10 @@ class PatchSweep(ChatOptions, Request):
         Option("Change activations in all runs: PLACE=OP, e.g. z@5.3=zero; repeatable.", ("--edit", "-e"),
                shell=list[str] | None),
     ] = ()  # fmt: skip
-    seed: Annotated[int, Option("Seeds every random choice.", minimum=0)] = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("sites", "edit"):
-            given = getattr(self, name)
-            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
         if not isinstance(self.pairs, Path):
             object.__setattr__(self, "pairs", tuple(self.pairs))
         for name in ("layers", "positions", "heads", "measure_at"):

@@ -120,7 +120,6 @@ class Rewind(EditOptions, Continuations, Generation, Request):
         check_split(self.split)
         if self.until is not None and not 0 < self.until < 1:
             raise BadOption(f"until is {self.until}", hint="the half-width of an interval of a proportion: between 0 and 1")
-        object.__setattr__(self, "edit", (self.edit,) if isinstance(self.edit, str) else tuple(self.edit))
         check_edit_options(self.step_edit, vars(self))
 
     @property
@@ -155,5 +154,4 @@ class Importance(Continuations, Generation, Request):
         super().__post_init__()
         self.check_continuations()
         check_split(self.split)
-        object.__setattr__(self, "candidates", tuple(self.candidates))
         check_options(methods_of(self.method), vars(self))

@@ -11,15 +11,10 @@ from typing import Annotated, Any, ClassVar
 from probe.errors import BadOption
 from probe.patterns import Pattern
 from probe.requests.base import Request
-from probe.requests.groups import FileOptions, Seed, plain_prompts, plain_run, prompts_of
-from probe.requests.options import Option, plain
+from probe.requests.groups import FileOptions, Seed, plain_prompts, plain_run, plain_texts, prompts_of
+from probe.requests.options import Option
 
 MATCHING = "as 'good|great'"
-
-
-def plain_texts(texts: Any) -> Any:
-    """Texts of which the run has no table that is theirs alone: all of them."""
-    return plain_prompts(texts) if isinstance(texts, Path) else plain(texts)
 
 
 Texts = Annotated[

@@ -69,8 +69,5 @@ class Trace(ChatOptions, FileOptions, Request):
             raise BadOption(
                 "spans of a text that is not written yet", hint="generate first, then probe steps RUN --split spans:FILE"
             )
-        for name in ("capture", "edit"):
-            given = getattr(self, name)
-            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
         for text in self.capture:
             parse_places(text)

@@ -44,7 +44,8 @@ def run_rewind(request: Rewind) -> stores.Run:
     plan = prepare(request)
     origin, lm = plan.origin, plan.origin.lm
     word = request.step_edit.kind.replace("_", "-")
-    with running(request, lm, word=word, **origin.resolved(plan.rollout), changes=[str(one) for one in plan.changes]) as run:
+    came_to = {**origin.resolved(plan.rollout), "changes": [str(one) for one in plan.changes]}
+    with running(request, lm, word=word, resolved=came_to) as run:
         run.warn(*differences(lm, plan.rollout.sampling))
         results.write_original(run.writer, origin, request.branch)
         return _measure(run, plan, _draw(run, plan))

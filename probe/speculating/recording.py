@@ -66,7 +66,7 @@ def run_speculate(lm: LanguageModel, request: Speculate) -> stores.Run:
         raise failed[0].error
     texts = hashlib.sha256("\x1e".join(p.text for p in inputs).encode("utf-8", "surrogatepass")).hexdigest()
     came_to = {"drafted_by": work.draft.name, "prompts": len(inputs), "prompts_sha256": texts}
-    with running(request, lm, word=work.draft.name, **came_to) as run:
+    with running(request, lm, word=work.draft.name, resolved=came_to) as run:
         _record_failed(failed, run.writer, "failed")
         run.warn(*dict.fromkeys(note for sequence in sequences for note in sequence.notes))
         run.warn(*differences(lm, work.tracing.sampling))

@@ -76,7 +76,7 @@ def run_make_direction(lm: LanguageModel, request: MakeDirection) -> stores.Run:
     sequences = [sequence for own in sets.values() for sequence in own]
     labels = np.asarray([name == "positive" for name, own in sets.items() for _ in own])
     ids = {f"{name}_ids": [s.ids for s in own] for name, own in sets.items()}
-    with running(request, lm, word=to.stem, **ids) as run:
+    with running(request, lm, word=to.stem, resolved=ids) as run:
         if run.writer.whole and to.exists():
             return run.writer.whole
         x, size = _vectors(lm, run, sequences, cell)

@@ -93,7 +93,7 @@ def run_steer(lm: LanguageModel, request: Steer) -> stores.Run:
     pushes = [Push(number, strength) for number in range(controls + 1) for strength in scale if strength or not number]
     edits = _edits(cell, _vectors(made.vector, controls, request.seed), pushes)
     came_to = {"prompt_ids": [s.ids for s in sequences], "vector": made.vector.tolist()}
-    with running(request, lm, word=Path(request.direction).stem, **came_to) as run:
+    with running(request, lm, word=Path(request.direction).stem, resolved=came_to) as run:
         units = ((f"prompt-{i}", i) for i in range(len(sequences)))
         for unit, i in run.missing("prompts", units, total=len(sequences)):
             ids = sequences[i].ids

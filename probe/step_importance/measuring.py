@@ -54,7 +54,7 @@ def run_importance(request: Importance) -> stores.Run:
     origin, original, task = plan.origin, plan.origin.original, plan.task
     heads = [list(place) for place in task.heads.places] if task.heads else None
     word = plan.methods[0].name if len(plan.methods) == 1 else "all"
-    with running(request, origin.lm, word=word, **origin.resolved(plan.rollout), receiver_heads=heads) as run:
+    with running(request, origin.lm, word=word, resolved={**origin.resolved(plan.rollout), "receiver_heads": heads}) as run:
         run.warn(*differences(origin.lm, plan.rollout.sampling))
         write_original(run.writer, origin, request.branch)
         summary, measured = _measure(run, plan._replace(task=replace(task, run=run)))

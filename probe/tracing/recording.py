@@ -35,7 +35,8 @@ def run_trace(lm: LanguageModel, request: Trace) -> stores.Run:
     seen = survey(lm, inputs, request, split=request.split)
     if len(inputs) == 1 and seen.failed:
         raise seen.failed[0].error
-    with running(request, lm, word=_word(inputs[0]), prompts=len(inputs), prompts_sha256=hash_of(inputs)) as run:
+    came_to = {"prompts": len(inputs), "prompts_sha256": hash_of(inputs)}
+    with running(request, lm, word=_word(inputs[0]), resolved=came_to) as run:
         if seen.failed:
             _record_failed(seen.failed, run.writer)
         run.warn(*seen.notes, *(differences(lm, tracing.sampling) if request.generate else ()))
