@@ -102,8 +102,8 @@ def roomy(layer: Any) -> Any:
     return RoomyLayer(layer.keys, layer.values)
 
 
-class RoomyLayer(DynamicLayer):
-    """Keys and values (row, head, pos, d) of every position, in a room that is larger than they are."""
+class FilledLayer(DynamicLayer):
+    """A layer of a cache that holds keys and values (row, head, pos, d) from the beginning."""
 
     keys: Tensor
     values: Tensor
@@ -112,6 +112,13 @@ class RoomyLayer(DynamicLayer):
         super().__init__()
         self.lazy_initialization(keys, values)
         self.keys, self.values = keys, values
+
+
+class RoomyLayer(FilledLayer):
+    """Keys and values (row, head, pos, d) of every position, in a room that is larger than they are."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__(keys, values)
         self._rooms: dict[str, Tensor] = {}
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache
 
 from probe.anatomy.sums import apart, loudest
 from probe.anatomy.tape import probe_tokens
-from probe.decoding.caches import expected, held, pads, slot
+from probe.decoding.caches import FilledLayer, expected, held, pads, slot
 from probe.instrument import Tap, bypassing, recording, tapping
 from probe.interventions import Edit, applying
 from probe.interventions.edits import AbsolutePositions
@@ -34,16 +34,8 @@ _keeping: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary
 _tried: weakref.WeakKeyDictionary[nn.Module, tuple[int, Shortcut | None, str]] = weakref.WeakKeyDictionary()
 
 
-class SharedPrefixLayer(DynamicLayer):
+class SharedPrefixLayer(FilledLayer):
     """Keys and values (1, head, pos, d) of the positions before, for every row of a batch; what follows them is not kept."""
-
-    keys: Tensor
-    values: Tensor
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         rows = len(key_states)

@@ -111,6 +111,14 @@ class ChatOptions:
 Source = Annotated[
     Any, Option("A prompt, or the directory of a run.", argument=True, metavar="RUN|PROMPT", shell=str, to_plain=plain_source)
 ]
+Prompts = Annotated[
+    Any,
+    Option(
+        "A text, chat messages, a `Path` to a file of prompts, or a sequence of texts and message lists.", hidden=True,
+        to_plain=plain_prompts, from_plain=prompts_of,
+    ),
+]  # fmt: skip
+Split = Annotated[str, Option("sentence, line, paragraph, token, regex:PATTERN or spans:FILE.")]
 Position = Annotated[str, Option("Positions: all, last, 7, 3..9, tok=Paris, step3.", ("--position", "-p"))]
 Seed = Annotated[int, Option("Seeds every random choice.", minimum=0)]
 Edits = Annotated[

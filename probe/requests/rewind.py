@@ -12,7 +12,7 @@ from probe.registries.edit_operations import edit_help
 from probe.registries.importance_methods import METHODS, check_options, methods_of
 from probe.registries.step_edits import STEP_EDITS, STUB, ChosenEdit, check_edit_options, chosen_edit
 from probe.requests.base import Request
-from probe.requests.groups import plain_run, sampling_of
+from probe.requests.groups import Split, plain_run, sampling_of
 from probe.requests.options import Option
 from probe.requests.sampling import Sampling
 from probe.spans import check_split
@@ -24,7 +24,7 @@ RUN = Option("A run with a generation (probe trace PROMPT --generate N).", argum
 class Generation:
     """Which generation of the run, how it is cut, and the model that reads it."""
 
-    split: Annotated[str, Option("sentence, line, paragraph, token, regex:PATTERN or spans:FILE.")] = "sentence"
+    split: Split = "sentence"
     prompt_id: Annotated[int | None, Option("Which prompt of the run.", ("--prompt",), minimum=0)] = None
     branch: Annotated[int, Option("Which branch of a run made by rewind.", minimum=0)] = 0
     lm: Annotated[Any, Option("The model, if it is loaded already.", hidden=True, stored=False)] = None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from probe.errors import BadOption
 from probe.requests.base import Request
-from probe.requests.groups import ChatOptions, FileOptions, plain_prompts, prompts_of, sampling_of
+from probe.requests.groups import ChatOptions, FileOptions, Prompts, Split, sampling_of
 from probe.requests.options import Option
 from probe.requests.sampling import Sampling
 from probe.spans import check_split
@@ -24,11 +24,7 @@ class Speculate(ChatOptions, FileOptions, Request):
     command: ClassVar[str] = "speculate"
     runner: ClassVar[str] = "probe.speculating:run_speculate"
 
-    prompts: Annotated[
-        Any,
-        Option("A text, chat messages, a `Path` to a file of prompts, or a sequence of texts and message lists.",
-               hidden=True, to_plain=plain_prompts, from_plain=prompts_of),
-    ]  # fmt: skip
+    prompts: Prompts
     _: KW_ONLY
     draft: Annotated[
         Any,
@@ -45,7 +41,7 @@ class Speculate(ChatOptions, FileOptions, Request):
         Option("How tokens are drawn, on both sides alike; None is greedy.", hidden=True, from_plain=sampling_of),
     ] = None
     top: Annotated[int, Option("Alternatives a position.", minimum=0)] = 5
-    split: Annotated[str, Option("sentence, line, paragraph, token, regex:PATTERN or spans:FILE.")] = "sentence"
+    split: Split = "sentence"
 
     def __post_init__(self) -> None:
         super().__post_init__()

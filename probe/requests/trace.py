@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 from probe.errors import BadOption
 from probe.registries.edit_operations import edit_help
 from probe.requests.base import Request
-from probe.requests.groups import ChatOptions, FileOptions, plain_prompts, prompts_of, sampling_of
+from probe.requests.groups import ChatOptions, FileOptions, Prompts, Split, sampling_of
 from probe.requests.options import Option
 from probe.requests.sampling import Sampling
 from probe.sites import parse_places
@@ -23,15 +23,7 @@ class Trace(ChatOptions, FileOptions, Request):
     command: ClassVar[str] = "trace"
     runner: ClassVar[str] = "probe.tracing:run_trace"
 
-    prompts: Annotated[
-        Any,
-        Option(
-            "A text, chat messages, a `Path` to a file of prompts, or a sequence of texts and message lists.",
-            hidden=True,
-            to_plain=plain_prompts,
-            from_plain=prompts_of,
-        ),
-    ]
+    prompts: Prompts
     _: KW_ONLY
     generate: Annotated[int, Option("Let the model continue by N tokens.", ("--generate", "-n"), minimum=0)] = 0
     sampling: Annotated[
@@ -51,7 +43,7 @@ class Trace(ChatOptions, FileOptions, Request):
         Option("Tell how these tokens were chosen: 7, -1, 3..9, last, completion, tok=Paris.", shell=str | None),
     ] = None
     order: Annotated[str | None, Option("Also in another engine's order of stages: hf, vllm, llamacpp or all.")] = None
-    split: Annotated[str, Option("sentence, line, paragraph, token, regex:PATTERN or spans:FILE.")] = "sentence"
+    split: Split = "sentence"
     store: Annotated[str, Option("Vectors exact, or rounded to bf16 (less than half the disk).")] = "exact"
     batch_tokens: Annotated[int, Option("At most this many padded tokens a batch.", minimum=1)] = 4096
 
