@@ -23,7 +23,7 @@ LAYERS = (
     {"requests", "anatomy"},
     {"language_model"},
     {"decoding", "interventions", "capturing"},
-    {"texts"},
+    {"texts", "serving"},
     {"running"},
     {"tracing", "rewinding"},  # the verbs that others are made of
     {"step_importance", "patching", "steering", "speculating", "comparing", "explaining", "lensing", "attributing"},

@@ -20,8 +20,9 @@ _FIRST, _SECOND, _SHIFTS = 0x7FEB352D, 0x846CA68B - (1 << 32), (16, 15, 16)
 BLOCK = 1 << 15  # elements: one thread takes that many at once in torch, and they stay in its cache
 
 
-def exponential(seed: int, samples: Sequence[int], steps: Sequence[int], tokens: Tensor) -> Tensor:
-    """Exp(1) noise (row, n), float32, for token ids (n,) or (row, n); row r is the race of `samples[r]` at `steps[r]`.
+def exponential(seed: int | Sequence[int], samples: Sequence[int], steps: Sequence[int], tokens: Tensor) -> Tensor:
+    """Exp(1) noise (row, n), float32, for token ids (n,) or (row, n); row r is the race of `samples[r]` at `steps[r]`, of the
+    seed or of its own one.
 
     Between 2^-32 and 16.7, never 0 or infinite, and finest where it is small: there the races are won.
     """
@@ -38,9 +39,10 @@ def stream(seed: int, purpose: int) -> int:
     return _mix(_mix(~seed & _MASK) ^ purpose) if purpose else seed
 
 
-def keys(seed: int, samples: Sequence[int], steps: Sequence[int], device: torch.device) -> Tensor:
+def keys(seed: int | Sequence[int], samples: Sequence[int], steps: Sequence[int], device: torch.device) -> Tensor:
     """The 64 bits of each race, as int32 (2, row, 1)."""
-    whole = [_mix(_of_sample(seed, sample) ^ step) for sample, step in zip(samples, steps, strict=True)]
+    seeds = [seed] * len(samples) if isinstance(seed, int) else seed
+    whole = [_mix(_of_sample(own, sample) ^ step) for own, sample, step in zip(seeds, samples, steps, strict=True)]
     halves = [[_signed(key >> 32) for key in whole], [_signed(key) for key in whole]]
     return torch.tensor(halves, dtype=torch.int32, device=device)[..., None]
 

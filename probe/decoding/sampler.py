@@ -29,9 +29,12 @@ class Choice(NamedTuple):
 
 
 def choose(
-    logits: Tensor, ids: Tensor | None, sampling: Sampling, *, samples: Sequence[int], steps: Sequence[int]
+    logits: Tensor, ids: Tensor | None, sampling: Sampling, *, samples: Sequence[int], steps: Sequence[int],
+    seeds: Sequence[int] | None = None,
 ) -> Choice:  # fmt: skip
     """One token for each row of logits (row, d_vocab); `ids` (row, pos) is the text so far, needed by the penalty only.
+
+    seeds: of each row's noise, where it is not the sampling's.
 
     Raises `NonFinite` for logits that hold NaN or +inf, or nothing else than -inf.
     """
@@ -41,7 +44,8 @@ def choose(
         _check(scores.gather(1, tokens)[:, 0].tolist(), samples, steps)
         n = len(samples)
         return Choice(tokens[:, 0].tolist(), [0.0] * n, [1] * n, [None] * n)
-    found = (_draw_filtered if sampling.filtered else _draw)(scores, sampling, samples, steps)
+    own = [sampling.seed] * len(samples) if seeds is None else seeds
+    found = (_draw_filtered if sampling.filtered else _draw)(scores, sampling, own, samples, steps)
     _check(found.logprobs, samples, steps)
     return found
 
@@ -80,13 +84,16 @@ def _check(best: Sequence[float], samples: Sequence[int], steps: Sequence[int]) 
             raise NonFinite(f"the logits of sample {sample} at step {step} are not finite numbers", hint="try --dtype float32")
 
 
-def _draw_filtered(scores: Tensor, sampling: Sampling, samples: Sequence[int], steps: Sequence[int]) -> Choice:
+def _draw_filtered(
+    scores: Tensor, sampling: Sampling, seeds: Sequence[int], samples: Sequence[int], steps: Sequence[int]
+) -> Choice:
     """argmin E / p over the few tokens left, as argmin ln E - ln p in float64."""
     n = len(samples)
     choice = Choice([0] * n, [0.0] * n, [0] * n, [0.0] * n)
     for some in left(scores, sampling):
         rows = some.rows.tolist()
-        noise = exponential(sampling.seed, [samples[r] for r in rows], [steps[r] for r in rows], some.tokens).double()
+        own_seeds, own_samples, own_steps = ([addresses[r] for r in rows] for addresses in (seeds, samples, steps))
+        noise = exponential(own_seeds, own_samples, own_steps, some.tokens).double()
         winner = (noise.log() - some.logprobs).argmin(-1, keepdim=True)
         columns = [some.tokens.gather(1, winner), some.logprobs.gather(1, winner), some.kept, noise.gather(1, winner)]
         for row, *values in zip(rows, *(column.flatten().tolist() for column in columns), strict=True):
@@ -95,10 +102,10 @@ def _draw_filtered(scores: Tensor, sampling: Sampling, samples: Sequence[int], s
     return choice
 
 
-def _draw(scores: Tensor, sampling: Sampling, samples: Sequence[int], steps: Sequence[int]) -> Choice:
+def _draw(scores: Tensor, sampling: Sampling, seeds: Sequence[int], samples: Sequence[int], steps: Sequence[int]) -> Choice:
     """argmax p / E over all tokens; in blocks, since memory would cost more than the arithmetic."""
     n, n_vocab = scores.shape
-    key, bits = keys(sampling.seed, samples, steps, scores.device), _vocabulary(n_vocab, scores.device)
+    key, bits = keys(seeds, samples, steps, scores.device), _vocabulary(n_vocab, scores.device)
     high, wide = _block(n, n_vocab, scores.device)
     race = torch.empty((min(n, high), n_vocab), device=scores.device)
     winners, won = [], []

@@ -12,7 +12,7 @@ from probe.tables.observed import OBSERVED
 
 __all__ = ["FLOATS", "INTS", "RUN", "SCHEMA_VERSION", "TABLES", "Column", "Table", "schema"]
 
-SCHEMA_VERSION = 2  # the largest `since`
+SCHEMA_VERSION = 3  # the largest `since`
 
 TABLES: dict[str, Table] = {t.name: t for t in (*OBSERVED, *MEASURED)}
 

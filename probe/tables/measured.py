@@ -44,6 +44,7 @@ MEASURED = (
         PROMPT, BRANCH, i32("parent", "the branch it forks from; -1 for the sequence that was rewound"),
         Column("arm", words(), "original, before (the step), control (the step kept) or edited"),
         i32("sample", "address of its noise; arms with the same sample share it; -1 for the original"),
+        i32("step", "the step that was gone back to; null for the original and for continuations of a boundary", since=3),
         i32("fork_pos", "position from which its tokens are its own: those before are the parent's"),
         i32("draw_pos", "position of its first drawn token; an edit's tokens stand before"),
         i32("n_prompt", "tokens of its prompt"), text("edit", "what was put in, empty if nothing"),
@@ -57,7 +58,8 @@ MEASURED = (
         Column("logprob", pa.float64(), "nats after the filters, summed over the drawn tokens; 0 where greedy"),
     ), verbs=("rewind", "importance"),
        example="select arm, outcome, count(*) as n from 'RUN/branches.parquet' group by all order by arm, n desc"),
-    Table("effects", "one measured difference", ("edit", "metric", "outcome"), (
+    Table("effects", "one measured difference", ("prompt_id", "edit", "step", "metric", "outcome"), (
+        PROMPT._replace(since=3), i32("step", "the step that was gone back to; null where no step holds the place", since=3),
         Column("edit", words(), "what was put in"), Column("metric", words(), "what was measured"),
         Column("outcome", words(), "of which class of answers; empty where it is of all"),
         f64("control", "in the control arm"), f64("edited", "in the edited arm"), f64("difference", "edited - control"),
@@ -67,16 +69,17 @@ MEASURED = (
         i32("n", "pairs"), Column("method", words(), "how interval and p were computed"),
     ), verbs=("rewind",),
        example="select metric, outcome, difference, ci_low, ci_high, p_value from 'RUN/effects.parquet'"),
-    Table("rescored", "a token of the original after the edit", ("prompt_id", "pos"), (
-        PROMPT, POS, i32("token_id", "vocabulary id"), text("token", "its text"), i32("step", "reasoning step"),
+    Table("rescored", "a token of the original after the edit", ("prompt_id", "edited_step", "pos"), (
+        PROMPT, i32("edited_step", "the step that was gone back to", since=3),
+        POS, i32("token_id", "vocabulary id"), text("token", "its text"), i32("step", "reasoning step"),
         f32("logprob", "nats, as it was"), f32("logprob_edited", "nats, with the edit in the step's place"),
         f32("difference", "nats, edited - as it was"),
     ), verbs=("rewind",),
        example="select step, avg(difference) as nats from 'RUN/rescored.parquet' group by step order by step"),
-    Table("importance", "one step's importance by one method", ("method", "step"), (
-        Column("method", words(), "how it was measured"), i32("step", "reasoning step"),
+    Table("importance", "one step's importance by one method", ("prompt_id", "method", "step"), (
+        PROMPT._replace(since=3), Column("method", words(), "how it was measured"), i32("step", "reasoning step"),
         f64("estimate", "the importance, in the method's unit"), f64("ci_low", "95 % interval"), f64("ci_high", "same"),
-        f64("p_value", "under no effect"), f64("q_value", "Benjamini-Hochberg over the steps"),
+        f64("p_value", "under no effect"), f64("q_value", "Benjamini-Hochberg over all steps of the run"),
         f64("control", "the method's control, in the same unit"), f64("floor", "mean estimate where nothing differs", since=2),
         i32("n", "samples"),
         Column("unit", words(), "what the estimate counts"),
@@ -114,8 +117,8 @@ MEASURED = (
         i32("n", "positions; the first of each text is left out"),
     ), verbs=("compare",),
        example="select site, layer, cosine, cka_debiased from 'RUN/similarity.parquet' order by layer"),
-    Table("dependence", "how one step depends on an earlier one", ("method", "source", "target"), (
-        Column("method", words(), "how it was measured"), i32("source", "the step that was changed"),
+    Table("dependence", "how one step depends on an earlier one", ("prompt_id", "method", "source", "target"), (
+        PROMPT._replace(since=3), Column("method", words(), "how it was measured"), i32("source", "the step that was changed"),
         i32("target", "the later step that was looked at"),
         f64("value", "nats a token that the later step's mean log-prob (rescore) or distribution (suppression) lost"),
     ), verbs=("importance",),
