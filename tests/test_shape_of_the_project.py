@@ -19,7 +19,7 @@ LAYERS = (
     {"errors"},
     {"files", "durable", "patterns", "instrument", "workers", "kernels", "tiny", "stats"},
     {"sites", "tables", "spans", "answers", "scoring"},
-    {"registries", "store"},
+    {"registries", "store", "outcomes"},
     {"requests", "anatomy"},
     {"language_model"},
     {"decoding", "interventions", "capturing"},

@@ -2,7 +2,19 @@
 
 from probe.answers.algebra import merge
 from probe.answers.canonical import canonical, equal
-from probe.answers.extraction import HOWS, NONE, TRUNCATED, Answer, Candidate, explain, extract, key, opens_thinking, speech
+from probe.answers.extraction import (
+    HOWS,
+    NONE,
+    TRUNCATED,
+    Answer,
+    Candidate,
+    explain,
+    extract,
+    key,
+    opens_thinking,
+    speech,
+    spoken,
+)
 
 __all__ = [
     "HOWS",
@@ -18,4 +30,5 @@ __all__ = [
     "merge",
     "opens_thinking",
     "speech",
+    "spoken",
 ]

@@ -16,6 +16,7 @@ from probe.requests.groups import (
 )  # fmt: skip
 from probe.requests.lens import Lens
 from probe.requests.options import Option, options_of, plain
+from probe.requests.outcomes import OutcomeOptions
 from probe.requests.patch import PatchSweep
 from probe.requests.rewind import Importance, Rewind
 from probe.requests.sampling import Sampling
@@ -40,6 +41,7 @@ __all__ = [
     "Lens",
     "MakeDirection",
     "Option",
+    "OutcomeOptions",
     "PatchSweep",
     "Progress",
     "Request",

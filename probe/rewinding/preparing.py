@@ -13,10 +13,11 @@ from probe.decoding import Sampling
 from probe.errors import BadOption
 from probe.interventions import Edit, parse_all
 from probe.language_model import check_model, model_of
+from probe.outcomes import Outcome
 from probe.registries.step_edits import ChosenEdit
 from probe.requests import Importance, Rewind
 from probe.rewinding.arms import Arms, RewindFork, find_target
-from probe.rewinding.rollouts import Arm, Outcome, RolloutOptions, outcome_of
+from probe.rewinding.rollouts import Arm, RolloutOptions, outcome_of
 from probe.texts import Trajectory, trajectory
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from probe.decoding import Continuation, Sampling, branch
 from probe.decoding.teacher_forced import Prefix
 from probe.errors import BadEdit
 from probe.interventions import Edit, Patch, applying, locate_edits
+from probe.outcomes import Outcome, OutcomeRule, outcome_class
 from probe.texts import token_columns
 
 if TYPE_CHECKING:
@@ -68,42 +69,34 @@ class RolloutOptions(NamedTuple):
         return any(pieces.text.find(one, max(0, last - len(one) + 1)) >= 0 for one in stops)
 
 
-class Outcome(NamedTuple):
-    """What a completion answers: its class, the answer as written, the rule that found it, and how sure that is."""
-
-    key: str
-    text: str | None = None
-    rule: str | None = None
-    confidence: str | None = None
-
-
 def answer_in(lm: LanguageModel, ids: Sequence[int], n_prompt: int, how: str) -> tuple[answers.Answer, int, bool]:
     """The answer of a completion, the character it begins at in the whole text, and whether it ends while it still thinks.
 
     Special tokens and thinking are no part of it; the prompt may have opened the thinking.
     """
+    text, begin, thinking, hidden = _completion(lm, ids, n_prompt)
+    found = answers.extract(text, how, thinking=thinking, hidden=hidden)
+    return found, begin + found.start, answers.speech(text, opened=thinking).thinking
+
+
+def outcome_of(lm: LanguageModel, ids: Sequence[int], n_prompt: int, stop_reason: str, rule: OutcomeRule | str) -> Outcome:
+    """What a whole sequence comes to by a rule, or by the answer that `rule` finds: see `OutcomeRule.read`."""
+    text, _, thinking, hidden = _completion(lm, ids, n_prompt)
+    ended = ids[-1] in lm.eos_ids
+    return outcome_class(text, rule, stop_reason=stop_reason, ended=ended, thinking=thinking, hidden=hidden)
+
+
+def _completion(lm: LanguageModel, ids: Sequence[int], n_prompt: int) -> tuple[str, int, bool, list[tuple[int, int]]]:
+    """Its text, where it begins, whether the prompt has opened the thinking, and the characters of special tokens in it."""
     pieces = lm.pieces(ids)
     begin = _char(pieces, n_prompt)
-    thinking = answers.opens_thinking(pieces.text[:begin])
     special = set(lm.tokenizer.all_special_ids)
     hidden = [
         (a - begin, b - begin)
         for token, (a, b) in zip(ids[n_prompt:], pieces.offsets[n_prompt:], strict=True)
         if token in special
     ]
-    text = pieces.text[begin:]
-    found = answers.extract(text, how, thinking=thinking, hidden=hidden)
-    return found, begin + found.start, answers.speech(text, opened=thinking).thinking
-
-
-def outcome_of(lm: LanguageModel, ids: Sequence[int], n_prompt: int, stop_reason: str, how: str) -> Outcome:
-    """What a whole sequence answers; one that ran out of tokens, or stops inside its thinking, is `<truncated>`."""
-    if stop_reason in ("length", "context"):
-        return Outcome(answers.TRUNCATED)
-    found, _, thinking = answer_in(lm, ids, n_prompt, how)
-    if thinking and ids[-1] not in lm.eos_ids:
-        return Outcome(answers.TRUNCATED)
-    return Outcome(found.key, found.text or None, found.rule or None, found.confidence or None)
+    return pieces.text[begin:], begin, answers.opens_thinking(pieces.text[:begin]), hidden
 
 
 def draw(run: Running, arms: Sequence[Arm], samples: Sequence[int], rollout: RolloutOptions, stem: Prefix) -> None:
