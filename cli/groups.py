@@ -5,18 +5,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from probe.requests import Option, Progress, Sampling
+from probe.errors import BadOption
+from probe.requests import KEYWORDS, Option, Progress, SamplingOptions
+
+from .command import Begun
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
     from probe.store import Run
 
+R = TypeVar("R", bound=SamplingOptions)
 
 NO_WEIGHTS = ("model", "allow_fetch")  # of the options below: what is no keyword of `probe.load`
 
@@ -75,7 +79,6 @@ class RunLoading(Weights):
 
     def load_for(self, run: Run, progress: Progress | None) -> LanguageModel:
         """The run's own model, or the one that was named."""
-        from probe.errors import BadOption
         from probe.language_model import model_of
 
         if self.model is not None:
@@ -145,54 +148,31 @@ def load(name: str | None, *groups: ModelSource | PlacementOptions, progress: Pr
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """How tokens are drawn. None is what the verb says it is: greedy, or as the run was."""
+class ModelSettings:
+    """Whether the model's own settings have a part in how tokens are drawn."""
 
-    temperature: Annotated[
-        float | None, Option("0 is greedy.", ("--temperature", "-t"), minimum=0.0, default="0.0")
-    ] = None  # fmt: skip
-    top_k: Annotated[int | None, Option("Sample among the K most probable tokens.", minimum=1)] = None
-    top_p: Annotated[float | None, Option("Sample within this mass.", minimum=0.0, maximum=1.0)] = None
-    min_p: Annotated[float | None, Option("Drop below this share of the top.", minimum=0.0, maximum=1.0)] = None
-    repetition_penalty: Annotated[float | None, Option("1 is none.", minimum=1e-6, default="1.0")] = None
     generation_config: Annotated[
         str, Option("model: draw by the model's generation_config.json, where no option says otherwise.")
     ] = "none"
-    stop: Annotated[tuple[str, ...], Option("Stop at this string; repeatable.", shell=list[str] | None)] = ()
-    seed: Annotated[int, Option("Seeds every random choice.", minimum=0)] = 0
 
-    def early(self) -> Sampling | None:
-        """The sampling, if the model has no part in it: what is wrong with it is said before a model is loaded."""
-        return None if self.generation_config == "model" else self.sampling(None)
+    def __post_init__(self) -> None:
+        if self.generation_config not in ("none", "model"):
+            raise BadOption(f"unknown generation config '{self.generation_config}'", hint="none or model")
 
-    def sampling(self, lm: LanguageModel | None) -> Sampling:
-        """The sampling of these options, and of the model's own settings where they are asked for."""
+    def begin(self, begun: Begun[R], **more: Any) -> R:
+        """The request, checked before a model is loaded; if the model has a part in how it draws, without a word of that."""
+        if self.generation_config == "none":
+            return begun.build(**more)
+        return Begun(begun.kind, {key: value for key, value in begun.said.items() if key not in KEYWORDS}).build(**more)
+
+    def settle(self, request: R, begun: Begun[R], lm: LanguageModel) -> R:
+        """The request with the model's own settings, where they are asked for."""
+        if self.generation_config == "none":
+            return request
         from probe.decoding import sampling_for
 
-        return sampling_for(
-            lm, generation_config=self.generation_config, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p,
-            min_p=self.min_p, repetition_penalty=self.repetition_penalty, stop=self.stop, seed=self.seed,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class DrawingOn(Drawing):
-    """How tokens are drawn where a run is gone on with: as it was, if nothing is said."""
-
-    temperature: Annotated[
-        float | None, Option("0 is greedy.", ("--temperature", "-t"), minimum=0.0, default="as the run")
-    ] = None  # fmt: skip
-
-    def sampling_or_none(self, lm: LanguageModel) -> Sampling | None:
-        """The sampling that was asked for, or None for the run's own."""
-        from probe.errors import BadOption
-
-        if self.temperature is not None or self.generation_config != "none":
-            return self.sampling(lm)
-        filters = (self.top_k, self.top_p, self.min_p, self.repetition_penalty)
-        if self.stop or any(one is not None for one in filters):
-            raise BadOption("filters need a temperature", hint="add --temperature 0.6")
-        return None
+        said = {name: begun.said[name] for name in KEYWORDS if begun.said.get(name) is not None}
+        return replace(request, sampling=sampling_for(lm, generation_config=self.generation_config, **said))
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,15 @@ from dataclasses import replace
 from probe.requests import Importance
 
 from .command import Begun, with_options
-from .groups import DrawingOn, Planning, RunLoading, Showing
+from .groups import ModelSettings, Planning, RunLoading, Showing
 
 
 @with_options
-def command(begun: Begun[Importance], drawing: DrawingOn, loading: RunLoading, planning: Planning, showing: Showing) -> None:
+def command(
+    begun: Begun[Importance], settings: ModelSettings, loading: RunLoading, planning: Planning, showing: Showing
+) -> None:
     """How much does each step of a run's generation matter?"""
-    request = begun.build(other_model=loading.model is not None, seed=drawing.seed)  # checked before a model is loaded
+    request = settings.begin(begun, other_model=loading.model is not None)  # checked before a model is loaded
     from probe.step_importance import plan_importance, run_importance
     from probe.store import open_run
 
@@ -22,7 +24,7 @@ def command(begun: Begun[Importance], drawing: DrawingOn, loading: RunLoading, p
 
     with showing.progress() as report:
         lm = loading.load_for(open_run(request.run), report)
-        request = replace(request, lm=lm, sampling=drawing.sampling_or_none(lm), out=request.out or "auto", progress=report)
+        request = replace(settings.settle(request, begun, lm), lm=lm, out=request.out or "auto", progress=report)
         if planning.dry_run:
             show_plan(plan_importance(request), as_json=showing.as_json)
             return

@@ -11,16 +11,16 @@ import typer
 from probe.requests import Rewind
 
 from .command import Begun, with_options
-from .groups import DrawingOn, Planning, RunLoading, Showing
+from .groups import ModelSettings, Planning, RunLoading, Showing
 
 
 @with_options
 def command(
-    begun: Begun[Rewind], drawing: DrawingOn, loading: RunLoading, planning: Planning, showing: Showing,
+    begun: Begun[Rewind], settings: ModelSettings, loading: RunLoading, planning: Planning, showing: Showing,
     explain_answer: Annotated[bool, typer.Option("--explain-answer", help="Say how each answer was found.")] = False,
 ) -> None:  # fmt: skip
     """Go back to a reasoning step, put another in its place, and measure what changes."""
-    request = begun.build(other_model=loading.model is not None, seed=drawing.seed)  # checked before a model is loaded
+    request = settings.begin(begun, other_model=loading.model is not None)  # checked before a model is loaded
     from probe.rewinding import plan_rewind, run_rewind
     from probe.store import open_run
 
@@ -29,7 +29,7 @@ def command(
 
     with showing.progress() as report:
         lm = loading.load_for(open_run(request.run), report)
-        request = replace(request, lm=lm, sampling=drawing.sampling_or_none(lm), out=request.out or "auto", progress=report)
+        request = replace(settings.settle(request, begun, lm), lm=lm, out=request.out or "auto", progress=report)
         if planning.dry_run:
             show_plan(plan_rewind(request), as_json=showing.as_json)
             return

@@ -7,16 +7,17 @@ from dataclasses import replace
 from probe.requests import Speculate
 
 from .command import Begun, with_options
-from .groups import Drawing, Loading, Planning, PromptSource, Showing
+from .groups import Loading, ModelSettings, Planning, PromptSource, Showing
 
 
 @with_options
 def command(
-    begun: Begun[Speculate], source: PromptSource, drawing: Drawing, loading: Loading, planning: Planning, showing: Showing
+    begun: Begun[Speculate], source: PromptSource, settings: ModelSettings, loading: Loading, planning: Planning,
+    showing: Showing,
 ) -> None:  # fmt: skip
     """Speculative decoding, looked into: what a draft proposed, what the target kept, and why."""
     prompts = source.prompts(begun.said["format"], begun.said["column"])
-    request = begun.build(prompts=prompts, sampling=drawing.early())  # checked before a model is loaded
+    request = settings.begin(begun, prompts=prompts)  # checked before a model is loaded
     from probe.speculating import is_model, plan_speculate, run_speculate
 
     from .proposals import show_speculation
@@ -29,8 +30,8 @@ def command(
             draft = lm
         elif is_model(draft):
             draft = replace(loading, model=draft, revision=None, adapter=None, context_length=None).load(report)
-        sampling = drawing.sampling(lm)
-        request = replace(request, draft=draft, sampling=sampling, out=request.out or "auto", progress=report)
+        request = settings.settle(request, begun, lm)
+        request = replace(request, draft=draft, out=request.out or "auto", progress=report)
         if planning.dry_run:
             show_plan(plan_speculate(lm, request), as_json=showing.as_json)
             return

@@ -7,16 +7,16 @@ from dataclasses import replace
 from probe.requests import Trace
 
 from .command import Begun, with_options
-from .groups import Drawing, Loading, Planning, PromptSource, Showing
+from .groups import Loading, ModelSettings, Planning, PromptSource, Showing
 
 
 @with_options
 def command(
-    begun: Begun[Trace], source: PromptSource, drawing: Drawing, loading: Loading, planning: Planning, showing: Showing
+    begun: Begun[Trace], source: PromptSource, settings: ModelSettings, loading: Loading, planning: Planning, showing: Showing
 ) -> None:
     """Record what the model does with a prompt: log-probs, entropies, attention, activations."""
     prompts = source.prompts(begun.said["format"], begun.said["column"])
-    request = begun.build(prompts=prompts, sampling=drawing.early())  # checked before a model is loaded
+    request = settings.begin(begun, prompts=prompts)  # checked before a model is loaded
     from probe.tracing import plan_trace, run_trace
 
     from .terminal import end_with_failed, show_plan, show_run, show_warnings
@@ -24,7 +24,7 @@ def command(
 
     with showing.progress() as report:
         lm = loading.load(report)
-        request = replace(request, sampling=drawing.sampling(lm), out=request.out or "auto", progress=report)
+        request = replace(settings.settle(request, begun, lm), out=request.out or "auto", progress=report)
         if planning.dry_run:
             show_plan(plan_trace(lm, request), as_json=showing.as_json)
             return

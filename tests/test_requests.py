@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from dataclasses import FrozenInstanceError, dataclass, fields
+from dataclasses import FrozenInstanceError, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -70,6 +70,64 @@ def test_what_the_options_alone_decide_is_checked_when_they_are_given() -> None:
     for wrong in ({"generate": -1}, {"top": -1}, {"store": "zip"}, {"split": "verse"}, {"system": "x"}, {"resume": True}):
         with pytest.raises(BadOption):
             Trace("a", **wrong)
+
+
+SAID: dict[str, Any] = {
+    "temperature": 0.7, "top_k": 9, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.2, "stop": ("x", "yy"), "seed": 3,
+}  # fmt: skip
+NEEDED: dict[str, dict[str, Any]] = {"speculate": {"draft": "ngram"}, "rewind": {"to": "4", "replace": "b"}}
+DRAWING = sorted(name for name, kind in REQUESTS.items() if any(f.name == "sampling" for f in fields(kind)))
+
+
+def asked_of(verb: str, **said: Any) -> Any:
+    return REQUESTS[verb]("/a", **NEEDED.get(verb, {}), **said)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("verb", DRAWING)
+def test_what_is_drawn_is_said_in_single_keywords_or_in_a_sampling(verb: str) -> None:
+    assert set(SAID) <= set(inspect.signature(getattr(probe, verb)).parameters)
+    asked, in_one = asked_of(verb, **SAID), asked_of(verb, sampling=Sampling(**SAID))
+    assert asked == in_one and asked.sampling == Sampling(**SAID)
+    stored = json.loads(json.dumps(asked.arguments()))
+    assert stored["sampling"]["top_k"] == 9 and not {"temperature", "top_p", "stop"} & stored.keys()
+    assert type(asked).from_arguments(stored) == asked
+    assert replace(asked, sampling=Sampling(1.0)).sampling == Sampling(1.0)
+    assert asked_of(verb, temperature=1.0, stop="end").sampling == Sampling(1.0, stop=("end",))
+    for name, value in SAID.items():
+        with pytest.raises(BadOption, match=f"{name} is given beside a sampling"):
+            asked_of(verb, sampling=Sampling(1.0), **{name: value})
+    with pytest.raises(BadOption, match="seed is given beside"):
+        asked_of(verb, sampling=Sampling(1.0, seed=4), seed=0)
+    with pytest.raises(BadOption, match="top_p is 3"):
+        asked_of(verb, temperature=1.0, top_p=3.0)
+
+
+def test_nothing_said_is_greedy_or_as_the_run_was() -> None:
+    for verb in ("trace", "speculate"):
+        assert asked_of(verb).sampling == Sampling() and asked_of(verb, seed=4).sampling == Sampling(seed=4)
+        with pytest.raises(BadOption, match="filters do nothing"):
+            asked_of(verb, top_p=0.5)
+    for verb in ("rewind", "importance"):
+        asked = asked_of(verb, seed=4)
+        assert (asked_of(verb).sampling, asked.sampling, asked.seed, asked.arguments()["seed"]) == (None, None, 4, 4)
+        assert asked_of(verb, temperature=0.0).sampling == Sampling()
+        for said in ({"top_p": 0.5}, {"stop": "x"}, {"repetition_penalty": 1.1}):
+            with pytest.raises(BadOption, match="filters need a temperature"):
+                asked_of(verb, **said)
+        earlier = {**asked_of(verb, sampling=Sampling(1.0, seed=2)).arguments(), "seed": 5}  # the sampling has a seed
+        again = REQUESTS[verb].from_arguments(earlier)
+        assert again.sampling == Sampling(1.0, seed=2)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("verb", ["rewind", "importance"])
+def test_keywords_draw_what_a_sampling_draws(verb: str) -> None:
+    lm = probe.load("tiny:llama")
+    source = probe.trace(lm, "Count: one.", generate=20, temperature=1.0, seed=2)
+    same_rows(probe.trace(lm, "Count: one.", generate=20, sampling=Sampling(1.0, seed=2)), source)
+    more = {"to": "-8", "edit": "mlp_out@1=noise:0.5"} if verb == "rewind" else {}
+    asked: dict[str, Any] = {"samples": 3, "max_new": 5, "split": "token", "lm": lm, **more}
+    one = getattr(probe, verb)(source, temperature=0.8, top_k=5, seed=4, **asked)
+    same_rows(getattr(probe, verb)(source, sampling=Sampling(0.8, top_k=5, seed=4), **asked), one)
 
 
 def test_plain_values() -> None:

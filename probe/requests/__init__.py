@@ -5,21 +5,13 @@ from probe.requests.attribute import Attribute
 from probe.requests.base import Progress, Request, public
 from probe.requests.compare import Compare
 from probe.requests.explain import Explain
-from probe.requests.groups import (
-    FROM_TABLE,
-    ChatOptions,
-    FileOptions,
-    SourceOptions,
-    plain_prompts,
-    prompts_of,
-    sampling_of,
-)  # fmt: skip
+from probe.requests.groups import FROM_TABLE, ChatOptions, FileOptions, SourceOptions, plain_prompts, prompts_of  # fmt: skip
 from probe.requests.lens import Lens
 from probe.requests.options import Option, options_of, plain
 from probe.requests.outcomes import OutcomeOptions
 from probe.requests.patch import PatchSweep
 from probe.requests.rewind import Importance, Rewind
-from probe.requests.sampling import Sampling
+from probe.requests.sampling import KEYWORDS, ContinuedSamplingOptions, Sampling, SamplingOptions, sampling_of
 from probe.requests.speculate import Speculate
 from probe.requests.steer import MakeDirection, Steer
 from probe.requests.trace import Trace
@@ -31,10 +23,12 @@ REQUESTS: dict[str, type[Request]] = {
 
 __all__ = [
     "FROM_TABLE",
+    "KEYWORDS",
     "REQUESTS",
     "Attribute",
     "ChatOptions",
     "Compare",
+    "ContinuedSamplingOptions",
     "Explain",
     "FileOptions",
     "Importance",
@@ -47,6 +41,7 @@ __all__ = [
     "Request",
     "Rewind",
     "Sampling",
+    "SamplingOptions",
     "SourceOptions",
     "Speculate",
     "Steer",

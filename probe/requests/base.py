@@ -60,10 +60,16 @@ class Request:
     @classmethod
     def from_arguments(cls, arguments: dict[str, Any]) -> Self:
         """The request that a manifest's `arguments` describe. Raises `RunError` for one that this version does not have."""
+        arguments = cls.upgraded(arguments)
         makers = {one.name: one.option.from_plain for one in options_of(cls)}
         if unknown := arguments.keys() - makers.keys():
             raise RunError(f"'{min(unknown)}' is no option of {cls.command}", hint="the run is of another version of probe")
         return cls(**{name: make(value) if (make := makers[name]) else value for name, value in arguments.items()})
+
+    @classmethod
+    def upgraded(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        """A manifest's arguments as this version would have them."""
+        return arguments
 
     def on(self, lm: Any) -> Self:
         """The same request with a loaded model where it has a field for one."""

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 from probe.errors import BadOption
 from probe.requests.options import Option, plain
-from probe.requests.sampling import Sampling
 
 FROM_TABLE = {"table": "prompts"}
 KEPT = 100  # prompts that a manifest holds; the table `prompts` holds them all
@@ -45,11 +44,6 @@ def plain_source(source: Any) -> Any:
 def prompts_of(argument: Any) -> Any:
     """What `plain_prompts` made such a value of; {"table": …} stays, for the run to replace."""
     return Path(argument["file"]) if isinstance(argument, dict) and "file" in argument else argument
-
-
-def sampling_of(argument: Any) -> Sampling | None:
-    """A sampling from its plain values."""
-    return None if argument is None else Sampling(**argument)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ from probe.registries.edit_operations import edit_help
 from probe.registries.importance_methods import METHODS, check_options, methods_of
 from probe.registries.step_edits import STEP_EDITS, STUB, ChosenEdit, check_edit_options, chosen_edit
 from probe.requests.base import Request
-from probe.requests.groups import Split, plain_run, sampling_of
+from probe.requests.groups import Split, plain_run
 from probe.requests.options import Option
-from probe.requests.sampling import Sampling
+from probe.requests.sampling import ContinuedSamplingOptions
 from probe.spans import check_split
 
 RUN = Option("A run with a generation (probe trace PROMPT --generate N).", argument=True, shell=Path, to_plain=plain_run)
@@ -32,7 +32,7 @@ class Generation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Continuations:
+class Continuations(ContinuedSamplingOptions):
     """How continuations are drawn, and how their answers are read."""
 
     samples: Annotated[
@@ -42,14 +42,6 @@ class Continuations:
         int | None,
         Option("Tokens of a continuation.", ("--max-new", "--max-new-tokens"), minimum=1, default="1.5 x what was left"),
     ] = None  # fmt: skip
-    sampling: Annotated[
-        Sampling | None,
-        Option(
-            "How tokens are drawn; None is the run's own, or temperature 0.6 and top-p 0.95 if that was greedy.",
-            hidden=True, from_plain=sampling_of,
-        ),
-    ] = None  # fmt: skip
-    seed: Annotated[int, Option("Seeds every random choice, where `sampling` does not.", hidden=True)] = 0
     answer: Annotated[str, Option("auto, last-number, boxed, choice, yes-no or regex=PATTERN.")] = "auto"
     expect: Annotated[str | None, Option("The right answer.")] = None
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any, ClassVar
 
 from probe.errors import BadOption
 from probe.requests.base import Request
-from probe.requests.groups import ChatOptions, FileOptions, Prompts, Split, sampling_of
+from probe.requests.groups import ChatOptions, FileOptions, Prompts, Split
 from probe.requests.options import Option
-from probe.requests.sampling import Sampling
+from probe.requests.sampling import SamplingOptions
 from probe.spans import check_split
 
 
@@ -18,7 +18,7 @@ def _name(draft: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Speculate(ChatOptions, FileOptions, Request):
+class Speculate(ChatOptions, FileOptions, SamplingOptions, Request):
     """Which prompts are continued, what drafts, and how many tokens at once."""
 
     command: ClassVar[str] = "speculate"
@@ -36,10 +36,6 @@ class Speculate(ChatOptions, FileOptions, Request):
         str | int, Option("Tokens drafted at once: a number, or adaptive.", ("--block", "-b"), shell=str)
     ] = "4"  # fmt: skip
     plain: Annotated[bool, Option("Time plain decoding of the target too.", ("--plain/--no-plain",))] = True
-    sampling: Annotated[
-        Sampling | None,
-        Option("How tokens are drawn, on both sides alike; None is greedy.", hidden=True, from_plain=sampling_of),
-    ] = None
     top: Annotated[int, Option("Alternatives a position.", minimum=0)] = 5
     split: Split = "sentence"
 

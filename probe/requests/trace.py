@@ -9,15 +9,15 @@ from typing import Annotated, Any, ClassVar
 from probe.errors import BadOption
 from probe.registries.edit_operations import edit_help
 from probe.requests.base import Request
-from probe.requests.groups import ChatOptions, FileOptions, Prompts, Split, sampling_of
+from probe.requests.groups import ChatOptions, FileOptions, Prompts, Split
 from probe.requests.options import Option
-from probe.requests.sampling import Sampling
+from probe.requests.sampling import SamplingOptions
 from probe.sites import parse_places
 from probe.spans import check_split
 
 
 @dataclass(frozen=True)
-class Trace(ChatOptions, FileOptions, Request):
+class Trace(ChatOptions, FileOptions, SamplingOptions, Request):
     """Which prompts are run, how far each is continued, and what of it is recorded."""
 
     command: ClassVar[str] = "trace"
@@ -26,9 +26,6 @@ class Trace(ChatOptions, FileOptions, Request):
     prompts: Prompts
     _: KW_ONLY
     generate: Annotated[int, Option("Let the model continue by N tokens.", ("--generate", "-n"), minimum=0)] = 0
-    sampling: Annotated[
-        Sampling | None, Option("How tokens are drawn; None is greedy.", hidden=True, from_plain=sampling_of)
-    ] = None
     capture: Annotated[
         str | Iterable[str],
         Option("A place SITE[@LAYERS[.HEADS]][:POSITIONS], e.g. resid_post@all; repeatable.", ("--capture", "--at"),

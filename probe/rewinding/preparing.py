@@ -62,7 +62,7 @@ def origin_of(request: Rewind | Importance) -> Origin:
     original = trajectory(source, lm, prompt_id=request.prompt_id, branch=request.branch, split=request.split)
     found = outcome_of(lm, original.ids, original.n_prompt, "eos", request.answer)
     expected = answers.key(request.expect, request.answer) if request.expect is not None else None
-    return Origin(lm, source, original, found, expected, request.sampling or sampling_of(original, request.seed))
+    return Origin(lm, source, original, found, expected, request.sampling or sampling_of(original, request.seed or 0))
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def prepare(request: Rewind, *, dry: bool = False) -> RewindPlan:
     fork = RewindFork(lm, original, target, rollout, request, dry)
     arms = fork.arms(chosen)
     _check_room(lm, arms)
-    changes = parse_all(lm, request.edit, seed=request.seed)
+    changes = parse_all(lm, request.edit, seed=origin.sampling.seed)
     if changes and arms.edited is None:
         arms = arms._replace(edited=arms.control)
     return RewindPlan(
