@@ -1,13 +1,15 @@
 """Estimates with intervals, tests and null floors for outcomes of samples."""
 
 from probe.stats.arms import Difference, half_width, independent, paired, pairs_to_tell, power, resolution, size_told
+from probe.stats.clusters import ClusterEstimate, ClusterRegression, cluster_mean, cluster_means, cluster_regression, q_values
 from probe.stats.distributions import Shift, cochran, entropy, jensen_shannon, kl_jeffreys, shift, tv
 from probe.stats.intervals import Interval, bootstrap_mean, wilson
 from probe.stats.ranks import kendall_tau, pearson, spearman
 from probe.stats.series import Means, how, mean_of
 
 __all__ = [
-    "Difference", "Interval", "Means", "Shift", "bootstrap_mean", "cochran", "entropy", "half_width",
-    "how", "independent", "jensen_shannon", "kendall_tau", "kl_jeffreys", "mean_of", "paired", "pairs_to_tell", "pearson",
-    "power", "resolution", "shift", "size_told", "spearman", "tv", "wilson",
+    "ClusterEstimate", "ClusterRegression", "Difference", "Interval", "Means", "Shift", "bootstrap_mean", "cluster_mean",
+    "cluster_means", "cluster_regression", "cochran", "entropy", "half_width", "how", "independent", "jensen_shannon",
+    "kendall_tau", "kl_jeffreys", "mean_of", "paired", "pairs_to_tell", "pearson", "power", "q_values", "resolution", "shift",
+    "size_told", "spearman", "tv", "wilson",
 ]  # fmt: skip
