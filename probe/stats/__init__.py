@@ -1,15 +1,18 @@
 """Estimates with intervals, tests and null floors for outcomes of samples."""
 
+from probe.stats.allocation import Allocation
 from probe.stats.arms import Difference, half_width, independent, paired, pairs_to_tell, power, resolution, size_told
 from probe.stats.clusters import ClusterEstimate, ClusterRegression, cluster_mean, cluster_means, cluster_regression, q_values
 from probe.stats.distributions import Shift, cochran, entropy, jensen_shannon, kl_jeffreys, shift, tv
 from probe.stats.intervals import Interval, bootstrap_mean, wilson
 from probe.stats.ranks import kendall_tau, pearson, spearman
+from probe.stats.sequential import StoppingRule, anytime, anytime_half_width, anytime_independent
 from probe.stats.series import Means, how, mean_of
 
 __all__ = [
-    "ClusterEstimate", "ClusterRegression", "Difference", "Interval", "Means", "Shift", "bootstrap_mean", "cluster_mean",
-    "cluster_means", "cluster_regression", "cochran", "entropy", "half_width", "how", "independent", "jensen_shannon",
-    "kendall_tau", "kl_jeffreys", "mean_of", "paired", "pairs_to_tell", "pearson", "power", "q_values", "resolution", "shift",
-    "size_told", "spearman", "tv", "wilson",
+    "Allocation", "ClusterEstimate", "ClusterRegression", "Difference", "Interval", "Means", "Shift", "StoppingRule",
+    "anytime", "anytime_half_width", "anytime_independent", "bootstrap_mean", "cluster_mean", "cluster_means",
+    "cluster_regression", "cochran", "entropy", "half_width", "how", "independent", "jensen_shannon", "kendall_tau",
+    "kl_jeffreys", "mean_of", "paired", "pairs_to_tell", "pearson", "power", "q_values", "resolution", "shift", "size_told",
+    "spearman", "tv", "wilson",
 ]  # fmt: skip
