@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from probe.requests import Option
 
 from .command import with_options
 from .groups import Output
@@ -25,10 +28,23 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Format = Annotated[str | None, typer.Option("--format", help="csv, jsonl, parquet, safetensors [default: by suffix].")]
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Which runs are listed, and in which order."""
+
+    model: Annotated[str | None, Option("Those whose model's name or source has this in it.", ("--model", "-m"))] = None
+    command: Annotated[str | None, Option("Those that this command made.")] = None
+    grep: Annotated[str | None, Option("Those with this regular expression in their name or a prompt.")] = None
+    since: Annotated[str | None, Option("Those begun since: 2026-11-28, 2026-11-28T14:30, or 2d, 3h, 45m ago.")] = None
+    sort: Annotated[
+        str, Option("By started, name, command, model, prompt, status, rows or size; -size has the largest first.")
+    ] = "started"  # fmt: skip
+
+
 @app.command("ls")
 @with_options
-def ls(output: Output, root: Root = RUNS) -> None:
-    """List the runs in a folder, oldest first, unfinished ones too."""
+def ls(output: Output, wanted: Wanted, root: Root = RUNS) -> None:
+    """List the runs in a folder with their models and prompts, oldest first, unfinished and damaged ones too."""
     from probe import store
     from probe.errors import RunError
     from probe.store import layout
@@ -39,16 +55,17 @@ def ls(output: Output, root: Root = RUNS) -> None:
         there = root.is_dir()
     if root != RUNS and not there:
         raise RunError(f"there is no folder '{root}'", hint=f"without one, the runs in '{RUNS}' are listed")
-    runs = store.list_runs(root)
+    runs = store.list_runs(root, **vars(wanted))
     if output.as_json:
         summary = {"runs": [_plain(run) for run in runs]}
         show_document({"root": str(root), "command": "runs ls", "summary": summary})
         return
     if not runs:
-        typer.echo(f"no runs in '{root}'", err=True)
+        asked = any((wanted.model, wanted.command, wanted.grep, wanted.since))
+        typer.echo(f"no runs in '{root}'" + " are as asked for" * asked, err=True)
         return
-    rows = [(str(r.path), r.command, r.started, _status(r), f"{r.rows:,}", size(r.bytes)) for r in runs]
-    show_table(("run", "command", "started", "status", "rows", "size"), rows)
+    rows = [(str(r.path), r.command, r.model, r.started, _status(r), f"{r.rows:,}", size(r.bytes), _prompt(r)) for r in runs]
+    show_table(("run", "command", "model", "started", "status", "rows", "size", "prompt"), rows)
 
 
 @app.command("show")
@@ -181,6 +198,12 @@ def _plain(run: Listed) -> dict[str, Any]:
 
 def _status(run: Listed) -> str:
     return run.status if run.units is None else f"{run.status}, {run.units} units"
+
+
+def _prompt(run: Listed) -> str:
+    """Its first prompt's first words, or what is wrong with it."""
+    more = f" (and {run.prompts - 1:,} more)" if run.prompts > 1 else ""
+    return run.reason or run.prompt + more
 
 
 def _line(value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from probe import durable
 from probe.errors import BadOption, RunError
@@ -13,30 +13,6 @@ from probe.store.journal import read_records
 from probe.store.layout import MANIFEST, PARTIAL, REMOVING, STATE
 from probe.store.run import Run, open_run, read_manifest
 from probe.store.writer import fresh_path
-
-
-class Listed(NamedTuple):
-    """One run of a folder. `status`: whole, partial, running (a living process writes it), altered (its manifest is another
-    than was written), removing (its deletion was cut short) or damaged."""
-
-    path: Path
-    status: str
-    run_id: str
-    command: str
-    started: str
-    rows: int
-    bytes: int
-    units: int | None  # finished units of a partial run
-
-
-def list_runs(root: Path | str = "runs") -> list[Listed]:
-    """The runs right under a folder, oldest first; other folders are passed over."""
-    root = Path(root)
-    with layout.readable(root):
-        if not root.is_dir():
-            return []
-        found = [describe(path) for path in sorted(root.iterdir()) if path.is_dir() and is_run(path)]
-    return sorted(found, key=lambda run: (run.started, run.path.name))
 
 
 def is_run(path: Path) -> bool:
@@ -53,28 +29,6 @@ def is_run(path: Path) -> bool:
     except (OSError, ValueError):  # a name that is too long, or no name at all
         return False
     return False
-
-
-def describe(path: Path) -> Listed:
-    """What a run says about itself."""
-    try:
-        if (path / REMOVING).is_file():
-            removal = manifest.read(path / REMOVING, manifest.Removal)
-            return Listed(path, "removing", removal["run_id"], "", "", 0, 0, None)
-        if path.suffix == PARTIAL:
-            about = manifest.read(path / STATE, manifest.State)
-            records = read_records(path)
-            parts = [part for record in records for part in record["parts"]]
-            units = sum(len(record["units"]) for record in records)
-            status = "running" if layout.locked(path) else "partial"
-        else:
-            about = read_manifest(path)
-            parts, units = list(about["tables"].values()), None
-            status = "altered" if manifest.altered(about) else "whole"
-        rows, size = sum(p["rows"] for p in parts), sum(p["bytes"] for p in parts)
-        return Listed(path, status, about["run_id"], about["command"], about["started"], rows, size, units)
-    except (RunError, OSError):
-        return Listed(path, "damaged", path.name, "", "", 0, 0, None)
 
 
 def check(path: Path | str) -> list[str]:
