@@ -48,6 +48,10 @@ class BadOption(ProbeError):
     """An option whose value makes no sense, or not with the others."""
 
 
+class BadJudge(ProbeError):
+    """A command that judges completions and does not start, does not answer, or answers with what is no outcome."""
+
+
 class NonFinite(ProbeError):
     """The model produced NaN or infinite logits."""
 

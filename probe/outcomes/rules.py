@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -109,6 +109,21 @@ class OutcomeRule:
             if (span := one.pattern.search(completion if one.thought else said)) is not None:
                 return Outcome(one.name, completion[slice(*span)], "outcome")
         return None
+
+
+def expected_class(
+    rule: OutcomeRule, said: str | None, own: str | None, *, labelled: bool = False, known: Collection[str] = ()
+) -> str | None:
+    """The class of right answers of a problem: of what was said for all problems, else of the problem's own.
+
+    labelled: others give the outcomes, and `known` are those that they gave. A problem's own answer is the name of a class
+    there, and where patterns are looked for, or it says nothing of outcomes: None. Raises `BadOption` as `rule.expected`.
+    """
+    if said is not None:
+        return said if labelled else rule.expected(said)
+    if own is None or not (labelled or rule.patterns):
+        return None if own is None else rule.expected(own)
+    return own if own in (known if labelled else rule.names) else None
 
 
 def outcome_class(

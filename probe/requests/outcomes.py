@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from probe.errors import BadOption
-from probe.outcomes import OutcomeRule
+from probe.outcomes import OutcomeRule, expected_class
 from probe.requests.options import Option
 
 
@@ -50,6 +50,10 @@ class OutcomeOptions:
     def labelled(self) -> bool:
         """Whether somebody else says what completions come to, once they are drawn."""
         return self.labels is not None or self.judge is not None
+
+    def expected(self, own: str | None = None, known: Collection[str] = ()) -> str | None:
+        """The class of right answers; own: of the problem; known: the outcomes that others gave. See `expected_class`."""
+        return expected_class(self.rule, self.expect, own, labelled=self.labelled, known=known)
 
     def check_outcomes(self) -> None:
         """Raises `BadOption` for what can't be read, and for two ways to say what an outcome is."""

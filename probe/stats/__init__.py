@@ -2,6 +2,7 @@
 
 from probe.stats.allocation import Allocation
 from probe.stats.arms import Difference, half_width, independent, paired, pairs_to_tell, power, resolution, size_told
+from probe.stats.attempts import Vote, majority, pass_at_k
 from probe.stats.clusters import ClusterEstimate, ClusterRegression, cluster_mean, cluster_means, cluster_regression, q_values
 from probe.stats.distributions import Shift, cochran, entropy, jensen_shannon, kl_jeffreys, shift, tv
 from probe.stats.intervals import Interval, bootstrap_mean, wilson
@@ -11,8 +12,8 @@ from probe.stats.series import Means, how, mean_of
 
 __all__ = [
     "Allocation", "ClusterEstimate", "ClusterRegression", "Difference", "Interval", "Means", "Shift", "StoppingRule",
-    "anytime", "anytime_half_width", "anytime_independent", "bootstrap_mean", "cluster_mean", "cluster_means",
+    "Vote", "anytime", "anytime_half_width", "anytime_independent", "bootstrap_mean", "cluster_mean", "cluster_means",
     "cluster_regression", "cochran", "entropy", "half_width", "how", "independent", "jensen_shannon", "kendall_tau",
-    "kl_jeffreys", "mean_of", "paired", "pairs_to_tell", "pearson", "power", "q_values", "resolution", "shift", "size_told",
-    "spearman", "tv", "wilson",
+    "kl_jeffreys", "majority", "mean_of", "paired", "pairs_to_tell", "pass_at_k", "pearson", "power", "q_values",
+    "resolution", "shift", "size_told", "spearman", "tv", "wilson",
 ]  # fmt: skip
