@@ -191,6 +191,7 @@ def test_a_column_of_one_problem_has_a_coefficient_and_no_interval() -> None:
     alone = (own == 3) & (x[:, 2] > 0.5)
     found = stats.cluster_regression(y, np.column_stack([x, alone]), own, seed=0)
     assert not math.isnan(found.coefficients[4].estimate) and math.isnan(found.coefficients[4].low)
+    assert all(c.trusted for c in found.coefficients[:4])
     too_few = stats.cluster_regression(y[:3], x[:3], own[:3], seed=0)
     assert all(math.isnan(c.estimate) for c in too_few.coefficients) and math.isnan(too_few.r2)
 

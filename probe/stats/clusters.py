@@ -187,19 +187,25 @@ def _fitted(design: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _solver(design: np.ndarray, target: np.ndarray, codes: np.ndarray, k: int) -> Statistic:
-    """Coefficients (draw, column) of clusters that were drawn so often (draw, k); NaN where such a draw has too few."""
+    """Coefficients (draw, column) of clusters that were drawn so often (draw, k); NaN where a draw does not tell them.
+
+    Of a column that no drawn cluster has, as that of a rare kind, only its own coefficient is not told.
+    """
     columns = design.shape[1]
     squares, products = np.zeros((k, columns, columns)), np.zeros((k, columns))
     np.add.at(squares, codes, design[:, :, None] * design[:, None, :])
     np.add.at(products, codes, design * target[:, None])
+    diagonal = np.arange(columns)
 
     def statistic(some: np.ndarray) -> np.ndarray:
         left = np.tensordot(some, squares, axes=1)
         right = some @ products
+        empty = left[:, diagonal, diagonal] <= SINGULAR * k
+        left[:, diagonal, diagonal] += empty
         values = np.linalg.eigvalsh(left)
         told = values[:, 0] > SINGULAR * values[:, -1]
         found = np.full((len(some), columns), math.nan)
         found[told] = np.linalg.solve(left[told], right[told][..., None])[..., 0]
-        return found
+        return np.where(empty, math.nan, found)
 
     return statistic

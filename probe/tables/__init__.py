@@ -9,12 +9,13 @@ import pyarrow as pa
 from probe.tables.columns import FLOATS, INTS, RUN, Column, Table
 from probe.tables.measured import MEASURED
 from probe.tables.observed import OBSERVED
+from probe.tables.over_problems import OVER_PROBLEMS
 
 __all__ = ["FLOATS", "INTS", "RUN", "SCHEMA_VERSION", "TABLES", "Column", "Table", "schema"]
 
 SCHEMA_VERSION = 3  # the largest `since`
 
-TABLES: dict[str, Table] = {t.name: t for t in (*OBSERVED, *MEASURED)}
+TABLES: dict[str, Table] = {t.name: t for t in (*OBSERVED, *MEASURED, *OVER_PROBLEMS)}
 
 
 def schema(name: str) -> pa.Schema:
