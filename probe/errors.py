@@ -53,7 +53,9 @@ class BadJudge(ProbeError):
 
 
 class NonFinite(ProbeError):
-    """The model produced NaN or infinite logits."""
+    """The model produced NaN or infinite logits. `row`: the first of a batch that did, where it is known."""
+
+    row: int | None = None
 
 
 class RunError(ProbeError):

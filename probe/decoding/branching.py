@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from itertools import chain, groupby
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import chain, groupby, zip_longest
 from typing import TYPE_CHECKING
 
 import torch
 
-from probe.decoding.caches import expected, grows, joins, pads, selects
+from probe.decoding.caches import expected, grows, joins, pads, selects, slot
+from probe.decoding.continuous import ContinuousBatch, PrefixReader
 from probe.decoding.engine import Batch, Continuation, OpenBranch, Progress, by_length, check, takes_padding
-from probe.decoding.prefixes import Edits, Known, TokenIds, common, compute, extended
+from probe.decoding.prefixes import Edits, Known, TokenIds, compute, extended
 from probe.decoding.teacher_forced import Prefix
+from probe.language_model.rotary import start_over
+from probe.language_model.stepping import cache_support
 from probe.requests import Sampling
 
 if TYPE_CHECKING:
@@ -22,8 +25,8 @@ Key = tuple[TokenIds, int]
 """A prefix, and its name if edits make it another one than the same tokens under another name."""
 
 Done = Callable[[int, int, Continuation], None]
-Base = tuple[TokenIds, Known]
 BATCH = 64
+STRETCH = 4  # batches that are one stretch of the list: it is run as a whole, or not at all
 SAME = -1  # in place of a name
 
 
@@ -50,57 +53,111 @@ def branch(
     stem: a beginning of all prefixes that the model has read already: it is not read again, and stays as it is.
     Raises `NonFinite`, and `BadModel` for a model that cannot generate.
     """
-    check(lm)
-    ragged = takes_padding(lm)
     most = [max_new] * len(prefixes) if isinstance(max_new, int) else list(max_new)
-    rows = [[OpenBranch(tuple(p), s, i, m) for s in samples] for i, (p, m) in enumerate(zip(prefixes, most, strict=True))]
+    rows = [
+        [OpenBranch(tuple(prefix), sample, i, n, sampling.seed) for sample in samples]
+        for i, (prefix, n) in enumerate(zip(prefixes, most, strict=True))
+    ]
     total, ended = sum(map(len, rows)), 0
-    twins: dict[tuple[Key, int, int], list[OpenBranch]] = defaultdict(list)  # rows that are one branch
-    for row in chain.from_iterable(rows):
-        twins[_branch_of(row, edits)].append(row)
 
     def end(row: OpenBranch) -> None:
         nonlocal ended
+        ended += 1
+        if done:
+            done(row.name, row.sample, row.found)
+        if progress:
+            progress("branches", ended, total)
+
+    draw_rows(
+        lm, list(chain.from_iterable(rows)), sampling, places=batch, end=end, edits=edits,
+        known=None if kept is None else lambda row: kept(row.name, row.sample), stems=() if stem is None else (stem,),
+    )  # fmt: skip
+    return [[row.found for row in group] for group in rows]
+
+
+def draw_rows(
+    lm: LanguageModel, rows: Sequence[OpenBranch], sampling: Sampling, *, places: int, tokens: int | None = None,
+    end: Callable[[OpenBranch], None], known: Callable[[OpenBranch], bool] | None = None, edits: Edits | None = None,
+    stems: Sequence[Prefix] = (),
+) -> None:  # fmt: skip
+    """Draw rows, up to `places` side by side; those that are one branch are drawn once. As `branch` says, for rows each with
+    a seed of its own.
+
+    tokens: the most that a batch may hold (rows times the longest), where rows come and go.
+    end(row) is called as each ends. known(row): it has ended before.
+    """
+    check(lm)
+    twins: dict[tuple[Key, int, int, int], list[OpenBranch]] = defaultdict(list)  # rows that are one branch
+    for row in rows:
+        twins[_branch_of(row, edits)].append(row)
+
+    def ends(row: OpenBranch) -> None:
         for twin in twins[_branch_of(row, edits)]:
             twin.found = row.found
-            ended += 1
-            if done:
-                done(twin.name, twin.sample, twin.found)
-            if progress:
-                progress("branches", ended, total)
+            end(twin)
 
-    def known(row: OpenBranch) -> bool:
-        return kept is not None and all(kept(twin.name, twin.sample) for twin in twins[_branch_of(row, edits)])
+    def is_known(row: OpenBranch) -> bool:
+        return known is not None and all(known(twin) for twin in twins[_branch_of(row, edits)])
 
-    room = lm.context_length
     waiting = [members[0] for members in twins.values()]
     for row in waiting:
-        if row.most < 1 or (room is not None and len(row.prefix) >= room):
-            row.found.stop_reason = "context" if row.most >= 1 else "length"
-            end(row)
+        row.found.stop_reason = row.over(lm.context_length)
+        if not row.running:
+            ends(row)
     waiting = sorted((row for row in waiting if row.running), key=lambda row: (row.prefix, row.name))
     before = None if edits is None else (edits.rows, edits.start)
     try:
-        _run(lm, waiting, max(most, default=0), sampling, batch, end, edits, ragged, known, stem)
+        if edits is None and refills(lm):
+            _refilled(lm, waiting, sampling, places, tokens, ends, is_known, stems)
+        else:
+            _run(lm, waiting, sampling, places, ends, edits, is_known)
     finally:
         if edits is not None and before is not None:
             edits.rows, edits.start = before
-    return [[row.found for row in group] for group in rows]
+
+
+def refills(lm: LanguageModel) -> bool:
+    """Whether rows of a batch may come and go: padding is out of sight, and all that is cached is keys and values."""
+    return takes_padding(lm) and cache_support(lm).cached and bool(slot(lm.model)) and pads(expected(lm.model.config))
+
+
+@torch.inference_mode()
+def _refilled(
+    lm: LanguageModel, waiting: Sequence[OpenBranch], sampling: Sampling, places: int, tokens: int | None,
+    end: Callable[[OpenBranch], None], known: Callable[[OpenBranch], bool], stems: Sequence[Prefix],
+) -> None:  # fmt: skip
+    """Rows stretch by stretch, each a batch that is refilled; a stretch of which all is known is left out."""
+    start_over(lm.model)
+    stretches = [waiting[start : start + STRETCH * places] for start in range(0, len(waiting), STRETCH * places)]
+    to_run = [some for some in stretches if not all(map(known, some))]
+    prefixes, wanted = sorted({row.prefix for row in waiting}), {row.prefix for some in to_run for row in some}
+    reader = PrefixReader(lm, _computed(lm, prefixes, wanted, stems))
+    for some, following in zip_longest(to_run, to_run[1:]):
+        batch = ContinuousBatch(lm, reader, sampling, places=min(places, len(some)), tokens=tokens, end=end)
+        batch.run(some, later=following[0].prefix if following else None)
+
+
+def _computed(
+    lm: LanguageModel, prefixes: Sequence[TokenIds], wanted: Collection[TokenIds], stems: Sequence[Prefix]
+) -> Iterator[tuple[TokenIds, Known]]:
+    """Prefixes (sorted) in turn, those that begin with a stem from where it ends."""
+    known = {tuple(stem.ids): stem.known for stem in stems}
+
+    def stem_of(prefix: TokenIds) -> TokenIds:
+        return max((ids for ids in known if prefix[: len(ids)] == ids), key=len, default=())
+
+    for ids, group in groupby(prefixes, key=stem_of):
+        given = known.get(ids)
+        yield from compute(lm, list(group), None if given is None else (ids, given), wanted)
 
 
 @torch.inference_mode()
 def _run(
-    lm: LanguageModel, waiting: list[OpenBranch], max_new: int, sampling: Sampling, batch: int,
-    end: Callable[[OpenBranch], None], edits: Edits | None, ragged: bool, known: Callable[[OpenBranch], bool],
-    stem: Prefix | None,
+    lm: LanguageModel, waiting: list[OpenBranch], sampling: Sampling, batch: int, end: Callable[[OpenBranch], None],
+    edits: Edits | None, known: Callable[[OpenBranch], bool],
 ) -> None:  # fmt: skip
-    """Rows in batches; a beginning that all have in common is kept from one to the next."""
-    if all(map(known, waiting)):
-        return
-    shares = edits is None and grows(expected(lm.model.config))
-    base = _given(waiting, stem) if shares and stem is not None else None
-    if base is None and shares and len(waiting) > batch:
-        base = _base(lm, waiting)
+    """Rows in batches that stay as they are until all have ended."""
+    max_new, shares = max((row.most for row in waiting), default=0), edits is None and grows(expected(lm.model.config))
     batches = [waiting[start : start + batch] for start in range(0, len(waiting), batch)]
     if edits is None and not shares:
         # edits at work that aren't told where a forward begins take a recurrent state to go on where the last one ended
@@ -108,8 +165,8 @@ def _run(
     for some in batches:
         if all(map(known, some)):
             continue
-        prefixes = _shared(lm, some, base, shares) if edits is None else _edited(lm, some, edits)
-        for bunch in _bunches(lm, some, prefixes, ragged):
+        prefixes = _shared(lm, some, shares) if edits is None else _edited(lm, some, edits)
+        for bunch in _bunches(lm, some, prefixes):
             together = Batch(lm, bunch, sampling, edits=edits, done=end)
             repeats = Counter(_key(row, prefixes) for row in bunch)
             if all(key in prefixes and selects(prefixes[key].cache) for key in repeats):
@@ -117,26 +174,11 @@ def _run(
             together.run(max_new)
 
 
-def _given(waiting: Sequence[OpenBranch], stem: Prefix) -> Base | None:
-    """What the model knows after the stem, if all go on from there."""
-    ids = tuple(stem.ids)
-    if stem.known is None or any(row.prefix[: len(ids)] != ids for row in waiting):
-        return None
-    return ids, stem.known
-
-
-def _base(lm: LanguageModel, waiting: Sequence[OpenBranch]) -> Base | None:
-    """What the model knows after the beginning that all have in common, if it can go on from there."""
-    stem = common([row.prefix for row in waiting])
-    known = extended(lm, None, stem, 0) if stem else None
-    return (stem, known) if known is not None and grows(known.cache) else None
-
-
-def _shared(lm: LanguageModel, rows: Sequence[OpenBranch], base: Base | None, shares: bool) -> dict[Key, Known]:
+def _shared(lm: LanguageModel, rows: Sequence[OpenBranch], shares: bool) -> dict[Key, Known]:
     """What the model knows after every prefix; only the first one where its cache can't be repeated and so is of no use."""
     found: dict[Key, Known] = {}
     prefixes = sorted({row.prefix for row in rows})
-    each = compute(lm, prefixes, base) if shares else ((own, extended(lm, None, own, 0)) for own in prefixes)
+    each = compute(lm, prefixes) if shares else ((own, extended(lm, None, own, 0)) for own in prefixes)
     for prefix, known in each:
         found[prefix, SAME] = known
         if not selects(known.cache):
@@ -153,20 +195,20 @@ def _edited(lm: LanguageModel, rows: Sequence[OpenBranch], edits: Edits) -> dict
     return found
 
 
-def _branch_of(row: OpenBranch, edits: Edits | None) -> tuple[Key, int, int]:
+def _branch_of(row: OpenBranch, edits: Edits | None) -> tuple[Key, int, int, int]:
     """What makes a branch another one: its prefix, the address of its noise, the tokens it may have, and its name where
     edits are for single rows."""
-    return (row.prefix, SAME if edits is None else row.name), row.sample, row.most
+    return (row.prefix, SAME if edits is None else row.name), row.seed, row.sample, row.most
 
 
 def _key(row: OpenBranch, known: Mapping[Key, Known]) -> Key:
     return (row.prefix, row.name) if (row.prefix, row.name) in known else (row.prefix, SAME)
 
 
-def _bunches(lm: LanguageModel, rows: Sequence[OpenBranch], known: Mapping[Key, Known], ragged: bool) -> list[list[OpenBranch]]:
+def _bunches(lm: LanguageModel, rows: Sequence[OpenBranch], known: Mapping[Key, Known]) -> list[list[OpenBranch]]:
     """Rows (sorted by prefix) that can run side by side."""
     cache = next(iter(known.values())).cache
-    if ragged and pads(cache):
+    if takes_padding(lm) and pads(cache):
         return [list(rows)]
     if joins(cache) or not selects(cache):
         return by_length(lm, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -65,6 +66,13 @@ def expected(config: Any) -> Any:
         return DynamicCache(config=config)
     except KeyError:
         return None
+
+
+def forked(cache: Any) -> Any:
+    """The same once more, for other tokens to follow: what is cached is shared where a layer never writes over it."""
+    other = copy.copy(cache)
+    other.layers = [copy.copy(one) if type(one) in _KEYED else copy.deepcopy(one) for one in cache.layers]
+    return other
 
 
 def select(cache: Cache, rows: Sequence[int]) -> None:

@@ -44,18 +44,34 @@ class Continuation:
 
 @dataclass
 class OpenBranch:
-    """One continuation under way: what it continues, the address of its noise, the name that edits know it by, how many tokens
-    it may have."""
+    """One continuation under way: what it continues, the address of its noise (seed, sample), the name that edits know it by,
+    how many tokens it may have."""
 
     prefix: TokenIds
     sample: int
     name: int
     most: int
+    seed: int
     found: Continuation = field(default_factory=Continuation)
 
     @property
     def running(self) -> bool:
         return not self.found.stop_reason
+
+    def over(self, context: int | None) -> str:
+        """`length` if it has all tokens that it may have, `context` if the model has no position for another; else empty."""
+        if len(self.found.ids) >= self.most:
+            return "length"
+        return "context" if context is not None and len(self.prefix) + len(self.found.ids) >= context else ""
+
+    def append(self, lm: LanguageModel, stop: Sequence[str], chosen: tuple[int, float, int, float | None]) -> None:
+        """One more token, with what the sampler saw; it may be the last."""
+        one, (token, logprob, kept, noise) = self.found, chosen
+        one.ids.append(token)
+        one.sample_logprob.append(logprob)
+        one.kept.append(kept)
+        one.noise.append(noise)
+        one.stop_reason = ended(lm, one.ids, stop) or self.over(lm.context_length)
 
 
 def decode(
@@ -72,7 +88,7 @@ def decode(
     """
     check(lm)
     numbers = list(range(len(prefixes))) if samples is None else list(samples)
-    rows = [OpenBranch(tuple(p), s, i, max_new) for i, (p, s) in enumerate(zip(prefixes, numbers, strict=True))]
+    rows = [OpenBranch(tuple(p), s, i, max_new, sampling.seed) for i, (p, s) in enumerate(zip(prefixes, numbers, strict=True))]
     padded = len({len(row.prefix) for row in rows}) > 1 and takes_padding(lm)
     for some in [rows] if padded else by_length(lm, rows):
         Batch(lm, some, sampling, edits=edits).run(max_new, progress=progress)
@@ -165,46 +181,28 @@ class Batch:
 
     @torch.inference_mode()
     def run(self, max_new: int, *, progress: Progress | None = None) -> None:
-        """Decode until every row has ended."""
+        """Decode until every row has ended, which is after `max_new` tokens at the latest."""
         start_over(self.lm.model)
+        for row in self.rows:
+            if reason := row.over(self.lm.context_length):
+                self._end(row, reason)
         for step in range(max_new):
-            for row in self.rows:
-                self._check_context(row, step)
             if not any(row.running for row in self.rows):
                 break
             self._cut()
             logits = self._next(step)
             chosen = choose(
-                logits, self.ids, self.sampling,
-                samples=[row.sample for row in self.rows], steps=[step] * len(self.rows),
+                logits, self.ids, self.sampling, samples=[row.sample for row in self.rows],
+                steps=[step] * len(self.rows), seeds=[row.seed for row in self.rows],
             )  # fmt: skip
-            for row, token, logprob, kept, noise in zip(self.rows, *chosen, strict=True):
+            for row, one in zip(self.rows, zip(*chosen, strict=True), strict=True):
                 if row.running:
-                    self._append(row, token, logprob, kept, noise)
+                    row.append(self.lm, self.sampling.stop, one)
+                    if not row.running:
+                        self._end(row, row.found.stop_reason)
             self.ids = torch.cat([self.ids, torch.tensor(chosen.tokens, device=self.ids.device)[:, None]], dim=1)
             if progress:
                 progress("decoding", step + 1, max_new)
-        for row in self.rows:
-            if row.running:
-                self._end(row, "length")
-
-    def _check_context(self, row: OpenBranch, step: int) -> None:
-        """A row whose next token would have no position stops."""
-        limit = self.lm.context_length
-        if row.running and limit is not None and len(row.prefix) + step >= limit:
-            self._end(row, "context")
-
-    def _append(self, row: OpenBranch, token: int, logprob: float, kept: int, noise: float | None) -> None:
-        one = row.found
-        one.ids.append(token)
-        one.sample_logprob.append(logprob)
-        one.kept.append(kept)
-        one.noise.append(noise)
-        reason = ended(self.lm, one.ids, self.sampling.stop)
-        if not reason and len(one.ids) >= row.most:
-            reason = "length"
-        if reason:
-            self._end(row, reason)
 
     def _end(self, row: OpenBranch, reason: str) -> None:
         row.found.stop_reason = reason

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.generation.utils import ALL_CACHE_NAMES
 
-from probe.decoding.caches import grows
+from probe.decoding.caches import forked, grows
 from probe.language_model.stepping import forward, plain_kwargs
 
 if TYPE_CHECKING:
@@ -35,6 +34,10 @@ class Known(NamedTuple):
     slot: str
 
 
+Base = tuple[TokenIds, Known]
+"""A beginning and what the model knows after it."""
+
+
 def extended(lm: LanguageModel, known: Known | None, prefix: TokenIds, start: int) -> Known:
     """The prefix, of which `known` holds the first `start` tokens; its cache is used up."""
     ids = torch.tensor([prefix], device=lm.device)
@@ -54,23 +57,45 @@ def common(prefixes: Sequence[TokenIds]) -> TokenIds:
 
 
 def compute(
-    lm: LanguageModel, prefixes: Sequence[TokenIds], base: tuple[TokenIds, Known] | None = None
+    lm: LanguageModel, prefixes: Sequence[TokenIds], base: Base | None = None, wanted: Collection[TokenIds] | None = None
 ) -> Iterator[tuple[TokenIds, Known]]:
     """Each of the prefixes (sorted, all different) with what the model knows after it; every shared beginning is run once.
 
-    base: a beginning of all that is known already; it stays as it is. Where the cache can't go on from a beginning by
-    several tokens, each prefix is run from its own.
+    base: a beginning of all that is known already; it stays as it is. wanted: those that are asked for, if not all; the
+    others have their part in where one begins to be read, and are not read. Of what was read only beginnings of prefixes to
+    come are held. Where the cache can't go on from a beginning by several tokens, each prefix is run from its own.
     """
-    stem = common(prefixes)
-    start, known = (0, None) if base is None else (len(base[0]), base[1])
-    if stem and (known is None or len(stem) > start):
-        known = extended(lm, copy.deepcopy(known), stem, start)
-    if known is None or not grows(known.cache):
-        for prefix in prefixes:
-            yield prefix, known if known is not None and prefix == stem else extended(lm, None, prefix, 0)
-        return
-    if prefixes[0] == stem:
-        yield stem, known if len(prefixes) == 1 and len(stem) > start else copy.deepcopy(known)
-        prefixes = prefixes[1:]
-    for _, group in groupby(prefixes, key=lambda prefix: prefix[len(stem)]):
-        yield from compute(lm, list(group), (stem, known))
+    asked = set(prefixes if wanted is None else wanted)
+    below: list[tuple[Sequence[TokenIds], Base | None]] = [(prefixes, base)]
+    while below:
+        some, base = below.pop()
+        if asked.isdisjoint(some):
+            continue
+        stem = common(some)
+        known, base = _after(lm, stem, base), None
+        if known is not None and not grows(known.cache):
+            for prefix in (one for one in some if one in asked):
+                yield prefix, known if prefix == stem else extended(lm, None, prefix, 0)
+            continue
+        longer = some[1:] if some[0] == stem else some
+        below += [(group, None if known is None else (stem, known)) for group in reversed(_split(longer, len(stem)))]
+        if known is not None and some[0] == stem and stem in asked:
+            given, known = [_fork(known)], None  # and is held no longer than whoever has asked holds it
+            yield stem, given.pop()
+
+
+def _after(lm: LanguageModel, stem: TokenIds, base: Base | None) -> Known | None:
+    """What the model knows after the stem; None after nothing."""
+    if base is None:
+        return extended(lm, None, stem, 0) if stem else None
+    ids, known = base
+    return extended(lm, _fork(known), stem, len(ids)) if len(stem) > len(ids) else known
+
+
+def _fork(known: Known) -> Known:
+    return known._replace(cache=forked(known.cache))
+
+
+def _split(prefixes: Sequence[TokenIds], at: int) -> list[list[TokenIds]]:
+    """Groups that agree in the token there too."""
+    return [list(group) for _, group in groupby(prefixes, key=lambda prefix: prefix[at])]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from probe.decoding.branching import branch
-from probe.decoding.engine import Continuation
+from probe.decoding.branching import draw_rows
+from probe.decoding.engine import Continuation, OpenBranch
 from probe.decoding.noise import stream
 from probe.decoding.prefixes import TokenIds
 from probe.decoding.teacher_forced import Prefix
@@ -19,7 +17,8 @@ from probe.requests import Sampling
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
-PLACES = 64  # rollouts that run side by side
+PLACES = 64  # the most rollouts that run side by side
+FULL = 16  # of the longest rollouts there is always memory for so many
 Ended = Callable[[int, Continuation], None]
 Known = Callable[[int], bool]
 
@@ -63,31 +62,23 @@ class LocalEngine:
 
     name, addressed_noise, activations, edits = "local", True, True, True
 
-    def __init__(self, lm: LanguageModel) -> None:
-        self.lm = lm
+    def __init__(self, lm: LanguageModel, *, tokens: int | None = None) -> None:
+        """tokens: the most that a batch may hold of keys and values, rows times the longest; if not given, as many as
+        `FULL` of the longest rollouts come to."""
+        self.lm, self.tokens = lm, tokens
 
     def draw(
         self, rollouts: Sequence[Rollout], sampling: Sampling, *, done: Ended, kept: Known | None = None,
         stems: Sequence[Prefix] = (),
     ) -> None:  # fmt: skip
-        """As `Engine.draw` says."""
-        groups: dict[tuple[TokenIds, int, int], list[int]] = defaultdict(list)
-        for place, one in enumerate(rollouts):
-            groups[one.prefix, one.max_new, one.seed].append(place)
-        for (prefix, most, seed), places in groups.items():
-            stem = next((s for s in stems if tuple(s.ids) == prefix[: len(s.ids)]), None)
-            of = {rollouts[place].sample: place for place in places}
-
-            def end(_: int, sample: int, found: Continuation, of: dict[int, int] = of) -> None:
-                done(of[sample], found)
-
-            def known(_: int, sample: int, of: dict[int, int] = of) -> bool:
-                return kept is not None and kept(of[sample])
-
-            branch(
-                self.lm, [prefix], list(of), max_new=most, sampling=replace(sampling, seed=seed), batch=PLACES,
-                done=end, kept=known, stem=stem,
-            )  # fmt: skip
+        """As `Engine.draw` says. Rollouts of any prefixes run side by side, and the place of one that has ended is refilled,
+        where rows of the model's cache can come and go."""
+        rows = [OpenBranch(one.prefix, one.sample, place, one.max_new, one.seed) for place, one in enumerate(rollouts)]
+        longest = max((len(one.prefix) + one.max_new for one in rollouts), default=1)
+        draw_rows(
+            self.lm, rows, sampling, places=PLACES, tokens=self.tokens or FULL * longest, stems=stems,
+            end=lambda row: done(row.name, row.found), known=None if kept is None else lambda row: kept(row.name),
+        )  # fmt: skip
 
 
 def problem_seed(seed: int, prompt: Sequence[int]) -> int:

@@ -79,9 +79,13 @@ def _scores(logits: Tensor, ids: Tensor | None, sampling: Sampling) -> Tensor:
 
 def _check(best: Sequence[float], samples: Sequence[int], steps: Sequence[int]) -> None:
     """One NaN or +inf among the scores of a row, or none above -inf, makes the best of that row no finite number."""
-    for value, sample, step in zip(best, samples, steps, strict=True):
+    for row, (value, sample, step) in enumerate(zip(best, samples, steps, strict=True)):
         if not math.isfinite(value):
-            raise NonFinite(f"the logits of sample {sample} at step {step} are not finite numbers", hint="try --dtype float32")
+            error = NonFinite(
+                f"the logits of sample {sample} at step {step} are not finite numbers", hint="try --dtype float32"
+            )
+            error.row = row
+            raise error
 
 
 def _draw_filtered(

@@ -1,0 +1,166 @@
+"""Continuous batching: rollouts of any prefixes side by side, and the place of one that has ended is refilled at once."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from probe.decoding.engine import OpenBranch
+from probe.decoding.prefixes import Known, TokenIds, extended
+from probe.decoding.rooms import Room
+from probe.decoding.sampler import choose
+from probe.errors import NonFinite
+from probe.language_model.stepping import cache_support, forward, plain_kwargs
+from probe.requests import Sampling
+
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
+
+
+class PrefixReader:
+    """Prefixes in their order, each with what the model knows after it, read when it is asked for; only one is held."""
+
+    def __init__(self, lm: LanguageModel, computed: Iterator[tuple[TokenIds, Known]]) -> None:
+        self.lm, self._computed = lm, computed
+        self._prefix: TokenIds | None = None
+        self._known: Known | None = None
+
+    def read(self, row: OpenBranch) -> Known:
+        """What the model knows after the prefix of a row, and after what has been drawn if it has been in the way before."""
+        if row.found.ids:
+            return extended(self.lm, None, (*row.prefix, *row.found.ids), 0)
+        while self._prefix != row.prefix:
+            self._known = None
+            self._prefix, self._known = next(self._computed)
+        assert self._known is not None
+        return self._known
+
+    def forget(self, prefix: TokenIds) -> None:
+        """All rollouts of this prefix have their places: nothing of it is needed any more."""
+        if self._prefix == prefix:
+            self._known = None
+
+
+class ContinuousBatch:
+    """Rollouts that run (one a row of the room), and those that wait for a place."""
+
+    def __init__(
+        self, lm: LanguageModel, prefixes: PrefixReader, sampling: Sampling, *, places: int, tokens: int | None,
+        end: Callable[[OpenBranch], None],
+    ) -> None:  # fmt: skip
+        self.lm, self.prefixes, self.sampling, self.end = lm, prefixes, sampling, end
+        self.room = Room(places, tokens or sys.maxsize)
+        self.rows: list[OpenBranch] = []  # in the order of the room's rows
+        self.came: list[int] = []  # when each came
+        self._arrivals = 0
+        self._slot = ""
+
+    @torch.inference_mode()
+    def run(self, waiting: Sequence[OpenBranch], later: TokenIds | None = None) -> None:
+        """Decode until every row has ended; rows wait in the order of their prefixes. later: a prefix that is needed again."""
+        queue = deque(waiting)
+        free: list[int] = []
+        while True:
+            free = self._fill(queue, free, later)
+            self._leave(free)
+            if not self.rows:
+                return
+            while self.room.full:
+                self._send_back(queue)
+            self.room.make_room()
+            free = self._step()
+
+    def _fill(self, queue: deque[OpenBranch], free: list[int], later: TokenIds | None) -> list[int]:
+        """Rows that wait get the free places, and new ones as long as there may be more; the places that are still free."""
+        while queue:
+            some = self._next_ones(queue, len(self.rows) - len(free))
+            if not some:
+                break
+            for _ in some:
+                queue.popleft()
+            known = self.prefixes.read(some[0])
+            self._choose(some, known.logits.expand(len(some), -1))
+            running = [row for row in some if row.running]
+            if running:
+                places = [*free, *range(len(self.rows), len(self.rows) + len(running))][: len(running)]
+                free = free[len(running) :]
+                self._place(running, places, known)
+            del known
+            fresh = next((row.prefix for row in queue if not row.found.ids), later)
+            if fresh != some[0].prefix:
+                self.prefixes.forget(some[0].prefix)
+        return free
+
+    def _next_ones(self, queue: deque[OpenBranch], n: int) -> list[OpenBranch]:
+        """The first that wait, of one prefix, as many as there is room for beside n others."""
+        first = queue[0]
+        length = len(first.prefix) + len(first.found.ids)
+        if first.found.ids:
+            return [first] if self.room.fits(n + 1, length) else []
+        alike = takewhile(lambda row: row.prefix == first.prefix and not row.found.ids, queue)
+        return [row for i, row in enumerate(alike, n + 1) if self.room.fits(i, length)]
+
+    def _place(self, rows: Sequence[OpenBranch], places: Sequence[int], known: Known) -> None:
+        self._slot = known.slot
+        self.room.place(places, known.cache, len(rows[0].prefix) + len(rows[0].found.ids) - 1)
+        for row, place in zip(rows, places, strict=True):
+            self._arrivals += 1
+            if place == len(self.rows):
+                self.rows.append(row)
+                self.came.append(self._arrivals)
+            else:
+                self.rows[place], self.came[place] = row, self._arrivals
+
+    def _leave(self, places: Sequence[int]) -> None:
+        if places:
+            kept = self.room.drop(places)
+            self.rows, self.came = [self.rows[i] for i in kept], [self.came[i] for i in kept]
+
+    def _send_back(self, queue: deque[OpenBranch]) -> None:
+        """The row that came last gives up its place and waits: what it has drawn will be read again with its prefix."""
+        place = max(range(len(self.rows)), key=lambda i: self.came[i])
+        queue.appendleft(self.rows[place])
+        self._leave([place])
+
+    def _step(self) -> list[int]:
+        """One token of every row; the places of those that have ended."""
+        device, room = self.lm.device, self.room
+        ids = torch.tensor([[row.found.ids[-1]] for row in self.rows], device=device)
+        places = torch.tensor(room.lengths, device=device)[:, None] + (cache_support(self.lm).origin or 0)
+        kwargs = plain_kwargs(self.lm, ids) | {
+            self._slot: room.cache, "attention_mask": room.mask(device), "position_ids": places,
+        }  # fmt: skip
+        logits, _ = forward(self.lm, ids, kwargs, new=1)
+        room.append()
+        self._choose(self.rows, logits)
+        return [i for i, row in enumerate(self.rows) if not row.running]
+
+    def _choose(self, rows: Sequence[OpenBranch], logits: Tensor) -> None:
+        """Draw the next token of each row; those that end by it are told of."""
+        try:
+            chosen = choose(
+                logits, self._texts(rows), self.sampling, samples=[row.sample for row in rows],
+                steps=[len(row.found.ids) for row in rows], seeds=[row.seed for row in rows],
+            )  # fmt: skip
+        except NonFinite as error:
+            broken = rows[error.row or 0]
+            where = f"after a prefix of {len(broken.prefix):,} tokens that ends in {self.lm.pieces(broken.prefix[-12:]).text!r}"
+            raise NonFinite(f"{error} ({where})", hint=error.hint) from error
+        for row, one in zip(rows, zip(*chosen, strict=True), strict=True):
+            row.append(self.lm, self.sampling.stop, one)
+            if not row.running:
+                self.end(row)
+
+    def _texts(self, rows: Sequence[OpenBranch]) -> Tensor | None:
+        """Ids (row, pos) that the repetition penalty looks at, padded with a row's own first token: it sees nothing else."""
+        if self.sampling.repetition_penalty == 1.0:
+            return None
+        texts = [(*row.prefix, *row.found.ids) for row in rows]
+        longest = max(map(len, texts))
+        return torch.tensor([(text[:1] * (longest - len(text))) + text for text in texts], device=self.lm.device)
