@@ -9,7 +9,7 @@ import sys
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,6 +71,11 @@ class Stream(io.TextIOBase):
     @property
     def errors(self) -> str:  # type: ignore[override]
         return "backslashreplace"
+
+    @property
+    def buffer(self) -> BinaryIO:
+        """Where bytes go that are no words."""
+        return self.under.buffer
 
     def write(self, text: str) -> int:
         out = printable(text) if self.escape else text

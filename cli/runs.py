@@ -17,7 +17,7 @@ from .groups import Output
 from .terminal import show_document
 
 if TYPE_CHECKING:
-    from probe.store import Listed
+    from probe.store import Listed, Run
 
 app = typer.Typer(help="List, show, draw, check, export and remove runs.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -25,7 +25,7 @@ RUNS = Path("runs")
 Root = Annotated[Path, typer.Argument(help="Folder that holds runs.")]
 RunPath = Annotated[Path, typer.Argument(help="A run directory.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-Format = Annotated[str | None, typer.Option("--format", help="csv, jsonl, parquet, safetensors [default: by suffix].")]
+Format = Annotated[str | None, typer.Option("--format", help="csv, jsonl, parquet, safetensors [default: by suffix, or csv].")]
 
 
 @dataclass(frozen=True)
@@ -146,24 +146,39 @@ def export(
     run: RunPath,
     output: Output,
     table: Annotated[str | None, typer.Argument(help="A table of the run.")] = None,
-    to: Annotated[Path | None, typer.Argument(help="File to write; must not exist.")] = None,
+    to: Annotated[Path | None, typer.Argument(help="File to write; must not exist. - or none: standard output.")] = None,
     format: Format = None,
+    flat: Annotated[bool, typer.Option("--flat", help="Of attention and scores: one row a (query, key), no lists.")] = False,
     newick: Annotated[bool, typer.Option("--newick", help="The tree of branches, in place of a table.")] = False,
 ) -> None:
     """Write one table of a run as csv, jsonl, parquet, or (activations) safetensors; or its tree, --newick or --json."""
     if table is None and (newick or output.as_json):
         _show_tree(run, output, newick=newick)
         return
-    if table is None or to is None or newick:
-        raise typer.BadParameter("give a table and a file, or for the tree of branches only --newick or --json")
+    if table is None or newick:
+        raise typer.BadParameter("give a table, or for the tree of branches only --newick or --json")
     from probe import store
 
-    rows = store.export(store.open_run(run), table, to, format=format)
+    if to is None or str(to) == "-":
+        _to_stdout(store.open_run(run), table, output, format=format, flat=flat)
+        return
+    rows = store.export(store.open_run(run), table, to, format=format, flat=flat)
     if output.as_json:
         summary = {"table": table, "rows": rows, "file": str(to)}
         show_document({"run": str(run), "command": "runs export", "summary": summary})
     else:
         typer.echo(f"{to}: {rows:,} rows")
+
+
+def _to_stdout(run: Run, table: str, output: Output, *, format: str | None, flat: bool) -> None:
+    """A table's bytes, and nothing else, on standard output."""
+    from probe import store
+
+    if output.as_json:
+        raise typer.BadParameter("standard output holds the table: leave out --json, or name a file")
+    if format == "parquet" and sys.stdout.isatty():
+        raise typer.BadParameter("parquet is no text for a terminal: name a file, or send it through a pipe")
+    store.export(run, table, sys.stdout.buffer, format=format, flat=flat)
 
 
 @app.command("rm")

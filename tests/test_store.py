@@ -381,7 +381,6 @@ def test_patterns_and_scores_are_square(heads: store.Run) -> None:
     [
         ({"site": "resid_pst", "layer": 4}, "did you mean 'resid_post'? captured: resid_post, z"),
         ({"site": "resid_post", "layer": 9}, "captured at: 4"),
-        ({"site": "z", "layer": 1}, "heads: 0, 1"),
         ({"site": "z", "layer": 1, "head": 7}, "heads: 0, 1"),
         ({"site": "resid_post", "layer": 4, "head": 0}, "heads: none: leave head out"),
         ({"site": "resid_post", "layer": 4, "prompt_id": 3}, ""),

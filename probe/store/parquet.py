@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -102,6 +103,40 @@ def write_file(path: Path, schema: pa.Schema, batches: Any) -> tuple[int, durabl
     durable.settle(path)
     durable.sync(path.parent)
     return rows, written
+
+
+class _Counted(io.RawIOBase):
+    """A stream that is written once from its start to its end, such as a pipe, with a place in it."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._at = stream, 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def write(self, data: Any) -> int:
+        self._stream.write(data)
+        self._at += len(data)
+        return len(data)
+
+
+def write_stream(stream: BinaryIO, schema: pa.Schema, batches: Any) -> int:
+    """Write one whole file into a stream, which stays open: its rows."""
+    writer = pq.ParquetWriter(pa.PythonFile(_Counted(stream), mode="w"), schema, **options(schema, plain=False))
+    rows = 0
+    try:
+        for table in batches:
+            writer.write_table(table, row_group_size=group_rows(table))
+            rows += table.num_rows
+    except BaseException:
+        writer.is_open = False  # its destructor must not write a footer
+        raise
+    writer.close()
+    stream.flush()
+    return rows
 
 
 class PartWriter:

@@ -6,7 +6,7 @@ import difflib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,9 @@ from probe import tables
 from probe.errors import RunError
 from probe.sites.positions import listed
 from probe.store import layout
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class TableFiles:
@@ -188,15 +191,49 @@ def activation(run: Scannable, site: str, layer: int, *, head: int | None, promp
     if not found.num_rows:
         raise _not_captured(run, where)
     heads = sorted(pc.unique(found["head"]).to_pylist())
+    if head is None and heads[0] >= 0:
+        return _of_heads(found, heads, f"'{site}' at layer {layer}")
     wanted = -1 if head is None else head
     if wanted not in heads:
         listed = ", ".join(str(h) for h in heads if h >= 0) or "none: leave head out"
-        raise RunError(f"'{site}' at layer {layer} needs one of its heads, not {head}", hint=f"heads: {listed}")
-    if len(heads) > 1:
-        found = found.filter(pc.equal(found["head"], pa.scalar(wanted, pa.int16())))
-    pos = found["pos"].to_numpy()
-    vectors = matrix(found["vector"])
-    return vectors if np.all(pos[1:] > pos[:-1]) else vectors[np.argsort(pos, kind="stable")]
+        raise RunError(f"'{site}' at layer {layer} was not captured of head {head}", hint=f"heads: {listed}")
+    return _of_head(found, wanted)[1]
+
+
+def _of_head(found: pa.Table, head: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions ascending, and (pos, width) of one head."""
+    mine = filtered(found, {"head": head})
+    pos, vectors = mine["pos"].to_numpy(), matrix(mine["vector"])
+    if np.all(pos[1:] > pos[:-1]):
+        return pos, vectors
+    order = np.argsort(pos, kind="stable")
+    return pos[order], vectors[order]
+
+
+def _of_heads(found: pa.Table, heads: list[int], what: str) -> np.ndarray:
+    """(pos, head, width) of the heads that were captured, ascending."""
+    each = [_of_head(found, head) for head in heads]
+    if any(not np.array_equal(pos, each[0][0]) for pos, _ in each):
+        raise RunError(f"the heads of {what} were captured at different positions", hint="give head=")
+    return np.stack([vectors for _, vectors in each], axis=1)
+
+
+def attention_row(run: Scannable, layer: int, head: int, query: int, *, prompt_id: int, branch: int) -> pd.DataFrame:
+    """See `Run.attention`."""
+    import pandas as pd
+
+    if "attention" not in run.tables:
+        raise RunError("the run holds no 'attention'", hint="record it with --attention full or topk:8")
+    sequence = {"prompt_id": prompt_id, "branch": branch}
+    tokens = run.scan("tokens", columns=["pos", "token"], **sequence).sort_by("pos")
+    where = {**sequence, "layer": layer, "head": head, "query": query if query >= 0 else query + tokens.num_rows}
+    (row,) = run.scan("attention", columns=["keys", "weights"], **where).to_pylist() or [None]
+    if row is None:
+        raise _not_captured(run, where, table="attention")
+    keys = np.arange(len(row["weights"])) if row["keys"] is None else np.asarray(row["keys"], np.int64)
+    texts = tokens["token"].to_numpy(zero_copy_only=False)
+    found = pd.DataFrame({"key": keys, "token": texts[keys], "weight": np.asarray(row["weights"], np.float32)})
+    return found.sort_values("key", ignore_index=True)
 
 
 def captured(run: Scannable) -> dict[str, list[int]]:

@@ -112,7 +112,8 @@ def _whole(path: Path) -> None:
 
 
 class Run:
-    """A whole run. `run.tokens`, `run.steps` … are DataFrames; `run.activation(site, layer)` is an array."""
+    """A whole run. `run.tokens`, `run.steps` … are DataFrames; `run.activation(site, layer)` is an array,
+    `run.attention(layer, head, query)` a row of a pattern."""
 
     def __init__(self, source: RunReader, about: Mapping[str, Any]) -> None:
         self._source = source
@@ -178,10 +179,18 @@ class Run:
     ) -> np.ndarray:
         """float32 (pos, width) of a site, positions ascending; `pattern` and `scores`: (query, key) of one head.
 
-        Sites with heads (z, q, k, v) need `head`. In `pattern`, weights that were not kept are 0; in `scores`, keys
-        that are not visible are -inf. RunError says what was captured if this was not.
+        Sites with heads (z, q, k, v) are (pos, head, width) of the heads that were captured, ascending, or with `head`
+        (pos, width) of that one. In `pattern`, weights that were not kept are 0; in `scores`, keys that are not visible are
+        -inf. RunError says what was captured if this was not.
         """
         return reading.activation(self, site, layer, head=head, prompt_id=prompt_id, branch=branch)
+
+    def attention(self, layer: int, head: int, query: int, *, prompt_id: int = 0, branch: int = 0) -> pd.DataFrame:
+        """One row of a head's pattern: `key` (ascending), its `token`, `weight`; of a run with `topk` those that were kept.
+
+        query: the position that looks, from the end if negative. The whole table is `run.table("attention")`.
+        """
+        return reading.attention_row(self, layer, head, query, prompt_id=prompt_id, branch=branch)
 
     def text(self, prompt_id: int = 0, branch: int = 0) -> str:
         """The decoded text of a sequence, prompt and completion."""

@@ -7,11 +7,12 @@ import json
 import pyarrow as pa
 
 from probe.tables.columns import FLOATS, INTS, RUN, Column, Table
+from probe.tables.flat import FLAT, FlatTable
 from probe.tables.measured import MEASURED
 from probe.tables.observed import OBSERVED
 from probe.tables.over_problems import OVER_PROBLEMS
 
-__all__ = ["FLOATS", "INTS", "RUN", "SCHEMA_VERSION", "TABLES", "Column", "Table", "schema"]
+__all__ = ["FLAT", "FLOATS", "INTS", "RUN", "SCHEMA_VERSION", "TABLES", "Column", "FlatTable", "Table", "schema"]
 
 SCHEMA_VERSION = 3  # the largest `since`
 
