@@ -105,16 +105,17 @@ def tree(
     run: RunPath,
     output: Output,
     newick: Annotated[bool, typer.Option("--newick", help="In Newick's notation; lengths are tokens.")] = False,
+    prompt: Annotated[int | None, typer.Option("--prompt", min=0, help="Only this prompt's; else all, a node each.")] = None,
 ) -> None:
     """Draw the branches of a run, and of the runs in its folder that were made from it, with outcome counts."""
-    _show_tree(run, output, newick=newick)
+    _show_tree(run, output, newick=newick, prompt=prompt)
 
 
-def _show_tree(run: Path, output: Output, *, newick: bool) -> None:
+def _show_tree(run: Path, output: Output, *, newick: bool, prompt: int | None = None) -> None:
     import probe.rewinding.tree as trees
     from probe.store import open_run
 
-    found = trees.tree(open_run(run))
+    found = trees.tree(open_run(run), prompt_id=prompt)
     if output.as_json:
         show_document({"run": str(run), "command": "runs tree", "summary": found})
     else:

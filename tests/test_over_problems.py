@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -10,8 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats as reference
+from probe.cli.over_problems import _bar as bar
+from probe.cli.over_problems import show_over_problems
 
-from probe import stats, tables
+from probe import stats, store, tables
 from probe.over_problems import OverProblems, effect_tables, importance_tables
 from probe.over_problems.curves import FORMULAS
 from probe.over_problems.means import operation
@@ -318,3 +321,46 @@ def test_one_step_a_problem_has_means_and_no_curve() -> None:
 def test_the_name_of_an_edit_is_told_from_its_text() -> None:
     assert operation("prompt-b: a: b") == "prompt-b" and operation("replace: x") == "replace"
     assert operation("numbers") == "numbers" and operation("zero(z@5.3)") == "zero(z@5.3)"
+
+
+def as_run(command: str, found: OverProblems) -> store.Run:
+    writer = store.create(None, command=command, arguments={})
+    with writer.unit("over problems"):
+        for name, columns in found.tables.items():
+            writer.write(name, columns)
+    return writer.finish(summary={"over_problems": found.summary})
+
+
+def lines_of(text: str, block: str) -> dict[str, list[str]]:
+    """Cells of a block's lines by their first; cells stand two spaces apart."""
+    rows = text.split(f"\n{block}", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
+    return {cells[0]: cells for row in rows if (cells := [cell for cell in re.split(r"  +", row) if cell])}
+
+
+def test_the_page_says_what_stands_in_the_tables(found: OverProblems, capsys: pytest.CaptureFixture[str]) -> None:
+    run = as_run("importance", found)
+    show_over_problems(run)
+    text = capsys.readouterr().out
+    assert "over 14 problems" in text and "an interval holds only" not in text
+    means = run.importance_means.set_index(["method", "grouped_by", "value"])
+    shown = lines_of(text, "resampling: u")
+    assert set(shown) == {"all steps", *KINDS, *(f"{25 * q:02d}–{25 * q + 25} %" for q in range(4))}
+    for value in ("all steps", "plan"):
+        row = means.loc[("resampling", "all", "") if value == "all steps" else ("resampling", "kind", value)]
+        assert shown[value][1:3] == [f"{row['estimate']:+.3f}", f"[{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"]
+        assert shown[value][-3:] == [str(row["problems"]), str(row["steps"]), f"{row['rollouts']:,}"]
+    covariates = run.covariates.query("method == 'resampling' and design == 'covariates'").set_index("term")
+    (line,) = (line for line in text.split("resampling goes along with")[1].split("\n\n")[0].splitlines() if "a nat" in line)
+    assert f"{covariates.loc['entropy', 'partial_r2']:.2f}" in line and "shared" not in text
+    (area,) = (a for a in found.summary["areas"] if a["along"] == "tokens")
+    assert f"{area['area_over_curve']:.3f} [{area['ci_low']:.2f}, {area['ci_high']:.2f}]" in text and area["formula"] in text
+    effects, rows = rewound(np.random.default_rng(2), 5)
+    show_over_problems(as_run("rewind", effect_tables(effects, *rows[1:], seed=0)))
+    text = capsys.readouterr().out
+    assert "prompt-b: share" in text and "prompt-b: total variation" in text and "an interval holds only" in text
+
+
+def test_a_bar_has_the_interval_zero_and_the_estimate() -> None:
+    assert bar(0.5, 0.25, 1.0, 0.0, 1.0) == "│" + " " * 7 + "─" * 7 + "●" + "─" * 15
+    assert bar(-1.0, math.nan, math.nan, -1.0, 1.0) == "●" + " " * 14 + "│" + " " * 15
+    assert bar(0.0, math.nan, math.nan, 0.0, 0.0) == "●" + " " * 30

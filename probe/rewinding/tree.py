@@ -4,65 +4,158 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from probe.errors import RunError
 from probe.store import Run, list_runs, open_run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Tree = dict[str, Any]
 BEYOND = "more from before the step"
 
 
-def tree(run: Run, *, root: Path | None = None) -> Tree:
+def tree(run: Run, *, root: Path | None = None, prompt_id: int | None = None) -> Tree:
     """The run's original with its arms as children: `name`, `position` of the fork, `n`, `outcomes` {class: count},
     `branches` (each with its branch id, sample, outcome, length in tokens and `children`), `children`.
 
+    A run of several problems has a node a problem as children, each with its `prompt_id`, and a problem that was gone back
+    to at several steps a node a step. prompt_id: only that problem.
     Arms hold the samples that were compared; what was drawn beyond them, to see what the model itself would say before the
     step, is an arm of its own. Runs under `root` (default: the folder the run is in) that went back into this one are
-    children too: of the branch that they went back into, or of the run if that was its original. The original of such a
-    run is there already, so that it counts none.
-    Raises `RunError` for a run that nothing forks from.
+    children too: of the branch that they went back into, or of the problem if that was its original. The original of such
+    a run is there already, so that it counts none.
+    Raises `RunError` for a run, or a problem of it, that nothing forks from.
     """
-    found = _node(run, root or (run.path.resolve().parent if run.path else None))
-    if not found["children"]:
-        raise RunError("this run has no branches, and no run beside it was made from it", hint="probe rewind RUN makes some")
+    found = _node(run, Family.of(root or (run.path.resolve().parent if run.path else None)), prompt_id)
+    if found is None:
+        if prompt_id is not None:
+            raise RunError(f"nothing forks from prompt {prompt_id}", hint="without --prompt there is the tree of all prompts")
+        hint = "probe rewind RUN makes some"
+        raise RunError("this run has no branches, and no run beside it was made from it", hint=hint)
     return found
 
 
-def _node(run: Run, folder: Path | None, *, inside: bool = False) -> Tree:
-    node: Tree = {
-        "name": run.path.name if run.path else run.run_id, "edit": "", "position": 0, "n": 0 if inside else 1, "outcomes": {},
-        "tokens": 0, "branches": [], "children": [],
-    }  # fmt: skip
-    if "branches" in run.tables:
-        _add_arms(node, run)
-    if inside:
-        parent = run.manifest["parent"]
-        node |= {"position": int(parent["position"]), "outcomes": {}, "tokens": 0}
-    own = {branch["branch"]: branch for arm in node["children"] for branch in arm["branches"]}
-    for child in _children(run, folder):
-        if "branches" not in run.tables and not inside:  # a plain trace: how it came out, only those who went back know
-            original = child.branches[child.branches["arm"] == "original"].iloc[0]
-            node["outcomes"].setdefault(str(original["outcome"]), 1)
+class Family:
+    """Runs by the run that they went back into, each read once."""
+
+    def __init__(self, children: dict[str, list[Run]]) -> None:
+        self._children = children
+        self._rows: dict[str, pd.DataFrame] = {}
+
+    @classmethod
+    def of(cls, folder: Path | None) -> Family:
+        """Of the whole runs in a folder that have branches; in no folder there are none."""
+        found: dict[str, list[Run]] = {}
+        for listed in list_runs(folder) if folder is not None else []:
+            if listed.status == "whole" and listed.command in ("rewind", "importance"):
+                run = open_run(listed.path)
+                parent = run.manifest.get("parent") or {}
+                if "branches" in run.tables and "run" in parent:
+                    found.setdefault(parent["run"], []).append(run)
+        return cls(found)
+
+    def branches(self, run: Run) -> pd.DataFrame | None:
+        """A run's branches; None where it has none."""
+        if "branches" not in run.tables:
+            return None
+        if run.run_id not in self._rows:
+            self._rows[run.run_id] = run.branches
+        return self._rows[run.run_id]
+
+    def children(self, run: Run) -> list[tuple[Run, pd.DataFrame]]:
+        """Runs that went back into this one, and their branches."""
+        found = [(child, self.branches(child)) for child in self._children.get(run.run_id, ())]
+        return [(child, rows) for child, rows in found if rows is not None]
+
+
+def _node(run: Run, family: Family, prompt_id: int | None, *, inside: bool = False) -> Tree | None:
+    """Of the problems of a run that something forks from; None if there are none. inside: it is a child of another node."""
+    table, below = family.branches(run), family.children(run)
+    prompts = {
+        int(prompt) for rows in (table, *(rows for _, rows in below)) if rows is not None for prompt in rows["prompt_id"]
+    }
+    found = []
+    for prompt in sorted(prompts if prompt_id is None else prompts & {prompt_id}):
+        own = None if table is None else table[table["prompt_id"] == prompt]
+        children = [(child, rows[rows["prompt_id"] == prompt]) for child, rows in below]
+        problem = _problem(run, prompt, own, [(child, rows) for child, rows in children if len(rows)], family, inside=inside)
+        if problem["children"] or inside:
+            found.append(problem)
+    if not found:
+        return None
+    name = run.path.name if run.path else run.run_id
+    if len(found) == 1:
+        return {**found[0], "name": name}
+    counts: Counter[str] = sum((Counter(problem["outcomes"]) for problem in found), Counter())
+    n = sum(problem["n"] for problem in found)
+    return {**_plain(name, 0), "n": n, "outcomes": dict(counts.most_common()), "children": found}
+
+
+def _problem(
+    run: Run, prompt: int, rows: pd.DataFrame | None, children: list[tuple[Run, pd.DataFrame]], family: Family, *, inside: bool
+) -> Tree:  # fmt: skip
+    """The original of one problem with what was drawn from it in this run (None: nothing) and in those made from it."""
+    node = {**_plain(f"prompt {prompt}", 0), "prompt_id": prompt, "n": 0 if inside else 1}
+    if rows is not None:
+        (original,) = rows[rows["arm"] == "original"].itertuples()
+        node["children"] = _arms(rows[rows["arm"] != "original"], _compared(run, prompt))
+        if inside:
+            parent = run.manifest["parent"]
+            node["position"] = int(parent["position"] or min((one["position"] for one in node["children"]), default=0))
+        else:
+            node |= {
+                "position": int(original.draw_pos),
+                "outcomes": {str(original.outcome): 1},
+                "tokens": int(original.n_tokens),
+            }
+    own = {branch["branch"]: branch for arm in _each_arm(node) for branch in arm["branches"]}
+    for child, of_child in children:
+        if rows is None and not inside:  # a plain trace: how it came out, only those who went back know
+            (original,) = of_child[of_child["arm"] == "original"].itertuples()
+            node["outcomes"].setdefault(str(original.outcome), 1)
         branch = own.get(int(child.manifest["parent"].get("branch") or 0), node)
-        branch["children"].append(_node(child, folder, inside=True))
+        if (made := _node(child, family, prompt, inside=True)) is not None:
+            branch["children"].append(made)
     return node
 
 
-def _add_arms(node: Tree, run: Run) -> None:
-    table = run.branches
-    original = table[table["arm"] == "original"].iloc[0]
-    node |= {
-        "position": int(original["draw_pos"]), "outcomes": {str(original["outcome"]): 1}, "tokens": int(original["n_tokens"]),
-    }  # fmt: skip
-    arms = table[table["arm"] != "original"]
-    compared = run.summary.get("samples") or len(table)
-    extra = (arms["sample"] >= compared) & arms["arm"].isin(["control", "edited"])
-    for name, rows in arms[~extra].groupby("arm", sort=False, observed=True):
-        node["children"].append(_arm(str(name), rows))
-    if extra.any():
-        node["children"].append(_arm(BEYOND, arms[extra]))
+def _plain(name: str, position: int) -> Tree:
+    return {"name": name, "edit": "", "position": position, "n": 0, "outcomes": {}, "tokens": 0, "branches": [], "children": []}
+
+
+def _compared(run: Run, prompt: int) -> dict[int | None, int]:
+    """How many samples of an arm were compared, by the step that was gone back to; None: where nothing is said of the step."""
+    places = [one for one in run.summary.get("places", ()) if one["prompt_id"] == prompt]
+    found: dict[int | None, int] = {one["step"]: one["samples"] for one in places}
+    return {**found, None: run.summary["samples"]} if run.summary.get("samples") else found
+
+
+def _arms(rows: Any, compared: dict[int | None, int]) -> list[Tree]:
+    """Nodes of the arms; of several steps, under a node a step."""
+    steps = sorted({int(step) for step in rows["step"].dropna()}) if "step" in rows else []
+    if len(steps) < 2:
+        return _arms_of_place(rows, compared.get(steps[0] if steps else None, compared.get(None)))
+    found = []
+    for step in steps:
+        arms = _arms_of_place(rows[rows["step"] == step], compared.get(step, compared.get(None)))
+        found.append({**_plain(f"step {step}", arms[0]["position"]), "step": step, "children": arms})
+    return found
+
+
+def _arms_of_place(rows: Any, compared: int | None) -> list[Tree]:
+    extra = (rows["sample"] >= (compared or len(rows))) & rows["arm"].isin(["control", "edited"])
+    found = [_arm(str(name), own) for name, own in rows[~extra].groupby("arm", sort=False, observed=True)]
+    return [*found, _arm(BEYOND, rows[extra])] if extra.any() else found
+
+
+def _each_arm(node: Tree) -> Iterator[Tree]:
+    for child in node["children"]:
+        yield child
+        yield from _each_arm(child)
 
 
 def _arm(name: str, rows: Any) -> Tree:
@@ -76,17 +169,6 @@ def _arm(name: str, rows: Any) -> Tree:
             for r in rows.sort_values("sample").itertuples()
         ],
     }  # fmt: skip
-
-
-def _children(run: Run, folder: Path | None) -> list[Run]:
-    """Whole runs in the folder whose manifest names this run as its parent, and that have branches."""
-    found = []
-    for listed in list_runs(folder) if folder is not None else []:
-        if listed.status == "whole" and listed.command in ("rewind", "importance"):
-            other = open_run(listed.path)
-            if (other.manifest.get("parent") or {}).get("run") == run.run_id and "branches" in other.tables:
-                found.append(other)
-    return found
 
 
 def newick(node: Tree) -> str:
