@@ -13,9 +13,7 @@ from probe.errors import RunError
 from probe.rewinding.tree import BEYOND, drawn, newick, tree
 
 
-def made(
-    folder: Path, name: str, problems: dict[int, list[int]], *, parent: dict[str, Any] | None = None, extra: int = 0
-) -> store.Run:
+def made(folder: Path, name: str, problems: dict[int, list[int]], *, parent: Any = None, extra: int = 0) -> store.Run:
     """A run that went back, in each problem, to these steps: 2 samples of control and of edited, and `extra` more of control."""
     writer = store.create(folder / name, command="rewind", arguments={"name": name})
     for prompt, steps in problems.items():
