@@ -14,7 +14,7 @@ from probe.rewinding.tree import BEYOND, drawn, newick, tree
 
 
 def made(folder: Path, name: str, problems: dict[int, list[int]], *, parent: Any = None, extra: int = 0) -> store.Run:
-    """A run that went back, in each problem, to these steps: 2 samples of control and of edited, and `extra` more of control."""
+    """A run that went back, in each problem, to these steps: 2 samples of both arms, and `extra` more of control."""
     writer = store.create(folder / name, command="rewind", arguments={"name": name})
     for prompt, steps in problems.items():
         rows: list[dict[str, Any]] = [
