@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -30,28 +30,46 @@ class Limits(NamedTuple):
     part_groups: int = 1500  # a row group costs about 500 bytes of footer
 
 
+Extra = dict[str, Mapping[str, pa.DataType]]
+"""Tables of one run, and the columns that each of them has beside its declared ones."""
+
+
 class Backend(Protocol):
     """Rows come in between `begin` and `commit` or `rollback`."""
+
+    extra: Extra
 
     def keeps(self, name: str, rows: int) -> bool: ...
     def begin(self) -> None: ...
     def append(self, name: str, table: pa.Table, *, store: str = "exact") -> None: ...
     def commit(self, key: str) -> None: ...
     def rollback(self) -> None: ...
+    def has_rows(self, name: str) -> bool: ...
     def read(self, name: str) -> pa.Table: ...
     def batches(self, name: str, columns: Sequence[str]) -> Iterator[pa.Table]: ...
+
+
+def extra_of(about: Mapping[str, Any]) -> Extra:
+    """The extra columns that a run's state or manifest tells of."""
+    told = about.get("columns", {})
+    return {table: {name: tables.type_of_words(words) for name, words in own.items()} for table, own in told.items()}
 
 
 class Memory:
     """Rows in memory; nothing is ever on the disk."""
 
-    def __init__(self) -> None:
+    def __init__(self, extra: Extra | None = None) -> None:
+        self.extra: Extra = {} if extra is None else extra
         self.rows: defaultdict[str, list[pa.Table]] = defaultdict(list)
         self._joined: defaultdict[str, int] = defaultdict(int)  # how many of the first tables are of many units
         self._mark: dict[str, int] = {}
 
     def keeps(self, name: str, rows: int) -> bool:
         return True
+
+    def has_rows(self, name: str) -> bool:
+        """Whether a table has any row."""
+        return name in self.rows
 
     def begin(self) -> None:
         self._mark = {name: len(rows) for name, rows in self.rows.items()}
@@ -75,7 +93,7 @@ class Memory:
     def read(self, name: str) -> pa.Table:
         """All rows so far; small tables by key."""
         if name not in self.rows:
-            return tables.schema(name).empty_table()
+            return tables.schema(name, self.extra.get(name)).empty_table()
         table = parquet.together(self.rows[name])
         return table if tables.TABLES[name].large else sorting.sort(table, tables.TABLES[name].keys)
 
@@ -91,7 +109,8 @@ class Disk:
         self.journal, self.limits = journal, limits
         self.folder = journal.folder
         self.warnings: list[str] = []
-        self._small = Memory()
+        self.extra: Extra = extra_of(journal.state)
+        self._small = Memory(self.extra)
         self._small_bytes = 0  # of units that wait; those of a unit that failed are counted too
         self._large: defaultdict[str, list[parquet.PartWriter]] = defaultdict(list)
         self._units: list[str] = []
@@ -171,11 +190,19 @@ class Disk:
         found = [pq.read_table(path, page_checksum_verification=True) for path in self._paths(name)]
         found += self._small.rows.get(name, [])
         if not found:
-            return tables.schema(name).empty_table()
+            return self.schema(name).empty_table()
         return sorting.sort(parquet.together(found), tables.TABLES[name].keys)
 
+    def schema(self, name: str) -> pa.Schema:
+        """Of a table of this run."""
+        return tables.schema(name, self.extra.get(name))
+
+    def has_rows(self, name: str) -> bool:
+        """Whether a small table has any row."""
+        return bool(self._paths(name)) or name in self._small.rows
+
     def _forget(self) -> None:
-        self._small, self._small_bytes, self._units, self.warnings = Memory(), 0, [], []
+        self._small, self._small_bytes, self._units, self.warnings = Memory(self.extra), 0, [], []
         self._large.clear()
         self._flushed = time.monotonic()
 
@@ -196,7 +223,7 @@ class Disk:
             open_[-1].close()
         (self.folder / name).mkdir(exist_ok=True)
         number = self.journal.next_part(name) + len(open_)
-        open_.append(parquet.PartWriter(self.folder / name / f"part-{number:05d}.parquet", tables.schema(name), plain=plain))
+        open_.append(parquet.PartWriter(self.folder / name / f"part-{number:05d}.parquet", self.schema(name), plain=plain))
         return open_[-1]
 
     def _full(self, part: parquet.PartWriter) -> bool:
@@ -220,7 +247,7 @@ class Disk:
         for name in sorted(self._small.rows):
             (self.folder / name).mkdir(exist_ok=True)
             path = self.folder / name / f"part-{self.journal.next_part(name):05d}.parquet"
-            rows, written = parquet.write_file(path, tables.schema(name), [self._small.read(name)])
+            rows, written = parquet.write_file(path, self.schema(name), [self._small.read(name)])
             sealed.append(self._entry(name, path, rows, written))
         return sealed
 

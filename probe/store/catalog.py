@@ -9,10 +9,10 @@ from typing import Any
 from probe import durable
 from probe.errors import BadOption, RunError
 from probe.store import layout, manifest
+from probe.store.beginning import fresh_path
 from probe.store.journal import read_records
 from probe.store.layout import MANIFEST, PARTIAL, REMOVING, STATE
 from probe.store.run import Run, open_run, read_manifest
-from probe.store.writer import fresh_path
 
 
 def is_run(path: Path) -> bool:

@@ -15,14 +15,18 @@ from probe import tables
 _MAX_VALUES = 2**31 - 1  # list offsets are int32
 
 
-def build(name: str, columns: Mapping[str, Any] | pa.Table, *, run_id: str, store: str, copy: bool) -> pa.Table:
-    """Rows of table `name` in its schema; scalars repeat, absent columns are null, `run_id` is added.
+def build(
+    name: str, columns: Mapping[str, Any] | pa.Table, *, run_id: str, store: str, copy: bool,
+    extra: Mapping[str, pa.DataType] | None = None,
+) -> pa.Table:  # fmt: skip
+    """Rows of table `name` in its schema, with the run's `extra` columns; scalars repeat, absent columns are null, `run_id` is
+    added.
 
     `store="bf16"` rounds every float32 to the nearest bfloat16 (ties to even; NaN and infinities stay). `copy` must be
     given when the rows outlive the call, because arrays are otherwise used where they lie.
     """
     assert store in ("exact", "bf16"), f"store is 'exact' or 'bf16', not {store!r}"
-    schema = tables.schema(name)
+    schema = tables.schema(name, extra)
     if isinstance(columns, pa.Table):
         columns = {field: columns[field] for field in columns.column_names}
     unknown = set(columns) - set(schema.names)

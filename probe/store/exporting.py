@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from probe import durable, tables
+from probe import durable
 from probe.errors import BadOption, RunError, StorageFull
 from probe.store import parquet, reading
 from probe.store.run import Run
@@ -49,7 +49,7 @@ def export(
         raise BadOption(f"safetensors holds activations, not '{table}'", hint="csv, jsonl and parquet hold any table")
     if flat and table not in tables.FLAT:
         raise BadOption(f"'{table}' cannot be laid flat", hint=f"those can: {', '.join(tables.FLAT)}")
-    rows = Exported(run, table, tables.schema(table), run.batches(table))
+    rows = Exported(run, table, run.schema(table), run.batches(table))
     if flat:
         laid = tables.FLAT[table]
         rows = rows._replace(schema=laid.schema, batches=(flattened(laid, batch) for batch in rows.batches))
@@ -99,7 +99,7 @@ def _csv(rows: Exported, dest: Path | BinaryIO) -> int:
     from pyarrow import csv
 
     def pieces() -> Iterator[tuple[int, bytes]]:
-        yield 0, (",".join(f'"{name}"' for name in rows.schema.names) + "\n").encode()
+        yield 0, (",".join(_quoted(name) for name in rows.schema.names) + "\n").encode()
         for batch in rows.batches:
             out = pa.BufferOutputStream()
             csv.write_csv(_texts(batch), out, csv.WriteOptions(include_header=False))
@@ -108,11 +108,19 @@ def _csv(rows: Exported, dest: Path | BinaryIO) -> int:
     return _lines(dest, pieces())
 
 
+def _quoted(name: str) -> str:
+    doubled = name.replace('"', '""')
+    return f'"{doubled}"'
+
+
 def _texts(batch: pa.Table) -> pa.Table:
-    """Lists as JSON text (shortest digits that give back the same float32), dictionaries as their words."""
+    """Lists and structs as JSON text (shortest digits that give back the same float32), dictionaries as their words."""
     for i, field in enumerate(batch.schema):
         column = batch[i].combine_chunks()
-        if pa.types.is_list(field.type):
+        if pa.types.is_struct(field.type) or (pa.types.is_list(field.type) and not _of_numbers(field.type)):
+            texts = [None if v is None else json.dumps(durable.jsonable(v), ensure_ascii=False) for v in column.to_pylist()]
+            batch = batch.set_column(i, field.name, pa.array(texts, pa.string()))
+        elif pa.types.is_list(field.type):
             words = pc.cast(column, pa.list_(pa.string()))
             joined = pc.binary_join(words, ", ")
             joined = pc.binary_join_element_wise("[", joined, "]", "")
@@ -122,6 +130,10 @@ def _texts(batch: pa.Table) -> pa.Table:
         elif pa.types.is_dictionary(field.type):
             batch = batch.set_column(i, field.name, pc.cast(column, field.type.value_type))
     return batch
+
+
+def _of_numbers(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind.value_type) or pa.types.is_floating(kind.value_type)
 
 
 def _jsonl(rows: Exported, dest: Path | BinaryIO) -> int:

@@ -25,7 +25,7 @@ def finish(path: Path, backend: Disk, state: Mapping[str, Any], about: Mapping[s
     else:  # nothing was flushed: no need to write anything twice
         listed = _directly(backend)
     described = _manifest(state, about, _listing(listed), seconds=backend.journal.seconds)
-    written = durable.write_bytes(backend.folder / layout.README, manifest.readme(described).encode())
+    written = durable.write_bytes(backend.folder / layout.README, readme(described).encode())
     described["readme"] = written._asdict()
     durable.write_json(backend.folder / layout.MANIFEST, manifest.sealed(described))
     conclude(path, backend.folder)
@@ -107,7 +107,7 @@ def _compacted(backend: Disk) -> list[dict[str, Any]]:
 
 def _one_file(backend: Disk, name: str, batches: Any) -> dict[str, Any]:
     path = backend.folder / f"{name}.parquet"
-    rows, written = parquet.write_file(path, tables.schema(name), _chunks(batches))
+    rows, written = parquet.write_file(path, backend.schema(name), _chunks(batches))
     return {"table": name, "path": path.name, "rows": rows, **written._asdict(), "footer": layout.footer_hash(path)}
 
 
@@ -116,3 +116,22 @@ def _chunks(batches: Any) -> Any:
     for table in batches:
         for start in range(0, max(table.num_rows, 1), sorting.CHUNK):
             yield sorting.fresh(table.slice(start, sorting.CHUNK))
+
+
+def readme(about: Mapping[str, Any]) -> str:
+    """README.md whose header lets Hugging Face `datasets` load each table by its name."""
+    lines = ["---", "configs:"]
+    for name, table in sorted(about["tables"].items()):
+        files = f"{name}/*.parquet" if tables.TABLES[name].large else f"{name}.parquet"
+        lines += [f"- config_name: {name}", f"  data_files: {files}"]
+        if name == "tokens":
+            lines.append("  default: true")
+        assert table["files"], f"table {name} without a file"
+    if not about["tables"]:
+        lines[-1] = "configs: []"
+    lines += ["---", "", f"# {about['run_id']}", "", f"Made by `{about['command']}` of probe. Tables:", ""]
+    for name, table in sorted(about["tables"].items()):
+        where = f"{name}/" if tables.TABLES[name].large else f"{name}.parquet"
+        lines.append(f"- `{where}`: {table['rows']} rows, one is {tables.TABLES[name].row}")
+    lines += ["", "The files' metadata says what each column means; `manifest.json` how they were made.", ""]
+    return "\n".join(lines)

@@ -46,6 +46,11 @@ class Journal:
         layout.clear(folder, layout.unfinished(folder, journal.parts))
         return journal
 
+    def extend(self, columns: Mapping[str, Any]) -> None:
+        """State durably which extra columns the run's tables have (in words), before any row of theirs."""
+        self.state = {**self.state, "columns": dict(columns)}
+        durable.write_json(self.folder / STATE, manifest.sealed(self.state))
+
     @property
     def parts(self) -> list[dict[str, Any]]:
         return [part for record in self.records for part in record["parts"]]

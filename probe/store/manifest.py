@@ -103,6 +103,18 @@ class State(_Document):
     started: str
     versions: dict[str, str]
     git: dict[str, Any] | None = None
+    columns: dict[str, dict[str, Any]] = {}  # extra ones of a table, and their types in words
+
+    @field_validator("columns")
+    @classmethod
+    def _typed(cls, columns: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for table, own in columns.items():
+            taken = [name.lower() for name in (*(tables.schema(table).names if table in tables.TABLES else ()), *own)]
+            if len(set(taken)) != len(taken):
+                raise ValueError(f"a column of '{table}' is there twice")
+            for words in own.values():
+                tables.type_of_words(words)
+        return columns
 
 
 class Manifest(State):
@@ -271,22 +283,3 @@ def peak_memory() -> int | None:
 def slug(text: str) -> str:
     """Only the characters that break no glob, shell or file system: A-Z a-z 0-9 . _ = -"""
     return re.sub(r"[^A-Za-z0-9._=-]+", "-", text).strip("-.") or "run"
-
-
-def readme(manifest: Mapping[str, Any]) -> str:
-    """README.md whose header lets Hugging Face `datasets` load each table by its name."""
-    lines = ["---", "configs:"]
-    for name, table in sorted(manifest["tables"].items()):
-        files = f"{name}/*.parquet" if tables.TABLES[name].large else f"{name}.parquet"
-        lines += [f"- config_name: {name}", f"  data_files: {files}"]
-        if name == "tokens":
-            lines.append("  default: true")
-        assert table["files"], f"table {name} without a file"
-    if not manifest["tables"]:
-        lines[-1] = "configs: []"
-    lines += ["---", "", f"# {manifest['run_id']}", "", f"Made by `{manifest['command']}` of probe. Tables:", ""]
-    for name, table in sorted(manifest["tables"].items()):
-        where = f"{name}/" if tables.TABLES[name].large else f"{name}.parquet"
-        lines.append(f"- `{where}`: {table['rows']} rows, one is {tables.TABLES[name].row}")
-    lines += ["", "The files' metadata says what each column means; `manifest.json` how they were made.", ""]
-    return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,10 +26,7 @@ def options(schema: pa.Schema, *, plain: bool) -> dict[str, Any]:
     others: list[str] = []
     flat: list[str] = []
     packed: dict[str, str] = {}
-    for field in schema:
-        nested = pa.types.is_list(field.type)
-        leaf = field.type.value_type if nested else field.type
-        path = f"{field.name}.list.element" if nested else field.name
+    for path, leaf, nested in (found for field in schema for found in _leaves(field.name, field.type)):
         as_is = plain and nested and pa.types.is_floating(leaf)
         packed[path] = "none" if as_is else "zstd"
         if not pa.types.is_floating(leaf):
@@ -36,7 +34,7 @@ def options(schema: pa.Schema, *, plain: bool) -> dict[str, Any]:
         elif not as_is:
             floats.append(path)
         if not nested:
-            flat.append(field.name)
+            flat.append(path)
     return {
         "compression": packed,
         "compression_level": {path: 1 for path, how in packed.items() if how == "zstd"},
@@ -47,6 +45,17 @@ def options(schema: pa.Schema, *, plain: bool) -> dict[str, Any]:
         "write_page_checksum": True,
         "write_batch_size": 1 << 18,
     }
+
+
+def _leaves(path: str, kind: pa.DataType, *, nested: bool = False) -> Iterator[tuple[str, pa.DataType, bool]]:
+    """The columns of values that Parquet makes of one: path, type, and whether they are inside of a list or a struct."""
+    if pa.types.is_list(kind):
+        yield from _leaves(f"{path}.list.element", kind.value_type, nested=True)
+    elif pa.types.is_struct(kind):
+        for field in kind:
+            yield from _leaves(f"{path}.{field.name}", field.type, nested=True)
+    else:
+        yield path, kind, nested
 
 
 def plainly(table: pa.Table) -> bool:

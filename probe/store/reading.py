@@ -25,11 +25,14 @@ if TYPE_CHECKING:
 class TableFiles:
     """The files of one table, opened once: their footers say which row groups can hold a key."""
 
-    def __init__(self, folder: Path, files: Sequence[Mapping[str, Any]], table: tables.Table, *, version: int) -> None:
-        self.folder, self.schema = folder, tables.schema(table.name)
+    def __init__(
+        self, folder: Path, files: Sequence[Mapping[str, Any]], table: tables.Table, *, version: int,
+        extra: Mapping[str, pa.DataType] | None = None,
+    ) -> None:  # fmt: skip
+        self.folder, self.schema = folder, tables.schema(table.name, extra)
         self._files = list(files)  # as the manifest has them
         self._version = version  # of the schema that the files were written with
-        self._promised = {column.name for column in (tables.RUN, *table.columns) if column.since <= version}
+        self._promised = {column.name for column in (tables.RUN, *table.columns) if column.since <= version} | set(extra or ())
         self._warned = False
         self._footers: list[tuple[Path, pq.FileMetaData, bool]] | None = None
 

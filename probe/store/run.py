@@ -15,6 +15,7 @@ import pyarrow as pa
 from probe import tables
 from probe.errors import RunError
 from probe.store import layout, manifest, reading
+from probe.store.backends import extra_of
 from probe.store.layout import MANIFEST, PARTIAL, partial
 
 if TYPE_CHECKING:
@@ -52,8 +53,11 @@ class DiskReader:
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
         self.path: Path | None = path
+        extra = extra_of(about)
         self._parts = {
-            name: reading.TableFiles(path, entry["files"], tables.TABLES[name], version=about["schema_version"])
+            name: reading.TableFiles(
+                path, entry["files"], tables.TABLES[name], version=about["schema_version"], extra=extra.get(name)
+            )
             for name, entry in about["tables"].items()
             if name in tables.TABLES
         }
@@ -142,6 +146,14 @@ class Run:
         """Names of the tables there are, without those of a later schema."""
         return [name for name in self.manifest["tables"] if name in tables.TABLES]
 
+    def extra(self, name: str) -> Mapping[str, pa.DataType]:
+        """The columns that a table of this run has beside the declared ones: those of a file that was read."""
+        return extra_of(self.manifest).get(name, {})
+
+    def schema(self, name: str) -> pa.Schema:
+        """The columns of a table, its extra ones last."""
+        return tables.schema(name, self.extra(name))
+
     def table(self, name: str) -> pd.DataFrame:
         """A table as a DataFrame; units and meanings of its columns are in `.attrs["probe"]`."""
         found = self.table_arrow(name)
@@ -162,7 +174,7 @@ class Run:
         """The rows where keys have a value or one of several: `scan("lens", layer=5, pos=[0, 1])`; reads only those."""
         if name not in self.tables:
             raise RunError(f"the run has no table '{name}'", hint=f"it has: {', '.join(self.tables)}")
-        known = tables.schema(name).names
+        known = self.schema(name).names
         for column in [*(columns or ()), *where]:
             if column not in known:
                 raise RunError(f"the table '{name}' has no column '{column}'", hint=f"it has: {', '.join(known)}")

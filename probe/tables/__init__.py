@@ -3,26 +3,45 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import pyarrow as pa
 
 from probe.tables.columns import FLOATS, INTS, RUN, Column, Table
+from probe.tables.extra import type_in_words, type_of_words
 from probe.tables.flat import FLAT, FlatTable
 from probe.tables.measured import MEASURED
 from probe.tables.observed import OBSERVED
 from probe.tables.over_problems import OVER_PROBLEMS
 
-__all__ = ["FLAT", "FLOATS", "INTS", "RUN", "SCHEMA_VERSION", "TABLES", "Column", "FlatTable", "Table", "schema"]
+__all__ = [
+    "FLAT",
+    "FLOATS",
+    "INTS",
+    "RUN",
+    "SCHEMA_VERSION",
+    "TABLES",
+    "Column",
+    "FlatTable",
+    "Table",
+    "schema",
+    "type_in_words",
+    "type_of_words",
+]
 
 SCHEMA_VERSION = 3  # the largest `since`
 
 TABLES: dict[str, Table] = {t.name: t for t in (*OBSERVED, *MEASURED, *OVER_PROBLEMS)}
 
 
-def schema(name: str) -> pa.Schema:
-    """Arrow schema of a table, `run_id` first, with units in its metadata (keys `probe` and `PANDAS_ATTRS`)."""
+def schema(name: str, extra: Mapping[str, pa.DataType] | None = None) -> pa.Schema:
+    """Arrow schema of a table, `run_id` first, with units in its metadata (keys `probe` and `PANDAS_ATTRS`).
+
+    extra: columns that one run's table has beside those declared here; they come last.
+    """
     table = TABLES[name]
-    units = {c.name: c.doc for c in (RUN, *table.columns)}
+    units = {c.name: c.doc for c in (RUN, *table.columns)} | dict.fromkeys(extra or (), "a column of the file that was read")
     probe = {"schema_version": SCHEMA_VERSION, "table": name, "row": table.row, "units": units}
     metadata = {"probe": json.dumps(probe), "PANDAS_ATTRS": json.dumps({"probe": probe})}
-    return pa.schema([pa.field(c.name, c.type) for c in (RUN, *table.columns)], metadata=metadata)
+    declared = [pa.field(c.name, c.type) for c in (RUN, *table.columns)]
+    return pa.schema([*declared, *(pa.field(*one) for one in (extra or {}).items())], metadata=metadata)
