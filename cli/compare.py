@@ -48,7 +48,7 @@ def command(begun: Begun[Compare], sides: Sides, source: PromptSource, planning:
 
     runs = names_run(sides.a), names_run(sides.b)
     bare = any(runs) and source.prompt is None and source.file is None
-    texts = None if bare else source.prompts(begun.said["format"], begun.said["column"])
+    texts = None if bare else source.prompts(begun.said)
     from probe.comparing import plan_compare, run_compare
 
     from .differences import show_comparison

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -187,19 +187,20 @@ class PromptSource:
         Path | None, Option("Many prompts: .txt (one a line), .jsonl, .json, .csv, .parquet; - for stdin.", ("--file", "-f"))
     ] = None
 
-    def prompts(self, form: str | None, column: str | None) -> Any:
-        """The prompt's text, the path of the file, or the prompts of standard input."""
+    def prompts(self, said: Mapping[str, Any]) -> Any:
+        """The prompt's text, the path of the file, or the prompts of standard input. said: the options of `FileOptions`."""
+        form, column, expect = (said[name] for name in ("format", "column", "expect_column"))
         if (self.prompt is None) == (self.file is None):
             raise typer.BadParameter("give a prompt, or a file of prompts with --file")
         if self.prompt is not None and self.prompt != "-":
-            if form is not None or column is not None:
-                raise typer.BadParameter("--format and --column are for --file and for standard input")
+            if (form, column, expect) != (None, None, None):
+                raise typer.BadParameter("--format, --column and --expect-column are for --file and for standard input")
             return self.prompt
         if self.file is not None and str(self.file) != "-":
             return self.file
         from probe.texts import read_prompts
 
-        return read_prompts(sys.stdin.buffer, kind=form, column=column)
+        return read_prompts(sys.stdin.buffer, kind=form, column=column, expect_column=expect)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ def command(
     showing: Showing,
 ) -> None:  # fmt: skip
     """Speculative decoding, looked into: what a draft proposed, what the target kept, and why."""
-    prompts = source.prompts(begun.said["format"], begun.said["column"])
+    prompts = source.prompts(begun.said)
     request = settings.begin(begun, prompts=prompts)  # checked before a model is loaded
     from probe.speculating import is_model, plan_speculate, run_speculate
 

@@ -31,7 +31,7 @@ class Making:
         if self.scan is not None:
             if self.to is not None:
                 raise typer.BadParameter("--scan makes no direction: say where the run goes with --run")
-            prompts = source.prompts(begun.said["format"], begun.said["column"])
+            prompts = source.prompts(begun.said)
             return begun.build(direction=self.scan, prompts=prompts)
         said = begun.said
         assert self.make is not None, "one of both is given"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from probe import store as stores
 from probe.errors import RunError
 from probe.requests import FROM_TABLE, REQUESTS, Request
-from probe.texts import Prompt
+from probe.texts import FOR_TEMPLATES, Prompt, parsed
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -26,7 +26,7 @@ def request_of(run: stores.Run) -> Request:
     arguments = dict(run.manifest["arguments"])
     for name, value in arguments.items():
         if value == FROM_TABLE:
-            arguments[name] = [_prompt_in(row) for row in run.scan("prompts").to_pylist()]
+            arguments[name] = [_prompt_in(row, run.extra("prompts")) for row in run.scan("prompts").to_pylist()]
     return kind.from_arguments(arguments)
 
 
@@ -39,8 +39,10 @@ def replay(lm: LanguageModel, run: stores.Run, *, out: str | Path | None = None)
     return function(lm, request)
 
 
-def _prompt_in(row: Mapping[str, Any]) -> Any:
-    """A prompt as the table `prompts` has it: messages are JSON there, and were rendered."""
+def _prompt_in(row: Mapping[str, Any], extra: Iterable[str]) -> Any:
+    """A prompt as the table `prompts` has it: messages are JSON there, and were rendered. extra: columns of its file."""
     messages = row["text"].startswith("[") and row["rendered"] not in (None, row["text"])
     content = json.loads(row["text"]) if messages else row["text"]
-    return Prompt(row["prompt_id"], content, row["error"] if not row["text"] else "")
+    beside = {name: parsed(row[name]) for name in FOR_TEMPLATES if row.get(name)}
+    error = row["error"] if not row["text"] else ""
+    return Prompt(row["prompt_id"], content, error, row["expect"], row["choices"], beside, {name: row[name] for name in extra})

@@ -117,13 +117,13 @@ def test_a_bad_row_keeps_its_place_and_says_why() -> None:
 
 
 @pytest.mark.parametrize("name", ["tools", "documents"])
-def test_what_stands_beside_messages_for_the_template_is_not_lost(name: str) -> None:
+def test_what_stands_beside_messages_is_for_the_template(name: str) -> None:
     chat = '"messages": [{"role": "user", "content": "a"}]'
     with_it, empty, other = f'"{name}": [{{"x": 1}}]', f'"{name}": []', '"id": 3'
     rows = [f"{{{chat}, {beside}}}" for beside in (with_it, empty, other)] + [f'{{"prompt": "a", {with_it}}}']
     prompts = given("\n".join(rows))
-    assert [bool(p.error) for p in prompts] == [True, False, False, False]
-    assert f"--template-option {name}=JSON" in prompts[0].error
+    assert [dict(p.beside) for p in prompts] == [{name: [{"x": 1}]}, {}, {}, {name: [{"x": 1}]}]
+    assert prompts[0].columns == {name: '[{"x": 1}]'} and prompts[2].columns == {"id": 3}
 
 
 @pytest.mark.parametrize("given", [[], Path("none.txt"), Path("x.xls")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from probe import store as stores
@@ -11,7 +12,7 @@ from probe.errors import BadOption, BadPlace, BadPrompt, NonFinite
 from probe.interventions import edit_texts, parse_all
 from probe.requests import Compare, public
 from probe.running import Running, running
-from probe.texts import Failed, Prompt, TokenSequence, as_prompts, encode, hash_of, prompt_columns
+from probe.texts import Failed, Prompt, TokenSequence, as_prompts, columns_of, encode, hash_of, prompt_columns
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -32,6 +33,7 @@ def run_compare(request: Compare) -> stores.Run:
     pair, inputs = _prepared(request)
     a, b = pair.a.lm, pair.b.lm
     with running(request, a, resolved={"dtype_b": str(b.dtype), "texts_sha256": hash_of(inputs)}) as run:
+        run.writer.extend("prompts", columns_of(inputs).types)
         sequences, failed = _encoded(pair, inputs, request)
         if failed and len(inputs) == 1:
             raise failed[0].error
@@ -89,18 +91,18 @@ def plan_compare(request: Compare) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _prepared(request: Compare) -> tuple[ComparedModels, list[Prompt]]:
+def _prepared(request: Compare) -> tuple[ComparedModels, Sequence[Prompt]]:
     """Both sides and the texts. Raises `BadOption` and `BadEdit` for what they cannot be asked."""
     a, b = request.a, request.b
     same = sides.one_vocabulary(a, b)
     if request.chat and not same:
         raise BadOption("a chat has another text for each tokenizer", hint="leave out --chat, or render the text yourself")
     why = residuals.why_not(a, b) if same else "the tokenizers differ: their positions are not the same places"
-    inputs = as_prompts(request.texts, kind=request.format, column=request.column)
-    return ComparedModels(Side(a), Side(b, parse_all(b, request.edit)), same, why, edit_texts(request.edit)), list(inputs)
+    inputs = as_prompts(request.texts, request)
+    return ComparedModels(Side(a), Side(b, parse_all(b, request.edit)), same, why, edit_texts(request.edit)), inputs
 
 
-def _encoded(pair: ComparedModels, inputs: list[Prompt], request: Compare) -> tuple[list[TokenSequence], list[Failed]]:
+def _encoded(pair: ComparedModels, inputs: Sequence[Prompt], request: Compare) -> tuple[list[TokenSequence], list[Failed]]:
     """Every text that both can read, in A's tokens, and every one that they can't with its reason."""
     found: list[TokenSequence] = []
     failed: list[Failed] = []

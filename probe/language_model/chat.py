@@ -23,9 +23,10 @@ class _Endless(BaseException):
 
 
 def render(
-    tokenizer: Any, messages: Sequence[Mapping[str, Any]], options: ChatOptions, *, awaited: bool, name: str
-) -> Rendering:
-    """Messages through the tokenizer's template. awaited: with the words that open an answer.
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], options: ChatOptions, *, awaited: bool, name: str,
+    beside: Mapping[str, Any] | None = None,
+) -> Rendering:  # fmt: skip
+    """Messages through the tokenizer's template. awaited: with the words that open an answer. beside: `tools` and `documents`.
 
     Contents given as parts are joined; a template that reads nothing but parts gets them so.
     Raises `BadOption` for an option that the template does not read, `BadPrompt` where it refuses the messages, fails, does
@@ -33,16 +34,25 @@ def render(
     """
     check_options(tokenizer, options.variables, name)
     plain = [joined(i, message) for i, message in enumerate(messages)]
-    write = _writer(tokenizer, options, awaited, name)
+    beside = beside or {}
+    variables = {**options.variables, **beside}
+
+    def attempt(form: Callable[[Message], Message]) -> tuple[Rendering, list[str]]:
+        found, lost = checked(_writer(tokenizer, variables, awaited, name), plain, form, name)
+        given = [form(message) for message in plain]
+        without = {one: {key: value for key, value in variables.items() if key != one} for one in beside}
+        unread = [one for one, rest in without.items() if _writes(tokenizer, rest, awaited, name, given) == found.text]
+        return found, [*lost, *(f"does not write the {one} beside the messages" for one in unread)]
+
     first: Rendering | BadPrompt
     try:
-        first, lost = checked(write, plain, alike, name)
+        first, lost = attempt(alike)
         if not lost:
             return first
     except BadPrompt as error:
         first, lost = error, []
     with suppress(BadPrompt):
-        second, still = checked(write, plain, as_parts, name)
+        second, still = attempt(as_parts)
         if not still:
             return second
     if isinstance(first, BadPrompt):
@@ -66,16 +76,23 @@ def check_options(tokenizer: Any, options: Mapping[str, Any], name: str) -> None
             raise BadOption(f"the chat template of '{name}' does not read '{option}'", hint="is it spelt as there?")
 
 
-def _writer(tokenizer: Any, options: ChatOptions, awaited: bool, name: str) -> Callable[[list[Message]], str]:
+def _writes(
+    tokenizer: Any, variables: Mapping[str, Any], awaited: bool, name: str, messages: list[Message]
+) -> str | None:  # fmt: skip
+    """What the template makes of messages; None where it refuses them."""
+    with suppress(BadPrompt):
+        return _writer(tokenizer, variables, awaited, name)(messages)
+    return None
+
+
+def _writer(tokenizer: Any, variables: Mapping[str, Any], awaited: bool, name: str) -> Callable[[list[Message]], str]:
     """Messages -> text, where all that a template can do wrong is a `BadPrompt` of one line."""
     from jinja2 import TemplateError
 
     def write(messages: list[Message]) -> str:
         try:
             with _bounded(SECONDS):
-                return str(
-                    tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=awaited, **options.variables)
-                )
+                return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=awaited, **variables))
         except _Endless as error:
             raise BadOption(  # not of one prompt: it would take as long for each
                 f"the chat template of '{name}' does not end within {SECONDS:g} s", hint="give the prompt raw"

@@ -188,9 +188,12 @@ class LanguageModel:
         return Encoded(found.ids, found.text)
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]] | str, options: ChatOptions, *, add_generation_prompt: bool = True
-    ) -> Rendered:
+        self, messages: Sequence[Mapping[str, Any]] | str, options: ChatOptions, *, add_generation_prompt: bool = True,
+        beside: Mapping[str, Any] | None = None,
+    ) -> Rendered:  # fmt: skip
         """Messages through the chat template as the options say, then tokenised with nothing added.
+
+        beside: `tools` and `documents` of these messages alone.
 
         Raises `BadOption` if there is no template or it does not read an option, `BadPrompt` if it refuses the messages,
         fails, or leaves out what they say.
@@ -204,7 +207,7 @@ class LanguageModel:
         if odd is not None or not given:
             # most templates would render nothing in its place
             raise BadPrompt(f"not a message: {odd}", hint="each needs a 'role' and a 'content'")
-        found = chats.render(self.tokenizer, given, options, awaited=add_generation_prompt, name=self.name)
+        found = chats.render(self.tokenizer, given, options, awaited=add_generation_prompt, name=self.name, beside=beside or {})
         return Rendered(self._ids(found.text, special=False), *found)
 
     def pieces(self, ids: Sequence[int]) -> Pieces:

@@ -56,6 +56,9 @@ class FileOptions:
     column: Annotated[
         str | None, Option("The prompts' column.", ("--column",), default="messages or prompt")
     ] = None  # fmt: skip
+    expect_column: Annotated[
+        str | None, Option("The column of right answers.", ("--expect-column",), default="expect")
+    ] = None  # fmt: skip
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, Any]:

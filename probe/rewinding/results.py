@@ -15,7 +15,7 @@ from probe import answers, stats
 from probe.rewinding.effects import labels
 from probe.rewinding.rollouts import ORIGINAL
 from probe.store import Writer
-from probe.texts import Trajectory, step_columns, token_columns
+from probe.texts import Trajectory, copy_prompts, step_columns, token_columns
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -29,7 +29,7 @@ def write_original(writer: Writer, origin: Origin, branch: int) -> None:
     source, original, outcome = origin.source, origin.original, origin.outcome
     prompt = original.prompt_id
     with writer.unit("original"):
-        writer.write("prompts", source.scan("prompts", prompt_id=prompt))
+        copy_prompts(source, writer, [prompt])
         if branch == ORIGINAL:
             writer.write("tokens", source.scan("tokens", prompt_id=prompt, branch=ORIGINAL))
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from probe.speculating import proposals
 from probe.speculating.drafts import Draft, make_draft
 from probe.speculating.rounds import Blocks, Clock, Speculation, speculate_ids
 from probe.speculating.summary import Plain, summarize
-from probe.texts import Failed, TokenSequence, as_prompts, encode_all, prompt_columns
+from probe.texts import Failed, TokenSequence, as_prompts, columns_of, encode_all, hash_of, prompt_columns
 from probe.tracing.planning import ROW_BYTES, Tracing, resolved
 from probe.tracing.reading import read_sequences
 
@@ -60,13 +59,13 @@ def run_speculate(lm: LanguageModel, request: Speculate) -> stores.Run:
     Raises `BadPrompt`, `BadOption`, `NonFinite`, `RunError`, and `UnknownModel` for a draft that is none.
     """
     work = _work(lm, request)
-    inputs = as_prompts(request.prompts, kind=request.format, column=request.column)
+    inputs = as_prompts(request.prompts, request)
     sequences, failed = encode_all(lm, inputs, work.tracing.request)
     if len(inputs) == 1 and failed:
         raise failed[0].error
-    texts = hashlib.sha256("\x1e".join(p.text for p in inputs).encode("utf-8", "surrogatepass")).hexdigest()
-    came_to = {"drafted_by": work.draft.name, "prompts": len(inputs), "prompts_sha256": texts}
+    came_to = {"drafted_by": work.draft.name, "prompts": len(inputs), "prompts_sha256": hash_of(inputs)}
     with running(request, lm, word=work.draft.name, resolved=came_to) as run:
+        run.writer.extend("prompts", columns_of(inputs).types)
         _record_failed(failed, run.writer, "failed")
         run.warn(*dict.fromkeys(note for sequence in sequences for note in sequence.notes))
         run.warn(*differences(lm, work.tracing.sampling))
@@ -83,7 +82,7 @@ speculate = public(run_speculate, Speculate)
 def plan_speculate(lm: LanguageModel, request: Speculate) -> dict[str, Any]:
     """What `speculate` would compute and write at most, without running the model."""
     work = _work(lm, request)
-    inputs = as_prompts(request.prompts, kind=request.format, column=request.column)
+    inputs = as_prompts(request.prompts, request)
     sequences, failed = encode_all(lm, inputs, work.tracing.request)
     if not sequences:
         raise failed[0].error

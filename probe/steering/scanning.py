@@ -22,7 +22,7 @@ from probe.requests.steer import MATCHING
 from probe.running import Running, running
 from probe.scoring import kl
 from probe.stats import bootstrap_mean
-from probe.texts import TokenSequence, as_prompts, encode_each, prompt_columns
+from probe.texts import TokenSequence, as_prompts, columns_of, encode_each, prompt_columns
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -84,7 +84,7 @@ def run_steer(lm: LanguageModel, request: Steer) -> stores.Run:
     """
     made = load_direction(request.direction, lm=lm)
     cell = _cell(lm, made, request.at)
-    inputs = as_prompts(request.prompts, kind=request.format, column=request.column)
+    inputs = as_prompts(request.prompts, request)
     sequences = encode_each(lm, inputs, "prompt")
     # what an answer's first token is, the prompt before it decides
     answer = request.answer
@@ -94,6 +94,7 @@ def run_steer(lm: LanguageModel, request: Steer) -> stores.Run:
     edits = _edits(cell, _vectors(made.vector, controls, request.seed), pushes)
     came_to = {"prompt_ids": [s.ids for s in sequences], "vector": made.vector.tolist()}
     with running(request, lm, word=Path(request.direction).stem, resolved=came_to) as run:
+        run.writer.extend("prompts", columns_of(inputs).types)
         units = ((f"prompt-{i}", i) for i in range(len(sequences)))
         for unit, i in run.missing("prompts", units, total=len(sequences)):
             ids = sequences[i].ids

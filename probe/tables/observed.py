@@ -18,6 +18,7 @@ from probe.tables.columns import (
     f32,
     f64,
     i32,
+    list_of,
     text,
     words,
 )
@@ -45,6 +46,8 @@ OBSERVED = (
         f64("logprob", "nats, their sum; null where none is scored", since=2),
         f64("perplexity", "exp of minus their mean log-prob", since=2),
         f64("mean_entropy", "nats, of the distributions they came from", since=2),
+        text("expect", "the right answer, as the file of the problems has it; null where it has none", since=3),
+        Column("choices", list_of(pa.string()), "the options to choose from, likewise", since=3),
         text("error", "why this prompt was not run; empty if it was"),
     ), verbs=("trace", "rewind", "importance", "speculate", "patch", "compare", "lens", "attribute", "steer"),
        example="select prompt_id, n_tokens, perplexity, error from 'RUN/prompts.parquet'"),

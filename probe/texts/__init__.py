@@ -2,7 +2,9 @@
 
 from probe.texts.columns import prompt_columns, scored_columns, scored_step_columns, step_columns, token_columns
 from probe.texts.encoding import Failed, Survey, batches, encode, encode_all, encode_each, encoded, padded, survey
-from probe.texts.prompts import Prompt, as_prompts, hash_of, read_prompts
+from probe.texts.problems import choices_of, copy_prompts, expected_of
+from probe.texts.prompts import as_prompts, columns_of, hash_of, read_prompts
+from probe.texts.rows import FOR_TEMPLATES, Prompt, parsed
 from probe.texts.sequences import TokenSequence
 from probe.texts.trajectories import (
     Trajectory,
@@ -15,6 +17,7 @@ from probe.texts.trajectories import (
 )
 
 __all__ = [
+    "FOR_TEMPLATES",
     "Failed",
     "Prompt",
     "Survey",
@@ -22,13 +25,18 @@ __all__ = [
     "Trajectory",
     "as_prompts",
     "batches",
+    "choices_of",
     "chosen_prompt",
+    "columns_of",
+    "copy_prompts",
     "encode",
     "encode_all",
     "encode_each",
     "encoded",
+    "expected_of",
     "hash_of",
     "padded",
+    "parsed",
     "prompt_columns",
     "read_prompts",
     "read_source",

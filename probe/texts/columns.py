@@ -12,7 +12,8 @@ import pyarrow as pa
 from probe.language_model import Pieces
 from probe.spans import Step
 from probe.tables import FLOATS, INTS
-from probe.texts.prompts import Prompt
+from probe.texts.file_columns import column_lists
+from probe.texts.rows import Prompt
 from probe.texts.sequences import TokenSequence, Totals
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ Columns = dict[str, Any]
 
 
 def prompt_columns(sequences: list[TokenSequence], failed: list[Prompt]) -> Columns:
-    """Columns of the table `prompts`; a failed prompt has no tokens and says why."""
+    """Columns of the table `prompts`; a failed prompt has no tokens and says why. What their rows of a file have beside them
+    is there too: `Writer.extend` comes first."""
+    prompts = [*(s.prompt for s in sequences), *failed]
     return {
         "prompt_id": [s.prompt.prompt_id for s in sequences] + [p.prompt_id for p in failed],
         "text": [s.prompt.text for s in sequences] + [p.text for p in failed],
@@ -32,7 +35,10 @@ def prompt_columns(sequences: list[TokenSequence], failed: list[Prompt]) -> Colu
         "stop_reason": [s.continuation.stop_reason if s.continuation else None for s in sequences] + [None] * len(failed),
         "completion": [s.completion for s in sequences] + [None] * len(failed),
         **{name: [getattr(s.totals, name, None) for s in sequences] + [None] * len(failed) for name in Totals._fields},
+        "expect": [p.expect for p in prompts],
+        "choices": [None if p.choices is None else list(p.choices) for p in prompts],
         "error": [""] * len(sequences) + [p.error for p in failed],
+        **column_lists([p.columns for p in prompts]),
     }
 
 

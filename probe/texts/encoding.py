@@ -10,7 +10,7 @@ from torch import Tensor
 
 from probe.errors import BadOption, BadPrompt, ProbeError
 from probe.requests import ChatOptions
-from probe.texts.prompts import Prompt
+from probe.texts.rows import Prompt
 from probe.texts.sequences import TokenSequence
 
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ def encode(lm: LanguageModel, prompt: Prompt, options: ChatOptions) -> TokenSequ
     notes: list[str] = []
     if options.chat or not isinstance(prompt.content, str):
         awaited = isinstance(prompt.content, str) or prompt.content[-1]["role"] != "assistant"
-        ids, text, message_spans, notes = lm.render(prompt.content, options, add_generation_prompt=awaited)
+        ids, text, message_spans, notes = lm.render(
+            prompt.content, options, add_generation_prompt=awaited, beside=prompt.beside
+        )
     elif options.template_options:
         raise BadOption("template options need the chat template", hint="add --chat")
     else:

@@ -1,47 +1,38 @@
-"""Where prompts come from: a text, messages, or a file of many; knows columns and messages, not formats or tokens."""
+"""Where prompts come from: a text, messages, or a file of many problems; knows columns and messages, not formats or tokens."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, overload
+from typing import Any, BinaryIO, overload
 
 from probe.errors import BadOption, BadPrompt
 from probe.files import FileRow, read_rows
 from probe.language_model.chat import joined
-
-NAMES = ("messages", "prompt")  # the first that has a value is read
-FOR_TEMPLATES = ("tools", "documents")  # what stands beside messages for a template to write
-Messages = list[dict[str, str]]
-
-
-class Prompt(NamedTuple):
-    """One input: `content` is a text or chat messages; `error` says why it could not even be read."""
-
-    prompt_id: int
-    content: str | Messages
-    error: str = ""
-
-    @property
-    def text(self) -> str:
-        """The prompt as given: messages as JSON; what no UTF-8 can hold (half a surrogate pair) is escaped."""
-        text = self.content if isinstance(self.content, str) else json.dumps(self.content, ensure_ascii=False)
-        return text.encode("utf-8", "backslashreplace").decode()
+from probe.requests import FileOptions
+from probe.texts.file_columns import ColumnsSeen, FileColumns, plain_value
+from probe.texts.rows import NAMES, Prompt, is_chat, messages_in, named, prompt_in, prompt_of
 
 
 class Packed(Sequence[Prompt]):
-    """Prompts of a file as one block of bytes: as objects, a million would take several times the file."""
+    """Prompts of a file as one block of bytes: as objects, a million would take several times the file.
 
-    def __init__(self, prompts: Iterable[Prompt]) -> None:
+    file_columns: what their rows have beside the prompt.
+    """
+
+    def __init__(self, prompts: Iterable[Prompt], *, texts: bool = False) -> None:
         self._ids, self._ends, self._bytes = array("q"), array("q", [0]), bytearray()
+        seen = ColumnsSeen(texts=texts)
         for prompt in prompts:
-            packed = json.dumps([prompt.content, prompt.error], ensure_ascii=False)
+            seen.see(prompt.columns)
+            packed = json.dumps(_packed(prompt), ensure_ascii=False)
             self._bytes += packed.encode("utf-8", "surrogatepass")
             self._ids.append(prompt.prompt_id)
             self._ends.append(len(self._bytes))
+        self.file_columns = seen.columns()
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -55,111 +46,106 @@ class Packed(Sequence[Prompt]):
             return [self[k] for k in range(*i.indices(len(self)))]
         at = range(len(self))[i]
         packed = self._bytes[self._ends[at] : self._ends[at + 1]].decode("utf-8", "surrogatepass")
-        return Prompt(self._ids[at], *json.loads(packed))
+        content, *more = json.loads(packed)
+        if not more:
+            return Prompt(self._ids[at], content)
+        error, about, columns = more
+        return Prompt(self._ids[at], content, error, **about, columns=self.file_columns.values(columns))
 
 
-def as_prompts(given: Any, *, kind: str | None = None, column: str | None = None) -> Sequence[Prompt]:
-    """A text, a list of messages, a path to a file (`Path`; kind and column as in `read_prompts`), or a sequence of texts,
-    message lists and prompts."""
+def _packed(prompt: Prompt) -> list[Any]:
+    """What a prompt is made of again: most are a text and nothing else."""
+    about = {"expect": prompt.expect, "choices": prompt.choices, "beside": prompt.beside}
+    about = {name: plain_value(value) for name, value in about.items() if value}
+    if not (prompt.error or about or prompt.columns):
+        return [prompt.content]
+    return [prompt.content, prompt.error, about, plain_value(prompt.columns)]
+
+
+def as_prompts(given: Any, options: FileOptions | None = None) -> Sequence[Prompt]:
+    """A text, a list of messages, a path to a file (`Path`; options as in `read_prompts`), or a sequence of texts, message
+    lists, rows (mappings with the columns of a file) and prompts."""
+    options = options or FileOptions()
     if isinstance(given, Path):
-        return read_prompts(given, kind=kind, column=column)
-    if isinstance(given, str) or _is_chat(given):
+        return read_prompts(given, kind=options.format, column=options.column, expect_column=options.expect_column)
+    if isinstance(given, str) or is_chat(given):
         return [Prompt(0, given)]
-    prompts = [content if isinstance(content, Prompt) else _checked(i, content) for i, content in enumerate(given)]
-    if not prompts:
+    given = list(given)
+    if not given:
         raise BadPrompt("no prompts given", hint="give at least one text")
-    return prompts
+    if any(isinstance(one, Mapping) for one in given):
+        rows = (one if isinstance(one, Prompt) else FileRow(i, one) for i, one in enumerate(given))
+        return _of_rows(rows, options.column, options.expect_column, origin="what was given")
+    prompts = [content if isinstance(content, Prompt) else prompt_of(i, content) for i, content in enumerate(given)]
+    return Packed(prompts) if any(prompt.columns for prompt in prompts) else prompts
+
+
+def columns_of(prompts: Sequence[Prompt]) -> FileColumns:
+    """What the rows of prompts that came from a file have beside them."""
+    return prompts.file_columns if isinstance(prompts, Packed) else FileColumns()
 
 
 def system_of(text: str) -> str | None:
     """The system message of a prompt (see `Prompt.text`) that is messages; None where there is none."""
-    messages = _messages(text)
-    first = messages[0] if _is_chat(messages) else {}
+    messages = messages_in(text)
+    first = messages[0] if is_chat(messages) else {}
     return str(joined(0, first)["content"]) if first.get("role") == "system" else None
 
 
 def hash_of(prompts: Iterable[Prompt]) -> str:
-    """Of all the prompts' texts: a resume must be asked for the same."""
+    """Of all the prompts' texts, and of what their rows say beside them: a resume must be asked for the same."""
     texts = hashlib.sha256()
     for i, prompt in enumerate(prompts):
-        texts.update(("\x1e" * bool(i) + prompt.text).encode("utf-8", "surrogatepass"))
+        more = _packed(prompt._replace(error=""))[2:]
+        beside = "\x1f" + json.dumps(more, sort_keys=True) if more else ""
+        texts.update(("\x1e" * bool(i) + prompt.text + beside).encode("utf-8", "surrogatepass"))
     return texts.hexdigest()
 
 
-def read_prompts(source: Path | BinaryIO, *, kind: str | None = None, column: str | None = None) -> Sequence[Prompt]:
+def read_prompts(
+    source: Path | BinaryIO, *, kind: str | None = None, column: str | None = None, expect_column: str | None = None
+) -> Sequence[Prompt]:
     """Prompts of a file or a stream: a line each, or the column `prompt` (text) or `messages` (chat), or `column` (either).
 
-    A row's `prompt_id` is its number in the file, blank rows counted. A row that holds no prompt keeps its place.
+    A row's `prompt_id` is its number in the file, blank rows counted. A row that holds no prompt keeps its place. Its column
+    `expect` (or `expect_column`) is the right answer, `choices` the options, `tools` and `documents` are for the template;
+    every other column is kept with the prompt.
     Raises `BadPrompt` if nothing can be read, no row has the column, or there is no prompt; `BadOption` as `read_rows`.
     """
     origin = str(source) if isinstance(source, Path) else "standard input"
-    names = NAMES if column is None else (column,)
-    kind, found = read_rows(source, columns=names, kind=kind, origin=origin)
-    if kind == "txt" and column is not None:
-        raise BadOption(f"'{origin}' is lines of text: there is no column '{column}'", hint="--format names another")
+    kind, found = read_rows(source, columns=_names(column), kind=kind, origin=origin)
+    if kind == "txt":
+        if other := column or expect_column:
+            raise BadOption(f"'{origin}' is lines of text: there is no column '{other}'", hint="--format names another")
+        lines = Packed(Prompt(row.number, row.value) for row in found)
+        if not lines:
+            raise BadPrompt(f"no prompt in '{origin}'", hint="one prompt a line")
+        return lines
     if kind == "json":
         found = list(found)
-        if _is_chat([row.value for row in found]):
-            return [_checked(0, [row.value for row in found])]
-    prompts = Packed(Prompt(row.number, row.value) if kind == "txt" else _from_row(row, names) for row in found)
+        if is_chat([row.value for row in found]):
+            return [prompt_of(0, [row.value for row in found])]
+    return _of_rows(found, column, expect_column, origin=origin, texts=kind in ("csv", "tsv"))
+
+
+def _of_rows(
+    rows: Iterable[FileRow | Prompt], column: str | None, expect_column: str | None, *, origin: str, texts: bool = False
+) -> Packed:
+    names = _names(column)
+    made = (row if isinstance(row, Prompt) else prompt_in(row, names, expect_column) for row in rows)
+    prompts = Packed(made, texts=texts)
     if not prompts:
-        raise BadPrompt(f"no prompt in '{origin}'", hint=f"one prompt a row: a line of text, or a column {_named(names)}")
+        raise BadPrompt(f"no prompt in '{origin}'", hint=f"one prompt a row: a line of text, or a column {named(names)}")
     if all(p.error for p in prompts):
         raise BadPrompt(
             f"no usable prompt in '{origin}': {prompts[0].error}",
-            hint=f"the column is {_named(names)}; --column names another, and --format txt takes lines as they are",
+            hint=f"the column is {named(names)}; --column names another, and --format txt takes lines as they are",
         )
+    if expect_column is not None and all(p.expect is None for p in prompts):
+        there = ", ".join(prompts.file_columns.names) or "none beside the prompt"
+        raise BadOption(f"'{origin}' has no column '{expect_column}' with answers", hint=f"its columns: {there}")
     return prompts
 
 
-def _from_row(row: FileRow, names: Sequence[str]) -> Prompt:
-    if row.error:
-        return Prompt(row.number, "", row.error)
-    value = row.value
-    if isinstance(value, str) or _is_chat(value):
-        return _checked(row.number, value)
-    if not isinstance(value, dict) or value.keys().isdisjoint(names):
-        found = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
-        return Prompt(row.number, "", f"no column {_named(names)} (found: {found})")
-    name = next((name for name in names if value.get(name) is not None), names[-1])
-    content = _messages(value.get(name)) if name != "prompt" else value.get(name)
-    if name == "messages" and isinstance(content, str):
-        return Prompt(row.number, "", "the messages are no JSON list of messages with 'role' and 'content'")
-    beside = next((key for key in FOR_TEMPLATES if value.get(key) and key not in names), None)
-    if beside is not None and _is_chat(content):
-        way = f"--template-option {beside}=JSON gives them to the template; leave the column out"
-        return Prompt(row.number, "", f"'{beside}' beside messages is not read from a file: {way}")
-    return _checked(row.number, content)
-
-
-def _named(names: Sequence[str]) -> str:
-    return " or ".join(f"'{name}'" for name in names)
-
-
-def _messages(content: Any) -> Any:
-    """What a column holds; messages that it holds as JSON text, as a CSV must, are messages."""
-    if not isinstance(content, str) or content.lstrip()[:1] != "[":
-        return content
-    try:
-        parsed = json.loads(content)
-    except (ValueError, RecursionError):
-        return content
-    return parsed if _is_chat(parsed) else content
-
-
-def _checked(i: int, content: Any) -> Prompt:
-    if isinstance(content, str):
-        return Prompt(i, content)
-    if _is_chat(content):
-        return Prompt(i, [{str(k): v for k, v in message.items() if v is not None} for message in content])
-    return Prompt(i, "", f"a prompt is a text or a list of messages with 'role' and 'content', not {type(content).__name__}")
-
-
-def _is_chat(content: Any) -> bool:
-    return (
-        isinstance(content, Sequence)
-        and not isinstance(content, str)
-        and len(content) > 0
-        and all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in content)
-        and all(m.keys() & {"content", "tool_calls"} for m in content)
-    )
+def _names(column: str | None) -> tuple[str, ...]:
+    return NAMES if column is None else (column,)

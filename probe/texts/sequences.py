@@ -10,7 +10,7 @@ import numpy as np
 
 from probe.language_model.messages import locate
 from probe.spans import Step, steps_from
-from probe.texts.prompts import Prompt
+from probe.texts.rows import Prompt
 
 if TYPE_CHECKING:
     from probe.decoding import Continuation

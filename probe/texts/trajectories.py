@@ -16,7 +16,8 @@ from probe.spans import Step, check_split, steps_from
 from probe.store import Run, run_of
 from probe.texts.columns import Columns, scored_step_columns
 from probe.texts.encoding import encode
-from probe.texts.prompts import Prompt, as_prompts, system_of
+from probe.texts.prompts import as_prompts, system_of
+from probe.texts.rows import Prompt
 from probe.texts.sequences import TokenSequence
 
 if TYPE_CHECKING:

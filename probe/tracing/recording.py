@@ -11,7 +11,19 @@ from probe.errors import NonFinite
 from probe.interventions import applying
 from probe.requests import Trace, public
 from probe.running import running
-from probe.texts import Failed, Prompt, TokenSequence, as_prompts, batches, encode_all, encoded, hash_of, prompt_columns, survey
+from probe.texts import (
+    Failed,
+    Prompt,
+    TokenSequence,
+    as_prompts,
+    batches,
+    columns_of,
+    encode_all,
+    encoded,
+    hash_of,
+    prompt_columns,
+    survey,
+)
 from probe.texts.explaining import explained
 from probe.tracing.planning import Tracing, estimate, resolved
 from probe.tracing.reading import changed_frequencies, read_sequences
@@ -31,12 +43,13 @@ def run_trace(lm: LanguageModel, request: Trace) -> stores.Run:
     Raises `BadPrompt`, `BadPlace`, `BadOption`, `NonFinite`, `RunError`.
     """
     tracing = resolved(lm, request)
-    inputs = as_prompts(request.prompts, kind=request.format, column=request.column)
+    inputs = as_prompts(request.prompts, request)
     seen = survey(lm, inputs, request, split=request.split)
     if len(inputs) == 1 and seen.failed:
         raise seen.failed[0].error
     came_to = {"prompts": len(inputs), "prompts_sha256": hash_of(inputs)}
     with running(request, lm, word=_word(inputs[0]), resolved=came_to) as run:
+        run.writer.extend("prompts", columns_of(inputs).types)
         if seen.failed:
             _record_failed(seen.failed, run.writer)
         run.warn(*seen.notes, *(differences(lm, tracing.sampling) if request.generate else ()))
@@ -56,7 +69,7 @@ trace = public(run_trace, Trace)
 def plan_trace(lm: LanguageModel, request: Trace) -> dict[str, Any]:
     """What `trace` would compute and write, without running the model: see `planning.estimate`."""
     tracing = resolved(lm, request)
-    inputs = as_prompts(request.prompts, kind=request.format, column=request.column)
+    inputs = as_prompts(request.prompts, request)
     sequences, failed = encode_all(lm, inputs, request)
     if not sequences:
         raise failed[0].error
