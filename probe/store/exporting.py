@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from probe import durable
+from probe import durable, tables
 from probe.errors import BadOption, RunError, StorageFull
 from probe.store import parquet, reading
 from probe.store.run import Run
