@@ -64,3 +64,7 @@ class RunError(ProbeError):
 
 class StorageFull(RunError):
     """The disk is full or the directory cannot be written; what is finished is kept."""
+
+
+class EngineError(ProbeError):
+    """A server that does not answer, answers what cannot be used, or has another model."""

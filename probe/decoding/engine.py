@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationMixin
@@ -32,14 +33,22 @@ LEAVE = 0.75  # the cache is cut down when at most this share of its rows still 
 class Continuation:
     """What the model added to one prefix, with what the sampler saw at each token. `noise` is None where greedy.
 
+    What an engine elsewhere does not say is None, token by token. logprob: raw, of an engine that says it; else empty.
     stop_reason: `eos` (an end token, kept), `stop` (a stop string, kept), `context` (no room left) or `length`.
     """
 
     ids: list[int] = field(default_factory=list)
     stop_reason: str = ""
-    sample_logprob: list[float] = field(default_factory=list)
-    kept: list[int] = field(default_factory=list)
+    sample_logprob: list[float | None] = field(default_factory=list)
+    kept: list[int | None] = field(default_factory=list)
     noise: list[float | None] = field(default_factory=list)
+    logprob: list[float | None] = field(default_factory=list)
+
+    @property
+    def total(self) -> float | None:
+        """The sum of `sample_logprob`, nats; None where one is not known."""
+        known = [value for value in self.sample_logprob if value is not None]
+        return float(np.sum(known, dtype=np.float64)) if len(known) == len(self.sample_logprob) else None
 
 
 @dataclass

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from probe.decoding.branching import draw_rows
 from probe.decoding.engine import Continuation, OpenBranch
@@ -36,13 +36,17 @@ class Engine(Protocol):
     """What draws continuations.
 
     name: as it is asked for. addressed_noise: a rollout is a function of (prefix, seed, sample) alone, so that arms may share
-    noise and be compared in pairs. activations, edits: whether they can be read, and changed, while it draws.
+    noise and be compared in pairs. activations, edits: whether they can be read, and changed, while it draws. identity: what
+    a run's manifest says of it, which is to be the same when the run is resumed.
     """
 
     name: str
     addressed_noise: bool
     activations: bool
     edits: bool
+
+    @property
+    def identity(self) -> Mapping[str, Any]: ...
 
     def draw(
         self, rollouts: Sequence[Rollout], sampling: Sampling, *, done: Ended, kept: Known | None = None,
@@ -66,6 +70,7 @@ class LocalEngine:
         """tokens: the most that a batch may hold of keys and values, rows times the longest; if not given, as many as
         `FULL` of the longest rollouts come to."""
         self.lm, self.tokens = lm, tokens
+        self.identity = {"kind": "local"}
 
     def draw(
         self, rollouts: Sequence[Rollout], sampling: Sampling, *, done: Ended, kept: Known | None = None,

@@ -7,8 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from probe import answers
 from probe.decoding import Continuation, Sampling, branch
 from probe.decoding.teacher_forced import Prefix
@@ -190,7 +188,7 @@ def _write(lm: LanguageModel, writer: Writer, arm: Arm, sample: int, drawn: Cont
         "fork_pos": [arm.fork_pos], "draw_pos": [len(arm.prefix)], "n_prompt": [arm.n_prompt], "edit": [arm.edit],
         "text": [pieces.text[begin:]], "n_tokens": [len(drawn.ids)], "stop_reason": [drawn.stop_reason],
         "outcome": [found.key], "answer": [found.text], "rule": [found.rule], "confidence": [found.confidence],
-        "logprob": [float(np.sum(drawn.sample_logprob, dtype=np.float64))],
+        "logprob": [drawn.total],
     })  # fmt: skip
     if len(ids) > arm.fork_pos:
         own = token_columns(

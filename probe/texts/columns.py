@@ -64,6 +64,8 @@ def token_columns(
     if drawn is None or not drawn.ids:
         return columns
     kinds = {"sample_logprob": pa.float32(), "kept": pa.int32(), "noise": pa.float32()}
+    if drawn.logprob:
+        kinds["logprob"] = pa.float32()
     return columns | {name: pa.array([*[None] * lead, *getattr(drawn, name)], kind) for name, kind in kinds.items()}
 
 
