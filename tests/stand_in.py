@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from probe.decoding.engine import Batch, OpenBranch
+from probe.decoding import decode
 from probe.decoding.teacher_forced import suffix_logprobs
 from probe.requests import Sampling
 
@@ -56,9 +56,7 @@ class StandIn:
 
     def drawn(self, prefix: list[int], body: Mapping[str, Any], sampling: Sampling) -> Any:
         """A continuation by our own decoder, whose noise is addressed."""
-        row = OpenBranch(tuple(prefix), 0, 0, body["max_tokens"])
-        Batch(self.lm, [row], sampling).run(body["max_tokens"])
-        return row.found
+        return decode(self.lm, [prefix], max_new=body["max_tokens"], sampling=sampling, samples=[0])[0]
 
     def answer(self, body: dict) -> dict:
         """A whole answer, as vLLM words it; what is asked again and again is computed once."""
