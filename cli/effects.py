@@ -26,6 +26,11 @@ def show_rewind(run: Run, *, quiet: bool, explain: bool) -> None:
         typer.echo(run_path(run))
         return
     summary = run.summary
+    if "places" in summary:
+        _show_places(summary)
+        show_warnings(run)
+        typer.echo(f"\nrun: {run_path(run)}")
+        return
     _show_edit(summary)
     _show_arms(summary)
     if summary["effects"]:
@@ -37,6 +42,20 @@ def show_rewind(run: Run, *, quiet: bool, explain: bool) -> None:
     if summary["no_answer"]:
         typer.echo("warning: no continuation gave an answer: raise --max-new, or say how answers look with --answer", err=True)
     typer.echo(f"\nrun: {run_path(run)}")
+
+
+def _show_places(summary: dict[str, Any]) -> None:
+    """A line for each place of each problem."""
+    rows = []
+    for one in summary["places"]:
+        measured = one["difference"]
+        difference, p = ("", "") if measured is None else (_signed(measured), f"{measured['p_value']:.3g}")
+        headroom = "" if one["headroom"] is None else f"{one['headroom']:.2f}"
+        rows.append((
+            str(one["prompt_id"]), f"step{one['step']}", visible(one["edit"]), visible(one["reference"]), str(one["samples"]),
+            headroom, difference, p,
+        ))  # fmt: skip
+    show_table(("prompt", "at", "edit", "reference", "n", "headroom", "P changes by", "p"), rows)
 
 
 def _show_edit(summary: dict[str, Any]) -> None:

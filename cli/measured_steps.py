@@ -20,6 +20,11 @@ def show_importance(run: Run, *, quiet: bool) -> None:
         typer.echo(run_path(run))
         return
     summary = run.summary
+    if "problems" in summary:
+        _show_problems(run)
+        show_warnings(run)
+        typer.echo(f"run: {run_path(run)}")
+        return
     show_warnings(run)
     for name, rows in run.importance.groupby("method", sort=False, observed=True):
         heads = run.manifest["arguments"].get("suppress") if name == "suppression" else None
@@ -40,6 +45,21 @@ def show_importance(run: Run, *, quiet: bool) -> None:
         cells = [(row["a"], row["b"], f"{row['spearman']:+.2f}", f"{row['kendall']:+.2f}", str(row["steps"])) for row in agree]
         show_table(("method", "and", "Spearman", "Kendall", "steps"), cells)
     typer.echo(f"reference answer {summary['reference']}\nrun: {run_path(run)}")
+
+
+def _show_problems(run: Run) -> None:
+    """The strongest step of each problem, by each method."""
+    rows = []
+    for (prompt, method), own in run.importance.groupby(["prompt_id", "method"], sort=False, observed=True):
+        measured = own.dropna(subset=["estimate"])
+        if measured.empty:
+            continue
+        most = measured.loc[measured["estimate"].abs().idxmax()]
+        interval = "" if most["ci_low"] != most["ci_low"] else f"[{most['ci_low']:+.2f}, {most['ci_high']:+.2f}]"
+        q = "" if most["q_value"] != most["q_value"] else f"{most['q_value']:.3g}"
+        rows.append((str(prompt), str(method), str(len(own)), f"step{most['step']}", f"{most['estimate']:+.3f}", interval, q,
+                     visible(most["text"][:60])))  # fmt: skip
+    show_table(("prompt", "method", "steps", "most", "estimate", "95 %", "q", "text"), rows)
 
 
 def _base(method: str) -> str:

@@ -10,6 +10,8 @@ from probe import store as stores
 from probe.requests import Request
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from probe.language_model import LanguageModel
 
 T = TypeVar("T")
@@ -68,8 +70,11 @@ class Running:
         for message in messages:
             self.writer.warn(message)
 
-    def finish(self, summary: Mapping[str, Any], **about: Any) -> stores.Run:
-        """The whole run, with its manifest. about: what stands there too: `seed`, `parent`, the identity of another model."""
+    def finish(self, summary: Mapping[str, Any], *, revised: Mapping[str, pa.Table] | None = None, **about: Any) -> stores.Run:
+        """The whole run, with its manifest. about: what stands there too: `seed`, `parent`, the identity of another model.
+
+        revised: small tables of which some values are known only at the end, to stand in the place of what was written.
+        """
         lm = self._lm
         own = {} if lm is None else {"model": lm.identity, "anatomy": lm.anatomy.to_dict()}
-        return self.writer.finish(summary=summary, **{**own, **about})
+        return self.writer.finish(summary=summary, revised=revised, **{**own, **about})

@@ -452,8 +452,8 @@ def test_a_different_share_cut_off_is_said() -> None:
     assert cut_off_between(table(control=even, edited=even[::-1]), 16) == []
     (said,) = cut_off_between(table(control=even, edited=none), 16)
     assert "0.50 of control and 0.00 of edited" in said and f"p = {2 / 2**8:.3g}" in said
-    assert cut_off_across(table(a=even, b=even[::-1], c=even), ["a", "b", "c"], 16)[1] == []
-    shares, (said,) = cut_off_across(table(a=even, b=[1, 0, 0, 0] * 4, c=none), ["a", "b", "c"], 16)
+    assert cut_off_across(table(a=even, b=even[::-1], c=even), ["a", "b", "c"], 16, paired=True)[1] == []
+    shares, (said,) = cut_off_across(table(a=even, b=[1, 0, 0, 0] * 4, c=none), ["a", "b", "c"], 16, paired=True)
     assert shares == [0.5, 0.25, 0.0] and "from 0.00 to 0.50" in said and "Cochran" in said
 
 
@@ -561,7 +561,7 @@ def test_a_row_of_the_registry_is_what_its_method_does(name: str, markov) -> Non
     what = {"samples": 12, "max_new": 4, "split": "token", "answer": "regex=[01]", "expect": "1", "candidates": ("0", "1")}
     done = probe.importance(source, lm=lm, method=name, sampling=Sampling(temperature=1.0), **what)
     assert not done.importance["unit"].isna().any() and done.importance["method"].str.startswith(name).all()
-    fixed = {"run_id", "method", "step", "estimate", "unit", "kind", "text"}
+    fixed = {"run_id", "prompt_id", "method", "step", "estimate", "unit", "kind", "text"}
     filled = {column for column in done.importance.columns if done.importance[column].notna().any()}
     assert filled - fixed == set(method.columns)
     assert ("dependence" in done.tables) == method.matrix and (len(done.branches) > 1) == method.sampled

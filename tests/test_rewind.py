@@ -21,7 +21,7 @@ from probe.language_model.following import ids_after
 from probe.registries.step_edits import NUMERAL, STEP_EDITS
 from probe.requests import Rewind
 from probe.rewinding.arms import find_target, respelled
-from probe.rewinding.preparing import prepare
+from probe.rewinding.preparing import opened_for, origin_of, plans_of
 from probe.rewinding.teacher_forced import off_policy, rescore
 from probe.texts import trajectory
 
@@ -47,7 +47,10 @@ def written(lm, text: str = TEXT, prompt: str = "Q: how many?\n", stop: tuple[st
 
 def prepared(lm, run, **what):
     """The plan of a rewind."""
-    return prepare(Rewind(run, lm=lm, **what))
+    request = Rewind(run, lm=lm, **what)
+    opened = opened_for(request)
+    (plan,) = plans_of(origin_of(opened, opened.prompts[0]), request)
+    return plan
 
 
 def same_tables(ours, theirs) -> None:

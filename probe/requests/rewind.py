@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass, field, make_dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from probe.registries.step_edits import STEP_EDITS, STUB, ChosenEdit, check_edit
 from probe.requests.base import Request
 from probe.requests.groups import Split, plain_run
 from probe.requests.options import Option
+from probe.requests.outcomes import OutcomeOptions
 from probe.requests.sampling import ContinuedSamplingOptions
 from probe.spans import check_split
 
@@ -25,15 +27,41 @@ class Generation:
     """Which generation of the run, how it is cut, and the model that reads it."""
 
     split: Split = "sentence"
-    prompt_id: Annotated[int | None, Option("Which prompt of the run.", ("--prompt",), minimum=0)] = None
+    prompt_id: Annotated[
+        int | str | None,
+        Option("Which prompts of the run: 3, 0,4..9 or all.", ("--prompt",), shell=str | None, default="all"),
+    ] = None  # fmt: skip
     branch: Annotated[int, Option("Which branch of a run made by rewind.", minimum=0)] = 0
     lm: Annotated[Any, Option("The model, if it is loaded already.", hidden=True, stored=False)] = None
     other_model: Annotated[bool, Option("The model is another than the run's, and that is meant.", hidden=True)] = False
 
+    def check_generation(self) -> None:
+        """Raises `BadOption` for prompts or steps that cannot be read."""
+        check_split(self.split)
+        parse_prompts(self.prompt_id)
+
+    @property
+    def wanted(self) -> tuple[range, ...] | None:
+        """The numbers of the prompts that are asked for; None for all."""
+        return parse_prompts(self.prompt_id)
+
+
+def parse_prompts(text: int | str | None) -> tuple[range, ...] | None:
+    """`3`, `0,4..9` -> ranges of prompt ids; None for all. Raises `BadOption`."""
+    if text is None or text == "all":
+        return None
+    found = []
+    for part in str(text).split(","):
+        match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", part.strip())
+        if match is None or (match[2] is not None and int(match[2]) < int(match[1])):
+            raise BadOption(f"cannot read the prompts '{text}'", hint="write 3, 0,4..9 or all")
+        found.append(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(found)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Continuations(ContinuedSamplingOptions):
-    """How continuations are drawn, and how their answers are read."""
+class Continuations(OutcomeOptions, ContinuedSamplingOptions):
+    """How continuations are drawn, and how their outcomes are read."""
 
     samples: Annotated[
         int, Option("Continuations of each arm, or from each boundary between steps.", ("--samples", "-n"), minimum=1)
@@ -42,14 +70,14 @@ class Continuations(ContinuedSamplingOptions):
         int | None,
         Option("Tokens of a continuation.", ("--max-new", "--max-new-tokens"), minimum=1, default="1.5 x what was left"),
     ] = None  # fmt: skip
-    answer: Annotated[str, Option("auto, last-number, boxed, choice, yes-no or regex=PATTERN.")] = "auto"
-    expect: Annotated[str | None, Option("The right answer.")] = None
+    engine: Annotated[str, Option("What draws: local, or the address of a server: http://HOST:PORT.")] = "local"
 
     def check_continuations(self) -> None:
         """Raises `BadOption` for numbers that mean nothing."""
         for name, value in (("samples", self.samples), ("max-new", self.max_new)):
             if value is not None and value < 1:
                 raise BadOption(f"{name} is {value}", hint="it is at least 1")
+        self.check_outcomes()
 
 
 if TYPE_CHECKING:  # the same names as in the registry, for editors and type checkers; a test compares them
@@ -89,7 +117,7 @@ class Rewind(EditOptions, Continuations, Generation, Request):
 
     run: Annotated[Any, RUN]
     _: KW_ONLY
-    to: Annotated[str, Option("Where to: step4, 57 (a position), tok=TEXT[#2] or regex=/PATTERN/.", ("--to",))]
+    to: Annotated[str, Option("Where to: step4, 50%, all (every step), 57 (a position), tok=TEXT[#2] or regex=/PATTERN/.")]
     swap_prompt: Annotated[int | None, Option("Which prompt of the run that --swap names.", minimum=0)] = None
     swap_branch: Annotated[int | None, Option("Which branch of the run that --swap names.", minimum=0)] = None
     swap_split: Annotated[str | None, Option("How that run is cut.", default="as --split")] = None
@@ -109,7 +137,7 @@ class Rewind(EditOptions, Continuations, Generation, Request):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_continuations()
-        check_split(self.split)
+        self.check_generation()
         if self.until is not None and not 0 < self.until < 1:
             raise BadOption(f"until is {self.until}", hint="the half-width of an interval of a proportion: between 0 and 1")
         check_edit_options(self.step_edit, vars(self))
@@ -145,5 +173,5 @@ class Importance(Continuations, Generation, Request):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_continuations()
-        check_split(self.split)
+        self.check_generation()
         check_options(methods_of(self.method), vars(self))

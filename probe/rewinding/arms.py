@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from probe.language_model import LanguageModel
     from probe.rewinding.rollouts import RolloutOptions
 
-_FORMS = "step4, 57 (a token position), tok=TEXT, tok=TEXT#2 or regex=/PATTERN/"
+_FORMS = "step4, 50%, all, 57 (a token position), tok=TEXT, tok=TEXT#2 or regex=/PATTERN/"
 SIMILAR = 0.8  # share of common words from which two steps say the same
 ROUND, MOST = 8, 64
 APART = 1 << 20  # its noise is not that of any continuation
@@ -80,6 +80,10 @@ class RewindFork:
     def stem(self) -> Prefix:
         """What stands before the step, read once for all that follows it."""
         return Prefix(self.lm, self.before)
+
+    def forget(self) -> None:
+        """Let the memory go that what was read takes; it is read again if it is asked for."""
+        self.__dict__.pop("stem", None)
 
     def arms(self, chosen: ChosenEdit) -> Arms:
         """The prefixes of an edit. Those that replace the step have the step itself in their control; others fork before
@@ -177,6 +181,8 @@ def find_target(trajectory: Trajectory, to: str) -> Target:
     to = to.strip()
     if match := re.fullmatch(r"step(-?\d+)", to):
         return _step(trajectory, int(match[1]))
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)%", to):
+        return _share(trajectory, float(match[1]))
     if re.fullmatch(r"-?\d+", to):
         return _position(trajectory, int(to))
     if to.startswith("tok=") and len(to) > 4:
@@ -192,6 +198,14 @@ def _step(trajectory: Trajectory, number: int) -> Target:
         raise OutOfRange(f"no step {number}", hint=f"the generation has steps 0..{count - 1}: probe steps RUN shows them")
     step = trajectory.steps[number]
     return Target(step.start, step.end, number % count, step.mid_token)
+
+
+def _share(trajectory: Trajectory, percent: float) -> Target:
+    """The step that holds the token before which that share of the generation stands."""
+    if percent > 100:
+        raise OutOfRange(f"no place at {percent:g}%", hint="0% is the first step, 100% the last")
+    n, total = trajectory.n_prompt, len(trajectory.ids) - trajectory.n_prompt
+    return _step(trajectory, _step_at(trajectory, n + min(total - 1, int(total * percent / 100))))
 
 
 def _position(trajectory: Trajectory, position: int) -> Target:

@@ -1,4 +1,5 @@
-"""From the outcomes of two arms that share noise to differences with intervals (METHODS M21). Draws nothing, writes nothing.
+"""From the outcomes of two arms to differences with intervals (METHODS M21): in pairs where the arms share their noise, else
+as independent samples. Draws nothing, writes nothing.
 
 How many of each arm were cut off too, and whether arms differ in that by more than chance: a difference in what came out
 may then be one in how much room there was.
@@ -16,8 +17,9 @@ import pyarrow.compute as pc
 from probe import stats
 from probe.answers import TRUNCATED
 
-SCORES = "McNemar exact and its inversion"
-LABELS = "paired permutation, parametric null"
+SCORES = {True: "McNemar exact and its inversion", False: "score test and its inversion"}
+LABELS = {True: "paired permutation, parametric null", False: "permutation, parametric null"}
+LENGTHS = {True: "paired bootstrap", False: "bootstrap of both arms"}
 SURE = 0.05  # p from which a difference in what was cut off is told
 CUT_OFF_HINT = "what differs between them may be that: raise --max-new"
 
@@ -28,31 +30,32 @@ def labels(branches: pa.Table, arm: str, n: int | None = None) -> list[str]:
     return [str(x) for x in own["outcome"].cast(pa.string()).to_pylist()[:n]]
 
 
-def half_width(branches: pa.Table, reference: str, n: int) -> float:
-    """Half the width of the 95 % interval of the paired difference in P(reference), by the first `n` samples: a run that is
+def half_width(branches: pa.Table, reference: str, n: int, *, paired: bool) -> float:
+    """Half the width of the 95 % interval of the difference in P(reference), by the first `n` samples: a run that is
     resumed may have more."""
     control, edited = (_is(labels(branches, arm, n), reference) for arm in ("control", "edited"))
-    found = stats.paired(control, edited)
+    found = stats.compare(control, edited, paired=paired)
     return (found.high - found.low) / 2
 
 
 def effect_rows(
-    branches: pa.Table, edit: str, reference: str, expected: str | None, *, n: int, seed: int
+    branches: pa.Table, edit: str, reference: str, expected: str | None, *, n: int, seed: int, paired: bool = True
 ) -> list[dict[str, Any]]:
-    """Rows of the table `effects` from the first `n` samples of both arms.
+    """Rows of the table `effects` from the first `n` samples of both arms, which share their noise if they are paired.
 
-    For each class of answers the share in both arms and their paired difference; total variation, Jensen-Shannon and KL
-    (with ½ added to each count, Jeffreys) of the two distributions with a null floor and p; the flip rate; accuracy where
-    `expected` is known; length in tokens. `reference` is the class that the flip rate and the headline are about.
+    For each class of answers the share in both arms and their difference; total variation, Jensen-Shannon and KL
+    (with ½ added to each count, Jeffreys) of the two distributions with a null floor and p; the flip rate of pairs; accuracy
+    where `expected` is known; length in tokens. `reference` is the class that the flip rate and the headline are about.
     """
     control, edited = labels(branches, "control", n), labels(branches, "edited", n)
     classes = sorted(set(control) | set(edited) | {reference}, key=lambda c: (-control.count(c), -edited.count(c), c))
-    rows = [_share(control, edited, c) for c in classes]
-    rows += _distances(control, edited, seed=seed)
-    rows.append(_flips(control, edited))
+    rows = [_share(control, edited, c, paired=paired) for c in classes]
+    rows += _distances(control, edited, seed=seed, paired=paired)
+    if paired:
+        rows.append(_flips(control, edited))
     if expected is not None:
-        rows.append({**_share(control, edited, expected), "metric": "accuracy", "outcome": expected})
-    rows.append(_lengths(branches, n, seed=seed))
+        rows.append({**_share(control, edited, expected, paired=paired), "metric": "accuracy", "outcome": expected})
+    rows.append(_lengths(branches, n, seed=seed, paired=paired))
     return [{"edit": edit, **row} for row in rows]
 
 
@@ -60,18 +63,18 @@ def _is(found: Sequence[str], outcome: str) -> np.ndarray:
     return np.asarray([x == outcome for x in found], dtype=bool)
 
 
-def _share(control: Sequence[str], edited: Sequence[str], outcome: str) -> dict[str, Any]:
+def _share(control: Sequence[str], edited: Sequence[str], outcome: str, *, paired: bool) -> dict[str, Any]:
     a, b = _is(control, outcome), _is(edited, outcome)
-    found = stats.paired(a, b)
+    found = stats.compare(a, b, paired=paired)
     return {
         "metric": "share", "outcome": outcome, "control": float(a.mean()), "edited": float(b.mean()),
         "difference": found.estimate, "ci_low": found.low, "ci_high": found.high, "p_value": found.p_value,
         "null_high": None,
-        "n": len(a), "method": SCORES,
+        "n": len(a), "method": SCORES[paired],
     }  # fmt: skip
 
 
-def _distances(control: Sequence[str], edited: Sequence[str], *, seed: int) -> list[dict[str, Any]]:
+def _distances(control: Sequence[str], edited: Sequence[str], *, seed: int, paired: bool) -> list[dict[str, Any]]:
     """How far the two distributions of outcomes lie apart, and how far they would if the edit did nothing."""
     rows = []
     for metric, statistic in (
@@ -79,11 +82,11 @@ def _distances(control: Sequence[str], edited: Sequence[str], *, seed: int) -> l
         ("jensen_shannon", stats.jensen_shannon),
         ("kl_jeffreys", stats.kl_jeffreys),
     ):
-        found = stats.shift(control, edited, statistic, seed=seed, paired=True)
+        found = stats.shift(control, edited, statistic, seed=seed, paired=paired)
         rows.append({
             "metric": metric, "outcome": "", "control": None, "edited": None, "difference": found.value,
             "ci_low": None, "ci_high": None, "p_value": found.p_value, "null_high": found.null_high,
-            "n": len(control), "method": LABELS,
+            "n": len(control), "method": LABELS[paired],
         })  # fmt: skip
     return rows
 
@@ -99,18 +102,20 @@ def _flips(control: Sequence[str], edited: Sequence[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _lengths(branches: pa.Table, n: int, *, seed: int) -> dict[str, Any]:
-    """Tokens drawn, edited - control, pair by pair."""
+def _lengths(branches: pa.Table, n: int, *, seed: int, paired: bool) -> dict[str, Any]:
+    """Tokens drawn, edited - control: pair by pair, or of means."""
     arms = []
     for arm in ("control", "edited"):
         own = branches.filter(pc.equal(branches["arm"].cast(pa.string()), arm)).sort_by("sample")
         arms.append(own["n_tokens"].to_numpy()[:n].astype(np.float64))
     control, edited = arms
-    interval = stats.bootstrap_mean(edited - control, seed=seed)
+    interval = (
+        stats.bootstrap_mean(edited - control, seed=seed) if paired else stats.bootstrap_means(control, edited, seed=seed)
+    )
     return {
         "metric": "tokens", "outcome": "", "control": float(control.mean()), "edited": float(edited.mean()),
         "difference": interval.estimate, "ci_low": interval.low, "ci_high": interval.high, "p_value": None,
-        "null_high": None, "n": n, "method": "paired bootstrap",
+        "null_high": None, "n": n, "method": LENGTHS[paired],
     }  # fmt: skip
 
 
@@ -119,21 +124,22 @@ def cut_off(branches: pa.Table, arm: str, n: int | None = None) -> np.ndarray:
     return np.asarray([outcome == TRUNCATED for outcome in labels(branches, arm, n)], dtype=bool)
 
 
-def cut_off_between(branches: pa.Table, n: int) -> list[str]:
-    """A warning where control and edited differ by McNemar's exact test."""
+def cut_off_between(branches: pa.Table, n: int, *, paired: bool = True) -> list[str]:
+    """A warning where control and edited differ by McNemar's exact test, or without pairs by the score test."""
     control, edited = (cut_off(branches, arm, n) for arm in ("control", "edited"))
-    p = stats.paired(control, edited).p_value
+    p = stats.compare(control, edited, paired=paired).p_value
     if p > SURE:
         return []
     shares = f"{control.mean():.2f} of control and {edited.mean():.2f} of edited were cut off"
-    return [f"{shares} (McNemar p = {p:.3g}); {CUT_OFF_HINT}"]
+    return [f"{shares} ({'McNemar' if paired else 'score test'} p = {p:.3g}); {CUT_OFF_HINT}"]
 
 
-def cut_off_across(branches: pa.Table, arms: Sequence[str], n: int) -> tuple[list[float], list[str]]:
-    """The share that was cut off in each arm, and a warning where they differ by Cochran's Q."""
+def cut_off_across(branches: pa.Table, arms: Sequence[str], n: int, *, paired: bool) -> tuple[list[float], list[str]]:
+    """The share that was cut off in each arm, and a warning where they differ: by Cochran's Q, or without pairs chi-square."""
     table = np.stack([cut_off(branches, arm, n) for arm in arms], axis=1)
-    shares, p = table.mean(axis=0), stats.cochran(table, seed=0)
+    shares, p = table.mean(axis=0), stats.cochran(table, seed=0) if paired else stats.homogeneous(table)
     if p > SURE:
         return shares.tolist(), []
     text = f"from {shares.min():.2f} to {shares.max():.2f} of the draws of a boundary were cut off"
-    return shares.tolist(), [f"{text} (Cochran's Q, p = {p:.3g}); {CUT_OFF_HINT}"]
+    test = "Cochran's Q" if paired else "chi-square"
+    return shares.tolist(), [f"{text} ({test}, p = {p:.3g}); {CUT_OFF_HINT}"]

@@ -1,73 +1,170 @@
-"""From the request of a rewind to its arms: everything is checked here, before anything is drawn."""
+"""From the request of a rewind to the arms of each problem: everything is checked here, before anything is drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from probe import answers
 from probe import store as stores
 from probe.decoding import Sampling
-from probe.errors import BadOption
+from probe.decoding.rollouts import problem_seed
+from probe.errors import BadOption, BadPrompt, OutOfRange, ProbeError, RunError
 from probe.interventions import Edit, parse_all
 from probe.language_model import check_model, model_of
 from probe.outcomes import Outcome
 from probe.registries.step_edits import ChosenEdit
 from probe.requests import Importance, Rewind
-from probe.rewinding.arms import Arms, RewindFork, find_target
-from probe.rewinding.rollouts import Arm, RolloutOptions, outcome_of
-from probe.texts import Trajectory, trajectory
+from probe.rewinding.arms import Arms, RewindFork, Target, find_target
+from probe.rewinding.rollouts import ARMS, Arm, RolloutOptions, outcome_of
+from probe.texts import Trajectory, arguments_of, chat_of, trajectory
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 DEFAULT = {"temperature": 0.6, "top_p": 0.95}  # as Bogdan et al. 2025 (2506.19143) drew theirs
 MAX_NEW = 256
+LEFT_OUT = (BadOption, BadPrompt, OutOfRange, RunError)  # for these one problem, or one step, is left out of several
+T = TypeVar("T")
 ROOM, FEWEST = 1.5, 64  # tokens of a continuation: times what the original still needed; at least
 
 
 @dataclass(frozen=True)
-class Origin:
-    """The generation that a request begins with, the model that goes on, and what the generation answers."""
+class Opened:
+    """The run that is gone back into, the model that goes on, which of its prompts, and how continuations are sampled."""
 
-    lm: LanguageModel
     source: stores.Run
+    lm: LanguageModel
+    prompts: tuple[int, ...]
+    sampling: Sampling
+    request: Rewind | Importance
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is about one problem: then what is wrong with it is an error, and not a row."""
+        return len(self.prompts) == 1
+
+    def resolved(self) -> dict[str, Any]:
+        """What a request came to, for the manifest; who goes back into what was drawn reads it there."""
+        about = {"source": self.source.run_id, "prompts": list(self.prompts)}
+        chat = asdict(chat_of(self.source, self.prompts[0]))
+        return {**about, **chat, "sampling": {**asdict(self.sampling), "stop": list(self.sampling.stop)}}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One problem: the generation that is gone back into, and what it answers. `expected` is a class of answers.
+
+    noise_seed: of all its continuations.
+    """
+
+    opened: Opened
     original: Trajectory
     outcome: Outcome
     expected: str | None
-    sampling: Sampling
+    noise_seed: int
+
+    @property
+    def lm(self) -> LanguageModel:
+        return self.opened.lm
+
+    @property
+    def seed(self) -> int:
+        """Of what is random in the statistics."""
+        return self.opened.sampling.seed
 
     @property
     def reference(self) -> str:
         """The class of answers that is counted: the expected one, else the original's."""
         return self.expected or self.outcome.key
 
-    def resolved(self, rollout: RolloutOptions) -> dict[str, Any]:
-        """What a request came to, for the manifest; who goes back into what was drawn reads it there."""
-        return {
-            "source": self.source.run_id, "prompt_id": self.original.prompt_id, "max_new": rollout.max_new,
-            "generate": rollout.max_new, "sampling": {**asdict(rollout.sampling), "stop": list(rollout.sampling.stop)},
-            **asdict(self.original.chat),
-        }  # fmt: skip
+    def resolved(self, max_new: int) -> dict[str, Any]:
+        """What the manifest says of a run about this problem alone."""
+        return {"prompt_id": self.original.prompt_id, "max_new": max_new, "generate": max_new}
 
 
-def origin_of(request: Rewind | Importance) -> Origin:
-    """Open the run and its model, and find the generation. Raises `RunError`, `BadOption`."""
+def opened_for(request: Rewind | Importance) -> Opened:
+    """Open the run and its model, and find the prompts. Raises `RunError`, `BadOption`."""
     source = stores.open_run(request.run)
     lm = request.lm or model_of(source)
     if not request.other_model:
         check_model(source, lm)
-    original = trajectory(source, lm, prompt_id=request.prompt_id, branch=request.branch, split=request.split)
-    found = outcome_of(lm, original.ids, original.n_prompt, "eos", request.answer)
-    expected = answers.key(request.expect, request.answer) if request.expect is not None else None
-    return Origin(lm, source, original, found, expected, request.sampling or sampling_of(original, request.seed or 0))
+    prompts = chosen_prompts(source, request.wanted)
+    return Opened(source, lm, prompts, request.sampling or sampling_of(arguments_of(source), request.seed or 0), request)
+
+
+def origin_of(opened: Opened, prompt_id: int) -> Origin:
+    """Find the generation of one prompt. Raises `RunError`, `BadOption`."""
+    source, lm, request = opened.source, opened.lm, opened.request
+    original = trajectory(source, lm, prompt_id=prompt_id, branch=request.branch, split=request.split)
+    found = outcome_of(lm, original.ids, original.n_prompt, "eos", request.rule)
+    expected = None if request.expect is None else request.rule.expected(request.expect)
+    noise_seed = problem_seed(opened.sampling.seed, original.ids[: original.n_prompt])
+    return Origin(opened, original, found, expected, noise_seed)
+
+
+def chosen_prompts(run: stores.Run, wanted: Sequence[range] | None) -> tuple[int, ...]:
+    """The prompts with a generation that are wanted; all for None. Raises `RunError`."""
+    if "tokens" not in run.tables:
+        raise RunError("this run has no tokens", hint="probe runs show RUN lists what it has")
+    generated = run.scan("tokens", columns=["prompt_id"], branch=0, segment="completion")
+    there = sorted(set(generated["prompt_id"].to_pylist()))
+    if not there:
+        raise RunError("this run has no generation to go back into", hint="make one: probe trace PROMPT --generate 200")
+    if wanted is None:
+        return tuple(there)
+    for some in wanted:
+        if not any(prompt in some for prompt in there):
+            first = some.start if len(some) == 1 else f"{some.start}..{some.stop - 1}"
+            raise RunError(f"the run has no generation of prompt {first}", hint=f"it has {there[0]}..{there[-1]}")
+    return tuple(prompt for prompt in there if any(prompt in some for some in wanted))
+
+
+class Failed(NamedTuple):
+    """A prompt that is left out, and why."""
+
+    prompt_id: int
+    error: ProbeError
+
+
+class Problems(Generic[T]):
+    """What is to be done with each problem, prepared one after the other as they are asked for.
+
+    Of the only one it is prepared at once, and what is wrong with it is raised; of several, those that cannot be are in
+    `failed` when all have been asked for.
+    """
+
+    def __init__(self, opened: Opened, prepare: Callable[[Origin], T]) -> None:
+        self.opened, self._prepare = opened, prepare
+        self.failed: list[Failed] = []
+        self._first = prepare(origin_of(opened, opened.prompts[0])) if opened.alone else None
+
+    @property
+    def only(self) -> T:
+        """What is to be done with the only one."""
+        assert self._first is not None, "there is one problem"
+        return self._first
+
+    def __iter__(self) -> Iterator[T]:
+        if self._first is not None:
+            yield self._first
+            return
+        self.failed = []
+        for prompt in self.opened.prompts:
+            try:
+                found = self._prepare(origin_of(self.opened, prompt))
+            except LEFT_OUT as error:
+                self.failed.append(Failed(prompt, error.with_traceback(None)))
+            else:
+                yield found
+        if len(self.failed) == len(self.opened.prompts):
+            raise self.failed[0].error
 
 
 @dataclass(frozen=True)
 class RewindPlan:
-    """A request on one generation: where it forks, its arms, and how they go on. `reference`: what is counted."""
+    """A place in one generation: where it forks, its arms, and how they go on. `reference`: what is counted."""
 
     request: Rewind
     origin: Origin
@@ -84,39 +181,64 @@ class RewindPlan:
         """What was changed in the edited arm, in words."""
         return next((arm.edit for arm in self.named if arm.name == "edited"), str(self.request.step_edit))
 
+    @property
+    def step(self) -> int:
+        """The step that is gone back to."""
+        return self.fork.target.step
 
-def prepare(request: Rewind, *, dry: bool = False) -> RewindPlan:
-    """Check what is asked and find the arms. dry: a step that a model would have to draw is filler."""
-    origin, chosen = origin_of(request), request.step_edit
-    lm, original = origin.lm, origin.original
-    target = find_target(original, request.to)
+
+def plans_of(origin: Origin, request: Rewind, *, dry: bool = False) -> list[RewindPlan]:
+    """Check what is asked of one generation and find the arms of each place in it.
+
+    Of `all` steps, those that the edit cannot be made in are left out; it is an error if that is every one.
+    dry: a step that a model would have to draw is filler.
+    """
+    if request.to != "all":
+        return [_plan(origin, request, find_target(origin.original, request.to), 0, 1, dry)]
+    found, errors = [], []
+    targets = [find_target(origin.original, f"step{i}") for i in range(len(origin.original.steps))]
+    for i, target in enumerate(targets):
+        try:
+            found.append(_plan(origin, request, target, i, len(targets), dry))
+        except LEFT_OUT as error:
+            errors.append(error)
+    if not found:
+        raise errors[0]
+    return found
+
+
+def _plan(origin: Origin, request: Rewind, target: Target, number: int, of: int, dry: bool) -> RewindPlan:
+    """One place, the `number`th of so many."""
+    lm, original, chosen = origin.lm, origin.original, request.step_edit
     longest = new_tokens(lm, original, request.max_new, target.start)
-    rollout = rollout_options(origin, longest, request.answer)
+    rollout = rollout_options(origin, longest)
     fork = RewindFork(lm, original, target, rollout, request, dry)
     arms = fork.arms(chosen)
     _check_room(lm, arms)
-    changes = parse_all(lm, request.edit, seed=origin.sampling.seed)
+    changes = parse_all(lm, request.edit, seed=origin.seed)
     if changes and arms.edited is None:
         arms = arms._replace(edited=arms.control)
-    return RewindPlan(
-        request, origin, fork, arms, _named(arms, original, chosen, changes), rollout, origin.reference, origin.expected,
-        changes,
-    )  # fmt: skip
+    named = tuple(
+        arm._replace(number=ARMS * number + arm.number, of=ARMS * of, step=target.step)
+        for arm in _named(arms, original, chosen, changes)
+    )
+    return RewindPlan(request, origin, fork, arms, named, rollout, origin.reference, origin.expected, changes)
 
 
-def sampling_of(original: Trajectory, seed: int) -> Sampling:
-    """The run's own sampling with this seed; a greedy run's continuations are sampled, or they would all be one."""
-    own = dict(original.arguments.get("sampling") or {})
+def sampling_of(arguments: Mapping[str, Any], seed: int) -> Sampling:
+    """A run's own sampling with this seed; a greedy run's continuations are sampled, or they would all be one."""
+    own = dict(arguments.get("sampling") or {})
     own = {**own, "stop": tuple(own.get("stop", ())), "seed": seed}
     return Sampling(**({**own, **DEFAULT} if not own.get("temperature") else own))
 
 
-def rollout_options(origin: Origin, max_new: int, answer: str) -> RolloutOptions:
+def rollout_options(origin: Origin, max_new: int) -> RolloutOptions:
     """How continuations of a generation are drawn and read."""
     original, ids = origin.original, origin.original.ids
     stops = (original.arguments.get("sampling") or {}).get("stop", ())
     whole = ids[:-1] if ids[-1] in origin.lm.eos_ids else ids
-    return RolloutOptions(origin.sampling, max_new, answer, original.prompt_id, tuple(stops), whole)
+    sampling = replace(origin.opened.sampling, seed=origin.noise_seed)
+    return RolloutOptions(sampling, max_new, origin.opened.request.rule, original.prompt_id, tuple(stops), whole)
 
 
 def new_tokens(lm: LanguageModel, original: Trajectory, requested: int | None, start: int) -> int:

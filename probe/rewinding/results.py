@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,16 +18,25 @@ from probe.texts import Trajectory, copy_prompts, step_columns, token_columns
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
-    from probe.rewinding.preparing import Origin, RewindPlan
+    from probe.rewinding.preparing import Failed, Opened, Origin, RewindPlan
+    from probe.running import Running
+    from probe.store import Run
+
+
+class Measurement(NamedTuple):
+    """What one place of one problem came to."""
+
+    prompt_id: int
+    summary: dict[str, Any]
 
 
 def write_original(writer: Writer, origin: Origin, branch: int) -> None:
     """The sequence that was rewound, as branch 0, so that the run needs no other."""
-    if writer.done("original"):
-        return
-    source, original, outcome = origin.source, origin.original, origin.outcome
+    source, original, outcome = origin.opened.source, origin.original, origin.outcome
     prompt = original.prompt_id
-    with writer.unit("original"):
+    if writer.done(f"original-{prompt}"):
+        return
+    with writer.unit(f"original-{prompt}"):
         copy_prompts(source, writer, [prompt])
         if branch == ORIGINAL:
             writer.write("tokens", source.scan("tokens", prompt_id=prompt, branch=ORIGINAL))
@@ -43,21 +51,35 @@ def write_original(writer: Writer, origin: Origin, branch: int) -> None:
         })  # fmt: skip
 
 
-def write_effects(writer: Writer, rows: Sequence[dict[str, Any]]) -> None:
+def write_failed(run: Running, source: Run, failed: Sequence[Failed]) -> None:
+    """The prompts of which nothing could be measured, with the reason in `error`."""
+    for prompt, error in failed:
+        if not run.writer.done(f"original-{prompt}"):
+            with run.writer.unit(f"original-{prompt}"):
+                row = source.scan("prompts", prompt_id=prompt)
+                at = row.schema.get_field_index("error")
+                run.write("prompts", row.set_column(at, row.field(at), pa.array([error.message])))
+    if failed:
+        run.warn(f"{len(failed)} prompts were left out: the column 'error' of the table 'prompts' says why")
+
+
+def write_effects(writer: Writer, plan: RewindPlan, rows: Sequence[dict[str, Any]]) -> None:
     """One row a measured difference."""
     if rows:
-        writer.write("effects", {name: [row.get(name) for row in rows] for name in rows[0]})
+        about = {"prompt_id": plan.origin.original.prompt_id, "step": plan.step}
+        writer.write("effects", {**about, **{name: [row.get(name) for row in rows] for name in rows[0]}})
 
 
-def write_rescored(writer: Writer, original: Trajectory, first: int, scored: tuple[np.ndarray, np.ndarray] | None) -> None:
-    """One row for each token of the original from position `first` on, as it was and with the edit before it."""
+def write_rescored(writer: Writer, plan: RewindPlan, scored: tuple[np.ndarray, np.ndarray] | None) -> None:
+    """One row for each token of the original behind the edited step, as it was and with the edit before it."""
     if scored is None or not len(scored[0]):
         return
     kept, edited = scored
+    original, first = plan.origin.original, len(plan.arms.control)
     positions = np.arange(first, first + len(kept), dtype=np.int32)
     step = [next((i for i, s in enumerate(original.steps) if s.start <= p < s.end), None) for p in positions]
     writer.write("rescored", {
-        "prompt_id": [original.prompt_id] * len(kept), "pos": positions,
+        "prompt_id": [original.prompt_id] * len(kept), "edited_step": plan.step, "pos": positions,
         "token_id": np.asarray(original.ids[first : first + len(kept)], dtype=np.int32),
         "token": original.pieces.tokens[first : first + len(kept)],
         "step": pa.array(step, pa.int32()), "logprob": kept, "logprob_edited": edited, "difference": edited - kept,
@@ -65,27 +87,30 @@ def write_rescored(writer: Writer, original: Trajectory, first: int, scored: tup
 
 
 def sampled_ids(branches: pa.Table, tokens: pa.Table, arm: str) -> list[list[int]]:
-    """The ids that were drawn in an arm, in order of samples."""
+    """The ids that were drawn in an arm of one problem, in order of samples."""
     chosen = branches.filter(pc.equal(branches["arm"].cast(pa.string()), arm)).sort_by("sample")
+    tokens = tokens.filter(pc.is_in(tokens["branch"], chosen["branch"].combine_chunks()))
+    tokens = tokens.sort_by([("branch", "ascending"), ("pos", "ascending")])
+    owner, pos, ids = (tokens[name].to_numpy() for name in ("branch", "pos", "token_id"))
     found = []
     for number, start in zip(chosen["branch"].to_pylist(), chosen["draw_pos"].to_pylist(), strict=True):
-        own = tokens.filter(pc.and_(pc.equal(tokens["branch"], number), pc.greater_equal(tokens["pos"], start)))
-        found.append(own.sort_by("pos")["token_id"].to_pylist())
+        own = slice(*np.searchsorted(owner, [number, number + 1]))
+        found.append(ids[own][pos[own] >= start].tolist())
     return found
 
 
-def parent_of(origin: Origin, branch: int, position: int) -> dict[str, Any]:
-    """The manifest's `parent`: the run, prompt and branch that was gone back into, and at which token."""
-    source, prompt = origin.source, origin.original.prompt_id
+def parent_of(opened: Opened, branch: int, *, prompt_id: int | None = None, position: int | None = None) -> dict[str, Any]:
+    """The manifest's `parent`: the run, prompt (None: several) and branch that was gone back into, and at which token."""
+    source = opened.source
     return {
-        "run": source.run_id, "path": str(source.path) if source.path else None, "prompt_id": prompt,
+        "run": source.run_id, "path": str(source.path) if source.path else None, "prompt_id": prompt_id,
         "branch": branch, "position": position,
     }  # fmt: skip
 
 
 def summarize(
     plan: RewindPlan, branches: pa.Table, rows: list[dict[str, Any]],
-    scored: tuple[np.ndarray, np.ndarray] | None, far: dict[str, Any] | None, n: int,
+    scored: tuple[np.ndarray, np.ndarray] | None, far: dict[str, Any] | None, n: int, *, paired: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """JSON-able; probabilities are shares of samples, log-probs and entropies are in nats."""
     lm, original, target, arms = plan.origin.lm, plan.origin.original, plan.fork.target, plan.arms
@@ -96,14 +121,24 @@ def summarize(
         "step": target.step, "position": target.start, "mid_token": target.mid_token, "edit": plan.what,
         "old": _text(lm, original.ids[: target.start], arms.old or original.ids[target.start : target.end]),
         "new": _text(lm, arms.before, arms.new), "same_length": len(arms.old) == len(arms.new), "samples": n,
-        "max_new": plan.rollout.max_new, "answers": plan.rollout.answer, "reference": plan.reference,
+        "max_new": plan.rollout.max_new, "answers": plan.request.answer, "reference": plan.reference,
         "expected": plan.expected, "arms": shares, "headroom": shares[before]["entropy"] if before else None,
         "rules": _rules(branches, n),
         "difference": headline,
-        "resolution": _resolution(branches, plan.reference, n, plan.request.until) if headline else None,
+        "resolution": _resolution(branches, plan.reference, n, plan.request.until, paired=paired) if headline else None,
+        "paired": paired,
         "effects": rows, "off_policy": far, "rescored": _rescored(lm, original, len(arms.control), scored),
-        "sampling": {**asdict(plan.rollout.sampling), "stop": list(plan.rollout.sampling.stop)},
+        "sampling": plan.origin.opened.resolved()["sampling"],
         "examples": _examples(branches, n), "no_answer": _no_answer(shares),
+    }  # fmt: skip
+
+
+def summarize_all(found: Sequence[Measurement], failed: Sequence[Failed]) -> dict[str, Any]:
+    """What is to be said of several places: a line each."""
+    names = ("step", "edit", "samples", "reference", "expected", "headroom", "difference", "resolution", "paired")
+    return {
+        "prompts": len({one.prompt_id for one in found}) + len(failed), "errors": len(failed),
+        "places": [{"prompt_id": one.prompt_id, **{name: one.summary[name] for name in names}} for one in found],
     }  # fmt: skip
 
 
@@ -129,10 +164,10 @@ def _arm(branches: pa.Table, arm: str, n: int | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _resolution(branches: pa.Table, reference: str, n: int, until: float | None) -> str:
-    """Whether the paired difference in P(reference) is told from zero."""
+def _resolution(branches: pa.Table, reference: str, n: int, until: float | None, *, paired: bool) -> str:
+    """Whether the difference in P(reference) is told from zero."""
     control, edited = (np.asarray(labels(branches, arm, n)) == reference for arm in ("control", "edited"))
-    return stats.resolution(control, edited, target=until)
+    return stats.resolution(control, edited, target=until, paired=paired)
 
 
 def _rescored(

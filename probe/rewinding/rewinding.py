@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from probe import stats
 from probe import store as stores
 from probe.answers import merge
 from probe.decoding import decode, differences
+from probe.decoding.rollouts import Engine
 from probe.decoding.teacher_forced import suffix_logprobs
+from probe.errors import BadOption
+from probe.interventions import parse_all
 from probe.requests import Rewind, public
 from probe.rewinding import results
 from probe.rewinding.effects import cut_off_between, effect_rows, half_width
-from probe.rewinding.preparing import RewindPlan, prepare
-from probe.rewinding.rollouts import ROWS, RolloutOptions, changing, draw
+from probe.rewinding.preparing import Opened, Problems, RewindPlan, opened_for, plans_of
+from probe.rewinding.rollouts import ROWS, RolloutOptions, Wanted, blocks, changing, draw
 from probe.rewinding.teacher_forced import LEAST, after, off_policy, rescore
 from probe.running import Running, running
+from probe.serving import engine_of
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -33,22 +38,33 @@ RHO = 0.5  # correlation of the two arms that is assumed before anything is know
 
 
 def run_rewind(request: Rewind) -> stores.Run:
-    """Go back to a place in a run's generation, edit, let both arms go on, and measure what changed.
+    """Go back to a place in a run's generations, edit, let both arms go on, and measure what changed.
 
     At most one edit of the step, and changes of activations (`edit`); with neither it draws on from there and compares nothing.
-    Both arms share their noise, so that a difference between them is the edit's (METHODS M21).
+    Both arms share their noise, so that a difference between them is the edit's (METHODS M21). Of a run with many prompts
+    each is a problem by itself: its numbers are those that it has alone. Where the place cannot be found or edited in one of
+    them, its row of `prompts` says why; in the only one it is an error.
 
     Tables: `branches`, `effects`, `rescored`, `tokens` (each branch from where it forks), `steps`, `prompts`.
     Raises `RunError`, `BadOption`, `OutOfRange`, `NonFinite`.
     """
-    plan = prepare(request)
-    origin, lm = plan.origin, plan.origin.lm
-    word = request.step_edit.kind.replace("_", "-")
-    came_to = {**origin.resolved(plan.rollout), "changes": [str(one) for one in plan.changes]}
-    with running(request, lm, word=word, resolved=came_to) as run:
-        run.warn(*differences(lm, plan.rollout.sampling))
-        results.write_original(run.writer, origin, request.branch)
-        return _measure(run, plan, _draw(run, plan))
+    opened = opened_for(request)
+    engine = engine_of(opened.lm, request.engine)
+    if request.edit and not engine.edits:
+        raise BadOption(f"activations cannot be changed at {engine.name}", hint="leave out --engine")
+    problems = Problems(opened, lambda origin: plans_of(origin, request))
+    came_to = {**opened.resolved(), **_alone(problems), "paired": engine.addressed_noise, "changes": _changes(opened, request)}
+    with running(request, opened.lm, word=request.step_edit.kind.replace("_", "-"), resolved=came_to) as run:
+        run.warn(*differences(opened.lm, opened.sampling))
+        found: list[results.Measurement] = []
+        for some in blocks(_with_sizes(problems, request)):
+            for plans in some:
+                results.write_original(run.writer, plans[0].origin, request.branch)
+            places = [plan for plans in some for plan in plans]
+            for plan, n in zip(places, _draw(run, engine, places), strict=True):
+                found.append(_measure(run, plan, n, paired=engine.addressed_noise))
+        results.write_failed(run, opened.source, problems.failed)
+        return _finish(run, request, problems, found)
 
 
 rewind = public(run_rewind, Rewind)
@@ -61,14 +77,17 @@ def plan_rewind(request: Rewind) -> dict[str, Any]:
     between the arms: the widest that is to be expected. `tells_from_0` is the smallest difference that is then told from 0 in
     4 of 5 runs; None where so few pairs tell none.
     """
-    plan = prepare(request, dry=True)
-    lm, max_new = plan.origin.lm, plan.rollout.max_new
-    rows = request.samples * len(plan.named)
-    tokens = rows * max_new
+    opened = opened_for(request)
+    plans = [plan for plans in Problems(opened, lambda origin: plans_of(origin, request, dry=True)) for plan in plans]
+    named = [(arm, plan.rollout) for plan in plans for arm in plan.named]
+    rows = request.samples * len(named)
+    tokens = request.samples * sum(rollout.max_new for _, rollout in named)
+    longest = max(plans, key=lambda plan: plan.rollout.max_new)
+    one = {"position": plans[0].fork.target.start, "arms": len(plans[0].named)} if len(plans) == 1 else {}
     return {
-        "model": lm.name, "edit": str(request.step_edit), "position": plan.fork.target.start, "arms": len(plan.named),
-        "continuations": rows, "tokens": tokens,
-        "seconds": round(seconds(lm, [arm.prefix for arm in plan.named], plan.rollout, rows), 1),
+        "model": opened.lm.name, "edit": str(request.step_edit), "problems": len({id(plan.origin) for plan in plans}),
+        "places": len(plans), **one, "continuations": rows, "tokens": tokens,
+        "seconds": round(seconds(opened.lm, [arm.prefix for arm, _ in named], longest.rollout, rows), 1),
         **precision(request.samples), **tables_of(rows, tokens),
     }  # fmt: skip
 
@@ -96,23 +115,62 @@ def seconds(lm: LanguageModel, prefixes: Sequence[Sequence[int]], rollout: Rollo
     return math.ceil(rows / ROWS) * (first + each * rollout.max_new)
 
 
-def _draw(run: Running, plan: RewindPlan) -> int:
-    """Draw `samples` of every arm, or on until the interval is narrow enough; how many pairs there are then.
+def _alone(problems: Problems[list[RewindPlan]]) -> dict[str, Any]:
+    """What the manifest says besides of a run about one place of one problem."""
+    if not problems.opened.alone:
+        return {}
+    plan = problems.only[0]
+    return plan.origin.resolved(plan.rollout.max_new)
+
+
+def _changes(opened: Opened, request: Rewind) -> list[str]:
+    """The changes of activations in words."""
+    return [str(one) for one in parse_all(opened.lm, request.edit, seed=opened.sampling.seed)]
+
+
+def _with_sizes(problems: Problems[list[RewindPlan]], request: Rewind) -> Iterator[tuple[int, list[RewindPlan]]]:
+    """The places of each problem, and how many continuations they need at first."""
+    return ((request.samples * sum(len(plan.named) for plan in plans), plans) for plans in problems)
+
+
+def _draw(run: Running, engine: Engine, plans: Sequence[RewindPlan]) -> list[int]:
+    """Draw `samples` of every arm, or on until the interval is narrow enough; how many pairs each place has then.
 
     The arm that is drawn from before the step gets at least as many as a z-score of the edit needs.
     """
-    until, n = plan.request.until, plan.request.samples
-    before = 0
-    while True:
-        draw(run, plan.named, range(before, n), plan.rollout, plan.fork.stem)
-        narrow = until is None or plan.arms.edited is None or n >= MOST
-        if narrow or half_width(run.writer.read("branches"), plan.reference, n) <= (until or 0):
-            break
-        before, n = n, min(MOST, 2 * n)
-    if plan.arms.new:
-        own = [arm for arm in plan.named if arm.prefix == plan.arms.before]
-        draw(run, own, range(n, max(n, LEAST)), plan.rollout, plan.fork.stem)
-    return n
+    counts = [plan.request.samples for plan in plans]
+    before, wide = [0] * len(plans), list(range(len(plans)))
+    while wide:
+        draw(run, engine, [_wanted(plans[i], plans[i].named, range(before[i], counts[i])) for i in wide])
+        wide = [i for i in wide if _goes_on(run, plans[i], counts[i], paired=engine.addressed_noise)]
+        for i in wide:
+            before[i], counts[i] = counts[i], min(MOST, 2 * counts[i])
+    beyond = [
+        _wanted(plan, [arm for arm in plan.named if arm.prefix == plan.arms.before], range(n, max(n, LEAST)))
+        for plan, n in zip(plans, counts, strict=True)
+        if plan.arms.new
+    ]
+    draw(run, engine, beyond)
+    return counts
+
+
+def _wanted(plan: RewindPlan, arms: Sequence[Any], samples: range) -> Wanted:
+    alone = plan.origin.opened.alone and plan.request.to != "all"  # the text before many places is read again by each
+    return Wanted(arms, samples, plan.rollout, plan.fork.stem if alone else None)
+
+
+def _goes_on(run: Running, plan: RewindPlan, n: int, *, paired: bool) -> bool:
+    """Whether the interval is wider than was asked for, and more may be drawn."""
+    until = plan.request.until
+    if until is None or plan.arms.edited is None or n >= MOST:
+        return False
+    return half_width(_branches(run, plan), plan.reference, n, paired=paired) > until
+
+
+def _branches(run: Running, plan: RewindPlan) -> pa.Table:
+    """What was drawn from one place of one problem."""
+    own = run.writer.read("branches", prompt_id=plan.origin.original.prompt_id)
+    return own.filter(pc.equal(own["step"], plan.step))
 
 
 def _merged(branches: pa.Table, plan: RewindPlan) -> tuple[pa.Table, RewindPlan]:
@@ -144,25 +202,45 @@ def _rescored(lm: LanguageModel, plan: RewindPlan) -> tuple[np.ndarray, np.ndarr
     return kept, changed
 
 
-def _measure(run: Running, plan: RewindPlan, n: int) -> stores.Run:
-    """Effects, re-scored tail, off-policy z and summary of what was drawn."""
-    writer, lm = run.writer, plan.origin.lm
-    branches, plan = _merged(writer.read("branches"), plan)
-    arms, seed = plan.arms, plan.rollout.sampling.seed
-    rows: list[dict[str, Any]] = []
+def _measure(run: Running, plan: RewindPlan, n: int, *, paired: bool) -> results.Measurement:
+    """Effects, re-scored tail, off-policy z and summary of what was drawn from one place."""
+    prompt, drawn = plan.origin.original.prompt_id, _branches(run, plan)
+    branches, plan = _merged(drawn, plan)
+    arms, rows = plan.arms, []
     scored = far = None
     if arms.edited is not None:
-        run.warn(*cut_off_between(branches, n))
-        rows = effect_rows(branches, plan.what, plan.reference, plan.expected, n=n, seed=seed)
-        scored = _rescored(lm, plan)
+        run.warn(*_about(plan, cut_off_between(branches, n, paired=paired)))
+        rows = effect_rows(branches, plan.what, plan.reference, plan.expected, n=n, seed=plan.origin.seed, paired=paired)
+        scored = _rescored(run.lm, plan)
     if arms.new:
         before = next(arm.name for arm in plan.named if arm.prefix == arms.before)
-        far = off_policy(plan.fork.stem, arms.before, arms.new, results.sampled_ids(branches, writer.read("tokens"), before))
-    if not writer.done("effects"):
-        with writer.unit("effects"):
-            results.write_effects(writer, rows)
-            results.write_rescored(writer, plan.origin.original, len(arms.control), scored)
-    return run.finish(
-        results.summarize(plan, branches, rows, scored, far, n), seed=seed,
-        parent=results.parent_of(plan.origin, plan.request.branch, len(arms.before)),
-    )  # fmt: skip
+        own = results.sampled_ids(branches, run.writer.read("tokens", prompt_id=prompt), before)
+        far = off_policy(plan.fork.stem, arms.before, arms.new, own)
+    key = f"effects-{prompt}-step{plan.step}"
+    if not run.writer.done(key):
+        with run.writer.unit(key):
+            results.write_effects(run.writer, plan, rows)
+            results.write_rescored(run.writer, plan, scored)
+    plan.fork.forget()
+    return results.Measurement(prompt, results.summarize(plan, branches, rows, scored, far, n, paired=paired))
+
+
+def _about(plan: RewindPlan, warnings: Sequence[str]) -> list[str]:
+    """Warnings that say which problem and step they are of, where there are several."""
+    alone = plan.origin.opened.alone and plan.request.to != "all"
+    return [text if alone else f"prompt {plan.origin.original.prompt_id}, step {plan.step}: {text}" for text in warnings]
+
+
+def _finish(
+    run: Running, request: Rewind, problems: Problems[list[RewindPlan]], found: Sequence[results.Measurement]
+) -> stores.Run:
+    """The whole run: of one place with all that is to be said of it, of several with what is to be said of all."""
+    opened = problems.opened
+    prompt, position, summary = None, None, None
+    if opened.alone:
+        prompt = opened.prompts[0]
+        if request.to != "all":
+            (one,), (plan,) = found, problems.only
+            position, summary = len(plan.arms.before), one.summary
+    parent = results.parent_of(opened, request.branch, prompt_id=prompt, position=position)
+    return run.finish(summary or results.summarize_all(found, problems.failed), seed=opened.sampling.seed, parent=parent)

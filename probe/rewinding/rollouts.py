@@ -1,14 +1,19 @@
-"""Draws continuations of several arms, each (arm, sample) once, and keeps them in a run. Knows no statistics."""
+"""Draws continuations of the arms of several problems, each (problem, arm, sample) once, and keeps them in a run.
+
+Knows no statistics.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from probe import answers
-from probe.decoding import Continuation, Sampling, branch
+from probe.decoding import Continuation, Sampling
+from probe.decoding.rollouts import Engine, LocalEngine, Rollout
 from probe.decoding.teacher_forced import Prefix
 from probe.errors import BadEdit
 from probe.interventions import Edit, Patch, applying, locate_edits
@@ -20,9 +25,12 @@ if TYPE_CHECKING:
     from probe.running import Running
     from probe.store import Writer
 
-ROWS = 64  # continuations that run together
-BLOCK = 8 * ROWS  # continuations that are asked for at once: what was drawn is held until the last of them is
+ROWS = 64  # continuations that are thought to run together, for a guess at the time
+ARMS = 3  # of one place that is gone back to: control, edited, before
+BLOCK, PROBLEMS = 1024, 16  # continuations, and problems, that are asked for at once: what is drawn of them shares batches
 ORIGINAL = 0  # the branch that was rewound
+
+T = TypeVar("T")
 
 
 class Arm(NamedTuple):
@@ -34,20 +42,21 @@ class Arm(NamedTuple):
     fork_pos: int
     n_prompt: int
     edit: str = ""
-    of: int = 3  # arms that the run can have: a rewind has control, edited, before
+    of: int = ARMS  # arms that the problem can have
     changes: tuple[Edit, ...] = ()  # of activations, from the last token of the prefix on
     max_new: int = 0  # tokens of its continuations, where not the rollouts'
+    step: int | None = None  # the step that was gone back to
 
 
 class RolloutOptions(NamedTuple):
-    """How continuations are drawn and read: at most `max_new` tokens, answers found by `answer` (see `answers.extract`).
+    """How continuations of one problem are drawn and read: at most `max_new` tokens; the sampling has the problem's own seed.
 
     stops: stop texts that the original was written with; whole: its ids, without an end token.
     """
 
     sampling: Sampling
     max_new: int
-    answer: str
+    rule: OutcomeRule
     prompt_id: int = 0
     stops: tuple[str, ...] = ()
     whole: tuple[int, ...] = ()
@@ -97,61 +106,78 @@ def _completion(lm: LanguageModel, ids: Sequence[int], n_prompt: int) -> tuple[s
     return pieces.text[begin:], begin, answers.opens_thinking(pieces.text[:begin]), hidden
 
 
-def draw(run: Running, arms: Sequence[Arm], samples: Sequence[int], rollout: RolloutOptions, stem: Prefix) -> None:
-    """Draw every (arm, sample) that the run does not have yet and keep each as it ends; arms run side by side.
+class Wanted(NamedTuple):
+    """Arms of one problem of which these samples are to be had. stem: what the model has read of their prefixes already."""
 
-    What their prefixes have in common is computed once, and the stem, which has been read already, not again. Arms whose
-    activations are changed run by themselves.
-    Which of them share a batch is decided by their numbers alone, never by what the run has: it resumes to the same bytes.
+    arms: Sequence[Arm]
+    samples: Sequence[int]
+    rollout: RolloutOptions
+    stem: Prefix | None = None
+
+
+def blocks(wanted: Iterable[tuple[int, T]]) -> Iterator[list[T]]:
+    """What belongs to problems, each with the continuations that it needs, as lists of what is drawn together."""
+    some: list[T] = []
+    size = 0
+    for needed, one in wanted:
+        if some and (size + needed > BLOCK or len(some) == PROBLEMS):
+            yield some
+            some, size = [], 0
+        some.append(one)
+        size += needed
+    if some:
+        yield some
+
+
+def draw(run: Running, engine: Engine, wanted: Sequence[Wanted]) -> None:
+    """Draw every (problem, arm, sample) that the run does not have yet and keep each as it ends.
+
+    All share batches, but arms whose activations are changed run by themselves. Which share a batch is decided by what is
+    wanted alone, never by what the run has: it resumes to the same bytes.
     """
-    lm, writer = run.lm, run.writer
-    over = _keep_over(run, arms, samples, rollout)
-    total = len(arms) * len(samples)
-    ended = sum(writer.done(_key(arm, sample)) for arm in arms for sample in samples)
+    pairs = [(one, arm, sample) for one in wanted for arm in one.arms for sample in one.samples]
+    keys = [_key(one.rollout, arm, sample) for one, arm, sample in pairs]
+    ended = sum(map(run.writer.done, keys))
 
-    def together(some: Sequence[Arm], own: Sequence[int], known: Prefix | None) -> None:
-        def keep(i: int, sample: int, continuation: Continuation) -> None:
-            nonlocal ended
-            key = _key(some[i], sample)
-            if writer.done(key):  # of a batch that was cut short, and is run as a whole
-                return
-            with writer.unit(key):
-                _write(lm, writer, some[i], sample, continuation, rollout)
-            ended += 1
-            run.report("continuations", ended, total)
+    def keep(place: int, continuation: Continuation) -> None:
+        nonlocal ended
+        if run.writer.done(keys[place]):  # of a batch that was cut short, and is run as a whole
+            return
+        one, arm, sample = pairs[place]
+        with run.writer.unit(keys[place]):
+            _write(run.lm, run.writer, arm, sample, continuation, one.rollout)
+        ended += 1
+        run.report("continuations", ended, len(pairs))
 
-        branch(
-            lm, [arm.prefix for arm in some], own, max_new=[arm.max_new or rollout.max_new for arm in some],
-            sampling=rollout.sampling, batch=ROWS, done=keep, kept=lambda i, sample: writer.done(_key(some[i], sample)),
-            stem=known,
+    plain: list[int] = []
+    changed: dict[int, list[int]] = defaultdict(list)
+    for place, (one, arm, _) in enumerate(pairs):
+        if one.rollout.is_over(run.lm, arm.prefix, arm.n_prompt):
+            keep(place, Continuation(stop_reason="stop"))  # a stop text has ended it
+        elif arm.changes:
+            changed[id(arm)].append(place)
+        else:
+            plain.append(place)
+
+    def together(places: Sequence[int], engine: Engine, stems: Sequence[Prefix]) -> None:
+        some = [pairs[place] for place in places]
+        rollouts = [Rollout(arm.prefix, sample, _most(one, arm), one.rollout.sampling.seed) for one, arm, sample in some]
+        engine.draw(
+            rollouts, some[0][0].rollout.sampling, done=lambda i, found: keep(places[i], found),
+            kept=lambda i: run.writer.done(keys[places[i]]), stems=stems,
         )  # fmt: skip
 
-    def in_blocks(some: Sequence[Arm], known: Prefix | None = None) -> None:
-        block = max(1, BLOCK // len(some))
-        for start in range(0, len(samples), block):
-            together(some, samples[start : start + block], known)
-
-    running = [arm for arm in arms if arm not in over]
-    plain = [arm for arm in running if not arm.changes]
-    forked = [arm for arm in plain if list(arm.prefix[: len(stem.ids)]) == stem.ids]
-    if forked:
-        in_blocks(forked, stem)
-    if others := [arm for arm in plain if arm not in forked]:
-        in_blocks(others)
-    for arm in running:
-        if arm.changes:
-            with changing(lm, arm, arm.max_new or rollout.max_new):
-                in_blocks([arm])
+    if plain:
+        together(plain, engine, [one.stem for one in wanted if one.stem is not None])
+    for places in changed.values():
+        one, arm, _ = pairs[places[0]]
+        with changing(run.lm, arm, _most(one, arm)):
+            together(places, LocalEngine(run.lm), ())
 
 
-def _keep_over(run: Running, arms: Sequence[Arm], samples: Sequence[int], rollout: RolloutOptions) -> list[Arm]:
-    """The arms that a stop text has ended, which are kept as they are."""
-    over = [arm for arm in arms if rollout.is_over(run.lm, arm.prefix, arm.n_prompt)]
-    for arm in over:
-        for sample in (s for s in samples if not run.writer.done(_key(arm, s))):
-            with run.writer.unit(_key(arm, sample)):
-                _write(run.lm, run.writer, arm, sample, Continuation(stop_reason="stop"), rollout)
-    return over
+def _most(one: Wanted, arm: Arm) -> int:
+    """Tokens that a continuation of this arm may have."""
+    return arm.max_new or one.rollout.max_new
 
 
 def changing(lm: LanguageModel, arm: Arm, longest: int) -> AbstractContextManager[Any]:
@@ -173,18 +199,20 @@ def changing(lm: LanguageModel, arm: Arm, longest: int) -> AbstractContextManage
     return applying(lm, settled)
 
 
-def _key(arm: Arm, sample: int) -> str:
-    return f"{arm.name}-{sample}"
+def _key(rollout: RolloutOptions, arm: Arm, sample: int) -> str:
+    step = "" if arm.step is None else f"-step{arm.step}"
+    return f"{rollout.prompt_id}{step}-{arm.name}-{sample}"
 
 
 def _write(lm: LanguageModel, writer: Writer, arm: Arm, sample: int, drawn: Continuation, rollout: RolloutOptions) -> None:
     ids = [*arm.prefix, *drawn.ids]
     pieces = lm.pieces(ids)
     begin = _char(pieces, len(arm.prefix))
-    found = outcome_of(lm, ids, arm.n_prompt, drawn.stop_reason, rollout.answer)
+    found = outcome_of(lm, ids, arm.n_prompt, drawn.stop_reason, rollout.rule)
     branch = 1 + arm.of * sample + arm.number
     writer.write("branches", {
         "prompt_id": [rollout.prompt_id], "branch": [branch], "parent": [ORIGINAL], "arm": [arm.name], "sample": [sample],
+        "step": [arm.step],
         "fork_pos": [arm.fork_pos], "draw_pos": [len(arm.prefix)], "n_prompt": [arm.n_prompt], "edit": [arm.edit],
         "text": [pieces.text[begin:]], "n_tokens": [len(drawn.ids)], "stop_reason": [drawn.stop_reason],
         "outcome": [found.key], "answer": [found.text], "rule": [found.rule], "confidence": [found.confidence],

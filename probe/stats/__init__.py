@@ -1,19 +1,20 @@
 """Estimates with intervals, tests and null floors for outcomes of samples."""
 
 from probe.stats.allocation import Allocation
-from probe.stats.arms import Difference, half_width, independent, paired, pairs_to_tell, power, resolution, size_told
+from probe.stats.arms import Difference, compare, half_width, independent, paired, pairs_to_tell, power, resolution, size_told
 from probe.stats.attempts import Vote, majority, pass_at_k
 from probe.stats.clusters import ClusterEstimate, ClusterRegression, cluster_mean, cluster_means, cluster_regression, q_values
-from probe.stats.distributions import Shift, cochran, entropy, jensen_shannon, kl_jeffreys, shift, tv
-from probe.stats.intervals import Interval, bootstrap_mean, wilson
+from probe.stats.distributions import Shift, cochran, entropy, homogeneous, jensen_shannon, kl_jeffreys, shift, tv
+from probe.stats.intervals import Interval, bootstrap_mean, bootstrap_means, wilson
 from probe.stats.ranks import kendall_tau, pearson, spearman
 from probe.stats.sequential import StoppingRule, anytime, anytime_half_width, anytime_independent
 from probe.stats.series import Means, how, mean_of
 
 __all__ = [
     "Allocation", "ClusterEstimate", "ClusterRegression", "Difference", "Interval", "Means", "Shift", "StoppingRule",
-    "Vote", "anytime", "anytime_half_width", "anytime_independent", "bootstrap_mean", "cluster_mean", "cluster_means",
-    "cluster_regression", "cochran", "entropy", "half_width", "how", "independent", "jensen_shannon", "kendall_tau",
-    "kl_jeffreys", "majority", "mean_of", "paired", "pairs_to_tell", "pass_at_k", "pearson", "power", "q_values",
-    "resolution", "shift", "size_told", "spearman", "tv", "wilson",
+    "Vote", "anytime", "anytime_half_width", "anytime_independent", "bootstrap_mean", "bootstrap_means",
+    "cluster_mean", "cluster_means", "cluster_regression", "cochran", "compare", "entropy", "half_width",
+    "homogeneous", "how", "independent", "jensen_shannon", "kendall_tau", "kl_jeffreys", "majority", "mean_of",
+    "paired", "pairs_to_tell", "pass_at_k", "pearson", "power", "q_values", "resolution", "shift", "size_told",
+    "spearman", "tv", "wilson",
 ]  # fmt: skip

@@ -37,6 +37,9 @@ def paired(control: np.ndarray, edited: np.ndarray) -> Difference:
     return Difference((up - down) / len(control), low, high, mcnemar_exact(down, up))
 
 
+_of_pairs = paired  # where an argument has that name
+
+
 def cells(control: np.ndarray, edited: np.ndarray) -> tuple[int, int, int, int]:
     """How many pairs have it in both, in control only, in edited only, in neither."""
     a, b = np.asarray(control, bool), np.asarray(edited, bool)
@@ -104,23 +107,36 @@ def size_told(n: int, discordant: float) -> float | None:
     return next((k / 100 for k in range(1, 101) if power(n, k / 100, discordant) >= POWER), None)
 
 
-def resolution(control: np.ndarray, edited: np.ndarray, *, target: float | None = None) -> str:
-    """Whether a paired difference is told from zero; else how small it must be, or how many pairs would tell.
+def compare(control: np.ndarray, edited: np.ndarray, *, paired: bool) -> Difference:
+    """P(edited) - P(control) of bool arrays: of samples that share their noise, or of independent ones."""
+    if paired:
+        return _of_pairs(control, edited)
+    return independent(int(control.sum()), len(control), int(edited.sum()), len(edited))
+
+
+def resolution(control: np.ndarray, edited: np.ndarray, *, target: float | None = None, paired: bool = True) -> str:
+    """Whether a difference is told from zero; else how small it must be, or how many samples of each arm would tell.
 
     target: the half-width that was asked for; where the interval is as narrow, there is nothing more to draw.
     """
-    n, found = len(control), paired(control, edited)
+    n, found = len(control), compare(control, edited, paired=paired)
     if found.p_value <= LEVEL:
         return f"resolved at n = {n}"
     bound, narrow = max(-found.low, found.high), (found.high - found.low) / 2
     if bound <= SIZE if target is None else narrow <= target:
         return f"smaller than ±{math.ceil(bound * 1000) / 1000:.3f} at n = {n}"
-    _, down, up, _ = cells(control, edited)
     size = target or max(abs(found.estimate), SIZE)
-    needed = max(n + 1, pairs_to_tell(size, (down + up) / n))
+    if paired:
+        _, down, up, _ = cells(control, edited)
+        discordant = (down + up) / n
+    else:  # what pairs of independent samples would be
+        p, q = float(np.mean(control)), float(np.mean(edited))
+        discordant = p * (1 - q) + q * (1 - p)
+    needed = max(n + 1, pairs_to_tell(size, discordant))
     short = "" if target is None else f", which is too few for ±{target:g}"
     said = f"{size:.2f}" if size >= 0.005 else f"{size:.2g}"
-    return f"not resolved at n = {n}{short}; about {needed} pairs tell {said} from 0 in 4 of 5 runs"
+    samples = f"{needed} {'pairs' if paired else 'of each arm'}"
+    return f"not resolved at n = {n}{short}; about {samples} tell {said} from 0 in 4 of 5 runs"
 
 
 def independent(k1: int, n1: int, k2: int, n2: int) -> Difference:

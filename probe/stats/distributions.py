@@ -121,6 +121,16 @@ def _null(
     return np.concatenate(found)
 
 
+def homogeneous(table: np.ndarray) -> float:
+    """p of k independent arms having one proportion: the chi-square test of a bool table (sample, arm)."""
+    from scipy.stats import chi2_contingency
+
+    hits = table.sum(axis=0)
+    if hits.sum() in (0, table.size):
+        return 1.0
+    return float(chi2_contingency(np.stack([hits, len(table) - hits]), correction=False).pvalue)
+
+
 def cochran(table: np.ndarray, *, seed: int, draws: int = 2000) -> float:
     """p of k arms whose samples share noise having one proportion: Cochran's Q of a bool table (sample, arm), by shuffling
     every sample's arms. Add-one, as in `shift`; 1 where all samples are alike in all arms."""

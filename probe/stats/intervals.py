@@ -46,3 +46,21 @@ def bootstrap_mean(values: np.ndarray, *, seed: int, draws: int = DRAWS) -> Inte
     held = max(1, HELD // len(values))
     found = bootstrap((values,), np.mean, n_resamples=draws, batch=held, method="percentile", rng=seed)
     return Interval(mean, float(found.confidence_interval.low), float(found.confidence_interval.high))
+
+
+def bootstrap_means(a: np.ndarray, b: np.ndarray, *, seed: int, draws: int = DRAWS) -> Interval:
+    """mean(b) - mean(a) of independent values a (n,) and b (m,) with a percentile bootstrap interval; of one value each the
+    difference."""
+    from scipy.stats import bootstrap
+
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    estimate = float(b.mean() - a.mean())
+    if len(a) < 2 or len(b) < 2:
+        return Interval(estimate, estimate, estimate)
+
+    def difference(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.asarray(y.mean(axis=axis) - x.mean(axis=axis))
+
+    held = max(1, HELD // (len(a) + len(b)))
+    found = bootstrap((a, b), difference, n_resamples=draws, batch=held, method="percentile", rng=seed).confidence_interval
+    return Interval(estimate, float(found.low), float(found.high))

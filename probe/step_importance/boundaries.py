@@ -45,23 +45,27 @@ def arms(lm: LanguageModel, original: Trajectory) -> list[Arm]:
 def resampling(task: Task) -> Measured:
     """Rows of `resampling_rows` from what was drawn at every boundary."""
     n_steps, n = len(task.original.steps), task.request.samples
-    return Measured(resampling_rows(task.read("branches"), n_steps, task.reference, n=n, seed=task.seed))
+    return Measured(resampling_rows(task.read("branches"), n_steps, task.reference, n=n, seed=task.seed, paired=task.paired))
 
 
-def resampling_rows(branches: pa.Table, n_steps: int, reference: str, *, n: int, seed: int) -> list[StepImportance]:
+def resampling_rows(
+    branches: pa.Table, n_steps: int, reference: str, *, n: int, seed: int, paired: bool = True
+) -> list[StepImportance]:
     """Three rows a step: what keeping it, instead of drawing it anew, does to the outcome.
 
-    `resampling`: the paired difference in P(reference). `resampling_tv`, `resampling_kl`: total variation, and KL with ½
-    added to each count, of all outcomes; their `control` is the mean where nothing differs, their p a paired permutation's.
+    `resampling`: the difference in P(reference), of pairs where both share their noise. `resampling_tv`, `resampling_kl`:
+    total variation, and KL with ½ added to each count, of all outcomes; their `control` is the mean where nothing differs,
+    their p a permutation's.
     """
     found = [labels(branches, boundary(i), n) for i in range(n_steps + 1)]
     rows = []
     for i in range(n_steps):
         without, kept = found[i], found[i + 1]
-        difference = stats.paired(*(np.asarray([c == reference for c in arm]) for arm in (without, kept)))
+        arms = (np.asarray([c == reference for c in arm]) for arm in (without, kept))
+        difference = stats.compare(*arms, paired=paired)
         rows.append(_with(StepImportance("resampling", i, None, "P(answer) with the step - without", n=n), difference))
         for name, unit, statistic in DISTANCES:
-            shift = stats.shift(without, kept, statistic, paired=True, seed=seed)
+            shift = stats.shift(without, kept, statistic, paired=paired, seed=seed)
             rows.append(StepImportance(
                 f"resampling_{name}", i, shift.value, unit, p_value=shift.p_value, control=shift.null_mean,
                 floor=shift.null_mean, n=n,

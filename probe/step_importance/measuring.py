@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 from pkgutil import resolve_name
@@ -12,18 +13,20 @@ import numpy as np
 from probe import stats
 from probe import store as stores
 from probe.decoding import differences
-from probe.errors import BadOption, ProbeError
+from probe.decoding.rollouts import Engine
+from probe.errors import BadModel, BadOption, ProbeError
 from probe.language_model import check_model
 from probe.registries.importance_methods import Method, Size, methods_of
 from probe.requests import Importance, public
 from probe.rewinding.effects import cut_off_across
-from probe.rewinding.preparing import Origin, new_tokens, origin_of, rollout_options
-from probe.rewinding.results import parent_of, write_original
+from probe.rewinding.preparing import LEFT_OUT, Failed, Opened, Origin, Problems, new_tokens, opened_for, rollout_options
+from probe.rewinding.results import parent_of, write_failed, write_original
 from probe.rewinding.rewinding import precision, seconds, tables_of
-from probe.rewinding.rollouts import Arm, RolloutOptions, draw
+from probe.rewinding.rollouts import Arm, RolloutOptions, Wanted, blocks, draw
 from probe.running import Running, running
+from probe.serving import engine_of
 from probe.step_importance import boundaries, dependence, receiver_heads
-from probe.step_importance.task import Measured, StepImportance, Task, columns, discovered
+from probe.step_importance.task import Heads, Measured, StepImportance, Task, columns, discovered
 
 
 class ImportancePlan(NamedTuple):
@@ -40,34 +43,42 @@ class ImportancePlan(NamedTuple):
         """Whether a method needs continuations of every boundary."""
         return any(method.sampled for method in self.methods)
 
+    @property
+    def prompt_id(self) -> int:
+        return self.origin.original.prompt_id
+
 
 def run_importance(request: Importance) -> stores.Run:
-    """How much each step of a run's generation matters, by one method or several.
+    """How much each step of a run's generations matters, by one method or several.
 
-    Those that draw continuations share those of each boundary between steps.
+    Those that draw continuations share those of each boundary between steps. Of a run with many prompts each is a problem by
+    itself: its numbers are those that it has alone, but for `q_value`, which is over all steps of all of them.
 
     Tables: `importance` (a row a step and method), `dependence` (step x step, by `rescore` and `suppression`), and
     what was drawn in `branches` and `tokens`. With `all`, a method that this model or text cannot take is left out and
-    said so; asked for alone it is an error. Raises `RunError`, `BadOption`, `BadModel`, `NonFinite`.
+    said so; asked for alone it is an error: of the only prompt, or in the row of `prompts` of one of several. Raises
+    `RunError`, `BadOption`, `BadModel`, `NonFinite`.
     """
-    plan = prepare(request)
-    origin, original, task = plan.origin, plan.origin.original, plan.task
-    heads = [list(place) for place in task.heads.places] if task.heads else None
-    word = plan.methods[0].name if len(plan.methods) == 1 else "all"
-    with running(request, origin.lm, word=word, resolved={**origin.resolved(plan.rollout), "receiver_heads": heads}) as run:
-        run.warn(*differences(origin.lm, plan.rollout.sampling))
-        write_original(run.writer, origin, request.branch)
-        summary, measured = _measure(run, plan._replace(task=replace(task, run=run)))
-        rows = discovered([row for one in measured.values() for row in one.rows])
-        if not run.writer.done("importance"):
-            with run.writer.unit("importance"):
-                run.write("importance", columns(rows, original))
-                for name, one in measured.items():
-                    _write_matrix(run, name, one.matrix)
-        return run.finish(
-            {**_summary(plan, rows), **summary, **_summaries(measured)}, seed=task.seed,
-            parent=parent_of(origin, request.branch, original.steps[0].start),
-        )  # fmt: skip
+    opened, methods = opened_for(request), methods_of(request.method)
+    heads = _heads(opened, request)
+    problems = Problems(opened, lambda origin: _plan(origin, request, methods, heads))
+    engine = engine_of(opened.lm, request.engine)
+    come_to = {
+        **opened.resolved(), **(problems.only.origin.resolved(problems.only.rollout.max_new) if opened.alone else {}),
+        "paired": engine.addressed_noise, "receiver_heads": [list(place) for place in heads.places] if heads else None,
+    }  # fmt: skip
+    word = methods[0].name if len(methods) == 1 else "all"
+    with running(request, opened.lm, word=word, resolved=come_to) as run:
+        run.warn(*differences(opened.lm, opened.sampling))
+        found: dict[int, dict[str, Any]] = {}
+        for some in blocks((request.samples * len(plan.arms) if plan.sampled else 0, plan) for plan in problems):
+            for plan in some:
+                write_original(run.writer, plan.origin, request.branch)
+            _draw(run, engine, some)
+            for plan in some:
+                found |= _measured(run, plan, problems, paired=engine.addressed_noise)
+        write_failed(run, opened.source, problems.failed)
+        return _finish(run, problems, found)
 
 
 importance = public(run_importance, Importance)
@@ -78,49 +89,100 @@ def plan_importance(request: Importance) -> dict[str, Any]:
 
     `tokens_read`: what the model reads for each method, besides what is drawn.
     """
-    plan = prepare(request)
-    original, lm, samples = plan.origin.original, plan.origin.lm, request.samples
-    rows = samples * len(plan.arms) if plan.sampled else 0
-    tokens = samples * sum(arm.max_new for arm in plan.arms) if rows else 0
-    rollout = plan.rollout._replace(max_new=-(-tokens // max(1, rows)))
-    size = Size(original.n_prompt, [step.end - step.start for step in original.steps], samples)
+    opened, methods, samples = opened_for(request), methods_of(request.method), request.samples
+    heads = _heads(opened, request)
+    plans = list(Problems(opened, lambda origin: _plan(origin, request, methods, heads)))
+    arms = [arm for plan in plans for arm in plan.arms] if plans[0].sampled else []
+    rows, tokens = samples * len(arms), samples * sum(arm.max_new for arm in arms)
+    rollout = plans[0].rollout._replace(max_new=-(-tokens // max(1, rows)))
+    originals = [plan.origin.original for plan in plans]
+    sizes = [Size(one.n_prompt, [step.end - step.start for step in one.steps], samples) for one in originals]
     return {
-        "model": lm.name, "methods": ", ".join(method.name for method in plan.methods), "steps": len(original.steps),
-        "continuations": rows, "tokens": tokens, "tokens_read": {one.name: one.tokens(size) for one in plan.methods},
-        "seconds": round(seconds(lm, [arm.prefix for arm in plan.arms], rollout, rows), 1) if rows else 0.0,
+        "model": opened.lm.name, "methods": ", ".join(method.name for method in methods), "problems": len(plans),
+        "steps": sum(len(one.steps) for one in originals), "continuations": rows, "tokens": tokens,
+        "tokens_read": {one.name: sum(map(one.tokens, sizes)) for one in methods},
+        "seconds": round(seconds(opened.lm, [arm.prefix for arm in arms], rollout, rows), 1) if rows else 0.0,
         **precision(samples), **tables_of(rows, tokens),
     }  # fmt: skip
 
 
-def prepare(request: Importance) -> ImportancePlan:
-    """Check what is asked, and find the boundaries between steps."""
-    origin, methods, chosen = origin_of(request), methods_of(request.method), None
-    lm, original = origin.lm, origin.original
+def _heads(opened: Opened, request: Importance) -> Heads | None:
+    """The receiver heads that were chosen on another text; what is wrong with heads that are named is said here."""
     if request.suppress is not None:
-        dependence.check_place(lm, request.suppress)
-    if request.heads is not None:
-        other = stores.open_run(request.heads)
-        check_model(other, lm)
-        chosen = receiver_heads.heads_of(other, origin.source)
+        dependence.check_place(opened.lm, request.suppress)
+    if request.heads is None:
+        return None
+    other = stores.open_run(request.heads)
+    check_model(other, opened.lm)
+    return receiver_heads.heads_of(other, opened.source)
+
+
+def _plan(origin: Origin, request: Importance, methods: tuple[Method, ...], heads: Heads | None) -> ImportancePlan:
+    """Check what is asked of one generation, and find the boundaries between its steps."""
+    lm, original = origin.lm, origin.original
     if len(original.steps) < 2:
         raise BadOption("the generation is one step: there is nothing to compare it with", hint="cut finer: --split line")
     longest = new_tokens(lm, original, request.max_new, original.n_prompt)
     arms = tuple(
         arm._replace(max_new=new_tokens(lm, original, request.max_new, arm.fork_pos)) for arm in boundaries.arms(lm, original)
     )
-    task = Task(lm, original, request, origin.reference, origin.sampling.seed, chosen)
-    return ImportancePlan(methods, origin, task, arms, rollout_options(origin, longest, request.answer))
+    task = Task(lm, original, request, origin.reference, origin.seed, heads)
+    return ImportancePlan(methods, origin, task, arms, rollout_options(origin, longest))
+
+
+def _draw(run: Running, engine: Engine, plans: Sequence[ImportancePlan]) -> None:
+    """Continuations of every boundary of some problems."""
+    draw(run, engine, [
+        Wanted(plan.arms, range(plan.task.request.samples), plan.rollout, plan.task.stem if plan.origin.opened.alone else None)
+        for plan in plans if plan.sampled
+    ])  # fmt: skip
+
+
+def _measured(
+    run: Running, plan: ImportancePlan, problems: Problems[ImportancePlan], *, paired: bool
+) -> dict[int, dict[str, Any]]:
+    """Write the rows of one problem; what is to be said of it. A problem that no method can take is left out of several."""
+    prompt, key = plan.prompt_id, f"importance-{plan.prompt_id}"
+    try:
+        summary, measured = _measure(run, plan._replace(task=replace(plan.task, run=run, paired=paired)))
+    except ProbeError as error:
+        if plan.origin.opened.alone or not isinstance(error, (*LEFT_OUT, BadModel)):
+            raise
+        run.warn(f"prompt {prompt}: {error.message}")
+        problems.failed.append(Failed(prompt, error))
+        return {}
+    rows = [row for one in measured.values() for row in one.rows]
+    if not run.writer.done(key):
+        with run.writer.unit(key):
+            run.write("importance", columns(rows, plan.origin.original))
+            for name, one in measured.items():
+                _write_matrix(run, prompt, name, one.matrix)
+    return {prompt: {**_summary(plan, rows), **summary, **_summaries(measured)}}
+
+
+def _finish(run: Running, problems: Problems[ImportancePlan], found: dict[int, dict[str, Any]]) -> stores.Run:
+    """The whole run: of one problem with all that is to be said of it, of several with what is to be said of all."""
+    opened, branch = problems.opened, problems.opened.request.branch
+    revised = {"importance": discovered(run.writer.read("importance"))}
+    if opened.alone:
+        start = problems.only.origin.original.steps[0].start
+        parent = parent_of(opened, branch, prompt_id=opened.prompts[0], position=start)
+        return run.finish(found[opened.prompts[0]], seed=opened.sampling.seed, parent=parent, revised=revised)
+    summary = {
+        "prompts": len(opened.prompts), "errors": len(problems.failed), "samples": opened.request.samples,
+        "problems": [{"prompt_id": prompt, **one} for prompt, one in found.items()],
+    }  # fmt: skip
+    return run.finish(summary, seed=opened.sampling.seed, parent=parent_of(opened, branch), revised=revised)
 
 
 def _measure(run: Running, plan: ImportancePlan) -> tuple[dict[str, Any], dict[str, Measured]]:
-    """What is to be said of the draws, and what each method gives."""
+    """What is to be said of the draws of one problem, and what each method gives."""
     request, summary, found = plan.task.request, {}, {}
     if plan.sampled:
-        draw(run, plan.arms, range(request.samples), plan.rollout, plan.task.stem)
-        names = [arm.name for arm in plan.arms]
-        shares, warnings = cut_off_across(run.writer.read("branches"), names, request.samples)
+        names, drawn = [arm.name for arm in plan.arms], plan.task.read("branches")
+        shares, warnings = cut_off_across(drawn, names, request.samples, paired=plan.task.paired)
         summary = {"max_new": [arm.max_new for arm in plan.arms], "truncated": shares}
-        run.warn(*warnings)
+        run.warn(*(text if plan.origin.opened.alone else f"prompt {plan.prompt_id}: {text}" for text in warnings))
     for method in plan.methods:
         try:
             found[method.name] = resolve_name(method.measure)(plan.task)
@@ -131,13 +193,13 @@ def _measure(run: Running, plan: ImportancePlan) -> tuple[dict[str, Any], dict[s
     return summary, found
 
 
-def _write_matrix(run: Running, name: str, matrix: np.ndarray | None) -> None:
+def _write_matrix(run: Running, prompt: int, name: str, matrix: np.ndarray | None) -> None:
     if matrix is None:
         return
     source, target = np.nonzero(~np.isnan(matrix))
     if len(source):
         run.write("dependence", {
-            "method": [name] * len(source), "source": source.astype(np.int32), "target": target.astype(np.int32),
+            "prompt_id": prompt, "method": name, "source": source.astype(np.int32), "target": target.astype(np.int32),
             "value": matrix[source, target],
         })  # fmt: skip
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from probe.decoding.teacher_forced import Prefix
 from probe.requests import Importance
+from probe.stats import q_values
 from probe.texts import Trajectory
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Task:
     """A generation whose steps are to be measured, and what is asked of it.
 
     reference: the class of answers that probabilities are of. heads: receiver heads that were chosen on another text. run:
-    what holds the draws and hears how far it is.
+    what holds the draws and hears how far it is. paired: the same sample of two boundaries shares its noise.
     """
 
     lm: LanguageModel
@@ -41,6 +42,7 @@ class Task:
     seed: int = 0
     heads: Heads | None = None
     run: Running | None = None
+    paired: bool = True
 
     @cached_property
     def stem(self) -> Prefix:
@@ -48,9 +50,9 @@ class Task:
         return Prefix(self.lm, self.original.ids[: self.original.steps[0].start])
 
     def read(self, table: str) -> pa.Table:
-        """A table of what was drawn, for a method that is sampled."""
+        """What was drawn of this problem, for a method that is sampled."""
         assert self.run is not None, "such a method is sampled"
-        return self.run.writer.read(table)
+        return self.run.writer.read(table, prompt_id=self.original.prompt_id)
 
     def report(self, what: str, done: int, total: int) -> None:
         """Tell who watches how far it is."""
@@ -85,23 +87,20 @@ class Measured:
     summary: dict[str, Any] = field(default_factory=dict)
 
 
-def discovered(rows: Sequence[StepImportance]) -> list[StepImportance]:
-    """The rows with `q_value` filled in, over the steps of each method that has p-values (Benjamini & Hochberg 1995)."""
-    from scipy.stats import false_discovery_control
-
-    for method in {row.method for row in rows}:
-        tested = [row for row in rows if row.method == method and row.p_value is not None]
-        if tested:
-            for row, q in zip(tested, false_discovery_control([r.p_value for r in tested]), strict=True):
-                row.q_value = float(q)
-    return list(rows)
+def discovered(rows: pa.Table) -> pa.Table:
+    """Rows of the table `importance` with `q_value` filled in: over all steps of all problems that a method has a p of
+    (Benjamini & Hochberg 1995)."""
+    methods, p = np.asarray(rows["method"].cast(pa.string())), rows["p_value"].to_numpy()
+    q = np.full(len(p), np.nan)
+    for method in np.unique(methods):
+        q[methods == method] = q_values(p[methods == method])
+    at = rows.schema.get_field_index("q_value")
+    return rows.set_column(at, rows.schema.field(at), pa.array(q, from_pandas=True))
 
 
 def columns(rows: Sequence[StepImportance], original: Trajectory) -> dict[str, list[Any]]:
     """Columns of the table `importance`."""
-    found: dict[str, list[Any]] = {name: [] for name in (*asdict(rows[0]), "kind", "text")} if rows else {}
-    for row in rows:
-        step = original.steps[row.step]
-        for name, value in {**asdict(row), "kind": step.kind, "text": step.text}.items():
-            found[name].append(value)
-    return found
+    about = {"prompt_id": original.prompt_id}
+    steps = [original.steps[row.step] for row in rows]
+    plain = [{**about, **asdict(row), "kind": step.kind, "text": step.text} for row, step in zip(rows, steps, strict=True)]
+    return {name: [row[name] for row in plain] for name in plain[0]} if plain else {}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from probe import durable, tables
@@ -90,16 +91,20 @@ class Memory:
             if not self.rows[name]:
                 del self.rows[name]
 
-    def read(self, name: str) -> pa.Table:
-        """All rows so far; small tables by key."""
+    def read(self, name: str, prompt_id: int | None = None) -> pa.Table:
+        """All rows so far, or those of one prompt; small tables by key."""
         if name not in self.rows:
             return tables.schema(name, self.extra.get(name)).empty_table()
-        table = parquet.together(self.rows[name])
+        table = parquet.together([_of_prompt(rows, prompt_id) for rows in self.rows[name]])
         return table if tables.TABLES[name].large else sorting.sort(table, tables.TABLES[name].keys)
 
     def batches(self, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
         """All rows so far, in pieces."""
         return (table.select(list(columns)) for table in self.rows.get(name, ()))
+
+
+def _of_prompt(rows: pa.Table, prompt_id: int | None) -> pa.Table:
+    return rows if prompt_id is None else rows.filter(pc.equal(rows["prompt_id"], prompt_id))
 
 
 class Disk:
@@ -185,10 +190,11 @@ class Disk:
         assert not tables.TABLES[name].large, f"'{name}' is read when the run is finished"
         return [self.folder / part["path"] for part in self.journal.parts if part["table"] == name]
 
-    def read(self, name: str) -> pa.Table:
-        """All rows of a small table so far: those on the disk and those that wait."""
-        found = [pq.read_table(path, page_checksum_verification=True) for path in self._paths(name)]
-        found += self._small.rows.get(name, [])
+    def read(self, name: str, prompt_id: int | None = None) -> pa.Table:
+        """All rows of a small table so far, or those of one prompt: those on the disk and those that wait."""
+        where = None if prompt_id is None else pc.field("prompt_id") == prompt_id
+        found = [pq.read_table(path, page_checksum_verification=True, filters=where) for path in self._paths(name)]
+        found += [_of_prompt(rows, prompt_id) for rows in self._small.rows.get(name, [])]
         if not found:
             return self.schema(name).empty_table()
         return sorting.sort(parquet.together(found), tables.TABLES[name].keys)

@@ -111,9 +111,11 @@ class Writer:
             if isinstance(self._backend, Disk):
                 self._backend.warnings.append(text)
 
-    def read(self, table: str) -> pa.Table:
-        """The rows of a small table so far, by key, those of earlier sessions included: for the summary."""
-        return self.whole.table_arrow(table) if self.whole else self._backend.read(table)
+    def read(self, table: str, *, prompt_id: int | None = None) -> pa.Table:
+        """The rows of a small table so far (of one prompt), by key, those of earlier sessions included: for the summary."""
+        if self.whole is None:
+            return self._backend.read(table, prompt_id)
+        return self.whole.table_arrow(table) if prompt_id is None else self.whole.scan(table, prompt_id=prompt_id)
 
     def batches(self, table: str, columns: Sequence[str]) -> Iterator[pa.Table]:
         """What `read` reads, in pieces of which one at a time is held, in any order; these columns of it."""
@@ -133,9 +135,13 @@ class Writer:
         summary: Mapping[str, Any],
         model: Mapping[str, Any] | None = None,
         anatomy: Mapping[str, Any] | None = None,
+        revised: Mapping[str, pa.Table] | None = None,
         **more: Any,
     ) -> Run:
-        """Write the manifest and give the folder its name. `more` (seed, parent, …) goes into the manifest as it is."""
+        """Write the manifest and give the folder its name. `more` (seed, parent, …) goes into the manifest as it is.
+
+        revised: small tables, sorted by key, that stand in the place of the rows that were written to them.
+        """
         if self._finished is not None:
             return self._finished
         assert self._unit is None, "finish comes after the units"
@@ -143,11 +149,11 @@ class Writer:
         if isinstance(self._backend, Disk):
             assert self.path is not None
             with durable.stated(self.path), durable.uninterrupted():
-                finishing.finish(self.path, self._backend, self._state, about)
+                finishing.finish(self.path, self._backend, self._state, about, revised or {})
             self._finished = open_run(self.path)
             self.close()
         else:
-            found = {name: self._backend.read(name) for name in self._backend.rows}
+            found = {name: self._backend.read(name) for name in self._backend.rows} | dict(revised or {})
             self._finished = Run(MemoryReader(found), finishing.in_memory(self._state, about, found))
         return self._finished
 

@@ -8,6 +8,8 @@ from probe.texts.rows import FOR_TEMPLATES, Prompt, parsed
 from probe.texts.sequences import TokenSequence
 from probe.texts.trajectories import (
     Trajectory,
+    arguments_of,
+    chat_of,
     chosen_prompt,
     read_source,
     recorded_sequence,
@@ -23,8 +25,10 @@ __all__ = [
     "Survey",
     "TokenSequence",
     "Trajectory",
+    "arguments_of",
     "as_prompts",
     "batches",
+    "chat_of",
     "choices_of",
     "chosen_prompt",
     "columns_of",

@@ -72,7 +72,7 @@ def trajectory(
     pieces = lm.pieces(ids)
     return Trajectory(
         chosen, tuple(ids), n_prompt, pieces, tuple(steps_from(pieces.text, pieces.offsets, n_prompt, split)),
-        chat_of(run, chosen), {**run.manifest["arguments"], **run.manifest.get("resolved", {})},
+        chat_of(run, chosen), arguments_of(run),
     )  # fmt: skip
 
 
@@ -112,9 +112,14 @@ def read_source(lm: LanguageModel | None, source: Any, options: SourceOptions) -
     return lm, recorded_sequence(run, lm, chosen_prompt(run, options.prompt_id), options.branch, options.split)
 
 
+def arguments_of(run: Run) -> dict[str, Any]:
+    """What a run was asked for, and what that came to."""
+    return {**run.manifest["arguments"], **run.manifest.get("resolved", {})}
+
+
 def chat_of(run: Run, prompt_id: int) -> ChatOptions:
     """How a prompt of the run became a conversation: as the run's arguments say, or by its own messages."""
-    given = {**run.manifest["arguments"], **run.manifest.get("resolved", {})}
+    given = arguments_of(run)
     own = run.scan("tokens", columns=["template"], prompt_id=prompt_id, branch=0)["template"]
     templated = own.null_count < len(own)  # messages go through the template unasked
     text = run.scan("prompts", columns=["text"], prompt_id=prompt_id)["text"][0].as_py()
@@ -143,10 +148,10 @@ def sequence_ids(run: Run, prompt_id: int, branch: int) -> tuple[list[int], int]
     own = _rows(run, prompt_id, branch)
     if not own:
         raise RunError(f"the run has no branch {branch}", hint="the table 'branches' lists them")
-    n_prompt = run.prompts.set_index("prompt_id").loc[prompt_id, "n_tokens"]
     if branch == 0:
-        return own, int(n_prompt)
-    row = run.branches.set_index("branch").loc[branch]
+        return own, int(run.scan("prompts", columns=["n_tokens"], prompt_id=prompt_id)["n_tokens"][0].as_py())
+    columns = ["parent", "fork_pos", "n_prompt"]
+    (row,) = run.scan("branches", columns=columns, prompt_id=prompt_id, branch=branch).to_pylist()
     stem, _ = sequence_ids(run, prompt_id, int(row["parent"]))
     return stem[: int(row["fork_pos"])] + own, int(row["n_prompt"])
 
