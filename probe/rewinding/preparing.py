@@ -121,7 +121,7 @@ def chosen_prompts(run: stores.Run, wanted: Sequence[range] | None) -> tuple[int
     return tuple(prompt for prompt in there if any(prompt in some for some in wanted))
 
 
-class Failed(NamedTuple):
+class LeftOut(NamedTuple):
     """A prompt that is left out, and why."""
 
     prompt_id: int
@@ -137,7 +137,7 @@ class Problems(Generic[T]):
 
     def __init__(self, opened: Opened, prepare: Callable[[Origin], T]) -> None:
         self.opened, self._prepare = opened, prepare
-        self.failed: list[Failed] = []
+        self.failed: list[LeftOut] = []
         self._first = prepare(origin_of(opened, opened.prompts[0])) if opened.alone else None
 
     @property
@@ -155,7 +155,7 @@ class Problems(Generic[T]):
             try:
                 found = self._prepare(origin_of(self.opened, prompt))
             except LEFT_OUT as error:
-                self.failed.append(Failed(prompt, error.with_traceback(None)))
+                self.failed.append(LeftOut(prompt, error.with_traceback(None)))
             else:
                 yield found
         if len(self.failed) == len(self.opened.prompts):

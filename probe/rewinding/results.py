@@ -18,7 +18,7 @@ from probe.texts import Trajectory, copy_prompts, step_columns, token_columns
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
-    from probe.rewinding.preparing import Failed, Opened, Origin, RewindPlan
+    from probe.rewinding.preparing import LeftOut, Opened, Origin, RewindPlan
     from probe.running import Running
     from probe.store import Run
 
@@ -51,7 +51,7 @@ def write_original(writer: Writer, origin: Origin, branch: int) -> None:
         })  # fmt: skip
 
 
-def write_failed(run: Running, source: Run, failed: Sequence[Failed]) -> None:
+def write_failed(run: Running, source: Run, failed: Sequence[LeftOut]) -> None:
     """The prompts of which nothing could be measured, with the reason in `error`."""
     for prompt, error in failed:
         if not run.writer.done(f"original-{prompt}"):
@@ -133,7 +133,7 @@ def summarize(
     }  # fmt: skip
 
 
-def summarize_all(found: Sequence[Measurement], failed: Sequence[Failed]) -> dict[str, Any]:
+def summarize_all(found: Sequence[Measurement], failed: Sequence[LeftOut]) -> dict[str, Any]:
     """What is to be said of several places: a line each."""
     names = ("step", "edit", "samples", "reference", "expected", "headroom", "difference", "resolution", "paired")
     return {

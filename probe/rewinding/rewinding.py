@@ -24,7 +24,7 @@ from probe.requests import Rewind, public
 from probe.rewinding import results
 from probe.rewinding.effects import cut_off_between, effect_rows, half_width
 from probe.rewinding.preparing import Opened, Problems, RewindPlan, opened_for, plans_of
-from probe.rewinding.rollouts import ROWS, RolloutOptions, Wanted, blocks, changing, draw
+from probe.rewinding.rollouts import ROWS, RolloutOptions, Draws, blocks, changing, draw
 from probe.rewinding.teacher_forced import LEAST, after, off_policy, rescore
 from probe.running import Running, running
 from probe.serving import engine_of
@@ -154,9 +154,9 @@ def _draw(run: Running, engine: Engine, plans: Sequence[RewindPlan]) -> list[int
     return counts
 
 
-def _wanted(plan: RewindPlan, arms: Sequence[Any], samples: range) -> Wanted:
+def _wanted(plan: RewindPlan, arms: Sequence[Any], samples: range) -> Draws:
     alone = plan.origin.opened.alone and plan.request.to != "all"  # the text before many places is read again by each
-    return Wanted(arms, samples, plan.rollout, plan.fork.stem if alone else None)
+    return Draws(arms, samples, plan.rollout, plan.fork.stem if alone else None)
 
 
 def _goes_on(run: Running, plan: RewindPlan, n: int, *, paired: bool) -> bool:

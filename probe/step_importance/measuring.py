@@ -19,10 +19,10 @@ from probe.language_model import check_model
 from probe.registries.importance_methods import Method, Size, methods_of
 from probe.requests import Importance, public
 from probe.rewinding.effects import cut_off_across
-from probe.rewinding.preparing import LEFT_OUT, Failed, Opened, Origin, Problems, new_tokens, opened_for, rollout_options
+from probe.rewinding.preparing import LEFT_OUT, LeftOut, Opened, Origin, Problems, new_tokens, opened_for, rollout_options
 from probe.rewinding.results import parent_of, write_failed, write_original
 from probe.rewinding.rewinding import precision, seconds, tables_of
-from probe.rewinding.rollouts import Arm, RolloutOptions, Wanted, blocks, draw
+from probe.rewinding.rollouts import Arm, RolloutOptions, Draws, blocks, draw
 from probe.running import Running, running
 from probe.serving import engine_of
 from probe.step_importance import boundaries, dependence, receiver_heads
@@ -133,7 +133,7 @@ def _plan(origin: Origin, request: Importance, methods: tuple[Method, ...], head
 def _draw(run: Running, engine: Engine, plans: Sequence[ImportancePlan]) -> None:
     """Continuations of every boundary of some problems."""
     draw(run, engine, [
-        Wanted(plan.arms, range(plan.task.request.samples), plan.rollout, plan.task.stem if plan.origin.opened.alone else None)
+        Draws(plan.arms, range(plan.task.request.samples), plan.rollout, plan.task.stem if plan.origin.opened.alone else None)
         for plan in plans if plan.sampled
     ])  # fmt: skip
 
@@ -149,7 +149,7 @@ def _measured(
         if plan.origin.opened.alone or not isinstance(error, (*LEFT_OUT, BadModel)):
             raise
         run.warn(f"prompt {prompt}: {error.message}")
-        problems.failed.append(Failed(prompt, error))
+        problems.failed.append(LeftOut(prompt, error))
         return {}
     rows = [row for one in measured.values() for row in one.rows]
     if not run.writer.done(key):
