@@ -18,7 +18,7 @@ from probe.registries.step_edits import ChosenEdit
 from probe.requests import Importance, Rewind
 from probe.rewinding.arms import Arms, RewindFork, Target, find_target
 from probe.rewinding.rollouts import ARMS, Arm, RolloutOptions, outcome_of
-from probe.texts import Trajectory, arguments_of, chat_of, trajectory
+from probe.texts import Trajectory, arguments_of, chat_of, expected_of, trajectory
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -99,7 +99,8 @@ def origin_of(opened: Opened, prompt_id: int) -> Origin:
     source, lm, request = opened.source, opened.lm, opened.request
     original = trajectory(source, lm, prompt_id=prompt_id, branch=request.branch, split=request.split)
     found = outcome_of(lm, original.ids, original.n_prompt, "eos", request.rule)
-    expected = None if request.expect is None else request.rule.expected(request.expect)
+    right = expected_of(source, prompt_id) if request.expect is None else request.expect
+    expected = None if right is None else request.rule.expected(right)
     noise_seed = problem_seed(opened.sampling.seed, original.ids[: original.n_prompt])
     return Origin(opened, original, found, expected, noise_seed)
 

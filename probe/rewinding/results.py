@@ -56,6 +56,7 @@ def write_failed(run: Running, source: Run, failed: Sequence[LeftOut]) -> None:
     for prompt, error in failed:
         if not run.writer.done(f"original-{prompt}"):
             with run.writer.unit(f"original-{prompt}"):
+                run.writer.extend("prompts", source.extra("prompts"))
                 row = source.scan("prompts", prompt_id=prompt)
                 at = row.schema.get_field_index("error")
                 run.write("prompts", row.set_column(at, row.field(at), pa.array([error.message])))

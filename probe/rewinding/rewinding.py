@@ -24,7 +24,7 @@ from probe.requests import Rewind, public
 from probe.rewinding import results
 from probe.rewinding.effects import cut_off_between, effect_rows, half_width
 from probe.rewinding.preparing import Opened, Problems, RewindPlan, opened_for, plans_of
-from probe.rewinding.rollouts import ROWS, RolloutOptions, Draws, blocks, changing, draw
+from probe.rewinding.rollouts import ROWS, Draws, RolloutOptions, blocks, changing, draw
 from probe.rewinding.teacher_forced import LEAST, after, off_policy, rescore
 from probe.running import Running, running
 from probe.serving import engine_of

@@ -22,7 +22,7 @@ from probe.rewinding.effects import cut_off_across
 from probe.rewinding.preparing import LEFT_OUT, LeftOut, Opened, Origin, Problems, new_tokens, opened_for, rollout_options
 from probe.rewinding.results import parent_of, write_failed, write_original
 from probe.rewinding.rewinding import precision, seconds, tables_of
-from probe.rewinding.rollouts import Arm, RolloutOptions, Draws, blocks, draw
+from probe.rewinding.rollouts import Arm, Draws, RolloutOptions, blocks, draw
 from probe.running import Running, running
 from probe.serving import engine_of
 from probe.step_importance import boundaries, dependence, receiver_heads
