@@ -1,5 +1,5 @@
 """From the outcomes of two arms to differences with intervals (METHODS M21): in pairs where the arms share their noise, else
-as independent samples. Draws nothing, writes nothing.
+as independent samples. ArmSamples nothing, writes nothing.
 
 How many of each arm were cut off too, and whether arms differ in that by more than chance: a difference in what came out
 may then be one in how much room there was.

@@ -31,7 +31,7 @@ ROOM, FEWEST = 1.5, 64  # tokens of a continuation: times what the original stil
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedRun:
     """The run that is gone back into, the model that goes on, which of its prompts, and how continuations are sampled."""
 
     source: stores.Run
@@ -59,7 +59,7 @@ class Origin:
     noise_seed: of all its continuations.
     """
 
-    opened: Opened
+    opened: OpenedRun
     original: Trajectory
     outcome: Outcome
     expected: str | None
@@ -84,17 +84,17 @@ class Origin:
         return {"prompt_id": self.original.prompt_id, "max_new": max_new, "generate": max_new}
 
 
-def opened_for(request: Rewind | Importance) -> Opened:
+def opened_for(request: Rewind | Importance) -> OpenedRun:
     """Open the run and its model, and find the prompts. Raises `RunError`, `BadOption`."""
     source = stores.open_run(request.run)
     lm = request.lm or model_of(source)
     if not request.other_model:
         check_model(source, lm)
     prompts = chosen_prompts(source, request.wanted)
-    return Opened(source, lm, prompts, request.sampling or sampling_of(arguments_of(source), request.seed or 0), request)
+    return OpenedRun(source, lm, prompts, request.sampling or sampling_of(arguments_of(source), request.seed or 0), request)
 
 
-def origin_of(opened: Opened, prompt_id: int) -> Origin:
+def origin_of(opened: OpenedRun, prompt_id: int) -> Origin:
     """Find the generation of one prompt. Raises `RunError`, `BadOption`."""
     source, lm, request = opened.source, opened.lm, opened.request
     original = trajectory(source, lm, prompt_id=prompt_id, branch=request.branch, split=request.split)
@@ -136,7 +136,7 @@ class Problems(Generic[T]):
     `failed` when all have been asked for.
     """
 
-    def __init__(self, opened: Opened, prepare: Callable[[Origin], T]) -> None:
+    def __init__(self, opened: OpenedRun, prepare: Callable[[Origin], T]) -> None:
         self.opened, self._prepare = opened, prepare
         self.failed: list[LeftOut] = []
         self._first = prepare(origin_of(opened, opened.prompts[0])) if opened.alone else None

@@ -18,12 +18,12 @@ from probe.texts import Trajectory, copy_prompts, step_columns, token_columns
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
-    from probe.rewinding.preparing import LeftOut, Opened, Origin, RewindPlan
+    from probe.rewinding.preparing import LeftOut, OpenedRun, Origin, RewindPlan
     from probe.running import Running
     from probe.store import Run
 
 
-class Measurement(NamedTuple):
+class MeasuredPlace(NamedTuple):
     """What one place of one problem came to."""
 
     prompt_id: int
@@ -100,7 +100,7 @@ def sampled_ids(branches: pa.Table, tokens: pa.Table, arm: str) -> list[list[int
     return found
 
 
-def parent_of(opened: Opened, branch: int, *, prompt_id: int | None = None, position: int | None = None) -> dict[str, Any]:
+def parent_of(opened: OpenedRun, branch: int, *, prompt_id: int | None = None, position: int | None = None) -> dict[str, Any]:
     """The manifest's `parent`: the run, prompt (None: several) and branch that was gone back into, and at which token."""
     source = opened.source
     return {
@@ -134,7 +134,7 @@ def summarize(
     }  # fmt: skip
 
 
-def summarize_all(found: Sequence[Measurement], failed: Sequence[LeftOut]) -> dict[str, Any]:
+def summarize_all(found: Sequence[MeasuredPlace], failed: Sequence[LeftOut]) -> dict[str, Any]:
     """What is to be said of several places: a line each."""
     names = ("step", "edit", "samples", "reference", "expected", "headroom", "difference", "resolution", "paired")
     return {

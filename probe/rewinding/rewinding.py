@@ -23,8 +23,8 @@ from probe.interventions import parse_all
 from probe.requests import Rewind, public
 from probe.rewinding import results
 from probe.rewinding.effects import cut_off_between, effect_rows, half_width
-from probe.rewinding.preparing import Opened, Problems, RewindPlan, opened_for, plans_of
-from probe.rewinding.rollouts import ROWS, Draws, RolloutOptions, blocks, changing, draw
+from probe.rewinding.preparing import OpenedRun, Problems, RewindPlan, opened_for, plans_of
+from probe.rewinding.rollouts import ROWS, ArmSamples, RolloutOptions, blocks, changing, draw
 from probe.rewinding.teacher_forced import LEAST, after, off_policy, rescore
 from probe.running import Running, running
 from probe.serving import engine_of
@@ -56,7 +56,7 @@ def run_rewind(request: Rewind) -> stores.Run:
     came_to = {**opened.resolved(), **_alone(problems), "paired": engine.addressed_noise, "changes": _changes(opened, request)}
     with running(request, opened.lm, word=request.step_edit.kind.replace("_", "-"), resolved=came_to) as run:
         run.warn(*differences(opened.lm, opened.sampling))
-        found: list[results.Measurement] = []
+        found: list[results.MeasuredPlace] = []
         for some in blocks(_with_sizes(problems, request)):
             for plans in some:
                 results.write_original(run.writer, plans[0].origin, request.branch)
@@ -123,7 +123,7 @@ def _alone(problems: Problems[list[RewindPlan]]) -> dict[str, Any]:
     return plan.origin.resolved(plan.rollout.max_new)
 
 
-def _changes(opened: Opened, request: Rewind) -> list[str]:
+def _changes(opened: OpenedRun, request: Rewind) -> list[str]:
     """The changes of activations in words."""
     return [str(one) for one in parse_all(opened.lm, request.edit, seed=opened.sampling.seed)]
 
@@ -154,9 +154,9 @@ def _draw(run: Running, engine: Engine, plans: Sequence[RewindPlan]) -> list[int
     return counts
 
 
-def _wanted(plan: RewindPlan, arms: Sequence[Any], samples: range) -> Draws:
+def _wanted(plan: RewindPlan, arms: Sequence[Any], samples: range) -> ArmSamples:
     alone = plan.origin.opened.alone and plan.request.to != "all"  # the text before many places is read again by each
-    return Draws(arms, samples, plan.rollout, plan.fork.stem if alone else None)
+    return ArmSamples(arms, samples, plan.rollout, plan.fork.stem if alone else None)
 
 
 def _goes_on(run: Running, plan: RewindPlan, n: int, *, paired: bool) -> bool:
@@ -202,7 +202,7 @@ def _rescored(lm: LanguageModel, plan: RewindPlan) -> tuple[np.ndarray, np.ndarr
     return kept, changed
 
 
-def _measure(run: Running, plan: RewindPlan, n: int, *, paired: bool) -> results.Measurement:
+def _measure(run: Running, plan: RewindPlan, n: int, *, paired: bool) -> results.MeasuredPlace:
     """Effects, re-scored tail, off-policy z and summary of what was drawn from one place."""
     prompt, drawn = plan.origin.original.prompt_id, _branches(run, plan)
     branches, plan = _merged(drawn, plan)
@@ -222,7 +222,7 @@ def _measure(run: Running, plan: RewindPlan, n: int, *, paired: bool) -> results
             results.write_effects(run.writer, plan, rows)
             results.write_rescored(run.writer, plan, scored)
     plan.fork.forget()
-    return results.Measurement(prompt, results.summarize(plan, branches, rows, scored, far, n, paired=paired))
+    return results.MeasuredPlace(prompt, results.summarize(plan, branches, rows, scored, far, n, paired=paired))
 
 
 def _about(plan: RewindPlan, warnings: Sequence[str]) -> list[str]:
@@ -232,7 +232,7 @@ def _about(plan: RewindPlan, warnings: Sequence[str]) -> list[str]:
 
 
 def _finish(
-    run: Running, request: Rewind, problems: Problems[list[RewindPlan]], found: Sequence[results.Measurement]
+    run: Running, request: Rewind, problems: Problems[list[RewindPlan]], found: Sequence[results.MeasuredPlace]
 ) -> stores.Run:
     """The whole run: of one place with all that is to be said of it, of several with what is to be said of all."""
     opened = problems.opened

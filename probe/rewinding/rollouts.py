@@ -1,4 +1,4 @@
-"""Draws continuations of the arms of several problems, each (problem, arm, sample) once, and keeps them in a run.
+"""ArmSamples continuations of the arms of several problems, each (problem, arm, sample) once, and keeps them in a run.
 
 Knows no statistics.
 """
@@ -106,7 +106,7 @@ def _completion(lm: LanguageModel, ids: Sequence[int], n_prompt: int) -> tuple[s
     return pieces.text[begin:], begin, answers.opens_thinking(pieces.text[:begin]), hidden
 
 
-class Draws(NamedTuple):
+class ArmSamples(NamedTuple):
     """Arms of one problem of which these samples are to be had. stem: what the model has read of their prefixes already."""
 
     arms: Sequence[Arm]
@@ -129,7 +129,7 @@ def blocks(wanted: Iterable[tuple[int, T]]) -> Iterator[list[T]]:
         yield some
 
 
-def draw(run: Running, engine: Engine, wanted: Sequence[Draws]) -> None:
+def draw(run: Running, engine: Engine, wanted: Sequence[ArmSamples]) -> None:
     """Draw every (problem, arm, sample) that the run does not have yet and keep each as it ends.
 
     All share batches, but arms whose activations are changed run by themselves. Which share a batch is decided by what is
@@ -175,7 +175,7 @@ def draw(run: Running, engine: Engine, wanted: Sequence[Draws]) -> None:
             together(places, LocalEngine(run.lm), ())
 
 
-def _most(one: Draws, arm: Arm) -> int:
+def _most(one: ArmSamples, arm: Arm) -> int:
     """Tokens that a continuation of this arm may have."""
     return arm.max_new or one.rollout.max_new
 

@@ -19,10 +19,10 @@ from probe.language_model import check_model
 from probe.registries.importance_methods import Method, Size, methods_of
 from probe.requests import Importance, public
 from probe.rewinding.effects import cut_off_across
-from probe.rewinding.preparing import LEFT_OUT, LeftOut, Opened, Origin, Problems, new_tokens, opened_for, rollout_options
+from probe.rewinding.preparing import LEFT_OUT, LeftOut, OpenedRun, Origin, Problems, new_tokens, opened_for, rollout_options
 from probe.rewinding.results import parent_of, write_failed, write_original
 from probe.rewinding.rewinding import precision, seconds, tables_of
-from probe.rewinding.rollouts import Arm, Draws, RolloutOptions, blocks, draw
+from probe.rewinding.rollouts import Arm, ArmSamples, RolloutOptions, blocks, draw
 from probe.running import Running, running
 from probe.serving import engine_of
 from probe.step_importance import boundaries, dependence, receiver_heads
@@ -106,7 +106,7 @@ def plan_importance(request: Importance) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _heads(opened: Opened, request: Importance) -> Heads | None:
+def _heads(opened: OpenedRun, request: Importance) -> Heads | None:
     """The receiver heads that were chosen on another text; what is wrong with heads that are named is said here."""
     if request.suppress is not None:
         dependence.check_place(opened.lm, request.suppress)
@@ -133,7 +133,7 @@ def _plan(origin: Origin, request: Importance, methods: tuple[Method, ...], head
 def _draw(run: Running, engine: Engine, plans: Sequence[ImportancePlan]) -> None:
     """Continuations of every boundary of some problems."""
     draw(run, engine, [
-        Draws(plan.arms, range(plan.task.request.samples), plan.rollout, plan.task.stem if plan.origin.opened.alone else None)
+        ArmSamples(plan.arms, range(plan.task.request.samples), plan.rollout, plan.task.stem if plan.origin.opened.alone else None)
         for plan in plans if plan.sampled
     ])  # fmt: skip
 
