@@ -132,9 +132,11 @@ def _plan(origin: Origin, request: Importance, methods: tuple[Method, ...], head
 
 def _draw(run: Running, engine: Engine, plans: Sequence[ImportancePlan]) -> None:
     """Continuations of every boundary of some problems."""
+    sampled = [plan for plan in plans if plan.sampled]
+    stems = [plan.task.stem if plan.origin.opened.alone else None for plan in sampled]
     draw(run, engine, [
-        ArmSamples(plan.arms, range(plan.task.request.samples), plan.rollout, plan.task.stem if plan.origin.opened.alone else None)
-        for plan in plans if plan.sampled
+        ArmSamples(plan.arms, range(plan.task.request.samples), plan.rollout, stem)
+        for plan, stem in zip(sampled, stems, strict=True)
     ])  # fmt: skip
 
 
