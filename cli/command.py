@@ -12,6 +12,8 @@ import typer
 
 from probe.requests.options import Declared, options_of
 
+from .completing import completed
+
 R = TypeVar("R")
 
 
@@ -75,6 +77,8 @@ def _parameter(one: Declared) -> inspect.Parameter:
         more["max"] = option.maximum
     if option.default is not None:
         more["show_default"] = option.default
+    if option.complete is not None:
+        more["autocompletion"] = completed(option.complete)
     names: Sequence[str] = option.names or (f"--{one.name.replace('_', '-')}",)
     info = typer.Argument(**more) if option.argument else typer.Option(*names, **more, show_envvar=option.envvar is not None)
     kind = option.shell or one.type

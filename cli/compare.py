@@ -15,8 +15,8 @@ from .groups import Planning, PromptSource, Showing, Weights
 class Sides(Weights):
     """The two models or runs, and what is another of B than of A."""
 
-    a: Annotated[str, Option("A model (as for --model), or a run directory.", argument=True, metavar="A")]
-    b: Annotated[str, Option("The other model, or the other run.", argument=True, metavar="B")]
+    a: Annotated[str, Option("A model (as for --model), or a run directory.", argument=True, metavar="A", complete="models")]
+    b: Annotated[str, Option("The other model, or the other run.", argument=True, metavar="B", complete="models")]
     dtype_b: Annotated[str | None, Option("B's, where it is another than --dtype.")] = None
     adapter_b: Annotated[str | None, Option("An adapter of B's: A may be the same model without.")] = None
     revision_b: Annotated[str | None, Option("B's, where it is another than --revision.")] = None

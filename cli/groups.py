@@ -38,8 +38,8 @@ class ModelSource:
 class PlacementOptions:
     """Where a model runs, and in which numbers."""
 
-    device: Annotated[str, Option("auto, cpu, cuda, cuda:I or mps.")] = "auto"
-    dtype: Annotated[str, Option("auto, float32, bfloat16 or float16.")] = "auto"
+    device: Annotated[str, Option("auto, cpu, cuda, cuda:I or mps.", complete="devices")] = "auto"
+    dtype: Annotated[str, Option("auto, float32, bfloat16 or float16.", complete="dtypes")] = "auto"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Loading(Weights):
         str,
         Option(
             "Alias, Hugging Face id, local directory, .gguf file, or tiny:FAMILY (random weights).", ("--model", "-m"),
-            envvar="PROBE_MODEL",
+            envvar="PROBE_MODEL", complete="models",
         ),
     ] = "smollm2"  # fmt: skip
 
@@ -74,7 +74,9 @@ class Loading(Weights):
 class RunLoading(Weights):
     """Which model reads a run: its own, or one that is named."""
 
-    model: Annotated[str | None, Option("Another model than the run's, with the same tokenizer.", ("--model", "-m"))] = None
+    model: Annotated[
+        str | None, Option("Another model than the run's, with the same tokenizer.", ("--model", "-m"), complete="models")
+    ] = None
     allow_fetch: Annotated[bool, Option("Download a model that only the run names.", ("--allow-fetch",))] = False
 
     def load_for(self, run: Run, progress: Progress | None) -> LanguageModel:
@@ -100,7 +102,7 @@ class SourceLoading(RunLoading):
         str | None,
         Option(
             "Alias, Hugging Face id, local directory, .gguf file, or tiny:FAMILY.", ("--model", "-m"),
-            default="the run's, or smollm2",
+            default="the run's, or smollm2", complete="models",
         ),
     ] = None  # fmt: skip
 
@@ -122,7 +124,7 @@ class TextLoading(SourceLoading):
         str | None,
         Option(
             "Alias, Hugging Face id, local directory, .gguf file, or tiny:FAMILY (random weights).", ("--model", "-m"),
-            envvar="PROBE_MODEL", default="the run's, or smollm2",
+            envvar="PROBE_MODEL", complete="models", default="the run's, or smollm2",
         ),
     ] = None  # fmt: skip
 
@@ -134,7 +136,8 @@ class NamedModel(ModelSource):
     model: Annotated[
         str,
         Option(
-            "Alias, Hugging Face id, local directory, .gguf file, or tiny:FAMILY.", argument=True, envvar="PROBE_MODEL"
+            "Alias, Hugging Face id, local directory, .gguf file, or tiny:FAMILY.", argument=True, envvar="PROBE_MODEL",
+            complete="models",
         ),
     ] = "smollm2"  # fmt: skip
 
@@ -152,7 +155,7 @@ class ModelSettings:
     """Whether the model's own settings have a part in how tokens are drawn."""
 
     generation_config: Annotated[
-        str, Option("model: draw by the model's generation_config.json, where no option says otherwise.")
+        str, Option("model: draw by the model's generation_config.json, where no option says otherwise.", complete="settings")
     ] = "none"
 
     def __post_init__(self) -> None:

@@ -12,9 +12,13 @@ import typer
 
 from . import printing
 from .command import with_options
+from .completing import completed
 from .groups import Output
 
-Topic = Annotated[str | None, typer.Argument(help="A command or a subject; without one, the topics are listed.")]
+Topic = Annotated[
+    str | None,
+    typer.Argument(help="A command or a subject; without one, the topics are listed.", autocompletion=completed("topics")),
+]
 
 INDEX = "README"
 _LINK = re.compile(r"\[([^\]]+)\]\(([^)]+)\)")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .command import with_options
+from .completing import completed
 from .groups import NamedModel, Output, PlacementOptions, Watching, load
 from .terminal import show_document
 
@@ -16,8 +17,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Models: list, fetch, remove, and what is where in them.", no_args_is_help=True, rich_markup_mode=None)
 
-Made = Annotated[str, typer.Argument(help="A model that probe converted, as `probe models ls` names it.")]
-PlaceText = Annotated[str | None, typer.Argument(help="Only what this place matches, e.g. z@all.")]
+Made = Annotated[
+    str, typer.Argument(help="A model that probe converted, as `probe models ls` names it.", autocompletion=completed("models"))
+]
+PlaceText = Annotated[
+    str | None, typer.Argument(help="Only what this place matches, e.g. z@all.", autocompletion=completed("places"))
+]
 
 
 @app.command("ls")

@@ -13,6 +13,7 @@ import typer
 from probe.requests import Option
 
 from .command import with_options
+from .completing import completed
 from .groups import Output
 from .terminal import show_document
 
@@ -23,21 +24,31 @@ app = typer.Typer(help="List, show, draw, check, export and remove runs.", no_ar
 
 RUNS = Path("runs")
 Root = Annotated[Path, typer.Argument(help="Folder that holds runs.")]
-RunPath = Annotated[Path, typer.Argument(help="A run directory.")]
+RunPath = Annotated[Path, typer.Argument(help="A run directory.", autocompletion=completed("runs"))]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-Format = Annotated[str | None, typer.Option("--format", help="csv, jsonl, parquet, safetensors [default: by suffix, or csv].")]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        "--format", help="csv, jsonl, parquet, safetensors [default: by suffix, or csv].", autocompletion=completed("formats")
+    ),
+]
 
 
 @dataclass(frozen=True)
 class Wanted:
     """Which runs are listed, and in which order."""
 
-    model: Annotated[str | None, Option("Those whose model's name or source has this in it.", ("--model", "-m"))] = None
-    command: Annotated[str | None, Option("Those that this command made.")] = None
+    model: Annotated[
+        str | None, Option("Those whose model's name or source has this in it.", ("--model", "-m"), complete="models")
+    ] = None
+    command: Annotated[str | None, Option("Those that this command made.", complete="commands")] = None
     grep: Annotated[str | None, Option("Those with this regular expression in their name or a prompt.")] = None
     since: Annotated[str | None, Option("Those begun since: 2026-11-28, 2026-11-28T14:30, or 2d, 3h, 45m ago.")] = None
     sort: Annotated[
-        str, Option("By started, name, command, model, prompt, status, rows or size; -size has the largest first.")
+        str,
+        Option(
+            "By started, name, command, model, prompt, status, rows or size; -size has the largest first.", complete="sorts"
+        ),
     ] = "started"  # fmt: skip
 
 
@@ -146,7 +157,7 @@ def check(run: RunPath, output: Output) -> None:
 def export(
     run: RunPath,
     output: Output,
-    table: Annotated[str | None, typer.Argument(help="A table of the run.")] = None,
+    table: Annotated[str | None, typer.Argument(help="A table of the run.", autocompletion=completed("tables"))] = None,
     to: Annotated[Path | None, typer.Argument(help="File to write; must not exist. - or none: standard output.")] = None,
     format: Format = None,
     flat: Annotated[bool, typer.Option("--flat", help="Of attention and scores: one row a (query, key), no lists.")] = False,
@@ -183,7 +194,9 @@ def _to_stdout(run: Run, table: str, output: Output, *, format: str | None, flat
 
 
 @app.command("rm")
-def rm(runs: Annotated[list[Path], typer.Argument(help="Run directories.")], yes: Yes = False) -> None:
+def rm(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.", autocompletion=completed("runs"))], yes: Yes = False
+) -> None:
     """Delete runs, whole or unfinished; files in them that are not theirs stay. Anything that is not a run is refused."""
     from probe import store
     from probe.errors import BadOption, RunError

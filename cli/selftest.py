@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .command import with_options
+from .completing import completed
 from .groups import ModelSource, Output, PlacementOptions, Watching, load
 from .terminal import show_document
 
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 Names = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Alias, Hugging Face id, directory, .gguf file or tiny:FAMILY; one or several.", show_default="smollm2"
+        help="Alias, Hugging Face id, directory, .gguf file or tiny:FAMILY; one or several.",
+        show_default="smollm2",
+        autocompletion=completed("models"),
     ),
 ]
 

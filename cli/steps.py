@@ -9,11 +9,17 @@ from typing import Annotated
 import typer
 
 from .command import with_options
+from .completing import completed
 from .groups import Output
 
-RunPath = Annotated[Path, typer.Argument(help="A run directory.")]
+RunPath = Annotated[Path, typer.Argument(help="A run directory.", autocompletion=completed("runs"))]
 PromptId = Annotated[int | None, typer.Option("--prompt", min=0, help="Only this prompt's steps.")]
-Split = Annotated[str, typer.Option("--split", help="sentence, line, paragraph, token, regex:PATTERN or spans:FILE.")]
+Split = Annotated[
+    str,
+    typer.Option(
+        "--split", help="sentence, line, paragraph, token, regex:PATTERN or spans:FILE.", autocompletion=completed("splits")
+    ),
+]
 Branch = Annotated[int | None, typer.Option("--branch", min=0, help="Only this branch of a run made by rewind.")]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .command import with_options
+from .completing import completed
 from .groups import Output
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from probe.tables import Table
 
-Name = Annotated[str | None, typer.Argument(help="A table; without one, all are listed.")]
+Name = Annotated[str | None, typer.Argument(help="A table; without one, all are listed.", autocompletion=completed("tables"))]
 
 
 @with_options

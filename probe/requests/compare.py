@@ -36,7 +36,12 @@ class Compare(ChatOptions, FileOptions, Request):
     _: KW_ONLY
     edit: Annotated[
         str | Iterable[Any],
-        Option("Change B's activations: PLACE=OP, e.g. z@5.3=zero; repeatable.", ("--edit", "-e"), shell=list[str] | None),
+        Option(
+            "Change B's activations: PLACE=OP, e.g. z@5.3=zero; repeatable.",
+            ("--edit", "-e"),
+            shell=list[str] | None,
+            complete="edits",
+        ),
     ] = ()
     seed: Seed = 0
 

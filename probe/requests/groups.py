@@ -51,7 +51,13 @@ class FileOptions:
     """How prompts are read from a file."""
 
     format: Annotated[
-        str | None, Option("What --file or stdin is: txt, jsonl, json, csv, tsv, parquet.", ("--format",), default="by content")
+        str | None,
+        Option(
+            "What --file or stdin is: txt, jsonl, json, csv, tsv, parquet.",
+            ("--format",),
+            default="by content",
+            complete="inputs",
+        ),
     ] = None
     column: Annotated[
         str | None, Option("The prompts' column.", ("--column",), default="messages or prompt")
@@ -106,7 +112,15 @@ class ChatOptions:
 
 
 Source = Annotated[
-    Any, Option("A prompt, or the directory of a run.", argument=True, metavar="RUN|PROMPT", shell=str, to_plain=plain_source)
+    Any,
+    Option(
+        "A prompt, or the directory of a run.",
+        argument=True,
+        metavar="RUN|PROMPT",
+        shell=str,
+        complete="runs",
+        to_plain=plain_source,
+    ),
 ]
 Prompts = Annotated[
     Any,
@@ -115,12 +129,14 @@ Prompts = Annotated[
         to_plain=plain_prompts, from_plain=prompts_of,
     ),
 ]  # fmt: skip
-Split = Annotated[str, Option("sentence, line, paragraph, token, regex:PATTERN or spans:FILE.")]
+Split = Annotated[str, Option("sentence, line, paragraph, token, regex:PATTERN or spans:FILE.", complete="splits")]
 Position = Annotated[str, Option("Positions: all, last, 7, 3..9, tok=Paris, step3.", ("--position", "-p"))]
 Seed = Annotated[int, Option("Seeds every random choice.", minimum=0)]
 Edits = Annotated[
     str | Iterable[Any],
-    Option("Change activations: PLACE=OP, e.g. z@5.3=zero; repeatable.", ("--edit", "-e"), shell=list[str] | None),
+    Option(
+        "Change activations: PLACE=OP, e.g. z@5.3=zero; repeatable.", ("--edit", "-e"), shell=list[str] | None, complete="edits"
+    ),
 ]
 
 

@@ -16,8 +16,8 @@ class Option:
 
     names: the command line's, if they are not `--field-name`. shell: the type of what is typed there, where it is not the
     field's. argument: it has no name there, only a place. hidden: it is no option there. default: how the help says what
-    None stands for. stored: it is one of the manifest's `arguments`, as the plain value `to_plain(value)`, from which
-    `from_plain` makes it again.
+    None stands for. complete: the kind of values that a shell completes. stored: it is one of the manifest's `arguments`, as
+    the plain value `to_plain(value)`, from which `from_plain` makes it again.
     """
 
     help: str
@@ -28,6 +28,7 @@ class Option:
     metavar: str | None = None
     envvar: str | None = None
     default: str | None = None
+    complete: str | None = None
     argument: bool = False
     hidden: bool = False
     stored: bool = True

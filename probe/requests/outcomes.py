@@ -21,7 +21,7 @@ def plain_path(path: Any) -> str | None:
 class OutcomeOptions:
     """How outcomes are read: as answers, by expressions, of a file, or by a command that is given each completion."""
 
-    answer: Annotated[str, Option("auto, last-number, boxed, choice, yes-no or regex=PATTERN.")] = "auto"
+    answer: Annotated[str, Option("auto, last-number, boxed, choice, yes-no or regex=PATTERN.", complete="answers")] = "auto"
     expect: Annotated[str | None, Option("The right answer, or the outcome that is counted.")] = None
     outcome: Annotated[
         str | Iterable[str],

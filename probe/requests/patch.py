@@ -52,7 +52,7 @@ class PatchSweep(ChatOptions, Request):
     rewind: Annotated[
         Any,
         Option("A rewind's run: where does its step travel to the answer? By step and layer.", ("--from-rewind",),
-               shell=Path | None, to_plain=plain_run),
+               shell=Path | None, complete="runs", to_plain=plain_run),
     ] = None  # fmt: skip
     measure_at: Annotated[
         str | int | None,
@@ -62,7 +62,7 @@ class PatchSweep(ChatOptions, Request):
     sites: Annotated[
         str | Iterable[str],
         Option("resid_pre, resid_mid, resid_post, attn_out, mlp_out, mlp_post, z, q, k, v; or places: z@9.6,9.9.",
-               shell=list[str]),
+               shell=list[str], complete="places"),
     ] = ("resid_pre",)  # fmt: skip
     layers: Annotated[str | int, Option("Of sites that name none: all, 5, 0..4, -1, with commas.", shell=str)] = "all"
     heads: Annotated[str | int | None, Option("Of z, q, k, v: all, 3, 0..4.", shell=str | None)] = None
@@ -78,11 +78,13 @@ class PatchSweep(ChatOptions, Request):
     direction: Annotated[
         str | None, Option("denoise (into the corrupt run) or noise (into the clean).", default="by --from")
     ] = None  # fmt: skip
-    metric: Annotated[str, Option("logit-diff, logprob, prob or kl, after the last token.")] = "logit-diff"
+    metric: Annotated[str, Option("logit-diff, logprob, prob or kl, after the last token.", complete="metrics")] = "logit-diff"
     align: Annotated[
         str | None, Option("Where lengths differ, which positions are one: left, right or ends.")
     ] = None  # fmt: skip
-    method: Annotated[str, Option("exact, or attribution: estimated from one gradient, all cells at once.")] = "exact"
+    method: Annotated[
+        str, Option("exact, or attribution: estimated from one gradient, all cells at once.", complete="patching")
+    ] = "exact"
     ig: Annotated[
         int, Option("Of attribution: average the gradient over so many points between the texts.", minimum=0)
     ] = 0  # fmt: skip
@@ -96,7 +98,7 @@ class PatchSweep(ChatOptions, Request):
     edit: Annotated[
         str | Iterable[Any],
         Option("Change activations in all runs: PLACE=OP, e.g. z@5.3=zero; repeatable.", ("--edit", "-e"),
-               shell=list[str] | None),
+               shell=list[str] | None, complete="edits"),
     ] = ()  # fmt: skip
     seed: Seed = 0
 

@@ -19,7 +19,9 @@ from probe.requests.outcomes import OutcomeOptions
 from probe.requests.sampling import ContinuedSamplingOptions
 from probe.spans import check_split
 
-RUN = Option("A run with a generation (probe trace PROMPT --generate N).", argument=True, shell=Path, to_plain=plain_run)
+RUN = Option(
+    "A run with a generation (probe trace PROMPT --generate N).", argument=True, shell=Path, complete="runs", to_plain=plain_run
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +128,7 @@ class Rewind(EditOptions, Continuations, Generation, Request):
         str | Iterable[Any],
         Option(
             f"{edit_help()} From the last token before the first drawn one on; repeatable.",
-            ("--edit", "-e"), shell=list[str] | None,
+            ("--edit", "-e"), shell=list[str] | None, complete="edits",
         ),
     ] = ()  # fmt: skip
     until: Annotated[float | None, Option("Draw on until the difference is known to ± this.")] = None
@@ -158,7 +160,10 @@ class Importance(Continuations, Generation, Request):
     run: Annotated[Any, RUN]
     _: KW_ONLY
     method: Annotated[
-        str, Option(f"{'; '.join(f'{m.name}: {m.help}' for m in METHODS.values())} Several with commas, or all.")
+        str,
+        Option(
+            f"{'; '.join(f'{m.name}: {m.help}' for m in METHODS.values())} Several with commas, or all.", complete="methods"
+        ),
     ] = "resampling"
     stub: Annotated[str, Option("Text that asks for the answer, for early-answer.", default=repr(STUB))] = STUB
     candidates: Annotated[
@@ -167,7 +172,13 @@ class Importance(Continuations, Generation, Request):
     embedder: Annotated[str | None, Option("A sentence-transformers model, for counterfactual.")] = None
     suppress: Annotated[str | None, Option("Only these heads look away, for suppression: pattern@5.3,7.1.")] = None
     heads: Annotated[
-        Any, Option("Take the receiver heads of this importance run over another text.", shell=Path | None, to_plain=plain_run)
+        Any,
+        Option(
+            "Take the receiver heads of this importance run over another text.",
+            shell=Path | None,
+            complete="runs",
+            to_plain=plain_run,
+        ),
     ] = None
 
     def __post_init__(self) -> None:

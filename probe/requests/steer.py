@@ -39,7 +39,8 @@ class Steer(FileOptions, Request):
     _: KW_ONLY
     at: Annotated[
         str | None,
-        Option("One place, e.g. resid_post@12 or z@5.3:all.", default="all positions where it was made; --make: last"),
+        Option("One place, e.g. resid_post@12 or z@5.3:all.", complete="places",
+               default="all positions where it was made; --make: last"),
     ] = None  # fmt: skip
     answer: Annotated[str | None, Option("Measure the log-prob of this token after the prompt.")] = None
     against: Annotated[str | None, Option("Less the log-prob of this one.")] = None

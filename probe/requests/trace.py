@@ -29,19 +29,23 @@ class Trace(ChatOptions, FileOptions, SamplingOptions, Request):
     capture: Annotated[
         str | Iterable[str],
         Option("A place SITE[@LAYERS[.HEADS]][:POSITIONS], e.g. resid_post@all; repeatable.", ("--capture", "--at"),
-               shell=list[str] | None),
+               shell=list[str] | None, complete="places"),
     ] = ()  # fmt: skip
-    attention: Annotated[str, Option("none, heads, summary, topk:K or full.")] = "heads"
+    attention: Annotated[str, Option("none, heads, summary, topk:K or full.", complete="attention")] = "heads"
     lens: Annotated[bool, Option("Record each layer's guess at every position.")] = False
-    edit: Annotated[str | Iterable[Any], Option(f"{edit_help()} Repeatable.", ("--edit", "-e"), shell=list[str] | None)] = ()
+    edit: Annotated[
+        str | Iterable[Any], Option(f"{edit_help()} Repeatable.", ("--edit", "-e"), shell=list[str] | None, complete="edits")
+    ] = ()
     top: Annotated[int, Option("Alternatives a position.", minimum=0)] = 5
     explain: Annotated[
         str | int | None,
         Option("Tell how these tokens were chosen: 7, -1, 3..9, last, completion, tok=Paris.", shell=str | None),
     ] = None
-    order: Annotated[str | None, Option("Also in another engine's order of stages: hf, vllm, llamacpp or all.")] = None
+    order: Annotated[
+        str | None, Option("Also in another engine's order of stages: hf, vllm, llamacpp or all.", complete="orders")
+    ] = None
     split: Split = "sentence"
-    store: Annotated[str, Option("Vectors exact, or rounded to bf16 (less than half the disk).")] = "exact"
+    store: Annotated[str, Option("Vectors exact, or rounded to bf16 (less than half the disk).", complete="stores")] = "exact"
     batch_tokens: Annotated[int, Option("At most this many padded tokens a batch.", minimum=1)] = 4096
 
     def __post_init__(self) -> None:
