@@ -120,12 +120,6 @@ def _tables(ctx: Any, _: str) -> Iterable[str]:
     return list(TABLES)
 
 
-def _topics(*_: Any) -> Iterable[str]:
-    from .help import topics
-
-    return topics()
-
-
 def _commands(*_: Any) -> Iterable[str]:
     from probe.requests import REQUESTS
 
@@ -140,6 +134,6 @@ def _orders_of_runs(*_: Any) -> Iterable[str]:
 
 FOUND: dict[str, Callable[[Any, str], Iterable[str]]] = {
     "answers": _answers, "commands": _commands, "edits": _edits, "methods": _methods, "models": _models, "places": _places,
-    "runs": _runs, "sorts": _orders_of_runs, "tables": _tables, "topics": _topics,
+    "runs": _runs, "sorts": _orders_of_runs, "tables": _tables,
 }  # fmt: skip
 """Kinds of values that are looked up."""

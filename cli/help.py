@@ -12,12 +12,11 @@ import typer
 
 from . import printing
 from .command import with_options
-from .completing import completed
 from .groups import Output
 
 Topic = Annotated[
     str | None,
-    typer.Argument(help="A command or a subject; without one, the topics are listed.", autocompletion=completed("topics")),
+    typer.Argument(help="A command or a subject; without one, the topics are listed.", autocompletion=lambda: topics()),
 ]
 
 INDEX = "README"
