@@ -18,6 +18,7 @@ LISTED = ("all", "kind", "quarter")
 TERMS = {
     "entropy": "entropy of the outcome before it, a nat", "position": "where it begins, the whole reasoning",
     "length": "length, a token", "truncated": "draws that were cut off, all",
+    "budget": "what a draw could have, a token",
 }  # fmt: skip
 
 

@@ -215,16 +215,40 @@ def test_what_was_planted_is_found_and_kinds_are_told_after_it() -> None:
 
 
 def test_what_does_not_vary_has_no_coefficient_and_what_was_not_drawn_is_said(rows: Rows) -> None:
-    uncut = rows._replace(branches=rows.branches.replace({"outcome": {"<truncated>": "c"}}))
+    uncut = rows._replace(branches=rows.branches.replace({"outcome": {"<truncated>": "c"}}).assign(max_new=40))
     found = importance_tables(*uncut, seed=0)
     cut = regressed(found, "resampling").loc["truncated"]
-    assert math.isnan(cut["coefficient"]) and pd.isna(cut["interval"])
+    budget = regressed(found, "resampling").loc["budget"]
+    for row in (cut, budget):
+        assert math.isnan(row["coefficient"]) and pd.isna(row["interval"])
     assert regressed(found, "rescore").loc["position", "halves"] == "none"
     nothing = rows._replace(importance=rows.importance[rows.importance["method"] == "rescore"], branches=None)
     bare = regressed(importance_tables(*nothing, seed=0), "rescore")
     assert math.isnan(bare.loc["entropy", "coefficient"]) and not math.isnan(bare.loc["length", "coefficient"])
     renamed = rows.importance.replace({"method": {"resampling_tv": "counterfactual_tv"}})
     assert set(regressed(importance_tables(renamed, *rows[1:], seed=0), "counterfactual_tv")["halves"]) == {"shared"}
+
+
+def test_covariates_are_what_they_are_called(rows: Rows) -> None:
+    room = rows._replace(branches=rows.branches.assign(max_new=(100 - rows.branches["draw_pos"]) ** 1.5))
+    found = regressed(importance_tables(*room, seed=0), "rescore")
+    length = {p: own["end"].max() - PROMPT for p, own in rows.steps.groupby("prompt_id")}
+    x, y, own = [], [], []
+    steps = rows.steps.set_index(["prompt_id", "step"])
+    for row in rows.importance[rows.importance["method"] == "rescore"].dropna(subset="estimate").itertuples():
+        s = steps.loc[(row.prompt_id, row.step)]
+        of = rows.branches[rows.branches["prompt_id"] == row.prompt_id]
+        cut = np.mean([(of[of["arm"] == f"boundary-{row.step + i}"]["outcome"] == "<truncated>").mean() for i in (0, 1)])
+        at = (s["start"] - PROMPT) / length[row.prompt_id]
+        entropy = entropy_at(rows, row.prompt_id, row.step)
+        x.append([1.0, entropy, at, s["end"] - s["start"], cut, (100 - s["start"]) ** 1.5])
+        y.append(row.estimate)
+        own.append(row.prompt_id)
+    expected = stats.cluster_regression(np.array(y), np.array(x), np.array(own), seed=0)
+    terms = ["intercept", "entropy", "position", "length", "truncated", "budget"]
+    assert found.loc[terms, "coefficient"].tolist() == pytest.approx([c.estimate for c in expected.coefficients])
+    assert found.loc[terms[1:], "partial_r2"].tolist() == pytest.approx(list(expected.partial_r2[1:]))
+    assert (found["r2"] - expected.r2).abs().max() < 1e-9 and set(found["steps"]) == {len(y)}
 
 
 def test_a_curve_and_the_area_over_it() -> None:

@@ -18,7 +18,11 @@ from probe.over_problems.means import Rows, by_method, is_drawn
 from probe.stats.distributions import counted
 
 SWAPS = 256
-UNITS = {"intercept": "", "entropy": "nat", "position": "whole reasoning", "length": "token", "truncated": "all draws"}
+FROM_DRAWS = ("entropy", "truncated", "budget")
+UNITS = {
+    "intercept": "", "entropy": "nat", "position": "whole reasoning", "length": "token", "truncated": "all draws",
+    "budget": "token",
+}  # fmt: skip
 Around = Callable[[Draws, Draws, str], float]
 
 
@@ -44,7 +48,7 @@ def covariate_rows(
             y = np.array(list(_crossed(design, draws, references, around)))
         else:
             kind = "shared" if is_drawn(method) else "none"
-            design = measured.merge(whole[[*KEYS, "entropy", "truncated"]], on=KEYS, how="left", validate="1:1")
+            design = measured.merge(whole[[*KEYS, *FROM_DRAWS]], on=KEYS, how="left", validate="1:1")
             y = (design["estimate"] - design["floor"].where(design["floor"].notna(), 0.0)).to_numpy(np.float64)
         behind = {"method": method, "halves": kind, "rollouts": rollouts_around(measured, draws)}
         rows += [{**behind, **row} for row in _designs(y, design, seed)]
@@ -52,16 +56,17 @@ def covariate_rows(
 
 
 def _half(facts: pd.DataFrame, draws: Mapping[Place, Draws], odd: bool | None) -> pd.DataFrame:
-    """The facts with the entropy of the outcomes drawn before each step and the share of those around it that were cut off,
-    of even or odd samples, or of all; steps of which half has nothing are left out, and of all steps have NaN."""
+    """The facts with the entropy of the outcomes drawn before each step, the share of those around it that were cut off, and
+    the tokens that a draw from before it could have: of even or odd samples, whose steps without any are left out, or of all,
+    with NaN where there are none."""
     rows = []
     for prompt, begins, ends in facts[["prompt_id", "begins", "ends"]].itertuples(index=False):
         found = [draws[place] for place in ((prompt, begins), (prompt, ends)) if place in draws]
         found = found if odd is None else [one.half(odd) for one in found]
         there = (prompt, begins) in draws and all(len(one.samples) for one in found)
         cut = float(np.mean([one.truncated for one in found])) if there else np.nan
-        rows.append((_entropy(found[0].outcomes) if there else np.nan, cut))
-    table = facts.assign(**dict(zip(("entropy", "truncated"), np.array(rows).reshape(-1, 2).T, strict=True)), odd=odd)
+        rows.append((_entropy(found[0].outcomes), cut, found[0].budget) if there else (np.nan,) * 3)
+    table = facts.assign(**dict(zip(FROM_DRAWS, np.array(rows).reshape(-1, 3).T, strict=True)), odd=odd)
     return table if odd is None else table[table["entropy"].notna()]
 
 

@@ -17,15 +17,16 @@ Place = tuple[int, int]  # prompt, position of the first drawn token
 
 
 class Draws(NamedTuple):
-    """What was drawn from one place without any edit: each sample's outcome, samples ascending."""
+    """What was drawn from one place without any edit: each sample's outcome, samples ascending; the tokens it could have."""
 
     samples: np.ndarray
     outcomes: np.ndarray
+    budget: float = np.nan
 
     def half(self, odd: bool) -> Draws:
         """Those of even, or odd, samples: the two have no noise in common."""
         own = self.samples % 2 == odd
-        return Draws(self.samples[own], self.outcomes[own])
+        return self._replace(samples=self.samples[own], outcomes=self.outcomes[own])
 
     def of(self, samples: np.ndarray) -> np.ndarray:
         """Outcomes of these samples, which are there."""
@@ -47,9 +48,12 @@ def draws_of(branches: pd.DataFrame | None) -> dict[Place, Draws]:
     own = branches[(branches["arm"].astype(str) != ORIGINAL) & (branches["edit"].fillna("").astype(str) == "")]
     own = own.drop_duplicates(["prompt_id", "draw_pos", "sample"]).sort_values(["prompt_id", "draw_pos", "sample"])
     return {
-        (int(prompt), int(position)): Draws(rows["sample"].to_numpy(), rows["outcome"].astype(str).to_numpy())
+        (int(prompt), int(position)): Draws(
+            rows["sample"].to_numpy(), rows["outcome"].astype(str).to_numpy(),
+            float(rows["max_new"].iloc[0]) if "max_new" in rows else np.nan,
+        )
         for (prompt, position), rows in own.groupby(["prompt_id", "draw_pos"], sort=False)
-    }
+    }  # fmt: skip
 
 
 def originals(branches: pd.DataFrame | None) -> dict[int, str]:

@@ -214,7 +214,8 @@ def _write(lm: LanguageModel, writer: Writer, arm: Arm, sample: int, drawn: Cont
         "prompt_id": [rollout.prompt_id], "branch": [branch], "parent": [ORIGINAL], "arm": [arm.name], "sample": [sample],
         "step": [arm.step],
         "fork_pos": [arm.fork_pos], "draw_pos": [len(arm.prefix)], "n_prompt": [arm.n_prompt], "edit": [arm.edit],
-        "text": [pieces.text[begin:]], "n_tokens": [len(drawn.ids)], "stop_reason": [drawn.stop_reason],
+        "text": [pieces.text[begin:]], "n_tokens": [len(drawn.ids)], "max_new": [arm.max_new or rollout.max_new],
+        "stop_reason": [drawn.stop_reason],
         "outcome": [found.key], "answer": [found.text], "rule": [found.rule], "confidence": [found.confidence],
         "logprob": [drawn.total],
     })  # fmt: skip

@@ -49,6 +49,7 @@ MEASURED = (
         i32("draw_pos", "position of its first drawn token; an edit's tokens stand before"),
         i32("n_prompt", "tokens of its prompt"), text("edit", "what was put in, empty if nothing"),
         text("text", "what was drawn"), i32("n_tokens", "tokens drawn"),
+        i32("max_new", "tokens it could have; null for the original", since=3),
         Column("stop_reason", words(), "eos, stop, length or context"),
         Column("outcome", words(), "class of its answer; <none> and <truncated> are classes"),
         text("answer", "the answer as written; null where none was found"),

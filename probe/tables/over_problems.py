@@ -61,7 +61,7 @@ OVER_PROBLEMS = (
     Table("covariates", "what a step's importance goes along with", ("method", "design", "term"), (
         word("method", doc="how importance was measured"),
         word("design", doc="covariates, or kinds: the covariates and the kind of step"),
-        word("term", doc="entropy, position, length, truncated, intercept, or kind: and a kind of step"),
+        word("term", doc="entropy, position, length, truncated, budget, intercept, kind: and a kind of step, all kinds"),
         word("unit", doc="of what the coefficient is the change, by one; of a kind: importance at the mean of the covariates"),
         f64("coefficient", "least squares, problems weighing the same; null where the term does not vary by itself"),
         f64("ci_low", "95 %, over problems"), f64("ci_high", "same"),
