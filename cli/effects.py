@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from .over_problems import show_over_problems
 from .terminal import run_path, show_table, show_warnings, visible
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ def show_rewind(run: Run, *, quiet: bool, explain: bool) -> None:
     summary = run.summary
     if "places" in summary:
         _show_places(summary)
+        if "over_problems" in summary:
+            show_over_problems(run)
         show_warnings(run)
         typer.echo(f"\nrun: {run_path(run)}")
         return

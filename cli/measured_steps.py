@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from .over_problems import show_over_problems
 from .terminal import run_path, show_table, show_warnings, visible
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def show_importance(run: Run, *, quiet: bool) -> None:
     summary = run.summary
     if "problems" in summary:
         _show_problems(run)
+        show_over_problems(run)
         show_warnings(run)
         typer.echo(f"run: {run_path(run)}")
         return

@@ -10,6 +10,7 @@ from probe import store as stores
 from probe.requests import Request
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
 
     from probe.language_model import LanguageModel
@@ -64,6 +65,17 @@ class Running:
     def write(self, table: str, columns: Mapping[str, Any], *, store: str = "exact") -> None:
         """Append rows to a table, inside a unit."""
         self.writer.write(table, columns, store=store)
+
+    def write_all(self, tables: Mapping[str, Mapping[str, Any]], *, unit: str) -> None:
+        """Write rows of several tables as one unit, unless the run has it."""
+        if not self.writer.done(unit):
+            with self.writer.unit(unit):
+                for name, columns in tables.items():
+                    self.write(name, columns)
+
+    def frame(self, table: str) -> pd.DataFrame:
+        """The rows of a small table so far."""
+        return self.writer.read(table).to_pandas()
 
     def warn(self, *messages: str) -> None:
         """Keep what a reader of the run must know."""

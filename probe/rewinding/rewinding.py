@@ -20,6 +20,7 @@ from probe.decoding.rollouts import Engine
 from probe.decoding.teacher_forced import suffix_logprobs
 from probe.errors import BadOption
 from probe.interventions import parse_all
+from probe.over_problems import effect_tables
 from probe.requests import Rewind, public
 from probe.rewinding import results
 from probe.rewinding.effects import cut_off_between, effect_rows, half_width
@@ -27,7 +28,8 @@ from probe.rewinding.preparing import OpenedRun, Problems, RewindPlan, opened_fo
 from probe.rewinding.rollouts import ROWS, ArmSamples, RolloutOptions, blocks, changing, draw
 from probe.rewinding.teacher_forced import LEAST, after, off_policy, rescore
 from probe.running import Running, running
-from probe.serving import engine_of
+from probe.serving import engine_of, remarks
+from probe.serving import suffix_logprobs as scores_of
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -53,16 +55,15 @@ def run_rewind(request: Rewind) -> stores.Run:
     if request.edit and not engine.edits:
         raise BadOption(f"activations cannot be changed at {engine.name}", hint="leave out --engine")
     problems = Problems(opened, lambda origin: plans_of(origin, request))
-    came_to = {**opened.resolved(), **_alone(problems), "paired": engine.addressed_noise, "changes": _changes(opened, request)}
+    came_to = {**opened.resolved(), **_alone(problems), "engine": engine.identity, "changes": _changes(opened, request)}
     with running(request, opened.lm, word=request.step_edit.kind.replace("_", "-"), resolved=came_to) as run:
-        run.warn(*differences(opened.lm, opened.sampling))
+        run.warn(*differences(opened.lm, opened.sampling), *remarks(engine, opened.sampling))
         found: list[results.MeasuredPlace] = []
         for some in blocks(_with_sizes(problems, request)):
             for plans in some:
                 results.write_original(run.writer, plans[0].origin, request.branch)
             places = [plan for plans in some for plan in plans]
-            for plan, n in zip(places, _draw(run, engine, places), strict=True):
-                found.append(_measure(run, plan, n, paired=engine.addressed_noise))
+            found += [_measure(run, engine, plan, n) for plan, n in zip(places, _draw(run, engine, places), strict=True)]
         results.write_failed(run, opened.source, problems.failed)
         return _finish(run, request, problems, found)
 
@@ -189,10 +190,13 @@ def _merged(branches: pa.Table, plan: RewindPlan) -> tuple[pa.Table, RewindPlan]
     return merged, replace(plan, reference=first[plan.reference], expected=expected)
 
 
-def _rescored(lm: LanguageModel, plan: RewindPlan) -> tuple[np.ndarray, np.ndarray]:
+def _rescored(lm: LanguageModel, engine: Engine, plan: RewindPlan) -> tuple[np.ndarray, np.ndarray]:
     """Log-probs of what followed in the original, after the control's prefix and after the edited one's."""
     arms, tail = plan.arms, plan.origin.original.ids[len(plan.arms.control) :]
     assert arms.edited is not None, "there is an edited arm"
+    if not engine.activations and tail and arms.edited != arms.control:
+        (kept,), (changed,) = (scores_of(engine, lm, prefix, [tail]) for prefix in (arms.control, arms.edited))
+        return kept, changed
     if not plan.changes or not tail:
         return rescore(plan.fork.stem, arms.control, arms.edited, tail)
     edited = next(arm for arm in plan.named if arm.changes)
@@ -202,8 +206,9 @@ def _rescored(lm: LanguageModel, plan: RewindPlan) -> tuple[np.ndarray, np.ndarr
     return kept, changed
 
 
-def _measure(run: Running, plan: RewindPlan, n: int, *, paired: bool) -> results.MeasuredPlace:
+def _measure(run: Running, engine: Engine, plan: RewindPlan, n: int) -> results.MeasuredPlace:
     """Effects, re-scored tail, off-policy z and summary of what was drawn from one place."""
+    paired = engine.addressed_noise
     prompt, drawn = plan.origin.original.prompt_id, _branches(run, plan)
     branches, plan = _merged(drawn, plan)
     arms, rows = plan.arms, []
@@ -211,7 +216,7 @@ def _measure(run: Running, plan: RewindPlan, n: int, *, paired: bool) -> results
     if arms.edited is not None:
         run.warn(*_about(plan, cut_off_between(branches, n, paired=paired)))
         rows = effect_rows(branches, plan.what, plan.reference, plan.expected, n=n, seed=plan.origin.seed, paired=paired)
-        scored = _rescored(run.lm, plan)
+        scored = _rescored(run.lm, engine, plan)
     if arms.new:
         before = next(arm.name for arm in plan.named if arm.prefix == arms.before)
         own = results.sampled_ids(branches, run.writer.read("tokens", prompt_id=prompt), before)
@@ -243,4 +248,11 @@ def _finish(
             (one,), (plan,) = found, problems.only
             position, summary = len(plan.arms.before), one.summary
     parent = results.parent_of(opened, request.branch, prompt_id=prompt, position=position)
-    return run.finish(summary or results.summarize_all(found, problems.failed), seed=opened.sampling.seed, parent=parent)
+    if summary is None:
+        summary = results.summarize_all(found, problems.failed)
+        if len({one.prompt_id for one in found}) > 1:
+            names = ("effects", "branches", "steps", "prompts")
+            over = effect_tables(*(run.frame(name) for name in names), seed=opened.sampling.seed)
+            run.write_all(over.tables, unit="over-problems")
+            summary["over_problems"] = over.summary
+    return run.finish(summary, seed=opened.sampling.seed, parent=parent)

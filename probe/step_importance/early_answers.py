@@ -71,7 +71,11 @@ def early_answer(task: Task) -> Measured:
         "chances": None if chances is None else chances.round(6).tolist(), "stub": stub,
         "commitment_step": _commitment(matches), "area_over_curve": float(1 - matches.mean()),
         "area_over_curve_by_tokens": float(1 - (matches * widths).sum() / widths.sum()) if widths.sum() else None,
-    })  # fmt: skip
+    }, tables={"early_answers": {
+        "prompt_id": task.original.prompt_id, "boundary": list(range(len(edges))), "pos": edges,
+        "answer": [one.key for one in found], "match": matches.tolist(),
+        "chance": None if chances is None else chances[:, column].tolist(),
+    }})  # fmt: skip
 
 
 def _chances(

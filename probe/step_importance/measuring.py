@@ -16,6 +16,7 @@ from probe.decoding import differences
 from probe.decoding.rollouts import Engine
 from probe.errors import BadModel, BadOption, ProbeError
 from probe.language_model import check_model
+from probe.over_problems import importance_tables
 from probe.registries.importance_methods import Method, Size, methods_of
 from probe.requests import Importance, public
 from probe.rewinding.effects import cut_off_across
@@ -24,7 +25,7 @@ from probe.rewinding.results import parent_of, write_failed, write_original
 from probe.rewinding.rewinding import precision, seconds, tables_of
 from probe.rewinding.rollouts import Arm, ArmSamples, RolloutOptions, blocks, draw
 from probe.running import Running, running
-from probe.serving import engine_of
+from probe.serving import engine_of, remarks
 from probe.step_importance import boundaries, dependence, receiver_heads
 from probe.step_importance.task import Heads, Measured, StepImportance, Task, columns, discovered
 
@@ -65,11 +66,11 @@ def run_importance(request: Importance) -> stores.Run:
     engine = engine_of(opened.lm, request.engine)
     come_to = {
         **opened.resolved(), **(problems.only.origin.resolved(problems.only.rollout.max_new) if opened.alone else {}),
-        "paired": engine.addressed_noise, "receiver_heads": [list(place) for place in heads.places] if heads else None,
+        "engine": engine.identity, "receiver_heads": [list(place) for place in heads.places] if heads else None,
     }  # fmt: skip
     word = methods[0].name if len(methods) == 1 else "all"
     with running(request, opened.lm, word=word, resolved=come_to) as run:
-        run.warn(*differences(opened.lm, opened.sampling))
+        run.warn(*differences(opened.lm, opened.sampling), *remarks(engine, opened.sampling))
         found: dict[int, dict[str, Any]] = {}
         for some in blocks((request.samples * len(plan.arms) if plan.sampled else 0, plan) for plan in problems):
             for plan in some:
@@ -159,6 +160,8 @@ def _measured(
             run.write("importance", columns(rows, plan.origin.original))
             for name, one in measured.items():
                 _write_matrix(run, prompt, name, one.matrix)
+                for table, found in one.tables.items():
+                    run.write(table, found)
     return {prompt: {**_summary(plan, rows), **summary, **_summaries(measured)}}
 
 
@@ -170,9 +173,16 @@ def _finish(run: Running, problems: Problems[ImportancePlan], found: dict[int, d
         start = problems.only.origin.original.steps[0].start
         parent = parent_of(opened, branch, prompt_id=opened.prompts[0], position=start)
         return run.finish(found[opened.prompts[0]], seed=opened.sampling.seed, parent=parent, revised=revised)
+    over = importance_tables(
+        revised["importance"].to_pandas(),
+        *(run.frame(name) for name in ("branches", "steps", "prompts")),
+        early_answers=run.frame("early_answers"), seed=opened.sampling.seed,
+        references={prompt: one["reference"] for prompt, one in found.items()},
+    )  # fmt: skip
+    run.write_all(over.tables, unit="over-problems")
     summary = {
         "prompts": len(opened.prompts), "errors": len(problems.failed), "samples": opened.request.samples,
-        "problems": [{"prompt_id": prompt, **one} for prompt, one in found.items()],
+        "problems": [{"prompt_id": prompt, **one} for prompt, one in found.items()], "over_problems": over.summary,
     }  # fmt: skip
     return run.finish(summary, seed=opened.sampling.seed, parent=parent_of(opened, branch), revised=revised)
 

@@ -80,11 +80,13 @@ class StepImportance:
 
 @dataclass(frozen=True)
 class Measured:
-    """Rows of one method; for some the matrix (step, step) of the table `dependence`, NaN where nothing is; its summary."""
+    """Rows of one method; for some the matrix (step, step) of the table `dependence`, NaN where nothing is; its summary, and
+    columns of tables of its own, by name."""
 
     rows: Sequence[StepImportance]
     matrix: np.ndarray | None = None
     summary: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def discovered(rows: pa.Table) -> pa.Table:
