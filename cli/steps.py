@@ -13,7 +13,7 @@ from .completing import completed
 from .groups import Output
 
 RunPath = Annotated[Path, typer.Argument(help="A run directory.", autocompletion=completed("runs"))]
-PromptId = Annotated[int | None, typer.Option("--prompt", min=0, help="Only this prompt's steps.")]
+PromptId = Annotated[str | None, typer.Option("--prompt", help="Only this prompt's steps: 3, 0,4..9 or all [default: all].")]
 Split = Annotated[
     str,
     typer.Option(

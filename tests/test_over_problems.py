@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +16,12 @@ import scipy.stats as reference
 from probe.cli.over_problems import _bar as bar
 from probe.cli.over_problems import show_over_problems
 
+import probe
 from probe import stats, store, tables
 from probe.over_problems import OverProblems, effect_tables, importance_tables
 from probe.over_problems.curves import FORMULAS
 from probe.over_problems.means import operation
+from probe.texts import steps_of
 
 KINDS = ("computation", "plan", "check")
 PROMPT = 7  # tokens of every prompt
@@ -388,3 +392,19 @@ def test_a_bar_has_the_interval_zero_and_the_estimate() -> None:
     assert bar(0.5, 0.25, 1.0, 0.0, 1.0) == "│" + " " * 7 + "─" * 7 + "●" + "─" * 15
     assert bar(-1.0, math.nan, math.nan, -1.0, 1.0) == "●" + " " * 14 + "│" + " " * 15
     assert bar(0.0, math.nan, math.nan, 0.0, 0.0) == "●" + " " * 30
+
+
+def test_the_steps_of_all_prompts_or_of_some(shell: Any, tmp_path: Path) -> None:
+    run = probe.trace(probe.load("tiny:llama"), [f"Count {n}.\n" for n in range(4)], generate=12, out=tmp_path / "run")
+    own = [steps_of(run, prompt_id=prompt) for prompt in range(4)]
+    pd.testing.assert_frame_equal(steps_of(run), pd.concat(own, ignore_index=True))
+    pd.testing.assert_frame_equal(steps_of(run, prompt_id="all"), steps_of(run))
+    pd.testing.assert_frame_equal(steps_of(run, prompt_id="0,2..3"), pd.concat([own[0], own[2], own[3]], ignore_index=True))
+    for words, prompts in (((), {0, 1, 2, 3}), (("--prompt", "all"), {0, 1, 2, 3}), (("--prompt", "1,3..9"), {1, 3})):
+        said = json.loads(shell("steps", "run", *words, "--json").stdout)["summary"]["steps"]
+        assert {step["prompt_id"] for step in said} == prompts
+        rows = shell("steps", "run", *words).stdout.splitlines()[1:]
+        assert {int(row.split()[0]) for row in rows} == prompts and len(rows) == len(said)
+    for wrong, message in (("9", "no tokens of prompt 9"), ("x", "cannot read the prompts")):
+        failed = shell("steps", "run", "--prompt", wrong)
+        assert failed.returncode == 1 and message in failed.stderr

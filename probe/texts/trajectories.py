@@ -12,6 +12,7 @@ import pandas as pd
 from probe.errors import BadOption, RunError
 from probe.language_model import Pieces, check_model, model_of, same_tokenizer
 from probe.requests import ChatOptions, SourceOptions
+from probe.requests.rewind import parse_prompts
 from probe.spans import Step, check_split, steps_from
 from probe.store import Run, run_of
 from probe.texts.columns import Columns, scored_step_columns
@@ -161,20 +162,26 @@ def _rows(run: Run, prompt_id: int, branch: int) -> list[int]:
     return [int(i) for i in table.sort_by("pos")["token_id"].to_pylist()]
 
 
-def steps_of(run: Run, *, split: str = "sentence", prompt_id: int | None = None, branch: int | None = None) -> pd.DataFrame:
+def steps_of(
+    run: Run, *, split: str = "sentence", prompt_id: int | str | None = None, branch: int | None = None
+) -> pd.DataFrame:  # fmt: skip
     """Steps of every sequence of a run (of its completion, or, where it has none, of its prompt), as the table `steps`.
 
-    A branch is the text before its fork and its own. Raises `RunError` if the run has no tokens or not that prompt or branch,
-    `BadOption` for a split that is not understood or does not fit.
+    A branch is the text before its fork and its own. prompt_id: one prompt, or some as `0,4..9`; None or `all` is every one.
+    Raises `RunError` if the run has no tokens or not that prompt or branch, `BadOption` for a split that is not understood or
+    does not fit.
     """
     check_split(split)
+    wanted = parse_prompts(prompt_id)
     if "tokens" not in run.tables:
         raise RunError("this run has no tokens", hint="probe runs show RUN lists what it has")
     tokens = run.tokens
-    if prompt_id is not None:
-        tokens = tokens[tokens["prompt_id"] == prompt_id]
-        if tokens.empty:
-            raise RunError(f"the run has no tokens of prompt {prompt_id}", hint="the table 'prompts' lists them")
+    if wanted is not None:
+        inside = [(tokens["prompt_id"] >= some.start) & (tokens["prompt_id"] < some.stop) for some in wanted]
+        for some, own in zip(wanted, inside, strict=True):
+            if not own.any():
+                raise RunError(f"the run has no tokens of prompt {some.start}", hint="the table 'prompts' lists them")
+        tokens = tokens[np.logical_or.reduce(inside)]
     found = [
         _steps(rows, begin, int(prompt), number, split)
         for prompt, own in tokens.groupby("prompt_id", sort=True)
