@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from .over_problems import show_over_problems
-from .terminal import run_path, show_table, show_warnings, visible
+from .terminal import run_path, show_drawing, show_table, show_warnings, visible
 
 if TYPE_CHECKING:
     from probe.store import Run
@@ -31,6 +31,7 @@ def show_rewind(run: Run, *, quiet: bool, explain: bool) -> None:
         _show_places(summary)
         if "over_problems" in summary:
             show_over_problems(run)
+        show_drawing(summary.get("drawing"))
         show_warnings(run)
         typer.echo(f"\nrun: {run_path(run)}")
         return
@@ -38,6 +39,7 @@ def show_rewind(run: Run, *, quiet: bool, explain: bool) -> None:
     _show_arms(summary)
     if summary["effects"]:
         _show_effects(summary)
+    show_drawing(summary.get("drawing"))
     if explain:
         _show_answers(run)
     _show_examples(summary)
@@ -56,9 +58,11 @@ def _show_places(summary: dict[str, Any]) -> None:
         headroom = "" if one["headroom"] is None else f"{one['headroom']:.2f}"
         rows.append((
             str(one["prompt_id"]), f"step{one['step']}", visible(one["edit"]), visible(one["reference"]), str(one["samples"]),
-            headroom, difference, p,
+            headroom, difference, p, measured.get("stopped") or "" if measured else "",
         ))  # fmt: skip
-    show_table(("prompt", "at", "edit", "reference", "n", "headroom", "P changes by", "p"), rows)
+    header = ("prompt", "at", "edit", "reference", "n", "headroom", "P changes by", "p", "drawn until")
+    kept = header if any(row[-1] for row in rows) else header[:-1]
+    show_table(kept, [row[: len(kept)] for row in rows])
 
 
 def _show_edit(summary: dict[str, Any]) -> None:
@@ -118,7 +122,7 @@ def _share(cell: dict[str, Any] | None) -> str:
 def _show_effects(summary: dict[str, Any]) -> None:
     headline = summary["difference"]
     typer.echo(
-        f"\nP({visible(headline['outcome'])}) changes by {_signed(headline)}, McNemar p = {headline['p_value']:.3g}: "
+        f"\nP({visible(headline['outcome'])}) changes by {_signed(headline)}, {_test(headline)} = {headline['p_value']:.3g}: "
         f"{summary['resolution']}"
     )
     rows = []
@@ -138,6 +142,13 @@ def _show_effects(summary: dict[str, Any]) -> None:
             f"{scored['logprob_edited']:.3f} ({scored['difference']:+.3f}; most at {worst['pos']} "
             f"{visible(worst['token'])}, {worst['difference']:+.3f})"
         )
+
+
+def _test(headline: dict[str, Any]) -> str:
+    """What the p is of."""
+    if headline.get("stopped") is not None:
+        return "p, at whatever n one stops,"
+    return f"{headline['method'].split(' exact')[0].split(' and')[0]} p"
 
 
 def _signed(row: dict[str, Any]) -> str:

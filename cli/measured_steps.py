@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from .over_problems import show_over_problems
-from .terminal import run_path, show_table, show_warnings, visible
+from .terminal import run_path, show_drawing, show_table, show_warnings, visible
 
 if TYPE_CHECKING:
     from probe.store import Run
@@ -24,6 +24,7 @@ def show_importance(run: Run, *, quiet: bool) -> None:
     if "problems" in summary:
         _show_problems(run)
         show_over_problems(run)
+        show_drawing(summary.get("drawing"))
         show_warnings(run)
         typer.echo(f"run: {run_path(run)}")
         return
@@ -33,6 +34,7 @@ def show_importance(run: Run, *, quiet: bool) -> None:
         typer.echo(f"{name}: {rows['unit'].iloc[0]}" + (f", only {heads}" if heads else ""))
         _show_method(rows)
         typer.echo("")
+    show_drawing(summary.get("drawing"))
     if summary.get("truncated") and any(summary["truncated"]):
         typer.echo(f"cut off, by boundary: {' '.join(f'{share:.2f}' for share in summary['truncated'])}\n")
     _show_heads(summary.get("receiver"))
@@ -95,10 +97,16 @@ def _show_method(rows: Any) -> None:
         table.append((
             f"step{row.step}", number(row.estimate), interval, number(row.control),
             "" if row.floor == row.control else number(row.floor), number(row.p_value, ".3g"),
-            number(row.q_value, ".3g"), bar.ljust(BAR), visible(row.text[:60]),
+            number(row.q_value, ".3g"), _stopped(row), bar.ljust(BAR), visible(row.text[:60]),
         ))  # fmt: skip
     shown = [i for i, name in enumerate(_COLUMNS) if any(cells[i].strip() for cells in table)]
     show_table([_COLUMNS[i] for i in shown], [[cells[i] for i in shown] for cells in table])
 
 
-_COLUMNS = ("step", "estimate", "95 %", "control", "by chance", "p", "q", "", "text")
+def _stopped(row: Any) -> str:
+    """In rounds: why no more was drawn, and how much there is."""
+    why = getattr(row, "stopped", None)
+    return f"{why}, n = {row.n:.0f}" if isinstance(why, str) else ""
+
+
+_COLUMNS = ("step", "estimate", "95 %", "control", "by chance", "p", "q", "drawn until", "", "text")

@@ -122,3 +122,15 @@ def size(n: float) -> str:
             break
         value /= 1000
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def show_drawing(drawing: dict[str, Any] | None) -> None:
+    """What was drawn in rounds, why it stopped, and what as many continuations everywhere would have taken."""
+    if drawing is None:
+        return
+    spent = f", {drawing['seconds']:g} s" if "seconds" in drawing else ""
+    said = f"{drawing['continuations']:,} continuations in {drawing['rounds']} rounds, {drawing['tokens']:,} tokens{spent}"
+    if drawing["saved"] >= 0.005:
+        said += f"; as many everywhere would have been {drawing['uniform_tokens']:,}: {drawing['saved']:.0%} saved"
+    typer.echo(said)
+    typer.echo(f"stopped: {', '.join(f'{why} {n}' for why, n in drawing['stopped'].items())}")

@@ -19,6 +19,7 @@ from probe.decoding import Sampling
 from probe.errors import BadModel, BadOption, ProbeError, RunError
 from probe.registries.importance_methods import METHODS, Method, methods_of
 from probe.requests import Importance
+from probe.rewinding.drawing import Samples
 from probe.step_importance import boundaries, dependence, plan_importance, receiver_heads, similarity
 from probe.step_importance.task import Measured, StepImportance, Task
 from probe.texts import trajectory
@@ -329,10 +330,10 @@ def outcomes(**arms: str | list[str]) -> pa.Table:
 def test_counterfactual_needs_enough_draws() -> None:
     table = outcomes(boundary_0="1" * 6 + "0" * 18, boundary_1="1" * 20 + "0" * 4)
     few = np.arange(24) < 5
-    row, *others = boundaries.counterfactual_rows(table, 1, "1", [few], n=24)
+    row, *others = boundaries.counterfactual_rows(table, "1", [few], samples=[Samples(24)])
     assert row.estimate is None and row.n == 5 and row.control == pytest.approx(20 / 24 - 1 / 19)
     assert all(r.estimate is None and r.p_value is None and r.control is not None for r in others)
-    row, *others = boundaries.counterfactual_rows(table, 1, "1", [~few], n=24)
+    row, *others = boundaries.counterfactual_rows(table, "1", [~few], samples=[Samples(24)])
     assert row.estimate == pytest.approx(20 / 24 - 1 / 19) and row.control is None
     assert stats.Difference(row.estimate, row.ci_low, row.ci_high, row.p_value) == stats.independent(1, 19, 20, 24)
     assert all(r.estimate is not None and r.control is None for r in others)
@@ -344,7 +345,7 @@ def test_counterfactual_divergences_and_both_their_controls() -> None:
 
     table = outcomes(boundary_0="1" * 4 + "2" * 10 + "3" * 6 + "1" * 12, boundary_1="1" * 25 + "2" * 7)
     different = np.arange(32) < 20
-    rows = {row.method: row for row in boundaries.counterfactual_rows(table, 1, "1", [different], n=32, seed=1)}
+    rows = {row.method: row for row in boundaries.counterfactual_rows(table, "1", [different], samples=[Samples(32)], seed=1)}
 
     def kl(p: list[int], q: list[int]) -> float:
         return float(scipy.stats.entropy(np.add(p, 0.5), np.add(q, 0.5)))

@@ -17,6 +17,8 @@ from probe.stats.sequential import (
     anytime,
     anytime_half_width,
     anytime_independent,
+    anytime_mean,
+    anytime_share,
     confidence_sequence,
     log_wealth,
 )
@@ -103,6 +105,22 @@ def test_intervals_of_arms_of_other_sizes_hold_at_every_look_too() -> None:
     assert anytime_independent(0, 40, 40, 40)[:3] == pytest.approx((1.0, 0.83, 1.0), abs=0.02)
 
 
+def test_means_of_any_bounded_values_hold_too() -> None:
+    """Of -1, 0 and 1 it is the same interval; of a share it is moved; of lengths it holds at every look."""
+    pairs = np.repeat([-1, 0, 1], [4, 20, 9])
+    whole = confidence_sequence(np.array([4]), np.array([9]), np.array([33]))
+    assert anytime_mean(7.0 * pairs, bound=7.0) == pytest.approx([7 * float(x[0]) for x in whole[:3]])
+    assert anytime_share(0, 12)[:2] == (0, 0) and anytime_share(12, 12)[::2] == (1, 1) and 0.2 < anytime_share(0, 12).high < 0.4
+    assert anytime_mean(np.full(5, 3.0), bound=3.0).high == 3.0
+    random, missed = np.random.default_rng(2), 0
+    for _ in range(80):
+        lengths = np.minimum(100, random.geometric(0.05, 200)) - np.minimum(100, random.geometric(0.04, 200))
+        true = (1 - 0.95**100) / 0.05 - (1 - 0.96**100) / 0.04
+        found = [anytime_mean(lengths[:n], bound=100) for n in (10, 50, 200)]
+        missed += any(not x.low <= true <= x.high for x in found)
+    assert missed / 80 <= 0.05 and found[-1].high - found[-1].low < 25
+
+
 def test_the_price_of_looking_at_any_time() -> None:
     """Wider than the interval of one look, and by how much it is said to be."""
     for n in (16, 64, 256, 1024):
@@ -159,7 +177,9 @@ def drawn(here: World, rule: StoppingRule, *, samples: int = 16, most: int = 512
     target: np.ndarray | None = found.first(samples, budget)
     while target is not None:
         assert (target >= found.drawn).all() and (target <= most).all()
-        found.look(*([x[:n] for x, n in zip(own, target, strict=True)] for own in (here.hits, here.costs)))
+        hits, costs = ([x[:n] for x, n in zip(own, target, strict=True)] for own in (here.hits, here.costs))
+        found.record(costs)
+        found.look(hits)
         left = None if budget is None else budget - found.spent.sum()
         assert left is None or left >= 0, "more was spent than there was"
         target = found.next(left)
@@ -168,8 +188,8 @@ def drawn(here: World, rule: StoppingRule, *, samples: int = 16, most: int = 512
 
 def intervals(here: World, found: Allocation) -> tuple[np.ndarray, np.ndarray]:
     """Of every cell, from the pairs that it had when it stopped."""
-    first = [[here.hits[end][:n] for end in ends] for ends, n in zip(here.ends, found.pairs, strict=True)]
-    counts = ([(a & ~b).sum() for a, b in first], [(~a & b).sum() for a, b in first], found.pairs)
+    first = [[here.hits[end][:n] for end in ends] for ends, n in zip(here.ends, found.pairs[0], strict=True)]
+    counts = ([(a & ~b).sum() for a, b in first], [(~a & b).sum() for a, b in first], found.pairs[0])
     return confidence_sequence(*map(np.array, counts))[1:3]
 
 
@@ -184,9 +204,9 @@ def test_intervals_cover_where_drawing_stopped_and_less_is_drawn_than_everywhere
         spent, uniform = spent + found.spent.sum(), uniform + found.uniform()
         low, high = intervals(here, found)
         covered += list((low <= here.differences) & (here.differences <= high))
-        null += list(found.stopped[here.differences == 0] == "differs from 0")
+        null += list(found.stopped[0][here.differences == 0] == "differs from 0")
         said = found.rule.reasons(low, high)
-        assert (found.stopped == np.where(said == "", "limit", said)).all()
+        assert (found.stopped[0] == np.where(said == "", "limit", said)).all()
     assert len(null) > 200 and np.mean(covered) >= 0.95 and np.mean(null) <= 0.05
     assert 1 - spent / uniform > saves
 
@@ -204,7 +224,8 @@ def test_a_budget_is_never_overspent_and_goes_where_it_narrows() -> None:
     # of as many tokens as everywhere alike, more is known of what can be known
     each = int(60_000 // sum(x.mean() for x in here.costs))
     alike = Allocation(here.ends, here.ceiling, rule, 512)
-    alike.look([x[:each] for x in here.hits], [x[:each] for x in here.costs])
+    alike.record([x[:each] for x in here.costs])
+    alike.look([x[:each] for x in here.hits])
     assert known[0] >= (~alike.open).sum() and small.width.sum() < alike.width.sum()
     assert drawn(here, rule, budget=60_000).drawn.tolist() == small.drawn.tolist()
     assert (Allocation(here.ends, here.ceiling, rule, 512).first(16, here.ceiling.sum() - 1) == 0).all()
@@ -215,17 +236,16 @@ def test_rounds_share_endpoints_fill_batches_and_end() -> None:
     found = Allocation(np.array([(0, 1), (1, 2), (3, 4)]), np.full(5, 10.0), StoppingRule(differs=True, smaller=0.2), 64)
     zero, one, half = np.zeros(16, bool), np.ones(16, bool), np.arange(16) % 2 == 0
     ten = [np.full(16, 10.0)] * 5
-    found.look([half, ~half, half, zero, one], ten)
-    assert list(found.stopped) == ["", "", "differs from 0"] and found.uniform() == 16 * 50
+    found.record(ten)
+    found.look([half, ~half, half, zero, one])
+    assert list(found.stopped[0]) == ["", "", "differs from 0"] and found.uniform() == 16 * 50
     target = found.next()
     assert target is not None and target[3] == target[4] == 16 and (target - found.drawn).sum() >= BATCH
     assert target[1] == max(target[0], target[2])
-    found.look(
-        [np.resize(x, n) for x, n in zip([half, half, half, zero, one], target, strict=True)],
-        [np.full(n, 10.0) for n in target],
-    )
-    assert found.pairs[2] == 16
-    found.stopped[:] = ["differs from 0", "", "differs from 0"]
+    found.record([np.full(n, 10.0) for n in target])
+    found.look([np.resize(x, n) for x, n in zip([half, half, half, zero, one], target, strict=True)])
+    assert found.pairs[0, 2] == 16
+    found.stopped[0] = ["differs from 0", "", "differs from 0"]
     last = found.next(25.0)
     assert last is not None and (last - found.drawn).tolist() in (
         [0, 1, 1, 0, 0],
@@ -233,11 +253,12 @@ def test_rounds_share_endpoints_fill_batches_and_end() -> None:
         [0, 0, 2, 0, 0],
         [0, 0, 1, 0, 0],
     )
-    assert found.next(5.0) is None and found.stopped[1] == "budget"
+    assert found.next(5.0) is None and found.stopped[0, 1] == "budget"
     # prefixes that are over cost nothing, and are no endless loop
     over = Allocation(np.array([(0, 1)]), np.full(2, 8.0), StoppingRule(differs=True), 40)
     target = over.first(16)
     while target is not None:
-        over.look([np.zeros(n, bool) for n in target], [np.zeros(n) for n in target])
+        over.record([np.zeros(n) for n in target])
+        over.look([np.zeros(n, bool) for n in target])
         target = over.next(100.0)
-    assert list(over.stopped) == ["limit"] and over.drawn.tolist() == [40, 40]
+    assert list(over.stopped[0]) == ["limit"] and over.drawn.tolist() == [40, 40]

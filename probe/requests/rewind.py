@@ -13,6 +13,7 @@ from probe.registries.edit_operations import edit_help
 from probe.registries.importance_methods import METHODS, check_options, methods_of
 from probe.registries.step_edits import STEP_EDITS, STUB, ChosenEdit, check_edit_options, chosen_edit
 from probe.requests.base import Request
+from probe.requests.budget import BudgetOptions
 from probe.requests.groups import Split, plain_run
 from probe.requests.options import Option
 from probe.requests.outcomes import OutcomeOptions
@@ -62,7 +63,7 @@ def parse_prompts(text: int | str | None) -> tuple[range, ...] | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Continuations(OutcomeOptions, ContinuedSamplingOptions):
+class Continuations(BudgetOptions, OutcomeOptions, ContinuedSamplingOptions):
     """How continuations are drawn, and how their outcomes are read."""
 
     samples: Annotated[
@@ -80,6 +81,7 @@ class Continuations(OutcomeOptions, ContinuedSamplingOptions):
             if value is not None and value < 1:
                 raise BadOption(f"{name} is {value}", hint="it is at least 1")
         self.check_outcomes()
+        self.check_budget()
 
 
 if TYPE_CHECKING:  # the same names as in the registry, for editors and type checkers; a test compares them
@@ -131,7 +133,6 @@ class Rewind(EditOptions, Continuations, Generation, Request):
             ("--edit", "-e"), shell=list[str] | None, complete="edits",
         ),
     ] = ()  # fmt: skip
-    until: Annotated[float | None, Option("Draw on until the difference is known to ± this.")] = None
     merge_answers: Annotated[
         bool, Option("Answers whose formulas simplify to one are one.", ("--merge-answers",))
     ] = False  # fmt: skip
@@ -140,8 +141,6 @@ class Rewind(EditOptions, Continuations, Generation, Request):
         super().__post_init__()
         self.check_continuations()
         self.check_generation()
-        if self.until is not None and not 0 < self.until < 1:
-            raise BadOption(f"until is {self.until}", hint="the half-width of an interval of a proportion: between 0 and 1")
         check_edit_options(self.step_edit, vars(self))
 
     @property

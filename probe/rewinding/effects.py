@@ -1,5 +1,6 @@
 """From the outcomes of two arms to differences with intervals (METHODS M21): in pairs where the arms share their noise, else
-as independent samples. ArmSamples nothing, writes nothing.
+as independent samples; where it depended on them how many there are, with confidence sequences (`stats.sequential`). Draws
+nothing, writes nothing.
 
 How many of each arm were cut off too, and whether arms differ in that by more than chance: a difference in what came out
 may then be one in how much room there was.
@@ -20,6 +21,7 @@ from probe.answers import TRUNCATED
 SCORES = {True: "McNemar exact and its inversion", False: "score test and its inversion"}
 LABELS = {True: "paired permutation, parametric null", False: "permutation, parametric null"}
 LENGTHS = {True: "paired bootstrap", False: "bootstrap of both arms"}
+ANYTIME = "confidence sequence by betting"
 SURE = 0.05  # p from which a difference in what was cut off is told
 CUT_OFF_HINT = "what differs between them may be that: raise --max-new"
 
@@ -30,47 +32,45 @@ def labels(branches: pa.Table, arm: str, n: int | None = None) -> list[str]:
     return [str(x) for x in own["outcome"].cast(pa.string()).to_pylist()[:n]]
 
 
-def half_width(branches: pa.Table, reference: str, n: int, *, paired: bool) -> float:
-    """Half the width of the 95 % interval of the difference in P(reference), by the first `n` samples: a run that is
-    resumed may have more."""
-    control, edited = (_is(labels(branches, arm, n), reference) for arm in ("control", "edited"))
-    found = stats.compare(control, edited, paired=paired)
-    return (found.high - found.low) / 2
-
-
 def effect_rows(
-    branches: pa.Table, edit: str, reference: str, expected: str | None, *, n: int, seed: int, paired: bool = True
-) -> list[dict[str, Any]]:
+    branches: pa.Table, edit: str, reference: str, expected: str | None, *, n: int, seed: int, paired: bool = True,
+    stopped: str | None = None, longest: int = 0,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Rows of the table `effects` from the first `n` samples of both arms, which share their noise if they are paired.
 
     For each class of answers the share in both arms and their difference; total variation, Jensen-Shannon and KL
     (with ½ added to each count, Jeffreys) of the two distributions with a null floor and p; the flip rate of pairs; accuracy
     where `expected` is known; length in tokens. `reference` is the class that the flip rate and the headline are about.
+
+    stopped: why no more was drawn, where that depended on what was: intervals and p then hold at whatever n it stopped, and
+    there is no p of the distances, for which nothing of the kind is known. longest: tokens that a continuation can have.
     """
     control, edited = labels(branches, "control", n), labels(branches, "edited", n)
     classes = sorted(set(control) | set(edited) | {reference}, key=lambda c: (-control.count(c), -edited.count(c), c))
-    rows = [_share(control, edited, c, paired=paired) for c in classes]
+    rows = [_share(control, edited, c, paired=paired, looks=stopped is not None) for c in classes]
     rows += _distances(control, edited, seed=seed, paired=paired)
     if paired:
-        rows.append(_flips(control, edited))
+        rows.append(_flips(control, edited, looks=stopped is not None))
     if expected is not None:
-        rows.append({**_share(control, edited, expected, paired=paired), "metric": "accuracy", "outcome": expected})
-    rows.append(_lengths(branches, n, seed=seed, paired=paired))
-    return [{"edit": edit, **row} for row in rows]
+        of = _share(control, edited, expected, paired=paired, looks=stopped is not None)
+        rows.append({**of, "metric": "accuracy", "outcome": expected})
+    rows.append(_lengths(branches, n, seed=seed, paired=paired, longest=longest if stopped is not None else None))
+    unsure = {"p_value": None} if stopped is not None else {}
+    return [{"edit": edit, "stopped": stopped, **row, **(unsure if row["method"] in LABELS.values() else {})} for row in rows]
 
 
 def _is(found: Sequence[str], outcome: str) -> np.ndarray:
     return np.asarray([x == outcome for x in found], dtype=bool)
 
 
-def _share(control: Sequence[str], edited: Sequence[str], outcome: str, *, paired: bool) -> dict[str, Any]:
+def _share(control: Sequence[str], edited: Sequence[str], outcome: str, *, paired: bool, looks: bool) -> dict[str, Any]:
     a, b = _is(control, outcome), _is(edited, outcome)
-    found = stats.compare(a, b, paired=paired)
+    found = stats.anytime(a, b) if looks else stats.compare(a, b, paired=paired)
     return {
         "metric": "share", "outcome": outcome, "control": float(a.mean()), "edited": float(b.mean()),
         "difference": found.estimate, "ci_low": found.low, "ci_high": found.high, "p_value": found.p_value,
         "null_high": None,
-        "n": len(a), "method": SCORES[paired],
+        "n": len(a), "method": ANYTIME if looks else SCORES[paired],
     }  # fmt: skip
 
 
@@ -91,31 +91,34 @@ def _distances(control: Sequence[str], edited: Sequence[str], *, seed: int, pair
     return rows
 
 
-def _flips(control: Sequence[str], edited: Sequence[str]) -> dict[str, Any]:
+def _flips(control: Sequence[str], edited: Sequence[str], *, looks: bool) -> dict[str, Any]:
     """Share of samples whose outcome the edit changed, noise being the same."""
     changed = sum(a != b for a, b in zip(control, edited, strict=True))
-    interval = stats.wilson(changed, len(control))
+    interval = (stats.anytime_share if looks else stats.wilson)(changed, len(control))
     return {
         "metric": "flip_rate", "outcome": "", "control": None, "edited": None, "difference": interval.estimate,
         "ci_low": interval.low, "ci_high": interval.high, "p_value": None, "null_high": None,
-        "n": len(control), "method": "Wilson",
+        "n": len(control), "method": ANYTIME if looks else "Wilson",
     }  # fmt: skip
 
 
-def _lengths(branches: pa.Table, n: int, *, seed: int, paired: bool) -> dict[str, Any]:
-    """Tokens drawn, edited - control: pair by pair, or of means."""
+def _lengths(branches: pa.Table, n: int, *, seed: int, paired: bool, longest: int | None) -> dict[str, Any]:
+    """Tokens drawn, edited - control: pair by pair, or of means; or of at most `longest`, at whatever n it stopped."""
     arms = []
     for arm in ("control", "edited"):
         own = branches.filter(pc.equal(branches["arm"].cast(pa.string()), arm)).sort_by("sample")
         arms.append(own["n_tokens"].to_numpy()[:n].astype(np.float64))
     control, edited = arms
-    interval = (
-        stats.bootstrap_mean(edited - control, seed=seed) if paired else stats.bootstrap_means(control, edited, seed=seed)
-    )
+    if longest is not None:
+        interval = stats.anytime_mean(edited - control, bound=max(1, longest))
+    elif paired:
+        interval = stats.bootstrap_mean(edited - control, seed=seed)
+    else:
+        interval = stats.bootstrap_means(control, edited, seed=seed)
     return {
         "metric": "tokens", "outcome": "", "control": float(control.mean()), "edited": float(edited.mean()),
         "difference": interval.estimate, "ci_low": interval.low, "ci_high": interval.high, "p_value": None,
-        "null_high": None, "n": n, "method": LENGTHS[paired],
+        "null_high": None, "n": n, "method": LENGTHS[paired] if longest is None else ANYTIME,
     }  # fmt: skip
 
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from probe.store import Run
 
 
+UNRESOLVED = {"budget": ": the budget is spent", "limit": ", which is as many as may be drawn"}
+
+
 class MeasuredPlace(NamedTuple):
     """What one place of one problem came to."""
 
@@ -112,6 +115,7 @@ def parent_of(opened: OpenedRun, branch: int, *, prompt_id: int | None = None, p
 def summarize(
     plan: RewindPlan, branches: pa.Table, rows: list[dict[str, Any]],
     scored: tuple[np.ndarray, np.ndarray] | None, far: dict[str, Any] | None, n: int, *, paired: bool,
+    stopped: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """JSON-able; probabilities are shares of samples, log-probs and entropies are in nats."""
     lm, original, target, arms = plan.origin.lm, plan.origin.original, plan.fork.target, plan.arms
@@ -126,7 +130,7 @@ def summarize(
         "expected": plan.expected, "arms": shares, "headroom": shares[before]["entropy"] if before else None,
         "rules": _rules(branches, n),
         "difference": headline,
-        "resolution": _resolution(branches, plan.reference, n, plan.request.until, paired=paired) if headline else None,
+        "resolution": _resolution(branches, plan.reference, n, paired=paired, stopped=stopped) if headline else None,
         "paired": paired,
         "effects": rows, "off_policy": far, "rescored": _rescored(lm, original, len(arms.control), scored),
         "sampling": plan.origin.opened.resolved()["sampling"],
@@ -165,10 +169,12 @@ def _arm(branches: pa.Table, arm: str, n: int | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _resolution(branches: pa.Table, reference: str, n: int, until: float | None, *, paired: bool) -> str:
-    """Whether the difference in P(reference) is told from zero."""
+def _resolution(branches: pa.Table, reference: str, n: int, *, paired: bool, stopped: str | None) -> str:
+    """Whether the difference in P(reference) is told from zero; in rounds why no more was drawn."""
+    if stopped is not None:
+        return f"not resolved at n = {n}{UNRESOLVED[stopped]}" if stopped in UNRESOLVED else f"{stopped} at n = {n}"
     control, edited = (np.asarray(labels(branches, arm, n)) == reference for arm in ("control", "edited"))
-    return stats.resolution(control, edited, target=until, paired=paired)
+    return stats.resolution(control, edited, paired=paired)
 
 
 def _rescored(

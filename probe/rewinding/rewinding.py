@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,10 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from probe import stats
 from probe import store as stores
 from probe.answers import merge
-from probe.decoding import decode, differences
+from probe.decoding import differences
 from probe.decoding.rollouts import Engine
 from probe.decoding.teacher_forced import suffix_logprobs
 from probe.errors import BadOption
@@ -23,20 +20,17 @@ from probe.interventions import parse_all
 from probe.over_problems import effect_tables
 from probe.requests import Rewind, public
 from probe.rewinding import results
-from probe.rewinding.effects import cut_off_between, effect_rows, half_width
+from probe.rewinding.drawing import RewindRounds, Samples, draw_samples
+from probe.rewinding.effects import cut_off_between, effect_rows
 from probe.rewinding.preparing import OpenedRun, Problems, RewindPlan, opened_for, plans_of
-from probe.rewinding.rollouts import ROWS, ArmSamples, RolloutOptions, blocks, changing, draw
-from probe.rewinding.teacher_forced import LEAST, after, off_policy, rescore
+from probe.rewinding.rollouts import blocks, changing
+from probe.rewinding.teacher_forced import after, off_policy, rescore
 from probe.running import Running, running
 from probe.serving import engine_of, remarks
 from probe.serving import suffix_logprobs as scores_of
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
-
-MOST = 1024  # continuations of an arm that `until` may ask for
-TIMED = 4  # tokens that are decoded to time the rest
-RHO = 0.5  # correlation of the two arms that is assumed before anything is known
 
 
 def run_rewind(request: Rewind) -> stores.Run:
@@ -56,64 +50,22 @@ def run_rewind(request: Rewind) -> stores.Run:
         raise BadOption(f"activations cannot be changed at {engine.name}", hint="leave out --engine")
     problems = Problems(opened, lambda origin: plans_of(origin, request))
     came_to = {**opened.resolved(), **_alone(problems), "engine": engine.identity, "changes": _changes(opened, request)}
+    rounds = RewindRounds(request, list(problems)) if request.in_rounds else None
     with running(request, opened.lm, word=request.step_edit.kind.replace("_", "-"), resolved=came_to) as run:
         run.warn(*differences(opened.lm, opened.sampling), *remarks(engine, opened.sampling))
         found: list[results.MeasuredPlace] = []
-        for some in blocks(_with_sizes(problems, request)):
+        for some in blocks(_with_sizes(problems, request)) if rounds is None else [rounds.plans]:
             for plans in some:
                 results.write_original(run.writer, plans[0].origin, request.branch)
             places = [plan for plans in some for plan in plans]
-            found += [_measure(run, engine, plan, n) for plan, n in zip(places, _draw(run, engine, places), strict=True)]
+            drawn = draw_samples(run, engine, places) if rounds is None else rounds.draw(run, engine)
+            for plan, samples in zip(places, drawn, strict=True):
+                found.append(_measure(run, engine, plan, samples))
         results.write_failed(run, opened.source, problems.failed)
-        return _finish(run, request, problems, found)
+        return _finish(run, request, problems, found, {} if rounds is None else {"drawing": rounds.summary})
 
 
 rewind = public(run_rewind, Rewind)
-
-
-def plan_rewind(request: Rewind) -> dict[str, Any]:
-    """What `rewind` would do. Decodes a few tokens to time them; writes nothing.
-
-    `half_width` is that of the 95 % interval of the paired difference in P(answer) at P = ½ and a correlation of RHO
-    between the arms: the widest that is to be expected. `tells_from_0` is the smallest difference that is then told from 0 in
-    4 of 5 runs; None where so few pairs tell none.
-    """
-    opened = opened_for(request)
-    plans = [plan for plans in Problems(opened, lambda origin: plans_of(origin, request, dry=True)) for plan in plans]
-    named = [(arm, plan.rollout) for plan in plans for arm in plan.named]
-    rows = request.samples * len(named)
-    tokens = request.samples * sum(rollout.max_new for _, rollout in named)
-    longest = max(plans, key=lambda plan: plan.rollout.max_new)
-    one = {"position": plans[0].fork.target.start, "arms": len(plans[0].named)} if len(plans) == 1 else {}
-    return {
-        "model": opened.lm.name, "edit": str(request.step_edit), "problems": len({id(plan.origin) for plan in plans}),
-        "places": len(plans), **one, "continuations": rows, "tokens": tokens,
-        "seconds": round(seconds(opened.lm, [arm.prefix for arm, _ in named], longest.rollout, rows), 1),
-        **precision(request.samples), **tables_of(rows, tokens),
-    }  # fmt: skip
-
-
-def tables_of(rows: int, tokens: int) -> dict[str, Any]:
-    """What so many continuations take on disk."""
-    branches = {"rows": rows, "bytes": rows * 100 + 4 * tokens}
-    return {"tables": {"branches": branches, "tokens": {"rows": tokens, "bytes": 14 * tokens}}}
-
-
-def precision(n: int) -> dict[str, float | None]:
-    """What n pairs are good for: see `plan_rewind`."""
-    return {"half_width": round(stats.half_width(n, rho=RHO), 3), "tells_from_0": stats.size_told(n, (1 - RHO) / 2)}
-
-
-def seconds(lm: LanguageModel, prefixes: Sequence[Sequence[int]], rollout: RolloutOptions, rows: int) -> float:
-    """Time of `rows` continuations of full length of these prefixes in turn, from a few tokens of one batch."""
-    width = min(rows, ROWS)
-    prefixes = [prefixes[i % len(prefixes)] for i in range(width)]
-    began = time.perf_counter()
-    decode(lm, prefixes, max_new=1, sampling=rollout.sampling)
-    first = time.perf_counter() - began
-    decode(lm, prefixes, max_new=1 + TIMED, sampling=rollout.sampling)
-    each = max(0.0, time.perf_counter() - began - 2 * first) / TIMED
-    return math.ceil(rows / ROWS) * (first + each * rollout.max_new)
 
 
 def _alone(problems: Problems[list[RewindPlan]]) -> dict[str, Any]:
@@ -132,40 +84,6 @@ def _changes(opened: OpenedRun, request: Rewind) -> list[str]:
 def _with_sizes(problems: Problems[list[RewindPlan]], request: Rewind) -> Iterator[tuple[int, list[RewindPlan]]]:
     """The places of each problem, and how many continuations they need at first."""
     return ((request.samples * sum(len(plan.named) for plan in plans), plans) for plans in problems)
-
-
-def _draw(run: Running, engine: Engine, plans: Sequence[RewindPlan]) -> list[int]:
-    """Draw `samples` of every arm, or on until the interval is narrow enough; how many pairs each place has then.
-
-    The arm that is drawn from before the step gets at least as many as a z-score of the edit needs.
-    """
-    counts = [plan.request.samples for plan in plans]
-    before, wide = [0] * len(plans), list(range(len(plans)))
-    while wide:
-        draw(run, engine, [_wanted(plans[i], plans[i].named, range(before[i], counts[i])) for i in wide])
-        wide = [i for i in wide if _goes_on(run, plans[i], counts[i], paired=engine.addressed_noise)]
-        for i in wide:
-            before[i], counts[i] = counts[i], min(MOST, 2 * counts[i])
-    beyond = [
-        _wanted(plan, [arm for arm in plan.named if arm.prefix == plan.arms.before], range(n, max(n, LEAST)))
-        for plan, n in zip(plans, counts, strict=True)
-        if plan.arms.new
-    ]
-    draw(run, engine, beyond)
-    return counts
-
-
-def _wanted(plan: RewindPlan, arms: Sequence[Any], samples: range) -> ArmSamples:
-    alone = plan.origin.opened.alone and plan.request.to != "all"  # the text before many places is read again by each
-    return ArmSamples(arms, samples, plan.rollout, plan.fork.stem if alone else None)
-
-
-def _goes_on(run: Running, plan: RewindPlan, n: int, *, paired: bool) -> bool:
-    """Whether the interval is wider than was asked for, and more may be drawn."""
-    until = plan.request.until
-    if until is None or plan.arms.edited is None or n >= MOST:
-        return False
-    return half_width(_branches(run, plan), plan.reference, n, paired=paired) > until
 
 
 def _branches(run: Running, plan: RewindPlan) -> pa.Table:
@@ -206,16 +124,19 @@ def _rescored(lm: LanguageModel, engine: Engine, plan: RewindPlan) -> tuple[np.n
     return kept, changed
 
 
-def _measure(run: Running, engine: Engine, plan: RewindPlan, n: int) -> results.MeasuredPlace:
+def _measure(run: Running, engine: Engine, plan: RewindPlan, samples: Samples) -> results.MeasuredPlace:
     """Effects, re-scored tail, off-policy z and summary of what was drawn from one place."""
-    paired = engine.addressed_noise
+    paired, (n, stopped) = engine.addressed_noise, samples
     prompt, drawn = plan.origin.original.prompt_id, _branches(run, plan)
     branches, plan = _merged(drawn, plan)
     arms, rows = plan.arms, []
     scored = far = None
     if arms.edited is not None:
         run.warn(*_about(plan, cut_off_between(branches, n, paired=paired)))
-        rows = effect_rows(branches, plan.what, plan.reference, plan.expected, n=n, seed=plan.origin.seed, paired=paired)
+        rows = effect_rows(
+            branches, plan.what, plan.reference, plan.expected, n=n, seed=plan.origin.seed, paired=paired, stopped=stopped,
+            longest=plan.rollout.max_new,
+        )  # fmt: skip
         scored = _rescored(run.lm, engine, plan)
     if arms.new:
         before = next(arm.name for arm in plan.named if arm.prefix == arms.before)
@@ -227,7 +148,9 @@ def _measure(run: Running, engine: Engine, plan: RewindPlan, n: int) -> results.
             results.write_effects(run.writer, plan, rows)
             results.write_rescored(run.writer, plan, scored)
     plan.fork.forget()
-    return results.MeasuredPlace(prompt, results.summarize(plan, branches, rows, scored, far, n, paired=paired))
+    return results.MeasuredPlace(
+        prompt, results.summarize(plan, branches, rows, scored, far, n, paired=paired, stopped=stopped)
+    )
 
 
 def _about(plan: RewindPlan, warnings: Sequence[str]) -> list[str]:
@@ -237,8 +160,9 @@ def _about(plan: RewindPlan, warnings: Sequence[str]) -> list[str]:
 
 
 def _finish(
-    run: Running, request: Rewind, problems: Problems[list[RewindPlan]], found: Sequence[results.MeasuredPlace]
-) -> stores.Run:
+    run: Running, request: Rewind, problems: Problems[list[RewindPlan]], found: Sequence[results.MeasuredPlace],
+    more: dict[str, Any],
+) -> stores.Run:  # fmt: skip
     """The whole run: of one place with all that is to be said of it, of several with what is to be said of all."""
     opened = problems.opened
     prompt, position, summary = None, None, None
@@ -255,4 +179,5 @@ def _finish(
             over = effect_tables(*(run.frame(name) for name in names), seed=opened.sampling.seed)
             run.write_all(over.tables, unit="over-problems")
             summary["over_problems"] = over.summary
+    summary = {**summary, **more}
     return run.finish(summary, seed=opened.sampling.seed, parent=parent)

@@ -1,4 +1,4 @@
-"""ArmSamples continuations of the arms of several problems, each (problem, arm, sample) once, and keeps them in a run.
+"""Draws continuations of the arms of several problems, each (problem, arm, sample) once, and keeps them in a run.
 
 Knows no statistics.
 """

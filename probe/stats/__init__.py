@@ -7,14 +7,14 @@ from probe.stats.clusters import ClusterEstimate, ClusterRegression, cluster_mea
 from probe.stats.distributions import Shift, cochran, entropy, homogeneous, jensen_shannon, kl_jeffreys, shift, tv
 from probe.stats.intervals import Interval, bootstrap_mean, bootstrap_means, wilson
 from probe.stats.ranks import kendall_tau, pearson, spearman
-from probe.stats.sequential import StoppingRule, anytime, anytime_half_width, anytime_independent
+from probe.stats.sequential import StoppingRule, anytime, anytime_half_width, anytime_independent, anytime_mean, anytime_share
 from probe.stats.series import Means, how, mean_of
 
 __all__ = [
     "Allocation", "ClusterEstimate", "ClusterRegression", "Difference", "Interval", "Means", "Shift", "StoppingRule",
-    "Vote", "anytime", "anytime_half_width", "anytime_independent", "bootstrap_mean", "bootstrap_means",
-    "cluster_mean", "cluster_means", "cluster_regression", "cochran", "compare", "entropy", "half_width",
-    "homogeneous", "how", "independent", "jensen_shannon", "kendall_tau", "kl_jeffreys", "majority", "mean_of",
-    "paired", "pairs_to_tell", "pass_at_k", "pearson", "power", "q_values", "resolution", "shift", "size_told",
-    "spearman", "tv", "wilson",
+    "Vote", "anytime", "anytime_half_width", "anytime_independent", "anytime_mean", "anytime_share", "bootstrap_mean",
+    "bootstrap_means", "cluster_mean", "cluster_means", "cluster_regression", "cochran", "compare", "entropy", "half_width",
+    "homogeneous", "how", "independent", "jensen_shannon", "kendall_tau", "kl_jeffreys", "majority", "mean_of", "paired",
+    "pairs_to_tell", "pass_at_k", "pearson", "power", "q_values", "resolution", "shift", "size_told", "spearman", "tv",
+    "wilson",
 ]  # fmt: skip

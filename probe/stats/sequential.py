@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from probe.stats.arms import LEVEL, Difference, cells
+from probe.stats.intervals import Interval
 
 NODES = 32  # of the mixture: any weights that add up to 1 are fair; more of them change no digit that is shown
 GRID = 129  # shares among which the least is looked for
@@ -91,6 +92,34 @@ def anytime(control: np.ndarray, edited: np.ndarray) -> Difference:
     _, down, up, _ = cells(control, edited)
     found = confidence_sequence(np.array([down]), np.array([up]), np.array([len(control)]))
     return Difference(*(float(x[0]) for x in found))
+
+
+def anytime_share(k: int, n: int) -> Interval:
+    """A proportion k / n at whatever n one stopped: the mean of -1 and 1, moved."""
+    found = confidence_sequence(np.array([n - k]), np.array([k]), np.array([n]))
+    return Interval(*((1 + float(x[0])) / 2 for x in found[:3]))
+
+
+def anytime_mean(values: np.ndarray, *, bound: float) -> Interval:
+    """The mean of values (n,) between -bound and bound, such as differences in length, at whatever n one stopped."""
+    from scipy.optimize.elementwise import find_root
+    from scipy.special import logsumexp
+
+    scaled = np.asarray(values, np.float64) / bound
+    centre = float(np.clip(scaled.mean(), -1 + EDGE, 1 - EDGE))
+
+    def above(mean: np.ndarray) -> np.ndarray:
+        sides = []
+        for sign in (1, -1):
+            toward = sign * np.asarray(mean)[..., None, None]
+            gain = (sign * scaled[:, None] - toward) / (1 + toward)
+            sides.append(np.log1p(STAKES * gain).sum(axis=-2))
+        return np.asarray(logsumexp(np.concatenate(sides, axis=-1), b=np.tile(WEIGHTS / 2, 2), axis=-1)) + math.log(LEVEL)
+
+    edges = np.array([-1.0, 1.0]) * (1 - EDGE)
+    found = find_root(above, (np.full(2, centre), edges)).x
+    low, high = np.where(above(edges) > 0, found, np.sign(edges)) * bound
+    return Interval(float(np.mean(values)), float(low), float(high))
 
 
 def anytime_independent(k1: int, n1: int, k2: int, n2: int) -> Difference:

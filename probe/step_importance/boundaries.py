@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from probe import stats
+from probe.rewinding.drawing import Samples
 from probe.rewinding.effects import labels
 from probe.rewinding.results import sampled_ids
 from probe.rewinding.rollouts import Arm
@@ -44,61 +45,84 @@ def arms(lm: LanguageModel, original: Trajectory) -> list[Arm]:
 
 def resampling(task: Task) -> Measured:
     """Rows of `resampling_rows` from what was drawn at every boundary."""
-    n_steps, n = len(task.original.steps), task.request.samples
-    return Measured(resampling_rows(task.read("branches"), n_steps, task.reference, n=n, seed=task.seed, paired=task.paired))
+    drawn, samples = task.read("branches"), task.samples("resampling")
+    return Measured(resampling_rows(drawn, task.reference, samples=samples, seed=task.seed, paired=task.paired))
 
 
 def resampling_rows(
-    branches: pa.Table, n_steps: int, reference: str, *, n: int, seed: int, paired: bool = True
+    branches: pa.Table, reference: str, *, samples: Sequence[Samples], seed: int, paired: bool = True
 ) -> list[StepImportance]:
     """Three rows a step: what keeping it, instead of drawing it anew, does to the outcome.
 
     `resampling`: the difference in P(reference), of pairs where both share their noise. `resampling_tv`, `resampling_kl`:
     total variation, and KL with ½ added to each count, of all outcomes; their `control` is the mean where nothing differs,
-    their p a permutation's.
+    their p a permutation's. samples: of each step; where it depended on them how many there are, the interval of the
+    difference is a confidence sequence, and the distances have no p.
     """
-    found = [labels(branches, boundary(i), n) for i in range(n_steps + 1)]
     rows = []
-    for i in range(n_steps):
-        without, kept = found[i], found[i + 1]
-        arms = (np.asarray([c == reference for c in arm]) for arm in (without, kept))
-        difference = stats.compare(*arms, paired=paired)
-        rows.append(_with(StepImportance("resampling", i, None, "P(answer) with the step - without", n=n), difference))
+    for i, (n, stopped) in enumerate(samples):
+        without, kept = (labels(branches, boundary(k), n) for k in (i, i + 1))
+        arms = [np.asarray([c == reference for c in arm]) for arm in (without, kept)]
+        difference = stats.compare(*arms, paired=paired) if stopped is None else stats.anytime(*arms)
+        row = StepImportance("resampling", i, None, "P(answer) with the step - without", n=n, stopped=stopped)
+        rows.append(_with(row, difference))
         for name, unit, statistic in DISTANCES:
             shift = stats.shift(without, kept, statistic, paired=paired, seed=seed)
             rows.append(StepImportance(
-                f"resampling_{name}", i, shift.value, unit, p_value=shift.p_value, control=shift.null_mean,
-                floor=shift.null_mean, n=n,
+                f"resampling_{name}", i, shift.value, unit, p_value=shift.p_value if stopped is None else None,
+                control=shift.null_mean, floor=shift.null_mean, n=n, stopped=stopped,
             ))  # fmt: skip
     return rows
 
 
 def counterfactual(task: Task) -> Measured:
     """Rows of `counterfactual_rows` from what was drawn at every boundary, and how the draws were told apart."""
-    lm, steps, n, embedder = task.lm, task.original.steps, task.request.samples, task.request.embedder
-    branches, tokens = task.read("branches"), task.read("tokens")
-    drawn = []
-    for i in range(len(steps)):
-        own = sampled_ids(branches, tokens, boundary(i))[:n]
-        drawn.append([own_steps(lm, [ids], task.request.split)[0] if ids else () for ids in own])
-    ids = [task.original.ids[s.start : s.end] for s in steps]
-    texts = [[lm.pieces(d).text if d else "" for d in per] for per in drawn]
-    if embedder is None:
-        vectors = similarity.embeddings(lm, [*ids, *(d or ids[i] for i, per in enumerate(drawn) for d in per)])
-    else:
-        vectors = similarity.external(embedder, [*(s.text for s in steps), *(t for per in texts for t in per)])
-    rest = vectors[len(steps) :].reshape(len(steps), n, -1)
-    different, threshold = similarity.say_otherwise([s.text for s in steps], texts, list(rest), vectors[: len(steps)])
-    rows = counterfactual_rows(branches, len(steps), task.reference, different, n=n, seed=task.seed)
+    samples = task.samples("counterfactual")
+    found = told_apart(task, [n for n, _ in samples])
+    rows = counterfactual_rows(task.read("branches"), task.reference, found.different, samples=samples, seed=task.seed)
+    layer = task.lm.anatomy.n_layers // 2
     return Measured(rows, summary={
-        "threshold": threshold, "embedder": embedder or f"resid_post@{lm.anatomy.n_layers // 2}, mean-pooled, centred",
-        "different": [float(d.mean()) for d in different],
-        "overdetermined": [1 - len(set(per)) / len(per) for per in texts],
+        "threshold": found.threshold,
+        "embedder": task.request.embedder or f"resid_post@{layer}, mean-pooled, centred",
+        "different": [float(d.mean()) for d in found.different],
+        "overdetermined": [1 - len(set(per)) / len(per) for per in found.texts],
     })  # fmt: skip
 
 
+class ToldApart(NamedTuple):
+    """The first step of each draw from before each step, which of them say something else (step, n), and from which cosine."""
+
+    texts: list[list[str]]
+    different: list[np.ndarray]
+    threshold: float
+
+
+def told_apart(task: Task, samples: Sequence[int]) -> ToldApart:
+    """Which of so many draws from before each step say something else than the step.
+
+    In rounds by the first round's centre and threshold: what a draw counts as then does not change with more of them.
+    """
+    lm, steps, embedder, pilot = task.lm, task.original.steps, task.request.embedder, task.pilot
+    branches, tokens = task.read("branches"), task.read("tokens")
+    ids = [task.original.ids[s.start : s.end] for s in steps]
+    drawn = []
+    for i, n in enumerate(samples):
+        own = sampled_ids(branches, tokens, boundary(i))[:n]
+        drawn.append([own_steps(lm, [one], task.request.split)[0] if one else () for one in own])
+    texts = [[lm.pieces(d).text if d else "" for d in per] for per in drawn]
+    if embedder is None:
+        per_step = [[d or ids[i] for d in per] for i, per in enumerate(drawn)]
+        centre = [*ids, *(d for per in per_step for d in per[:pilot])]
+        vectors = similarity.embeddings(lm, [*ids, *(d for per in per_step for d in per)], centre=centre, pooled=task.pooled)
+    else:
+        vectors = similarity.external(embedder, [*(s.text for s in steps), *(t for per in texts for t in per)])
+    rest = np.split(vectors[len(steps) :], np.cumsum(samples)[:-1])
+    different, threshold = similarity.say_otherwise([s.text for s in steps], texts, rest, vectors[: len(steps)], pilot)
+    return ToldApart(texts, different, threshold)
+
+
 def counterfactual_rows(
-    branches: pa.Table, n_steps: int, reference: str, different: Sequence[np.ndarray], *, n: int, seed: int = 0
+    branches: pa.Table, reference: str, different: Sequence[np.ndarray], *, samples: Sequence[Samples], seed: int = 0
 ) -> list[StepImportance]:
     """Five rows a step: the outcome where another step was drawn in its place, against the outcome with the step kept.
 
@@ -107,25 +131,29 @@ def counterfactual_rows(
     all outcomes (Bogdan et al. 2025), `_tv`: their total variation; `…_pooled`: against the draws with the step and those
     that say the same taken together, as those authors' code has it.
     Two controls: `control` is the same against the draws that say the same (content matters only where the estimate
-    exceeds it), `floor` its mean where nothing differs. Fewer than LEAST draws of either kind: not measured.
+    exceeds it), `floor` its mean where nothing differs. Fewer than LEAST draws of either kind: not measured. samples: see
+    `resampling_rows`.
     """
     rows = []
-    for i in range(n_steps):
+    for i, (n, stopped) in enumerate(samples):
         without, kept = (labels(branches, boundary(k), n) for k in (i, i + 1))
         other, same = ([c for c, d in zip(without, different[i], strict=True) if d == kind] for kind in (True, False))
-        row = StepImportance("counterfactual", i, None, "P(answer) with the step - with another", n=len(other))
+        row = StepImportance("counterfactual", i, None, "P(answer) with the step - with another", n=len(other), stopped=stopped)
         if len(other) >= LEAST:
-            row = _with(row, _apart(other, kept, reference))
+            row = _with(row, apart(other, kept, reference, looks=stopped is not None))
         if len(same) >= LEAST:
-            row.control = _apart(same, kept, reference).estimate
+            row.control = apart(same, kept, reference).estimate
         rows.append(row)
         for name, unit, statistic in DISTANCES:
             alike = stats.shift(same, kept, statistic, paired=False, seed=seed).value if len(same) >= LEAST else None
             for suffix, against in (("", kept), ("_pooled", [*kept, *same])):
-                row = StepImportance(f"counterfactual_{name}{suffix}", i, None, unit, control=alike, n=len(other))
+                row = StepImportance(
+                    f"counterfactual_{name}{suffix}", i, None, unit, control=alike, n=len(other), stopped=stopped
+                )
                 if len(other) >= LEAST:
                     shift = stats.shift(other, against, statistic, paired=False, seed=seed)
-                    row = replace(row, estimate=shift.value, p_value=shift.p_value, floor=shift.null_mean)
+                    p_value = shift.p_value if stopped is None else None
+                    row = replace(row, estimate=shift.value, p_value=p_value, floor=shift.null_mean)
                 rows.append(row)
     return rows
 
@@ -135,6 +163,7 @@ def _with(row: StepImportance, found: stats.Difference) -> StepImportance:
     return replace(row, estimate=found.estimate, ci_low=found.low, ci_high=found.high, p_value=found.p_value)
 
 
-def _apart(other: Sequence[str], kept: Sequence[str], reference: str) -> stats.Difference:
-    """P(reference) in `kept` - in `other`."""
-    return stats.independent(other.count(reference), len(other), kept.count(reference), len(kept))
+def apart(other: Sequence[str], kept: Sequence[str], reference: str, *, looks: bool = False) -> stats.Difference:
+    """P(reference) in `kept` - in `other`; looks: how many there are depended on them."""
+    counts = other.count(reference), len(other), kept.count(reference), len(kept)
+    return stats.anytime_independent(*counts) if looks else stats.independent(*counts)

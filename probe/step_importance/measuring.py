@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pkgutil import resolve_name
@@ -20,13 +20,14 @@ from probe.over_problems import importance_tables
 from probe.registries.importance_methods import Method, Size, methods_of
 from probe.requests import Importance, public
 from probe.rewinding.effects import cut_off_across
+from probe.rewinding.planning import precision, seconds, tables_of
 from probe.rewinding.preparing import LEFT_OUT, LeftOut, OpenedRun, Origin, Problems, new_tokens, opened_for, rollout_options
 from probe.rewinding.results import parent_of, write_failed, write_original
-from probe.rewinding.rewinding import precision, seconds, tables_of
 from probe.rewinding.rollouts import Arm, ArmSamples, RolloutOptions, blocks, draw
 from probe.running import Running, running
 from probe.serving import engine_of, remarks
 from probe.step_importance import boundaries, dependence, receiver_heads
+from probe.step_importance.drawing import ImportanceRounds, Swept
 from probe.step_importance.task import Heads, Measured, StepImportance, Task, columns, discovered
 
 
@@ -68,18 +69,18 @@ def run_importance(request: Importance) -> stores.Run:
         **opened.resolved(), **(problems.only.origin.resolved(problems.only.rollout.max_new) if opened.alone else {}),
         "engine": engine.identity, "receiver_heads": [list(place) for place in heads.places] if heads else None,
     }  # fmt: skip
+    rounds, prepared = _rounds(request, methods, problems)
     word = methods[0].name if len(methods) == 1 else "all"
     with running(request, opened.lm, word=word, resolved=come_to) as run:
         run.warn(*differences(opened.lm, opened.sampling), *remarks(engine, opened.sampling))
         found: dict[int, dict[str, Any]] = {}
-        for some in blocks((request.samples * len(plan.arms) if plan.sampled else 0, plan) for plan in problems):
+        for some in _blocks(problems, request) if rounds is None else [prepared]:
             for plan in some:
                 write_original(run.writer, plan.origin, request.branch)
-            _draw(run, engine, some)
-            for plan in some:
+            for plan in _drawn(run, engine, some, rounds):
                 found |= _measured(run, plan, problems, paired=engine.addressed_noise)
         write_failed(run, opened.source, problems.failed)
-        return _finish(run, problems, found)
+        return _finish(run, problems, found, {} if rounds is None else {"drawing": rounds.summary})
 
 
 importance = public(run_importance, Importance)
@@ -131,14 +132,36 @@ def _plan(origin: Origin, request: Importance, methods: tuple[Method, ...], head
     return ImportancePlan(methods, origin, task, arms, rollout_options(origin, longest))
 
 
-def _draw(run: Running, engine: Engine, plans: Sequence[ImportancePlan]) -> None:
-    """Continuations of every boundary of some problems."""
+def _rounds(
+    request: Importance, methods: tuple[Method, ...], problems: Problems[ImportancePlan]
+) -> tuple[ImportanceRounds | None, list[ImportancePlan]]:
+    """All problems, where they are drawn from together in rounds: how much each gets depends on the others."""
+    if not request.in_rounds:
+        return None, []
+    sampled = [method.name for method in methods if method.sampled]
+    if not sampled:
+        raise BadOption(f"nothing is drawn by {request.method}", hint="--until and --budget are for resampling, counterfactual")
+    plans, alone = list(problems), problems.opened.alone
+    return ImportanceRounds(request, sampled, [Swept(one.task, one.arms, one.rollout, alone) for one in plans]), plans
+
+
+def _blocks(problems: Problems[ImportancePlan], request: Importance) -> Iterator[list[ImportancePlan]]:
+    return blocks((request.samples * len(plan.arms) if plan.sampled else 0, plan) for plan in problems)
+
+
+def _drawn(
+    run: Running, engine: Engine, plans: Sequence[ImportancePlan], rounds: ImportanceRounds | None
+) -> Sequence[ImportancePlan]:
+    """The same problems when continuations of their boundaries are there."""
+    if rounds is not None:
+        return [plan._replace(task=task) for plan, task in zip(plans, rounds.draw(run, engine), strict=True)]
     sampled = [plan for plan in plans if plan.sampled]
     stems = [plan.task.stem if plan.origin.opened.alone else None for plan in sampled]
     draw(run, engine, [
         ArmSamples(plan.arms, range(plan.task.request.samples), plan.rollout, stem)
         for plan, stem in zip(sampled, stems, strict=True)
     ])  # fmt: skip
+    return plans
 
 
 def _measured(
@@ -165,14 +188,16 @@ def _measured(
     return {prompt: {**_summary(plan, rows), **summary, **_summaries(measured)}}
 
 
-def _finish(run: Running, problems: Problems[ImportancePlan], found: dict[int, dict[str, Any]]) -> stores.Run:
+def _finish(
+    run: Running, problems: Problems[ImportancePlan], found: dict[int, dict[str, Any]], more: dict[str, Any]
+) -> stores.Run:
     """The whole run: of one problem with all that is to be said of it, of several with what is to be said of all."""
     opened, branch = problems.opened, problems.opened.request.branch
     revised = {"importance": discovered(run.writer.read("importance"))}
     if opened.alone:
         start = problems.only.origin.original.steps[0].start
         parent = parent_of(opened, branch, prompt_id=opened.prompts[0], position=start)
-        return run.finish(found[opened.prompts[0]], seed=opened.sampling.seed, parent=parent, revised=revised)
+        return run.finish({**found[opened.prompts[0]], **more}, seed=opened.sampling.seed, parent=parent, revised=revised)
     over = importance_tables(
         revised["importance"].to_pandas(),
         *(run.frame(name) for name in ("branches", "steps", "prompts")),
@@ -183,6 +208,7 @@ def _finish(run: Running, problems: Problems[ImportancePlan], found: dict[int, d
     summary = {
         "prompts": len(opened.prompts), "errors": len(problems.failed), "samples": opened.request.samples,
         "problems": [{"prompt_id": prompt, **one} for prompt, one in found.items()], "over_problems": over.summary,
+        **more,
     }  # fmt: skip
     return run.finish(summary, seed=opened.sampling.seed, parent=parent_of(opened, branch), revised=revised)
 
@@ -192,7 +218,8 @@ def _measure(run: Running, plan: ImportancePlan) -> tuple[dict[str, Any], dict[s
     request, summary, found = plan.task.request, {}, {}
     if plan.sampled:
         names, drawn = [arm.name for arm in plan.arms], plan.task.read("branches")
-        shares, warnings = cut_off_across(drawn, names, request.samples, paired=plan.task.paired)
+        all_have = min(n for one in plan.methods if one.sampled for n, _ in plan.task.samples(one.name))
+        shares, warnings = cut_off_across(drawn, names, all_have, paired=plan.task.paired)
         summary = {"max_new": [arm.max_new for arm in plan.arms], "truncated": shares}
         run.warn(*(text if plan.origin.opened.alone else f"prompt {plan.prompt_id}: {text}" for text in warnings))
     for method in plan.methods:

@@ -19,19 +19,23 @@ if TYPE_CHECKING:
 BATCH_TOKENS = 4096
 
 
-def embeddings(lm: LanguageModel, texts: Sequence[Sequence[int]]) -> np.ndarray:
+def embeddings(
+    lm: LanguageModel, texts: Sequence[Sequence[int]], *, centre: Sequence[Sequence[int]] | None = None,
+    pooled: dict[tuple[int, ...], np.ndarray] | None = None,
+) -> np.ndarray:  # fmt: skip
     """(text, d_model) float64: resid_post of the middle layer, mean over the text's tokens, minus the mean of all texts.
 
     Each text is read alone, after BOS where the model has one; models' activations share a large common direction, which
-    the centring takes away.
+    the centring takes away. centre: the mean is of these, which are among the texts. pooled: means over tokens that are known
+    already; those of these texts are added.
     """
     layer = lm.anatomy.n_layers // 2
     cells = resolve(
         parse_places(f"resid_post@{layer}"), n_layers=lm.anatomy.n_layers, n_heads=lm.anatomy.n_heads, has=lm.anatomy.has
     )
     start = [] if lm.bos_id is None else [lm.bos_id]
-    unique = sorted({tuple(ids) for ids in texts}, key=len)
-    pooled: dict[tuple[int, ...], np.ndarray] = {}
+    pooled = {} if pooled is None else pooled
+    unique = sorted({tuple(ids) for ids in texts} - pooled.keys(), key=len)
     for batch in _batches(unique):
         rows = [[*start, *ids] for ids in batch]
         lengths = [len(row) for row in rows]
@@ -42,7 +46,8 @@ def embeddings(lm: LanguageModel, texts: Sequence[Sequence[int]]) -> np.ndarray:
         for ids, own, n in zip(batch, values, lengths, strict=True):
             pooled[ids] = own[len(start) : n].mean(axis=0)
     found = np.stack([pooled[tuple(ids)] for ids in texts])
-    return found - np.mean(list(pooled.values()), axis=0)
+    of = dict.fromkeys(tuple(ids) for ids in (texts if centre is None else centre))
+    return found - np.mean([pooled[ids] for ids in of], axis=0)
 
 
 def external(name: str, texts: Sequence[str]) -> np.ndarray:
@@ -63,12 +68,14 @@ def cosines(vectors: np.ndarray, to: np.ndarray) -> np.ndarray:
 
 
 def say_otherwise(
-    steps: Sequence[str], drawn: Sequence[Sequence[str]], vectors: Sequence[np.ndarray], own: np.ndarray
-) -> tuple[list[np.ndarray], float]:
+    steps: Sequence[str], drawn: Sequence[Sequence[str]], vectors: Sequence[np.ndarray], own: np.ndarray,
+    pilot: int | None = None,
+) -> tuple[list[np.ndarray], float]:  # fmt: skip
     """For each step, which of its draws say something else: other numbers, or a cosine below the threshold, which is the
-    median over all (draw, step) pairs (Bogdan et al. 2025). Returns (bool arrays, threshold)."""
+    median over all (draw, step) pairs (Bogdan et al. 2025), or those of the first `pilot` draws. Returns (bool arrays,
+    threshold)."""
     found = [cosines(v, o) for v, o in zip(vectors, own, strict=True)]
-    threshold = float(np.median(np.concatenate(found)))
+    threshold = float(np.median(np.concatenate([near[:pilot] for near in found])))
     return [
         np.asarray([numbers_in(text) != numbers_in(step) for text in texts]) | (near < threshold)
         for step, texts, near in zip(steps, drawn, found, strict=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from probe.decoding.teacher_forced import Prefix
 from probe.requests import Importance
+from probe.rewinding.drawing import Samples
 from probe.stats import q_values
 from probe.texts import Trajectory
 
@@ -32,7 +33,8 @@ class Task:
     """A generation whose steps are to be measured, and what is asked of it.
 
     reference: the class of answers that probabilities are of. heads: receiver heads that were chosen on another text. run:
-    what holds the draws and hears how far it is. paired: the same sample of two boundaries shares its noise.
+    what holds the draws and hears how far it is. paired: the same sample of two boundaries shares its noise. drawn: in rounds,
+    how many samples each step has, by method, and why no more.
     """
 
     lm: LanguageModel
@@ -43,6 +45,13 @@ class Task:
     heads: Heads | None = None
     run: Running | None = None
     paired: bool = True
+    drawn: Mapping[str, Sequence[Samples]] = field(default_factory=dict)
+    pilot: int | None = None  # in rounds: draws of each boundary in the first
+    pooled: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict)  # see `similarity.embeddings`
+
+    def samples(self, method: str) -> Sequence[Samples]:
+        """Of each step, for a method that is sampled."""
+        return self.drawn.get(method) or [Samples(self.request.samples)] * len(self.original.steps)
 
     @cached_property
     def stem(self) -> Prefix:
@@ -76,6 +85,7 @@ class StepImportance:
     control: float | None = None
     floor: float | None = None
     n: int | None = None
+    stopped: str | None = None
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,13 @@ MEASURED = (
         Column("logprob", pa.float64(), "nats after the filters, summed over the drawn tokens; 0 where greedy"),
     ), verbs=("rewind", "importance"),
        example="select arm, outcome, count(*) as n from 'RUN/branches.parquet' group by all order by arm, n desc"),
+    Table("rounds", "what a round of drawing asked of one arm", ("round", "prompt_id", "number"), (
+        i32("round", "from 0", since=3), PROMPT._replace(since=3), i32("number", "which arm of the prompt", since=3),
+        i32("step", "as in branches", since=3), Column("arm", words(), "as in branches", since=3),
+        i32("samples", "continuations that there are of it after the round", since=3),
+        f64("seconds", "of drawing before the round; null where no time was given", since=3),
+    ), verbs=("rewind", "importance"),
+       example="select round, sum(samples) from 'RUN/rounds.parquet' group by round order by round"),
     Table("effects", "one measured difference", ("prompt_id", "edit", "step", "metric", "outcome"), (
         PROMPT._replace(since=3), i32("step", "the step that was gone back to; null where no step holds the place", since=3),
         Column("edit", words(), "what was put in"), Column("metric", words(), "what was measured"),
@@ -68,6 +75,7 @@ MEASURED = (
         f64("p_value", "that chance alone makes it as large"),
         f64("null_high", "95 % quantile of the value if nothing differs"),
         i32("n", "pairs"), Column("method", words(), "how interval and p were computed"),
+        Column("stopped", words(), "in rounds: it differs, is smaller or known, budget or limit; else null", since=3),
     ), verbs=("rewind",),
        example="select metric, outcome, difference, ci_low, ci_high, p_value from 'RUN/effects.parquet'"),
     Table("rescored", "a token of the original after the edit", ("prompt_id", "edited_step", "pos"), (
@@ -83,6 +91,7 @@ MEASURED = (
         f64("p_value", "under no effect"), f64("q_value", "Benjamini-Hochberg over all steps of the run"),
         f64("control", "the method's control, in the same unit"), f64("floor", "mean estimate where nothing differs", since=2),
         i32("n", "samples"),
+        Column("stopped", words(), "in rounds: it differs, is smaller or known, budget or limit; else null", since=3),
         Column("unit", words(), "what the estimate counts"),
         Column("kind", words(), "heuristic label of what the step does"), text("text", "the step"),
     ), verbs=("importance",),
