@@ -161,6 +161,23 @@ def test_a_problem_has_its_own_right_answer(tiny, tmp_path: Path) -> None:
     assert done.prompts["level"].tolist() == [0, 1, 2, 3]
 
 
+def test_the_text_of_an_edit_is_each_problems_own(tiny, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "So it goes a", "other": "So it went b"},
+        {"prompt": "xyz", "other": None},
+        {"prompt": "abc", "other": "q"},
+    ]
+    (tmp_path / "problems.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run = probe.trace(tiny, tmp_path / "problems.jsonl", generate=6)
+    done = probe.rewind(run, lm=tiny, to="50%", prompt_b="column:other", **HOW)
+    assert done.prompts.set_index("prompt_id")["error"].str.contains("no text in its column 'other'").tolist() == [0, 1, 0]
+    for prompt, other in ((0, "So it went b"), (2, "q")):
+        alone = probe.rewind(run, lm=tiny, to="50%", prompt_b=other, prompt_id=prompt, **HOW)
+        same_problem(done, alone, prompt)
+    with pytest.raises(BadOption, match="no column 'hint'"):
+        probe.rewind(run, lm=tiny, to="50%", prompt_b="column:hint", **HOW)
+
+
 def of_own_answers(run, lm):
     return probe.importance(run, lm=lm, method="resampling", **HOW)
 

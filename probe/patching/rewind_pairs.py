@@ -61,6 +61,8 @@ def rewind_pair(
     source = open_run(run)
     if source.command != "rewind" or "branches" not in source.tables:
         raise RunError(f"'{source.run_id}' is not the run of a rewind", hint="make one: probe rewind RUN --to step2 …")
+    if "places" in source.summary:
+        raise RunError(f"'{source.run_id}' is a rewind of several places", hint="rewind one: --prompt 0 --to step2")
     check_model(source, lm)
     how, split = str(source.manifest["arguments"]["answer"]), str(source.manifest["arguments"]["split"])
     control, edited = list(_draws(source, lm, "control")), list(_draws(source, lm, "edited"))

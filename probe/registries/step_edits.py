@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from probe.errors import BadOption
 from probe.spans.negating import negate
 
+COLUMN = "column:"  # begins a text that each prompt has one of its own, in a column of its file
 STUB = "\n\nSo the final answer is"
 WAIT = "Wait,"
 FILLER = " ..."
@@ -116,6 +117,11 @@ class ChosenEdit(NamedTuple):
         """Its declaration; None for plain resampling."""
         return STEP_EDITS.get(self.kind)
 
+    @property
+    def column(self) -> str | None:
+        """The column in which each prompt's own text stands; None where the text is the same for all."""
+        return self.text.removeprefix(COLUMN) if self.text.startswith(COLUMN) else None
+
     def __str__(self) -> str:
         name = self.declared.label if self.declared else self.kind
         return f"{name}: {self.text}" if self.text else name
@@ -158,12 +164,12 @@ def step_edit(
     return declare
 
 
-@step_edit("replace", "Put this in the step's place.", metavar="TEXT")
+@step_edit("replace", "Put this in the step's place; column:NAME is each prompt's own.", metavar="TEXT")
 def _replace(fork: Fork, text: str) -> Sequence[int]:
     return fork.respelled(fitted(text, fork.text))
 
 
-@step_edit("insert", "Put this before the step.", metavar="TEXT", place="before")
+@step_edit("insert", "Put this before the step; or column:NAME.", metavar="TEXT", place="before")
 def _insert(fork: Fork, text: str) -> Sequence[int]:
     return fork.spelled(fitted(text, fork.text))
 
@@ -176,7 +182,7 @@ def _swap(fork: Fork, text: str) -> Sequence[int]:
     return fork.other_step(text)
 
 
-@step_edit("prompt_b", "Keep the reasoning, change the prompt.", metavar="TEXT", place="prompt")
+@step_edit("prompt_b", "Keep the reasoning, change the prompt; or column:NAME.", metavar="TEXT", place="prompt")
 def _prompt_b(fork: Fork, text: str) -> Sequence[int]:
     return fork.other_prompt(text)
 

@@ -208,9 +208,22 @@ def plans_of(origin: Origin, request: Rewind, *, dry: bool = False) -> list[Rewi
     return found
 
 
+def own_edit(origin: Origin, chosen: ChosenEdit) -> ChosenEdit:
+    """The edit with the text that this problem has for it, where that stands in a column. Raises `BadOption`."""
+    if chosen.column is None:
+        return chosen
+    rows = origin.opened.source.scan("prompts", prompt_id=origin.original.prompt_id)
+    if chosen.column not in rows.column_names:
+        raise BadOption(f"the prompts have no column '{chosen.column}'", hint=f"they have {', '.join(rows.column_names)}")
+    text = rows[chosen.column][0].as_py()
+    if not isinstance(text, str) or not text:
+        raise BadOption(f"the prompt has no text in its column '{chosen.column}'", hint="fill it in, or leave the prompt out")
+    return chosen._replace(text=text)
+
+
 def _plan(origin: Origin, request: Rewind, target: Target, number: int, of: int, dry: bool) -> RewindPlan:
     """One place, the `number`th of so many."""
-    lm, original, chosen = origin.lm, origin.original, request.step_edit
+    lm, original, chosen = origin.lm, origin.original, own_edit(origin, request.step_edit)
     longest = new_tokens(lm, original, request.max_new, target.start)
     rollout = rollout_options(origin, longest)
     fork = RewindFork(lm, original, target, rollout, request, dry)
