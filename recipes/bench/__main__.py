@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from . import branches, patch, speculate, trace
+from . import branches, engine, patch, speculate, trace
 
-BENCHES = {"branches": branches.main, "patch": patch.main, "speculate": speculate.main, "trace": trace.main}
+BENCHES = {
+    "branches": branches.main,
+    "engine": engine.main,
+    "patch": patch.main,
+    "speculate": speculate.main,
+    "trace": trace.main,
+}
 
 
 def main() -> None:
