@@ -112,8 +112,9 @@ class Handler(BaseHTTPRequestHandler):
         time.sleep(0.002)  # so that others come meanwhile
         try:
             with server.lock:
-                answer = {} if server.down else server.answer(body)
-            answer = server.change(body, number, answer)
+                answer: Any = DROPPED if server.down else server.answer(body)
+            if answer is not DROPPED:
+                answer = server.change(body, number, answer)
         finally:
             with server.lock:
                 server.at_once -= 1

@@ -114,7 +114,7 @@ def test_noise_is_shared_across_an_edit(server: ServerEngine, smollm2: LanguageM
 )
 def test_answers_are_distributed_as_in_process(server: ServerEngine, smollm2: LanguageModel, sampling: Sampling) -> None:
     """2,000 first words each: χ² of the two samples does not tell them apart, and tells a temperature 0.15 higher."""
-    prefix = ids(smollm2, "Q: Which animal do most people like best? Answer with one word.\nA:")
+    prefix = ids(smollm2, "The best animal is the")
     rollouts = [Rollout(prefix, s, 2, 11) for s in range(DRAWS)]
     local = LocalEngine(smollm2)
     there, here = (classes(smollm2, drawn(engine, rollouts, sampling)) for engine in (server, local))
