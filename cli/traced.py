@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from .answered import show_answers
 from .explained import show_explained
 from .terminal import SHOWN_PROMPTS, run_path, show_table, show_text, visible
 
@@ -48,6 +49,8 @@ def show_trace(run: Run, *, quiet: bool) -> None:
             for t in summary["most_surprising"]
         ]  # fmt: skip
         show_table((*(["prompt"] if several else []), "pos", "token", "surprisal", "rank", "expected"), rows)
+    if "answers" in summary:
+        show_answers(run)
     typer.echo(f"\nrun: {run_path(run)}")
     if "explained" in summary:
         show_explained(summary["explained"])

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 from probe.errors import BadOption
 from probe.registries.edit_operations import edit_help
 from probe.requests.base import Request
+from probe.requests.given_answers import GivenAnswers
 from probe.requests.groups import ChatOptions, FileOptions, Prompts, Split
 from probe.requests.options import Option
 from probe.requests.sampling import SamplingOptions
@@ -17,7 +18,7 @@ from probe.spans import check_split
 
 
 @dataclass(frozen=True)
-class Trace(ChatOptions, FileOptions, SamplingOptions, Request):
+class Trace(GivenAnswers, ChatOptions, FileOptions, SamplingOptions, Request):
     """Which prompts are run, how far each is continued, and what of it is recorded."""
 
     command: ClassVar[str] = "trace"
@@ -64,3 +65,8 @@ class Trace(ChatOptions, FileOptions, SamplingOptions, Request):
             )
         for text in self.capture:
             parse_places(text)
+        self.check_answers()
+        if self.calibrate and self.edit:
+            raise BadOption(
+                "an edit's places are the prompt's, not the neutral prompt's", hint="leave out --calibrate or --edit"
+            )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
+from probe.tables.answered import ANSWERED
 from probe.tables.columns import FLOATS, INTS, RUN, Column, Table
 from probe.tables.extra import type_in_words, type_of_words
 from probe.tables.flat import FLAT, FlatTable
@@ -31,7 +32,7 @@ __all__ = [
 
 SCHEMA_VERSION = 3  # the largest `since`
 
-TABLES: dict[str, Table] = {t.name: t for t in (*OBSERVED, *MEASURED, *OVER_PROBLEMS)}
+TABLES: dict[str, Table] = {t.name: t for t in (*OBSERVED, *ANSWERED, *MEASURED, *OVER_PROBLEMS)}
 
 
 def schema(name: str, extra: Mapping[str, pa.DataType] | None = None) -> pa.Schema:

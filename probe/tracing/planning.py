@@ -53,6 +53,7 @@ ROW_BYTES = {
     "lens": 30,
     "stages": 80,
     "candidates": 50,
+    "answers": 150,
 }
 STAGES, CANDIDATES = 6, 12  # rows a token, about
 TOP_BYTES = 7
@@ -86,6 +87,8 @@ def estimate(lm: LanguageModel, tracing: Tracing, sequences: list[TokenSequence]
             tracing.explain.orders
         )
         rows |= {"stages": (explained * STAGES, 0), "candidates": (explained * CANDIDATES, 0)}
+    if answers := sum(len(tuple(tracing.request.answers) or s.prompt.choices or ()) for s in sequences):
+        rows["answers"] = (answers, 0)
     weights = sum(p.numel() * p.element_size() for p in lm.model.parameters())
     return {
         "model": lm.name, "prompts": len(sequences), "tokens": tokens,

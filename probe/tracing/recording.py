@@ -25,6 +25,8 @@ from probe.texts import (
     survey,
 )
 from probe.texts.explaining import explained
+from probe.tracing.accuracy import answers_summary
+from probe.tracing.answers import AnswerScorer
 from probe.tracing.planning import Tracing, estimate, resolved
 from probe.tracing.reading import changed_frequencies, read_sequences
 from probe.tracing.summary import summarize
@@ -43,6 +45,7 @@ def run_trace(lm: LanguageModel, request: Trace) -> stores.Run:
     Raises `BadPrompt`, `BadPlace`, `BadOption`, `NonFinite`, `RunError`.
     """
     tracing = resolved(lm, request)
+    scorer = AnswerScorer(lm, request, tracing.edits)
     inputs = as_prompts(request.prompts, request)
     seen = survey(lm, inputs, request, split=request.split)
     if len(inputs) == 1 and seen.failed:
@@ -57,7 +60,7 @@ def run_trace(lm: LanguageModel, request: Trace) -> stores.Run:
         sequences = (one for one in encoded(lm, inputs, request) if isinstance(one, TokenSequence))
         done = 0
         for batch in batches(sequences, generate=request.generate, tokens=tokens):
-            _record(lm, batch, tracing, run.writer, alone=len(inputs) == 1)
+            _record(lm, batch, tracing, scorer, run.writer, alone=len(inputs) == 1)
             done += len(batch)
             run.report("tracing", done, seen.runnable)
         return run.finish(_summary(lm, run.writer, tracing), seed=tracing.sampling.seed)
@@ -76,18 +79,22 @@ def plan_trace(lm: LanguageModel, request: Trace) -> dict[str, Any]:
     return estimate(lm, tracing, sequences)
 
 
-def _record(lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing, writer: stores.Writer, *, alone: bool) -> None:
+def _record(
+    lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing, scorer: AnswerScorer, writer: stores.Writer, *, alone: bool
+) -> None:  # fmt: skip
     """Decode, read and write one batch as one unit. If a prompt of it makes NaN logits, each is run by itself."""
     key = f"prompts-{batch[0].prompt.prompt_id}-{batch[-1].prompt.prompt_id}"
     if writer.done(key):
         return
     try:
-        with writer.unit(key), _edited(lm, batch, tracing):
-            _decode(lm, batch, tracing)
-            for note in changed_frequencies(lm, batch):
-                writer.warn(note)
-            read_sequences(lm, batch, tracing, writer)
+        with writer.unit(key):
+            with _edited(lm, batch, tracing):
+                _decode(lm, batch, tracing)
+                for note in changed_frequencies(lm, batch):
+                    writer.warn(note)
+                read_sequences(lm, batch, tracing, writer)
             writer.write("prompts", prompt_columns(batch, []))
+            scorer.write(batch, writer)
     except NonFinite as error:
         if alone:
             raise
@@ -96,7 +103,7 @@ def _record(lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing, wri
             return
         for sequence in batch:
             sequence.restart()
-            _record(lm, [sequence], tracing, writer, alone=False)
+            _record(lm, [sequence], tracing, scorer, writer, alone=False)
 
 
 def _crosses(lm: LanguageModel, longest: int) -> bool:
@@ -135,6 +142,9 @@ def _record_failed(failed: list[Failed], writer: stores.Writer) -> None:
 
 def _summary(lm: LanguageModel, writer: stores.Writer, tracing: Tracing) -> dict[str, Any]:
     found = summarize(writer.batches, expected=lm.token_text, shown=lm.label)
+    answers = writer.read("answers")
+    if answers.num_rows:
+        found["answers"] = answers_summary(answers)
     return found if tracing.explain is None else {**found, "explained": explained(writer.read)}
 
 
