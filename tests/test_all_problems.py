@@ -228,3 +228,27 @@ def test_twelve_problems_on_smollm2(tmp_path: Path) -> None:
     own = whole.importance.query("method == 'resampling'").groupby("prompt_id")["estimate"].mean()
     assert means["estimate"] == pytest.approx(own.mean()) and means["problems"] == len(own)
     assert means["steps"] == len(whole.importance.query("method == 'resampling'"))
+
+
+def test_activations_are_changed_in_the_rows_that_refill_a_batch(run, tiny) -> None:
+    """More continuations than run side by side, of other lengths: each is what it is alone under the same change."""
+    from probe.decoding.rollouts import PLACES
+    from probe.interventions import applying, parse_edits
+
+    n = PLACES + 40
+    done = probe.rewind(
+        run, lm=tiny, to="step2", prompt_id=0, edit="mlp_out@1=zero", samples=n, max_new=9, split="token",
+        answer="regex=[a-z0-9]", temperature=1.0, seed=3, stop=("e", "o", "t"),
+    )  # fmt: skip
+    own = done.branches[done.branches["arm"] == "edited"].set_index("sample")
+    assert len(own) == n and own["n_tokens"].nunique() > 2 and own["stop_reason"].astype(str).nunique() > 1
+    tokens = done.tokens.sort_values("pos")
+    original = tokens[tokens["branch"] == 0]["token_id"].tolist()
+    prompt = original[: int(own["n_prompt"].iloc[0])]
+    how = Sampling(temperature=1.0, seed=problem_seed(3, prompt), stop=("e", "o", "t"))
+    with applying(tiny, parse_edits(tiny, [f"mlp_out@1:{int(own['draw_pos'].iloc[0]) - 1}..=zero"])):
+        for sample in (0, 1, PLACES - 1, PLACES, PLACES + 7, n - 1):
+            prefix = original[: int(own["draw_pos"][sample])]
+            (alone,) = decode(tiny, [prefix], max_new=9, sampling=how, samples=[sample])
+            drawn = tokens[(tokens["branch"] == own["branch"][sample]) & (tokens["pos"] >= len(prefix))]["token_id"]
+            assert drawn.tolist() == alone.ids
