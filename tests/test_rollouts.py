@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import inspect
 import random
+import sys
 import weakref
 from dataclasses import replace
 from functools import cache
@@ -15,11 +16,12 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 import probe
-from probe.decoding import Sampling, decode
+from probe.decoding import Sampling, branching, decode
 from probe.decoding.caches import FilledLayer
 from probe.decoding.continuous import ContinuousBatch
 from probe.decoding.rollouts import LocalEngine, Rollout, problem_seed
 from probe.decoding.rooms import Room
+from probe.decoding.shared_prefixes import SharedRoom, shares
 from probe.decoding.teacher_forced import Prefix
 from probe.errors import NonFinite
 from probe.tiny import tiny
@@ -27,6 +29,12 @@ from probe.tiny import tiny
 ATTENTION = ["llama", "gpt2", "gemma2", "qwen3", "gpt_oss", "gpt_neox", "bloom"]
 STATES = ["mamba", "falcon_h1", "jamba", "rwkv", "minimax", "lfm2"]
 WARM = Sampling(1.0, seed=3)
+
+
+@pytest.fixture(params=["prefixes shared", "each row whole"])
+def room(request, monkeypatch) -> None:
+    """Either room, where the model can share prefixes."""
+    monkeypatch.setattr(branching, "OF_ONE", 0 if request.param == "prefixes shared" else sys.maxsize)
 
 
 @cache
@@ -83,6 +91,7 @@ def assert_same(found, other) -> None:
     assert found.sample_logprob == pytest.approx(other.sample_logprob, abs=1e-4)
 
 
+@pytest.mark.usefixtures("room")
 @pytest.mark.parametrize("family", [*ATTENTION, *STATES])
 def test_a_rollout_is_its_prefix_decoded_alone(family: str, monkeypatch) -> None:
     lm, rollouts = loaded(family), mixed(4)
@@ -92,7 +101,8 @@ def test_a_rollout_is_its_prefix_decoded_alone(family: str, monkeypatch) -> None
             assert_same(one, alone(lm, rollout, sampling))
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "bloom"])
+@pytest.mark.usefixtures("room")
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
 @pytest.mark.parametrize("seed", range(4))
 def test_any_schedule_gives_the_same(family: str, seed: int, monkeypatch) -> None:
     """Any number of places, any room, which rows must give up again, and any lengths."""
@@ -105,24 +115,26 @@ def test_any_schedule_gives_the_same(family: str, seed: int, monkeypatch) -> Non
         assert_same(one, alone(lm, rollout))
 
 
+@pytest.mark.usefixtures("room")
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_a_row_gives_up_its_place_where_the_room_is_full_and_comes_back(family: str, monkeypatch) -> None:
     lm, back, widest = loaded(family), [], []
     monkeypatch.setattr(lm, "eos_ids", set())
     send, step = ContinuousBatch._send_back, ContinuousBatch._step
     monkeypatch.setattr(ContinuousBatch, "_send_back", lambda self, queue: (back.append(1), send(self, queue)))
-    monkeypatch.setattr(ContinuousBatch, "_step", lambda self: (widest.append(held(self.room)), step(self))[1])
+    monkeypatch.setattr(ContinuousBatch, "_step", lambda self: (step(self), widest.append(held(self.room)))[0])
     rollouts = [Rollout(STEM, sample, 40, 1) for sample in range(9)]
     for rollout, one in zip(rollouts, draw(lm, rollouts, tokens=300), strict=True):
         assert_same(one, alone(lm, rollout))
-    assert len(back) > 2
+    assert len(back) > 1
     assert max(widest) <= 300
 
 
-def held(room: Room) -> int:
+def held(room: Room | SharedRoom) -> int:
     """Rows times columns that there is memory for."""
-    whole = room._own[0]._whole[0]
-    return whole.shape[0] * whole.shape[2]
+    shared, own = (room._shared, room.own) if isinstance(room, SharedRoom) else (0, room)
+    whole = own._own[0]._whole[0]
+    return shared + whole.shape[0] * whole.shape[2]
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
@@ -138,6 +150,7 @@ def test_stop_texts_and_the_context_end_a_rollout(family: str, monkeypatch) -> N
         assert_same(one, alone(lm, rollout, stopping))
 
 
+@pytest.mark.usefixtures("room")
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 def test_nothing_of_a_row_that_left_is_seen(family: str, monkeypatch) -> None:
     """What stood in a freed place, and in columns that were given up, is NaN: none of it may reach a number."""
@@ -147,13 +160,14 @@ def test_nothing_of_a_row_that_left_is_seen(family: str, monkeypatch) -> None:
 
     def poisoned(self):
         left = step(self)
-        for layer in self.room._own:
+        room = getattr(self.room, "own", self.room)
+        for layer in room._own:
             for whole in layer._whole:
                 for row in left:
                     whole[row] = float("nan")
                 whole[len(self.rows) :] = float("nan")
-                whole[:, :, : self.room.left] = float("nan")
-                whole[:, :, self.room.right :] = float("nan")
+                whole[:, :, : room.left] = float("nan")
+                whole[:, :, room.right :] = float("nan")
         dropped.extend(left)
         return left
 
@@ -161,6 +175,11 @@ def test_nothing_of_a_row_that_left_is_seen(family: str, monkeypatch) -> None:
     for rollout, one in zip(rollouts, draw(lm, rollouts), strict=True):
         assert_same(one, alone(lm, rollout))
     assert len(dropped) > 10
+
+
+@pytest.mark.parametrize(("family", "can"), [("llama", True), ("gpt2", True), ("gemma2", False), ("gpt_oss", False)])
+def test_prefixes_are_shared_where_attention_is_a_plain_softmax(family: str, can: bool) -> None:
+    assert shares(loaded(family)) is can
 
 
 def test_a_room_holds_what_its_rows_hold() -> None:
@@ -338,6 +357,7 @@ def test_problems_have_noise_of_their_own() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("room")
 def test_rollouts_of_real_weights_are_themselves_alone(smollm2) -> None:
     texts = ["Question: Tom has 3 apples and buys 4 more. How many has he? First,", "2 + 2 =", "The sum of 12 and 30 is"]
     prefixes = [tuple(smollm2.encode(text).ids) for text in texts]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import chain, groupby, zip_longest
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,8 @@ from probe.decoding.caches import expected, grows, joins, pads, selects, slot
 from probe.decoding.continuous import ContinuousBatch, PrefixReader
 from probe.decoding.engine import Batch, Continuation, OpenBranch, Progress, by_length, check, takes_padding
 from probe.decoding.prefixes import Edits, Known, TokenIds, compute, extended
+from probe.decoding.rooms import Room
+from probe.decoding.shared_prefixes import SharedRoom, shares, sharing
 from probe.decoding.teacher_forced import Prefix
 from probe.language_model.rotary import start_over
 from probe.language_model.stepping import cache_support
@@ -26,6 +30,7 @@ Key = tuple[TokenIds, int]
 
 Done = Callable[[int, int, Continuation], None]
 BATCH = 64
+OF_ONE = 2  # rollouts of a prefix, on average, for which it is shared
 STRETCH = 4  # batches that are one stretch of the list: it is run as a whole, or not at all
 SAME = -1  # in place of a name
 
@@ -78,12 +83,12 @@ def branch(
 def draw_rows(
     lm: LanguageModel, rows: Sequence[OpenBranch], sampling: Sampling, *, places: int, tokens: int | None = None,
     end: Callable[[OpenBranch], None], known: Callable[[OpenBranch], bool] | None = None, edits: Edits | None = None,
-    stems: Sequence[Prefix] = (),
+    stems: Sequence[Prefix] = (), share: bool = False,
 ) -> None:  # fmt: skip
     """Draw rows, up to `places` side by side; those that are one branch are drawn once. As `branch` says, for rows each with
     a seed of its own.
 
-    tokens: the most that a batch may hold (rows times the longest), where rows come and go.
+    tokens: the most that a batch may hold (rows times the longest), where rows come and go. share: rows may share prefixes.
     end(row) is called as each ends. known(row): it has ended before.
     """
     check(lm)
@@ -108,7 +113,7 @@ def draw_rows(
     before = None if edits is None else (edits.rows, edits.start)
     try:
         if edits is None and refills(lm):
-            _refilled(lm, waiting, sampling, places, tokens, ends, is_known, stems)
+            _refilled(lm, waiting, sampling, places, tokens, ends, is_known, stems, share)
         else:
             _run(lm, waiting, sampling, places, ends, edits, is_known)
     finally:
@@ -124,7 +129,7 @@ def refills(lm: LanguageModel) -> bool:
 @torch.inference_mode()
 def _refilled(
     lm: LanguageModel, waiting: Sequence[OpenBranch], sampling: Sampling, places: int, tokens: int | None,
-    end: Callable[[OpenBranch], None], known: Callable[[OpenBranch], bool], stems: Sequence[Prefix],
+    end: Callable[[OpenBranch], None], known: Callable[[OpenBranch], bool], stems: Sequence[Prefix], share: bool,
 ) -> None:  # fmt: skip
     """Rows stretch by stretch, each a batch that is refilled; a stretch of which all is known is left out."""
     start_over(lm.model)
@@ -132,9 +137,12 @@ def _refilled(
     to_run = [some for some in stretches if not all(map(known, some))]
     prefixes, wanted = sorted({row.prefix for row in waiting}), {row.prefix for some in to_run for row in some}
     reader = PrefixReader(lm, _computed(lm, prefixes, wanted, stems))
+    share = share and len(waiting) >= OF_ONE * len(prefixes) and shares(lm)
     for some, following in zip_longest(to_run, to_run[1:]):
-        batch = ContinuousBatch(lm, reader, sampling, places=min(places, len(some)), tokens=tokens, end=end)
-        batch.run(some, later=following[0].prefix if following else None)
+        room = (SharedRoom if share else Room)(min(places, len(some)), tokens or sys.maxsize)
+        with sharing(lm, room) if isinstance(room, SharedRoom) else nullcontext():
+            batch = ContinuousBatch(lm, reader, sampling, room, end=end)
+            batch.run(some, later=following[0].prefix if following else None)
 
 
 def _computed(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
@@ -13,10 +12,10 @@ from torch import Tensor
 
 from probe.decoding.engine import OpenBranch
 from probe.decoding.prefixes import Known, TokenIds, extended
-from probe.decoding.rooms import Room
+from probe.decoding.rooms import Room, next_logits
 from probe.decoding.sampler import choose
+from probe.decoding.shared_prefixes import SharedRoom
 from probe.errors import NonFinite
-from probe.language_model.stepping import cache_support, forward, plain_kwargs
 from probe.requests import Sampling
 
 if TYPE_CHECKING:
@@ -51,11 +50,11 @@ class ContinuousBatch:
     """Rollouts that run (one a row of the room), and those that wait for a place."""
 
     def __init__(
-        self, lm: LanguageModel, prefixes: PrefixReader, sampling: Sampling, *, places: int, tokens: int | None,
+        self, lm: LanguageModel, prefixes: PrefixReader, sampling: Sampling, room: Room | SharedRoom, *,
         end: Callable[[OpenBranch], None],
     ) -> None:  # fmt: skip
         self.lm, self.prefixes, self.sampling, self.end = lm, prefixes, sampling, end
-        self.room = Room(places, tokens or sys.maxsize)
+        self.room = room
         self.rows: list[OpenBranch] = []  # in the order of the room's rows
         self.came: list[int] = []  # when each came
         self._arrivals = 0
@@ -73,7 +72,6 @@ class ContinuousBatch:
                 return
             while self.room.full:
                 self._send_back(queue)
-            self.room.make_room()
             free = self._step()
 
     def _fill(self, queue: deque[OpenBranch], free: list[int], later: TokenIds | None) -> list[int]:
@@ -130,15 +128,7 @@ class ContinuousBatch:
 
     def _step(self) -> list[int]:
         """One token of every row; the places of those that have ended."""
-        device, room = self.lm.device, self.room
-        ids = torch.tensor([[row.found.ids[-1]] for row in self.rows], device=device)
-        places = torch.tensor(room.lengths, device=device)[:, None] + (cache_support(self.lm).origin or 0)
-        kwargs = plain_kwargs(self.lm, ids) | {
-            self._slot: room.cache, "attention_mask": room.mask(device), "position_ids": places,
-        }  # fmt: skip
-        logits, _ = forward(self.lm, ids, kwargs, new=1)
-        room.append()
-        self._choose(self.rows, logits)
+        self._choose(self.rows, next_logits(self.lm, self.room, self._slot, [row.found.ids[-1] for row in self.rows]))
         return [i for i, row in enumerate(self.rows) if not row.running]
 
     def _choose(self, rows: Sequence[OpenBranch], logits: Tensor) -> None:

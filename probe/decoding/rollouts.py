@@ -81,7 +81,7 @@ class LocalEngine:
         rows = [OpenBranch(one.prefix, one.sample, place, one.max_new, one.seed) for place, one in enumerate(rollouts)]
         longest = max((len(one.prefix) + one.max_new for one in rollouts), default=1)
         draw_rows(
-            self.lm, rows, sampling, places=PLACES, tokens=self.tokens or FULL * longest, stems=stems,
+            self.lm, rows, sampling, places=PLACES, tokens=self.tokens or FULL * longest, stems=stems, share=True,
             end=lambda row: done(row.name, row.found), known=None if kept is None else lambda row: kept(row.name),
         )  # fmt: skip
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from probe.decoding.caches import FilledLayer
+from probe.language_model.stepping import cache_support, forward, plain_kwargs
+
+if TYPE_CHECKING:
+    from probe.language_model import LanguageModel
 
 SPARE = 16  # columns that are made room for at once, or an eighth of what there is if that is more
 
@@ -22,8 +26,9 @@ class Room:
     there is no column left, or more rows come than ever were.
     """
 
-    def __init__(self, limit: int, tokens: int) -> None:
+    def __init__(self, limit: int, tokens: int, layer: type[RoomLayer] | None = None) -> None:
         self.limit, self.tokens = limit, tokens  # the most rows, and the most rows times columns, of more than one row
+        self._layer = layer or RoomLayer
         self.begins: list[int] = []  # the column of each row's first token
         self.left = self.right = 0
         self.high = self.wide = 0  # rows and columns that there is memory for
@@ -58,14 +63,17 @@ class Room:
         """Rows become copies of the only one of the cache, which holds `length` tokens; new ones follow on the others."""
         n = max(len(self.begins), max(rows) + 1)
         if not self.cache.layers:
-            self.cache.layers.extend(_emptied(layer) for layer in cache.layers)
+            held = filled(cache)
+            self.cache.layers.extend(
+                self._layer(layer.keys, layer.values) if layer in held else layer for layer in cache.layers
+            )
         if n > self.high or length > self.right:
             self._move(n, max(length, self.width))
         old, self.left = self.left, min(self.left, self.right - length) if self.begins else self.right - length
         self.begins += [self.right] * (n - len(self.begins))
         for row in rows:
             self.begins[row] = self.right - length
-        for own, other in zip(self._own, _filled(cache), strict=True):
+        for own, other in zip(self._own, filled(cache), strict=True):
             own.clear(n, self.left, old)
             for row in rows:
                 own.write(row, other.keys, other.values)
@@ -92,9 +100,10 @@ class Room:
         self._view()
 
     def make_room(self) -> None:
-        """See to it that there is a column for one more token."""
-        if self.right == self.wide:
-            self._move(len(self.begins), self.width)
+        """See to it that there is a column for one more token, and memory for no more than there may be."""
+        n = len(self.begins)
+        if self.right == self.wide or self.high * self.wide > max(self.tokens, n * (self.width + 1)):
+            self._move(n, self.width)
 
     @property
     def _own(self) -> list[RoomLayer]:
@@ -115,7 +124,7 @@ class Room:
     def _move(self, n: int, width: int) -> None:
         """Lay the room out anew for n rows and more columns than `width`."""
         self.wide = max(width + 1, min(_spared(width), self.tokens // n))
-        self.high = max(n, min(self.limit, self.tokens // self.wide))
+        self.high = max(n, min(self.limit, self.tokens // self.wide, n + n // 8 + 1))
         for own in self._own:
             own.move(self.high, self.wide, width)
         self.begins = [begin + width - self.right for begin in self.begins]
@@ -127,11 +136,12 @@ class RoomLayer(FilledLayer):
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         super().__init__(keys[:0, :, :0], values[:0, :, :0])
+        self.seen: Tensor | None = None  # the keys that attention was given last
         self._whole = (keys.new_empty((0, *keys.shape[1:])), values.new_empty((0, *values.shape[1:])))
         self._at = (0, 0, 0)  # rows, left, right
 
     def view(self, n: int, left: int, right: int) -> None:
-        self._at = (n, left, right)
+        self._at, self.seen = (n, left, right), None
         self.keys, self.values = (whole[:n, :, left:right] for whole in self._whole)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -139,8 +149,8 @@ class RoomLayer(FilledLayer):
         n, left, right = self._at
         for whole, new in zip(self._whole, (key_states, value_states), strict=True):
             whole[:n, :, right : right + 1] = new
-        keys, values = (whole[:n, :, left : right + 1] for whole in self._whole)
-        return keys, values
+        self.seen, values = (whole[:n, :, left : right + 1] for whole in self._whole)
+        return self.seen, values
 
     def clear(self, n: int, left: int, old: int) -> None:
         """Columns that come into use again hold nothing for the rows that do not begin there."""
@@ -177,9 +187,18 @@ def _spared(width: int) -> int:
     return width + max(SPARE, width // 8)
 
 
-def _emptied(layer: Any) -> Any:
-    return layer if getattr(layer, "keys", None) is None else RoomLayer(layer.keys, layer.values)
-
-
-def _filled(cache: Any) -> list[Any]:
+def filled(cache: Any) -> list[Any]:
+    """The layers of a cache that hold keys and values of their own."""
     return [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
+
+
+def next_logits(lm: LanguageModel, room: Any, slot: str, last: Sequence[int]) -> Tensor:
+    """Logits (row, d_vocab) after one more token of each row of a room, which is written; the model takes caches as `slot`."""
+    ids = torch.tensor(last, device=lm.device)[:, None]
+    places = torch.tensor(room.lengths, device=lm.device)[:, None] + (cache_support(lm).origin or 0)
+    given = {slot: room.cache, "position_ids": places, "attention_mask": room.mask(lm.device)}
+    kwargs = plain_kwargs(lm, ids) | {name: value for name, value in given.items() if value is not None}
+    room.make_room()
+    logits, _ = forward(lm, ids, kwargs, new=1)
+    room.append()
+    return logits

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from . import branches, engine, patch, speculate, trace
+from . import branches, engine, patch, problems, speculate, trace
 
 BENCHES = {
     "branches": branches.main,
     "engine": engine.main,
     "patch": patch.main,
+    "problems": problems.main,
     "speculate": speculate.main,
     "trace": trace.main,
 }

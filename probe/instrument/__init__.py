@@ -1,0 +1,13 @@
+"""One forward, hooked: activations read or replaced, attention calls seen; knows modules, not what they mean.
+
+The only package that changes a live module or touches transformers' attention registry. Everything is a context manager and
+leaves the model as it was, in the middle of an exception too.
+"""
+
+from probe.instrument.attention import AttentionCall, Observer, attended, attending
+from probe.instrument.hooks import Reader, Tap, bypassing, element, entering, recording, tapping
+
+__all__ = [
+    "AttentionCall", "Observer", "Reader", "Tap", "attended", "attending", "bypassing", "element", "entering", "recording",
+    "tapping",
+]  # fmt: skip
