@@ -64,20 +64,18 @@ class ContinuousBatch:
     def run(self, waiting: Sequence[OpenBranch], later: TokenIds | None = None) -> None:
         """Decode until every row has ended; rows wait in the order of their prefixes. later: a prefix that is needed again."""
         queue = deque(waiting)
-        free: list[int] = []
         while True:
-            free = self._fill(queue, free, later)
-            self._leave(free)
+            self._fill(queue, later)
             if not self.rows:
                 return
             while self.room.full:
                 self._send_back(queue)
-            free = self._step()
+            self._leave(self._step())
 
-    def _fill(self, queue: deque[OpenBranch], free: list[int], later: TokenIds | None) -> list[int]:
-        """Rows that wait get the free places, and new ones as long as there may be more; the places that are still free."""
+    def _fill(self, queue: deque[OpenBranch], later: TokenIds | None) -> None:
+        """Rows that wait get places, as long as there may be more."""
         while queue:
-            some = self._next_ones(queue, len(self.rows) - len(free))
+            some = self._next_ones(queue, len(self.rows))
             if not some:
                 break
             for _ in some:
@@ -86,14 +84,11 @@ class ContinuousBatch:
             self._choose(some, known.logits.expand(len(some), -1))
             running = [row for row in some if row.running]
             if running:
-                places = [*free, *range(len(self.rows), len(self.rows) + len(running))][: len(running)]
-                free = free[len(running) :]
-                self._place(running, places, known)
+                self._place(running, known)
             del known
             fresh = next((row.prefix for row in queue if not row.found.ids), later)
             if fresh != some[0].prefix:
                 self.prefixes.forget(some[0].prefix)
-        return free
 
     def _next_ones(self, queue: deque[OpenBranch], n: int) -> list[OpenBranch]:
         """The first that wait, of one prefix, as many as there is room for beside n others."""
@@ -104,16 +99,13 @@ class ContinuousBatch:
         alike = takewhile(lambda row: row.prefix == first.prefix and not row.found.ids, queue)
         return [row for i, row in enumerate(alike, n + 1) if self.room.fits(i, length)]
 
-    def _place(self, rows: Sequence[OpenBranch], places: Sequence[int], known: Known) -> None:
+    def _place(self, rows: Sequence[OpenBranch], known: Known) -> None:
         self._slot = known.slot
+        places = range(len(self.rows), len(self.rows) + len(rows))
         self.room.place(places, known.cache, len(rows[0].prefix) + len(rows[0].found.ids) - 1)
-        for row, place in zip(rows, places, strict=True):
-            self._arrivals += 1
-            if place == len(self.rows):
-                self.rows.append(row)
-                self.came.append(self._arrivals)
-            else:
-                self.rows[place], self.came[place] = row, self._arrivals
+        self.rows += rows
+        self.came += range(self._arrivals, self._arrivals + len(rows))
+        self._arrivals += len(rows)
 
     def _leave(self, places: Sequence[int]) -> None:
         if places:

@@ -26,9 +26,8 @@ class Room:
     there is no column left, or more rows come than ever were.
     """
 
-    def __init__(self, limit: int, tokens: int, layer: type[RoomLayer] | None = None) -> None:
+    def __init__(self, limit: int, tokens: int) -> None:
         self.limit, self.tokens = limit, tokens  # the most rows, and the most rows times columns, of more than one row
-        self._layer = layer or RoomLayer
         self.begins: list[int] = []  # the column of each row's first token
         self.left = self.right = 0
         self.high = self.wide = 0  # rows and columns that there is memory for
@@ -38,6 +37,11 @@ class Room:
     def width(self) -> int:
         """Columns in use: the length of the longest row."""
         return self.right - self.left
+
+    @property
+    def columns(self) -> int:
+        """Columns that each row will have memory for when one more token is written."""
+        return self.wide if self.right < self.wide else _spared(self.width)
 
     @property
     def lengths(self) -> list[int]:
@@ -64,9 +68,7 @@ class Room:
         n = max(len(self.begins), max(rows) + 1)
         if not self.cache.layers:
             held = filled(cache)
-            self.cache.layers.extend(
-                self._layer(layer.keys, layer.values) if layer in held else layer for layer in cache.layers
-            )
+            self.cache.layers.extend(RoomLayer(layer.keys, layer.values) if layer in held else layer for layer in cache.layers)
         if n > self.high or length > self.right:
             self._move(n, max(length, self.width))
         old, self.left = self.left, min(self.left, self.right - length) if self.begins else self.right - length
@@ -102,7 +104,8 @@ class Room:
     def make_room(self) -> None:
         """See to it that there is a column for one more token, and memory for no more than there may be."""
         n = len(self.begins)
-        if self.right == self.wide or self.high * self.wide > max(self.tokens, n * (self.width + 1)):
+        many = self.high > n + n // 4 + 2 or self.high * self.wide > max(self.tokens, n * (self.width + 1))
+        if many or self.right == self.wide:
             self._move(n, self.width)
 
     @property
@@ -136,12 +139,11 @@ class RoomLayer(FilledLayer):
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         super().__init__(keys[:0, :, :0], values[:0, :, :0])
-        self.seen: Tensor | None = None  # the keys that attention was given last
         self._whole = (keys.new_empty((0, *keys.shape[1:])), values.new_empty((0, *values.shape[1:])))
         self._at = (0, 0, 0)  # rows, left, right
 
     def view(self, n: int, left: int, right: int) -> None:
-        self._at, self.seen = (n, left, right), None
+        self._at = (n, left, right)
         self.keys, self.values = (whole[:n, :, left:right] for whole in self._whole)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -149,8 +151,8 @@ class RoomLayer(FilledLayer):
         n, left, right = self._at
         for whole, new in zip(self._whole, (key_states, value_states), strict=True):
             whole[:n, :, right : right + 1] = new
-        self.seen, values = (whole[:n, :, left : right + 1] for whole in self._whole)
-        return self.seen, values
+        keys, values = (whole[:n, :, left : right + 1] for whole in self._whole)
+        return keys, values
 
     def clear(self, n: int, left: int, old: int) -> None:
         """Columns that come into use again hold nothing for the rows that do not begin there."""

@@ -10,6 +10,7 @@ import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from probe.anatomy.sums import apart, loudest
 from probe.anatomy.tape import probe_tokens
 from probe.decoding.caches import FilledLayer, expected
 from probe.decoding.prefixes import extended
-from probe.decoding.rooms import Room, RoomLayer, filled, next_logits
+from probe.decoding.rooms import SPARE, Room, filled, next_logits
 from probe.instrument import AttentionCall, attended, attending
 from probe.language_model.stepping import FAILURES
 
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 _known: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
-class Group(NamedTuple):
-    """Rows of one prefix: its cache, and its keys and values (kv head, pos, d) of each layer."""
+class SharedPrefix(NamedTuple):
+    """A prefix of some rows: its cache, and its keys and values (kv head, pos, d) of each layer."""
 
     cache: Any
     length: int
@@ -43,97 +44,138 @@ class Layout(NamedTuple):
 
     order: Tensor
     back: Tensor
-    spans: list[tuple[int, int, Group]]  # rows of the order
+    spans: list[tuple[int, int, SharedPrefix]]  # rows of the order
     longest: int
-    hidden: Tensor  # (row, 1, 1, column): a column of the room that is not the row's own
+    hidden: list[Tensor]  # (row, 1, 1, column) of each cohort: a column of its room that is not the row's own
+    widest: int
 
 
 class SharedRoom:
-    """A room whose rows hold what they have drawn only; their prefixes are shared. Rows come and go as in a `Room`."""
+    """Rows that hold what they have drawn only; their prefixes are shared. They come and go as those of a `Room`.
+
+    Rows that came at about the same time are a cohort with a room of its own: no row has memory for the age of another.
+    """
 
     def __init__(self, limit: int, tokens: int) -> None:
-        self.tokens = tokens  # the most columns, of prefixes and of rows, of more than one row
-        self.own = Room(limit, tokens, layer=SharedLayer)
-        self.groups: list[Group] = []  # of each row
-
-    @property
-    def cache(self) -> DynamicCache:
-        """What the model is given."""
-        return self.own.cache
+        self.limit, self.tokens = limit, tokens  # the most rows, and columns of prefixes and of rows, of more than one row
+        self.cohorts: list[Room] = []  # the oldest first; their rows one after the other are the rows
+        self.groups: list[SharedPrefix] = []  # of each row
+        self.cache = DynamicCache()
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of each row."""
-        return [group.length + own for group, own in zip(self.groups, self.own.lengths, strict=True)]
+        drawn = [length for cohort in self.cohorts for length in cohort.lengths]
+        return [group.length + own for group, own in zip(self.groups, drawn, strict=True)]
 
     def mask(self, device: Any) -> None:
         """The model has none to look at: attention knows what is whose."""
 
     @property
-    def _shared(self) -> int:
-        return sum({id(group): group.length for group in self.groups}.values())
-
-    def fits(self, n: int, length: int) -> bool:
-        """Whether n rows may be in it, one of them of a prefix of so many tokens, and grow for a while."""
-        self.own.tokens = max(1, self.tokens - self._shared - length)
-        return n <= 1 or self.own.fits(n, 0)
+    def size(self) -> int:
+        """Columns that the next token of each row takes, of prefixes and of rows."""
+        shared = {id(group): group.length for group in self.groups}
+        return sum(shared.values()) + sum(len(cohort.begins) * cohort.columns for cohort in self.cohorts)
 
     @property
     def full(self) -> bool:
         """Whether it may not hold one more token of each row."""
-        self.own.tokens = max(1, self.tokens - self._shared)
-        return self.own.full
+        return len(self.groups) > 1 and self.size > self.tokens
+
+    def fits(self, n: int, length: int) -> bool:
+        """Whether n rows may be in it, the new ones of a prefix of so many tokens."""
+        columns = SPARE if (youngest := self._youngest()) is None else youngest.columns
+        new = (n - len(self.groups)) * columns
+        return n <= 1 or (n <= self.limit and self.size + length + new <= self.tokens)
 
     def place(self, rows: Sequence[int], cache: Any, length: int) -> None:
-        """Rows begin after the prefix of the cache, which has `length` tokens and is held as it is."""
+        """Rows, which follow on the others, begin after the prefix of the cache, which has `length` tokens and is held as it
+        is."""
         layers = filled(cache)
+        if not self.cache.layers:
+            shared = [SharedLayer(layer.keys, layer.values) if layer in layers else layer for layer in cache.layers]
+            self.cache.layers.extend(shared)
         group = next((one for one in self.groups if one.cache is cache), None)
         if group is None:
-            group = Group(cache, length, [(layer.keys[0], layer.values[0]) for layer in layers])
+            group = SharedPrefix(cache, length, [(layer.keys[0], layer.values[0]) for layer in layers])
+        self.groups += [group] * len(rows)
+        cohort = self._youngest()
+        if cohort is None:
+            cohort = Room(0, sys.maxsize)
+            self.cohorts.append(cohort)
         empty = DynamicCache()
-        empty.layers.extend(
-            FilledLayer(layer.keys[:, :, :0], layer.values[:, :, :0]) if layer in layers else layer for layer in cache.layers
-        )
-        self.groups += [group] * (max(rows) + 1 - len(self.groups))
-        for row in rows:
-            self.groups[row] = group
-        self.own.tokens = max(1, self.tokens - self._shared)
-        self.own.place(rows, empty, 0)
+        empty.layers.extend(FilledLayer(layer.keys[:, :, :0], layer.values[:, :, :0]) for layer in layers)
+        n = len(cohort.begins)
+        cohort.limit = n + len(rows)
+        cohort.place(range(n, n + len(rows)), empty, 0)
+
+    def _youngest(self) -> Room | None:
+        """The cohort that rows may still join: the oldest are few times as old as its age."""
+        span = max([SPARE, *(cohort.width // 8 for cohort in self.cohorts)])
+        return self.cohorts[-1] if self.cohorts and self.cohorts[-1].width < span else None
 
     def drop(self, rows: Sequence[int]) -> list[int]:
         """Rows leave, and prefixes of which none is left; which of the rows stand where now."""
-        places = self.own.drop(rows)
+        places: list[int] = []
+        for start, end, cohort in self.spans():
+            gone = [row - start for row in rows if start <= row < end]
+            places += [start + place for place in (cohort.drop(gone) if gone else range(end - start))]
+        self.cohorts = [cohort for cohort in self.cohorts if cohort.begins]
         self.groups = [self.groups[place] for place in places]
         return places
 
+    def spans(self) -> list[tuple[int, int, Room]]:
+        """The rows of each cohort."""
+        ends = list(accumulate(len(cohort.begins) for cohort in self.cohorts))
+        return [(end - len(cohort.begins), end, cohort) for end, cohort in zip(ends, self.cohorts, strict=True)]
+
     def make_room(self) -> None:
         """See to it that there is a column for one more token, and tell the layers which rows are whose."""
-        self.own.tokens = max(1, self.tokens - self._shared)
-        self.own.make_room()
+        for cohort in self.cohorts:
+            cohort.make_room()
         groups = list({id(group): group for group in self.groups}.values())
         places = [[i for i, own in enumerate(self.groups) if own is group] for group in groups]
-        ends = torch.tensor([len(some) for some in places]).cumsum(0).tolist()
-        device = filled(self.cache)[0].keys.device
+        ends = list(accumulate(map(len, places)))
+        held = filled(self.cache)
+        device = held[0].keys.device
         order = torch.tensor([i for some in places for i in some], device=device)
         layout = Layout(
             order, order.argsort(),
             [(end - len(some), end, group) for end, some, group in zip(ends, places, groups, strict=True)],
             max(group.length for group in groups),
-            self.own.mask(device)[:, None, None] == 0,
+            [cohort.mask(device)[:, None, None] == 0 for cohort in self.cohorts],
+            max(cohort.width for cohort in self.cohorts) + 1,
         )  # fmt: skip
-        for number, layer in enumerate(filled(self.cache)):
-            layer.number, layer.layout = number, layout
+        for number, layer in enumerate(held):
+            layer.number, layer.layout, layer.spans = number, layout, self.spans()
 
     def append(self) -> None:
         """A token of every row has been written."""
-        self.own.append()
+        for cohort in self.cohorts:
+            cohort.append()
+        for layer in filled(self.cache):
+            layer.seen, layer.own = None, []
 
 
-class SharedLayer(RoomLayer):
-    """The layer of such a room. `number`: which it is of those that hold anything."""
+class SharedLayer(FilledLayer):
+    """What the model is given as a layer: it holds nothing itself and hands each cohort its rows."""
 
-    number = 0
-    layout: Layout
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__(keys[:0, :, :0], values[:0, :, :0])
+        self.number = 0  # which it is of those that hold anything
+        self.layout: Layout | None = None
+        self.spans: list[tuple[int, int, Room]] = []
+        self.seen: Tensor | None = None  # the keys of the step under way
+        self.own: list[tuple[int, int, Tensor, Tensor]] = []  # rows of each cohort, its keys and values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write one more token of every row. What comes back only names it: `sharing` knows what there is to see."""
+        self.seen = key_states
+        self.own = [
+            (start, end, *filled(cohort.cache)[self.number].update(key_states[start:end], value_states[start:end]))
+            for start, end, cohort in self.spans
+        ]
+        return key_states, value_states
 
 
 @contextmanager
@@ -142,7 +184,7 @@ def sharing(lm: LanguageModel, room: SharedRoom) -> Iterator[None]:
 
     def attention(call: AttentionCall) -> Tensor | None:
         layer = next((one for one in filled(room.cache) if one.seen is call.key), None)
-        return None if layer is None else _attend(call, layer.layout, layer.number)
+        return None if layer is None else _attend(call.query, call.scaling, layer, layer.layout)
 
     with attending(lm.model, attention=attention):
         yield
@@ -182,29 +224,44 @@ def _tried(lm: LanguageModel) -> bool:
     return True
 
 
-def _attend(call: AttentionCall, layout: Layout, number: int) -> Tensor:
+def _attend(query: Tensor, scaling: float, layer: SharedLayer, layout: Layout) -> Tensor:
     """Output (row, 1, head, d_value) of one query a row: softmax over its prefix and its own tokens."""
-    rows, heads, _, d = call.query.shape
-    kv_heads, n = call.key.shape[1], layout.longest
-    repeats = heads // kv_heads
-    query = call.query.reshape(rows, kv_heads, repeats, d) * call.scaling
-    near = (query @ call.key.transpose(-1, -2)).masked_fill_(layout.hidden, -torch.inf)
+    rows, heads, _, d = query.shape
+    kv_heads, n = layer.keys.shape[1], layout.longest
+    query = query.reshape(rows, kv_heads, -1, d) * scaling
+    repeats = query.shape[2]
+    scores = query.new_full((rows, kv_heads, repeats, n + layout.widest), -torch.inf)
+    scores[..., :n] = _to_prefixes(query, layer.number, layout)
+    for (start, end, keys, _), hidden in zip(layer.own, layout.hidden, strict=True):
+        near = query[start:end] @ keys.transpose(-1, -2)
+        scores[start:end, ..., n : n + keys.shape[2]] = near.masked_fill_(hidden, -torch.inf)
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    output = _from_prefixes(weights[..., :n], layer.number, layout)
+    for start, end, _, values in layer.own:
+        output[start:end] += weights[start:end, ..., n : n + values.shape[2]] @ values
+    return output.reshape(rows, 1, heads, -1)
+
+
+def _to_prefixes(query: Tensor, number: int, layout: Layout) -> Tensor:
+    """Scores (row, kv head, query of it, pos) of each row and its prefix; -inf after the end of it."""
+    rows, kv_heads, repeats, _ = query.shape
     together = _by_head(query[layout.order])
-    far = query.new_full((kv_heads, rows * repeats, n), -torch.inf)
+    found = query.new_full((kv_heads, rows * repeats, layout.longest), -torch.inf)
     for start, end, group in layout.spans:
         keys, _ = group.layers[number]
         some = slice(start * repeats, end * repeats)
-        far[:, some, : group.length] = together[:, some] @ keys.transpose(-1, -2)
-    scores = torch.cat([_by_row(far, rows)[layout.back], near], dim=-1)
-    weights = scores.softmax(-1, dtype=torch.float32).to(call.value.dtype)
-    output = weights[..., n:] @ call.value
-    together = _by_head(weights[..., :n][layout.order])
-    parts = []
+        found[:, some, : group.length] = together[:, some] @ keys.transpose(-1, -2)
+    return _by_row(found, rows)[layout.back]
+
+
+def _from_prefixes(weights: Tensor, number: int, layout: Layout) -> Tensor:
+    """What the weights (row, kv head, query of it, pos) take from the values of each row's prefix."""
+    rows, _, repeats, _ = weights.shape
+    together, parts = _by_head(weights[layout.order]), []
     for start, end, group in layout.spans:
         _, values = group.layers[number]
         parts.append(together[:, start * repeats : end * repeats, : group.length] @ values)
-    output += _by_row(torch.cat(parts, dim=1), rows)[layout.back]
-    return output.reshape(rows, 1, heads, -1)
+    return _by_row(torch.cat(parts, dim=1), rows)[layout.back]
 
 
 def _by_head(rows: Tensor) -> Tensor:
