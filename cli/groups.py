@@ -190,7 +190,7 @@ class PromptSource:
         Path | None, Option("Many prompts: .txt (one a line), .jsonl, .json, .csv, .parquet; - for stdin.", ("--file", "-f"))
     ] = None
 
-    def prompts(self, said: Mapping[str, Any]) -> Any:
+    def prompts(self, said: Mapping[str, Any], *, transcripts: bool = False) -> Any:
         """The prompt's text, the path of the file, or the prompts of standard input. said: the options of `FileOptions`."""
         form, column, expect = (said[name] for name in ("format", "column", "expect_column"))
         if (self.prompt is None) == (self.file is None):
@@ -203,7 +203,7 @@ class PromptSource:
             return self.file
         from probe.texts import read_prompts
 
-        return read_prompts(sys.stdin.buffer, kind=form, column=column, expect_column=expect)
+        return read_prompts(sys.stdin.buffer, kind=form, column=column, expect_column=expect, transcripts=transcripts)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ def command(
     begun: Begun[Trace], source: PromptSource, settings: ModelSettings, loading: Loading, planning: Planning, showing: Showing
 ) -> None:
     """Record what the model does with a prompt: log-probs, entropies, attention, activations."""
-    prompts = source.prompts(begun.said)
+    prompts = source.prompts(begun.said, transcripts=True)
     request = settings.begin(begun, prompts=prompts)  # checked before a model is loaded
     from probe.tracing import plan_trace, run_trace
 

@@ -37,6 +37,8 @@ def show_trace(run: Run, *, quiet: bool) -> None:
     if summary["stop_reasons"]:
         reasons = ", ".join(f"{reason} {n}" for reason, n in summary["stop_reasons"].items())
         typer.echo(f"{'generated':<15}{summary['generated']:,} tokens (stopped by: {reasons})")
+    if "transcripts" in summary:
+        _show_transcripts(summary["transcripts"])
     if summary["most_surprising"]:
         parts = list(summary["parts"])
         typer.echo("\nmost surprising tokens" + (f" of the {parts[0]}" if len(parts) > 1 else ""))
@@ -54,6 +56,21 @@ def show_trace(run: Run, *, quiet: bool) -> None:
     typer.echo(f"\nrun: {run_path(run)}")
     if "explained" in summary:
         show_explained(summary["explained"])
+
+
+def _show_transcripts(found: dict[str, Any]) -> None:
+    """How far this model would have written what came with its prompts, and what of the records is not there."""
+    typer.echo(f"{'transcripts':<15}{found['n']:,}, of {found['tokens']:,} scored tokens that this model did not choose here:")
+    if found["tokens"]:
+        typer.echo(
+            f"{'':<15}mean log-prob {number(found['mean_logprob'])} nats a token, its top token {found['top1_agreement']:.1%}, "
+            f"below 1 % probability {found['tokens_below_1pct']:,} ({found['below_1pct']:.1%})"
+        )
+    if found["ids_differ"]:
+        which = ", ".join(map(str, found["ids_differ_in"][:SHOWN_ROWS]))
+        typer.echo(f"{'':<15}ids are not those of their text in {found['ids_differ']:,} (prompts {which})")
+    for what, n in found["left_out"].items():
+        typer.echo(f"{'left out':<15}{what} ({n:,} transcript{'s' if n > 1 else ''})")
 
 
 def _show_totals(summary: dict[str, Any]) -> None:

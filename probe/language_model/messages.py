@@ -24,7 +24,7 @@ class Rendering(NamedTuple):
     notes: list[str]
 
 
-class _Part(NamedTuple):
+class TextPart(NamedTuple):
     """A text that a message holds, and how a sentence names it."""
 
     message: int
@@ -73,7 +73,8 @@ def _free(words: str, bare: str, held: list[bool]) -> int | None:
 
 
 def joined(i: int, message: Mapping[str, Any]) -> Message:
-    """A message whose content is one text, parts put together as they are."""
+    """A message whose content is one text, parts put together as they are, and its reasoning under every name for it."""
+    message = _reasoned(message)
     content = message.get("content")
     if not isinstance(content, list | tuple):
         if content is not None and not isinstance(content, str):
@@ -87,6 +88,34 @@ def joined(i: int, message: Mapping[str, Any]) -> Message:
             raise BadPrompt(f"message {i} has a part of type '{kind}'", hint="only parts of text can be read")
         texts.append(text)
     return {**message, "content": "".join(texts)}
+
+
+def reasoning_of(message: Mapping[str, Any]) -> str | None:
+    """The reasoning of a message, under whichever name it has it: beside its content, or as a part of it."""
+    for name in REASONING:
+        if isinstance(message.get(name), str) and message[name].strip():
+            return str(message[name])
+    content = message.get("content")
+    parts = content if isinstance(content, list | tuple) else ()
+    texts = [text for part in parts if (text := _thought(part)) is not None]
+    return "".join(texts) or None
+
+
+def _thought(part: Any) -> str | None:
+    """The text of a part of a content that is reasoning."""
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    text = part.get(kind) if kind in REASONING else None
+    return text if isinstance(text, str) else None
+
+
+def _reasoned(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message whose reasoning stands beside its content: templates read it there, one under this name, one under that."""
+    reasoning, content = reasoning_of(message), message.get("content")
+    if reasoning is None:
+        return message
+    if isinstance(content, list | tuple):
+        content = [part for part in content if _thought(part) is None]
+    return {**message, "content": content, **dict.fromkeys(REASONING, reasoning)}
 
 
 def alike(message: Message) -> Message:
@@ -103,7 +132,8 @@ def checked(
 ) -> tuple[Rendering, list[str]]:
     """The rendering of messages in that form, and what of them it leaves out."""
     text = write([form(message) for message in messages])
-    parts = [part for i, message in enumerate(messages) for part in _parts(i, message)]
+    parts = [part for i, message in enumerate(messages) for part in parts_of(i, message)]
+    asked = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=0)
     try:
         marked = write([form(_marked(i, message)) for i, message in enumerate(messages)])
     except BadPrompt:
@@ -114,13 +144,16 @@ def checked(
         if span and part.text not in text and "".join(part.text.split()) == "".join(text[slice(*span)].split())
     ]  # fmt: skip
     notes = [f"the chat template of '{name}' changes the white space of {changed[0]}"] if changed else []
+    earlier = {n for n in gone if parts[n].kind == "reasoning" and parts[n].message < asked}  # templates drop it by design
+    notes += [f"the chat template of '{name}' leaves out the reasoning of earlier turns"] if earlier else []
+    gone -= earlier
     held = [span for span in spans if span is not None]
     lines = [line for n in gone for line in parts[n].text.splitlines()]
     held += [span for span in locate(lines, text, taken=held) if span is not None]
     return Rendering(text, held, notes), [_missing(parts[n], text) for n in sorted(gone)]
 
 
-def _places(parts: list[_Part], text: str, marked: str | None) -> tuple[list[Span | None], set[int]]:
+def _places(parts: list[TextPart], text: str, marked: str | None) -> tuple[list[Span | None], set[int]]:
     """Where each part stands, by its marks where the template left them alone, else by its words; and which are lost."""
     spans: list[Span | None] = [None] * len(parts)
     gone: set[int] = set()
@@ -143,7 +176,7 @@ def _places(parts: list[_Part], text: str, marked: str | None) -> tuple[list[Spa
     return spans, gone
 
 
-def _missing(part: _Part, text: str) -> str:
+def _missing(part: TextPart, text: str) -> str:
     """Which lines of a part are gone, as a predicate of the template."""
     lines = part.text.strip().splitlines()
     absent = [i for i, line in enumerate(lines) if line.strip() and line.strip() not in text]
@@ -156,17 +189,17 @@ def _missing(part: _Part, text: str) -> str:
     return f"leaves out a part of {part}: {shown!r}"
 
 
-def _parts(i: int, message: Message) -> Iterator[_Part]:
+def parts_of(i: int, message: Message) -> Iterator[TextPart]:
     """The texts of a message: what it says, its reasoning, and what its tool calls are given."""
     role = message["role"]
     if isinstance(message.get("content"), str):
-        yield _Part(i, role, message["content"])
+        yield TextPart(i, role, message["content"])
     for text in dict.fromkeys(message[key] for key in REASONING if isinstance(message.get(key), str)):
-        yield _Part(i, role, text, "reasoning")
+        yield TextPart(i, role, text, "reasoning")
     calls = message.get("tool_calls")
     for call in calls if isinstance(calls, list | tuple) else ():
         function = call.get("function", call) if isinstance(call, Mapping) else {}
-        yield from (_Part(i, role, text, "tool call") for text in _leaves([function.get("name"), function.get("arguments")]))
+        yield from (TextPart(i, role, text, "tool call") for text in _leaves([function.get("name"), function.get("arguments")]))
 
 
 def _leaves(value: Any) -> Iterator[str]:

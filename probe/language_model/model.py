@@ -161,6 +161,11 @@ class LanguageModel:
         several = configured if isinstance(configured, list | tuple) else [configured]
         return {int(i) for i in (*several, self.tokenizer.eos_token_id) if i is not None}
 
+    @cached_property
+    def end_texts(self) -> list[str]:
+        """The texts of the tokens that end a generation, as a chat template writes them."""
+        return [text for i in sorted(self.eos_ids) if (text := self.tokenizer.decode([i]))]
+
     @property
     def bos_id(self) -> int | None:
         """The token that begins a text, if the tokenizer has one (whether or not it adds it by itself)."""

@@ -26,7 +26,10 @@ class Trace(GivenAnswers, ChatOptions, FileOptions, SamplingOptions, Request):
 
     prompts: Prompts
     _: KW_ONLY
-    generate: Annotated[int, Option("Let the model continue by N tokens.", ("--generate", "-n"), minimum=0)] = 0
+    generate: Annotated[
+        int,
+        Option("Let the model continue by N tokens; not where a file has the completions.", ("--generate", "-n"), minimum=0),
+    ] = 0
     capture: Annotated[
         str | Iterable[str],
         Option("A place SITE[@LAYERS[.HEADS]][:POSITIONS], e.g. resid_post@all; repeatable.", ("--capture", "--at"),

@@ -3,8 +3,8 @@
 from probe.texts.columns import prompt_columns, scored_columns, scored_step_columns, step_columns, token_columns
 from probe.texts.encoding import Failed, Survey, batches, encode, encode_all, encode_each, encoded, padded, survey
 from probe.texts.problems import choices_of, copy_prompts, expected_of
-from probe.texts.prompts import as_prompts, columns_of, hash_of, read_prompts
-from probe.texts.rows import FOR_TEMPLATES, Prompt, parsed
+from probe.texts.prompts import as_prompts, columns_of, first_given, hash_of, read_prompts
+from probe.texts.rows import FOR_TEMPLATES, GivenCompletion, Prompt, parsed
 from probe.texts.sequences import TokenSequence
 from probe.texts.trajectories import (
     Trajectory,
@@ -21,6 +21,7 @@ from probe.texts.trajectories import (
 __all__ = [
     "FOR_TEMPLATES",
     "Failed",
+    "GivenCompletion",
     "Prompt",
     "Survey",
     "TokenSequence",
@@ -38,6 +39,7 @@ __all__ = [
     "encode_each",
     "encoded",
     "expected_of",
+    "first_given",
     "hash_of",
     "padded",
     "parsed",

@@ -14,7 +14,7 @@ from probe.spans import Step
 from probe.tables import FLOATS, INTS
 from probe.texts.file_columns import column_lists
 from probe.texts.rows import Prompt
-from probe.texts.sequences import TokenSequence, Totals
+from probe.texts.sequences import Agreement, TokenSequence, Totals
 
 if TYPE_CHECKING:
     from probe.decoding import Continuation
@@ -32,9 +32,12 @@ def prompt_columns(sequences: list[TokenSequence], failed: list[Prompt]) -> Colu
         "text": [s.prompt.text for s in sequences] + [p.text for p in failed],
         "rendered": [s.rendered for s in sequences] + [None] * len(failed),
         "n_tokens": [s.n_prompt for s in sequences] + [0] * len(failed),
-        "stop_reason": [s.continuation.stop_reason if s.continuation else None for s in sequences] + [None] * len(failed),
+        "stop_reason": [s.stop_reason for s in sequences] + [None] * len(failed),
         "completion": [s.completion for s in sequences] + [None] * len(failed),
         **{name: [getattr(s.totals, name, None) for s in sequences] + [None] * len(failed) for name in Totals._fields},
+        **{name: [getattr(s.agreement, name, None) for s in sequences] + [None] * len(failed) for name in Agreement._fields},
+        "differs_at": [s.given.differs_at if s.given else None for s in sequences] + [None] * len(failed),
+        "left_out": ["; ".join(s.given.left_out) if s.given else None for s in sequences] + [None] * len(failed),
         "expect": [p.expect for p in prompts],
         "choices": [None if p.choices is None else list(p.choices) for p in prompts],
         "error": [""] * len(sequences) + [p.error for p in failed],

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from probe.errors import BadOption, BadPrompt, ProbeError
 from probe.requests import ChatOptions
+from probe.texts.given import PromptIds, with_given
 from probe.texts.rows import Prompt
 from probe.texts.sequences import TokenSequence
 
@@ -32,28 +33,45 @@ def encode(lm: LanguageModel, prompt: Prompt, options: ChatOptions) -> TokenSequ
     """
     if prompt.error:
         raise BadPrompt(prompt.error, hint="one prompt a row: a text in 'prompt', or chat messages in 'messages'")
-    message_spans: list[tuple[int, int]] | None = None
-    notes: list[str] = []
-    if options.chat or not isinstance(prompt.content, str):
-        awaited = isinstance(prompt.content, str) or prompt.content[-1]["role"] != "assistant"
-        ids, text, message_spans, notes = lm.render(
-            prompt.content, options, add_generation_prompt=awaited, beside=prompt.beside
-        )
-    elif options.template_options:
-        raise BadOption("template options need the chat template", hint="add --chat")
-    else:
-        ids, text = lm.encode(prompt.content)
-    n = len(ids)
-    if n == 0:
+    given = prompt.given
+    before = None if given is not None and given.prompt_ids is not None and not prompt.content else _before(lm, prompt, options)
+    if before is not None and not before.ids:
         raise BadPrompt(
             "the prompt is empty, and this model has no BOS token to start from", hint="give at least one token of text"
         )
+    if given is not None:
+        sequence = with_given(lm, prompt, options, before)
+    else:
+        assert before is not None, "a prompt without a generation is a text or messages"
+        sequence = TokenSequence(prompt, before.text, before.ids, len(before.ids), before.message_spans, notes=before.notes)
+    n = len(sequence.ids)
     if lm.context_length is not None and n > lm.context_length:
         raise BadPrompt(
             f"the prompt has {n:,} tokens, and the context of {lm.name} holds {lm.context_length:,}",
             hint="shorten the prompt, or use a model with a longer context",
         )
-    return TokenSequence(prompt, text, list(ids), n, message_spans=message_spans, notes=notes)
+    return sequence
+
+
+def _before(lm: LanguageModel, prompt: Prompt, options: ChatOptions) -> PromptIds | None:
+    """The prompt as ids, without the turn that was written after it; None for messages whose ids are given and that the
+    template cannot write."""
+    content, given = prompt.content, prompt.given
+    if isinstance(content, str) and not options.chat:
+        if options.template_options:
+            raise BadOption("template options need the chat template", hint="add --chat")
+        ids, text = lm.encode(content)
+        return PromptIds(list(ids), text, None, [])
+    awaited = isinstance(content, str) or content[-1]["role"] != "assistant"
+    if given is not None and given.turn:
+        content, awaited = content[:-1], True
+    try:
+        rendered = lm.render(content, options, add_generation_prompt=awaited, beside=prompt.beside)
+    except ProbeError:
+        if given is None or given.prompt_ids is None:
+            raise
+        return None
+    return PromptIds(rendered.ids, rendered.text, rendered.spans, rendered.notes)
 
 
 def encoded(lm: LanguageModel, prompts: Iterable[Prompt], options: ChatOptions) -> Iterator[TokenSequence | Failed]:

@@ -11,8 +11,24 @@ from probe.files import FileRow
 from probe.texts.file_columns import text_of
 
 NAMES = ("messages", "prompt")  # the first that has a value is read
+WRITTEN = ("completion", "completion_ids", "prompt_ids")  # what is the generation of a transcript
+GIVEN = (*WRITTEN, "stop_reason", "finish_reason", "left_out")
 FOR_TEMPLATES = ("tools", "documents")  # what stands beside messages for a template to write
 Messages = list[dict[str, Any]]
+
+
+class GivenCompletion(NamedTuple):
+    """What was written after a prompt, by whom it may be: a text, ids, or the last of the prompt's messages (`turn`).
+
+    prompt_ids: the ids that were read before it. left_out: what of the record it came from is not here.
+    """
+
+    text: str | None = None
+    ids: Sequence[int] | None = None
+    prompt_ids: Sequence[int] | None = None
+    stop_reason: str | None = None
+    left_out: Sequence[str] = ()
+    turn: bool = False
 
 
 class Prompt(NamedTuple):
@@ -20,6 +36,7 @@ class Prompt(NamedTuple):
 
     expect: its right answer. choices: the options it gives. beside: `tools` and `documents`, for the chat template.
     columns: what else its row in a file says, each value as its column in the table `prompts` holds it.
+    given: the generation that came with it.
     """
 
     prompt_id: int
@@ -29,6 +46,7 @@ class Prompt(NamedTuple):
     choices: Sequence[str] | None = None
     beside: Mapping[str, Any] = MappingProxyType({})
     columns: Mapping[str, Any] = MappingProxyType({})
+    given: GivenCompletion | None = None
 
     @property
     def text(self) -> str:
@@ -36,15 +54,22 @@ class Prompt(NamedTuple):
         return text_of(self.content)
 
 
-def prompt_in(row: FileRow, names: Sequence[str], expect_column: str | None) -> Prompt:
-    """The problem of a row, or why it holds none. names: of columns of which the first with a value is the prompt."""
+def prompt_in(row: FileRow, names: Sequence[str], expect_column: str | None, *, transcripts: bool = False) -> Prompt:
+    """The problem of a row, or why it holds none. names: of columns of which the first with a value is the prompt.
+
+    transcripts: what was written after the prompt is its generation, not a column of the file.
+    """
     value = row.value
     if row.error:
-        return Prompt(row.number, "", row.error)
+        told = value if isinstance(value, Mapping) else {}
+        rest = {key: one for key, one in told.items() if key not in (*names, *GIVEN)}
+        return _with_answers(Prompt(row.number, "", row.error), rest, expect_column)
     if isinstance(value, str) or is_chat(value):
-        return prompt_of(row.number, value)
+        return of_turn(prompt_of(row.number, value)) if transcripts else prompt_of(row.number, value)
     if not isinstance(value, Mapping):
         return Prompt(row.number, "", f"no column {named(names)} (found: {type(value).__name__})")
+    if transcripts and any(value.get(name) is not None for name in WRITTEN):
+        return _with_given(row.number, value, names, expect_column)
     if value.keys().isdisjoint(names):
         found = ", ".join(map(str, value))
         return Prompt(row.number, "", f"no column {named(names)} (found: {found})", columns=value)
@@ -54,7 +79,65 @@ def prompt_in(row: FileRow, names: Sequence[str], expect_column: str | None) -> 
     if name == "messages" and isinstance(content, str):
         what = "the messages are no JSON list of messages with 'role' and 'content'"
         return Prompt(row.number, "", what, columns={**rest, "messages": content})
-    return _with_answers(prompt_of(row.number, content), rest, expect_column)
+    prompt = _with_answers(prompt_of(row.number, content), rest, expect_column)
+    return of_turn(prompt) if transcripts else prompt
+
+
+def of_turn(prompt: Prompt) -> Prompt:
+    """The prompt, of which the assistant's last turn is what was written after it."""
+    if isinstance(prompt.content, str) or prompt.content[-1]["role"] != "assistant" or prompt.error:
+        return prompt
+    rest = dict(prompt.columns)
+    error = "" if len(prompt.content) > 1 else "the conversation begins with the answer: nothing was asked"
+    return prompt._replace(given=_given(rest)._replace(turn=True), columns=rest, error=error)
+
+
+def _with_given(number: int, value: Mapping[str, Any], names: Sequence[str], expect_column: str | None) -> Prompt:
+    """The problem of a row that says what was written after its prompt."""
+    rest = dict(value)
+    found = {name: rest.pop(name, None) for name in WRITTEN}
+    try:
+        ids, prompt_ids = (_ids(name, found[name]) for name in ("completion_ids", "prompt_ids"))
+    except ValueError as error:
+        return Prompt(number, "", str(error), columns={key: one for key, one in rest.items() if key not in names})
+    text = found["completion"]
+    name = next((name for name in names if rest.get(name) is not None), None)
+    content = "" if name is None else rest[name]
+    content = messages_in(content) if name != "prompt" else content
+    rest = {key: one for key, one in rest.items() if key != name and not (key in names and one is None)}
+    given = _given(rest)._replace(text=text, ids=ids, prompt_ids=prompt_ids)
+    prompt = _with_answers(prompt_of(number, content), rest, expect_column)
+    if name is None and prompt_ids is None:
+        return prompt._replace(error=f"there is a completion and no prompt: no column {named(names)} or 'prompt_ids'")
+    if text is not None and not isinstance(text, str):
+        return prompt._replace(error=f"a completion is a text, not {type(text).__name__}")
+    if text is None and ids is None:  # ids of the prompt alone
+        turned = of_turn(prompt)
+        if turned.given is None:
+            return prompt if name is not None else prompt._replace(error="'prompt_ids' without a completion")
+        given = given._replace(turn=True)
+    return prompt._replace(given=given)
+
+
+def _given(rest: dict[str, Any]) -> GivenCompletion:
+    """What a row says of how its completion came about; taken out of the row."""
+    stopped, finish, left_out = (rest.pop(name, None) for name in ("stop_reason", "finish_reason", "left_out"))
+    reason = stopped if isinstance(stopped, str) else finish
+    left_out = [left_out] if isinstance(left_out, str) and left_out else left_out
+    return GivenCompletion(
+        stop_reason=reason if isinstance(reason, str) else None,
+        left_out=[text_of(one) for one in left_out] if isinstance(left_out, (list, tuple)) else [],
+    )
+
+
+def _ids(name: str, given: Any) -> list[int] | None:
+    """Token ids, also as JSON text. Raises `ValueError`."""
+    found = parsed(given) if isinstance(given, str) else given
+    if found in (None, ""):
+        return None
+    if not isinstance(found, (list, tuple)) or not all(isinstance(one, int) for one in found):
+        raise ValueError(f"'{name}' is no list of token ids")
+    return list(found)
 
 
 def _with_answers(prompt: Prompt, rest: dict[str, Any], expect_column: str | None) -> Prompt:

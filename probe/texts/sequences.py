@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from probe.language_model import LanguageModel, Pieces
     from probe.sites import Positions
     from probe.store import Run
+    from probe.texts.given import Given
 
 
 class Totals(NamedTuple):
@@ -28,6 +29,14 @@ class Totals(NamedTuple):
     mean_entropy: float | None  # nats
 
 
+class Agreement(NamedTuple):
+    """How far this model would have written a generation that came with its prompt."""
+
+    mean_logprob: float | None  # nats a token
+    top1_agreement: float | None  # share of the tokens that are its most probable one
+    below_1pct: float | None  # share of them with a probability below 1 %
+
+
 @dataclass
 class TokenSequence:
     """One prompt on its way: its ids, and, once decoded, what the model added."""
@@ -36,13 +45,15 @@ class TokenSequence:
     rendered: str
     ids: list[int]
     n_prompt: int
+    message_spans: list[tuple[int, int]] | None = None  # characters of `rendered` that are theirs; None without a chat
     continuation: Continuation | None = None
+    given: Given | None = None  # of a generation that came with the prompt: `ids` hold it
     pieces: Pieces | None = None
     steps: list[Step] = field(default_factory=list)
-    message_spans: list[tuple[int, int]] | None = None  # characters of `rendered` that are theirs; None without a chat
     notes: list[str] = field(default_factory=list)
     template: list[bool] | None = None  # of each token of the prompt: whether the chat template wrote it
     totals: Totals | None = None
+    agreement: Agreement | None = None
     run: Run | None = None  # that it was read from
     branch: int = 0
 
@@ -67,7 +78,8 @@ class TokenSequence:
 
     def restart(self) -> None:
         """Forget the continuation."""
-        self.ids, self.continuation = self.ids[: self.n_prompt], None
+        if self.given is None:
+            self.ids, self.continuation = self.ids[: self.n_prompt], None
 
     def finish(self, lm: LanguageModel, continuation: Continuation | None, split: str) -> None:
         """Take the continuation in and cut the text into steps: of the completion, or, without one, of the prompt."""
@@ -82,13 +94,21 @@ class TokenSequence:
 
     @property
     def completion(self) -> str | None:
-        """What was generated; None where nothing was chosen for."""
-        if self.continuation is None or self.pieces is None:
+        """What was generated, here or before; None where nothing was chosen for."""
+        if (self.continuation is None and self.given is None) or self.pieces is None:
             return None
         return self.pieces.text[self.pieces.offsets[self.n_prompt - 1][1] :] if self.n_prompt else self.pieces.text
 
-    def sum_up(self, logprob: np.ndarray, entropy: np.ndarray) -> None:
-        """Take in the log-probs and entropies of all tokens (T,), NaN where there is none."""
+    @property
+    def stop_reason(self) -> str | None:
+        """Why the generation ended, where that is known."""
+        one = self.continuation or self.given
+        return one.stop_reason if one else None
+
+    def sum_up(self, logprob: np.ndarray, entropy: np.ndarray, rank: np.ndarray | None = None) -> None:
+        """Take in the log-probs, entropies and ranks of all tokens (T,), NaN where there is none."""
+        if self.given is not None and rank is not None:
+            self.agreement = agreement_of(logprob[self.n_prompt :], rank[self.n_prompt :])
         chosen = np.arange(len(self.ids)) >= self.n_prompt
         if not chosen.any():
             chosen = ~np.asarray(self.template) if self.template is not None else ~chosen
@@ -120,4 +140,15 @@ def totals_of(logprob: np.ndarray, entropy: np.ndarray) -> Totals:
     return Totals(
         len(found), float(found.sum()), math.exp(-mean) if -mean < 700 else None,
         float(np.nanmean(entropy[~np.isnan(logprob)], dtype=np.float64)),
+    )  # fmt: skip
+
+
+def agreement_of(logprob: np.ndarray, rank: np.ndarray) -> Agreement:
+    """From the log-probs and ranks of a generation's tokens, NaN where there is none."""
+    scored = ~np.isnan(logprob)
+    if not scored.any():
+        return Agreement(None, None, None)
+    found = logprob[scored].astype(np.float64)
+    return Agreement(
+        float(found.mean()), float((rank[scored] == 0).mean()), float((found < math.log(0.01)).mean())
     )  # fmt: skip

@@ -36,8 +36,10 @@ def read_sequences(lm: LanguageModel, batch: list[TokenSequence], tracing: Traci
     for row, (sequence, own) in enumerate(zip(batch, reading.scores, strict=True)):
         columns = scored_columns(sequence, own)
         writer.write("tokens", columns)
-        logprob, entropy = (columns[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in ("logprob", "entropy"))
-        sequence.sum_up(logprob, entropy)
+        logprob, entropy, rank = (
+            columns[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in ("logprob", "entropy", "rank")
+        )
+        sequence.sum_up(logprob, entropy, rank)
         writer.write("steps", scored_step_columns(sequence.prompt.prompt_id, sequence.steps, logprob, entropy))
         if tracing.explain:
             explain_sequence(lm, sequence, tracing.explain, tracing.sampling, partial(reading.logits, row), writer)

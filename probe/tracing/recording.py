@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from probe import store as stores
 from probe.decoding import decode, differences
-from probe.errors import NonFinite
+from probe.errors import BadOption, NonFinite
 from probe.interventions import applying
 from probe.requests import Trace, public
 from probe.running import running
@@ -20,6 +21,7 @@ from probe.texts import (
     columns_of,
     encode_all,
     encoded,
+    first_given,
     hash_of,
     prompt_columns,
     survey,
@@ -46,7 +48,7 @@ def run_trace(lm: LanguageModel, request: Trace) -> stores.Run:
     """
     tracing = resolved(lm, request)
     scorer = AnswerScorer(lm, request, tracing.edits)
-    inputs = as_prompts(request.prompts, request)
+    inputs = _inputs(request)
     seen = survey(lm, inputs, request, split=request.split)
     if len(inputs) == 1 and seen.failed:
         raise seen.failed[0].error
@@ -72,11 +74,23 @@ trace = public(run_trace, Trace)
 def plan_trace(lm: LanguageModel, request: Trace) -> dict[str, Any]:
     """What `trace` would compute and write, without running the model: see `planning.estimate`."""
     tracing = resolved(lm, request)
-    inputs = as_prompts(request.prompts, request)
+    inputs = _inputs(request)
     sequences, failed = encode_all(lm, inputs, request)
     if not sequences:
         raise failed[0].error
     return estimate(lm, tracing, sequences)
+
+
+def _inputs(request: Trace) -> Sequence[Prompt]:
+    """The prompts, with what was written after them. Raises `BadOption` where a transcript would have to be gone on with."""
+    inputs = as_prompts(request.prompts, request, transcripts=True)
+    given = first_given(inputs)
+    if request.generate and given is not None:
+        raise BadOption(
+            f"prompt {given} has its generation already, and --generate continues prompts",
+            hint="leave --generate out to read the transcripts; probe rewind continues them from any step",
+        )
+    return inputs
 
 
 def _record(
@@ -117,8 +131,8 @@ def _edited(lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing) -> 
     if not tracing.edits:
         return nullcontext()
     (sequence,) = batch
-    longest = sequence.n_prompt + tracing.request.generate
-    return applying(lm, tracing.edits, ids=sequence.ids[: sequence.n_prompt], n_prompt=sequence.n_prompt, longest=longest)
+    longest = len(sequence.ids) + tracing.request.generate
+    return applying(lm, tracing.edits, ids=sequence.ids, n_prompt=sequence.n_prompt, longest=longest)
 
 
 def _decode(lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing) -> None:

@@ -37,6 +37,7 @@ def summarize(read: Read, *, expected: Callable[[int], str], shown: Callable[[in
     return {
         "parts": {name: part.totals() for name, part in there.items()},
         **_prompts(read),
+        **_transcripts(read),
         "generated": parts["completion"].rows,
         **whole.totals(),
         "most_surprising": _shown(next(iter(there.values()), whole).top, expected, shown),
@@ -62,6 +63,33 @@ def _prompts(read: Read) -> dict[str, Any]:
         "errors": failed,
         "stop_reasons": dict(sorted(reasons.items())),
     }
+
+
+def _transcripts(read: Read) -> dict[str, Any]:
+    """Of the generations that came with their prompts: how far this model would have written them, where their ids are others
+    than their texts', and what was left out of how many. Nothing where there is none."""
+    scored, nats, top, rare, differ, left_out, n = 0, 0.0, 0, 0, list[int](), Counter[str](), 0
+    names = ("prompt_id", "scored", "mean_logprob", "top1_agreement", "below_1pct", "differs_at", "left_out")
+    for prompts in read("prompts", names):
+        for row in prompts.filter(pc.is_valid(prompts["left_out"])).to_pylist():
+            n += 1
+            differ += [row["prompt_id"]] if row["differs_at"] is not None else []
+            left_out.update(one for one in row["left_out"].split("; ") if one)
+            if row["mean_logprob"] is not None:
+                scored += row["scored"]
+                nats += row["mean_logprob"] * row["scored"]
+                top += round(row["top1_agreement"] * row["scored"])
+                rare += round(row["below_1pct"] * row["scored"])
+    if not n:
+        return {}
+    shares = {"mean_logprob": nats, "top1_agreement": top, "below_1pct": rare}
+    return {
+        "transcripts": {
+            "n": n, "tokens": scored, **{name: value / scored if scored else None for name, value in shares.items()},
+            "tokens_below_1pct": rare, "ids_differ": len(differ), "ids_differ_in": sorted(differ)[:TEXTS],
+            "left_out": dict(sorted(left_out.items())),
+        }
+    }  # fmt: skip
 
 
 def _masks(tokens: pa.Table) -> dict[str, pa.ChunkedArray]:
