@@ -10,7 +10,7 @@ from probe.errors import BadPrompt, ProbeError
 from probe.language_model.messages import joined, locate, parts_of, reasoning_of
 from probe.requests import ChatOptions
 from probe.texts.rows import GivenCompletion, Prompt
-from probe.texts.sequences import TokenSequence
+from probe.texts.sequences import Given, TokenSequence
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -55,17 +55,6 @@ def with_given(lm: LanguageModel, prompt: Prompt, options: ChatOptions, before: 
         prompt, before.text, [*before.ids, *ids], n, message_spans=before.message_spans, notes=before.notes,
         given=Given(_stop_reason(lm, given, ids), _differs_at(lm, before, given, ids, pieces.text), tuple(left_out)),
     )  # fmt: skip
-
-
-class Given(NamedTuple):
-    """What is known of a generation that came with its prompt.
-
-    differs_at: the first position where the ids are others than those that the text has; None if nowhere.
-    """
-
-    stop_reason: str | None
-    differs_at: int | None
-    left_out: tuple[str, ...]
 
 
 def _of_ids(lm: LanguageModel, given: GivenCompletion, before: PromptIds | None, left_out: list[str]) -> PromptIds:

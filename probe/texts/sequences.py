@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from probe.language_model import LanguageModel, Pieces
     from probe.sites import Positions
     from probe.store import Run
-    from probe.texts.given import Given
 
 
 class Totals(NamedTuple):
@@ -35,6 +34,17 @@ class Agreement(NamedTuple):
     mean_logprob: float | None  # nats a token
     top1_agreement: float | None  # share of the tokens that are its most probable one
     below_1pct: float | None  # share of them with a probability below 1 %
+
+
+class Given(NamedTuple):
+    """What is known of a generation that came with its prompt.
+
+    differs_at: the first position where the ids are others than those that the text has; None if nowhere.
+    """
+
+    stop_reason: str | None
+    differs_at: int | None
+    left_out: tuple[str, ...]
 
 
 @dataclass
