@@ -161,7 +161,7 @@ def test_a_file_of_chats(shell: Any, tmp_path: Path) -> None:
     lm.tokenizer.chat_template = UNTHOUGHT + "{{ mood }}"
     lm.model.save_pretrained(tmp_path / "m")
     lm.tokenizer.save_pretrained(tmp_path / "m")
-    rows = [[user("a?"), user(RECORDED, "assistant")], [user(parts("b", "?"))]]
+    rows = [[user("a?"), user(RECORDED, "assistant"), user("c?")], [user(parts("b", "?"))]]
     (tmp_path / "c.jsonl").write_text("\n".join(json.dumps({"messages": row}) for row in rows))
     words = ("trace", "--file", "c.jsonl", "--model", "m", "--template-option", 'mood="calm"')
     shell(*words, "--out", "run")
