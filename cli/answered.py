@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .terminal import show_table, visible
+from . import printing
+from .terminal import SOME_FAILED, show_table, visible
 
 if TYPE_CHECKING:
     from probe.store import Run
@@ -37,6 +38,17 @@ def show_answers(run: Run) -> None:
         typer.echo(
             f"{left:,} of {about['problems']:,} problems are not counted: no right answer is known, or one was not scored"
         )
+
+
+def end_with_unscored(run: Run) -> None:
+    """Say how many answers could not be scored, if any could not, and end: 3, or 1 if none of them could be."""
+    about = run.summary.get("answers", {"errors": 0})
+    if about["errors"]:
+        printing.complain(
+            f"{about['errors']:,} of {about['answers']:,} answers could not be scored",
+            "the column 'error' of the table 'answers' says why",
+        )
+        raise typer.Exit(SOME_FAILED if about["errors"] < about["answers"] else 1)
 
 
 def _interval(row: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ def command(
     request = settings.begin(begun, prompts=prompts)  # checked before a model is loaded
     from probe.tracing import plan_trace, run_trace
 
+    from .answered import end_with_unscored
     from .terminal import end_with_failed, show_plan, show_run, show_warnings
     from .traced import show_trace
 
@@ -32,3 +33,4 @@ def command(
     show_run(run, "trace", showing, show_trace)
     show_warnings(run)
     end_with_failed(run, "prompts could not be run")
+    end_with_unscored(run)

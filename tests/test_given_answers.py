@@ -285,5 +285,9 @@ def test_the_command(tmp_path: Path) -> None:
     assert shown.exit_code == 0 and "of 3" in shown.stdout and "chance 0.250" in shown.stdout
     done = run(app, ["trace", "a b", "--answer", " c", *tiny, "--json", "--out", str(tmp_path / "c")])
     assert json.loads(done.stdout)["summary"]["answers"]["first"][0]["text"] == " c"
+    file.write_text(json.dumps({"prompt": "a", "choices": ["b", ""], "expect": "b"}))
+    some = run(app, ["trace", "--file", str(file), *tiny, "--out", str(tmp_path / "d")])
+    assert some.exit_code == 3 and "1 of 2 answers could not be scored" in some.stderr and "the answer is empty" in some.stdout
+    file.write_text("".join(json.dumps(row) + "\n" for row in problems(3)))
     plan = run(app, ["trace", "--file", str(file), *tiny, "--dry-run", "--json"])
     assert json.loads(plan.stdout)["tables"]["answers"]["rows"] == 12
