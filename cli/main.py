@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from probe.errors import BadOption, ProbeError
 
 from . import (
+    answers,
     attribute,
     compare,
     help,
@@ -24,6 +25,7 @@ from . import (
     printing,
     rewind,
     runs,
+    sample,
     selftest,
     speculate,
     steer,
@@ -174,6 +176,8 @@ COMMANDS: dict[str, tuple[tuple[str, Any, str], ...]] = {
     "Go back and continue": (
         ("rewind", rewind.command, "probe rewind first --to step1 --numbers --samples 32"),
         ("importance", importance.command, "probe importance first --method rescore,suppression"),
+        ("sample", sample.command, "probe sample problems.jsonl -n 32 --keep-accuracy 25..75 --keep kept.jsonl"),
+        ("answers", answers.command, "probe answers first --answer boxed"),
         ("speculate", speculate.command, 'probe speculate "1, 2, 3, 1, 2," --draft ngram --generate 24'),
     ),
     "Compare and check": (

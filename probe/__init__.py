@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from probe.language_model import LanguageModel, load
     from probe.lensing import lens
     from probe.patching import patch
+    from probe.relabelling import relabel
     from probe.replaying import replay
     from probe.requests import Sampling
     from probe.rewinding import rewind
+    from probe.sampling import sample
     from probe.speculating import speculate
     from probe.steering import make_direction, steer
     from probe.step_importance import importance
@@ -37,8 +39,10 @@ _HOME = {
     "make_direction": "probe.steering",
     "open_run": "probe.store",
     "patch": "probe.patching",
+    "relabel": "probe.relabelling",
     "replay": "probe.replaying",
     "rewind": "probe.rewinding",
+    "sample": "probe.sampling",
     "speculate": "probe.speculating",
     "steer": "probe.steering",
     "trace": "probe.tracing",
@@ -60,8 +64,10 @@ __all__ = [
     "make_direction",
     "open_run",
     "patch",
+    "relabel",
     "replay",
     "rewind",
+    "sample",
     "speculate",
     "steer",
     "trace",

@@ -25,8 +25,10 @@ LAYERS = (
     {"decoding", "interventions", "capturing"},
     {"texts", "serving"},
     {"running"},
+    {"labelling"},
     {"tracing", "rewinding"},  # the verbs that others are made of
-    {"step_importance", "patching", "steering", "speculating", "comparing", "explaining", "lensing", "attributing"},
+    {"step_importance", "patching", "steering", "speculating", "comparing", "explaining", "lensing", "attributing", "sampling"},
+    {"relabelling"},
     {"laws", "replaying"},
 )
 NEVER = {"cli", "recipes", "probe.cli", "probe.recipes", "typer", "rich", "click"}

@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Full, Queue
@@ -46,7 +46,7 @@ def judge_identity(command: str) -> dict[str, Any]:
     return {"command": command, "program": shutil.which(words[0]) or words[0], "files": files}
 
 
-def judgements(command: str, questions: Iterable[Mapping[str, Any]], *, timeout: float) -> Iterator[Judgement]:
+def judgements(command: str, questions: Iterable[Mapping[str, Any]], *, timeout: float) -> Generator[Judgement, None, None]:
     """The answer to each question, in order. timeout: seconds in which it must read or say something.
 
     The last one is given only when it has said no more than it was asked. Raises `BadJudge`; what was given before stays true.

@@ -10,7 +10,9 @@ from probe.requests.lens import Lens
 from probe.requests.options import Option, options_of, plain
 from probe.requests.outcomes import OutcomeOptions
 from probe.requests.patch import PatchSweep
+from probe.requests.relabel import Relabel
 from probe.requests.rewind import Importance, Rewind
+from probe.requests.sample import Sample
 from probe.requests.sampling import KEYWORDS, ContinuedSamplingOptions, Sampling, SamplingOptions, sampling_of
 from probe.requests.speculate import Speculate
 from probe.requests.steer import MakeDirection, Steer
@@ -18,8 +20,12 @@ from probe.requests.trace import Trace
 
 REQUESTS: dict[str, type[Request]] = {
     kind.command: kind
-    for kind in (Attribute, Compare, Explain, Importance, Lens, MakeDirection, PatchSweep, Rewind, Speculate, Steer, Trace)
-}
+    for kind in (
+        Attribute, Compare, Explain, Importance, Lens, MakeDirection, PatchSweep, Relabel, Rewind, Sample, Speculate, Steer,
+        Trace,
+    )
+}  # fmt: skip
+
 
 __all__ = [
     "FROM_TABLE",
@@ -38,8 +44,10 @@ __all__ = [
     "OutcomeOptions",
     "PatchSweep",
     "Progress",
+    "Relabel",
     "Request",
     "Rewind",
+    "Sample",
     "Sampling",
     "SamplingOptions",
     "SourceOptions",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -22,6 +22,10 @@ JOINED = 64  # tables of units that become one
 BATCH = 8_192  # rows of a piece of a table
 
 
+Change = Callable[[pa.Table], pa.Table]
+"""Makes other rows of any some rows of a table, of which it keeps the order, the keys and the columns."""
+
+
 class Limits(NamedTuple):
     """When finished units are put on the disk, and when a part file is full."""
 
@@ -36,7 +40,9 @@ Extra = dict[str, Mapping[str, pa.DataType]]
 
 
 class Backend(Protocol):
-    """Rows come in between `begin` and `commit` or `rollback`."""
+    """Rows come in between `begin` and `commit` or `rollback`, and go out as `changes` makes them."""
+
+    changes: dict[str, Change]
 
     extra: Extra
 
@@ -64,6 +70,7 @@ class Memory:
         self.rows: defaultdict[str, list[pa.Table]] = defaultdict(list)
         self._joined: defaultdict[str, int] = defaultdict(int)  # how many of the first tables are of many units
         self._mark: dict[str, int] = {}
+        self.changes: dict[str, Change] = {}
 
     def keeps(self, name: str, rows: int) -> bool:
         return True
@@ -96,11 +103,15 @@ class Memory:
         if name not in self.rows:
             return tables.schema(name, self.extra.get(name)).empty_table()
         table = parquet.together([_of_prompt(rows, prompt_id) for rows in self.rows[name]])
-        return table if tables.TABLES[name].large else sorting.sort(table, tables.TABLES[name].keys)
+        return table if tables.TABLES[name].large else _changed(self, name, sorting.sort(table, tables.TABLES[name].keys))
 
     def batches(self, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
         """All rows so far, in pieces."""
-        return (table.select(list(columns)) for table in self.rows.get(name, ()))
+        return (_changed(self, name, table).select(list(columns)) for table in self.rows.get(name, ()))
+
+
+def _changed(backend: Backend, name: str, rows: pa.Table) -> pa.Table:
+    return backend.changes[name](rows) if name in backend.changes else rows
 
 
 def _of_prompt(rows: pa.Table, prompt_id: int | None) -> pa.Table:
@@ -122,6 +133,7 @@ class Disk:
         self._mark: dict[str, tuple[int, int]] = {}
         self._flushed = time.monotonic()
         self._failed: StorageFull | None = None
+        self.changes: dict[str, Change] = {}
 
     def keeps(self, name: str, rows: int) -> bool:
         return not tables.TABLES[name].large or rows < parquet.COALESCE_ROWS
@@ -180,11 +192,13 @@ class Disk:
 
     def batches(self, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
         """All rows of a small table so far, in pieces."""
+        needed = self.schema(name).names if name in self.changes else list(columns)
         for path in self._paths(name):
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                for batch in file.iter_batches(BATCH, columns=list(columns)):
-                    yield pa.Table.from_batches([batch])
-        yield from self._small.batches(name, columns)
+                for batch in file.iter_batches(BATCH, columns=needed):
+                    yield _changed(self, name, pa.Table.from_batches([batch])).select(list(columns))
+        for table in self._small.batches(name, needed):
+            yield _changed(self, name, table).select(list(columns))
 
     def _paths(self, name: str) -> list[Path]:
         assert not tables.TABLES[name].large, f"'{name}' is read when the run is finished"
@@ -197,7 +211,7 @@ class Disk:
         found += [_of_prompt(rows, prompt_id) for rows in self._small.rows.get(name, [])]
         if not found:
             return self.schema(name).empty_table()
-        return sorting.sort(parquet.together(found), tables.TABLES[name].keys)
+        return _changed(self, name, sorting.sort(parquet.together(found), tables.TABLES[name].keys))
 
     def schema(self, name: str) -> pa.Schema:
         """Of a table of this run."""

@@ -103,9 +103,13 @@ def _compacted(backend: Disk, revised: Mapping[str, pa.Table]) -> list[dict[str,
     listed = [part for part in found if tables.TABLES[part["table"]].large]
     for name in sorted({part["table"] for part in found} - {part["table"] for part in listed}):
         paths = [backend.folder / part["path"] for part in found if part["table"] == name]
-        rows = [revised[name]] if name in revised else sorting.merged(paths, tables.TABLES[name].keys)
-        listed.append(_one_file(backend, name, rows))
+        rows = map(backend.changes.get(name, _as_it_is), sorting.merged(paths, tables.TABLES[name].keys))
+        listed.append(_one_file(backend, name, [revised[name]] if name in revised else rows))
     return listed
+
+
+def _as_it_is(rows: pa.Table) -> pa.Table:
+    return rows
 
 
 def _one_file(backend: Disk, name: str, batches: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from probe import durable, tables
 from probe.errors import ProbeError, RunError
 from probe.store import columns, finishing, layout
-from probe.store.backends import Disk, Memory
+from probe.store.backends import Change, Disk, Memory
 from probe.store.run import MemoryReader, Run, open_run
 
 
@@ -110,6 +110,12 @@ class Writer:
             self.warnings.append(text)
             if isinstance(self._backend, Disk):
                 self._backend.warnings.append(text)
+
+    def amend(self, table: str, change: Change) -> None:
+        """From now on the rows of a small table are read, and at the end written, as `change` makes them of any some of them:
+        it keeps their order, their keys and their columns. A resumed run has to be told again."""
+        assert not tables.TABLES[table].large, f"'{table}' is written as it comes"
+        self._backend.changes[table] = change
 
     def read(self, table: str, *, prompt_id: int | None = None) -> pa.Table:
         """The rows of a small table so far (of one prompt), by key, those of earlier sessions included: for the summary."""

@@ -14,6 +14,7 @@ from probe.tables.flat import FLAT, FlatTable
 from probe.tables.measured import MEASURED
 from probe.tables.observed import OBSERVED
 from probe.tables.over_problems import OVER_PROBLEMS
+from probe.tables.sampled import SAMPLED
 
 __all__ = [
     "FLAT",
@@ -32,7 +33,7 @@ __all__ = [
 
 SCHEMA_VERSION = 3  # the largest `since`
 
-TABLES: dict[str, Table] = {t.name: t for t in (*OBSERVED, *ANSWERED, *MEASURED, *OVER_PROBLEMS)}
+TABLES: dict[str, Table] = {t.name: t for t in (*OBSERVED, *ANSWERED, *MEASURED, *OVER_PROBLEMS, *SAMPLED)}
 
 
 def schema(name: str, extra: Mapping[str, pa.DataType] | None = None) -> pa.Schema:

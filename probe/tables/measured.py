@@ -42,7 +42,7 @@ MEASURED = (
        example="select source, sum(contribution) from 'RUN/attribution_sources.parquet' group by source"),
     Table("branches", "one continuation", ("prompt_id", "branch"), (
         PROMPT, BRANCH, i32("parent", "the branch it forks from; -1 for the sequence that was rewound"),
-        Column("arm", words(), "original, before (the step), control (the step kept) or edited"),
+        Column("arm", words(), "original, before (the step), control (step kept), edited, boundary-I (after I steps), sample"),
         i32("sample", "address of its noise; arms with the same sample share it; -1 for the original"),
         i32("step", "the step that was gone back to; null for the original and for continuations of a boundary", since=3),
         i32("fork_pos", "position from which its tokens are its own: those before are the parent's"),
@@ -57,7 +57,7 @@ MEASURED = (
         Column("confidence", words(), "high if the text marks its answer, medium if read out of more, low if nothing does",
             since=2),
         Column("logprob", pa.float64(), "nats after the filters, summed over the drawn tokens; 0 where greedy"),
-    ), verbs=("rewind", "importance"),
+    ), verbs=("rewind", "importance", "sample", "answers"),
        example="select arm, outcome, count(*) as n from 'RUN/branches.parquet' group by all order by arm, n desc"),
     Table("rounds", "what a round of drawing asked of one arm", ("round", "prompt_id", "number"), (
         i32("round", "from 0", since=3), PROMPT._replace(since=3), i32("number", "which arm of the prompt", since=3),
@@ -76,14 +76,14 @@ MEASURED = (
         f64("null_high", "95 % quantile of the value if nothing differs"),
         i32("n", "pairs"), Column("method", words(), "how interval and p were computed"),
         Column("stopped", words(), "in rounds: it differs, is smaller or known, budget or limit; else null", since=3),
-    ), verbs=("rewind",),
+    ), verbs=("rewind", "answers"),
        example="select metric, outcome, difference, ci_low, ci_high, p_value from 'RUN/effects.parquet'"),
     Table("rescored", "a token of the original after the edit", ("prompt_id", "edited_step", "pos"), (
         PROMPT, i32("edited_step", "the step that was gone back to", since=3),
         POS, i32("token_id", "vocabulary id"), text("token", "its text"), i32("step", "reasoning step"),
         f32("logprob", "nats, as it was"), f32("logprob_edited", "nats, with the edit in the step's place"),
         f32("difference", "nats, edited - as it was"),
-    ), verbs=("rewind",),
+    ), verbs=("rewind", "answers"),
        example="select step, avg(difference) as nats from 'RUN/rescored.parquet' group by step order by step"),
     Table("importance", "one step's importance by one method", ("prompt_id", "method", "step"), (
         PROMPT._replace(since=3), Column("method", words(), "how it was measured"), i32("step", "reasoning step"),
@@ -94,7 +94,7 @@ MEASURED = (
         Column("stopped", words(), "in rounds: it differs, is smaller or known, budget or limit; else null", since=3),
         Column("unit", words(), "what the estimate counts"),
         Column("kind", words(), "heuristic label of what the step does"), text("text", "the step"),
-    ), verbs=("importance",),
+    ), verbs=("importance", "answers"),
        example="select method, step, estimate, q_value, text from 'RUN/importance.parquet' order by 1, 3 desc"),
     Table("comparison", "a position under two models", ("prompt_id", "pos"), (
         PROMPT, POS, i32("token_id", "vocabulary id, A's"), text("token", "text of the token as decoded in context"),
@@ -131,7 +131,7 @@ MEASURED = (
         PROMPT._replace(since=3), Column("method", words(), "how it was measured"), i32("source", "the step that was changed"),
         i32("target", "the later step that was looked at"),
         f64("value", "nats a token that the later step's mean log-prob (rescore) or distribution (suppression) lost"),
-    ), verbs=("importance",),
+    ), verbs=("importance", "answers"),
        example="select source, target, value from 'RUN/dependence.parquet' where method = 'rescore'"),
     Table("proposals", "a token that a draft proposed, or the target added", ("prompt_id", "round", "index"), (
         PROMPT, i32("round", "pass of the target; 0 reads the prompt and drafts nothing"),

@@ -55,7 +55,8 @@ OBSERVED = (
         text("expect", "the right answer, as the file of the problems has it; null where it has none", since=3),
         Column("choices", list_of(pa.string()), "the options to choose from, likewise", since=3),
         text("error", "why this prompt was not run; empty if it was"),
-    ), verbs=("trace", "rewind", "importance", "speculate", "patch", "compare", "lens", "attribute", "steer"),
+    ), verbs=("trace", "sample", "rewind", "importance", "answers", "speculate", "patch", "compare", "lens", "attribute",
+             "steer"),
        example="select prompt_id, n_tokens, perplexity, error from 'RUN/prompts.parquet'"),
     Table("tokens", "a position of a sequence", ("prompt_id", "branch", "pos"), (
         PROMPT, BRANCH, POS,
@@ -73,7 +74,7 @@ OBSERVED = (
         f32("sample_logprob", "nats, after temperature and filters; null unless sampled here"),
         i32("kept", "tokens left after the filters; null unless generated here"),
         f32("noise", "the exponential that decided the race; null unless sampled here"),
-    ), verbs=("trace", "rewind", "importance", "speculate", "patch", "lens"),
+    ), verbs=("trace", "sample", "rewind", "importance", "speculate", "patch", "lens"),
        example="select pos, token, surprisal, rank from 'RUN/tokens.parquet' order by surprisal desc limit 10"),
     Table("steps", "a reasoning step", ("prompt_id", "branch", "step"), (
         PROMPT, BRANCH, i32("step", "from 0"),
@@ -83,7 +84,7 @@ OBSERVED = (
         Column("mid_token", pa.bool_(), "the boundary fell inside a token"),
         Column("logprob", pa.float64(), "nats, summed over its tokens"),
         f32("mean_entropy", "nats"), f32("max_entropy", "nats"),
-    ), verbs=("trace", "rewind", "importance", "speculate"),
+    ), verbs=("trace", "rewind", "importance", "answers", "speculate"),
        example="select step, kind, logprob, mean_entropy, text from 'RUN/steps.parquet' order by step"),
     Table("activations", "one site at one position", ("prompt_id", "branch", "site", "layer", "head", "pos"), (
         PROMPT, BRANCH, Column("site", words(), "see sites.py"), LAYER, HEAD, POS,

@@ -30,7 +30,7 @@ OVER_PROBLEMS = (
         word("answer", doc="class of what it said, greedily; <none> where that holds no answer"),
         Column("match", pa.bool_(), "whether that is the answer that is counted", since=3),
         f64("chance", "probability of the counted answer among all candidates; null where there is no other"),
-    ), verbs=("importance",),
+    ), verbs=("importance", "answers"),
        example="select boundary, answer, match, chance from 'RUN/early_answers.parquet' order by prompt_id, boundary"),
     Table("importance_means", "importance of a group of steps by a method, over problems", ("method", "grouped_by", "value"), (
         word("method", doc="how it was measured"), *GROUP,
@@ -43,7 +43,7 @@ OVER_PROBLEMS = (
         f64("control", "the same mean of the method's controls"),
         i32("discovered", "steps with q at most 0.05, Benjamini-Hochberg over all steps of all problems"),
         *BEHIND,
-    ), verbs=("importance",),
+    ), verbs=("importance", "answers"),
        example="select method, value, estimate, ci_low, ci_high, problems from 'RUN/importance_means.parquet' "
                "where grouped_by = 'kind'"),
     Table("effect_means", "an edit's effect on a group of steps, over problems", ("edit", "metric", "grouped_by", "value"), (
@@ -55,7 +55,7 @@ OVER_PROBLEMS = (
         f64("null_high", "mean of the 95 % quantiles of single values if nothing differs"),
         i32("discovered", "steps with q at most 0.05, Benjamini-Hochberg over all steps of all problems"),
         *BEHIND,
-    ), verbs=("rewind",),
+    ), verbs=("rewind", "answers"),
        example="select value, difference, ci_low, ci_high, problems, steps from 'RUN/effect_means.parquet' "
                "where metric = 'share' and grouped_by = 'kind'"),
     Table("covariates", "what a step's importance goes along with", ("method", "design", "term"), (
@@ -69,7 +69,7 @@ OVER_PROBLEMS = (
         word("halves", doc="crossed: entropy and importance were read from different draws; none: importance was not drawn; "
                            "shared: they were read from the same draws, whose noise is in both"),
         *BEHIND,
-    ), verbs=("importance",),
+    ), verbs=("importance", "answers"),
        example="select term, coefficient, ci_low, ci_high, partial_r2 from 'RUN/covariates.parquet' "
                "where design = 'covariates'"),
     Table("curves", "a curve over the reasoning, at one share of it, over problems", ("curve", "along", "share"), (
@@ -80,7 +80,7 @@ OVER_PROBLEMS = (
         f64("ci_low", "95 %, over problems"), f64("ci_high", "same"),
         i32("problems", "whose boundaries reach there"),
         word("interval", doc="how it was had; null where there is none"),
-    ), verbs=("importance", "rewind"),
+    ), verbs=("importance", "rewind", "answers"),
        example="select curve, share, estimate, ci_low, ci_high from 'RUN/curves.parquet' where along = 'steps'"),
 )
 # fmt: on
