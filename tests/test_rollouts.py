@@ -124,6 +124,9 @@ def test_a_row_gives_up_its_place_where_the_room_is_full_and_comes_back(family: 
     monkeypatch.setattr(ContinuousBatch, "_send_back", lambda self, queue: (back.append(1), send(self, queue)))
     monkeypatch.setattr(ContinuousBatch, "_step", lambda self: (step(self), widest.append(held(self.room)))[0])
     rollouts = [Rollout(STEM, sample, 40, 1) for sample in range(9)]
+    draw(lm, rollouts, tokens=300)
+    assert not back  # all are as long as is expected
+    monkeypatch.setattr(ContinuousBatch, "_expected", lambda self, row: 1)
     for rollout, one in zip(rollouts, draw(lm, rollouts, tokens=300), strict=True):
         assert_same(one, alone(lm, rollout))
     assert len(back) > 1

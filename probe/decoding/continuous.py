@@ -57,7 +57,7 @@ class ContinuousBatch:
         self.room = room
         self.rows: list[OpenBranch] = []  # in the order of the room's rows
         self.came: list[int] = []  # when each came
-        self._arrivals = 0
+        self._arrivals = self._ended = self._drawn = 0  # rows that came and that ended, and tokens
         self._slot = ""
 
     @torch.inference_mode()
@@ -92,12 +92,16 @@ class ContinuousBatch:
 
     def _next_ones(self, queue: deque[OpenBranch], n: int) -> list[OpenBranch]:
         """The first that wait, of one prefix, as many as there is room for beside n others."""
-        first = queue[0]
+        first, drawn = queue[0], self._expected(queue[0])
         length = len(first.prefix) + len(first.found.ids)
         if first.found.ids:
-            return [first] if self.room.fits(n + 1, length) else []
+            return [first] if self.room.fits(n + 1, length, drawn) else []
         alike = takewhile(lambda row: row.prefix == first.prefix and not row.found.ids, queue)
-        return [row for i, row in enumerate(alike, n + 1) if self.room.fits(i, length)]
+        return [row for i, row in enumerate(alike, n + 1) if self.room.fits(i, length, drawn)]
+
+    def _expected(self, row: OpenBranch) -> int:
+        """How many tokens a row will draw, as far as the others tell: all that were drawn over those that have ended."""
+        return min(row.most, self._drawn // self._ended) if self._ended else row.most
 
     def _place(self, rows: Sequence[OpenBranch], known: Known) -> None:
         self._slot = known.slot
@@ -136,7 +140,9 @@ class ContinuousBatch:
             raise NonFinite(f"{error} ({where})", hint=error.hint) from error
         for row, one in zip(rows, zip(*chosen, strict=True), strict=True):
             row.append(self.lm, self.sampling.stop, one)
+            self._drawn += 1
             if not row.running:
+                self._ended += 1
                 self.end(row)
 
     def _texts(self, rows: Sequence[OpenBranch]) -> Tensor | None:

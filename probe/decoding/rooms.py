@@ -53,9 +53,10 @@ class Room:
         begins = torch.tensor(self.begins, device=device)[:, None]
         return (torch.arange(self.left, self.right + 1, device=device) >= begins).long()
 
-    def fits(self, n: int, length: int) -> bool:
-        """Whether n rows may be in it, one of them of so many tokens, and grow for a while."""
-        return n <= 1 or (n <= self.limit and n * _spared(max(self.width, length)) <= self.tokens)
+    def fits(self, n: int, length: int, drawn: int) -> bool:
+        """Whether n rows may be in it, the new ones of so many tokens, of which each is expected to draw as many more."""
+        columns = max(_spared(max(self.width, length)), length + drawn)
+        return n <= 1 or (n <= self.limit and n * columns <= self.tokens)
 
     @property
     def full(self) -> bool:

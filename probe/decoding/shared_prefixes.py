@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
@@ -74,19 +75,31 @@ class SharedRoom:
     @property
     def size(self) -> int:
         """Columns that the next token of each row takes, of prefixes and of rows."""
-        shared = {id(group): group.length for group in self.groups}
-        return sum(shared.values()) + sum(len(cohort.begins) * cohort.columns for cohort in self.cohorts)
+        return self._shared + sum(len(cohort.begins) * cohort.columns for cohort in self.cohorts)
+
+    @property
+    def _shared(self) -> int:
+        return sum({id(group): group.length for group in self.groups}.values())
 
     @property
     def full(self) -> bool:
         """Whether it may not hold one more token of each row."""
         return len(self.groups) > 1 and self.size > self.tokens
 
-    def fits(self, n: int, length: int) -> bool:
-        """Whether n rows may be in it, the new ones of a prefix of so many tokens."""
-        columns = SPARE if (youngest := self._youngest()) is None else youngest.columns
-        new = (n - len(self.groups)) * columns
-        return n <= 1 or (n <= self.limit and self.size + length + new <= self.tokens)
+    def fits(self, n: int, length: int, drawn: int) -> bool:
+        """Whether n rows may be in it, the new ones of a prefix of so many tokens, if each draws about `drawn` tokens.
+
+        There is to be memory for them at any time to come, as long as no others follow.
+        """
+        if n <= 1 or n > self.limit:
+            return n <= 1
+        ages = np.zeros(n)
+        for start, end, cohort in self.spans():
+            ages[start:end] = cohort.width
+        left = np.maximum(drawn - ages, SPARE)
+        alive = left >= left[:, None]  # (time at which a row ends, row)
+        most = (alive * (ages + left[:, None])).sum(-1).max()
+        return self._shared + length + most + n * SPARE // 2 <= self.tokens
 
     def place(self, rows: Sequence[int], cache: Any, length: int) -> None:
         """Rows, which follow on the others, begin after the prefix of the cache, which has `length` tokens and is held as it
