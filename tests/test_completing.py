@@ -123,7 +123,9 @@ def test_every_kind_that_is_declared_is_known() -> None:
     "line", ["probe trace -m smol", "probe rewind runs/", "probe trace x --edit z@1=", "probe importance r --method "]
 )
 def test_a_shell_does_not_wait_for_torch(line: str, here: Path) -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "probe"]
+    program = "import sys; sys.argv[:] = ['probe']; from probe.cli.main import main; main()"
+    command = [sys.executable, "-X", "importtime", "-c", program]
     done = subprocess.run(command, env={**os.environ, **asked(line)}, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout and "Usage" not in done.stdout
     loaded = {told.rpartition("|")[2].strip().partition(".")[0] for told in done.stderr.splitlines()}
     assert not loaded & {"torch", "transformers", "pyarrow", "pandas", "numpy", "scipy", "rich"}
