@@ -6,7 +6,7 @@ import pytest
 
 from probe.errors import BadOption
 from probe.outcomes import OTHER, OutcomeRule, outcome_class
-from probe.requests import OutcomeOptions
+from probe.requests import OutcomeOptions, Rewind
 
 REFUSE = OutcomeRule.parse(outcome=["refuse=/I can.t/", "hedge=/perhaps/i"])
 
@@ -90,3 +90,18 @@ def test_the_right_outcome_is_one_of_those_that_are_named() -> None:
 def test_two_ways_to_say_what_an_outcome_is_are_refused(options: dict, said: str) -> None:
     with pytest.raises(BadOption, match=said):
         OutcomeOptions(**options).check_outcomes()
+
+
+@pytest.mark.parametrize("more", [{"until": 0.1}, {"budget": "1000"}])
+def test_who_labels_at_the_end_cannot_say_when_to_stop(more: dict) -> None:
+    with pytest.raises(BadOption, match="look at outcomes while they draw"):
+        Rewind("run", to="step1", judge="cat", **more)
+
+
+def test_the_right_class_of_a_problem() -> None:
+    assert OutcomeOptions().expected("1,000") == "1000" and OutcomeOptions(expect="7").expected("8") == "7"
+    patterns = OutcomeOptions(outcome=("refuse=/no/",))
+    assert patterns.expected("refuse") == "refuse" and patterns.expected("18") is None
+    judged = OutcomeOptions(judge="cat")
+    assert judged.expected("18") is None and judged.expected("yes", known={"yes"}) == "yes"
+    assert OutcomeOptions(judge="cat", expect="no").expected("yes", known={"yes"}) == "no"

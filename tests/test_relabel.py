@@ -157,3 +157,28 @@ def test_methods_that_need_the_model_are_left_out_and_said(lm: Any, traced: Run)
     again = probe.relabel(run, answer="last-number")
     assert set(again.importance["method"]) == {"rescore"}
     assert any("counterfactual and early-answer need the model" in text for text in again.manifest["warnings"])
+
+
+JUDGE = (
+    "import json, sys\nfor line in sys.stdin:\n    q = json.loads(line)\n"
+    "    print(json.dumps({'outcome': 'long' if len(q['completion']) % 2 else 'short', 'branch': q['branch']}))\n"
+)
+
+
+@pytest.mark.parametrize("verb", ["rewind", "everywhere", "importance"])
+def test_a_judge_of_a_rewind_is_a_judge_of_what_it_drew(lm: Any, traced: Run, verb: str, tmp_path: Path) -> None:
+    """Drawn with a judge, and drawn without and judged then: the same numbers, of the class that the original has."""
+    (tmp_path / "label.py").write_text(JUDGE)
+    judge = f"{sys.executable} {tmp_path / 'label.py'}"
+    function = probe.importance if verb == "importance" else probe.rewind
+    asked = {**VERBS[verb], "samples": 6, "max_new": 4, "lm": lm, "sampling": Sampling(1.0, seed=2)}
+    drawn = function(traced, **asked, judge=judge, out=tmp_path / "judged")
+    again = probe.relabel(function(traced, **asked), judge=judge)
+    for name in sorted({"branches", "labels", "effects", "importance"} & set(drawn.tables)):
+        assert rows(again, name) == rows(drawn, name), name
+    own = {row["prompt_id"]: row["outcome"] for row in rows(drawn, "branches") if row["arm"] == "original"}
+    told = drawn.summary["problems" if verb == "importance" else "places"]
+    assert set(own.values()) <= {"long", "short"} and all(one["reference"] == own[one["prompt_id"]] for one in told)
+    expected = function(traced, **asked, judge=judge, expect="long")
+    told = expected.summary["problems" if verb == "importance" else "places"]
+    assert {one["reference"] for one in told} == {"long"}

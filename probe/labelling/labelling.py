@@ -59,6 +59,15 @@ def label(run: Running, options: OutcomeOptions, *, tokens_of: Run | None = None
     return {one.outcome for one in given.values()}
 
 
+def counted(run: Running, options: OutcomeOptions, prompt_id: int, given: set[str]) -> tuple[str, str | None]:
+    """The class that is counted of a problem that was labelled, the right one or else that of its original; the right one."""
+    rows = run.writer.read("branches", prompt_id=prompt_id)
+    (prompt,) = run.writer.read("prompts", prompt_id=prompt_id).to_pylist()
+    expected = options.expected(prompt["expect"], known=given)
+    own = [row["outcome"] for row in rows.select(["arm", "outcome"]).to_pylist() if row["arm"] == "original"]
+    return expected or (own[0] if own else UNLABELLED), expected
+
+
 def _from_file(run: Running, path: Path) -> None:
     found, said = read_labels(path).of(_places(run.writer))
     run.warn(*said)

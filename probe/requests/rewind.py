@@ -82,6 +82,11 @@ class Continuations(BudgetOptions, OutcomeOptions, ContinuedSamplingOptions):
                 raise BadOption(f"{name} is {value}", hint="it is at least 1")
         self.check_outcomes()
         self.check_budget()
+        if self.labelled and self.in_rounds:
+            raise BadOption(
+                "--until and --budget look at outcomes while they draw, and labels come when all is drawn",
+                hint="leave them out, or --judge and --labels",
+            )
 
 
 if TYPE_CHECKING:  # the same names as in the registry, for editors and type checkers; a test compares them

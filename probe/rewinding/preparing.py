@@ -99,8 +99,7 @@ def origin_of(opened: OpenedRun, prompt_id: int) -> Origin:
     source, lm, request = opened.source, opened.lm, opened.request
     original = trajectory(source, lm, prompt_id=prompt_id, branch=request.branch, split=request.split)
     found = outcome_of(lm, original.ids, original.n_prompt, "eos", request.rule)
-    right = expected_of(source, prompt_id) if request.expect is None else request.expect
-    expected = None if right is None else request.rule.expected(right)
+    expected = request.expected(expected_of(source, prompt_id))
     noise_seed = problem_seed(opened.sampling.seed, original.ids[: original.n_prompt])
     return Origin(opened, original, found, expected, noise_seed)
 

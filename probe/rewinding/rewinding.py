@@ -17,6 +17,7 @@ from probe.decoding.rollouts import Engine
 from probe.decoding.teacher_forced import suffix_logprobs
 from probe.errors import BadOption
 from probe.interventions import parse_all
+from probe.labelling import counted, label, labellers
 from probe.over_problems import effect_tables
 from probe.requests import Rewind, public
 from probe.rewinding import results
@@ -50,9 +51,11 @@ def run_rewind(request: Rewind) -> stores.Run:
         raise BadOption(f"activations cannot be changed at {engine.name}", hint="leave out --engine")
     problems = Problems(opened, lambda origin: plans_of(origin, request))
     came_to = {**opened.resolved(), **_alone(problems), "engine": engine.identity, "changes": _changes(opened, request)}
+    came_to |= labellers(request)
     rounds = RewindRounds(request, list(problems)) if request.in_rounds else None
     with running(request, opened.lm, word=request.step_edit.kind.replace("_", "-"), resolved=came_to) as run:
         run.warn(*differences(opened.lm, opened.sampling), *remarks(engine, opened.sampling))
+        given = _labels(run, engine, problems, request)
         found: list[results.MeasuredPlace] = []
         for some in blocks(_with_sizes(problems, request)) if rounds is None else [rounds.plans]:
             for plans in some:
@@ -60,7 +63,7 @@ def run_rewind(request: Rewind) -> stores.Run:
             places = [plan for plans in some for plan in plans]
             drawn = draw_samples(run, engine, places) if rounds is None else rounds.draw(run, engine)
             for plan, samples in zip(places, drawn, strict=True):
-                found.append(_measure(run, engine, plan, samples))
+                found.append(_measure(run, engine, _counting(run, plan, given), samples))
         results.write_failed(run, opened.source, problems.failed)
         return _finish(run, request, problems, found, {} if rounds is None else {"drawing": rounds.summary})
 
@@ -84,6 +87,25 @@ def _changes(opened: OpenedRun, request: Rewind) -> list[str]:
 def _with_sizes(problems: Problems[list[RewindPlan]], request: Rewind) -> Iterator[tuple[int, list[RewindPlan]]]:
     """The places of each problem, and how many continuations they need at first."""
     return ((request.samples * sum(len(plan.named) for plan in plans), plans) for plans in problems)
+
+
+def _labels(run: Running, engine: Engine, problems: Problems[list[RewindPlan]], request: Rewind) -> set[str]:
+    """Outcomes that others give: they are asked once, when everything is drawn. Those that were given."""
+    if not request.labelled:
+        return set()
+    for some in blocks(_with_sizes(problems, request)):
+        for plans in some:
+            results.write_original(run.writer, plans[0].origin, request.branch)
+        draw_samples(run, engine, [plan for plans in some for plan in plans])
+    return label(run, request)
+
+
+def _counting(run: Running, plan: RewindPlan, given: set[str]) -> RewindPlan:
+    """The same with the class that is counted, where others say what things come to."""
+    if not plan.request.labelled:
+        return plan
+    reference, expected = counted(run, plan.request, plan.origin.original.prompt_id, given)
+    return replace(plan, reference=reference, expected=expected)
 
 
 def _branches(run: Running, plan: RewindPlan) -> pa.Table:

@@ -40,6 +40,8 @@ def early_answer(task: Task) -> Measured:
     share of generated tokens that lie between boundaries.
     """
     lm, stub, how, reference = task.lm, task.request.stub, task.request.answer, task.reference
+    if task.request.labelled or task.request.rule.patterns:
+        raise BadOption("early answers are answers, and no outcomes of another kind", hint="leave early-answer out")
     if reference in (answers.NONE, answers.TRUNCATED):
         raise BadOption("the generation gives no answer to look for", hint="name it with --expect, or --answer RULE")
     steps, ids = task.original.steps, task.original.ids

@@ -15,6 +15,7 @@ from probe import store as stores
 from probe.decoding import differences
 from probe.decoding.rollouts import Engine
 from probe.errors import BadModel, BadOption, ProbeError
+from probe.labelling import counted, label, labellers
 from probe.language_model import check_model
 from probe.over_problems import importance_tables
 from probe.registries.importance_methods import Method, Size, methods_of
@@ -68,17 +69,19 @@ def run_importance(request: Importance) -> stores.Run:
     come_to = {
         **opened.resolved(), **(problems.only.origin.resolved(problems.only.rollout.max_new) if opened.alone else {}),
         "engine": engine.identity, "receiver_heads": [list(place) for place in heads.places] if heads else None,
+        **labellers(request),
     }  # fmt: skip
     rounds, prepared = _rounds(request, methods, problems)
     word = methods[0].name if len(methods) == 1 else "all"
     with running(request, opened.lm, word=word, resolved=come_to) as run:
         run.warn(*differences(opened.lm, opened.sampling), *remarks(engine, opened.sampling))
+        given = _labels(run, engine, problems, request)
         found: dict[int, dict[str, Any]] = {}
         for some in _blocks(problems, request) if rounds is None else [prepared]:
             for plan in some:
                 write_original(run.writer, plan.origin, request.branch)
             for plan in _drawn(run, engine, some, rounds):
-                found |= _measured(run, plan, problems, paired=engine.addressed_noise)
+                found |= _measured(run, _counting(run, plan, given), problems, paired=engine.addressed_noise)
         write_failed(run, opened.source, problems.failed)
         return _finish(run, problems, found, {} if rounds is None else {"drawing": rounds.summary})
 
@@ -147,6 +150,25 @@ def _rounds(
 
 def _blocks(problems: Problems[ImportancePlan], request: Importance) -> Iterator[list[ImportancePlan]]:
     return blocks((request.samples * len(plan.arms) if plan.sampled else 0, plan) for plan in problems)
+
+
+def _labels(run: Running, engine: Engine, problems: Problems[ImportancePlan], request: Importance) -> set[str]:
+    """Outcomes that others give: they are asked once, when everything is drawn. Those that were given."""
+    if not request.labelled:
+        return set()
+    for some in _blocks(problems, request):
+        for plan in some:
+            write_original(run.writer, plan.origin, request.branch)
+        _drawn(run, engine, some, None)
+    return label(run, request)
+
+
+def _counting(run: Running, plan: ImportancePlan, given: set[str]) -> ImportancePlan:
+    """The same with the class that is counted, where others say what things come to."""
+    if not plan.task.request.labelled:
+        return plan
+    reference, _ = counted(run, plan.task.request, plan.prompt_id, given)
+    return plan._replace(task=replace(plan.task, reference=reference))
 
 
 def _drawn(

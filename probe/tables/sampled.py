@@ -41,7 +41,7 @@ SAMPLED = (
         Column("outcome", words(), "the class; it is the outcome in branches too", since=3),
         Column("source", words(), "judge (a command) or file", since=3),
         text("more", "what else was said of it, as JSON; null if nothing", since=3),
-    ), verbs=("sample", "answers"),
+    ), verbs=("sample", "rewind", "importance", "answers"),
        example="select outcome, count(*) as n from 'RUN/labels.parquet' group by outcome order by n desc"),
 )
 # fmt: on
