@@ -25,7 +25,7 @@ class ProblemPlace(PromptSource):
         str | None,
         Option(
             "A run, of which the prompts are taken, a file of problems, or one problem; - reads many from standard input.",
-            argument=True, metavar="RUN|FILE|PROMPT",
+            argument=True, metavar="RUN|FILE|PROMPT", complete="runs",
         ),
     ] = None  # fmt: skip
 

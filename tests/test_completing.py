@@ -65,7 +65,18 @@ def test_models(here: Path) -> None:
 def test_runs_are_folders_with_a_manifest(here: Path) -> None:
     runs = ["runs/a-trace", "runs/b-trace"]
     assert completed("probe rewind ") == ["alice", *runs] and completed("probe rewind al") == ["alice"]
-    for command in ("importance", "lens", "attribute", "runs show", "runs rm", "runs check", "steps", "runs tree"):
+    for command in (
+        "importance",
+        "sample",
+        "answers",
+        "lens",
+        "attribute",
+        "runs show",
+        "runs rm",
+        "runs check",
+        "steps",
+        "runs tree",
+    ):
         assert completed(f"probe {command} runs/") == runs
     assert completed("probe runs rm runs/a-trace runs/b") == ["runs/b-trace"]
     assert completed("probe rewind ./al") == ["./alice"]

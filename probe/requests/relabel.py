@@ -22,8 +22,11 @@ class Relabel(OutcomeOptions, Request):
 
     run: Annotated[
         Any,
-        Option("A run with continuations (probe sample, rewind, importance).", argument=True, shell=Path, to_plain=plain_run),
-    ]
+        Option(
+            "A run with continuations (probe sample, rewind, importance).", argument=True, shell=Path, complete="runs",
+            to_plain=plain_run,
+        ),
+    ]  # fmt: skip
     _: KW_ONLY
     pass_at: Annotated[
         str | tuple[int, ...] | None,
