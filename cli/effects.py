@@ -147,7 +147,7 @@ def _show_effects(summary: dict[str, Any]) -> None:
 def _test(headline: dict[str, Any]) -> str:
     """What the p is of."""
     if headline.get("stopped") is not None:
-        return "p, at whatever n one stops,"
+        return "anytime-valid p"
     return f"{headline['method'].split(' exact')[0].split(' and')[0]} p"
 
 

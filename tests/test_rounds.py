@@ -197,3 +197,53 @@ def test_bad_input(verb: str, what, said: str, run, tiny, tmp_path: Path) -> Non
     with pytest.raises(ProbeError, match=said) as told:
         getattr(probe, verb)(run, lm=tiny, out=tmp_path / "a", **WHAT, **what)
     assert told.value.hint and not list(tmp_path.iterdir())
+
+
+def test_what_drawing_takes_is_said_before(run, tiny) -> None:
+    """Counted by hand; of the prefixes every beginning once; as many samples as the means suffice for."""
+    from probe.requests import Importance, Rewind
+    from probe.rewinding import plan_rewind
+    from probe.step_importance import plan_importance
+
+    plan = plan_importance(Importance(run, lm=tiny, method="resampling", **WHAT))
+    done = probe.importance(run, lm=tiny, method="resampling", **WHAT)
+    drawn = done.branches[done.branches["sample"] >= 0]
+    assert (plan["problems"], plan["steps"]) == (2, done.steps[["prompt_id", "step"]].drop_duplicates().shape[0])
+    assert plan["continuations"] == len(drawn) and plan["tokens"] == 8 * len(drawn) >= drawn["n_tokens"].sum()
+    whole = run.tokens.sort_values("pos").groupby("prompt_id")["token_id"].apply(tuple)
+    ends = drawn.groupby("prompt_id")["draw_pos"].unique()
+    prefixes = {(whole[k][:i]) for k in (0, 1) for end in ends[k] for i in range(1, end + 1)}
+    assert plan["tokens_read"]["prefixes"] == len(prefixes)
+    assert plan["tables"]["branches"]["rows"] == len(drawn) and plan["seconds"] > 0 and "P = 0.5" in plan["assumes"]
+    assert plan["half_width"] == pytest.approx(stats.half_width(16), abs=1e-3) and plan["half_width_mean"] > plan["half_width"]
+    arms = len(drawn) // 16
+    for budget, n in ((8 * 40 * arms, 40), (8 * arms - 1, 1)):
+        plan = plan_importance(Importance(run, lm=tiny, method="resampling", **WHAT, budget=budget))
+        assert plan["samples"] == n and plan["tokens"] <= max(budget, 8 * arms) and plan["continuations"] == n * arms
+        assert plan["half_width"] == pytest.approx(stats.anytime_half_width(n), abs=1e-3) and plan["tells_from_0"] is None
+    plan = plan_rewind(Rewind(run, lm=tiny, to="all", delete=True, until=0.2, **WHAT))
+    n = plan["samples"]
+    assert plan["half_width"] <= 0.2 < stats.anytime_half_width(n - 1) and plan["continuations"] == 2 * n * plan["places"]
+    alone = plan_rewind(Rewind(run, lm=tiny, to="step1", delete=True, prompt_id=0, budget="1h", **WHAT))
+    assert alone["half_width_mean"] is None and 1 <= alone["samples"] <= rounds.MOST
+
+
+def test_tokens_that_prefixes_have_in_common_are_counted_once() -> None:
+    from probe.decoding.costs import distinct_tokens
+
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        prefixes = [tuple(random.integers(0, 3, random.integers(1, 7)).tolist()) for _ in range(8)]
+        assert distinct_tokens(prefixes) == len({one[:i] for one in prefixes for i in range(1, len(one) + 1)})
+
+
+def test_the_width_of_a_mean_over_problems_is_what_simulation_gives() -> None:
+    random = np.random.default_rng(1)
+    problems, n, between = 12, 20, 0.1
+    true = random.normal(0, between, (4000, problems))
+    down, up = (0.25 - true) / 2, (0.25 + true) / 2
+    pairs = random.random((n, *true.shape))
+    means = np.where(pairs < np.clip(up, 0, 1), 1, np.where(pairs < np.clip(up, 0, 1) + np.clip(down, 0, 1), -1, 0)).mean(0)
+    half = stats.mean_half_width(problems, n, between=between)
+    assert np.mean(np.abs(means.mean(1)) <= half) == pytest.approx(0.97, abs=0.015)  # t of 11, where the spread is known
+    assert stats.mean_half_width(1, n, between=between) is None

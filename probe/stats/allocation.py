@@ -14,7 +14,7 @@ import numpy as np
 
 from probe.stats.sequential import StoppingRule, confidence_sequence
 
-BATCH = 64  # a round has at least so many rollouts, which fill a batch
+BATCH = 64  # a round has at least so many rollouts, which fill a batch, unless a cell's pairs would more than double
 SHARE = 4  # and costs at least one of so many parts of what was spent: the looks grow with the log of it
 FEWEST = 4  # pairs that a difference gets at a time, or
 STEP = 4  # one of so many parts of what it has
@@ -125,10 +125,11 @@ class Allocation:
         """The cell that narrows most for its price, and how many pairs it shall have."""
         cells = np.flatnonzero(tried)
         have = target[self.ends[cells]].min(axis=1)
-        wanted = np.minimum(self.most, have + np.maximum(FEWEST, have // STEP))
+        at_most = np.minimum(self.most, 2 * np.maximum(FEWEST, self.drawn[self.ends[cells]].min(axis=1)))
+        wanted = np.maximum(have, np.minimum(at_most, have + np.maximum(FEWEST, have // STEP)))
         width, pairs = (np.where(self.stopped == "", x, 0)[:, cells].max(axis=0) for x in (self.width, self.pairs))
         now = width * np.sqrt(np.maximum(1, pairs) / np.maximum(1, have))
-        gain = now * (1 - np.sqrt(np.maximum(1, have) / wanted))
+        gain = now * (1 - np.sqrt(np.maximum(1, have) / np.maximum(1, wanted)))
         missing = np.maximum(0, wanted[:, None] - target[self.ends[cells]])
         cost = (missing * price[self.ends[cells]]).sum(axis=1)
         best = int(np.argmax(gain / np.maximum(cost, 1e-9)))

@@ -76,6 +76,17 @@ def half_width(n: int, *, p: float = 0.5, rho: float = 0.5) -> float:
     return (high - low) / 2
 
 
+def mean_half_width(problems: int, n: int, *, between: float, p: float = 0.5, rho: float = 0.5) -> float | None:
+    """Half the width of the 95 % interval of a difference's mean over problems, each of n pairs as in `half_width`, where the
+    differences themselves vary by a standard deviation of `between`; None for fewer than two problems."""
+    from scipy.special import stdtrit
+
+    if problems < 2:
+        return None
+    variance = between**2 + 2 * p * (1 - p) * (1 - rho) / n
+    return float(stdtrit(problems - 1, 1 - LEVEL / 2)) * math.sqrt(variance / problems)
+
+
 def power(n: int, size: float, discordant: float) -> float:
     """P that n pairs tell a difference of `size` from 0 where that share of pairs is discordant: exact, by enumeration."""
     from scipy.stats import binom

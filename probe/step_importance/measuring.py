@@ -13,6 +13,7 @@ import numpy as np
 from probe import stats
 from probe import store as stores
 from probe.decoding import differences
+from probe.decoding.costs import Source
 from probe.decoding.rollouts import Engine
 from probe.errors import BadModel, BadOption, ProbeError
 from probe.labelling import counted, label, labellers
@@ -21,7 +22,7 @@ from probe.over_problems import importance_tables
 from probe.registries.importance_methods import Method, Size, methods_of
 from probe.requests import Importance, public
 from probe.rewinding.effects import cut_off_across
-from probe.rewinding.planning import precision, seconds, tables_of
+from probe.rewinding.planning import plan_drawing
 from probe.rewinding.preparing import LEFT_OUT, LeftOut, OpenedRun, Origin, Problems, new_tokens, opened_for, rollout_options
 from probe.rewinding.results import parent_of, write_failed, write_original
 from probe.rewinding.rollouts import Arm, ArmSamples, RolloutOptions, blocks, draw
@@ -90,25 +91,26 @@ importance = public(run_importance, Importance)
 
 
 def plan_importance(request: Importance) -> dict[str, Any]:
-    """What `importance` would do. Decodes a few tokens to time them; writes nothing.
+    """What `importance` would do, and what its intervals would be good for: see `plan_drawing`. Writes nothing.
 
-    `tokens_read`: what the model reads for each method, besides what is drawn.
+    `tokens_read`: what the model reads for each method, besides what is drawn; `prefixes`: to draw.
     """
-    opened, methods, samples = opened_for(request), methods_of(request.method), request.samples
+    opened, methods = opened_for(request), methods_of(request.method)
     heads = _heads(opened, request)
     plans = list(Problems(opened, lambda origin: _plan(origin, request, methods, heads)))
-    arms = [arm for plan in plans for arm in plan.arms] if plans[0].sampled else []
-    rows, tokens = samples * len(arms), samples * sum(arm.max_new for arm in arms)
-    rollout = plans[0].rollout._replace(max_new=-(-tokens // max(1, rows)))
     originals = [plan.origin.original for plan in plans]
-    sizes = [Size(one.n_prompt, [step.end - step.start for step in one.steps], samples) for one in originals]
-    return {
+    about = {
         "model": opened.lm.name, "methods": ", ".join(method.name for method in methods), "problems": len(plans),
-        "steps": sum(len(one.steps) for one in originals), "continuations": rows, "tokens": tokens,
-        "tokens_read": {one.name: sum(map(one.tokens, sizes)) for one in methods},
-        "seconds": round(seconds(opened.lm, [arm.prefix for arm in arms], rollout, rows), 1) if rows else 0.0,
-        **precision(samples), **tables_of(rows, tokens),
+        "steps": sum(len(one.steps) for one in originals),
     }  # fmt: skip
+    drawing: dict[str, Any] = {"samples": request.samples, "continuations": 0, "tokens": 0, "seconds": 0.0, "tables": {}}
+    if plans[0].sampled:
+        sources = [Source(arm.prefix, arm.max_new, plan.rollout.sampling.seed) for plan in plans for arm in plan.arms]
+        engine = engine_of(opened.lm, request.engine)
+        drawing = plan_drawing(engine, sources, opened.sampling, request, request.samples, len(plans))
+    sizes = [Size(one.n_prompt, [step.end - step.start for step in one.steps], drawing["samples"]) for one in originals]
+    read = {"prefixes": drawing.pop("tokens_read", 0), **{one.name: sum(map(one.tokens, sizes)) for one in methods}}
+    return {**about, **drawing, "tokens_read": read}
 
 
 def _heads(opened: OpenedRun, request: Importance) -> Heads | None:

@@ -121,6 +121,8 @@ class Writer:
         """The rows of a small table so far (of one prompt), by key, those of earlier sessions included: for the summary."""
         if self.whole is None:
             return self._backend.read(table, prompt_id)
+        if table not in self.whole.tables:
+            return tables.schema(table).empty_table()
         return self.whole.table_arrow(table) if prompt_id is None else self.whole.scan(table, prompt_id=prompt_id)
 
     def batches(self, table: str, columns: Sequence[str]) -> Iterator[pa.Table]:
