@@ -14,7 +14,7 @@ TIMED = 4  # tokens of each continuation that are drawn to time the rest
 PREFIXES = 4  # that are read for it
 
 
-class Source(NamedTuple):
+class DrawingSource(NamedTuple):
     """What is drawn from: a prefix, how far, and the seed of its problem's noise."""
 
     prefix: TokenIds
@@ -22,14 +22,14 @@ class Source(NamedTuple):
     seed: int = 0
 
 
-class Pace(NamedTuple):
+class DrawingPace(NamedTuple):
     """Seconds that an engine takes for a token that it reads, and for one that it draws beside others."""
 
     reading: float
     drawing: float
 
 
-class Cost(NamedTuple):
+class DrawingCost(NamedTuple):
     """Of so many samples from each source. tokens: at most; tokens_read: of prefixes, what they have in common once."""
 
     continuations: int
@@ -55,7 +55,7 @@ def distinct_tokens(prefixes: Iterable[TokenIds]) -> int:
     return total
 
 
-def pace_of(engine: Engine, sources: Sequence[Source], sampling: Sampling) -> Pace:
+def pace_of(engine: Engine, sources: Sequence[DrawingSource], sampling: Sampling) -> DrawingPace:
     """Draw a few tokens side by side from a few of the sources, and time them. A server's includes the way there."""
     some = list(sources[:: -(-len(sources) // PREFIXES)])
 
@@ -70,10 +70,10 @@ def pace_of(engine: Engine, sources: Sequence[Source], sampling: Sampling) -> Pa
     first, one_each = timed(PLACES, 1)
     longer, several_each = timed(PLACES, 1 + TIMED)
     more = max(1, several_each - one_each)
-    return Pace(first / max(1, distinct_tokens(one.prefix for one in some)), max(0.0, longer - first) / more)
+    return DrawingPace(first / max(1, distinct_tokens(one.prefix for one in some)), max(0.0, longer - first) / more)
 
 
-def cost_of(sources: Sequence[Source], samples: int, pace: Pace) -> Cost:
+def cost_of(sources: Sequence[DrawingSource], samples: int, pace: DrawingPace) -> DrawingCost:
     """Of so many samples of each source, all of full length."""
     tokens, read = samples * sum(one.max_new for one in sources), distinct_tokens(one.prefix for one in sources)
-    return Cost(samples * len(sources), tokens, read, pace.reading * read + pace.drawing * tokens)
+    return DrawingCost(samples * len(sources), tokens, read, pace.reading * read + pace.drawing * tokens)

@@ -8,7 +8,7 @@ from typing import Any
 
 from probe import stats
 from probe.decoding import Sampling
-from probe.decoding.costs import Source, cost_of, pace_of
+from probe.decoding.costs import DrawingSource, cost_of, pace_of
 from probe.decoding.rollouts import Engine
 from probe.requests import Rewind
 from probe.requests.budget import BudgetOptions
@@ -25,7 +25,7 @@ def plan_rewind(request: Rewind) -> dict[str, Any]:
     """What `rewind` would do, and what its intervals would be good for: see `plan_drawing`. Writes nothing."""
     opened = opened_for(request)
     plans = [plan for plans in Problems(opened, lambda origin: plans_of(origin, request, dry=True)) for plan in plans]
-    sources = [Source(a.prefix, plan.rollout.max_new, plan.rollout.sampling.seed) for plan in plans for a in plan.named]
+    sources = [DrawingSource(a.prefix, plan.rollout.max_new, plan.rollout.sampling.seed) for plan in plans for a in plan.named]
     problems = len({id(plan.origin) for plan in plans})
     one = {"position": plans[0].fork.target.start, "arms": len(plans[0].named)} if len(plans) == 1 else {}
     return {
@@ -35,7 +35,7 @@ def plan_rewind(request: Rewind) -> dict[str, Any]:
 
 
 def plan_drawing(
-    engine: Engine, sources: Sequence[Source], sampling: Sampling, request: BudgetOptions, samples: int, problems: int
+    engine: Engine, sources: Sequence[DrawingSource], sampling: Sampling, request: BudgetOptions, samples: int, problems: int
 ) -> dict[str, Any]:
     """What drawing from every source takes, and how wide the intervals become. A few tokens are drawn, to time them.
 

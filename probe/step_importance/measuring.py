@@ -13,7 +13,7 @@ import numpy as np
 from probe import stats
 from probe import store as stores
 from probe.decoding import differences
-from probe.decoding.costs import Source
+from probe.decoding.costs import DrawingSource
 from probe.decoding.rollouts import Engine
 from probe.errors import BadModel, BadOption, ProbeError
 from probe.labelling import counted, label, labellers
@@ -105,7 +105,7 @@ def plan_importance(request: Importance) -> dict[str, Any]:
     }  # fmt: skip
     drawing: dict[str, Any] = {"samples": request.samples, "continuations": 0, "tokens": 0, "seconds": 0.0, "tables": {}}
     if plans[0].sampled:
-        sources = [Source(arm.prefix, arm.max_new, plan.rollout.sampling.seed) for plan in plans for arm in plan.arms]
+        sources = [DrawingSource(arm.prefix, arm.max_new, plan.rollout.sampling.seed) for plan in plans for arm in plan.arms]
         engine = engine_of(opened.lm, request.engine)
         drawing = plan_drawing(engine, sources, opened.sampling, request, request.samples, len(plans))
     sizes = [Size(one.n_prompt, [step.end - step.start for step in one.steps], drawing["samples"]) for one in originals]
