@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from probe import stats
 from probe import store as stores
 from probe.decoding import differences
+from probe.decoding.costs import DrawingSource, cost_of, pace_of
 from probe.decoding.rollouts import Engine
 from probe.errors import NonFinite
 from probe.labelling import label, labellers
 from probe.outcomes import SILENT
 from probe.requests import OutcomeOptions, Sample, public
 from probe.requests.sample import parse_percents
-from probe.rewinding.planning import seconds, tables_of
 from probe.rewinding.rollouts import blocks, draw
 from probe.running import Running, running
 from probe.sampling.problems import ProblemSource
@@ -83,14 +83,13 @@ def plan_sample(lm: LanguageModel, request: Sample) -> dict[str, Any]:
     if not sequences:
         raise next(one.error for one in found if isinstance(one, Failed))
     wanted = [source.wanted(one) for one in sequences]
-    rows = request.samples * len(sequences)
+    sources = [DrawingSource(one.arms[0].prefix, source.max_new, one.rollout.sampling.seed) for one in wanted]
+    pace = pace_of(engine_of(lm, request.engine), sources, source.sampling)
     low, high = stats.wilson(request.samples / 2, request.samples)[1:]
     return {
-        "model": lm.name, "problems": len(sequences), "failed": len(found) - len(sequences), "continuations": rows,
-        "tokens": rows * source.max_new,
-        "seconds": round(seconds(lm, [one.arms[0].prefix for one in wanted], wanted[0].rollout, rows), 1),
+        "model": lm.name, "problems": len(sequences), "failed": len(found) - len(sequences),
+        **cost_of(sources, request.samples, pace).plan(),
         "half_width": round((high - low) / 2, 3), "half_width_mean": round(0.98 / len(sequences) ** 0.5, 3),
-        **tables_of(rows, rows * source.max_new),
     }  # fmt: skip
 
 
