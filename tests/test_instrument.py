@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from probe.instrument import AttentionCall, Tap, attending, recording, tapping
+from probe.instrument import AttentionCall, Tap, attended, attending, recording, tapping
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 
@@ -175,3 +175,21 @@ def test_observers_nest_edit_and_keep_to_their_model_and_thread(llama: nn.Module
         assert torch.equal(edited, logits(llama))
     assert torch.equal(logits(llama), plain)
     assert "get_interface" not in vars(ALL_ATTENTION_FUNCTIONS)
+
+
+def test_attention_can_be_computed_by_another_function(llama: nn.Module) -> None:
+    """One that leaves a call alone changes nothing; observers see what the other gives; after it all is as it was."""
+    plain, seen = logits(llama), []
+
+    def first_only(call: AttentionCall) -> Tensor | None:
+        return None if len(seen) else torch.zeros(*call.query.shape[:1], IDS.shape[1], 4, 4)
+
+    assert not attended(llama)
+    with attending(llama, attention=lambda call: None):
+        assert attended(llama)
+        assert torch.equal(logits(llama), plain)
+    with attending(llama, lambda path, call, output: seen.append(output), attention=first_only):
+        assert not torch.allclose(logits(llama), plain)
+    assert [bool(one.any()) for one in seen] == [False, True, True]
+    assert not attended(llama)
+    assert torch.equal(logits(llama), plain)

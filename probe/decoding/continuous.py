@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from probe.decoding.engine import OpenBranch
+from probe.decoding.engine import OpenBranch, draw_next
 from probe.decoding.prefixes import Known, TokenIds, extended
 from probe.decoding.rooms import Room, next_logits
-from probe.decoding.sampler import choose
 from probe.decoding.shared_prefixes import SharedRoom
-from probe.errors import NonFinite
 from probe.requests import Sampling
 
 if TYPE_CHECKING:
@@ -129,17 +127,8 @@ class ContinuousBatch:
 
     def _choose(self, rows: Sequence[OpenBranch], logits: Tensor) -> None:
         """Draw the next token of each row; those that end by it are told of."""
-        try:
-            chosen = choose(
-                logits, self._texts(rows), self.sampling, samples=[row.sample for row in rows],
-                steps=[len(row.found.ids) for row in rows], seeds=[row.seed for row in rows],
-            )  # fmt: skip
-        except NonFinite as error:
-            broken = rows[error.row or 0]
-            where = f"after a prefix of {len(broken.prefix):,} tokens that ends in {self.lm.pieces(broken.prefix[-12:]).text!r}"
-            raise NonFinite(f"{error} ({where})", hint=error.hint) from error
-        for row, one in zip(rows, zip(*chosen, strict=True), strict=True):
-            row.append(self.lm, self.sampling.stop, one)
+        draw_next(self.lm, rows, logits, self._texts(rows), self.sampling)
+        for row in rows:
             self._drawn += 1
             if not row.running:
                 self._ended += 1

@@ -17,7 +17,7 @@ from transformers.generation.utils import ALL_CACHE_NAMES
 from probe.decoding.caches import expected, joined, joins, make_room, select, selects, slot
 from probe.decoding.prefixes import Edits, Known, TokenIds
 from probe.decoding.sampler import choose
-from probe.errors import BadModel
+from probe.errors import BadModel, NonFinite
 from probe.language_model.rotary import start_over
 from probe.language_model.stepping import cache_support, forward, plain_kwargs
 from probe.requests import Sampling
@@ -134,6 +134,27 @@ def ended(lm: LanguageModel, ids: Sequence[int], stop: Sequence[str]) -> str:
     return "stop" if any(one in text for one in stop) else ""
 
 
+def draw_next(
+    lm: LanguageModel, rows: Sequence[OpenBranch], logits: Tensor, ids: Tensor | None, sampling: Sampling
+) -> list[int]:
+    """A token of each row from its logits (row, d_vocab); those that run take it, and may end by it. ids: as in `choose`.
+
+    Raises `NonFinite` that says which row it was."""
+    try:
+        chosen = choose(
+            logits, ids, sampling, samples=[row.sample for row in rows], steps=[len(row.found.ids) for row in rows],
+            seeds=[row.seed for row in rows],
+        )  # fmt: skip
+    except NonFinite as error:
+        broken = rows[error.row or 0].prefix
+        where = f"after a prefix of {len(broken):,} tokens that ends in {lm.pieces(broken[-12:]).text!r}"
+        raise NonFinite(f"{error} ({where})", hint=error.hint) from error
+    for row, one in zip(rows, zip(*chosen, strict=True), strict=True):
+        if row.running:
+            row.append(lm, sampling.stop, one)
+    return chosen.tokens
+
+
 def by_length(lm: LanguageModel, rows: Sequence[OpenBranch]) -> list[list[OpenBranch]]:
     """Rows that can run side by side without padding; each by itself if states are no cache (rwkv mixes rows, 5.23)."""
     if slot(lm.model) not in ("cache", "past_key_values", "cache_params"):
@@ -199,17 +220,12 @@ class Batch:
             if not any(row.running for row in self.rows):
                 break
             self._cut()
-            logits = self._next(step)
-            chosen = choose(
-                logits, self.ids, self.sampling, samples=[row.sample for row in self.rows],
-                steps=[step] * len(self.rows), seeds=[row.seed for row in self.rows],
-            )  # fmt: skip
-            for row, one in zip(self.rows, zip(*chosen, strict=True), strict=True):
-                if row.running:
-                    row.append(self.lm, self.sampling.stop, one)
-                    if not row.running:
-                        self._end(row, row.found.stop_reason)
-            self.ids = torch.cat([self.ids, torch.tensor(chosen.tokens, device=self.ids.device)[:, None]], dim=1)
+            running = [row for row in self.rows if row.running]
+            tokens = draw_next(self.lm, self.rows, self._next(step), self.ids, self.sampling)
+            for row in running:
+                if not row.running:
+                    self._end(row, row.found.stop_reason)
+            self.ids = torch.cat([self.ids, torch.tensor(tokens, device=self.ids.device)[:, None]], dim=1)
             if progress:
                 progress("decoding", step + 1, max_new)
 
