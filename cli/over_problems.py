@@ -50,24 +50,37 @@ def _show_means(rows: Any, name: str, value: str) -> None:
         own = own[own["grouped_by"].astype(str).isin(LISTED)]
         order = own["grouped_by"].astype(str).map(LISTED.index)
         own = own.assign(order=order).sort_values("order", kind="stable")
-        ends = [x for column in (value, "ci_low", "ci_high") for x in own[column] if x == x]
-        if not ends:
+        if own[value].isna().all():
             continue
-        least, most = min(0.0, *ends), max(0.0, *ends)
-        cells = []
-        for row in own.itertuples():
-            found = getattr(row, value)
-            cells.append((
-                str(row.value) or "all steps", _number(found), _interval(row.ci_low, row.ci_high),
-                _bar(found, row.ci_low, row.ci_high, least, most),
-                _interval(getattr(row, "above_low", None), getattr(row, "above_high", None)),
+        least, most = _scale(own, value)
+        cells = [
+            (
+                str(row.value) or "all steps", _number(getattr(row, value)), _interval(row.ci_low, row.ci_high),
+                _bar(getattr(row, value), row.ci_low, row.ci_high, least, most), _above(row),
                 _number(getattr(row, "floor", None)), str(row.discovered), str(row.problems), str(row.steps),
                 f"{row.rollouts:,}",
-            ))  # fmt: skip
+            )
+            for row in own.itertuples()
+        ]  # fmt: skip
         unit = f": {own['unit'].iloc[0]}" if "unit" in own else ""
         typer.echo(f"\n{label}{unit}")
         heads = ("", "mean", "95 %", "", "above chance", "by chance", "q ≤ 0.05", "problems", "steps", "rollouts")
         _show(heads, cells)
+
+
+def _scale(rows: Any, value: str) -> tuple[float, float]:
+    """Both ends of the bars: they hold zero, all means and the intervals of most rows. Of few problems some are far wider."""
+    ends = rows[value].dropna().tolist()
+    for column, share in (("ci_low", 0.2), ("ci_high", 0.8)):
+        known = rows[column].dropna()
+        ends += [float(known.quantile(share))] if len(known) else []
+    return min(0.0, *ends, 0.0), max(0.0, *ends, 0.0)
+
+
+def _above(row: Any) -> str:
+    """The mean of what is above the floor, with its interval."""
+    found = getattr(row, "above", None)
+    return "" if found is None or found != found else f"{_number(found)} {_interval(row.above_low, row.above_high)}"
 
 
 def _show_covariates(rows: Any) -> None:
@@ -116,16 +129,21 @@ def _show(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
 
 
 def _bar(value: float, low: float, high: float, least: float, most: float) -> str:
-    """The interval as a line on a scale from `least` to `most`, with the estimate ● and zero │ on it."""
+    """The interval as a line on a scale from `least` to `most`, with the estimate ● and zero │ on it; ‹ and › where it goes
+    further."""
     span = (most - least) or 1.0
     line = [" "] * WIDTH
 
     def at(x: float) -> int:
-        return round((x - least) / span * (WIDTH - 1))
+        return max(0, min(WIDTH - 1, round((x - least) / span * (WIDTH - 1))))
 
     if low == low:
         line[at(low) : at(high) + 1] = "─" * (at(high) - at(low) + 1)
     line[at(0.0)] = "│"
+    if low < least:
+        line[0] = "‹"
+    if high > most:
+        line[-1] = "›"
     if value == value:
         line[at(value)] = "●"
     return "".join(line)

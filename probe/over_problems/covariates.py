@@ -142,9 +142,15 @@ def _designs(y: np.ndarray, design: pd.DataFrame, seed: int) -> Rows:
     rows += [
         _row("covariates", name, None, np.nan, fits["covariates"], steps) for name in UNITS if name not in (*names, "intercept")
     ]
-    plain, full = fits["covariates"].r2, fits["kinds"].r2
-    more = (full - plain) / (1 - plain) if plain < 1 and len(labels) > 1 else np.nan
+    more = _explained(fits["covariates"].r2, fits["kinds"].r2, steps, len(names) + 1, len(names) + len(labels))
     return [*rows, _row("kinds", "all kinds", None, more, fits["kinds"], steps)]
+
+
+def _explained(plain: float, full: float, n: int, fewer: int, more: int) -> float:
+    """The share of what `fewer` columns leave that `more` explain, adjusted for how many they are: about 0 by chance alone."""
+    if more <= fewer or n <= more or not plain < 1:
+        return np.nan
+    return 1 - (1 - full) / (1 - plain) * (n - fewer) / (n - more)
 
 
 def _rows(design: str, terms: list[str], fit: stats.ClusterRegression, steps: int) -> Iterator[dict[str, Any]]:

@@ -65,7 +65,8 @@ OVER_PROBLEMS = (
         word("unit", doc="of what the coefficient is the change, by one; of a kind: importance at the mean of the covariates"),
         f64("coefficient", "least squares, problems weighing the same; null where the term does not vary by itself"),
         f64("ci_low", "95 %, over problems"), f64("ci_high", "same"),
-        f64("partial_r2", "share explained of what all other terms leave"), f64("r2", "of the whole design"),
+        f64("partial_r2", "share explained of what all other terms leave; of all kinds together, adjusted for their number"),
+        f64("r2", "of the whole design"),
         word("halves", doc="crossed: entropy and importance were read from different draws; none: importance was not drawn; "
                            "shared: they were read from the same draws, whose noise is in both"),
         *BEHIND,
