@@ -177,7 +177,7 @@ def regressed(found: OverProblems, method: str, design: str = "covariates") -> p
 @pytest.mark.parametrize("paired", [True, False])
 def test_where_no_step_does_anything_nothing_goes_along_with_entropy(paired: bool) -> None:
     """Entropy and importance that were read from the same draws hang together, though the draws are noise."""
-    rows = made(np.random.default_rng(3), 160, most=6, paired=paired)
+    rows = made(np.random.default_rng(3), 110, most=6, paired=paired)
     found = importance_tables(*rows, seed=0)
     for method in ("resampling", "resampling_tv"):
         row = regressed(found, method).loc["entropy"]
@@ -334,6 +334,17 @@ def test_effects_over_problems_are_of_the_original_answer() -> None:
     weights = rows.steps.assign(weight=rows.steps["end"] - rows.steps["start"]).merge(own, on=["prompt_id", "step"])
     by_tokens = [1 - np.average(o["edited"], weights=o["weight"]) for _, o in weights.groupby("prompt_id")]
     assert areas["prompt-b", "tokens"] == pytest.approx(np.mean(by_tokens))
+
+
+def test_an_answer_that_never_comes_has_a_share_of_nothing() -> None:
+    """Its steps have no row of that answer; without them the mean would be of the others alone."""
+    effects, rows = rewound(np.random.default_rng(2), 9)
+    never = (effects["metric"] == "share") & (effects["outcome"] == "a") & (effects["step"] == 0)
+    nothing = effects.assign(**{name: effects[name].where(~never, 0.0) for name in ("control", "edited", "difference")})
+    zero, bare = (effect_tables(some, *rows[1:], seed=0) for some in (nothing, effects[~never]))
+    means = [frame(found, "effect_means").query("metric == 'share'").drop(columns="discovered") for found in (zero, bare)]
+    pd.testing.assert_frame_equal(*means)
+    assert zero.summary["areas"] == bare.summary["areas"] and means[0].iloc[0]["steps"] == len(rows.steps)
 
 
 def test_one_step_a_problem_has_means_and_no_curve() -> None:

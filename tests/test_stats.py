@@ -164,6 +164,19 @@ def test_p_values_are_uniform_where_nothing_differs_and_small_where_something_do
     assert stats.shift(a, b, stats.tv, paired=paired, seed=0, draws=999).p_value == pytest.approx(1e-3)
 
 
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize("n", [4, 16])
+def test_a_distance_less_its_floor_is_nothing_where_nothing_differs(n: int, paired: bool) -> None:
+    """Also of few samples of many classes, which drawn anew from what they are would seem nearer to each other."""
+    random, off = np.random.default_rng(n), []
+    for _ in range(400):
+        a = random.integers(0, 8, n)
+        b = np.where(random.random(n) < 0.3, a, random.integers(0, 8, n)) if paired else random.integers(0, 8, n)
+        found = stats.shift(list(map(str, a)), list(map(str, b)), stats.tv, paired=paired, seed=0, draws=200)
+        off.append(found.value - found.null_mean)
+    assert abs(np.mean(off)) < 3 * np.std(off) / np.sqrt(len(off)) < 0.03
+
+
 def test_the_null_floor_is_what_chance_gives() -> None:
     random = np.random.default_rng(0)
     p = np.array([0.5, 0.3, 0.2])

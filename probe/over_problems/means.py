@@ -64,11 +64,23 @@ def effect_means(
 
 
 def of_own_answer(effects: pd.DataFrame, own_answers: Mapping[int, str]) -> pd.DataFrame:
-    """The rows of `effects` that problems have in common, with the edit's operation in place of its text."""
-    metric, outcome = effects["metric"].astype(str), effects["outcome"].astype(str)
-    kept = (metric != "share") | (outcome == effects["prompt_id"].map(own_answers))
-    edits = {edit: operation(edit) for edit in effects["edit"].astype(str).unique()}
-    return effects.assign(metric=metric, edit=effects["edit"].astype(str).map(edits))[kept]
+    """The rows of `effects` that problems have in common, with the edit's operation in place of its text.
+
+    An answer that came in no arm has no row in `effects`: its share is 0 in both, and nothing differs.
+    """
+    effects = effects.assign(metric=effects["metric"].astype(str), outcome=effects["outcome"].astype(str))
+    shares = effects[effects["metric"] == "share"]
+    own = shares[shares["outcome"] == shares["prompt_id"].map(own_answers)]
+    places = [*KEYS, "edit"]
+    never = shares.drop_duplicates(places).merge(own[places], on=places, how="left", indicator=True)
+    never = (
+        never[never["_merge"] == "left_only"]
+        .drop(columns="_merge")
+        .assign(control=0.0, edited=0.0, difference=0.0, p_value=1.0)
+    )
+    kept = pd.concat([effects[effects["metric"] != "share"], own, never], ignore_index=True)
+    edits = {edit: operation(edit) for edit in kept["edit"].astype(str).unique()}
+    return kept.assign(edit=kept["edit"].astype(str).map(edits))
 
 
 def operation(edit: str) -> str:

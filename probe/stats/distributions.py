@@ -77,20 +77,21 @@ def shift(a: Sequence[str], b: Sequence[str], statistic: Statistic, *, paired: b
     _, codes = np.unique([*a, *b], return_inverse=True)
     x, y, classes = codes[: len(a)], codes[len(a) :], int(codes.max(initial=0)) + 1
     value = float(statistic(counted(x[None], classes), counted(y[None], classes))[0])
-    p_value = _permutation(x, y, classes, value, statistic, paired, np.random.default_rng(seed), draws)
+    p_value, null_mean = _permutation(x, y, classes, value, statistic, paired, np.random.default_rng(seed), draws)
     null = _null(x, y, classes, statistic, paired, np.random.default_rng(seed), min(draws, 2000))
-    return Shift(value, p_value, float(null.mean()), float(np.quantile(null, 0.95)))
+    return Shift(value, p_value, null_mean, float(np.quantile(null, 0.95)))
 
 
 def _permutation(
     a: np.ndarray, b: np.ndarray, classes: int, observed: float, statistic: Statistic, paired: bool,
     random: np.random.Generator, draws: int,
-) -> float:  # fmt: skip
-    """P that the statistic of codes a (n,), b (m,) is as large by chance: labels swapped within pairs, or shuffled.
+) -> tuple[float, float]:  # fmt: skip
+    """P that the statistic of codes a (n,), b (m,) is as large by chance, and its mean: labels swapped in pairs, or shuffled.
 
-    One is added to both counts, so it is never 0 (Phipson & Smyth 2010).
+    One is added to both counts, so that P is never 0 (Phipson & Smyth 2010). The mean is that of arms that differ by nothing,
+    given all outcomes: drawn anew from the pool, few samples of many classes would lie too near each other.
     """
-    larger = 0
+    larger, total = 0, 0.0
     for some in pieces(draws, len(a) + len(b)):
         if paired:
             swap = random.random((some, len(a))) < 0.5
@@ -98,8 +99,10 @@ def _permutation(
         else:
             mixed = random.permuted(np.tile(np.concatenate([a, b]), (some, 1)), axis=1)
             left, right = mixed[:, : len(a)], mixed[:, len(a) :]
-        larger += int((statistic(counted(left, classes), counted(right, classes)) >= observed - 1e-12).sum())
-    return float((1 + larger) / (draws + 1))
+        found = statistic(counted(left, classes), counted(right, classes))
+        larger += int((found >= observed - 1e-12).sum())
+        total += float(found.sum())
+    return float((1 + larger) / (draws + 1)), total / draws
 
 
 def _null(
