@@ -187,7 +187,11 @@ class PromptSource:
         Option("The prompt; - reads many from standard input (see --file). After --, it may begin with a dash.", argument=True),
     ] = None
     file: Annotated[
-        Path | None, Option("Many prompts: .txt (one a line), .jsonl, .json, .csv, .parquet; - for stdin.", ("--file", "-f"))
+        Path | None,
+        Option(
+            "Many prompts: .txt (one a line), .jsonl, .json, .csv, .parquet; - for stdin. trace also reads transcripts.",
+            ("--file", "-f"),
+        ),
     ] = None
 
     def prompts(self, said: Mapping[str, Any], *, transcripts: bool = False) -> Any:

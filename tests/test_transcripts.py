@@ -237,6 +237,20 @@ def test_a_broken_row_is_an_error_row(lm: Any, tmp_path: Path) -> None:
         probe.trace(lm, [rows[5]], attention="none", out=None)
 
 
+def test_a_csv_of_transcripts_and_prompts(smol: Any, tmp_path: Path) -> None:
+    text = 'prompt,completion,completion_ids,right\n2 + 2 =, 4,,4\n3 + 3 =,,"[5, 6]",6\n4 + 4 =,,,8\n'
+    (tmp_path / "p.csv").write_text(text)
+    run = probe.trace(smol, tmp_path / "p.csv", expect_column="right", attention="none", out=None)
+    assert [ids_of(run, i)[1] for i in range(3)] == [smol.ids_of(" 4"), [5, 6], []]
+    assert run.prompts["expect"].tolist() == ["4", "6", "8"] and run.prompts["right"].tolist() == [4, 6, 8]
+    assert run.prompts["mean_logprob"].isna().tolist() == [False, False, True] and run.summary["transcripts"]["n"] == 2
+
+
+def test_a_token_that_nobody_drew_here_is_explained_without_a_draw(lm: Any) -> None:
+    run = probe.trace(lm, [{"prompt": "a b", "completion": " c d"}], explain="completion", attention="none", out=None)
+    assert run.manifest["warnings"] == [] and len(run.stages) > 0 and not run.candidates["chosen"].any()
+
+
 def test_transcripts_are_not_gone_on_with(lm: Any, tmp_path: Path) -> None:
     path = jsonl(tmp_path / "p.jsonl", [{"prompt": "a b"}, {"prompt": "a b", "completion": " c d"}])
     with pytest.raises(BadOption, match="prompt 1 has its generation already") as caught:

@@ -61,7 +61,7 @@ def explain_sequence(
         for order in explain.orders:
             found = stages(row, ids[:pos], sampling, order)
             noise, chosen = None, None
-            if pos >= sequence.n_prompt:
+            if pos >= sequence.n_prompt and sequence.given is None:  # else nobody drew it here
                 noise, chosen = race(found[-1], sampling, sample=sequence.prompt.prompt_id, step=pos - sequence.n_prompt)
             about = Token(pos, sequence.ids[pos], order, noise, chosen)
             keys = {"prompt_id": sequence.prompt.prompt_id, "branch": 0}

@@ -149,7 +149,7 @@ def read_prompts(
         if is_chat([row.value for row in found]):
             return as_prompts([row.value for row in found], transcripts=transcripts)
     if transcripts:
-        found = forms.recognised(found)[1]
+        found = forms.recognised(map(_without_empty, found) if kind in ("csv", "tsv") else found)[1]
     return _of_rows(
         found, column, expect_column, origin=origin, texts=kind in ("csv", "tsv"), transcripts=transcripts
     )  # fmt: skip
@@ -173,6 +173,11 @@ def _of_rows(
         there = ", ".join(prompts.file_columns.names) or "none beside the prompt"
         raise BadOption(f"'{origin}' has no column '{expect_column}' with answers", hint=f"its columns: {there}")
     return prompts
+
+
+def _without_empty(row: FileRow) -> FileRow:
+    """A row of a CSV, where an empty field of a generation says that there is none."""
+    return row._replace(value={name: one for name, one in row.value.items() if one != "" or name not in WRITTEN})
 
 
 def _names(column: str | None) -> tuple[str, ...]:
