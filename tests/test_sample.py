@@ -345,6 +345,18 @@ def test_a_tie_is_right_by_chance() -> None:
     assert row["tied"] == 2 and row["majority"] == "a" and row["majority_correct"] == 0.5
 
 
+def test_an_answer_can_be_gone_back_into(lm: Any, run: Run) -> None:
+    asked = {"to": "step1", "split": "token", "samples": 3, "max_new": 3, "lm": lm}
+    found = probe.rewind(run, branch=4, **asked)
+    for prompt in range(3):
+        (own,) = run.scan("branches", prompt_id=prompt, branch=4).to_pylist()
+        original = rows(found, "branches", prompt)[0]
+        assert original["arm"] == "original" and original["text"] == own["text"]
+    with pytest.raises(RunError, match="no generation to go back into") as caught:
+        probe.rewind(run, **asked)
+    assert "--branch 1" in caught.value.hint
+
+
 def test_the_manifest_makes_it_again(lm: Any, run: Run) -> None:
     assert without_sum(probe.replay(lm, run)) == without_sum(run)
 

@@ -127,6 +127,8 @@ def test_no_family_names_in_the_library() -> None:
         ["compare", "--help"],
         ["rewind", "--help"],
         ["importance", "--help"],
+        ["sample", "--help"],
+        ["answers", "--help"],
     ],
 )
 def test_help_imports_nothing_heavy(words: list[str]) -> None:

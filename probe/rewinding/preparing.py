@@ -90,7 +90,7 @@ def opened_for(request: Rewind | Importance) -> OpenedRun:
     lm = request.lm or model_of(source)
     if not request.other_model:
         check_model(source, lm)
-    prompts = chosen_prompts(source, request.wanted)
+    prompts = chosen_prompts(source, request.wanted, request.branch)
     return OpenedRun(source, lm, prompts, request.sampling or sampling_of(arguments_of(source), request.seed or 0), request)
 
 
@@ -104,14 +104,17 @@ def origin_of(opened: OpenedRun, prompt_id: int) -> Origin:
     return Origin(opened, original, found, expected, noise_seed)
 
 
-def chosen_prompts(run: stores.Run, wanted: Sequence[range] | None) -> tuple[int, ...]:
-    """The prompts with a generation that are wanted; all for None. Raises `RunError`."""
+def chosen_prompts(run: stores.Run, wanted: Sequence[range] | None, branch: int = 0) -> tuple[int, ...]:
+    """The prompts with a generation, or such a branch, that are wanted; all for None. Raises `RunError`."""
     if "tokens" not in run.tables:
         raise RunError("this run has no tokens", hint="probe runs show RUN lists what it has")
-    generated = run.scan("tokens", columns=["prompt_id"], branch=0, segment="completion")
+    generated = run.scan("tokens", columns=["prompt_id"], branch=sorted({0, branch}), segment="completion")
     there = sorted(set(generated["prompt_id"].to_pylist()))
     if not there:
-        raise RunError("this run has no generation to go back into", hint="make one: probe trace PROMPT --generate 200")
+        one = (
+            "name one of its answers: --branch 1" if "branches" in run.tables else "make one: probe trace PROMPT --generate 200"
+        )
+        raise RunError("this run has no generation to go back into", hint=one)
     if wanted is None:
         return tuple(there)
     for some in wanted:
