@@ -420,3 +420,42 @@ def test_the_steps_of_all_prompts_or_of_some(shell: Any, tmp_path: Path) -> None
     for wrong, message in (("9", "no tokens of prompt 9"), ("x", "cannot read the prompts")):
         failed = shell("steps", "run", "--prompt", wrong)
         assert failed.returncode == 1 and message in failed.stderr
+
+
+def test_a_run_over_problems_has_them_all(shell: Any, tmp_path: Path) -> None:
+    """From the rows of real runs: what was drawn, asked early and measured of each problem; the page, JSON, and the tree."""
+    lm = probe.load("tiny:llama")
+    source = probe.trace(lm, [f"Count {n}.\n" for n in range(3)], generate=5, out=tmp_path / "source")
+    what = {"lm": lm, "samples": 4, "max_new": 4, "split": "token"}
+    run = probe.importance(
+        source, method="resampling,early-answer", candidates=("1", "2"), expect="1", out=tmp_path / "i", **what
+    )
+    assert set(run.branches["max_new"].dropna()) == {4} and run.branches["max_new"].isna().sum() == 3
+    for one in run.summary["problems"]:
+        early = run.early_answers[run.early_answers["prompt_id"] == one["prompt_id"]]
+        said = one["early_answer"]
+        assert early["answer"].tolist() == said["answers"] and early["match"].tolist() == said["matches"]
+        column = said["candidates"].index("1")
+        assert early["chance"].tolist() == pytest.approx([row[column] for row in said["chances"]], abs=1e-6)
+    area = next(a for a in run.summary["over_problems"]["areas"] if (a["curve"], a["along"]) == ("early-answer", "steps"))
+    assert area["area_over_curve"] == pytest.approx(
+        np.mean([1 - np.mean(o["match"]) for _, o in run.early_answers.groupby("prompt_id")])
+    )
+    means = run.importance_means.set_index(["method", "grouped_by"]).loc[("resampling", "all")]
+    own = run.importance[run.importance["method"] == "resampling"]
+    assert means["estimate"].item() == pytest.approx(own.groupby("prompt_id")["estimate"].mean().mean())
+    assert means["rollouts"].item() == len(run.branches) - 3 and set(run.tables) >= {"covariates", "curves"}
+    went = probe.rewind(source, to="all", delete=True, out=tmp_path / "went", **what)
+    of_answer = went.effect_means.query("metric == 'share' and grouped_by == 'all'")
+    assert of_answer["problems"].item() == 3 and of_answer["steps"].item() == len(
+        went.effects.drop_duplicates(["prompt_id", "step"])
+    )
+    found = json.loads(shell("runs", "tree", "went", "--json").stdout)["summary"]
+    assert [one["prompt_id"] for one in found["children"]] == [0, 1, 2]
+    for one in found["children"]:
+        drawn = went.branches[(went.branches["prompt_id"] == one["prompt_id"]) & (went.branches["arm"] != "original")]
+        assert sum(arm["n"] for place in one["children"] for arm in place["children"]) == len(drawn)
+    words = ("importance", "source", "--model", "tiny:llama", "--split", "token", "-n", "2", "--max-new", "2", "--out")
+    assert "over 3 problems" in (text := shell(*words, "page").stdout) and "AOC by tokens" in text
+    said = json.loads(shell(*words, "json", "--json").stdout)["summary"]
+    assert said["over_problems"]["problems"] == 3 and said["over_problems"]["means"]
