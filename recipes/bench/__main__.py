@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from . import branches, engine, patch, problems, speculate, trace
+from . import branches, budget, engine, patch, problems, speculate, trace
 
 BENCHES = {
     "branches": branches.main,
+    "budget": budget.main,
     "engine": engine.main,
     "patch": patch.main,
     "problems": problems.main,

@@ -7,11 +7,13 @@ addressed by sample and step).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+import probe
 from probe import stats
 from probe.stats.sequential import confidence_sequence
 
@@ -25,6 +27,8 @@ def main(model: str, *, repeat: int, quick: bool, only: str | None = None) -> No
     """Print what was saved and what was covered."""
     if only in (None, "simulated"):
         simulated(repeat if quick else 4 * repeat, problems=4 if quick else 12)
+    if only in (None, "real"):
+        real(model, budget=3000 if quick else 12_000)
 
 
 class Chains(NamedTuple):
@@ -148,3 +152,23 @@ def simulated(worlds: int, *, problems: int) -> None:
             f"  {f'differs, or inside ±{w:g}':<26}{1 - tokens[0] / tokens[1]:>8.0%}{1 - tokens[0] / tokens[2]:>10.0%}"
             f"{of[0]:>7}{of[1]:>8}{of[2]:>8}{of[3]:>14}{of[4]:>8}"
         )
+
+
+def real(model: str, *, budget: int) -> None:
+    """Two sums that the model works out: which of their steps are known for so many tokens."""
+    lm = probe.load(model)
+    prompts = [
+        "Tom has 12 apples and buys 7 more. How many apples has he?",
+        "A box holds 6 eggs. How many eggs are in 9 boxes?",
+    ]
+    source = probe.trace(lm, prompts, chat=True, generate=64, attention="none")
+    begun = time.perf_counter()
+    done = probe.importance(source, lm=lm, samples=8, max_new=48, budget=budget, until=0.2)
+    took, drawing = time.perf_counter() - begun, done.summary["drawing"]
+    print(
+        f"\n{model}, {len(prompts)} problems, {budget:,} tokens, ±0.2: {drawing['continuations']} continuations in {took:.0f} s"
+    )
+    print(
+        f"  {drawing['tokens']:,} tokens drawn, as many everywhere {drawing['uniform_tokens']:,}: {drawing['saved']:.0%} saved"
+    )
+    print(f"  stopped: {', '.join(f'{why} {n}' for why, n in drawing['stopped'].items())}")
