@@ -260,7 +260,8 @@ def test_every_table_opens_in_every_reader_and_says_its_units(tmp_path: Path) ->
         first = where if where.is_file() else next(where.iterdir())
         assert pd.read_parquet(first).attrs["probe"]["table"] == name
         assert run.table(name).attrs["probe"]["units"]["run_id"]
-        pd.testing.assert_frame_equal(getattr(run, name), run.table(name))
+        if name != "attention":  # which is a method: one row of a pattern
+            pd.testing.assert_frame_equal(getattr(run, name), run.table(name))
 
 
 def test_a_glob_over_runs_concatenates(tmp_path: Path) -> None:
