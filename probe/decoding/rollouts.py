@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 PLACES = 64  # the most rollouts that run side by side
-FULL = 12  # of the longest rollouts there is always memory for so many
+FULL = 14  # of the longest rollouts there is always memory for so many
 Ended = Callable[[int, Continuation], None]
 Known = Callable[[int], bool]
 

@@ -93,6 +93,10 @@ class SharedRoom:
         """
         if n <= 1 or n > self.limit:
             return n <= 1
+        youngest = self._youngest()
+        new = n - len(self.groups) + (0 if youngest is None else len(youngest.begins))
+        if new > max(1, self._in_turn(self.tokens - self._shared - length, drawn)):
+            return False
         ages = np.zeros(n)
         for start, end, cohort in self.spans():
             ages[start:end] = cohort.width
@@ -100,6 +104,15 @@ class SharedRoom:
         alive = left >= left[:, None]  # (time at which a row ends, row)
         most = (alive * (ages + left[:, None])).sum(-1).max()
         return self._shared + length + most + n * SPARE // 2 <= self.tokens
+
+    def _in_turn(self, columns: int, drawn: int) -> int:
+        """Rows of one cohort, so that there is memory for as many as can be if cohorts follow each other in time and draw
+        `drawn` tokens each: the oldest are at their end when the youngest begin. Rows that came all at once would take most
+        at their end, and little before. All that may be, if there is memory for them anyway."""
+        if self.limit * (drawn + SPARE) <= columns:
+            return self.limit
+        turns = -(-drawn // SPARE)
+        return 2 * columns // (SPARE * turns * (turns + 1))
 
     def place(self, rows: Sequence[int], cache: Any, length: int) -> None:
         """Rows, which follow on the others, begin after the prefix of the cache, which has `length` tokens and is held as it
