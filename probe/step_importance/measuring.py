@@ -109,7 +109,8 @@ def plan_importance(request: Importance) -> dict[str, Any]:
         engine = engine_of(opened.lm, request.engine)
         drawing = plan_drawing(engine, sources, opened.sampling, request, request.samples, len(plans))
     sizes = [Size(one.n_prompt, [step.end - step.start for step in one.steps], drawing["samples"]) for one in originals]
-    read = {"prefixes": drawing.pop("tokens_read", 0), **{one.name: sum(map(one.tokens, sizes)) for one in methods}}
+    prefixes = {"prefixes": drawing.pop("tokens_read")} if "tokens_read" in drawing else {}
+    read = {**prefixes, **{one.name: sum(map(one.tokens, sizes)) for one in methods}}
     return {**about, **drawing, "tokens_read": read}
 
 
