@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 from pkgutil import resolve_name
@@ -78,7 +78,7 @@ def run_importance(request: Importance) -> stores.Run:
         run.warn(*differences(opened.lm, opened.sampling), *remarks(engine, opened.sampling))
         given = _labels(run, engine, problems, request)
         found: dict[int, dict[str, Any]] = {}
-        for some in _blocks(problems, request) if rounds is None else [prepared]:
+        for some in [prepared] if rounds else blocks((request.samples * len(one.arms) * one.sampled, one) for one in problems):
             for plan in some:
                 write_original(run.writer, plan.origin, request.branch)
             for plan in _drawn(run, engine, some, rounds):
@@ -109,8 +109,9 @@ def plan_importance(request: Importance) -> dict[str, Any]:
         engine = engine_of(opened.lm, request.engine)
         drawing = plan_drawing(engine, sources, opened.sampling, request, request.samples, len(plans))
     sizes = [Size(one.n_prompt, [step.end - step.start for step in one.steps], drawing["samples"]) for one in originals]
-    prefixes = {"prefixes": drawing.pop("tokens_read")} if "tokens_read" in drawing else {}
-    read = {**prefixes, **{one.name: sum(map(one.tokens, sizes)) for one in methods}}
+    read = {one.name: sum(map(one.tokens, sizes)) for one in methods}
+    if plans[0].sampled:
+        read["prefixes"] = drawing["tokens_read"]
     return {**about, **drawing, "tokens_read": read}
 
 
@@ -149,10 +150,6 @@ def _rounds(
         raise BadOption(f"nothing is drawn by {request.method}", hint="--until and --budget are for resampling, counterfactual")
     plans, alone = list(problems), problems.opened.alone
     return ImportanceRounds(request, sampled, [Swept(one.task, one.arms, one.rollout, alone) for one in plans]), plans
-
-
-def _blocks(problems: Problems[ImportancePlan], request: Importance) -> Iterator[list[ImportancePlan]]:
-    return blocks((request.samples * len(plan.arms) if plan.sampled else 0, plan) for plan in problems)
 
 
 def _labels(run: Running, engine: Engine, problems: Problems[ImportancePlan], request: Importance) -> set[str]:
