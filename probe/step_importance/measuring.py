@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pkgutil import resolve_name
@@ -78,7 +78,7 @@ def run_importance(request: Importance) -> stores.Run:
         run.warn(*differences(opened.lm, opened.sampling), *remarks(engine, opened.sampling))
         given = _labels(run, engine, problems, request)
         found: dict[int, dict[str, Any]] = {}
-        for some in [prepared] if rounds else blocks((request.samples * len(one.arms) * one.sampled, one) for one in problems):
+        for some in [prepared] if rounds else _blocks(problems, request):
             for plan in some:
                 write_original(run.writer, plan.origin, request.branch)
             for plan in _drawn(run, engine, some, rounds):
@@ -110,8 +110,7 @@ def plan_importance(request: Importance) -> dict[str, Any]:
         drawing = plan_drawing(engine, sources, opened.sampling, request, request.samples, len(plans))
     sizes = [Size(one.n_prompt, [step.end - step.start for step in one.steps], drawing["samples"]) for one in originals]
     read = {one.name: sum(map(one.tokens, sizes)) for one in methods}
-    if plans[0].sampled:
-        read["prefixes"] = drawing["tokens_read"]
+    read |= {"prefixes": drawing["tokens_read"]} if plans[0].sampled else {}
     return {**about, **drawing, "tokens_read": read}
 
 
@@ -145,8 +144,7 @@ def _rounds(
     """All problems, where they are drawn from together in rounds: how much each gets depends on the others."""
     if not request.in_rounds:
         return None, []
-    sampled = [method.name for method in methods if method.sampled]
-    if not sampled:
+    if not (sampled := [method.name for method in methods if method.sampled]):
         raise BadOption(f"nothing is drawn by {request.method}", hint="--until and --budget are for resampling, counterfactual")
     plans, alone = list(problems), problems.opened.alone
     return ImportanceRounds(request, sampled, [Swept(one.task, one.arms, one.rollout, alone) for one in plans]), plans
@@ -169,6 +167,10 @@ def _counting(run: Running, plan: ImportancePlan, given: set[str]) -> Importance
         return plan
     reference, _ = counted(run, plan.task.request, plan.prompt_id, given)
     return plan._replace(task=replace(plan.task, reference=reference))
+
+
+def _blocks(problems: Problems[ImportancePlan], request: Importance) -> Iterator[list[ImportancePlan]]:
+    return blocks((request.samples * len(plan.arms) * plan.sampled, plan) for plan in problems)
 
 
 def _drawn(
