@@ -11,7 +11,6 @@ from probe.requests import Request
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
 
     from probe.language_model import LanguageModel
 
@@ -82,11 +81,8 @@ class Running:
         for message in messages:
             self.writer.warn(message)
 
-    def finish(self, summary: Mapping[str, Any], *, revised: Mapping[str, pa.Table] | None = None, **about: Any) -> stores.Run:
-        """The whole run, with its manifest. about: what stands there too: `seed`, `parent`, the identity of another model.
-
-        revised: small tables of which some values are known only at the end, to stand in the place of what was written.
-        """
+    def finish(self, summary: Mapping[str, Any], **about: Any) -> stores.Run:
+        """The whole run, with its manifest. about: what stands there too: `seed`, `parent`, the identity of another model."""
         lm = self._lm
         own = {} if lm is None else {"model": lm.identity, "anatomy": lm.anatomy.to_dict()}
-        return self.writer.finish(summary=summary, revised=revised, **{**own, **about})
+        return self.writer.finish(summary=summary, **{**own, **about})

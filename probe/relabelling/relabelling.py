@@ -13,12 +13,12 @@ from probe.errors import RunError
 from probe.labelling import completions, label, labellers
 from probe.labelling.completions import COLUMNS
 from probe.outcomes import Outcome, OutcomeRule, outcome_class
-from probe.relabelling.statistics import Remade, Reread, rewound, sampled, weighed
+from probe.relabelling.statistics import Reread, rewound, sampled, weighed
 from probe.requests import Relabel, public
 from probe.running import Running, running
 from probe.texts import copy_prompts
 
-KINDS: Mapping[str, Callable[[Reread], Remade]] = {"sample": sampled, "rewind": rewound, "importance": weighed}
+KINDS: Mapping[str, Callable[[Reread], dict[str, Any]]] = {"sample": sampled, "rewind": rewound, "importance": weighed}
 
 
 def run_relabel(request: Relabel) -> stores.Run:
@@ -39,11 +39,11 @@ def run_relabel(request: Relabel) -> stores.Run:
         _read_again(run, source, request.rule)
         given = label(run, request, tokens_of=source)
         changed = _changed(run, source)
-        summary, revised = KINDS[source.command](Reread(run, source, request, given))
+        summary = KINDS[source.command](Reread(run, source, request, given))
         parent = {"run": source.run_id, "path": None if source.path is None else str(source.path)}
         return run.finish(
             {**summary, "of": source.command, "changed": changed}, parent=parent, seed=source.manifest.get("seed"),
-            model=source.manifest.get("model"), revised=revised,
+            model=source.manifest.get("model"),
         )  # fmt: skip
 
 

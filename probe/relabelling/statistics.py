@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import cached_property
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,18 +19,11 @@ from probe.rewinding.drawing import Samples
 from probe.rewinding.effects import effect_rows, labels
 from probe.running import Running
 from probe.step_importance.boundaries import resampling_rows
-from probe.step_importance.task import discovered
+from probe.step_importance.task import add_q_values
 from probe.texts import arguments_of
 
 NEED_A_MODEL = ("counterfactual", "early-answer")  # methods that depend on outcomes, and on more than the tables say
 UNTOUCHED = ("rescored", "dependence")  # tables that outcomes have no part in
-
-
-class Remade(NamedTuple):
-    """What the summary says of the new statistics, and tables of which some values are known only at the end."""
-
-    summary: dict[str, Any]
-    revised: Mapping[str, pa.Table] = MappingProxyType({})
 
 
 class Reread:
@@ -86,15 +78,15 @@ class Reread:
                     self.run.write(name, self.source.scan(name))
 
 
-def sampled(again: Reread) -> Remade:
+def sampled(again: Reread) -> dict[str, Any]:
     """The statistics of `sample`."""
     asked, given = again.request, again.given
     summary = sampling.measure(again.run, asked, asked.ks, given, seed=again.seed, before=again.before)
     kept = ("samples", "max_new", "sampling", "prompts", "errors")
-    return Remade({**summary, **{name: again.source.summary.get(name) for name in kept}})
+    return {**summary, **{name: again.source.summary.get(name) for name in kept}}
 
 
-def rewound(again: Reread) -> Remade:
+def rewound(again: Reread) -> dict[str, Any]:
     """The effects of a `rewind`, at each place of each problem."""
     again.copy()
     counts = _pairs(again.source)
@@ -111,7 +103,7 @@ def rewound(again: Reread) -> Remade:
         over = effect_tables(*(again.run.frame(name) for name in names), seed=again.seed)
         again.run.write_all(over.tables, unit="over-problems")
         summary["over_problems"] = over.summary
-    return Remade(summary)
+    return summary
 
 
 def _pairs(source: stores.Run) -> dict[tuple[int, int | None], int]:
@@ -166,7 +158,7 @@ def _merged(branches: pa.Table, reference: str, expected: str | None) -> tuple[p
     return merged, first[reference], None if expected is None else first[expected]
 
 
-def weighed(again: Reread) -> Remade:
+def weighed(again: Reread) -> dict[str, Any]:
     """The importance of steps: what outcomes have a part in is made anew, where the tables alone suffice; the rest stays."""
     again.copy()
     old, samples = again.source.table_arrow("importance"), int(again.arguments["samples"])
@@ -189,16 +181,16 @@ def weighed(again: Reread) -> Remade:
         summaries.append(
             {"prompt_id": prompt, "steps": len(steps), "samples": samples, "reference": reference, "agreement": []}
         )
-    revised = {"importance": discovered(again.run.writer.read("importance"))}
+    add_q_values(again.run)
     if len(summaries) == 1:
-        return Remade(summaries[0], revised)
+        return summaries[0]
     over = importance_tables(
-        revised["importance"].to_pandas(), *(again.run.frame(name) for name in ("branches", "steps", "prompts")),
+        *(again.run.frame(name) for name in ("importance", "branches", "steps", "prompts")),
         references={one["prompt_id"]: one["reference"] for one in summaries}, seed=again.seed,
     )  # fmt: skip
     again.run.write_all(over.tables, unit="over-problems")
     about = {"prompts": len(summaries), "errors": 0, "samples": samples, "problems": summaries}
-    return Remade({**about, "over_problems": over.summary}, revised)
+    return {**about, "over_problems": over.summary}
 
 
 def _kept(rows: pa.Table, prompt: int, without: tuple[str, ...]) -> pa.Table:

@@ -30,7 +30,7 @@ from probe.running import Running, running
 from probe.serving import engine_of, remarks
 from probe.step_importance import boundaries, dependence, receiver_heads
 from probe.step_importance.drawing import ImportanceRounds, Swept
-from probe.step_importance.task import Heads, Measured, StepImportance, Task, columns, discovered
+from probe.step_importance.task import Heads, Measured, StepImportance, Task, add_q_values, columns
 
 
 class ImportancePlan(NamedTuple):
@@ -217,14 +217,13 @@ def _finish(
 ) -> stores.Run:
     """The whole run: of one problem with all that is to be said of it, of several with what is to be said of all."""
     opened, branch = problems.opened, problems.opened.request.branch
-    revised = {"importance": discovered(run.writer.read("importance"))}
+    add_q_values(run)
     if opened.alone:
         start = problems.only.origin.original.steps[0].start
         parent = parent_of(opened, branch, prompt_id=opened.prompts[0], position=start)
-        return run.finish({**found[opened.prompts[0]], **more}, seed=opened.sampling.seed, parent=parent, revised=revised)
+        return run.finish({**found[opened.prompts[0]], **more}, seed=opened.sampling.seed, parent=parent)
     over = importance_tables(
-        revised["importance"].to_pandas(),
-        *(run.frame(name) for name in ("branches", "steps", "prompts")),
+        *(run.frame(name) for name in ("importance", "branches", "steps", "prompts")),
         early_answers=run.frame("early_answers"), seed=opened.sampling.seed,
         references={prompt: one["reference"] for prompt, one in found.items()},
     )  # fmt: skip
@@ -234,7 +233,7 @@ def _finish(
         "problems": [{"prompt_id": prompt, **one} for prompt, one in found.items()], "over_problems": over.summary,
         **more,
     }  # fmt: skip
-    return run.finish(summary, seed=opened.sampling.seed, parent=parent_of(opened, branch), revised=revised)
+    return run.finish(summary, seed=opened.sampling.seed, parent=parent_of(opened, branch))
 
 
 def _measure(run: Running, plan: ImportancePlan) -> tuple[dict[str, Any], dict[str, Measured]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -99,15 +99,26 @@ class Measured:
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def discovered(rows: pa.Table) -> pa.Table:
-    """Rows of the table `importance` with `q_value` filled in: over all steps of all problems that a method has a p of
-    (Benjamini & Hochberg 1995)."""
-    methods, p = np.asarray(rows["method"].cast(pa.string())), rows["p_value"].to_numpy()
-    q = np.full(len(p), np.nan)
+def add_q_values(run: Running) -> None:
+    """Fill in `q_value` of the run's `importance`, when all rows are there: over all steps of all problems that a method has a
+    p of (Benjamini & Hochberg 1995)."""
+
+    def keys(rows: pa.Table) -> Iterator[tuple[int, str, int]]:
+        return zip(*(rows[name].to_pylist() for name in ("prompt_id", "method", "step")), strict=True)
+
+    rows = run.writer.read("importance")
+    methods, p, q = np.asarray(rows["method"].cast(pa.string())), rows["p_value"].to_numpy(), np.full(len(rows), np.nan)
     for method in np.unique(methods):
         q[methods == method] = q_values(p[methods == method])
-    at = rows.schema.get_field_index("q_value")
-    return rows.set_column(at, rows.schema.field(at), pa.array(q, from_pandas=True))
+    of = dict(zip(keys(rows), q, strict=True))
+
+    def filled(some: pa.Table) -> pa.Table:
+        at = some.schema.get_field_index("q_value")
+        return some.set_column(
+            at, some.schema.field(at), pa.array([of[key] for key in keys(some)], pa.float64(), from_pandas=True)
+        )
+
+    run.writer.amend("importance", filled)
 
 
 def columns(rows: Sequence[StepImportance], original: Trajectory) -> dict[str, list[Any]]:

@@ -17,15 +17,13 @@ from probe.store.journal import read_records
 from probe.store.layout import STATE
 
 
-def finish(
-    path: Path, backend: Disk, state: Mapping[str, Any], about: Mapping[str, Any], revised: Mapping[str, pa.Table]
-) -> None:
+def finish(path: Path, backend: Disk, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """From units on a backend to the whole run `path`. A kill in between leaves what `--resume` completes."""
     if backend.journal.records:
         backend.flush()
-        listed = _compacted(backend, revised)
+        listed = _compacted(backend)
     else:  # nothing was flushed: no need to write anything twice
-        listed = _directly(backend, revised)
+        listed = _directly(backend)
     described = _manifest(state, about, _listing(listed), seconds=backend.journal.seconds)
     written = durable.write_bytes(backend.folder / layout.README, readme(described).encode())
     described["readme"] = written._asdict()
@@ -90,21 +88,21 @@ def _listing(entries: list[dict[str, Any]]) -> dict[str, Any]:
     return dict(sorted(listing.items()))
 
 
-def _directly(backend: Disk, revised: Mapping[str, pa.Table]) -> list[dict[str, Any]]:
+def _directly(backend: Disk) -> list[dict[str, Any]]:
     listed = backend.seal_large()
     for name in backend.small_names():
-        listed.append(_one_file(backend, name, [revised[name] if name in revised else backend.read(name)]))
+        listed.append(_one_file(backend, name, [backend.read(name)]))
     durable.sync(backend.folder)
     return listed
 
 
-def _compacted(backend: Disk, revised: Mapping[str, pa.Table]) -> list[dict[str, Any]]:
+def _compacted(backend: Disk) -> list[dict[str, Any]]:
     found = backend.journal.parts
     listed = [part for part in found if tables.TABLES[part["table"]].large]
     for name in sorted({part["table"] for part in found} - {part["table"] for part in listed}):
         paths = [backend.folder / part["path"] for part in found if part["table"] == name]
         rows = map(backend.changes.get(name, _as_it_is), sorting.merged(paths, tables.TABLES[name].keys))
-        listed.append(_one_file(backend, name, [revised[name]] if name in revised else rows))
+        listed.append(_one_file(backend, name, rows))
     return listed
 
 

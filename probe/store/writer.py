@@ -143,13 +143,9 @@ class Writer:
         summary: Mapping[str, Any],
         model: Mapping[str, Any] | None = None,
         anatomy: Mapping[str, Any] | None = None,
-        revised: Mapping[str, pa.Table] | None = None,
         **more: Any,
     ) -> Run:
-        """Write the manifest and give the folder its name. `more` (seed, parent, …) goes into the manifest as it is.
-
-        revised: small tables, sorted by key, that stand in the place of the rows that were written to them.
-        """
+        """Write the manifest and give the folder its name. `more` (seed, parent, …) goes into the manifest as it is."""
         if self._finished is not None:
             return self._finished
         assert self._unit is None, "finish comes after the units"
@@ -157,11 +153,11 @@ class Writer:
         if isinstance(self._backend, Disk):
             assert self.path is not None
             with durable.stated(self.path), durable.uninterrupted():
-                finishing.finish(self.path, self._backend, self._state, about, revised or {})
+                finishing.finish(self.path, self._backend, self._state, about)
             self._finished = open_run(self.path)
             self.close()
         else:
-            found = {name: self._backend.read(name) for name in self._backend.rows} | dict(revised or {})
+            found = {name: self._backend.read(name) for name in self._backend.rows}
             self._finished = Run(MemoryReader(found), finishing.in_memory(self._state, about, found))
         return self._finished
 
