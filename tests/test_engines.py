@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from probe.recipes.engines.vllm_cpu import start, stop
+from probe.recipes.engines.vllm_cpu import Unavailable, start, stop
 from scipy.stats import chi2_contingency
 
 from probe.decoding.rollouts import Engine, LocalEngine, Rollout
@@ -54,7 +54,10 @@ class Vllm:
 @pytest.fixture(scope="module")
 def vllm() -> Iterator[Vllm]:
     where = Path(os.environ[ENV])
-    found = Vllm(where, *start(where))
+    try:
+        found = Vllm(where, *start(where))
+    except Unavailable as error:
+        pytest.skip(str(error))
     yield found
     stop(found.process)
 

@@ -204,7 +204,8 @@ def _measured(
     rows = [row for one in measured.values() for row in one.rows]
     if not run.writer.done(key):
         with run.writer.unit(key):
-            run.write("importance", columns(rows, plan.origin.original))
+            if rows:  # a method may have none, as early-answer where there is one candidate
+                run.write("importance", columns(rows, plan.origin.original))
             for name, one in measured.items():
                 _write_matrix(run, prompt, name, one.matrix)
                 for table, found in one.tables.items():
