@@ -46,14 +46,14 @@ def of_prompt(run, table: str, prompt: int) -> pd.DataFrame:
     return own.drop(columns=[name for name in SUMS if name in own]).reset_index(drop=True)
 
 
-def same_problem(whole, alone, prompt: int, *, as_prompt: int | None = None) -> None:
+def same_problem(whole, alone, prompt: int, *, as_prompt: int | None = None, rounding: float = 1e-5) -> None:
     """Every row of a problem: ids, texts and outcomes alike; log-probs to fp32 rounding, for other rows ran beside them."""
     for table in sorted(set(whole.tables) - OVER):
         ours, theirs = of_prompt(whole, table, prompt), of_prompt(alone, table, prompt if as_prompt is None else as_prompt)
         assert len(theirs) or not len(ours), table
         pd.testing.assert_frame_equal(
-            ours.drop(columns="prompt_id"), theirs.drop(columns="prompt_id"), check_exact=False, rtol=1e-5, atol=1e-5,
-            check_categorical=False,
+            ours.drop(columns="prompt_id"), theirs.drop(columns="prompt_id"), check_exact=False, rtol=rounding,
+            atol=rounding, check_categorical=False,
         )  # fmt: skip
 
 
@@ -223,7 +223,8 @@ def test_twelve_problems_on_smollm2(tmp_path: Path) -> None:
     whole = probe.importance(run, **how)
     assert whole.summary["over_problems"]["problems"] + whole.summary["errors"] == 12
     for prompt in whole.importance["prompt_id"].unique()[:3]:
-        same_problem(whole, probe.importance(run, prompt_id=int(prompt), **how), int(prompt))
+        # a log-prob of this model has an error of up to 4e-5 nats, and a branch is the sum of 24
+        same_problem(whole, probe.importance(run, prompt_id=int(prompt), **how), int(prompt), rounding=1e-3)
     means = whole.importance_means.query("method == 'resampling' and grouped_by == 'all'").iloc[0]
     own = whole.importance.query("method == 'resampling'").groupby("prompt_id")["estimate"].mean()
     assert means["estimate"] == pytest.approx(own.mean()) and means["problems"] == len(own)

@@ -87,13 +87,13 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         getattr(super(), "__post_init__", lambda: None)()  # of the request that has these options
         said = {name: value for name in KEYWORDS if (value := getattr(self, name)) not in (None, ())}
-        if self.sampling is not None:
-            if said:
-                raise BadOption(
-                    f"{next(iter(said))} is given beside a sampling", hint="say it in the sampling, or leave that out"
-                )
-            return
-        sampling = self.sampling_said(said)
+        sampling = self.sampling
+        if sampling is None:
+            sampling = self.sampling_said(said)
+        elif other := [name for name, value in said.items() if value != getattr(sampling, name)]:
+            raise BadOption(
+                f"{other[0]} is given beside a sampling that has another", hint="say it in the sampling, or leave that out"
+            )
         object.__setattr__(self, "sampling", sampling)
         if sampling is not None:
             for name in said:
