@@ -90,8 +90,9 @@ def test_console_examples_print_what_they_show(tmp_path: Path) -> None:
 def output_of(command: str, folder: Path) -> str:
     """What a command prints in a folder."""
     words = shlex.split(command)
-    assert words[0] in {"probe", "python"}, command
-    line = [sys.executable, "-m", "probe", *words[1:]] if words[0] == "probe" else [sys.executable, *words[1:]]
+    programs = {"probe": [sys.executable, "-m", "probe"], "python": [sys.executable], "cat": ["cat"]}
+    assert words[0] in programs, command
+    line = [*programs[words[0]], *words[1:]]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}\n{done.stderr}"
