@@ -70,6 +70,7 @@ def test_every_rewind_of_all_prompts_is_that_of_the_problem_alone(run, tiny) -> 
         same_problem(whole, probe.rewind(run, lm=tiny, to="50%", replace="z", prompt_id=str(prompt), **HOW), prompt)
 
 
+@pytest.mark.slow
 def test_a_problem_is_the_same_in_another_order(run, tiny) -> None:
     order = [2, 0, 3, 1]
     shuffled = importance(probe.trace(tiny, [TEXTS[i] for i in order], generate=6), tiny)
@@ -182,6 +183,7 @@ def of_own_answers(run, lm):
     return probe.importance(run, lm=lm, method="resampling", **HOW)
 
 
+@pytest.mark.slow
 def test_blocks_of_problems_change_nothing(run, tiny, monkeypatch) -> None:
     whole = importance(run, tiny)
     monkeypatch.setattr("probe.rewinding.rollouts.BLOCK", 50)  # each problem in a block of its own

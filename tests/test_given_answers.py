@@ -157,6 +157,7 @@ def problems(n: int = 8) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_accuracy_over_problems_is_counted_again(smol: LanguageModel, tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in problems()))

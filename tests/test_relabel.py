@@ -165,6 +165,7 @@ JUDGE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["rewind", "everywhere", "importance"])
 def test_a_judge_of_a_rewind_is_a_judge_of_what_it_drew(lm: Any, traced: Run, verb: str, tmp_path: Path) -> None:
     """Drawn with a judge, and drawn without and judged then: the same numbers, of the class that the original has."""

@@ -101,6 +101,7 @@ def test_a_rollout_is_its_prefix_decoded_alone(family: str, monkeypatch) -> None
             assert_same(one, alone(lm, rollout, sampling))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("room")
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 @pytest.mark.parametrize("seed", range(4))

@@ -141,6 +141,7 @@ CALLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", CALLS)
 def test_a_kill_in_any_round_changes_nothing(verb: str, run, tiny, tmp_path: Path, monkeypatch) -> None:
     def call(**more):

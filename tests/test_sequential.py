@@ -90,6 +90,7 @@ def test_looking_after_every_pair_keeps_the_level_where_one_interval_looked_at_a
             assert (p <= 0.05).any(1).mean() > 0.1  # exact McNemar, looked at six times
 
 
+@pytest.mark.slow
 def test_intervals_of_arms_of_other_sizes_hold_at_every_look_too() -> None:
     random = np.random.default_rng(1)
     for p, q in ((0.5, 0.5), (0.1, 0.3)):
@@ -193,6 +194,7 @@ def intervals(here: World, found: Allocation) -> tuple[np.ndarray, np.ndarray]:
     return confidence_sequence(*map(np.array, counts))[1:3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("same", "saves"), [(0.3, 0.3), (0.8, 0.4)])
 def test_intervals_cover_where_drawing_stopped_and_less_is_drawn_than_everywhere_alike(same: float, saves: float) -> None:
     """The cell stops by what it shows, so that this is where a plain interval fails."""

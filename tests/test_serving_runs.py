@@ -33,6 +33,7 @@ def drawn(verb: str, lm: LanguageModel, source: probe.Run, url: str, out: Path |
     return run(source, lm=lm, split="token", samples=8, max_new=5, engine=url, out=out, temperature=1.0, **HOW[verb], **more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", HOW)
 def test_a_run_goes_on_after_its_server_died(verb: str, lm, source, tmp_path: Path, monkeypatch) -> None:
     """It dies with some rollouts drawn: a stated error. Its follower at the same address draws the rest: the same tables."""
@@ -60,6 +61,7 @@ def test_a_run_goes_on_after_its_server_died(verb: str, lm, source, tmp_path: Pa
         assert len(own) and not own["logprob"].isna().any() and own["noise"].isna().all()
 
 
+@pytest.mark.slow
 def test_noise_that_no_seed_addresses_is_said_in_the_run(lm, source) -> None:
     turn = iter(range(10**6))
     with serving(StandIn(lm, seed_of=lambda _: next(turn))) as url:
