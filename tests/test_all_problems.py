@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,7 @@ import probe
 from probe.decoding import Sampling, decode
 from probe.decoding.rollouts import problem_seed
 from probe.errors import BadOption, OutOfRange, RunError
-from tests.test_cli_trouble import started, until
+from tests.test_kill_rewind import killed, whole_again
 from tests.test_rewind import same_tables
 
 TEXTS = ("So it goes a", "xyz", "How many? 12", "The cat sat on")
@@ -140,6 +138,18 @@ def test_a_problem_without_the_place_is_a_row_with_its_reason(tiny) -> None:
         probe.rewind(run, lm=tiny, to="9999", **HOW)
 
 
+def test_a_problem_that_no_method_can_take_is_a_row_with_its_reason(tiny) -> None:
+    """What is found out after its own rows were written stands there too."""
+    run = probe.trace(tiny, ["So it goes a", "xyz"], generate=6)
+    silent = probe.importance(run, lm=tiny, method="early-answer", **{**HOW, "answer": "regex=zzz"}, expect="b", prompt_id=0)
+    assert silent.summary["reference"] == "B"
+    with pytest.raises(BadOption, match="no answer to look for"):
+        probe.importance(run, lm=tiny, method="early-answer", prompt_id=0, **{**HOW, "answer": "regex=zzz"})
+    done = probe.importance(run, lm=tiny, method="early-answer,rescore", **{**HOW, "answer": "regex=zzz"})
+    errors = done.prompts["error"].tolist()
+    assert len(errors) == 2 and all("no answer to look for" in error for error in errors) and done.summary["errors"] == 2
+
+
 @pytest.mark.parametrize(
     ("wanted", "error", "said"),
     [("1..", BadOption, "prompts"), ("x", BadOption, "prompts"), ("7", RunError, "prompt 7"), ("3..1", BadOption, "prompts")],
@@ -197,20 +207,8 @@ def test_kill_9_and_resume_over_problems(verb: str, shell, tmp_path: Path) -> No
     assert shell("trace", "--file", "p.txt", "-n", "8", "--model", "tiny:llama", "--out", "run", "--quiet").returncode == 0
     more = {"importance": ("--method", "resampling,rescore"), "rewind": ("--to", "all", "--append-wait")}[verb]
     words = (verb, "run", *more, "--split", "token", "--samples", "24", "--max-new", "12", "--quiet")
-    draw, killed = random.Random(1), 0
-    for attempt in range(3):
-        process = started(tmp_path, *words, "--out", "torn", *(["--resume"] if attempt else []))
-        try:
-            until(lambda: (tmp_path / "torn.partial").exists(), process)
-            time.sleep(draw.uniform(0.0, 0.8))
-        finally:
-            process.kill()
-            process.communicate()
-        killed += process.returncode == -9 and not (tmp_path / "torn").exists()
-    assert killed
-    assert shell(*words, "--out", "torn", "--resume").returncode == 0
-    assert shell(*words, "--out", "alone").returncode == 0
-    same_tables(probe.open_run(tmp_path / "torn"), probe.open_run(tmp_path / "alone"))
+    assert killed(tmp_path, words, times=3, within=0.8, seed=1)
+    whole_again(shell, words, tmp_path)
 
 
 @pytest.mark.slow

@@ -26,17 +26,27 @@ def test_kill_9_at_random_moments_and_resume(verb: str, shell, tmp_path: Path) -
         words = (verb, "run", *WORDS[verb], "--split", "token", "--quiet")
     else:
         words = (verb, "run", *WORDS[verb], "--quiet")
-    draw, killed = random.Random(0), 0
-    for attempt in range(2):
-        process = started(tmp_path, *words, "--out", "torn", *(["--resume"] if attempt else []))
+    assert killed(tmp_path, words, times=2, within=0.6, seed=0) == 2
+    whole_again(shell, words, tmp_path)
+
+
+def killed(folder: Path, words: tuple[str, ...], *, times: int, within: float, seed: int) -> int:
+    """Begin the command, go on with it, and kill it within so many seconds each time; how often it was not whole by then."""
+    draw, found = random.Random(seed), 0
+    for attempt in range(times):
+        process = started(folder, *words, "--out", "torn", *(["--resume"] if attempt else []))
         try:
-            until(lambda: (tmp_path / "torn.partial").exists(), process)
-            time.sleep(draw.uniform(0.0, 0.6))
+            until(lambda: (folder / "torn.partial").exists(), process)
+            time.sleep(draw.uniform(0.0, within))
         finally:
             process.kill()
             process.communicate()
-        killed += process.returncode == -9 and not (tmp_path / "torn").exists()
-    assert killed == 2
+        found += process.returncode == -9 and not (folder / "torn").exists()
+    return found
+
+
+def whole_again(shell, words: tuple[str, ...], folder: Path) -> None:
+    """What was killed, resumed, has the tables of the same left alone."""
     assert shell(*words, "--out", "torn", "--resume").returncode == 0
     assert shell(*words, "--out", "alone").returncode == 0
-    same_tables(probe.open_run(tmp_path / "torn"), probe.open_run(tmp_path / "alone"))
+    same_tables(probe.open_run(folder / "torn"), probe.open_run(folder / "alone"))

@@ -40,9 +40,8 @@ def run_relabel(request: Relabel) -> stores.Run:
         given = label(run, request, tokens_of=source)
         changed = _changed(run, source)
         summary = KINDS[source.command](Reread(run, source, request, given))
-        parent = {"run": source.run_id, "path": None if source.path is None else str(source.path)}
         return run.finish(
-            {**summary, "of": source.command, "changed": changed}, parent=parent, seed=source.manifest.get("seed"),
+            {**summary, "of": source.command, "changed": changed}, parent=source.reference, seed=source.manifest.get("seed"),
             model=source.manifest.get("model"),
         )  # fmt: skip
 

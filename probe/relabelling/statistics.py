@@ -13,13 +13,13 @@ import pyarrow.compute as pc
 
 from probe import answers, sampling, stats
 from probe import store as stores
-from probe.over_problems import effect_tables, importance_tables
 from probe.requests import Relabel
 from probe.rewinding.drawing import Samples
-from probe.rewinding.effects import effect_rows, labels
+from probe.rewinding.effects import effect_rows, labels, merged_outcomes
+from probe.rewinding.results import write_effects, write_over_problems
 from probe.running import Running
 from probe.step_importance.boundaries import resampling_rows
-from probe.step_importance.task import add_q_values
+from probe.step_importance.task import add_q_values, write_over_steps
 from probe.texts import arguments_of
 
 NEED_A_MODEL = ("counterfactual", "early-answer")  # methods that depend on outcomes, and on more than the tables say
@@ -99,10 +99,7 @@ def rewound(again: Reread) -> dict[str, Any]:
     prompts = len({one["prompt_id"] for one in places})
     summary: dict[str, Any] = {"prompts": prompts, "errors": 0, "places": places}
     if prompts > 1:
-        names = ("effects", "branches", "steps", "prompts")
-        over = effect_tables(*(again.run.frame(name) for name in names), seed=again.seed)
-        again.run.write_all(over.tables, unit="over-problems")
-        summary["over_problems"] = over.summary
+        summary["over_problems"] = write_over_problems(again.run, seed=again.seed)
     return summary
 
 
@@ -123,7 +120,7 @@ def _place(again: Reread, prompt: int, step: int | None, branches: pa.Table, ref
     """Write the effects of one place; what is to be said of it."""
     expected = again.expected[prompt]
     if again.arguments.get("merge_answers") and not (again.request.labelled or again.request.rule.patterns):
-        branches, reference, expected = _merged(branches, reference, expected)
+        branches, reference, expected = merged_outcomes(branches, reference, expected)
     arms = {name: labels(branches, name) for name in ("control", "edited", "before")}
     n = len(arms["control"]) if n is None else n
     found: dict[str, Any] = {
@@ -137,8 +134,7 @@ def _place(again: Reread, prompt: int, step: int | None, branches: pa.Table, ref
         key = f"effects-{prompt}-step{step}"
         if not again.run.writer.done(key):
             with again.run.writer.unit(key):
-                columns = {name: [row.get(name) for row in rows] for name in rows[0]}
-                again.run.write("effects", {"prompt_id": [prompt] * len(rows), "step": [step] * len(rows), **columns})
+                write_effects(again.run.writer, prompt, step, rows)
         control, edited = (np.asarray(arms[name][:n]) == reference for name in ("control", "edited"))
         found["edit"] = edit
         found["difference"] = next(r for r in rows if r["metric"] == "share" and r["outcome"] == reference)
@@ -147,15 +143,6 @@ def _place(again: Reread, prompt: int, step: int | None, branches: pa.Table, ref
         _, counts = np.unique(arms["before"], return_counts=True)
         found["headroom"] = float(stats.entropy(counts))
     return found
-
-
-def _merged(branches: pa.Table, reference: str, expected: str | None) -> tuple[pa.Table, str, str | None]:
-    """Outcomes with the classes made one that a computer algebra system finds equal."""
-    found = branches["outcome"].cast(pa.string()).to_pylist()
-    first = answers.merge([reference, *([] if expected is None else [expected]), *found])
-    at = branches.schema.get_field_index("outcome")
-    merged = branches.set_column(at, "outcome", pa.array([first[key] for key in found], pa.string()))
-    return merged, first[reference], None if expected is None else first[expected]
 
 
 def weighed(again: Reread) -> dict[str, Any]:
@@ -184,13 +171,8 @@ def weighed(again: Reread) -> dict[str, Any]:
     add_q_values(again.run)
     if len(summaries) == 1:
         return summaries[0]
-    over = importance_tables(
-        *(again.run.frame(name) for name in ("importance", "branches", "steps", "prompts")),
-        references={one["prompt_id"]: one["reference"] for one in summaries}, seed=again.seed,
-    )  # fmt: skip
-    again.run.write_all(over.tables, unit="over-problems")
-    about = {"prompts": len(summaries), "errors": 0, "samples": samples, "problems": summaries}
-    return {**about, "over_problems": over.summary}
+    over = write_over_steps(again.run, {one["prompt_id"]: one["reference"] for one in summaries}, seed=again.seed)
+    return {"prompts": len(summaries), "errors": 0, "samples": samples, "problems": summaries, "over_problems": over}
 
 
 def _kept(rows: pa.Table, prompt: int, without: tuple[str, ...]) -> pa.Table:

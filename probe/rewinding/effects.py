@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from probe import stats
-from probe.answers import TRUNCATED
+from probe.answers import TRUNCATED, merge
 
 SCORES = {True: "McNemar exact and its inversion", False: "score test and its inversion"}
 LABELS = {True: "paired permutation, parametric null", False: "permutation, parametric null"}
@@ -30,6 +30,15 @@ def labels(branches: pa.Table, arm: str, n: int | None = None) -> list[str]:
     """Outcomes of an arm by sample, the first `n` of them."""
     own = branches.filter(pc.equal(branches["arm"].cast(pa.string()), arm)).sort_by("sample")
     return [str(x) for x in own["outcome"].cast(pa.string()).to_pylist()[:n]]
+
+
+def merged_outcomes(branches: pa.Table, reference: str, expected: str | None) -> tuple[pa.Table, str, str | None]:
+    """Branches, and the classes that are counted, with the classes made one that a computer algebra system finds equal."""
+    found = branches["outcome"].cast(pa.string()).to_pylist()
+    first = merge([reference, *([] if expected is None else [expected]), *found])
+    at = branches.schema.get_field_index("outcome")
+    merged = branches.set_column(at, "outcome", pa.array([first[key] for key in found], pa.string()))
+    return merged, first[reference], None if expected is None else first[expected]
 
 
 def effect_rows(

@@ -16,6 +16,7 @@ from probe.language_model import check_model, model_of
 from probe.outcomes import Outcome
 from probe.registries.step_edits import ChosenEdit
 from probe.requests import Importance, Rewind
+from probe.requests.options import plain
 from probe.rewinding.arms import Arms, RewindFork, Target, find_target
 from probe.rewinding.rollouts import ARMS, Arm, RolloutOptions, outcome_of
 from probe.texts import Trajectory, arguments_of, chat_of, expected_of, trajectory
@@ -47,9 +48,8 @@ class OpenedRun:
 
     def resolved(self) -> dict[str, Any]:
         """What a request came to, for the manifest; who goes back into what was drawn reads it there."""
-        about = {"source": self.source.run_id, "prompts": list(self.prompts)}
-        chat = asdict(chat_of(self.source, self.prompts[0]))
-        return {**about, **chat, "sampling": {**asdict(self.sampling), "stop": list(self.sampling.stop)}}
+        about = {"source": self.source.run_id, "prompts": list(self.prompts), "sampling": plain(self.sampling)}
+        return {**about, **asdict(chat_of(self.source, self.prompts[0]))}
 
 
 @dataclass(frozen=True)

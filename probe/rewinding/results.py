@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from probe import answers, stats
+from probe.over_problems import effect_tables
+from probe.requests.options import plain
 from probe.rewinding.effects import labels
 from probe.rewinding.rollouts import ORIGINAL
 from probe.store import Writer
@@ -55,23 +57,37 @@ def write_original(writer: Writer, origin: Origin, branch: int) -> None:
 
 
 def write_failed(run: Running, source: Run, failed: Sequence[LeftOut]) -> None:
-    """The prompts of which nothing could be measured, with the reason in `error`."""
-    for prompt, error in failed:
+    """The prompts of which nothing could be measured, with the reason in `error`, whether it was found before or after their
+    own rows were written."""
+    for prompt, _ in failed:
         if not run.writer.done(f"original-{prompt}"):
             with run.writer.unit(f"original-{prompt}"):
-                run.writer.extend("prompts", source.extra("prompts"))
-                row = source.scan("prompts", prompt_id=prompt)
-                at = row.schema.get_field_index("error")
-                run.write("prompts", row.set_column(at, row.field(at), pa.array([error.message])))
+                copy_prompts(source, run.writer, [prompt])
+    reasons = {prompt: error.message for prompt, error in failed}
+
+    def told(rows: pa.Table) -> pa.Table:
+        at = rows.schema.get_field_index("error")
+        prompts, errors = rows["prompt_id"].to_pylist(), rows["error"].to_pylist()
+        found = [reasons.get(prompt, error) for prompt, error in zip(prompts, errors, strict=True)]
+        return rows.set_column(at, rows.schema.field(at), pa.array(found, pa.string()))
+
     if failed:
+        run.writer.amend("prompts", told)
         run.warn(f"{len(failed)} prompts were left out: the column 'error' of the table 'prompts' says why")
 
 
-def write_effects(writer: Writer, plan: RewindPlan, rows: Sequence[dict[str, Any]]) -> None:
-    """One row a measured difference."""
+def write_effects(writer: Writer, prompt: int, step: int | None, rows: Sequence[dict[str, Any]]) -> None:
+    """One row a measured difference at one place."""
     if rows:
-        about = {"prompt_id": plan.origin.original.prompt_id, "step": plan.step}
+        about = {"prompt_id": prompt, "step": step}
         writer.write("effects", {**about, **{name: [row.get(name) for row in rows] for name in rows[0]}})
+
+
+def write_over_problems(run: Running, *, seed: int) -> dict[str, Any]:
+    """The tables over problems, of the effects that the run holds; what a summary says of them."""
+    over = effect_tables(*(run.frame(name) for name in ("effects", "branches", "steps", "prompts")), seed=seed)
+    run.write_all(over.tables, unit="over-problems")
+    return over.summary
 
 
 def write_rescored(writer: Writer, plan: RewindPlan, scored: tuple[np.ndarray, np.ndarray] | None) -> None:
@@ -105,11 +121,7 @@ def sampled_ids(branches: pa.Table, tokens: pa.Table, arm: str) -> list[list[int
 
 def parent_of(opened: OpenedRun, branch: int, *, prompt_id: int | None = None, position: int | None = None) -> dict[str, Any]:
     """The manifest's `parent`: the run, prompt (None: several) and branch that was gone back into, and at which token."""
-    source = opened.source
-    return {
-        "run": source.run_id, "path": str(source.path) if source.path else None, "prompt_id": prompt_id,
-        "branch": branch, "position": position,
-    }  # fmt: skip
+    return {**opened.source.reference, "prompt_id": prompt_id, "branch": branch, "position": position}
 
 
 def summarize(
@@ -133,7 +145,7 @@ def summarize(
         "resolution": _resolution(branches, plan.reference, n, paired=paired, stopped=stopped) if headline else None,
         "paired": paired,
         "effects": rows, "off_policy": far, "rescored": _rescored(lm, original, len(arms.control), scored),
-        "sampling": plan.origin.opened.resolved()["sampling"],
+        "sampling": plain(plan.origin.opened.sampling),
         "examples": _examples(branches, n), "no_answer": _no_answer(shares),
     }  # fmt: skip
 

@@ -11,23 +11,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from probe import store as stores
-from probe.answers import merge
 from probe.decoding import differences
 from probe.decoding.rollouts import Engine
 from probe.decoding.teacher_forced import suffix_logprobs
-from probe.errors import BadOption
 from probe.interventions import parse_all
 from probe.labelling import counted, label, labellers
-from probe.over_problems import effect_tables
 from probe.requests import Rewind, public
 from probe.rewinding import results
 from probe.rewinding.drawing import RewindRounds, Samples, draw_samples
-from probe.rewinding.effects import cut_off_between, effect_rows
+from probe.rewinding.effects import cut_off_between, effect_rows, merged_outcomes
 from probe.rewinding.preparing import OpenedRun, Problems, RewindPlan, opened_for, plans_of
 from probe.rewinding.rollouts import blocks, changing
 from probe.rewinding.teacher_forced import after, off_policy, rescore
 from probe.running import Running, running
-from probe.serving import engine_of, remarks
+from probe.serving import engine_of, in_process, remarks
 from probe.serving import suffix_logprobs as scores_of
 
 if TYPE_CHECKING:
@@ -47,8 +44,8 @@ def run_rewind(request: Rewind) -> stores.Run:
     """
     opened = opened_for(request)
     engine = engine_of(opened.lm, request.engine)
-    if request.edit and not engine.edits:
-        raise BadOption(f"activations cannot be changed at {engine.name}", hint="leave out --engine")
+    if request.edit:
+        in_process(engine, "--edit")
     problems = Problems(opened, lambda origin: plans_of(origin, request))
     came_to = {**opened.resolved(), **_alone(problems), "engine": engine.identity, "changes": _changes(opened, request)}
     came_to |= labellers(request)
@@ -121,13 +118,8 @@ def _merged(branches: pa.Table, plan: RewindPlan) -> tuple[pa.Table, RewindPlan]
     """
     if not plan.request.merge_answers:
         return branches, plan
-    found = branches["outcome"].cast(pa.string()).to_pylist()
-    known = [plan.reference, *([plan.expected] if plan.expected is not None else []), *found]
-    first = merge(known)
-    column = branches.schema.get_field_index("outcome")
-    merged = branches.set_column(column, "outcome", pa.array([first[key] for key in found]))
-    expected = None if plan.expected is None else first[plan.expected]
-    return merged, replace(plan, reference=first[plan.reference], expected=expected)
+    merged, reference, expected = merged_outcomes(branches, plan.reference, plan.expected)
+    return merged, replace(plan, reference=reference, expected=expected)
 
 
 def _rescored(lm: LanguageModel, engine: Engine, plan: RewindPlan) -> tuple[np.ndarray, np.ndarray]:
@@ -167,7 +159,7 @@ def _measure(run: Running, engine: Engine, plan: RewindPlan, samples: Samples) -
     key = f"effects-{prompt}-step{plan.step}"
     if not run.writer.done(key):
         with run.writer.unit(key):
-            results.write_effects(run.writer, plan, rows)
+            results.write_effects(run.writer, prompt, plan.step, rows)
             results.write_rescored(run.writer, plan, scored)
     plan.fork.forget()
     return results.MeasuredPlace(
@@ -197,9 +189,6 @@ def _finish(
     if summary is None:
         summary = results.summarize_all(found, problems.failed)
         if len({one.prompt_id for one in found}) > 1:
-            names = ("effects", "branches", "steps", "prompts")
-            over = effect_tables(*(run.frame(name) for name in names), seed=opened.sampling.seed)
-            run.write_all(over.tables, unit="over-problems")
-            summary["over_problems"] = over.summary
+            summary["over_problems"] = results.write_over_problems(run, seed=opened.sampling.seed)
     summary = {**summary, **more}
     return run.finish(summary, seed=opened.sampling.seed, parent=parent)

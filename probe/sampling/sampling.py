@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from probe.errors import NonFinite
 from probe.labelling import label, labellers
 from probe.outcomes import SILENT
 from probe.requests import OutcomeOptions, Sample, public
+from probe.requests.options import plain
 from probe.requests.sample import parse_percents
 from probe.rewinding.rollouts import blocks, draw
 from probe.running import Running, running
@@ -44,7 +44,7 @@ def run_sample(lm: LanguageModel, request: Sample) -> stores.Run:
     engine = engine_of(lm, request.engine)
     came_to = {
         **source.resolved(), "max_new": source.max_new, "generate": source.max_new,
-        "sampling": {**asdict(source.sampling), "stop": list(source.sampling.stop)},
+        "sampling": plain(source.sampling),
         "engine": engine.identity, **labellers(request),
     }  # fmt: skip
     with running(request, lm, word=f"n{request.samples}", resolved=came_to) as run:
@@ -54,7 +54,7 @@ def run_sample(lm: LanguageModel, request: Sample) -> stores.Run:
         if failed:
             run.warn(f"{failed} problems were left out: the column 'error' of the table 'prompts' says why")
         given = label(run, request)
-        parent = None if source.run is None else {"run": source.run.run_id, "path": _text(source.run.path)}
+        parent = None if source.run is None else source.run.reference
         summary = measure(run, request, request.ks, given, seed=source.sampling.seed)
         about = {
             "prompts": len(source), "errors": failed, "samples": request.samples, "max_new": source.max_new,
@@ -198,7 +198,3 @@ def _prompts(run: stores.Run | Writer) -> Mapping[int, dict[str, Any]]:
     names = ["prompt_id", "expect", "error"]
     table = run.scan("prompts", columns=names) if isinstance(run, stores.Run) else run.read("prompts").select(names)
     return {row["prompt_id"]: row for row in table.sort_by("prompt_id").to_pylist()}
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)

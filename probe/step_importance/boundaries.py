@@ -37,10 +37,15 @@ def boundary(i: int) -> str:
 
 def arms(lm: LanguageModel, original: Trajectory) -> list[Arm]:
     """n + 1 arms for n steps; the last has all of them, without the end token: nothing is continued after the end."""
+    found = edges(lm, original)
+    return [Arm(boundary(i), i, original.ids[:edge], edge, original.n_prompt, of=len(found)) for i, edge in enumerate(found)]
+
+
+def edges(lm: LanguageModel, original: Trajectory) -> list[int]:
+    """Positions (n + 1,) after 0 to n steps; the last one is before the end token."""
     steps, ids = original.steps, original.ids
     end = len(ids) - (ids[-1] in lm.eos_ids)
-    edges = [steps[0].start, *(min(step.end, end) for step in steps)]
-    return [Arm(boundary(i), i, ids[:edge], edge, original.n_prompt, of=len(edges)) for i, edge in enumerate(edges)]
+    return [steps[0].start, *(min(step.end, end) for step in steps)]
 
 
 def resampling(task: Task) -> Measured:

@@ -15,6 +15,7 @@ from probe.decoding import Sampling, branch
 from probe.decoding.teacher_forced import Prefix, token_logprobs
 from probe.errors import BadOption
 from probe.language_model.following import ids_after
+from probe.step_importance.boundaries import edges
 from probe.step_importance.task import Measured, StepImportance, Task
 
 if TYPE_CHECKING:
@@ -44,10 +45,8 @@ def early_answer(task: Task) -> Measured:
         raise BadOption("early answers are answers, and no outcomes of another kind", hint="leave early-answer out")
     if reference in (answers.NONE, answers.TRUNCATED):
         raise BadOption("the generation gives no answer to look for", hint="name it with --expect, or --answer RULE")
-    steps, ids = task.original.steps, task.original.ids
-    end = len(ids) - (ids[-1] in lm.eos_ids)
-    edges = [steps[0].start, *(min(step.end, end) for step in steps)]
-    prefixes = [[*ids[:edge], *ids_after(lm, ids[:edge], stub)] for edge in edges]
+    steps, ids, places = task.original.steps, task.original.ids, edges(lm, task.original)
+    prefixes = [[*ids[:edge], *ids_after(lm, ids[:edge], stub)] for edge in places]
     greedy = branch(lm, prefixes, [0], max_new=LONGEST, sampling=Sampling(stop=STOPS), stem=task.stem)
     found = []
     for (one,) in greedy:
@@ -59,7 +58,7 @@ def early_answer(task: Task) -> Measured:
     for text in texts:
         written.setdefault(answers.key(text, how), []).append(text)
     written.setdefault(reference, [reference])
-    chances = _chances(task, edges, prefixes, list(written.values())) if len(written) > 1 else None
+    chances = _chances(task, places, prefixes, list(written.values())) if len(written) > 1 else None
     column = list(written).index(reference)
     unit = "P(answer) among candidates, after - before"
     rows = [
@@ -67,14 +66,14 @@ def early_answer(task: Task) -> Measured:
         for i in range(len(steps))
         if chances is not None
     ]
-    widths = np.diff([edges[0], *edges])
+    widths = np.diff([places[0], *places])
     return Measured(rows, summary={
         "answers": [one.key for one in found], "matches": matches.tolist(), "candidates": list(written),
         "chances": None if chances is None else chances.round(6).tolist(), "stub": stub,
         "commitment_step": _commitment(matches), "area_over_curve": float(1 - matches.mean()),
         "area_over_curve_by_tokens": float(1 - (matches * widths).sum() / widths.sum()) if widths.sum() else None,
     }, tables={"early_answers": {
-        "prompt_id": task.original.prompt_id, "boundary": list(range(len(edges))), "pos": edges,
+        "prompt_id": task.original.prompt_id, "boundary": list(range(len(places))), "pos": places,
         "answer": [one.key for one in found], "match": matches.tolist(),
         "chance": None if chances is None else chances[:, column].tolist(),
     }})  # fmt: skip

@@ -18,7 +18,6 @@ from probe.decoding.rollouts import Engine
 from probe.errors import BadModel, BadOption, ProbeError
 from probe.labelling import counted, label, labellers
 from probe.language_model import check_model
-from probe.over_problems import importance_tables
 from probe.registries.importance_methods import Method, Size, methods_of
 from probe.requests import Importance, public
 from probe.rewinding.effects import cut_off_across
@@ -30,7 +29,7 @@ from probe.running import Running, running
 from probe.serving import engine_of, remarks
 from probe.step_importance import boundaries, dependence, receiver_heads
 from probe.step_importance.drawing import ImportanceRounds, Swept
-from probe.step_importance.task import Heads, Measured, StepImportance, Task, add_q_values, columns
+from probe.step_importance.task import Heads, Measured, StepImportance, Task, add_q_values, columns, write_over_steps
 
 
 class ImportancePlan(NamedTuple):
@@ -223,15 +222,11 @@ def _finish(
         start = problems.only.origin.original.steps[0].start
         parent = parent_of(opened, branch, prompt_id=opened.prompts[0], position=start)
         return run.finish({**found[opened.prompts[0]], **more}, seed=opened.sampling.seed, parent=parent)
-    over = importance_tables(
-        *(run.frame(name) for name in ("importance", "branches", "steps", "prompts")),
-        early_answers=run.frame("early_answers"), seed=opened.sampling.seed,
-        references={prompt: one["reference"] for prompt, one in found.items()},
-    )  # fmt: skip
-    run.write_all(over.tables, unit="over-problems")
+    references = {prompt: one["reference"] for prompt, one in found.items()}
     summary = {
         "prompts": len(opened.prompts), "errors": len(problems.failed), "samples": opened.request.samples,
-        "problems": [{"prompt_id": prompt, **one} for prompt, one in found.items()], "over_problems": over.summary,
+        "problems": [{"prompt_id": prompt, **one} for prompt, one in found.items()],
+        "over_problems": write_over_steps(run, references, seed=opened.sampling.seed),
         **more,
     }  # fmt: skip
     return run.finish(summary, seed=opened.sampling.seed, parent=parent_of(opened, branch))

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from probe.decoding.teacher_forced import Prefix
+from probe.over_problems import importance_tables
 from probe.requests import Importance
 from probe.rewinding.drawing import Samples
 from probe.stats import q_values
@@ -119,6 +120,17 @@ def add_q_values(run: Running) -> None:
         )
 
     run.writer.amend("importance", filled)
+
+
+def write_over_steps(run: Running, references: Mapping[int, str], *, seed: int) -> dict[str, Any]:
+    """The tables over problems, of the importance that the run holds; what a summary says of them. references: the class of
+    answers that is counted, by prompt."""
+    over = importance_tables(
+        *(run.frame(name) for name in ("importance", "branches", "steps", "prompts")),
+        early_answers=run.frame("early_answers"), references=references, seed=seed,
+    )  # fmt: skip
+    run.write_all(over.tables, unit="over-problems")
+    return over.summary
 
 
 def columns(rows: Sequence[StepImportance], original: Trajectory) -> dict[str, list[Any]]:

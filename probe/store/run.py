@@ -130,6 +130,11 @@ class Run:
         return self._source.path
 
     @property
+    def reference(self) -> dict[str, Any]:
+        """How the manifest of a run that is made of it names it, as its `parent`."""
+        return {"run": self.run_id, "path": str(self.path) if self.path else None}
+
+    @property
     def run_id(self) -> str:
         return str(self.manifest["run_id"])
 

@@ -83,8 +83,7 @@ class TokenSequence:
         """The manifest's `parent` of a run that is made from it."""
         if self.run is None:
             return None
-        path = str(self.run.path) if self.run.path else None
-        return {"run": self.run.run_id, "path": path, "prompt_id": self.prompt.prompt_id, "branch": self.branch}
+        return {**self.run.reference, "prompt_id": self.prompt.prompt_id, "branch": self.branch}
 
     def restart(self) -> None:
         """Forget the continuation."""
