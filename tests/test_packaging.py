@@ -35,6 +35,8 @@ def installed_files() -> Iterator[str]:
     """Paths inside a wheel of every file that belongs there, from the folders themselves."""
     for top, place in PLACES.items():
         for path in sorted((ROOT / top).rglob("*")):
+            if "web" in path.parts:  # what the built page is made of: for who builds it
+                continue
             if path.suffix in {".py", ".md", ".json", ".jsonl", ".txt", ".typed", ".sql", ".html", ".css", ".js"}:
                 yield f"{place}/{path.relative_to(ROOT / top).as_posix()}"
 

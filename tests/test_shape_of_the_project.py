@@ -28,7 +28,7 @@ LAYERS = (
     {"labelling"},
     {"tracing", "rewinding"},  # the verbs that others are made of
     {"step_importance", "patching", "steering", "speculating", "comparing", "explaining", "lensing", "attributing", "sampling"},
-    {"relabelling"},
+    {"relabelling", "reporting"},
     {"laws", "replaying"},
 )
 NEVER = {"cli", "recipes", "probe.cli", "probe.recipes", "typer", "rich", "click"}

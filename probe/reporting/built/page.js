@@ -1,0 +1,1 @@
+(()=>{document.body.textContent="no pictures yet";})();

@@ -1,0 +1,2 @@
+// Starts the page.
+document.body.textContent = "no pictures yet";
