@@ -65,7 +65,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in (*PLACES, "pyproject.toml", "README.md"):
         here = ROOT / name
         if here.is_dir():
-            shutil.copytree(here, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(here, copy / name, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
         else:
             shutil.copy(here, copy)
     return copy
