@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from .over_problems import show_over_problems
-from .terminal import run_path, show_drawing, show_table, show_warnings, visible
+from .terminal import interval, number, run_path, show_drawing, show_table, show_warnings, visible
 
 if TYPE_CHECKING:
     from probe.store import Run
@@ -129,10 +129,10 @@ def _show_effects(summary: dict[str, Any]) -> None:
     for row in summary["effects"]:
         if row["metric"] == "share":
             continue
-        interval = "" if row["ci_low"] is None else f"[{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
-        floor = "" if row["null_high"] is None else f"{row['null_high']:.3f}"
-        p = "" if row["p_value"] is None else f"{row['p_value']:.3g}"
-        rows.append((NAMES[row["metric"]], f"{row['difference']:.3f}", interval, floor, p))
+        rows.append((
+            NAMES[row["metric"]], f"{row['difference']:.3f}", interval(row["ci_low"], row["ci_high"], ".3f"),
+            number(row["null_high"], ".3f"), number(row["p_value"], ".3g"),
+        ))  # fmt: skip
     show_table(("measure", "value", "95 % interval", "null 95 %", "p"), rows)
     scored = summary["rescored"]
     if scored:

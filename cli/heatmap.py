@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .terminal import printable, run_path, show_table, show_warnings, visible
+from .terminal import interval, printable, run_path, show_table, show_warnings, visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -185,9 +185,8 @@ def _show_strongest(summary: dict[str, Any]) -> None:
         )
         place += f" -> {cell['receiver']}" if cell["receiver"] else ""
         token = visible(cell["token"]) if cell.get("token") is not None else ""
-        interval = "" if cell.get("ci_low") is None else f"[{cell['ci_low']:+.3f}, {cell['ci_high']:+.3f}]"
-        interval = "" if measure == "change" else interval
-        rows.append((place, where, token, f"{cell[measure]:+.3f}", interval, f"{cell['patched']:+.3f}"))
+        between = "" if measure == "change" else interval(cell.get("ci_low"), cell.get("ci_high"), "+.3f")
+        rows.append((place, where, token, f"{cell[measure]:+.3f}", between, f"{cell['patched']:+.3f}"))
     if not rows:
         typer.echo("\nno effect is defined: clean and corrupt do not differ in this metric")
         return

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from .over_problems import show_over_problems
-from .terminal import run_path, show_drawing, show_table, show_warnings, visible
+from .terminal import interval, number, run_path, show_drawing, show_table, show_warnings, visible
 
 if TYPE_CHECKING:
     from probe.store import Run
@@ -59,10 +59,10 @@ def _show_problems(run: Run) -> None:
         if measured.empty:
             continue
         most = measured.loc[measured["estimate"].abs().idxmax()]
-        interval = "" if most["ci_low"] != most["ci_low"] else f"[{most['ci_low']:+.2f}, {most['ci_high']:+.2f}]"
-        q = "" if most["q_value"] != most["q_value"] else f"{most['q_value']:.3g}"
-        rows.append((str(prompt), str(method), str(len(own)), f"step{most['step']}", f"{most['estimate']:+.3f}", interval, q,
-                     visible(most["text"][:60])))  # fmt: skip
+        rows.append((
+            str(prompt), str(method), str(len(own)), f"step{most['step']}", number(most["estimate"], "+.3f"),
+            interval(most["ci_low"], most["ci_high"], "+.2f"), number(most["q_value"], ".3g"), visible(most["text"][:60]),
+        ))  # fmt: skip
     show_table(("prompt", "method", "steps", "most", "estimate", "95 %", "q", "text"), rows)
 
 
@@ -87,17 +87,13 @@ def _show_method(rows: Any) -> None:
     largest = rows["estimate"].abs().max() or 1.0
     usual = "+.3f" if largest >= 0.05 else "+.2e"  # weights of single tokens are small
 
-    def number(value: Any, form: str = usual) -> str:
-        return "" if value is None or value != value else format(value, form)
-
     table = []
     for row in rows.itertuples():
-        interval = "" if row.ci_low != row.ci_low else f"[{row.ci_low:+.2f}, {row.ci_high:+.2f}]"
         bar = "" if row.estimate != row.estimate else "█" * round(BAR * abs(row.estimate) / largest)
         table.append((
-            f"step{row.step}", number(row.estimate), interval, number(row.control),
-            "" if row.floor == row.control else number(row.floor), number(row.p_value, ".3g"),
-            number(row.q_value, ".3g"), _stopped(row), bar.ljust(BAR), visible(row.text[:60]),
+            f"step{row.step}", number(row.estimate, usual), interval(row.ci_low, row.ci_high, "+.2f"),
+            number(row.control, usual), "" if row.floor == row.control else number(row.floor, usual),
+            number(row.p_value, ".3g"), number(row.q_value, ".3g"), _stopped(row), bar.ljust(BAR), visible(row.text[:60]),
         ))  # fmt: skip
     shown = [i for i, name in enumerate(_COLUMNS) if any(cells[i].strip() for cells in table)]
     show_table([_COLUMNS[i] for i in shown], [[cells[i] for i in shown] for cells in table])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .terminal import run_path, show_table, show_warnings, visible
+from .terminal import interval, number, run_path, show_table, show_warnings, visible
 
 if TYPE_CHECKING:
     from probe.requests import Sample
@@ -30,7 +30,7 @@ def show_sampled(run: Run, *, quiet: bool, request: Sample | None = None) -> Non
         typer.echo(f"… and {len(rows) - ROWS} more: the table 'sampled' has them all")
     _show_means(run)
     if (sampling := run.summary.get("sampling")) is not None:
-        typer.echo(f"drawn at temperature {sampling['temperature']:g}, top-p {_number(sampling['top_p'], 'g') or 'none'}, "
+        typer.echo(f"drawn at temperature {sampling['temperature']:g}, top-p {number(sampling['top_p'], 'g') or 'none'}, "
                    f"at most {run.summary['max_new']} tokens")  # fmt: skip
     if request is not None and request.keep is not None:
         _show_kept(run, request)
@@ -45,7 +45,7 @@ def _row(row: Any) -> tuple[str, ...]:
     right = "" if not known else {1.0: "right", 0.0: "wrong"}.get(row.majority_correct, f"right 1 in {row.tied}")
     return (
         str(row.prompt_id), f"{int(row.correct)}/{row.n}" if known else f"?/{row.n}",
-        f"[{row.ci_low:.2f}, {row.ci_high:.2f}]" if known else "", passes,
+        interval(row.ci_low, row.ci_high, ".2f") if known else "", passes,
         visible(f"{vote[:24]} x{row.votes}{tie}") if vote is not None else "none", right, f"{row.entropy:.2f}",
         str(row.classes), f"{row.truncated:.2f}" if row.truncated else "", f"{row.tokens:.0f}",
     )  # fmt: skip
@@ -58,8 +58,8 @@ def _show_means(run: Run) -> None:
     cells = []
     for row in means.itertuples():
         name = {"pass_at_k": f"pass@{row.k}", "majority_correct": f"maj@{_samples(run)}"}.get(row.metric, row.metric)
-        interval = "" if row.ci_low != row.ci_low else f"[{row.ci_low:.3f}, {row.ci_high:.3f}]"
-        cells.append((name, f"{row.estimate:.3f}", interval, str(row.problems), str(row.rollouts)))
+        between = interval(row.ci_low, row.ci_high, ".3f")
+        cells.append((name, f"{row.estimate:.3f}", between, str(row.problems), str(row.rollouts)))
     show_table(("mean over problems", "estimate", "95 %", "problems", "rollouts"), cells)
 
 
@@ -82,7 +82,3 @@ def _show_kept(run: Run, request: Sample) -> None:
         typer.echo(f"{chose}: nearer to the middle than they will be in the next ones; --hold-out says how much")
     else:
         typer.echo(f"{chose}, and {found.held_out:.3f} in the half that was held out")
-
-
-def _number(value: Any, form: str) -> str:
-    return "" if value is None or value != value else format(value, form)

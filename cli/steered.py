@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def show_scan(run: Run, *, quiet: bool) -> None:
     """Print the effect at each strength with its interval, beside the random directions' and what it costs."""
-    from .terminal import run_path, show_table, show_warnings
+    from .terminal import interval, number, run_path, show_table, show_warnings
 
     found = run.summary
     if quiet:
@@ -28,10 +28,9 @@ def show_scan(run: Run, *, quiet: bool) -> None:
     rows = [
         (
             f"{r['strength']:g}", f"{r['value']:.3f}", f"{r['effect']:+.3f}",
-            "" if r["ci_low"] is None else f"[{r['ci_low']:+.3f}, {r['ci_high']:+.3f}]",
-            f"{r['control_mean']:+.3f}", f"[{r['control_low']:+.3f}, {r['control_high']:+.3f}]",
-            "" if r["strength"] == 0 else f"{r['p_value']:.3g}",
-            "" if r["kl"] is None else f"{r['kl']:.3f}", "" if r["lost"] is None else f"{r['lost']:+.3f}",
+            interval(r["ci_low"], r["ci_high"], "+.3f"),
+            f"{r['control_mean']:+.3f}", interval(r["control_low"], r["control_high"], "+.3f"),
+            "" if r["strength"] == 0 else f"{r['p_value']:.3g}", number(r["kl"], ".3f"), number(r["lost"], "+.3f"),
         )
         for r in found["strengths"]
     ]  # fmt: skip

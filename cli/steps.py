@@ -29,7 +29,7 @@ def command(run: RunPath, output: Output, split: Split = "sentence", prompt: Pro
     import probe
     from probe.texts import steps_of
 
-    from .terminal import show_document, show_table, visible
+    from .terminal import number, show_document, show_table, visible
 
     opened = probe.open_run(run)
     table = steps_of(opened, split=split, prompt_id=prompt, branch=branch)
@@ -41,14 +41,9 @@ def command(run: RunPath, output: Output, split: Split = "sentence", prompt: Pro
     rows = [
         (
             str(row.prompt_id), *([str(row.branch)] if branched else []), f"step{row.step}", f"{row.start}..{row.end - 1}",
-            str(row.kind), _number(row.logprob), _number(row.mean_entropy), visible(row.text),
+            str(row.kind), number(row.logprob, ".3f"), number(row.mean_entropy, ".3f"), visible(row.text),
         )
         for row in table.itertuples()
     ]  # fmt: skip
     heads = ("prompt", *(["branch"] if branched else []), "step", "tokens", "kind", "logprob", "mean entropy", "text")
     show_table(heads, rows)
-
-
-def _number(value: float | None) -> str:
-    """Nothing where tokens were drawn and not scored."""
-    return "" if value is None or value != value else f"{value:.3f}"

@@ -89,6 +89,16 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def number(value: float | None, form: str) -> str:
+    """A figure in a format; empty where there is none."""
+    return "" if value is None or value != value else format(value, form)
+
+
+def interval(low: float | None, high: float | None, form: str) -> str:
+    """An interval; empty where there is none."""
+    return "" if low is None or low != low else f"[{low:{form}}, {high:{form}}]"
+
+
 def visible(text: str) -> str:
     """A token as a reader can see it: spaces kept between quotes, control characters escaped."""
     return json.dumps(text, ensure_ascii=False) if text.isprintable() else json.dumps(text)

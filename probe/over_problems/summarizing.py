@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
+from probe.durable import jsonable
 from probe.over_problems.covariates import covariate_rows
 from probe.over_problems.curves import areas, curve_rows, effect_curves, importance_curves
 from probe.over_problems.facts import draws_of, listed, originals, rollouts_around, steps_facts
@@ -95,12 +95,4 @@ def _designs(rows: Rows) -> Rows:
 
 
 def _result(tables: Mapping[str, Rows], summary: dict[str, Any]) -> OverProblems:
-    return OverProblems({name: listed(rows) for name, rows in tables.items() if rows}, _none_for_nan(summary))
-
-
-def _none_for_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _none_for_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_none_for_nan(item) for item in value]
-    return None if isinstance(value, float) and np.isnan(value) else value
+    return OverProblems({name: listed(rows) for name, rows in tables.items() if rows}, jsonable(summary))
