@@ -47,6 +47,7 @@ class Measure:
 class Panel:
     """One picture of one sequence of a run.
 
+    where: a value, or several of which a row has one.
     frame: rows of the run's table, its own columns first (they are what the CSV gives), then those named in `derived`.
     follows: coordinate of the cursor -> the column by which the rows of the picture are chosen: only those at the cursor.
     """
@@ -62,6 +63,7 @@ class Panel:
     derived: tuple[str, ...] = ()
     follows: Mapping[Coordinate, str] = field(default_factory=dict)
     note: str = ""  # what a reader must know: what was kept, which way the arrow goes
+    counted: tuple[str, ...] = ()  # not empty: a row is all rows of the table with the same values of these, not one of them
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class Bars(Panel):
     series: str | None = None  # column of classes; each has its colour and stands in the legend
     facet: str | None = None  # column; each of its values has a row of bars with a scale of its own
     span: tuple[str, str] | None = None  # columns of first position and one past the last: the bars lie under the tokens
+    floor: str | None = None  # column; what there is where nothing differs: a dashed line across the bar
 
 
 @dataclass(frozen=True)
