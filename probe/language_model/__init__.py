@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from probe.language_model.model import Encoded, LanguageModel
     from probe.language_model.pieces import Pieces
     from probe.language_model.provenance import check_model, model_of, same_tokenizer
+    from probe.language_model.tokenizers import tokenizer_of
 
-__all__ = ["Encoded", "LanguageModel", "Pieces", "check_model", "load", "model_of", "same_tokenizer"]
+__all__ = ["Encoded", "LanguageModel", "Pieces", "check_model", "load", "model_of", "same_tokenizer", "tokenizer_of"]
 
 _HOME = {
     "Encoded": "model", "LanguageModel": "model", "Pieces": "pieces", "check_model": "provenance", "load": "loading",
     "model_of": "provenance", "same_tokenizer": "provenance",
+    "tokenizer_of": "tokenizers",
 }  # fmt: skip
 
 

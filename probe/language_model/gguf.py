@@ -162,6 +162,16 @@ def load(path: Path, *, dtype: torch.dtype | str, progress: Progress | None = No
     return model, tokenizer
 
 
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer of a GGUF file, without its weights."""
+    from transformers import AutoTokenizer
+
+    with refusals(str(path)), _apart(path) as folder:
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=path.name, local_files_only=True)
+    _split_as_llama_cpp(tokenizer, Header(path).metadata)
+    return tokenizer
+
+
 def _factors(path: Path) -> dict[str, list[float]]:
     """The tensors of FACTORS that a file holds: by what each rotary frequency is divided."""
     import gguf

@@ -161,7 +161,7 @@ def _loaded(
         files = check_directory(found.directory, found.name, allow_pickle=allow_pickle)
         with refusals(found.name):
             config = _config(found, code=code)
-            tokenizer = _tokenizer(found, code=code)
+            tokenizer = load_tokenizer(found, code=code)
             model, report = _model(found, config, placement, code=code, allow_pickle=allow_pickle, **options)
             check_all_there(found.name, report["missing_keys"])
             written = hub.config_of(found.directory)
@@ -170,7 +170,7 @@ def _loaded(
         "revision": found.revision,
         "source": found.source,
         "files": remembered(files, progress=progress),
-        "tokenizer_sha256": _tokenizer_sha256(found),
+        "tokenizer_sha256": tokenizer_sha256(found),
     }
     if found.quantisation:
         identity["quantisation"] = found.quantisation
@@ -221,7 +221,8 @@ def _model(found: Checkpoint, config: Any, placement: Placement, *, code: bool, 
     )  # fmt: skip
 
 
-def _tokenizer(found: Checkpoint, *, code: bool) -> Any:
+def load_tokenizer(found: Checkpoint, *, code: bool) -> Any:
+    """The tokenizer of a model's folder. BadModel where it holds none."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(found.directory, local_files_only=True, trust_remote_code=code)
@@ -230,7 +231,7 @@ def _tokenizer(found: Checkpoint, *, code: bool) -> Any:
     return tokenizer
 
 
-def _tokenizer_sha256(found: Checkpoint) -> str | None:
+def tokenizer_sha256(found: Checkpoint) -> str | None:
     """Of tokenizer.json, or of the vocabulary file in its place; None if the tokenizer has no file of its own."""
     for file in (
         "tokenizer.json",

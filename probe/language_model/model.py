@@ -107,7 +107,7 @@ class LanguageModel:
             "revision": None,
             "source": "memory",
             "files": {},
-            "tokenizer_sha256": _text_sha256(_tokenizer_text(self.tokenizer)),
+            "tokenizer_sha256": tokenizer_text_sha256(self.tokenizer),
             "quantisation": _quantisation(model.config),
             **self._origin,
             "class": type(model).__name__,
@@ -251,10 +251,10 @@ class LanguageModel:
         return ids
 
 
-def _tokenizer_text(tokenizer: Any) -> str:
-    """All that a tokenizer made in memory is."""
+def tokenizer_text_sha256(tokenizer: Any) -> str:
+    """Of all that a tokenizer made in memory is."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    return backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    return _text_sha256(backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items())))
 
 
 def _quantisation(config: Any) -> str | None:

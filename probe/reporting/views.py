@@ -74,6 +74,7 @@ class TokenStrip(Panel):
     _: KW_ONLY
     measures: tuple[Measure, ...]  # the first is shown first
     alternatives: tuple[str, str] | None = None  # columns of lists: texts, log-probs (nats)
+    shown: str | None = None  # column of what stands in place of `token`: bytes of half a character; else null
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,46 @@
+"""What is drawn of each table of a run: a function a subject makes its panels. Draws nothing, knows no page and no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from probe.errors import BadOption
+from probe.reporting.panels.context import Context, Head, Tables, TokenTexts
+from probe.reporting.panels.tokens import strip
+from probe.reporting.views import Panel, SequenceView
+from probe.store import Run
+
+__all__ = ["PANELS", "Context", "sequence_views"]
+
+TITLE = 80  # characters of a prompt that name it
+
+PANELS: tuple[Callable[[Context], Iterable[Panel]], ...] = (strip,)
+"""In the order in which panels stand on a page. Each looks at what tables the run has, never at the command."""
+
+
+def sequence_views(
+    run: Run, *, prompts: Sequence[int] | None = None, heads: Sequence[Head] | None = None
+) -> list[SequenceView]:
+    """Everything that there is to see of a run, prompt by prompt. The first panel of each is its text.
+
+    prompts: only these. heads: only their attention patterns, `(5, 3)` or `(7, None)` for all heads of layer 7. Panels that
+    are about all prompts stand with each, with the same frame. Raises `BadOption` for a prompt that the run does not have.
+    """
+    tables = Tables(run)
+    about = run.scan("prompts").to_pylist()
+    known = [int(row["prompt_id"]) for row in about]
+    for wanted in prompts or ():
+        if wanted not in known:
+            some = ", ".join(map(str, known[:8])) + (", …" if len(known) > 8 else "")
+            raise BadOption(f"the run has no prompt {wanted}", hint=f"it has: {some}")
+    texts = TokenTexts(run.manifest.get("model"))
+    chosen = None if heads is None else tuple(heads)
+    return [_view(tables, row, texts, chosen) for row in about if prompts is None or int(row["prompt_id"]) in prompts]
+
+
+def _view(tables: Tables, prompt: dict[str, object], texts: TokenTexts, heads: tuple[Head, ...] | None) -> SequenceView:
+    branch, tokens = tables.original(int(str(prompt["prompt_id"])))
+    context = Context(tables, prompt, branch, tokens, texts, heads)
+    title = " ".join(str(prompt["text"]).split())
+    title = title if len(title) <= TITLE else f"{title[: TITLE - 1]}…"
+    return SequenceView(context.prompt_id, title, tuple(panel for make in PANELS for panel in make(context)))

@@ -1,0 +1,138 @@
+"""What the panels of one prompt are made from: its rows of the run's tables, and token ids as text. Makes no panel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+import pyarrow.compute as pc
+
+from probe.errors import ProbeError
+from probe.language_model import tokenizer_of
+from probe.language_model.pieces import alone, spelled
+from probe.store import Run
+
+Head = tuple[int, int | None]
+"""Layer and head; None is every head of the layer."""
+
+
+class TokenTexts:
+    """Token ids of a vocabulary as text, by the tokenizer of the model that a manifest names, if that is on this machine.
+
+    `missing` says why it is not to be had; then a token is `#1234`. Nothing is loaded before the first id is asked for.
+    """
+
+    def __init__(self, made: Any) -> None:
+        self._made = made or {}
+        self._texts: dict[int, str] = {}
+        self.missing = ""
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """None where it is not to be had."""
+        try:
+            return tokenizer_of(self._made)
+        except ProbeError as error:
+            self.missing = error.message
+            return None
+
+    def __call__(self, token_id: int) -> str:
+        """A token as it reads in the middle of a text, a part of a character as its bytes: `<0xC3>`."""
+        token_id = int(token_id)
+        if token_id not in self._texts:
+            tokenizer = self.tokenizer
+            text = f"#{token_id}" if tokenizer is None else spelled(tokenizer, token_id) or alone(tokenizer, token_id)
+            self._texts[token_id] = text
+        return self._texts[token_id]
+
+    def bytes_of(self, token_id: int) -> str | None:
+        """The bytes of a token that holds a part of a character; None for one of whole characters, or without a tokenizer."""
+        return None if self.tokenizer is None else spelled(self.tokenizer, int(token_id))
+
+    def of_lists(self, lists: Iterable[Sequence[int] | None]) -> list[list[str] | None]:
+        """Every list of ids as a list of texts; None stays None."""
+        return [None if ids is None else [self(i) for i in ids] for ids in lists]
+
+    @property
+    def note(self) -> str:
+        """What a reader must know of tokens that were asked for; empty if they have their texts."""
+        return f"Tokens stand as their ids: {self.missing}." if self.missing else ""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of a run, read once where a panel shows all of it, whatever the prompt: the frame is the same object then,
+    and stands in a page once."""
+
+    run: Run
+    _whole: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+    def whole(self, name: str) -> pd.DataFrame:
+        """All rows of a table; to be left as it is."""
+        if name not in self._whole:
+            self._whole[name] = self.run.table(name)
+        return self._whole[name]
+
+    def original(self, prompt_id: int) -> tuple[int, pd.DataFrame]:
+        """The branch that the strip shows, which is the first that there is, and its rows of `tokens` in order of position."""
+        if "tokens" not in self.run.tables:
+            return 0, pd.DataFrame()
+        branch = pc.min(self.run.scan("tokens", columns=["branch"], prompt_id=prompt_id)["branch"]).as_py() or 0
+        found = self.run.scan("tokens", prompt_id=prompt_id, branch=branch).sort_by("pos")
+        return branch, found.to_pandas() if found.num_rows else pd.DataFrame()
+
+
+@dataclass(frozen=True)
+class Context:
+    """One prompt of a run, as the functions in `PANELS` see it.
+
+    branch: the sequence that the strip shows (the original of a rewind). tokens: its rows of the table `tokens`, of none if
+    the run has no such table or the prompt failed. heads: those asked for; None leaves the choice to the panel.
+    """
+
+    tables: Tables
+    prompt: dict[str, Any] = field(repr=False)  # its row of `prompts`
+    branch: int
+    tokens: pd.DataFrame = field(repr=False)
+    text_of: TokenTexts
+    heads: tuple[Head, ...] | None = None
+
+    @property
+    def run(self) -> Run:
+        return self.tables.run
+
+    @property
+    def prompt_id(self) -> int:
+        return int(self.prompt["prompt_id"])
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return self.run.summary
+
+    def has(self, *names: str) -> bool:
+        """Whether the run has all these tables."""
+        return set(names) <= set(self.run.tables)
+
+    def rows(self, name: str, *, columns: Sequence[str] | None = None, **where: Any) -> pd.DataFrame:
+        """This prompt's rows of a table, also where other columns have the values given; of none if there is no such table.
+
+        Of a table with branches those of all branches, unless `branch` is given.
+        """
+        if name not in self.run.tables:
+            return pd.DataFrame()
+        return self.run.scan(name, columns=columns, prompt_id=self.prompt_id, **where).to_pandas()
+
+    def sequence_rows(self, name: str, *, columns: Sequence[str] | None = None, **where: Any) -> pd.DataFrame:
+        """This prompt's rows of a table that belong to the sequence that is shown."""
+        return self.rows(name, columns=columns, branch=self.branch, **where)
+
+    def whole(self, name: str) -> pd.DataFrame:
+        """All rows of a table that is not about single prompts; to be left as it is."""
+        return self.tables.whole(name)
+
+    def where(self, **more: Any) -> dict[str, Any]:
+        """How rows of the sequence were chosen, for `Panel.where`."""
+        return {"prompt_id": self.prompt_id, "branch": self.branch, **more}
