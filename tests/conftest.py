@@ -17,6 +17,13 @@ import pytest
 from tests.forking import Forker
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: no worker is left with one of them when the other is done."""
+    items.sort(
+        key=lambda item: (item.name != "test_console_examples_print_what_they_show", not item.get_closest_marker("slow"))
+    )
+
+
 @pytest.fixture(scope="session")
 def smollm2():
     """SmolLM2-135M-Instruct with its real weights."""

@@ -48,6 +48,7 @@ def test_a_merged_adapter_is_pefts_own_forward(tmp_path: Path, config: dict[str,
     assert type(lm.model).__name__ == "LlamaForCausalLM" and lm.title == "tiny:llama + lora"
 
 
+@pytest.mark.slow
 def test_a_run_says_its_adapter_and_is_reopened_with_it(adapter: Path, tmp_path: Path, shell: Any) -> None:
     words = ("trace", "abc", "-m", "tiny:llama", "-n", "6", "--adapter", "./lora", "--out", "r", "--no-progress")
     assert shell(*words).returncode == 0

@@ -55,6 +55,7 @@ def same_problem(whole, alone, prompt: int, *, as_prompt: int | None = None, rou
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_number_of_all_prompts_is_that_of_the_problem_alone(run, tiny) -> None:
     whole = importance(run, tiny)
     assert set(whole.importance["prompt_id"]) == set(range(len(TEXTS)))
@@ -62,6 +63,7 @@ def test_every_number_of_all_prompts_is_that_of_the_problem_alone(run, tiny) -> 
         same_problem(whole, importance(run, tiny, prompt_id=prompt), prompt)
 
 
+@pytest.mark.slow
 def test_every_rewind_of_all_prompts_is_that_of_the_problem_alone(run, tiny) -> None:
     whole = probe.rewind(run, lm=tiny, to="50%", replace="z", **HOW)
     for prompt in range(len(TEXTS)):
@@ -81,6 +83,7 @@ def test_a_problem_is_the_same_in_another_order(run, tiny) -> None:
         )
 
 
+@pytest.mark.slow
 def test_problems_do_not_share_their_noise(run, tiny) -> None:
     """A continuation is what `decode` gives with the noise of its problem, which is another for each."""
     whole = importance(run, tiny)
@@ -98,6 +101,7 @@ def test_problems_do_not_share_their_noise(run, tiny) -> None:
     assert len(seeds) == len(TEXTS)
 
 
+@pytest.mark.slow
 def test_a_step_of_all_steps_is_that_step_alone(run, tiny) -> None:
     whole = probe.rewind(run, lm=tiny, to="all", prompt_id=1, replace="z", **HOW)
     steps = sorted(set(whole.effects["step"]))
@@ -114,6 +118,7 @@ def test_a_step_of_all_steps_is_that_step_alone(run, tiny) -> None:
     assert not whole.branches.duplicated(["prompt_id", "branch"]).any()
 
 
+@pytest.mark.slow
 def test_q_values_are_over_all_steps_of_all_problems(run, tiny) -> None:
     rows = importance(run, tiny).importance.query("method == 'resampling_tv'").sort_values("p_value")
     p, n = rows["p_value"].to_numpy(), len(rows)
@@ -164,6 +169,7 @@ def test_some_of_the_prompts(run, tiny) -> None:
     assert set(done.importance["prompt_id"]) == {0, 2, 3} == set(done.prompts["prompt_id"])
 
 
+@pytest.mark.slow
 def test_a_problem_has_its_own_right_answer(tiny, tmp_path: Path) -> None:
     rows = [{"prompt": text, "expect": right, "level": i} for i, (text, right) in enumerate(zip(TEXTS, "abcd", strict=True))]
     (tmp_path / "problems.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -231,6 +237,7 @@ def test_twelve_problems_on_smollm2(tmp_path: Path) -> None:
     assert means["steps"] == len(whole.importance.query("method == 'resampling'"))
 
 
+@pytest.mark.slow
 def test_activations_are_changed_in_the_rows_that_refill_a_batch(run, tiny) -> None:
     """More continuations than run side by side, of other lengths: each is what it is alone under the same change."""
     from probe.decoding.rollouts import PLACES

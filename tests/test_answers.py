@@ -116,6 +116,7 @@ def test_a_key_is_its_own_key_however_it_is_put_together(text: str) -> None:
     assert canonical(canonical(text)) == canonical(text)
 
 
+@pytest.mark.slow
 @given(st.text(max_size=80), st.sampled_from(["auto", "last-number", "boxed", "choice", "yes-no"]))
 def test_any_text_can_be_read(text: str, how: str) -> None:
     found = extract(text, how)
@@ -186,6 +187,7 @@ def test_reading_is_linear(unit: str, how: str) -> None:
     assert min(seconds(8_000) for _ in range(3)) < 8 * seconds(2_000) + 0.25
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.sampled_from(["x+1", "1+x", "(x+1)^2", "x^2+2*x+1", "sqrt(8)", "2*sqrt(2)", "7", NONE, "paris"]), max_size=6)
@@ -199,6 +201,7 @@ def test_merging_is_an_equivalence(keys: list[str]) -> None:
         assert (alone[one] == alone[other]) == (merged[one] == merged[other])
 
 
+@pytest.mark.slow
 def test_a_lost_process_costs_only_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes too long has no form; the next formula is read by another process."""
     from probe.answers import algebra

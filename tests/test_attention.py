@@ -273,6 +273,7 @@ def cases() -> dict[str, tuple[dict[str, Any], np.ndarray]]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", cases())
 def test_calls_made_by_hand(name: str) -> None:
     arguments, hidden = cases()[name]

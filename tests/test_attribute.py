@@ -179,6 +179,7 @@ def test_bad_input() -> None:
     assert "the first, 'a', is used" in run.manifest["warnings"][0]
 
 
+@pytest.mark.slow
 def test_the_command_line_is_the_library(shell: Callable[..., Any], tmp_path: Path) -> None:
     lm, common = loaded("llama"), ("--model", "tiny:llama", "--no-progress", "--json")
     done = shell("attribute", TEXT, "--answer", "a", "--against", "b", *common)

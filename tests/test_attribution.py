@@ -79,6 +79,7 @@ def test_slopes_are_those_of_autograd_by_hand_in_float64() -> None:
     assert float(metric.detach()) == pytest.approx(float(difference(lm)(read.logits[None])), rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox", "mixtral", "mamba", "falcon_h1", "bloom", "gpt_oss"])
 def test_slopes_are_finite_differences(family: str) -> None:
     """Each site moved a little towards the clean text's value, there and back, by an edit of the whole forward.
@@ -248,6 +249,7 @@ def test_options_that_do_not_go_together(what: dict[str, object], message: str) 
         probe.patch(loaded("gpt2"), **{**ASKED, **what})
 
 
+@pytest.mark.slow
 def test_the_shell_does_it_too(shell) -> None:
     words = ["patch", "-m", "tiny:gpt2", "--clean", CLEAN, "--corrupt", CORRUPT, "--answer", "a", "--against", "b"]
     done = shell(*words, "--sites", "z", "--method", "attribution", "--ig", "2", "--sample", "5", "--out", "r", "--no-progress")

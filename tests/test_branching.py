@@ -63,6 +63,7 @@ def test_each_prefix_has_its_own_room(family: str) -> None:
             assert_same(one, alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [*ATTENTION, *STATES])
 def test_a_branch_is_its_prefix_decoded_from_scratch(family: str) -> None:
     lm, samples = loaded(family), [0, 5, 2]
@@ -73,6 +74,7 @@ def test_a_branch_is_its_prefix_decoded_from_scratch(family: str) -> None:
                 assert_same(one, decode(lm, [prefix], max_new=12, sampling=sampling, samples=[sample])[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [*ATTENTION, "mamba", "falcon_h1", "jamba"])
 def test_a_batch_of_64_is_64_alone(family: str) -> None:
     lm, prefixes = loaded(family), [PREFIXES[0], PREFIXES[2]]
@@ -86,6 +88,7 @@ def test_a_batch_of_64_is_64_alone(family: str) -> None:
     assert len({tuple(one.ids) for one in found[0]}) == 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma2", "falcon_h1", "mamba", "minimax"])
 def test_branches_that_end_leave_and_the_others_go_on(family: str, monkeypatch) -> None:
     lm = loaded(family)
@@ -109,6 +112,7 @@ def test_an_arm_and_its_control_share_noise_by_steps_since_the_fork() -> None:
     assert [one.ids for one in same] == [one.ids for one in control]
 
 
+@pytest.mark.slow
 def test_branches_have_the_law_of_whole_texts() -> None:
     """All 27 texts of three tokens that top-k leaves, with their exact probabilities by full forwards, against 20,000."""
     lm, sampling, n = loaded("llama"), Sampling(1.0, top_k=3, seed=7), 20_000

@@ -155,6 +155,7 @@ def test_template_options(lm: LanguageModel) -> None:
             parse_options([text])
 
 
+@pytest.mark.slow
 def test_a_file_of_chats(shell: Any, tmp_path: Path) -> None:
     """A chat that loses something is a row with the reason; what a template was told stands in the manifest."""
     lm = probe.load("tiny:llama")

@@ -163,6 +163,7 @@ def test_steps_of_a_run(shell) -> None:
     failed(shell("steps", "run", "--branch", "3"), 1, "branch 3")
 
 
+@pytest.mark.slow
 def test_steps_of_a_rewind(shell) -> None:
     assert shell("trace", "Once upon", *TINY, "--generate", "12", "--out", "run").returncode == 0
     assert shell("rewind", "run", "--to", "step0", "-n", "2", "--max-new", "6", "--out", "drawn").returncode == 0

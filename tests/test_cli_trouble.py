@@ -51,6 +51,7 @@ def long_run(tmp_path: Path):
     process.communicate()
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_finished(long_run, shell, tmp_path: Path) -> None:
     time.sleep(1.5)
     long_run.send_signal(signal.SIGINT)
@@ -84,6 +85,7 @@ def test_two_processes_never_share_a_run(long_run, shell) -> None:
     failed(shell("trace", *words, "--resume"), 1, "run")
 
 
+@pytest.mark.slow
 def test_no_room_on_the_disk(tmp_path: Path) -> None:
     """A limit on the size of a file stands for a full disk: the write that does not fit fails the same way."""
     words = f"trace '{'word ' * 90}' --model tiny:llama --capture resid_post@all --out run"
@@ -112,11 +114,13 @@ def directory(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_local_directory_is_a_model(shell, directory: Path) -> None:
     said = json.loads(shell("trace", "hello", "--model", str(directory), "--json").stdout)
     assert said["summary"]["tokens"] > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value"),
     [("model.norm", float("nan")), ("model.norm", float("inf")), ("model.layers.1.mlp.down_proj", float("nan"))],
@@ -159,6 +163,7 @@ def test_tokens_that_are_parts_of_a_character_and_tags(shell, tmp_path: Path) ->
     assert (tokens["token"] == "").any()  # a token that ends no character
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
     line = f"{sys.executable} -m probe trace 'hello there' --model tiny:llama --out run | head -c 1"
     done = subprocess.run(

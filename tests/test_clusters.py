@@ -55,6 +55,7 @@ def covered(law: Law, truth: float, problems: int) -> tuple[float, float]:
 CASES = [(normal, 5), (normal, 8), (normal, 12), (normal, 40), (shares, 12), (shares, 40)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("law", "problems"), CASES, ids=lambda value: getattr(value, "__name__", value))
 def test_intervals_over_problems_cover_and_naive_ones_do_not(law: Law, problems: int) -> None:
     over_problems, over_steps = covered(law, 0.1, problems)
@@ -156,6 +157,7 @@ def problem_with_covariates(random: np.random.Generator, problems: int) -> tuple
 TRUE = np.array([0.1, 0.3, 0.2, 0.15])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problems", [12, 40])
 def test_coefficients_are_covered_over_problems_and_not_over_steps(problems: int) -> None:
     random, hits, by_steps, trials = np.random.default_rng(problems), np.zeros(4), np.zeros(4), 700

@@ -82,6 +82,7 @@ def test_half_precision_is_seen(smollm2) -> None:
     assert 0 < run.comparison["kl_ab"].max() < 0.05 and run.summary["dtype_b"] == "torch.bfloat16"
 
 
+@pytest.mark.slow
 def test_a_model_and_itself_differ_nowhere_at_all(smollm2) -> None:
     run = probe.compare(smollm2, smollm2, TEXT)
     rows = run.comparison.iloc[1:]
@@ -100,6 +101,7 @@ def test_an_edit_that_changes_nothing_is_exactly_nothing(name: str, tmp_path) ->
     assert (run.similarity[PLACES] == 1).all(axis=None)
 
 
+@pytest.mark.slow
 def test_an_edit_is_what_a_plain_hook_makes_of_it(smollm2) -> None:
     ids, block = smollm2.encode(TEXT).ids, smollm2.model.model.layers[5]
     before = plain(smollm2, ids)
@@ -339,6 +341,7 @@ def test_layers_that_do_not_match_are_not_compared() -> None:
     check(run.comparison, a.encode(TEXT).ids, plain(a, a.encode(TEXT).ids), plain(b, a.encode(TEXT).ids))
 
 
+@pytest.mark.slow
 def test_the_command_line(shell, tmp_path) -> None:
     two = ("compare", "tiny:llama", "tiny:llama")
     done = shell(*two, TEXT, "--dtype-b", "bfloat16", "--out", "run")

@@ -62,6 +62,7 @@ def test_models(here: Path) -> None:
     assert completed("probe compare smollm2 gp") == ["gpt2"]
 
 
+@pytest.mark.slow
 def test_runs_are_folders_with_a_manifest(here: Path) -> None:
     runs = ["runs/a-trace", "runs/b-trace"]
     assert completed("probe rewind ") == ["alice", *runs] and completed("probe rewind al") == ["alice"]

@@ -72,6 +72,7 @@ def test_greedy_is_what_generate_gives(family: str, endless) -> None:
     assert found.ids == text[0, 17:].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_row_of_a_ragged_batch_is_itself_alone(family: str, endless) -> None:
     lm = endless(family)

@@ -62,6 +62,7 @@ def test_json_knows_no_nan() -> None:
     assert json.dumps(plain, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_nothing_else_writes_files() -> None:
     """No other `write_text`, `write_bytes`, `fsync` or `open` for writing in the library."""
     found = set()

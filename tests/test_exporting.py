@@ -124,6 +124,7 @@ def shell(*words: str, **more: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", "probe", *words], **pipes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("-",), (), ("-", "--format", "parquet")], ids=str)
 def test_standard_output_holds_the_table_alone(full: probe.Run, words: tuple[str, ...], tmp_path: Path) -> None:
     out, err = shell("runs", "export", str(full.path), "tokens", *words).communicate()
@@ -136,6 +137,7 @@ def test_standard_output_holds_the_table_alone(full: probe.Run, words: tuple[str
     assert err == b""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_a_reader_that_goes_away_is_no_trouble(full: probe.Run, kind: str) -> None:
     going = shell("runs", "export", str(full.path), "attention", "-", "--format", kind, "--flat")

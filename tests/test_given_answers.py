@@ -61,6 +61,7 @@ def test_an_answer_is_what_the_plain_model_gives_to_it(family: str) -> None:
     assert len(run.answers) == 4 and (run.answers["error"] == "").all() and run.answers["correct"].isna().all()
 
 
+@pytest.mark.slow
 def test_answers_of_a_trained_model(smol: LanguageModel) -> None:
     run = probe.trace(smol, PROMPT, answers=ANSWERS, attention="none", generate=3)
     check(smol, run)
@@ -103,6 +104,7 @@ def test_the_prompt_is_read_once_for_all_its_answers(smol: LanguageModel) -> Non
     assert widths[:2] == [n, n] and sum(widths[2:]) < n  # the reading of the trace, the prefix, and the answers alone
 
 
+@pytest.mark.slow
 def test_calibrated_by_the_token_that_begins_a_text(smol: LanguageModel) -> None:
     run = probe.trace(smol, PROMPT, answers=ANSWERS, calibrate=True, attention="none")
     for row in run.answers.itertuples():
@@ -140,6 +142,7 @@ def test_edits_hold_while_answers_are_scored() -> None:
     assert np.abs(run.answers["logprob"] - plain.answers["logprob"]).min() > 1e-3
 
 
+@pytest.mark.slow
 def test_in_a_chat_the_answer_is_the_assistants(smol: LanguageModel) -> None:
     run = probe.trace(smol, "Capital of France?", answers=["Paris", "London"], chat=True, attention="none")
     ids = list(smol.render_chat("Capital of France?").ids)
@@ -188,6 +191,7 @@ def test_accuracy_over_problems_is_counted_again(smol: LanguageModel, tmp_path: 
     assert run.answers.query("correct")["answer"].tolist() == [2] * 8 and (run.answers["lead"] == " ").all()
 
 
+@pytest.mark.slow
 def test_a_problem_is_the_same_alone_and_in_any_order(smol: LanguageModel, tmp_path: Path) -> None:
     rows = problems(3)
     together = probe.trace(smol, rows, attention="none").answers
@@ -275,6 +279,7 @@ def test_refused() -> None:
         probe.trace(probe.load("tiny:llama"), "a", answers=["b"], calibrate=True, premise="x" * 10_000)
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in problems(3)))

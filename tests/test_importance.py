@@ -158,6 +158,7 @@ def test_no_heads_to_suppress_is_one_line(tiny, place: str) -> None:
         dependence.check_place(bloom, "pattern@1")
 
 
+@pytest.mark.slow
 def test_suppression_refuses_what_it_cannot_do() -> None:
     lm = probe.load("tiny:mamba")
     with pytest.raises(BadModel, match="positions"):
@@ -209,6 +210,7 @@ def test_weights_are_shuffled_among_the_steps_that_count(tiny) -> None:
         assert (receiver_heads.kurtosis(receiver_heads.vertical(own))[0] > np.quantile(null, 0.95)) == peaked
 
 
+@pytest.mark.slow
 def test_receiver_heads_of_another_text(tiny, tmp_path: Path) -> None:
     """Too few scores a head are refused; the table says on which text its heads were chosen; another run's can be taken."""
     with pytest.raises(BadOption, match="at least 16 steps"):
@@ -293,6 +295,7 @@ def test_intervals_cover_and_p_values_hold_on_a_known_chain(markov) -> None:
     assert rejected / trials <= 0.08
 
 
+@pytest.mark.slow
 def test_resampling_finds_the_step_that_decides(markov) -> None:
     source = written(markov, "Then b.\n a")
     done = probe.importance(
@@ -424,6 +427,7 @@ def total(lm, before: list[int], ids: list[int]) -> float:
     return float(rows.gather(1, torch.tensor(ids)[:, None]).sum())
 
 
+@pytest.mark.slow
 def test_each_boundary_has_the_room_it_needs_and_a_confound_is_said(tiny) -> None:
     """1.5 times what the original still needed, 64 (or what it was given) at least; as asked; cut-off draws are counted."""
     source = written(tiny, REASONING)
@@ -469,6 +473,7 @@ def test_cochrans_q_is_scipys() -> None:
     assert stats.cochran(np.ones((5, 3), bool), seed=0) == 1.0
 
 
+@pytest.mark.slow
 def test_all_methods_and_a_killed_run(tiny, tmp_path: Path, monkeypatch) -> None:
     from probe.rewinding import rollouts
 
@@ -506,6 +511,7 @@ def test_bad_input(tiny) -> None:
         assert said in caught.value.message + caught.value.hint
 
 
+@pytest.mark.slow
 def test_the_command_line(shell) -> None:
     assert shell("trace", "Count: one.", "--model", "tiny:llama", "--generate", "30", "--out", "run").returncode == 0
     words = ("--split", "token", "-n", "2", "--max-new", "3")
@@ -530,6 +536,7 @@ def by_length(task: Task) -> Measured:
 LENGTH = Method("length", "As many tokens as it has.", f"{__name__}:by_length", (), lambda size: sum(size.steps))
 
 
+@pytest.mark.slow
 def test_a_method_is_one_row_and_one_function(tiny, monkeypatch) -> None:
     """A row in the registry: the verb takes it, alone and among all, its plan says what it costs, and `--help` names it."""
     monkeypatch.setitem(METHODS, "length", LENGTH)
@@ -553,6 +560,7 @@ def test_a_method_is_one_row_and_one_function(tiny, monkeypatch) -> None:
     assert "length: As many tokens as it has." in " ".join(shown.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_row_of_the_registry_is_what_its_method_does(name: str, markov) -> None:
     """The columns that it declares are those that it fills, the table `dependence` too; options of its own are refused to

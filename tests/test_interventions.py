@@ -317,6 +317,7 @@ def test_per_head_vectors_go_to_their_heads() -> None:
 # ---- what changes nothing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_changes_nothing_changes_no_bit(family: str) -> None:
     lm, ids = loaded(family), drawn(2)

@@ -95,6 +95,7 @@ def test_a_fault_is_one_line_and_what_was_said_before_stays(tmp_path: Path, body
     assert len(found) == kept and "\n" not in caught.value.message and caught.value.hint
 
 
+@pytest.mark.slow
 def test_one_that_hangs_is_given_up_and_ended_with_what_it_started(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     body = (

@@ -120,6 +120,7 @@ def test_the_largest_are_in_order_and_among_equals_the_first(n: int, k: int) -> 
     np.testing.assert_array_equal(values, np.take_along_axis(rows, expected, -1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [kernels.LONG - 1, kernels.LONG])
 def test_only_long_texts_load_the_compiler(n: int) -> None:
     """And without it a long text is read all the same."""
@@ -142,6 +143,7 @@ def test_only_long_texts_load_the_compiler(n: int) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_without_numba_the_numbers_are_the_same_and_a_note_says_once_what_it_would_gain() -> None:
     code = (
         "import sys, warnings, numpy as np, torch, probe\n"
@@ -171,6 +173,7 @@ def test_without_numba_the_numbers_are_the_same_and_a_note_says_once_what_it_wou
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_machine_without_a_place_to_keep_them_compiles_them_again(tmp_path: Path) -> None:
     """numba refuses to cache where it cannot write: neither beside the file nor at home."""
     code = (

@@ -326,6 +326,7 @@ def test_revisions_are_for_the_hub(checkpoint: Path) -> None:
         probe.load(str(checkpoint), revision="main")
 
 
+@pytest.mark.slow
 def test_transformers_says_nothing(checkpoint: Path) -> None:
     code = f"import probe; lm = probe.load({str(checkpoint)!r}); lm.encode('a' * 9000); print(lm.name)"
     done = subprocess.run(
@@ -359,6 +360,7 @@ def test_an_empty_model_is_an_error_of_every_command(shell: Callable[..., Any]) 
         assert done.returncode in (1, 2) and "empty" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_context_that_is_longer_than_the_config_says(checkpoint: Path, shell: Callable[..., Any], tmp_path: Path) -> None:
     short = probe.load(str(checkpoint)).context_length
     assert short is not None

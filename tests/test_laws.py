@@ -49,6 +49,7 @@ LIMITS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", DIFFERENT)
 def test_every_law_holds(family: str) -> None:
     found = list(laws(probe.load(f"tiny:{family}")))
@@ -240,6 +241,7 @@ def test_a_fault_is_planted_for_each_law() -> None:
     assert list(PLANTED) == [name for name, *_ in the_laws._LAWS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", PLANTED)
 def test_selftest_finds_a_planted_fault(law: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It reports the law that was broken, and no other but those that must notice it too."""

@@ -106,6 +106,7 @@ VERBS: dict[str, Callable[[LanguageModel, probe.Run, Path], Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_leaves_the_model_as_it_found_it(
     verb: str, lm: LanguageModel, run: probe.Run, stop: Stop, direction: Path

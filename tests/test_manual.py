@@ -147,6 +147,7 @@ def test_the_manual_is_shown_without_what_it_is_about(words: str, heavy: str) ->
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_table_is_shown_with_its_columns(shell) -> None:
     for name in ("tokens", "activations"):
         shown = shell("tables", name).stdout

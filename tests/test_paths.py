@@ -98,6 +98,7 @@ def sent(lm: LanguageModel, path: str, **what: object) -> float:
     return float(frame["patched"].iloc[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", list(PARTS))
 def test_a_path_is_what_plain_hooks_make_of_it(family: str) -> None:
     """The receiver's input is read and put in here as the modules have it: queries before rotation, the MLP's normed input."""
@@ -119,6 +120,7 @@ def test_a_path_is_what_plain_hooks_make_of_it(family: str) -> None:
         assert found - base == pytest.approx(wanted - base, rel=0.02, abs=3e-6), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox", "gemma2", "mixtral", "falcon_h1"])
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
 def test_what_can_go_one_way_only_is_the_direct_patch(family: str, direction: str) -> None:
@@ -147,6 +149,7 @@ def test_all_paths_of_a_head_to_the_layer_above_are_its_whole_effect() -> None:
     assert sum(parts) == pytest.approx(direct, abs=0.01) and direct > 0.9
 
 
+@pytest.mark.slow
 def test_many_receivers_at_once_are_each_as_alone() -> None:
     lm = loaded("llama")
     together = probe.patch(lm, **ASKED, path="z@0->k@1..2").patches
@@ -200,6 +203,7 @@ def test_options_that_do_not_go_with_a_path() -> None:
             probe.patch(loaded("gpt2"), **ASKED, path="z@0->logits", **what)
 
 
+@pytest.mark.slow
 def test_the_shell_sends_too(shell) -> None:
     words = ["patch", "-m", "tiny:gpt2", "--clean", CLEAN, "--corrupt", CORRUPT, "--answer", "a", "--against", "b"]
     done = shell(*words, "--path", "z@0..1->logits", "--out", "r", "--no-progress", "--json")

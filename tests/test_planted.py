@@ -201,6 +201,7 @@ PATHS = [
 ]
 
 
+@pytest.mark.slow
 @every_circuit
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
 def test_path_patching_finds_the_edges_and_no_other(name: str, direction: str) -> None:

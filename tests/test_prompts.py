@@ -156,6 +156,7 @@ def test_what_is_no_unicode_is_an_error_row() -> None:
     assert run.prompts["text"].tolist() == ["a \\ud800", "b"] and "not valid text" in run.prompts["error"][0]
 
 
+@pytest.mark.slow
 def test_prompts_of_a_file_are_held_in_little_more_than_the_file() -> None:
     """100 bytes a prompt: a million of them stay below 300 MB while they are read, and half of that afterwards."""
     n = 20_000

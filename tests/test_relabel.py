@@ -135,6 +135,7 @@ VERBS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", [None, 0], ids=["all", "one"])
 @pytest.mark.parametrize("verb", VERBS)
 def test_statistics_are_those_of_a_run_that_was_drawn_so(lm: Any, traced: Run, verb: str, prompt: int | None) -> None:
@@ -151,6 +152,7 @@ def test_statistics_are_those_of_a_run_that_was_drawn_so(lm: Any, traced: Run, v
     assert [row["outcome"] for row in moved] != [row["outcome"] for row in rows(again, "branches")]
 
 
+@pytest.mark.slow
 def test_methods_that_need_the_model_are_left_out_and_said(lm: Any, traced: Run) -> None:
     asked = {"samples": 12, "max_new": 4, "lm": lm, "split": "token", "prompt_id": 0}
     run = probe.importance(traced, method="counterfactual,early-answer,rescore", expect="7", **asked)

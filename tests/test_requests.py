@@ -119,6 +119,7 @@ def test_nothing_said_is_greedy_or_as_the_run_was() -> None:
         assert again.sampling == Sampling(1.0, seed=2)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["rewind", "importance"])
 def test_keywords_draw_what_a_sampling_draws(verb: str) -> None:
     lm = probe.load("tiny:llama")
@@ -140,6 +141,7 @@ def rows(run: probe.Run, table: str) -> pd.DataFrame:
     return run.table(table).drop(columns="run_id").sort_values(keys, ignore_index=True)
 
 
+@pytest.mark.slow
 def test_a_replayed_trace_has_the_same_tables(tmp_path: Path) -> None:
     lm = probe.load("tiny:llama")
     path = tmp_path / "p.jsonl"
@@ -155,6 +157,7 @@ def test_a_replayed_trace_has_the_same_tables(tmp_path: Path) -> None:
             pd.testing.assert_frame_equal(rows(again, table), rows(first, table))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["rewind", "importance"])
 def test_what_goes_back_into_a_run_is_replayed(verb: str, tmp_path: Path) -> None:
     lm = probe.load("tiny:llama")

@@ -114,6 +114,7 @@ def test_a_direction_of_another_program_and_a_name_that_is_too_long(lm: Any, tmp
             probe.load(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["rewind", "until", "importance"])
 def test_continuations_that_are_drawn_again_have_the_same_numbers_to_the_last_digit(
     lm: Any, verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -124,6 +124,7 @@ def edited_number(lm, text: str, seed: int) -> tuple[str, int]:
     return lm.pieces(plan.arms.new).text, len(plan.arms.new) - len(plan.arms.old)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["tiny", "smollm2"])
 def test_a_number_can_always_be_another_one(model: str, request) -> None:
     lm = request.getfixturevalue(model)
@@ -185,6 +186,7 @@ def test_spans_that_do_not_fit_are_refused_before_anything_is_drawn(run, tiny, t
     assert not list(tmp_path.glob("a*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [" in all.", "all.", "."])
 def test_nothing_is_drawn_after_a_stop_text(stop: str, tiny) -> None:
     """A run that ended by --stop ends there again: its last boundary is over, others are not."""
@@ -329,6 +331,7 @@ def test_every_edit(kind: str, run, tiny, tmp_path: Path) -> None:
     assert first == stem[: row["fork_pos"]] + own
 
 
+@pytest.mark.slow
 def test_own_words_of_the_edits_length_are_what_an_edit_is_compared_with(tiny) -> None:
     """z from plain forwards; and as an edit, the model's own words have z of sd 1, whether they are one token or twelve."""
     from probe.decoding import Sampling, branch
@@ -509,6 +512,7 @@ def test_bad_input(what, error, said, run, tiny) -> None:
     assert said in caught.value.message + caught.value.hint
 
 
+@pytest.mark.slow
 def test_an_edit_is_one_function(shell, tmp_path: Path) -> None:
     """Declared in one place, it is an option with its sentence, it runs, and the plan and the summary call it by its name."""
     assert shell("trace", "Count: one.", "--model", "tiny:llama", "--generate", "30", "--out", "run").returncode == 0
@@ -578,6 +582,7 @@ def test_the_context_ends_a_rollout(tiny) -> None:
         probe.rewind(source, lm=tiny, to=f"step{last + 20}", samples=2)
 
 
+@pytest.mark.slow
 def test_the_command_line(shell, tmp_path: Path) -> None:
     tiny = ("--model", "tiny:llama")
     assert shell("trace", "Count: one.", *tiny, "--generate", "30", "--out", "run").returncode == 0
@@ -648,6 +653,7 @@ def test_a_tree_counts_what_was_compared(run, tiny, tmp_path: Path) -> None:
     assert len(drawn(tree(done))) == 4
 
 
+@pytest.mark.slow
 def test_selftest_passes_and_can_fail(shell, tiny, monkeypatch) -> None:
     from probe.laws import laws
 
@@ -666,6 +672,7 @@ def test_selftest_passes_and_can_fail(shell, tiny, monkeypatch) -> None:
     assert said["command"] == "selftest" and all(law["holds"] or law["skipped"] for law in said["summary"]["laws"])
 
 
+@pytest.mark.slow
 def test_selftest_tries_several_models_and_goes_on_after_one_that_is_not_there(shell) -> None:
     several = shell("selftest", "tiny:gpt2", "tiny:nosuch", "tiny:llama", "--json")
     assert several.returncode == 1 and several.stderr.startswith("error: tiny:nosuch was not tried")
@@ -676,6 +683,7 @@ def test_selftest_tries_several_models_and_goes_on_after_one_that_is_not_there(s
     assert [line.split()[:2] for line in lines[1:]] == [["tiny:gpt2", "pass"], ["tiny:llama", "pass"]]
 
 
+@pytest.mark.slow
 def test_the_tree_is_exported(shell) -> None:
     assert shell("trace", "Q: how many?", "-n", "12", "--model", "tiny:llama", "--out", "base", "-q").returncode == 0
     words = ("rewind", "base", "--to", "15", "-n", "2", "--max-new", "4", "--out", "went", "-q")

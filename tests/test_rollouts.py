@@ -91,6 +91,7 @@ def assert_same(found, other) -> None:
     assert found.sample_logprob == pytest.approx(other.sample_logprob, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("room")
 @pytest.mark.parametrize("family", [*ATTENTION, *STATES])
 def test_a_rollout_is_its_prefix_decoded_alone(family: str, monkeypatch) -> None:
@@ -116,6 +117,7 @@ def test_any_schedule_gives_the_same(family: str, seed: int, monkeypatch) -> Non
         assert_same(one, alone(lm, rollout))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("room")
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_a_row_gives_up_its_place_where_the_room_is_full_and_comes_back(family: str, monkeypatch) -> None:
@@ -143,6 +145,7 @@ def held(room: Room | SharedRoom) -> int:
     return shared + sum(shape[0] * shape[2] for shape in shapes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_stop_texts_and_the_context_end_a_rollout(family: str, monkeypatch) -> None:
     lm, rollouts = loaded(family), mixed(4, (14,))
@@ -156,6 +159,7 @@ def test_stop_texts_and_the_context_end_a_rollout(family: str, monkeypatch) -> N
         assert_same(one, alone(lm, rollout, stopping))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("room")
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 def test_nothing_of_a_row_that_left_is_seen(family: str, monkeypatch) -> None:
@@ -188,6 +192,7 @@ def test_prefixes_are_shared_where_attention_is_a_plain_softmax(family: str, can
     assert shares(loaded(family)) is can
 
 
+@pytest.mark.slow
 def test_a_room_holds_what_its_rows_hold() -> None:
     """Against lists of what was written, through any comings and goings."""
     pick, random_numbers = random.Random(0), torch.Generator().manual_seed(0)
@@ -266,6 +271,7 @@ def test_a_stem_that_was_read_is_not_read_again(monkeypatch) -> None:
         assert torch.equal(stem.known.cache.layers[0].keys, keys)
 
 
+@pytest.mark.slow
 def test_no_prefix_is_held_whose_rollouts_have_their_places(monkeypatch) -> None:
     """However many wait: at any time no more is known than the beginnings on the way to the next prefix."""
     lm, most = loaded("llama"), []
@@ -296,6 +302,7 @@ def test_no_prefix_is_held_whose_rollouts_have_their_places(monkeypatch) -> None
     assert not any(ref() is not None for ref in read)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "mamba"])
 def test_a_resumed_run_has_the_same_last_digits(family: str, monkeypatch) -> None:
     """Which rollouts are there already changes no digit of the others, and a stretch of which all is there is not run."""

@@ -68,6 +68,7 @@ def arms(done) -> dict[tuple[int, str], object]:
     return dict(list(drawn.groupby(["prompt_id", "arm"], observed=True)))
 
 
+@pytest.mark.slow
 def test_importance_by_budget(run, tiny) -> None:
     done = probe.importance(run, lm=tiny, method="resampling", budget=6000, until=0.2, **WHAT)
     drawing, drawn = done.summary["drawing"], arms(done)
@@ -97,6 +98,7 @@ def test_importance_by_budget(run, tiny) -> None:
     assert {key: len(own) for key, own in drawn.items()} == last.to_dict()
 
 
+@pytest.mark.slow
 def test_counterfactual_by_budget_is_judged_as_in_the_first_round(run, tiny) -> None:
     done = probe.importance(run, lm=tiny, method="counterfactual", prompt_id=0, until=0.35, **WHAT)
     rows = done.importance[done.importance["method"] == "counterfactual"]
@@ -107,6 +109,7 @@ def test_counterfactual_by_budget_is_judged_as_in_the_first_round(run, tiny) -> 
     )
 
 
+@pytest.mark.slow
 def test_rewind_until_all_places_are_known(run, tiny) -> None:
     done = probe.rewind(run, lm=tiny, to="all", delete=True, until=0.25, **WHAT)
     rows = done.effects[(done.effects["metric"] == "share") & (done.effects["outcome"] == "<truncated>")]
@@ -157,6 +160,7 @@ def test_a_kill_in_any_round_changes_nothing(verb: str, run, tiny, tmp_path: Pat
     same_tables(call(out=tmp_path / "whole", resume=True), whole)
 
 
+@pytest.mark.slow
 def test_minutes_are_kept_and_gone_on_with(run, tiny, tmp_path: Path, monkeypatch) -> None:
     """Of a clock that ticks once a look: what was decided is drawn again, and the time until then counts."""
     now = [0.0]
@@ -200,6 +204,7 @@ def test_bad_input(verb: str, what, said: str, run, tiny, tmp_path: Path) -> Non
     assert told.value.hint and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_what_drawing_takes_is_said_before(run, tiny) -> None:
     """Counted by hand; of the prefixes every beginning once; as many samples as the means suffice for."""
     from probe.requests import Importance, Rewind

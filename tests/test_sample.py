@@ -117,6 +117,7 @@ def test_means_are_over_problems(run: Run) -> None:
     assert all(row["ci_low"] is None or 0 <= row["ci_low"] <= row["estimate"] <= row["ci_high"] for row in found.values())
 
 
+@pytest.mark.slow
 def test_a_problem_is_the_same_alone_and_in_any_order(lm: Any, run: Run) -> None:
     turned = probe.sample(lm, TEXTS[::-1], **DRAWN)
     for prompt, text in enumerate(TEXTS):
@@ -428,6 +429,7 @@ def test_kill_9_at_random_moments_and_resume(shell: Any, tmp_path: Path) -> None
     same_tables(probe.open_run(tmp_path / "torn"), probe.open_run(tmp_path / "alone"))
 
 
+@pytest.mark.slow
 def test_the_command_says_what_was_drawn_and_kept(shell: Any, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text(
         "\n".join(json.dumps({"prompt": text, "expect": "digit"}) for text in [*TEXTS, "x" * 5000])

@@ -21,6 +21,7 @@ def logits_of(n_rows: int, n_vocab: int, *, seed: int = 0, scale: float = 3.0) -
     return torch.randn(n_rows, n_vocab, generator=torch.Generator().manual_seed(seed)) * scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_vocab", [12, 700, 3000])
 def test_what_is_left_and_its_law_are_hugging_faces(n_vocab: int) -> None:
     logits = logits_of(4, n_vocab, scale=2.0)

@@ -73,6 +73,7 @@ def test_interval_and_p_are_one_rule_and_mirror(n: int) -> None:
     assert anytime(a, b) == pytest.approx([x[(down == 2) & (up == n - 3)][0] for x in found])
 
 
+@pytest.mark.slow
 def test_looking_after_every_pair_keeps_the_level_where_one_interval_looked_at_again_does_not() -> None:
     random = np.random.default_rng(0)
     for up, down in ((0.15, 0.15), (0.5, 0.5), (0.4, 0.05), (0.02, 0.02)):
@@ -106,6 +107,7 @@ def test_intervals_of_arms_of_other_sizes_hold_at_every_look_too() -> None:
     assert anytime_independent(0, 40, 40, 40)[:3] == pytest.approx((1.0, 0.83, 1.0), abs=0.02)
 
 
+@pytest.mark.slow
 def test_means_of_any_bounded_values_hold_too() -> None:
     """Of -1, 0 and 1 it is the same interval; of a share it is moved; of lengths it holds at every look."""
     pairs = np.repeat([-1, 0, 1], [4, 20, 9])
@@ -213,6 +215,7 @@ def test_intervals_cover_where_drawing_stopped_and_less_is_drawn_than_everywhere
     assert 1 - spent / uniform > saves
 
 
+@pytest.mark.slow
 def test_a_budget_is_never_overspent_and_goes_where_it_narrows() -> None:
     random = np.random.default_rng(3)
     here = world(random, 6, 5, same=0.5)

@@ -72,6 +72,7 @@ def expected(lm: LanguageModel, one: Rollout, sampling: Sampling = WARM) -> Any:
     return decode(lm, [one.prefix], max_new=one.max_new, sampling=own, samples=[0])[0]
 
 
+@pytest.mark.slow
 def test_a_server_draws_what_its_seeds_say(lm) -> None:
     prefixes = [prefix_of(lm), prefix_of(lm, "Another")]
     rollouts = [Rollout(p, s, n, 11) for p in prefixes for s in range(4) for n in (5, 9)]
@@ -104,6 +105,7 @@ def test_each_address_has_a_seed_of_its_own() -> None:
     assert np.abs(ones - 0.5).max() < 0.05  # 6 standard errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampling",
     [
@@ -133,6 +135,7 @@ def test_settings_are_what_the_server_is_told(lm, sampling: Sampling) -> None:
         assert set(found[i].noise) == {None} and None not in found[i].logprob
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("deaf", "sampling", "said"),
     [
@@ -156,6 +159,7 @@ def test_a_temperature_that_a_server_would_raise_is_refused(lm) -> None:
         drawn(server, [Rollout(prefix_of(lm), 0, 4, 0)], Sampling(temperature=0.001))
 
 
+@pytest.mark.slow
 def test_another_model_is_refused_with_the_figure(lm, other) -> None:
     with (
         pytest.raises(EngineError, match=r"another model than 'tiny:llama'.* 0\.97\d? nats in the mean") as caught,
@@ -165,6 +169,7 @@ def test_another_model_is_refused_with_the_figure(lm, other) -> None:
     assert "0.1" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_another_dtype_is_said(lm) -> None:
     served = probe.load("tiny:llama")
     served.model.bfloat16()
@@ -204,6 +209,7 @@ def test_ids_that_were_not_drawn_are_refused(lm) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_text_without_ids_is_refused_and_ids_in_the_place_of_texts_are_read(lm) -> None:
     def without(body: dict, _: int, answer: dict) -> dict:
         del answer["choices"][0]["token_ids"]
@@ -227,6 +233,7 @@ def test_a_prompt_that_the_server_changes_is_refused(lm) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_noise_that_no_seed_addresses_is_found_out(lm) -> None:
     """Every request another stream: arms cannot share it. One stream for all: samples would be copies."""
     turn = iter(range(10**6))
@@ -237,6 +244,7 @@ def test_noise_that_no_seed_addresses_is_found_out(lm) -> None:
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["half", "429", "503", "500", "late", "closed", "error inside"])
 def test_what_passes_is_tried_again(lm, fault: str) -> None:
     """The third and fourth rollouts fail twice each; what comes in the end is what comes without a fault."""
@@ -278,14 +286,26 @@ def test_retry_after_is_obeyed() -> None:
     assert patience.before(1, 7.0) == 7.0 and patience.before(1, 10**6) == 120.0
 
 
+@pytest.mark.slow
 def test_n_requests_are_in_flight(lm) -> None:
-    stand_in = StandIn(lm)
+    """No answer is given before three are asked for at once: with fewer in flight the barrier breaks."""
+    three = threading.Barrier(3, timeout=60)
+    drawing = False
+
+    def change(body: dict, number: int, answer: dict) -> dict:
+        if drawing:
+            three.wait()
+        return answer
+
+    stand_in = StandIn(lm, change=change)
     with engine(lm, stand_in, in_flight=3) as server:
         stand_in.most_at_once = 0
+        drawing = True
         drawn(server, [Rollout(prefix_of(lm), s, 2, 3) for s in range(12)])
     assert stand_in.most_at_once == 3
 
 
+@pytest.mark.slow
 def test_a_request_that_fails_for_good_loses_nothing(lm) -> None:
     """The fourth is refused: those under way are given before it is said; what is left is drawn later."""
     rollouts = [Rollout(prefix_of(lm), s, 6, 3) for s in range(9)]
@@ -307,6 +327,7 @@ def test_a_request_that_fails_for_good_loses_nothing(lm) -> None:
         assert {**found, **later}[i].ids == expected(lm, one).ids
 
 
+@pytest.mark.slow
 def test_a_server_that_died_is_said_and_its_follower_goes_on(lm) -> None:
     rollouts = [Rollout(prefix_of(lm), s, 6, 3) for s in range(9)]
     stand_in = StandIn(lm)
@@ -342,6 +363,7 @@ def test_who_stops_listening_breaks_off_what_is_under_way(lm) -> None:
         assert not [t for t in threading.enumerate() if t.name == "requests"]
 
 
+@pytest.mark.slow
 def test_where_texts_end(lm) -> None:
     """No room: `context`, at the server's limit or the model's. An end that the server keeps to itself is put back. A stop text
     that the server alone sees is no end; a reason that is none of ours is an error."""
@@ -369,6 +391,7 @@ def test_where_texts_end(lm) -> None:
         assert (one.ids, one.stop_reason) == (own.ids, "eos") and one.logprob[-1] is None and one.total is None
 
 
+@pytest.mark.slow
 def test_a_stop_text_that_the_server_alone_sees_is_no_end(lm) -> None:
     one, sampling = Rollout(prefix_of(lm), 0, 10, 1), Sampling(temperature=1.0, stop=("never comes",))
 
@@ -393,6 +416,7 @@ def test_a_stop_text_that_the_server_alone_sees_is_no_end(lm) -> None:
         drawn(server, [one])
 
 
+@pytest.mark.slow
 def test_text_that_goes_on_behind_a_stop_is_cut(lm) -> None:
     """A server that does not look for stop texts draws too much, and not otherwise."""
     rollouts = [Rollout(prefix_of(lm), s, 20, 5) for s in range(6)]
@@ -405,6 +429,7 @@ def test_text_that_goes_on_behind_a_stop_is_cut(lm) -> None:
         assert (found[i].ids, found[i].stop_reason) == (own.ids, own.stop_reason)
 
 
+@pytest.mark.slow
 def test_given_texts_are_scored_by_the_server_where_it_can(lm) -> None:
     prefix, suffixes = prefix_of(lm), [[5, 6, 7], [], [9]]
     own = own_logprobs(lm, prefix, suffixes)
@@ -430,6 +455,7 @@ def echo_only(body: dict, _: int, answer: dict) -> dict:
     return answer
 
 
+@pytest.mark.slow
 def test_processed_log_probs_are_known_from_raw_ones(lm) -> None:
     """A server that states them after the filters: they go where ours go, and no raw ones are made up."""
     stand_in = StandIn(lm)
@@ -460,6 +486,7 @@ def test_a_server_without_log_probs_is_refused(lm) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_which_model_of_several_is_meant(lm, monkeypatch) -> None:
     monkeypatch.setenv("PROBE_ENGINE_KEY", "secret")
     with serving(stand_in := StandIn(lm, models=("a", "b"))) as url:

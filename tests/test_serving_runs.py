@@ -70,6 +70,7 @@ def test_noise_that_no_seed_addresses_is_said_in_the_run(lm, source) -> None:
     assert any("not compared in pairs" in one for one in run.manifest["warnings"])
 
 
+@pytest.mark.slow
 def test_edits_of_activations_stay_in_process(lm, source) -> None:
     with serving(StandIn(lm)) as url, pytest.raises(probe.ProbeError, match="activations") as caught:
         probe.rewind(source, lm=lm, to="-2", split="token", engine=url, edit="mlp_out@1=zero", out=None)

@@ -78,6 +78,7 @@ def test_settings_that_are_not_used_are_said() -> None:
         sampling_for(lm, generation_config="hf")
 
 
+@pytest.mark.slow
 def test_the_command_line_applies_them_and_a_rewind_keeps_them(shell: Any, tmp_path: Path) -> None:
     lm = model(repetition_penalty=1.6)
     lm.model.save_pretrained(tmp_path / "m")

@@ -53,6 +53,7 @@ PIECES = st.sampled_from([
 ])  # fmt: skip
 
 
+@pytest.mark.slow
 @given(st.lists(PIECES, max_size=40).map("".join), st.sampled_from(["sentence", "line", "paragraph"]))
 def test_steps_tile_the_text(text: str, how: str) -> None:
     spans = split(text, how)

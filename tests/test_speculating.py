@@ -50,6 +50,7 @@ def every_draft(lm: LanguageModel) -> list[object]:
     return ["ngram", "ngram:1", "layers:1", "layers:2", lm, LanguageModel(other, tok, name="another")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_is_greedy_decoding(family: str) -> None:
     lm = loaded(family)
@@ -109,6 +110,7 @@ def test_a_cache_that_takes_one_token_at_a_time_is_done_without(wrong: str, monk
     assert found.found.ids == expected and "taken back" in found.warnings[0]
 
 
+@pytest.mark.slow
 def test_a_sliding_window_is_crossed_and_taken_back() -> None:
     """Rejections at, before and beyond the window's edge; a crop without its past would shift what is seen."""
     lm, drafting = loaded("gemma2", sliding_window=8), loaded("mistral", sliding_window=8, layers=2, seed=5)
@@ -170,6 +172,7 @@ def test_a_draft_that_is_the_target_is_always_right(sampling: Sampling) -> None:
         assert found["tokens_per_pass"]["measured"]["estimate"] == 5.0  # the bonus included
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_and_the_table_gives_the_text() -> None:
     lm = loaded("llama")
     sampling = Sampling(1.0, top_k=50, seed=4)
@@ -211,6 +214,7 @@ def test_a_row_says_what_full_forwards_say() -> None:
         assert row.rank == int((plain[0] > plain[0][row.token_id]).sum())
 
 
+@pytest.mark.slow
 def test_it_ends_where_it_should() -> None:
     lm = loaded("llama", max_position_embeddings=32)
     ids = lm.encode("hello").ids
@@ -342,6 +346,7 @@ def test_kinds_of_tokens(text: str, before: str, kind: str) -> None:
     assert kind_of(text, before) == kind
 
 
+@pytest.mark.slow
 def test_the_summary_is_counted_from_the_table() -> None:
     lm = loaded("llama")
     run = probe.speculate(lm, prompts(4), draft="layers:2", generate=40, sampling=Sampling(1.0, seed=3))

@@ -141,6 +141,7 @@ def drawn(
     return finished
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLINGS)
 @pytest.mark.parametrize("kind", DRAFTS)
 def test_draws_have_the_targets_law(kind: str, name: str) -> None:
@@ -177,6 +178,7 @@ BUGS: dict[str, tuple[object, str, Callable[..., torch.Tensor]]] = {
 DRAW = verifying.draw
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", BUGS)
 def test_the_same_test_sees_every_bug(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, name, wrong = BUGS[bug]
@@ -184,6 +186,7 @@ def test_the_same_test_sees_every_bug(bug: str, monkeypatch: pytest.MonkeyPatch)
     assert p_value(drawn("model", SAMPLINGS["temperature 1"]), SAMPLINGS["temperature 1"]) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["target", "ratio"])
 def test_it_sees_a_temperature_on_one_side_only(side: str) -> None:
     sampling = SAMPLINGS["temperature 0.6"]
@@ -210,6 +213,7 @@ def test_the_whole_loop_has_the_targets_law(kind: str, name: str) -> None:
     assert p_value(by_the_loop(kind, SAMPLINGS[name], 600, block=2), SAMPLINGS[name]) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_loop_sees_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     sampling = SAMPLINGS["temperature 1"]
     monkeypatch.setattr(verifying, "chances", lambda p, q, tokens: torch.ones(tokens.shape))
@@ -253,6 +257,7 @@ def test_tokens_a_pass_are_the_closed_forms(block: int) -> None:
     assert verifying.expected_tokens(1.0, block) == block + 1
 
 
+@pytest.mark.slow
 def test_where_nothing_is_drafted_it_is_plain_decoding() -> None:
     """The bonus runs the race of plain decoding; a text without a repetition gives prompt lookup nothing."""
     lm, _ = models()

@@ -68,6 +68,7 @@ def test_the_paired_interval_covers_and_the_test_keeps_its_level(n: int, p: floa
     assert rejected <= 0.05 or p != q
 
 
+@pytest.mark.slow
 def test_power_is_what_simulation_gives_and_what_is_planned_suffices() -> None:
     random = np.random.default_rng(0)
     for n, size, discordant in ((25, 0.1, 0.1), (60, 0.2, 0.3)):
@@ -116,6 +117,7 @@ def drawn(random, n: int, p: float, q: float, same: float) -> tuple[np.ndarray, 
     return u < p, v < q
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("p", "q", "same"), [(0.5, 0.5, 0.0), (0.2, 0.5, 0.5), (0.6, 0.5, 0.3)])
 def test_paired_intervals_cover(p: float, q: float, same: float) -> None:
     random, hits, trials = np.random.default_rng(0), 0, 2000

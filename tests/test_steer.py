@@ -156,6 +156,7 @@ def test_a_scan_of_what_is_written_is_an_edited_trace(lm: probe.LanguageModel, d
     assert rows.loc[(0, 40.0), "text"] != rows.loc[(0, 0.0), "text"]
 
 
+@pytest.mark.slow
 def test_scans_from_the_shell(shell: Callable[..., Any], direction: Path) -> None:
     words = ["steer", "--scan", str(direction), "so good", "--strengths", "-1,1", "--controls", "2", "-m"]
     done = shell(*words, "tiny:llama", "--answer", "a", "--json")

@@ -164,6 +164,7 @@ def kill_everywhere(tmp_path: Path, undisturbed: Path, *, every: int) -> int:
     return len(folders) // 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_before_some_changes_of_the_disk(tmp_path: Path, undisturbed: Path) -> None:
     assert kill_everywhere(tmp_path, undisturbed, every=67) >= 3
@@ -207,6 +208,7 @@ def kill_at_random(path: Path, undisturbed: Path, *, kills: int) -> None:
     is_as(path, undisturbed)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path: Path, undisturbed: Path) -> None:
     kill_at_random(tmp_path / "r", undisturbed, kills=3)
 
@@ -216,6 +218,7 @@ def test_killed_at_many_random_moments(tmp_path: Path, undisturbed: Path) -> Non
     kill_at_random(tmp_path / "r", undisturbed, kills=60)
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_and_the_lock_dies_with_its_owner(tmp_path: Path, undisturbed: Path) -> None:
     path = tmp_path / "r"
     first = launch(path, pause=0.2)
@@ -228,6 +231,7 @@ def test_a_second_process_is_refused_and_the_lock_dies_with_its_owner(tmp_path: 
     is_as(path, undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT there")
 def test_ctrl_c_keeps_what_is_finished(tmp_path: Path, undisturbed: Path) -> None:
     path = tmp_path / "r"
@@ -243,6 +247,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path, undisturbed: Path) -> Non
     is_as(path, undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 def test_a_disk_that_fails_is_stated_and_the_run_resumable(
     tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch, number: int
@@ -293,6 +298,7 @@ def test_a_tiny_disk_fills_up(tmp_path: Path, undisturbed: Path) -> None:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_an_altered_part_is_not_built_upon(tmp_path: Path) -> None:
     path = tmp_path / "r"
     process = launch(path, pause=0.02)

@@ -157,6 +157,7 @@ def rounds(runs: dict[str, Path], tmp_path: Path, seeds: range) -> None:
         shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_a_damaged_or_altered_run_is_read_or_refused(runs: dict[str, Path], tmp_path: Path) -> None:
     rounds(runs, tmp_path, range(24))
 

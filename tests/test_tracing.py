@@ -77,6 +77,7 @@ def test_positions_choose_the_rows(llama) -> None:
     assert kept["resid_post"] == [n - 1] and kept["z"] == [n - 3, n - 2, n - 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["smollm2", "tiny:gpt2", "tiny:gemma2", "tiny:falcon_h1", "tiny:qwen3_next"])
 def test_a_batch_of_ragged_prompts_is_each_alone(name: str) -> None:
     lm = probe.load(name)
@@ -94,6 +95,7 @@ def test_a_batch_of_ragged_prompts_is_each_alone(name: str) -> None:
             np.testing.assert_allclose(cards["entropy"], alone.heads["entropy"], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_greedy_continuation_is_that_of_generate(smollm2) -> None:
     run = probe.trace(smollm2, RAGGED[0], generate=12)
     ids = torch.tensor([smollm2.encode(RAGGED[0]).ids])
@@ -102,6 +104,7 @@ def test_greedy_continuation_is_that_of_generate(smollm2) -> None:
     assert run.tokens["segment"].value_counts()["completion"] == expected.shape[1] - ids.shape[1]
 
 
+@pytest.mark.slow
 def test_what_the_sampler_saw(smollm2) -> None:
     sampling = Sampling(temperature=0.7, top_k=20, seed=3)
     run = probe.trace(smollm2, RAGGED[0], generate=10, sampling=sampling)
@@ -119,6 +122,7 @@ def test_what_the_sampler_saw(smollm2) -> None:
     assert run.tokens["kept"].isna().sum() == len(run.tokens) - len(made)
 
 
+@pytest.mark.slow
 def test_steps_tile_the_completion(smollm2) -> None:
     run = probe.trace(smollm2, "Alice has 3 apples. She buys 4 more.", generate=40)
     steps, n = run.steps, len(run.tokens)
@@ -276,6 +280,7 @@ def test_bad_requests_are_refused_before_anything_runs(llama) -> None:
         probe.trace(probe.load("tiny:mamba"), "x", capture=["z@0"])
 
 
+@pytest.mark.slow
 def test_a_chat_is_rendered_once(smollm2) -> None:
     run = probe.trace(smollm2, "Hi!", chat=True, system="Be kind.")
     text = run.prompts["rendered"][0]
@@ -298,6 +303,7 @@ def test_an_edit_holds_while_decoding_and_reading(llama) -> None:
     assert own["token_id"].tolist() == run.tokens["token_id"].tolist()
 
 
+@pytest.mark.slow
 def test_what_was_asked_for_is_told_first(smollm2) -> None:
     """The template's own words are improbable to the model; an answer's perplexity is of the answer alone."""
     run = probe.trace(smollm2, "What is 3 + 4?", chat=True, generate=8)
@@ -340,6 +346,7 @@ def test_numbers_of_a_prompt_that_nothing_follows(llama) -> None:
     assert "".join(own["token"]) == "abc" and said.prompts["logprob"][0] == pytest.approx(own["logprob"].sum(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_summary_of_many_prompts_is_that_of_their_tables_after_a_resume_too(llama, tmp_path) -> None:
     """The numbers, computed from whole tables in float64; an interrupted run's come from files and memory, piece by piece."""
     prompts = [f"{'walk home again ' * (1 + i % 5)}{i}" for i in range(30)]

@@ -111,6 +111,7 @@ def test_importance_on_it_is_the_runs_own(lm: Any, own: Any, tmp_path: Path) -> 
         assert mine.equals(theirs), table
 
 
+@pytest.mark.slow
 def test_a_text_is_encoded_together_with_its_prompt(smol: Any, tmp_path: Path) -> None:
     rows = [
         {"prompt": "The capital of France is", "completion": " Paris, and I lo"},
@@ -124,6 +125,7 @@ def test_a_text_is_encoded_together_with_its_prompt(smol: Any, tmp_path: Path) -
     assert run.prompts["left_out"][0] == "" and run.prompts["stop_reason"].isna().all()
 
 
+@pytest.mark.slow
 def test_how_far_the_model_would_have_written_it(smol: Any, tmp_path: Path) -> None:
     """Against one plain forward in float64."""
     rows = [{"prompt": "The capital of France is", "completion": " Paris. Zebra quantum the"}]
@@ -163,6 +165,7 @@ def test_ids_that_are_not_those_of_their_text_are_told(smol: Any) -> None:
     assert "the ids say something else" in other.prompts["left_out"][0]
 
 
+@pytest.mark.slow
 def test_an_assistants_turn_is_the_generation(smol: Any, tmp_path: Path) -> None:
     chat = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "It is 4."}]
     run = probe.trace(smol, jsonl(tmp_path / "p.jsonl", [{"messages": chat}]), attention="none", out=None)
@@ -181,6 +184,7 @@ def test_an_assistants_turn_is_the_generation(smol: Any, tmp_path: Path) -> None
 THOUGHT = [{"role": "user", "content": "2?"}, {"role": "assistant", "content": "4", "reasoning_content": "two and two"}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
 def test_thinking_is_written_as_the_template_writes_it(smol: Any, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smol.tokenizer, "chat_template", CHATML)
@@ -472,6 +476,7 @@ def test_lm_eval_samples(smol: Any, tmp_path: Path) -> None:
     assert found.content == QUESTION and found.given is not None and found.given.text == " So 4."
 
 
+@pytest.mark.slow
 def test_solutions_of_thought_anchors(smol: Any, tmp_path: Path) -> None:
     prompt = "Solve this math problem step by step. Problem: What is 2 + 2? Solution: \n<think>\n"
     for number, with_prompt in ((3, True), (12, False)):
@@ -510,6 +515,7 @@ def test_solutions_of_thought_anchors(smol: Any, tmp_path: Path) -> None:
     assert alone.prompts["completion"].tolist() == ["Add. It is 4."]
 
 
+@pytest.mark.slow
 def test_prompts_of_a_run_as_they_are_exported(smol: Any, tmp_path: Path) -> None:
     rows = [{"messages": QUESTION, "id": "q", "expect": "4"}]
     run = probe.trace(smol, jsonl(tmp_path / "p.jsonl", rows), generate=8, attention="none", out=tmp_path / "r")

@@ -198,6 +198,7 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt_oss", "gemma2"])
 def test_attention_is_the_same_from_one_thread_and_from_three(family: str) -> None:
     """Several blocks of queries a head; whole rows and all statistics of two prompts."""
