@@ -1,0 +1,107 @@
+// Heat maps: a measure by rows and columns.
+import { html } from "htm/preact";
+import { useMemo, useState } from "preact/hooks";
+import { axisOf, moveTo, placeOn } from "./axis.js";
+import { figure, numbers, packed, scaleOf } from "./colour.js";
+import { Elsewhere, followed } from "./following.js";
+import { drawHeat } from "./heatfile.js";
+import { Heat } from "./heat.js";
+import { Legend } from "./legend.js";
+
+// a number as short as it stands in a cell
+const inCell = (value) => {
+  if (typeof value !== "number") return value ?? "";
+  if (Number.isNaN(value)) return "";
+  return Number.isInteger(value) || Math.abs(value) >= 1000 ? figure(value) : figure(Number(value.toFixed(Math.abs(value) < 10 ? 2 : 1)));
+};
+
+const measureOf = (panel, measure) => panel.measures[measure] || panel.measures[0];
+
+// cells of the rows at the cursor: for each the row of the frame, -1 where there is none
+function cellsOf(panel, frame, indices, sequence) {
+  const chosen = indices.length < frame.rows ? indices : null;
+  const rows = axisOf(panel.rows, frame, sequence, chosen);
+  const columns = axisOf(panel.columns, frame, sequence, chosen);
+  const cells = new Int32Array(rows.values.length * columns.values.length).fill(-1);
+  for (const index of indices) {
+    const i = rows.at(frame.get(panel.rows.column, index));
+    const j = columns.at(frame.get(panel.columns.column, index));
+    const cell = i * columns.values.length + j;
+    if (i >= 0 && j >= 0 && cells[cell] < 0) cells[cell] = index;
+  }
+  return { rows, columns, cells };
+}
+
+export function modelOf(panel, frame, chosen, { rows, columns, cells }, scales) {
+  const [n, m] = [rows.values.length, columns.values.length];
+  const classes = chosen.scaling === "classes";
+  const column = classes ? null : numbers(frame, chosen.column);
+  const scale = scaleOf(chosen, column || frame.distinct(chosen.column), scales);
+  const value = (i, j) => {
+    const index = cells[i * m + j];
+    return index < 0 ? (classes ? null : NaN) : classes ? frame.get(chosen.column, index) : column[index];
+  };
+  const kept = new Map();
+  const pixels = (i) => {
+    if (!kept.has(i)) kept.set(i, packed(scale, Array.from({ length: m }, (_, j) => value(i, j))));
+    return kept.get(i);
+  };
+  const text = (i, j) => {
+    const index = cells[i * m + j];
+    if (index < 0) return "";
+    return panel.text ? frame.get(panel.text, index) ?? "" : inCell(value(i, j));
+  };
+  return {
+    rows: n, columns: m, rowTitle: rows.title, columnTitle: columns.title, rowLabel: rows.label, columnLabel: columns.label,
+    pixels, value, text, rgb: (i, j) => (scale.has(value(i, j)) ? scale.rgb(value(i, j)) : [255, 255, 255]),
+    words: (i, j) => wordsOf(panel, frame, chosen, rows, columns, cells[i * m + j], i, j),
+    upwards: panel.upwards, square: false, hasText: Boolean(panel.text), scale,
+  };
+}
+
+function wordsOf(panel, frame, chosen, rows, columns, index, i, j) {
+  const place = `${rows.full(i)}, ${columns.full(j)}`;
+  if (index < 0) return `${place}: nothing`;
+  const [low, high] = (chosen.band || []).map((column) => frame.get(column, index));
+  const band = chosen.band && low !== null && high !== null ? ` (${figure(low)} to ${figure(high)})` : "";
+  const text = panel.text ? `, “${frame.get(panel.text, index) ?? ""}”` : "";
+  return `${place}: ${chosen.title} ${figure(frame.get(chosen.column, index), chosen.unit)}${band}${text}`;
+}
+
+function Body({ panel, frame, cursor, move, sequence, scales, measure, height }) {
+  const { where, indices } = followed(panel, frame, cursor);
+  const place = JSON.stringify(where);
+  const [own, keep] = useState([-1, -1]); // of axes that the cursor has no part in
+  const cells = useMemo(() => cellsOf(panel, frame, indices, sequence), [panel, frame, place]);
+  const chosen = measureOf(panel, measure);
+  const model = useMemo(() => modelOf(panel, frame, chosen, cells, scales), [cells, chosen, scales]);
+  if (!indices.length) return html`<${Elsewhere} panel=${panel} frame=${frame} where=${where} move=${move} />`;
+  const { rows, columns } = cells;
+  const here = [rows, columns].map((axis, k) => (axis.cursor ? placeOn(axis, cursor, sequence) : own[k]));
+  const choose = (i, j) => {
+    keep([i, j]);
+    const to = { ...moveTo(rows, i), ...moveTo(columns, j) };
+    if (Object.keys(to).length) move(to);
+  };
+  return html`<div class="grid">
+    <${Legend} scale=${model.scale} />
+    <${Heat} model=${model} chosen=${here} choose=${choose} height=${height} label="${panel.title}, ${chosen.title}" />
+  </div>`;
+}
+
+function readout(panel, frame, cursor, measure, sequence) {
+  const { indices } = followed(panel, frame, cursor);
+  const { rows, columns, cells } = cellsOf(panel, frame, indices, sequence);
+  const [i, j] = [rows, columns].map((axis) => placeOn(axis, cursor, sequence));
+  if (i < 0 || j < 0) return "";
+  const index = cells[i * columns.values.length + j];
+  return wordsOf(panel, frame, measureOf(panel, measure), rows, columns, index, i, j);
+}
+
+function draw(pen, { panel, frame, cursor, measure, sequence, scales, theme, width }) {
+  const { indices } = followed(panel, frame, cursor);
+  const model = modelOf(panel, frame, measureOf(panel, measure), cellsOf(panel, frame, indices, sequence), scales);
+  return drawHeat(pen, model, { theme, width });
+}
+
+export const grid = { Body, readout, draw };
