@@ -1,0 +1,171 @@
+"""Runs as one HTML file that needs no network, no server and no other file. Draws nothing: the script in it does."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from importlib.metadata import version
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from probe import durable
+from probe.reporting import colours, snippets
+from probe.reporting.packing import EXACT, PackedFrame, packed
+from probe.reporting.views import Panel, SequenceView
+
+if TYPE_CHECKING:
+    from probe.store.run import Run
+
+MEGABYTE = 1_000_000
+
+
+@dataclass(frozen=True)
+class PageRun:
+    """A run on a page. parent: the index, among the runs of the page, of the run that it was made of."""
+
+    run: Run
+    views: Sequence[SequenceView]
+    parent: int | None = None
+
+
+@dataclass(frozen=True)
+class Page:
+    """left_out: what of the runs is not on it, its size, and the option that brings it."""
+
+    html: str = field(repr=False)
+    left_out: tuple[str, ...]
+
+
+def page_html(
+    runs: Sequence[PageRun], *, beside: Sequence[int] = (0,), max_mb: float = 20.0, watching: bool = False,
+    refresh: int | None = None,
+) -> Page:  # fmt: skip
+    """The page of some runs as one text, ASCII only.
+
+    beside: which of them are shown side by side (indices). max_mb: megabytes (10^6 bytes) that the page may have.
+    watching: it says that the run still grows. refresh: seconds after which it loads itself again.
+    """
+    frames = _Frames()
+    sequences = [
+        {
+            "run": i,
+            "prompt": view.prompt_id,
+            "title": view.title,
+            "panels": [_panel(panel, one.run, frames.index(panel)) for panel in view.panels],
+        }
+        for i, one in enumerate(runs)
+        for view in one.views
+    ]
+    about = {
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "watching": watching,
+        "version": version("mechprobe"),
+        "scales": {
+            "sequential": colours.SEQUENTIAL,
+            "diverging": colours.DIVERGING,
+            "classes": colours.CLASSES,
+            "missing": colours.MISSING,
+        },
+        "runs": [_facts(one) for one in runs],
+        "beside": beside,
+        "sequences": sequences,
+        "frames": [frame.description for frame in frames.packed],
+        "left_out": [],
+    }
+    title = " + ".join(runs[i].run.run_id for i in beside)
+    return Page(_document(title, _json(about), [frame.stream for frame in frames.packed], refresh), ())
+
+
+class _Frames:
+    """Each frame once, however many panels show it."""
+
+    def __init__(self) -> None:
+        self.packed: list[PackedFrame] = []
+        self._known: dict[int, int] = {}
+
+    def index(self, panel: Panel) -> int:
+        if id(panel.frame) not in self._known:
+            self._known[id(panel.frame)] = len(self.packed)
+            self.packed.append(packed(panel.frame))
+        return self._known[id(panel.frame)]
+
+
+def _facts(one: PageRun) -> dict[str, Any]:
+    run = one.run
+    return {
+        "id": run.run_id,
+        "command": run.command,
+        "typed": run.manifest.get("typed", ""),
+        "path": str(run.path) if run.path else None,
+        "parent": one.parent,
+        "model": run.manifest.get("model"),
+        "versions": run.manifest.get("versions", {}),
+        "warnings": run.manifest.get("warnings", []),
+        "summary": run.manifest.get("summary", {}),
+        "manifest": run.manifest,
+    }
+
+
+def _panel(panel: Panel, run: Run, frame: int) -> dict[str, Any]:
+    """The fields of a panel by their names, as `web/README.md` has them."""
+    found = {one.name: _plain(getattr(panel, one.name)) for one in fields(panel) if one.name not in {"frame", "_"}}
+    return {**found, "kind": panel.kind, "frame": frame, "snippet": snippets.of_panel(panel, run)}
+
+
+def _plain(value: Any) -> Any:
+    """Axes, measures and columns as objects; labels, whose keys are not only texts, as pairs."""
+    if hasattr(value, "__dataclass_fields__"):
+        found = {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
+        if found.get("labels") is not None:
+            found["labels"] = [[key, label] for key, label in value.labels.items()]
+        return found
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _json(value: Any) -> str:
+    """ASCII that can stand in a script element: no `<`; what JSON or a double does not have, null or digits as a text."""
+    text = json.dumps(_exact(durable.jsonable(value)), separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c")
+
+
+def _exact(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _exact(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_exact(item) for item in value]
+    return str(value) if isinstance(value, int) and abs(value) > EXACT else value
+
+
+def _document(title: str, about: str, streams: Sequence[bytes], refresh: int | None) -> str:
+    built = files("probe.reporting") / "built"
+    script, style = ((built / name).read_text("utf-8") for name in ("page.js", "page.css"))
+    policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'; form-action 'none'"
+    again = [f'<meta http-equiv="refresh" content="{refresh}">'] if refresh else []
+    lines = [
+        "<!DOCTYPE html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+        *again,
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{html.escape(title).encode('ascii', 'xmlcharrefreplace').decode()}</title>",
+        f"<style>{style}</style></head><body>",
+        "<noscript>This page draws its pictures with a script of its own: allow scripts to see them.</noscript>",
+        f'<script type="application/json" id="page">{about}</script>',
+        *(
+            f'<script type="application/octet-stream" id="frame-{i}">{base64.b64encode(stream).decode()}</script>'
+            for i, stream in enumerate(streams)
+        ),
+        f"<script>{script}</script></body></html>",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
