@@ -105,7 +105,7 @@ def show(run: RunPath, output: Output) -> None:
     tables = manifest["tables"].items()
     show_table(("table", "rows", "size"), [(name, f"{t['rows']:,}", size(t["bytes"])) for name, t in tables])
     if "branches" in opened.tables:
-        from probe.rewinding.tree import drawn, tree
+        from probe.trees import drawn, tree
 
         typer.echo("\n" + printable("\n".join(drawn(tree(opened)))))
 
@@ -123,7 +123,7 @@ def tree(
 
 
 def _show_tree(run: Path, output: Output, *, newick: bool, prompt: int | None = None) -> None:
-    import probe.rewinding.tree as trees
+    from probe import trees
     from probe.store import open_run
 
     found = trees.tree(open_run(run), prompt_id=prompt)

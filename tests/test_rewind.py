@@ -604,7 +604,7 @@ def test_the_command_line(shell, tmp_path: Path) -> None:
 
 
 def test_trees(tiny, tmp_path: Path) -> None:
-    from probe.rewinding.tree import drawn, newick, tree
+    from probe.trees import drawn, newick, tree
 
     source = probe.trace(tiny, "Count: one.", generate=20, out=tmp_path / "source")
     with pytest.raises(RunError, match="no branches"):
@@ -641,7 +641,7 @@ def test_trees(tiny, tmp_path: Path) -> None:
 
 def test_a_tree_counts_what_was_compared(run, tiny, tmp_path: Path) -> None:
     """An insertion's control is drawn from before the step: 20 times for the z-score, of which 8 are compared."""
-    from probe.rewinding.tree import drawn, tree
+    from probe.trees import drawn, tree
 
     done = probe.rewind(run, lm=tiny, to="step1", insert="Let us see.", samples=8, max_new=4, out=tmp_path / "run")
     assert (done.branches["arm"] == "control").sum() == 20

@@ -20,7 +20,7 @@ LAYERS = (
     {"files", "durable", "patterns", "instrument", "workers", "kernels", "tiny", "stats"},
     {"sites", "tables", "spans", "answers", "scoring"},
     {"registries", "store", "outcomes"},
-    {"requests", "anatomy", "over_problems", "transcripts"},
+    {"requests", "anatomy", "over_problems", "transcripts", "trees"},
     {"language_model"},
     {"decoding", "interventions", "capturing"},
     {"texts", "serving"},

@@ -10,7 +10,7 @@ import pytest
 
 from probe import store
 from probe.errors import RunError
-from probe.rewinding.tree import BEYOND, drawn, newick, tree
+from probe.trees import BEYOND, drawn, newick, tree
 
 
 def made(folder: Path, name: str, problems: dict[int, list[int]], *, parent: Any = None, extra: int = 0) -> store.Run:
@@ -87,3 +87,19 @@ def test_the_command_shows_one_problem(shell, tmp_path: Path) -> None:
     assert shell("runs", "tree", "went").stdout.splitlines()[0] == "went: 4 ×2"
     missing = shell("runs", "tree", "went", "--prompt", "3")
     assert missing.returncode == 1 and "nothing forks from prompt 3" in missing.stderr
+
+
+def test_answers_that_were_drawn_to_a_prompt(tmp_path: Path) -> None:
+    """Nothing was generated for it before: there is no original to count."""
+    writer = store.create(tmp_path / "drawn", command="sample", arguments={})
+    with writer.unit("all"):
+        writer.write("branches", {
+            "prompt_id": [0, 0, 1], "branch": [1, 2, 1], "parent": -1, "arm": "sample", "sample": [0, 1, 0], "fork_pos": 4,
+            "draw_pos": 4, "outcome": ["7", "8", "7"], "n_tokens": 3, "edit": "", "text": "",
+        })  # fmt: skip
+    run = writer.finish(summary={"samples": 2})
+    found = tree(run)
+    assert (found["n"], found["outcomes"]) == (0, {})
+    first, second = found["children"]
+    assert (first["position"], first["n"], first["children"][0]["outcomes"]) == (4, 0, {"7": 1, "8": 1})
+    assert drawn(second) == ["prompt 1 at token 4", "└─ sample at token 4: 7 ×1"]

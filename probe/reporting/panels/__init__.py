@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from probe.errors import BadOption
+from probe.reporting.panels import branches, effects, over_problems, patching, steering, steps
 from probe.reporting.panels.context import Context, Head, Tables, TokenTexts
 from probe.reporting.panels.tokens import strip
 from probe.reporting.views import Panel, SequenceView
@@ -14,7 +15,15 @@ __all__ = ["PANELS", "Context", "sequence_views"]
 
 TITLE = 80  # characters of a prompt that name it
 
-PANELS: tuple[Callable[[Context], Iterable[Panel]], ...] = (strip,)
+PANELS: tuple[Callable[[Context], Iterable[Panel]], ...] = (
+    strip,
+    steps.panels,
+    effects.panels,
+    branches.panels,
+    patching.panels,
+    steering.panels,
+    over_problems.panels,
+)
 """In the order in which panels stand on a page. Each looks at what tables the run has, never at the command."""
 
 

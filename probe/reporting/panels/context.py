@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import pyarrow.compute as pc
@@ -14,6 +14,8 @@ from probe.errors import ProbeError
 from probe.language_model import tokenizer_of
 from probe.language_model.pieces import alone, spelled
 from probe.store import Run
+
+Made = TypeVar("Made")
 
 Head = tuple[int, int | None]
 """Layer and head; None is every head of the layer."""
@@ -69,12 +71,20 @@ class Tables:
 
     run: Run
     _whole: dict[str, pd.DataFrame] = field(default_factory=dict)
+    _made: dict[Hashable, Any] = field(default_factory=dict)
 
     def whole(self, name: str) -> pd.DataFrame:
         """All rows of a table; to be left as it is."""
         if name not in self._whole:
             self._whole[name] = self.run.table(name)
         return self._whole[name]
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` gives, made once: a part of a table that several prompts show, a tree of the whole run."""
+        if key not in self._made:
+            self._made[key] = make()
+        found: Made = self._made[key]
+        return found
 
     def original(self, prompt_id: int) -> tuple[int, pd.DataFrame]:
         """The branch that the strip shows, which is the first that there is, and its rows of `tokens` in order of position."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Tree = dict[str, Any]
+ORIGINAL = "original"
 BEYOND = "more from before the step"
 
 
@@ -30,7 +31,7 @@ def tree(run: Run, *, root: Path | None = None, prompt_id: int | None = None) ->
     a run is there already, so that it counts none.
     Raises `RunError` for a run, or a problem of it, that nothing forks from.
     """
-    found = _node(run, Family.of(root or (run.path.resolve().parent if run.path else None)), prompt_id)
+    found = node_of(run, Family.of(root or (run.path.resolve().parent if run.path else None)), prompt_id)
     if found is None:
         if prompt_id is not None:
             raise RunError(f"nothing forks from prompt {prompt_id}", hint="without --prompt there is the tree of all prompts")
@@ -72,8 +73,8 @@ class Family:
         return [(child, rows) for child, rows in found if rows is not None]
 
 
-def _node(run: Run, family: Family, prompt_id: int | None, *, inside: bool = False) -> Tree | None:
-    """Of the problems of a run that something forks from; None if there are none. inside: it is a child of another node."""
+def node_of(run: Run, family: Family, prompt_id: int | None = None, *, inside: bool = False) -> Tree | None:
+    """As `tree`, in a family that was read before; None where nothing forks. inside: it is a child of another node."""
     table, below = family.branches(run), family.children(run)
     prompts = {
         int(prompt) for rows in (table, *(rows for _, rows in below)) if rows is not None for prompt in rows["prompt_id"]
@@ -101,12 +102,15 @@ def _problem(
     """The original of one problem with what was drawn from it in this run (None: nothing) and in those made from it."""
     node = {**_plain(f"prompt {prompt}", 0), "prompt_id": prompt, "n": 0 if inside else 1}
     if rows is not None:
-        (original,) = rows[rows["arm"] == "original"].itertuples()
-        node["children"] = _arms(rows[rows["arm"] != "original"], _compared(run, prompt))
-        if inside:
+        originals = list(rows[rows["arm"] == ORIGINAL].itertuples())
+        node["children"] = _arms(rows[rows["arm"] != ORIGINAL], _compared(run, prompt))
+        if not originals:  # answers were drawn to a prompt that nothing was generated for
+            node |= {"n": 0, "position": min(one["position"] for one in node["children"])}
+        elif inside:
             parent = run.manifest["parent"]
             node["position"] = int(parent["position"] or min((one["position"] for one in node["children"]), default=0))
         else:
+            (original,) = originals
             node |= {
                 "position": int(original.draw_pos),
                 "outcomes": {str(original.outcome): 1},
@@ -115,10 +119,10 @@ def _problem(
     own = {branch["branch"]: branch for arm in _each_arm(node) for branch in arm["branches"]}
     for child, of_child in children:
         if rows is None and not inside:  # a plain trace: how it came out, only those who went back know
-            (original,) = of_child[of_child["arm"] == "original"].itertuples()
+            (original,) = of_child[of_child["arm"] == ORIGINAL].itertuples()
             node["outcomes"].setdefault(str(original.outcome), 1)
         branch = own.get(int(child.manifest["parent"].get("branch") or 0), node)
-        if (made := _node(child, family, prompt, inside=True)) is not None:
+        if (made := node_of(child, family, prompt, inside=True)) is not None:
             branch["children"].append(made)
     return node
 

@@ -1,0 +1,95 @@
+"""Scans of a direction's strength beside random directions of the same norm, and texts along a direction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from probe.reporting.panels.context import Context
+from probe.reporting.views import Axis, Bars, Lines, Listing, Measure, Panel, ShownColumn
+
+TEXT = 48  # characters of a text that name it
+THE_DIRECTION = "the direction"
+
+
+def panels(context: Context) -> Iterator[Panel]:
+    """What the tables `steering_means`, `steering` and `projections` show."""
+    yield from _scan(context)
+    yield from _of_prompt(context)
+    yield from _projections(context)
+
+
+def _scan(context: Context) -> Iterator[Panel]:
+    if not context.has("steering_means"):
+        return
+    about, rows = context.summary, context.whole("steering_means")
+    strength = Axis("strength", f"strength (times the direction, norm {about['norm']:.3g})")
+    one = (
+        " One text: no interval over texts." if about["prompts"] == 1 else " Band of the direction: 95 %, bootstrap over texts."
+    )
+    yield Lines(
+        "steering", "What a direction does, by strength", "steering_means", rows, axis=strength,
+        measures=(
+            Measure("effect", f"effect on {about['metric']}", scaling="diverging", band=("ci_low", "ci_high")),
+            Measure("control_mean", "random directions", scaling="diverging", band=("control_low", "control_high")),
+        ),
+        note=f"Less its value at strength 0; mean of {about['prompts']} texts. Band of {about['controls']} random directions "
+             f"of the same norm: from the least to the greatest.{one}",
+    )  # fmt: skip
+    costs = [name for name in ("kl", "lost") if rows[name].notna().any()]
+    if costs:
+        words = {"kl": "KL(plain || steered) after the last token (nats)", "lost": "what the text loses (nats a token)"}
+        yield Lines(
+            "steering-cost", "What a direction costs, by strength", "steering_means", rows, axis=strength,
+            measures=tuple(Measure(name, words[name], "nats") for name in costs),
+        )  # fmt: skip
+    shown = {"value": "value", "effect": "effect", "ci_low": "95 % from", "ci_high": "to", "control_mean": "random, mean",
+             "control_low": "least", "control_high": "greatest", "p_value": "p", "kl": "KL", "lost": "lost"}  # fmt: skip
+    yield Listing(
+        "steering-table", "Strengths in numbers", "steering_means", rows,
+        columns=(ShownColumn("strength", "strength"),
+                 *(ShownColumn(name, title, 3) for name, title in shown.items() if rows[name].notna().any()),
+                 ShownColumn("n", "texts")),
+        note="p: the share of directions, this one among them, whose effect is at least as large.",
+    )  # fmt: skip
+
+
+def _of_prompt(context: Context) -> Iterator[Panel]:
+    rows = context.rows("steering")
+    if rows.empty:
+        return
+    names = [THE_DIRECTION if number == 0 else f"random {number}" for number in rows["control"]]
+    rows = rows.assign(direction=names).sort_values(["control", "strength"], kind="stable")
+    where = {"prompt_id": context.prompt_id}
+    yield Lines(
+        "steering-text", "This text, by strength", "steering", rows, where=where, derived=("direction",),
+        axis=Axis("strength", "strength"), measures=(Measure("value", context.summary["metric"]),), series="direction",
+    )  # fmt: skip
+    if (rows["text"].fillna("") != "").any():
+        yield Listing(
+            "steering-texts", "Continuations under the direction", "steering", rows, where=where, derived=("direction",),
+            columns=(ShownColumn("strength", "strength"), ShownColumn("direction", "direction"),
+                     ShownColumn("value", "matches"), ShownColumn("text", "continuation")),
+            text="text",
+        )  # fmt: skip
+
+
+def _projections(context: Context) -> Iterator[Panel]:
+    if not context.has("projections"):
+        return
+    rows, prompts = context.whole("projections"), context.whole("prompts")
+    lines = [" ".join(str(text).split()) for text in prompts["text"]]
+    labels = {int(i): line[:TEXT] for i, line in zip(prompts["prompt_id"], lines, strict=True)}
+    about = context.summary
+    left = "Nothing could be left out." if about.get("accuracy") is None else (
+        f"Left-out texts on their side: {about['accuracy']:.3f}; with shuffled labels 95 % below {about['shuffled_high']:.3f}, "
+        f"p = {about['p_value']:.3g}."
+    )  # fmt: skip
+    yield Bars(
+        "projections", "Texts along the direction", "projections", rows, axis=Axis("prompt_id", "text", None, labels),
+        measure=Measure("projection", "projection on the unit direction", scaling="diverging"), series="label",
+        note=f"These texts made the direction. {left}",
+    )  # fmt: skip
+    if rows["correct"].notna().any():
+        columns = (ShownColumn("prompt_id", "text"), ShownColumn("label", "label"), ShownColumn("projection", "projection", 3),
+                   ShownColumn("correct", "on its side of the direction of the others"))  # fmt: skip
+        yield Listing("projections-table", "Texts along the direction, in numbers", "projections", rows, columns=columns)
