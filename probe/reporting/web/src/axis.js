@@ -1,6 +1,13 @@
 // The values of an axis, and where the cursor is on it.
+import { shown } from "./text.js";
 
 const keyOf = (value) => (value === null ? "\u0000none" : value);
+
+// what stands at a place of one or of both texts: "clean / corrupt"
+function tokens(label) {
+  const both = label.split(" / ");
+  return both.every(Boolean) ? both.map(shown).join(" / ") : shown(label);
+}
 
 // {values, index (value -> place), label(place), title, cursor}; rows that have no value stand last
 export function axisOf(axis, frame, sequence, indices = null) {
@@ -10,7 +17,7 @@ export function axisOf(axis, frame, sequence, indices = null) {
   const named = new Map((axis.labels || []).map(([value, label]) => [keyOf(value), label]));
   const label = (i) => {
     const value = values[i];
-    if (named.has(keyOf(value))) return named.get(keyOf(value));
+    if (named.has(keyOf(value))) return axis.cursor === "token" ? tokens(named.get(keyOf(value))) : named.get(keyOf(value));
     if (value === null) return "–";
     return axis.cursor === "token" ? sequence.token(value) : `${value}`;
   };

@@ -2,8 +2,8 @@
 
 // colours of a page that says none itself, and of files
 export const THEMES = {
-  light: { dark: false, paper: "#ffffff", ink: "#1b1b1b", faint: "#5f6368", line: "#d0d0d0", accent: "#b3261e" },
-  dark: { dark: true, paper: "#16181c", ink: "#e8e8e8", faint: "#a0a5ad", line: "#43474e", accent: "#ff8a80" },
+  light: { paper: "#ffffff", ink: "#1b1b1b", faint: "#5f6368", line: "#d0d0d0", accent: "#b3261e" },
+  dark: { paper: "#16181c", ink: "#e8e8e8", faint: "#a0a5ad", line: "#43474e", accent: "#ff8a80" },
 };
 
 export const channels = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
@@ -24,16 +24,13 @@ export function inkOn([r, g, b]) {
 
 // a number as it is read: three digits that count
 export function figure(value, unit = "") {
-  if (value === null || value === undefined) return "none";
-  if (typeof value !== "number") return `${value}`;
-  if (Number.isNaN(value)) return "none";
+  if (typeof value !== "number" || Number.isNaN(value)) return value === null || Number.isNaN(value) ? "none" : `${value}`;
   const size = Math.abs(value);
-  let text;
-  if (Number.isInteger(value)) text = size < 1e7 ? `${value}` : value.toExponential(2);
-  else if (!Number.isFinite(value)) text = value > 0 ? "∞" : "−∞";
-  else if (size >= 1e5 || size < 1e-3) text = value.toExponential(2);
-  else text = size >= 1000 ? value.toFixed(0) : `${Number(value.toPrecision(3))}`;
-  return (text + (unit && ` ${unit}`)).replace(/^-/, "−").replace("e-", "e−").replace("e+", "e");
+  let text = `${Number(value.toPrecision(3))}`;
+  if (!Number.isFinite(value)) text = value > 0 ? "∞" : "-∞";
+  else if (value !== 0 && (size >= 1e7 || size < 1e-3)) text = value.toExponential(2);
+  else if (size >= 1000) text = value.toFixed(0);
+  return text.replaceAll("-", "−").replace("e+", "e") + (unit && ` ${unit}`);
 }
 
 // numbers of a column (true is 1, what there is none of NaN), of all rows or of those given
@@ -59,13 +56,13 @@ function ends(values) {
 
 const linear = (low, high) => (v) => (high > low ? Math.min(1, Math.max(0, (v - low) / (high - low))) : 0);
 
-// The scale of a measure over its column's values: {low, high, place(value) 0 to 1, colour(value)}, and for the classes of a
-// text column {classes, colour(value)}; both have rgb(value) and has(value), whether there is one.
-export function scaleOf(measure, values, scales) {
-  const named = { title: measure.title, unit: measure.unit || "", missing: scales.missing };
-  if (measure.scaling === "classes") return { ...classScale(values, scales), ...named };
+// The scale of a measure over a frame: {low, high, at(value) 0 to 1, colour(value), rgb(value)}, has(value): whether there is
+// one, and `words`: the classes of a text column, else null
+export function scaleOf(measure, frame, scales) {
+  const named = { title: measure.title, unit: measure.unit || "" };
+  if (measure.scaling === "classes") return { ...classScale(frame.distinct(measure.column), scales), ...named };
   const given = [measure.low ?? null, measure.high ?? null];
-  let [low, high] = given.includes(null) ? ends(values) : given;
+  let [low, high] = given.includes(null) ? ends(numbers(frame, measure.column)) : given;
   const diverging = measure.scaling === "diverging";
   if (diverging) {
     const known = given.filter((x) => x !== null);
@@ -75,21 +72,23 @@ export function scaleOf(measure, values, scales) {
   const ramp = (diverging ? scales.diverging : scales.sequential).map(channels);
   const log1p = (v) => Math.log1p(Math.max(0, v));
   const even = linear(log1p(low), log1p(high));
-  const place = measure.scaling === "log" ? (v) => even(log1p(v)) : linear(low, high);
+  const at = measure.scaling === "log" ? (v) => even(log1p(v)) : linear(low, high);
   const has = (v) => v !== null && v !== undefined && !Number.isNaN(Number(v));
-  const rgb = (v) => blend(ramp, place(Number(v)));
-  return { ...named, low, high, place, rgb, has, colour: (v) => (has(v) ? hexOf(rgb(v)) : scales.missing), classes: null, ramp };
+  const rgb = (v) => blend(ramp, at(Number(v)));
+  const colour = (v) => (has(v) ? hexOf(rgb(v)) : scales.missing);
+  return { ...named, low, high, at, rgb, has, colour, missing: scales.missing, words: null, ramp };
 }
 
 // each class its own colour, in the order in which they appear; the ninth has the first one's again
 export function classScale(values, scales, title = "") {
-  const classes = [...new Set(values)].filter((value) => value !== null && value !== undefined);
-  const places = new Map(classes.map((value, i) => [value, i]));
+  const words = [...new Set(values)].filter((value) => value !== null && value !== undefined);
+  const places = new Map(words.map((value, i) => [value, i]));
   const colours = scales.classes.map(channels);
   const rgb = (value) => colours[places.get(value) % colours.length];
   const has = (value) => places.has(value);
   const colour = (value) => (has(value) ? hexOf(rgb(value)) : scales.missing);
-  return { classes, colour, rgb, has, missing: scales.missing, ramp: null, unit: "", title };
+  const at = (value) => places.get(value) / Math.max(1, words.length - 1);
+  return { words, at, colour, rgb, has, missing: scales.missing, low: 0, high: 0, ramp: null, unit: "", title };
 }
 
 // [r, g, b, a] of "#rrggbbaa"

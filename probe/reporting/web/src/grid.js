@@ -2,11 +2,12 @@
 import { html } from "htm/preact";
 import { useMemo, useState } from "preact/hooks";
 import { axisOf, moveTo, placeOn } from "./axis.js";
-import { figure, numbers, packed, scaleOf } from "./colour.js";
+import { THEMES, figure, numbers, packed, scaleOf } from "./colour.js";
 import { Elsewhere, followed } from "./following.js";
 import { drawHeat } from "./heatfile.js";
 import { Heat } from "./heat.js";
 import { Legend } from "./legend.js";
+import { shown } from "./text.js";
 
 // a number as short as it stands in a cell
 const inCell = (value) => {
@@ -14,6 +15,8 @@ const inCell = (value) => {
   if (Number.isNaN(value)) return "";
   return Number.isInteger(value) || Math.abs(value) >= 1000 ? figure(value) : figure(Number(value.toFixed(Math.abs(value) < 10 ? 2 : 1)));
 };
+
+const worded = (text) => (text === null ? "" : shown(text));
 
 const measureOf = (panel, measure) => panel.measures[measure] || panel.measures[0];
 
@@ -32,24 +35,26 @@ function cellsOf(panel, frame, indices, sequence) {
   return { rows, columns, cells };
 }
 
-export function modelOf(panel, frame, chosen, { rows, columns, cells }, scales) {
+export function modelOf(panel, frame, chosen, { rows, columns, cells }, scale) {
   const [n, m] = [rows.values.length, columns.values.length];
   const classes = chosen.scaling === "classes";
   const column = classes ? null : numbers(frame, chosen.column);
-  const scale = scaleOf(chosen, column || frame.distinct(chosen.column), scales);
   const value = (i, j) => {
     const index = cells[i * m + j];
     return index < 0 ? (classes ? null : NaN) : classes ? frame.get(chosen.column, index) : column[index];
   };
   const kept = new Map();
   const pixels = (i) => {
-    if (!kept.has(i)) kept.set(i, packed(scale, Array.from({ length: m }, (_, j) => value(i, j))));
+    if (!kept.has(i)) {
+      kept.set(i, packed(scale, Array.from({ length: m }, (_, j) => value(i, j))));
+      for (let j = 0; j < m; j++) if (cells[i * m + j] < 0) kept.get(i)[j] = 0; // blank, and not missing
+    }
     return kept.get(i);
   };
   const text = (i, j) => {
     const index = cells[i * m + j];
     if (index < 0) return "";
-    return panel.text ? frame.get(panel.text, index) ?? "" : inCell(value(i, j));
+    return panel.text ? worded(frame.get(panel.text, index)) : inCell(value(i, j));
   };
   return {
     rows: n, columns: m, rowTitle: rows.title, columnTitle: columns.title, rowLabel: rows.label, columnLabel: columns.label,
@@ -64,7 +69,7 @@ function wordsOf(panel, frame, chosen, rows, columns, index, i, j) {
   if (index < 0) return `${place}: nothing`;
   const [low, high] = (chosen.band || []).map((column) => frame.get(column, index));
   const band = chosen.band && low !== null && high !== null ? ` (${figure(low)} to ${figure(high)})` : "";
-  const text = panel.text ? `, “${frame.get(panel.text, index) ?? ""}”` : "";
+  const text = panel.text ? `, “${worded(frame.get(panel.text, index))}”` : "";
   return `${place}: ${chosen.title} ${figure(frame.get(chosen.column, index), chosen.unit)}${band}${text}`;
 }
 
@@ -74,7 +79,8 @@ function Body({ panel, frame, cursor, move, sequence, scales, measure, height })
   const [own, keep] = useState([-1, -1]); // of axes that the cursor has no part in
   const cells = useMemo(() => cellsOf(panel, frame, indices, sequence), [panel, frame, place]);
   const chosen = measureOf(panel, measure);
-  const model = useMemo(() => modelOf(panel, frame, chosen, cells, scales), [cells, chosen, scales]);
+  const scale = useMemo(() => scaleOf(chosen, frame, scales), [frame, chosen, scales]);
+  const model = useMemo(() => modelOf(panel, frame, chosen, cells, scale), [cells, chosen, scale]);
   if (!indices.length) return html`<${Elsewhere} panel=${panel} frame=${frame} where=${where} move=${move} />`;
   const { rows, columns } = cells;
   const here = [rows, columns].map((axis, k) => (axis.cursor ? placeOn(axis, cursor, sequence) : own[k]));
@@ -100,8 +106,10 @@ function readout(panel, frame, cursor, measure, sequence) {
 
 function draw(pen, { panel, frame, cursor, measure, sequence, scales, theme, width }) {
   const { indices } = followed(panel, frame, cursor);
-  const model = modelOf(panel, frame, measureOf(panel, measure), cellsOf(panel, frame, indices, sequence), scales);
-  return drawHeat(pen, model, { theme, width });
+  const chosen = measureOf(panel, measure);
+  const cells = cellsOf(panel, frame, indices, sequence);
+  const model = modelOf(panel, frame, chosen, cells, scaleOf(chosen, frame, scales));
+  return drawHeat(pen, model, { theme: THEMES[theme], width });
 }
 
 export const grid = { Body, readout, draw };

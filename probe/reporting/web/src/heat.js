@@ -14,16 +14,19 @@ export const holdsText = (model, cell) => cell.height >= 13 && cell.width >= (mo
 export function layoutOf(model, width, height, zoom = null) {
   const margins = marginsOf(model, width);
   const room = Math.max(40, width - margins.left - margins.right);
-  const cell = { width: Math.max(1, zoom ?? firstWidth(model, room)), height: 1 };
+  const first = zoom ?? firstWidth(model, room);
+  const cell = { width: first > 4 ? Math.floor(first) : Math.max(1, first), height: 1 };
   if (cell.width >= FLAT_FROM) margins.bottom = 36;
   cell.height = heightOf(model, cell.width, height - margins.top - margins.bottom);
   return { margins, room, cell };
 }
 
 function marginsOf(model, width) {
-  const labels = Array.from({ length: Math.min(model.rows, 400) }, (_, i) => model.rowLabel(i));
-  const widest = Math.max(widthOf(model.rowTitle, { size: LABEL }) + 4, ...labels.map((l) => widthOf(l, { size: LABEL, mono: true })));
-  return { left: Math.min(widest, Math.max(60, width * 0.3)) + 10, bottom: 74, top: 4, right: 2 };
+  if (model.widest === undefined) {
+    const labels = Array.from({ length: Math.min(model.rows, 400) }, (_, i) => model.rowLabel(i));
+    model.widest = Math.max(widthOf(model.rowTitle, { size: LABEL }) + 4, ...labels.map((l) => widthOf(l, { size: LABEL, mono: true })));
+  }
+  return { left: Math.min(model.widest, Math.max(60, width * 0.3)) + 10, bottom: 74, top: 4, right: 2 };
 }
 
 // cells' width when a picture is first shown: wide enough for text where there is some, else for tokens on the axis
@@ -190,7 +193,7 @@ export function Heat({ model, chosen, choose, height = 560, label }) {
   const zoomBy = (factor) => setZoom(factor ? Math.min(160, Math.max(1, cell.width * factor)) : room / model.columns);
   const size = { width: `${whole.width}px`, height: `${Math.max(tall, whole.height)}px` };
   return html`<div class="heat" ref=${box}>
-    ${whole.width > width && html`<${Overview} model=${model} scroller=${scroller} margins=${margins} whole=${whole.width} width=${width} />`}
+    ${whole.width > width && !model.square && html`<${Overview} model=${model} scroller=${scroller} margins=${margins} whole=${whole.width} width=${width} />`}
     <div class="heat-place"><div class="heat-window" ref=${scroller} tabindex="0" role="group" aria-label="${label}. Arrow keys move, + and − change the size."
       onScroll=${soon} onKeyDown=${keys} style=${{ height: `${tall}px` }}>
       <div style=${size}><canvas ref=${canvas} role="img" aria-label=${label} onClick=${press}

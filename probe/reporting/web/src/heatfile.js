@@ -1,5 +1,5 @@
 // A whole heat map with its axes and its scale, for PNG and SVG files.
-import { hexOf, inkOn } from "./colour.js";
+import { inkOn } from "./colour.js";
 import { holdsText, layoutOf, rowAt, windowOf } from "./heat.js";
 import { drawLegend } from "./legend.js";
 import { fitted } from "./pen.js";
@@ -12,7 +12,8 @@ const LABEL = 11;
 function layout(model, width) {
   const first = layoutOf(model, width, 560);
   const most = (WIDEST - first.margins.left) / model.columns;
-  return first.cell.width <= most ? first : layoutOf(model, width, 560, most);
+  const wide = first.cell.width > 3 ? Math.floor(first.cell.width) : first.cell.width; // whole pixels leave no seams
+  return layoutOf(model, width, 560, Math.min(most, wide));
 }
 
 export function drawHeat(pen, model, { theme, width = 900 }) {
@@ -21,7 +22,7 @@ export function drawHeat(pen, model, { theme, width = 900 }) {
   const whole = { width: Math.max(margins.left + plotWidth + margins.right + 4, 320), height: 0 };
   const top = 6 + drawLegend(pen, model.scale, { x: 8, y: 4, width: whole.width - 16, theme });
   whole.height = top + plotHeight + margins.bottom;
-  const left = margins.left;
+  const left = Math.ceil(margins.left);
   if (model.rows * model.columns > MOST_RECTANGLES) {
     const pixels = windowOf(model, { from: 0, until: model.columns }, { from: 0, until: model.rows });
     pen.image(pixels, model.columns, model.rows, left, top, plotWidth, plotHeight);
@@ -38,8 +39,9 @@ const eachCell = (model, visit) => {
 
 function drawCells(pen, model, { left, top, cell }) {
   eachCell(model, (r, i, j) => {
-    if (model.scale.has(model.value(i, j)))
-      pen.rect(left + j * cell.width, top + r * cell.height, cell.width, cell.height, hexOf(model.rgb(i, j)));
+    if (!model.pixels(i)[j]) return; // blank: there is no row
+    const fill = model.scale.colour(model.value(i, j));
+    pen.rect(left + j * cell.width, top + r * cell.height, cell.width, cell.height, fill);
   });
 }
 

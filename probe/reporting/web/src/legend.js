@@ -5,8 +5,8 @@ import { widthOf } from "./pen.js";
 
 // on the page
 export function Legend({ scale }) {
-  if (scale.classes)
-    return html`<p class="legend">${scale.classes.map((word) => html`<span key=${word} class="class">
+  if (scale.words)
+    return html`<p class="legend">${scale.words.map((word) => html`<span key=${word} class="class">
       <i style=${{ background: scale.colour(word) }} /><bdi>${word}</bdi></span>`)}</p>`;
   const ramp = `linear-gradient(to right, ${scale.ramp.map(hexOf).join(", ")})`;
   return html`<p class="legend">${scale.title}${scale.unit && ` (${scale.unit})`}
@@ -15,13 +15,13 @@ export function Legend({ scale }) {
 
 // in a file: returns its height
 export function drawLegend(pen, scale, { x, y, width, theme }) {
-  if (scale.classes) return drawClasses(pen, scale, { x, y, width, theme });
+  if (scale.words) return drawClasses(pen, scale, { x, y, width, theme });
   const title = scale.title + (scale.unit && ` (${scale.unit})`);
   const how = { size: 11, fill: theme.ink };
   pen.text(title, x, y + 8, how);
-  let at = x + widthOf(title, how) + 12;
+  let at = Math.round(x + widthOf(title, how) + 12);
   pen.text(figure(scale.low), at, y + 8, { ...how, fill: theme.faint });
-  at += widthOf(figure(scale.low), how) + 6;
+  at = Math.round(at + widthOf(figure(scale.low), how) + 6);
   const steps = 64;
   for (let i = 0; i < steps; i++) pen.rect(at + 2 * i, y + 2, 2, 12, hexOf(scale.rgb(rampValue(scale, i / (steps - 1)))));
   pen.text(figure(scale.high), at + 2 * steps + 6, y + 8, { ...how, fill: theme.faint });
@@ -30,7 +30,7 @@ export function drawLegend(pen, scale, { x, y, width, theme }) {
 
 function drawClasses(pen, scale, { x, y, width, theme }) {
   let [at, line] = [x, 0];
-  for (const word of scale.classes) {
+  for (const word of scale.words) {
     const room = widthOf(word, { size: 11 }) + 30;
     if (at + room > x + width && at > x) [at, line] = [x, line + 18];
     pen.rect(at, y + line + 2, 12, 12, scale.colour(word));
@@ -46,7 +46,7 @@ function rampValue(scale, part) {
   if (!(high > low)) return low;
   for (let i = 0; i < 40; i++) {
     const middle = (low + high) / 2;
-    if (scale.place(middle) < part) low = middle;
+    if (scale.at(middle) < part) low = middle;
     else high = middle;
   }
   return (low + high) / 2;

@@ -195,8 +195,16 @@ export function cleared(canvas, width, height) {
   return context;
 }
 
-// A canvas as wide as its place. paint(pen, width, theme) draws it and returns {height}; at(x, y) is called for a click.
-export function Painted({ paint, label, at, hint }) {
+// a line in pieces of 4 pixels
+export function dashed(pen, [x0, y0], [x1, y1], stroke, width = 1) {
+  const length = Math.hypot(x1 - x0, y1 - y0);
+  const on = (part) => [x0 + ((x1 - x0) * part) / length, y0 + ((y1 - y0) * part) / length];
+  for (let part = 0; part < length; part += 7) pen.line([on(part), on(Math.min(length, part + 4))], stroke, width);
+}
+
+// A canvas as wide as its place. paint(pen, width, theme) draws it and returns {height}; at(x, y) is called for a click,
+// step(by) for an arrow key, hint(x, y) is what stands there in words.
+export function Painted({ paint, label, at, step, hint }) {
   const [place, canvas] = [useRef(null), useRef(null)];
   const width = useWidth(place);
   const theme = useTheme();
@@ -211,10 +219,17 @@ export function Painted({ paint, label, at, hint }) {
     const box = canvas.current.getBoundingClientRect();
     return [event.clientX - box.left, event.clientY - box.top];
   };
+  const keys = (event) => {
+    const by = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
+    if (!by || event.ctrlKey || event.metaKey || event.altKey) return;
+    step(by);
+    event.preventDefault();
+    event.stopPropagation();
+  };
   const over = hint && ((event) => say({ text: hint(...spot(event)), at: spot(event) }));
   return html`<div class="painted" ref=${place}>
     <canvas ref=${canvas} role="img" aria-label=${label} style=${{ width: "100%", display: "block" }}
-      onClick=${at && ((event) => at(...spot(event)))} onMouseMove=${over} onMouseLeave=${() => say(null)} />
+      tabindex=${step ? 0 : undefined} onKeyDown=${step && keys} onClick=${at && ((event) => at(...spot(event)))} onMouseMove=${over} onMouseLeave=${() => say(null)} />
     ${tip && tip.text && html`<${Tip} text=${tip.text} x=${tip.at[0]} y=${tip.at[1]} width=${width} />`}
   </div>`;
 }
