@@ -1,2 +1,6 @@
 // Starts the page.
-document.body.textContent = "no pictures yet";
+import { html, render } from "htm/preact";
+import { App } from "./app.js";
+import { readPage } from "./data.js";
+
+render(html`<${App} page=${readPage(document)} />`, document.body);

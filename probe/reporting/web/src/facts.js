@@ -1,0 +1,34 @@
+// What a run is: its exact command, model, versions, warnings, and how to go on in pandas or DuckDB.
+import { html } from "htm/preact";
+import { Code, Snippet } from "./panel.js";
+import { number } from "./text.js";
+
+const words = (value) =>
+  value === null || value === undefined ? "–" : typeof value === "number" ? number(value, 4)
+    : Array.isArray(value) ? value.map(words).join(", ") : typeof value === "object" ? JSON.stringify(value) : String(value);
+
+function Pairs({ of, label }) {
+  const entries = Object.entries(of || {}).filter(([, value]) => value !== null && value !== "");
+  if (!entries.length) return null;
+  return html`<dl aria-label=${label}>${entries.map(([key, value]) => html`<div key=${key}><dt>${key}</dt><dd><bdi>${words(value)}</bdi></dd></div>`)}</dl>`;
+}
+
+export function Facts({ run, page, panel, leads }) {
+  const id = leads ? "facts" : `facts-${run.id}`;
+  const { manifest = {} } = run;
+  const took = { started: manifest.started, ended: manifest.ended, seconds: manifest.wall_seconds, "peak memory, bytes": manifest.peak_memory_bytes };
+  return html`<section class="panel facts" id=${id} aria-labelledby=${`${id}-title`}>
+    <header><h2 id=${`${id}-title`}>Run <bdi>${run.id}</bdi></h2></header>
+    ${run.warnings.length > 0 && html`<ul class="warnings" aria-label="Warnings">${run.warnings.map((text, i) => html`<li key=${i}><bdi>${text}</bdi></li>`)}</ul>`}
+    <${Code} name="command" text=${run.typed} />
+    ${panel && html`<h3>Rows of “${panel.title}”</h3><${Snippet} snippet=${panel.snippet} />`}
+    <div class="facts-columns">
+      <div><h3>Summary</h3><${Pairs} of=${run.summary} label="Summary" /></div>
+      <div><h3>Model</h3><${Pairs} of=${run.model} label="Model" /></div>
+      <div><h3>Versions</h3><${Pairs} of=${run.versions} label="Versions" /></div>
+      <div><h3>Made</h3><${Pairs} of=${{ path: run.path, ...took, seed: manifest.seed }} label="Made" /></div>
+    </div>
+    <details><summary>The manifest</summary><pre class="manifest" tabindex="0"><bdi>${JSON.stringify(manifest, null, 2)}</bdi></pre></details>
+    ${leads && page.left_out.length > 0 && html`<h3>Left out of this page</h3>${page.left_out.map((text, i) => html`<p class="left-out" key=${i}>${text}</p>`)}`}
+  </section>`;
+}

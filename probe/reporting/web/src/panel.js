@@ -1,0 +1,163 @@
+// The frame of one panel: title, note, measure, readout, its files, its rows as a table. Knows no kind of picture.
+import { html } from "htm/preact";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { followed } from "./following.js";
+import { CanvasPen, SvgPen, useTheme } from "./pen.js";
+import { plain } from "./text.js";
+
+const LARGEST = 16000; // pixels a side, and a quarter of a gigapixel in all: what browsers give a canvas
+const AREA = 2.4e8;
+
+export function saved(name, blob) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  document.body.append(link);
+  link.click();
+  link.remove();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+}
+
+export function svgOf(kind, given) {
+  const pen = new SvgPen();
+  const { width, height } = kind.draw(pen, given);
+  const under = new SvgPen();
+  under.rect(0, 0, width, height, given.theme.paper);
+  const file = pen.svg(width, height);
+  const start = file.indexOf("\n") + 1;
+  return file.slice(0, start) + under.svg(1, 1).split("\n")[1] + "\n" + file.slice(start);
+}
+
+export function pngOf(kind, given) {
+  const canvas = document.createElement("canvas");
+  const context = canvas.getContext("2d");
+  const { width, height } = kind.draw(new CanvasPen(context), given); // for its size
+  const sharp = Math.min(2, LARGEST / width, LARGEST / height, Math.sqrt(AREA / (width * height)));
+  [canvas.width, canvas.height] = [Math.ceil(width * sharp), Math.ceil(height * sharp)];
+  context.scale(sharp, sharp);
+  context.fillStyle = given.theme.paper;
+  context.fillRect(0, 0, width, height);
+  kind.draw(new CanvasPen(context), given);
+  return new Promise((done) => canvas.toBlob(done, "image/png"));
+}
+
+// A frame, decoded when the panel comes near to the window: a page of many panels opens as quickly as one of few.
+function useFrame(page, panel, place) {
+  const [found, keep] = useState({ panel: null, frame: null, error: null });
+  useEffect(() => {
+    let here = true;
+    const load = () => page.frame(panel).then(
+      (frame) => here && keep({ panel, frame, error: null }),
+      (error) => here && keep({ panel, frame: null, error }),
+    );
+    const watch = new IntersectionObserver((seen) => {
+      if (!seen.some((one) => one.isIntersecting)) return;
+      watch.disconnect();
+      load();
+    }, { rootMargin: "1200px" });
+    watch.observe(place.current);
+    return () => {
+      here = false;
+      watch.disconnect();
+    };
+  }, [page, panel]);
+  return found.panel === panel ? found : { frame: null, error: null };
+}
+
+export function Frame({ kind, page, panel, sequence, cursor, move, measure, chooseMeasure, active, activate, height }) {
+  const place = useRef(null);
+  const theme = useTheme();
+  const { frame, error } = useFrame(page, panel, place);
+  const given = { panel, frame, cursor, move, measure, sequence, scales: page.scales, height, theme };
+  const drawn = () => ({ ...given, width: Math.max(480, place.current.clientWidth) });
+  const actions = frame && {
+    CSV: () => saved(`${panel.name}.csv`, new Blob([frame.csv(panel)], { type: "text/csv" })),
+    PNG: async () => saved(`${panel.name}.png`, await pngOf(kind, drawn())),
+    SVG: () => saved(`${panel.name}.svg`, new Blob([svgOf(kind, drawn())], { type: "image/svg+xml" })),
+  };
+  const at = useMemo(() => (frame ? kind.readout(panel, frame, cursor, measure, sequence) : ""), [frame, panel, cursor, measure, sequence]);
+  return html`<section class=${`panel ${panel.kind}`} ref=${place} data-panel=${panel.name} data-kind=${panel.kind} data-run=${sequence.run}
+      data-active=${active || null} aria-label=${panel.title} onPointerDown=${activate} onFocusIn=${activate}>
+    <header>
+      <h2><bdi>${panel.title}</bdi></h2>
+      <${Measures} panel=${panel} measure=${measure} choose=${chooseMeasure} />
+      <div class="files" role="group" aria-label=${`Files of ${panel.title}`}>
+        ${["CSV", "PNG", "SVG"].map((name) => html`<button type="button" key=${name} name=${name.toLowerCase()} disabled=${!frame}
+          onClick=${() => actions[name]()} aria-label=${`${name} of ${panel.title}`}>${name}</button>`)}
+      </div>
+    </header>
+    ${panel.note && html`<p class="note"><bdi>${panel.note}</bdi></p>`}
+    <p class="readout" aria-live=${active ? "polite" : "off"}><bdi>${at || "\u00a0"}</bdi></p>
+    ${error && html`<p class="error">This panel's data cannot be read: ${error.message}</p>`}
+    <div class="picture">${frame ? html`<${kind.Body} ...${given} />` : !error && html`<div class="waiting" />`}</div>
+    ${frame && html`<footer>
+      <${Unfolding} name="as-table" title="Rows"><${Rows} panel=${panel} frame=${frame} cursor=${cursor} /><//>
+      <${Unfolding} name="as-code" title="Code"><${Snippet} snippet=${panel.snippet} /><//>
+    </footer>`}
+  </section>`;
+}
+
+// What is in it is made once it is open.
+function Unfolding({ name, title, children }) {
+  const [opened, open] = useState(false);
+  return html`<details class=${name} onToggle=${(event) => open(event.currentTarget.open)}><summary>${title}</summary>${opened && children}</details>`;
+}
+
+function Measures({ panel, measure, choose }) {
+  if (!panel.measures || panel.measures.length < 2) return null;
+  return html`<label class="measure"><span class="unseen">Measure of ${panel.title}</span>
+    <select name="measure" value=${measure} onChange=${(event) => choose(Number(event.currentTarget.value))}>
+      ${panel.measures.map((one, i) => html`<option key=${i} value=${i}>${one.title}</option>`)}
+    </select></label>`;
+}
+
+// The rows that the picture shows, as text.
+export function Rows({ panel, frame, cursor }) {
+  const [most, show] = useState(100);
+  const { where, indices } = useMemo(() => followed(panel, frame, cursor), [panel, frame, cursor]);
+  const chosen = Object.entries(where).map(([column, value]) => `${column} ${value}`).join(", ");
+  const rows = [...indices.slice(0, most)];
+  return html`<div class="rows" tabindex="0" role="region" aria-label=${`Rows of ${panel.title}`}>
+    <table>
+      <caption>${panel.table}${chosen && `: ${chosen}`}; ${indices.length.toLocaleString("en-US")} rows</caption>
+      <thead><tr>${frame.columns.map((name) => html`<th scope="col" key=${name}>${name}</th>`)}</tr></thead>
+      <tbody>${rows.map((row) => html`<tr key=${row}>${frame.columns.map((name) => html`<td key=${name}><bdi>${cell(frame.get(name, row))}</bdi></td>`)}</tr>`)}</tbody>
+    </table>
+    ${indices.length > most && html`<button type="button" onClick=${() => show(most * 5)}>more rows</button>`}
+  </div>`;
+}
+
+function cell(value) {
+  if (value === null || typeof value !== "object") return plain(value);
+  const items = [...value];
+  return items.slice(0, 12).map(plain).join(", ") + (items.length > 12 ? `, … (${items.length})` : "");
+}
+
+export function Snippet({ snippet }) {
+  return html`<div class="snippets">${Object.entries(snippet).map(([name, text]) => html`<${Code} key=${name} name=${name} text=${text} />`)}</div>`;
+}
+
+export function Code({ name, text }) {
+  const [said, say] = useState("copy");
+  const block = useRef(null);
+  const copy = async () => {
+    say((await copied(text, block.current)) ? "copied" : "selected");
+    setTimeout(() => say("copy"), 1500);
+  };
+  return html`<figure class="code"><figcaption>${name}<button type="button" onClick=${copy} aria-label=${`Copy ${name}`}>${said}</button></figcaption>
+    <pre ref=${block} tabindex="0" role="region" aria-label=${name}><bdi>${text}</bdi></pre></figure>`;
+}
+
+// A page from a file may not be allowed to write to the clipboard: its text is selected then, for the reader's own keys.
+async function copied(text, block) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch (error) {
+    const range = document.createRange();
+    range.selectNodeContents(block);
+    getSelection().removeAllRanges();
+    getSelection().addRange(range);
+    return document.execCommand("copy");
+  }
+}

@@ -1,0 +1,251 @@
+// A text, its tokens coloured by a measure; only the lines in the window are in the document.
+import { html } from "htm/preact";
+import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
+import { figure, scaleOf } from "./colour.js";
+import { Legend, drawLegend } from "./legend.js";
+import { Overview } from "./overview.js";
+import { translucent, useTheme, widthOf as widthIn } from "./pen.js";
+import { parts, plain, shown } from "./text.js";
+import { lineAt, lineOf, placed, sectionName, sections, wrapped } from "./wrapping.js";
+
+const [LINE, GAP, GUTTER, ROOM] = [25, 6, 34, 14]; // px: of a line, above a section, of the steps' numbers, lines kept beyond the window
+const tint = (theme) => (theme.dark ? 0.5 : 0.42); // how much of a colour lies under the letters
+
+const measureOf = (panel, measure) => panel.measures[measure] ?? panel.measures[0] ?? null;
+
+// Widths of texts in the font of an element, each measured once.
+function ruler(font) {
+  const context = document.createElement("canvas").getContext("2d");
+  context.font = font;
+  const known = new Map();
+  return (text) => {
+    if (!known.has(text)) known.set(text, context.measureText(shown(text)).width + 2);
+    return known.get(text);
+  };
+}
+
+function coloured(panel, frame, rows, measure, scales) {
+  const one = measureOf(panel, measure);
+  if (!one) return { scale: null, colours: [...rows].fill(scales.missing), places: new Float64Array(rows.length) };
+  const classes = one.scaling === "classes";
+  const known = (value) => (typeof value !== "boolean" ? value : classes ? String(value) : Number(value));
+  const scale = scaleOf(one, frame.distinct(one.column).map(known), scales);
+  const values = [...rows].map((row) => known(frame.get(one.column, row)));
+  return { scale, colours: values.map(scale.colour), places: Float64Array.from(values, (v) => (scale.has(v) ? (scale.place ?? (() => 0.5))(v) : NaN)) };
+}
+
+function useSize(ref) {
+  const [size, set] = useState([0, 0]);
+  useLayoutEffect(() => {
+    const look = () => set((old) => {
+      const now = [ref.current.clientWidth, ref.current.clientHeight];
+      return now[0] === old[0] && now[1] === old[1] ? old : now;
+    });
+    const watch = new ResizeObserver(look);
+    watch.observe(ref.current);
+    look();
+    return () => watch.disconnect();
+  }, []);
+  return size;
+}
+
+function Token({ text, pos, colour, chosen, id }) {
+  return html`<span class="t" data-pos=${pos} data-at=${chosen || null} role="option" id=${chosen ? id : undefined}
+    aria-selected=${chosen} style=${{ background: colour }}><bdi>${parts(text).map(([part, sign]) => (sign ? html`<i>${part}</i>` : part))}</bdi></span>`;
+}
+
+// The same lines are kept while others come and go.
+const Line = (given) => useMemo(() => drawnLine(given), [given.line, given.top, given.texts, given.colours, given.at]);
+
+function drawnLine({ line, top, texts, poses, colours, at, fold, id }) {
+  const { section } = line;
+  return html`<div class="line" data-folded=${line.folded || null} role="presentation" style=${{ transform: `translateY(${top}px)` }}>
+    ${line.segment && html`<span class="segment">${line.segment}</span>`}
+    ${line.first && html`<button type="button" class="fold" tabindex="-1" aria-expanded=${!line.folded} onClick=${() => fold(section)}
+      aria-label=${`${line.folded ? "Unfold" : "Fold"} ${sectionName(section)}`}>${section.step ?? ""}<i>${line.folded ? "▸" : "▾"}</i></button>`}
+    ${texts.slice(line.start, line.folded ? Math.min(line.end, line.start + 40) : line.end).map((text, k) => {
+      const i = line.start + k;
+      return html`<${Token} key=${i} text=${text} pos=${poses[i]} colour=${colours[i]} chosen=${i === at} id=${id} />`;
+    })}
+  </div>`;
+}
+
+// The lines of a text at a width, and where they lie.
+function useLayout(frame, rows, texts, folded, width, widthOf) {
+  const split = useMemo(() => sections(frame, rows), [frame, rows]);
+  return useMemo(() => {
+    const lines = width ? wrapped(split, folded, texts, widthOf, width) : [];
+    lines.forEach((line, k) => {
+      const before = k ? lines[k - 1].section.segment : null;
+      line.segment = line.first && line.section.segment !== before ? line.section.segment : null;
+      line.tall = LINE;
+      line.x = [0];
+      for (let i = line.start; i < line.end; i++) line.x.push(line.x[line.x.length - 1] + Math.min(widthOf(texts[i]), width));
+      line.wide = width;
+    });
+    const tops = placed(lines, LINE, GAP);
+    return { split, lines, tops, total: tops[lines.length] + GAP, marks: lines.flatMap((line, k) => (line.first ? [tops[k]] : [])) };
+  }, [split, texts, folded, width, widthOf]);
+}
+
+function useScroll(viewport, height) {
+  const [first, set] = useState(0);
+  const look = () => set(Math.floor(viewport.current.scrollTop / (LINE * 4)) * LINE * 4); // draws again every four lines only
+  return [first - ROOM * LINE, first + height + ROOM * LINE, look];
+}
+
+// Keys that need to know where lines are.
+function useKeys({ layout, at, poses, move, viewport, fold, foldAll, mine }) {
+  useEffect(() => {
+    if (!mine) return undefined;
+    const pressed = (event) => {
+      if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
+      const { lines } = layout;
+      const page = Math.max(1, Math.floor(viewport.current.clientHeight / LINE) - 2);
+      const by = { ArrowUp: -1, ArrowDown: 1, PageUp: -page, PageDown: page }[event.key];
+      if (event.key === "f" && lines.length) fold(lines[lineOf(lines, Math.max(at, 0))].section);
+      else if (event.key === "F") foldAll();
+      else if (by && lines.length) {
+        const here = lineOf(lines, Math.max(at, 0));
+        const there = Math.min(Math.max(here + by, 0), lines.length - 1);
+        const x = at < 0 || lines[here].folded ? 0 : lines[here].x[at - lines[here].start];
+        const line = lines[there];
+        let i = line.start;
+        if (!line.folded) while (i + 1 < line.end && line.x[i + 1 - line.start] <= x + 1) i++;
+        move({ token: poses[there === here ? (by < 0 ? line.start : line.end - 1) : i] });
+      } else return;
+      event.preventDefault();
+    };
+    document.addEventListener("keydown", pressed);
+    return () => document.removeEventListener("keydown", pressed);
+  });
+}
+
+function Body({ panel, frame, cursor, move, sequence, scales, measure }) {
+  const viewport = useRef(null);
+  const theme = useTheme();
+  const [width, height] = useSize(viewport);
+  const [folded, setFolded] = useState(() => new Set());
+  const [hover, setHover] = useState(null);
+  const { rows } = sequence;
+  const texts = useMemo(() => [...rows].map((row) => sequence.text_at(row) ?? ""), [sequence.panel, rows]);
+  const poses = useMemo(() => [...rows].map((row) => frame.get("pos", row)), [frame, rows]);
+  const widthOf = useMemo(() => (width ? ruler(getComputedStyle(viewport.current).font) : null), [width > 0]);
+  const layout = useLayout(frame, rows, texts, folded, Math.max(0, width - GUTTER - 14), widthOf);
+  const { scale, colours, places } = useMemo(() => coloured(panel, frame, rows, measure, scales), [panel, frame, rows, measure, scales]);
+  const tinted = useMemo(() => colours.map((colour) => (colour.length > 7 ? "transparent" : translucent(colour, tint(theme)))), [colours, theme]);
+  const at = cursor.token === null ? -1 : poses.indexOf(cursor.token);
+  const [from, to, scrolled] = useScroll(viewport, height);
+  const fold = (section) => setFolded((old) => {
+    const next = new Set(old);
+    if (!next.delete(section.key)) next.add(section.key);
+    return next;
+  });
+  const foldAll = () => setFolded((old) => new Set(old.size ? [] : layout.split.map((section) => section.key)));
+  useKeys({ layout, at, poses, move, viewport, fold, foldAll, mine: sequence.leads !== false });
+  useLayoutEffect(() => {
+    if (at < 0 || !layout.lines.length || !height) return;
+    const top = layout.tops[lineOf(layout.lines, at)];
+    const box = viewport.current;
+    if (top < box.scrollTop + LINE || top > box.scrollTop + height - 2 * LINE) box.scrollTop = top - height / 3;
+    scrolled();
+  }, [at, layout, height]);
+  const pos = (event) => event.target.closest("[data-pos]")?.dataset.pos ?? null;
+  const [begin, end] = layout.lines.length ? [lineAt(layout.tops, from), lineAt(layout.tops, to) + 1] : [0, 0];
+  const here = hover ?? cursor.token;
+  const id = `token-of-${sequence.run}`;
+  return html`<div class="strip">
+    ${scale && html`<${Legend} scale=${scale} />`}
+    <p class="hovered"><bdi>${here === null ? "\u00a0" : readout(panel, frame, { ...cursor, token: here }, measure, sequence)}</bdi></p>
+    <div class="text-and-overview">
+      <div class="viewport" ref=${viewport} tabindex="0" role="listbox" aria-label="Tokens of the text"
+          aria-activedescendant=${at >= 0 ? id : null} onScroll=${scrolled} onClick=${(event) => pos(event) && move({ token: Number(pos(event)) })}
+          onPointerOver=${(event) => setHover(pos(event) === null ? null : Number(pos(event)))} onPointerLeave=${() => setHover(null)}>
+        <div class="lines" role="presentation" style=${{ height: `${layout.total}px` }}>
+          ${layout.lines.slice(begin, end).map((line, k) => html`<${Line} key=${line.start} line=${line} top=${layout.tops[begin + k]} texts=${texts}
+            poses=${poses} colours=${tinted} at=${at >= line.start && at < line.end ? at : -1} fold=${fold} id=${id} />`)}
+        </div>
+      </div>
+      <${Overview} label="The whole text" theme=${theme} marks=${layout.marks} mark=${at < 0 || !layout.lines.length ? null : layout.tops[lineOf(layout.lines, at)]}
+        view=${{ ...layout, places, colours, height, viewport }} />
+    </div>
+    <${Details} panel=${panel} frame=${frame} cursor=${cursor} sequence=${sequence} />
+  </div>`;
+}
+
+const columnsOf = (frame, names) => names.filter((name) => frame.columns.includes(name));
+
+// What is known of the token at the cursor: what could have stood there, what the sampler saw, and its row.
+function Details({ panel, frame, cursor, sequence }) {
+  const row = cursor.token === null ? null : sequence.row_of(cursor.token);
+  if (row === null) return html`<div class="details"><p class="note">Choose a token: click it, or use the arrow keys. <kbd>?</kbd> lists the keys.</p></div>`;
+  const measured = panel.measures.filter((one) => frame.get(one.column, row) !== null);
+  const named = columnsOf(frame, ["token_id", "step", "segment"]).filter((name) => !measured.some((one) => one.column === name));
+  return html`<div class="details">
+    <p class="token"><b>${cursor.token}</b> <bdi>${shown(sequence.text_at(row) ?? "")}</bdi></p>
+    <${Alternatives} panel=${panel} frame=${frame} row=${row} />
+    <dl>
+      ${named.map((name) => html`<div key=${name}><dt>${name.replace("_", " ")}</dt><dd>${plain(frame.get(name, row))}</dd></div>`)}
+      ${measured.map((one) => html`<div key=${one.column}><dt>${one.title}</dt><dd>${plain(frame.get(one.column, row))} ${one.unit}</dd></div>`)}
+    </dl>
+  </div>`;
+}
+
+// [text, log-prob] of the most probable tokens at a row, best first
+function alternativesAt(panel, frame, row) {
+  if (!panel.alternatives) return [];
+  const [texts, logprobs] = panel.alternatives.map((column) => frame.get(column, row));
+  return texts && logprobs ? [...texts].map((text, i) => [text ?? "", logprobs[i]]) : [];
+}
+
+function Alternatives({ panel, frame, row }) {
+  const found = alternativesAt(panel, frame, row);
+  if (!found.length) return null;
+  const own = frame.get("token", row);
+  return html`<ol class="alternatives" aria-label="Most probable tokens here">${found.map(([text, logprob], k) => {
+    const probability = Math.exp(logprob);
+    return html`<li key=${k} data-own=${text === own || null}><bdi>${shown(text)}</bdi><span class="chance"><i style=${{ width: `${100 * probability}%` }} /></span>
+      <span class="value">${(100 * probability).toFixed(probability < 0.1 ? 2 : 1)} %</span></li>`;
+  })}</ol>`;
+}
+
+function readout(panel, frame, cursor, measure, sequence) {
+  const row = cursor.token === null ? null : sequence.row_of(cursor.token);
+  if (row === null) return "";
+  const one = measureOf(panel, measure);
+  const value = one ? frame.get(one.column, row) : null;
+  const said = one ? `: ${one.title} ${typeof value === "number" ? figure(value, one.unit) : plain(value)}` : "";
+  return `${cursor.token} “${sequence.token(cursor.token)}”${said}`;
+}
+
+function draw(pen, { panel, frame, cursor, measure, sequence, scales, theme, width }) {
+  const how = { size: 13, mono: true };
+  const known = new Map();
+  const widthOf = (text) => {
+    if (!known.has(text)) known.set(text, widthIn(shown(text), how) + 1);
+    return known.get(text);
+  };
+  const { rows } = sequence;
+  const texts = [...rows].map((row) => sequence.text_at(row) ?? "");
+  const lines = wrapped(sections(frame, rows), new Set(), texts, widthOf, width - 2 * GUTTER);
+  const { scale, colours } = coloured(panel, frame, rows, measure, scales);
+  const { ink, faint } = theme;
+  pen.text(panel.title, 8, 16, { fill: ink, size: 14 });
+  let y = 30 + (scale ? drawLegend(pen, scale, { x: 8, y: 30, width: width - 16, theme }) : 0) + 8;
+  lines.forEach((line, k) => {
+    if (k && line.first) y += GAP;
+    if (line.first && line.section.step !== null) pen.text(String(line.section.step), GUTTER - 6, y + 10, { fill: faint, size: 11, anchor: "end" });
+    let x = GUTTER;
+    for (let i = line.start; i < line.end; i++) {
+      const wide = widthOf(texts[i]);
+      pen.rect(x, y, wide - 1, 19, colours[i].length > 7 ? colours[i] : translucent(colours[i], tint(theme)));
+      if (cursor.token !== null && frame.get("pos", rows[i]) === cursor.token) pen.rect(x, y + 19, wide - 1, 2, ink);
+      pen.text(shown(texts[i]), x, y + 10, { ...how, fill: ink });
+      x += wide;
+    }
+    y += 22;
+  });
+  return { width, height: y + 8 };
+}
+
+export const strip = { Body, readout, draw };

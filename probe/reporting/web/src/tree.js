@@ -1,0 +1,1 @@
+export const tree = { Body: () => null, readout: () => "", draw: () => ({ width: 1, height: 1 }) };
