@@ -18,7 +18,7 @@ def chromium():
     api = pytest.importorskip("playwright.sync_api", reason="needs playwright: the extra [test]")
     path = program("chromium", "chromium-browser", "google-chrome")
     with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
         yield browser
         browser.close()
 

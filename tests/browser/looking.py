@@ -15,14 +15,21 @@ from PIL import Image
 from playwright.sync_api import BrowserContext, Locator, Page
 
 ARGUMENTS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
-    "--disable-sync"
-).split()
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+TWO_FRAMES = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 0))))"
 
 
 @dataclass
 class Opened:
-    """`asked`: addresses that the page wanted, but for its own file and its own downloads. `complaints`: errors in its console."""
+    """asked: addresses that the page wanted, but for its own file and its downloads. complaints: what its console has."""
 
     page: Page
     path: Path
@@ -54,7 +61,9 @@ class Opened:
 
     def settle(self) -> None:
         """Until what was asked for is drawn: two frames."""
-        self.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 0))))")
+        self.page.evaluate(
+            "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 0))))"
+        )
 
     @cached_property
     def content(self) -> dict[str, Any]:
@@ -100,7 +109,7 @@ class Opened:
             self.page.keyboard.press(key)
         self.settle()
 
-    def at(self) -> dict[str, int]:
+    def cursor(self) -> dict[str, int]:
         """The cursor, from the page's address."""
         hash = self.page.evaluate("() => location.hash.slice(1)")
         return {name: int(value) for name, _, value in (part.partition("=") for part in hash.split("&")) if value}

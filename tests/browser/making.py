@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
 import probe
+from probe.reporting.page import PageRun, page_html
+from probe.reporting.panels import sequence_views
 from probe.store import Run, create, open_run
 from probe.texts import token_columns
 
@@ -42,6 +45,17 @@ class Maker:
             if not (at / "manifest.json").is_file():
                 RUNS[name](self, at)
         return open_run(at)
+
+    def page(self, *names: str, **options: Any) -> Path:
+        """The page of a run, or of two of them."""
+        told = "-".join([*names, *(f"{key}={value}" for key, value in options.items())]).replace("/", "_")
+        to = self.folder / f"{told}.html"
+        runs = [self[name] for name in names]
+        with FileLock(f"{to}.lock"):
+            if not to.is_file():
+                seen = [PageRun(run, sequence_views(run)) for run in runs]
+                to.write_text(page_html(seen, beside=tuple(range(len(runs)))).html)
+        return to
 
     @property
     def few_layers(self) -> str:
