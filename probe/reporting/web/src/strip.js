@@ -27,11 +27,9 @@ function ruler(font) {
 function coloured(panel, frame, rows, measure, scales) {
   const one = measureOf(panel, measure);
   if (!one) return { scale: null, colours: [...rows].fill(scales.missing), places: new Float64Array(rows.length) };
-  const classes = one.scaling === "classes";
-  const known = (value) => (typeof value !== "boolean" ? value : classes ? String(value) : Number(value));
-  const scale = scaleOf(one, frame.distinct(one.column).map(known), scales);
-  const values = [...rows].map((row) => known(frame.get(one.column, row)));
-  return { scale, colours: values.map(scale.colour), places: Float64Array.from(values, (v) => (scale.has(v) ? (scale.place ?? (() => 0.5))(v) : NaN)) };
+  const scale = scaleOf(one, frame, scales);
+  const values = [...rows].map((row) => frame.get(one.column, row));
+  return { scale, colours: values.map(scale.colour), places: Float64Array.from(values, (v) => (scale.has(v) ? scale.at(v) : NaN)) };
 }
 
 function useSize(ref) {
