@@ -184,8 +184,9 @@ export function App({ page }) {
     panel=${panel} sequence=${sequence} cursor=${cursor} move=${move} measure=${measures[panel.name] ?? 0}
     chooseMeasure=${(measure) => pick(panel.name, measure)} active=${active === panel.name} activate=${() => activate(panel.name)} />`;
   const rows = rowsOf(sequences);
-  const texts = rows.filter(([, found]) => found[0].panel.kind === "tokens");
-  const others = rows.filter(([, found]) => found[0].panel.kind !== "tokens");
+  const read = new Set(sequences.map((one) => one.panel?.name)); // the texts; others of their kind stand among the pictures
+  const texts = rows.filter(([name]) => read.has(name));
+  const others = rows.filter(([name]) => !read.has(name));
   const panel = now.sequence?.panels.find((one) => one.name === active) ?? text;
   return html`<${Bar} page=${page} cursor=${cursor} move=${move} theme=${theme} nextTheme=${nextTheme} help=${help} />
     <main>

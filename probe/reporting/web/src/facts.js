@@ -3,14 +3,19 @@ import { html } from "htm/preact";
 import { Code, Snippet } from "./panel.js";
 import { number } from "./text.js";
 
-const words = (value) =>
-  value === null || value === undefined ? "–" : typeof value === "number" ? number(value, 4)
-    : Array.isArray(value) ? value.map(words).join(", ") : typeof value === "object" ? JSON.stringify(value) : String(value);
+const simple = (value) => value === null || typeof value !== "object";
+const empty = (value) => value === null || value === "" || (!simple(value) && !Object.keys(value).length);
+
+function Value({ of }) {
+  if (simple(of)) return html`<dd><bdi>${typeof of === "number" ? number(of, 4) : String(of)}</bdi></dd>`;
+  if (Array.isArray(of) && of.every(simple)) return html`<dd><bdi>${of.join(", ")}</bdi></dd>`;
+  return html`<dd class="nested">${Array.isArray(of) ? of.map((one, i) => html`<${Pairs} key=${i} of=${simple(one) ? { [i]: one } : one} />`) : html`<${Pairs} of=${of} />`}</dd>`;
+}
 
 function Pairs({ of, label }) {
-  const entries = Object.entries(of || {}).filter(([, value]) => value !== null && value !== "");
-  if (!entries.length) return null;
-  return html`<dl aria-label=${label}>${entries.map(([key, value]) => html`<div key=${key}><dt>${key}</dt><dd><bdi>${words(value)}</bdi></dd></div>`)}</dl>`;
+  const entries = Object.entries(of || {}).filter(([, value]) => !empty(value));
+  return entries.length ? html`<dl aria-label=${label}>${entries.map(([key, value]) => html`<div key=${key} data-nested=${!simple(value) || null}>
+    <dt><bdi>${key.replaceAll("_", " ")}</bdi></dt><${Value} of=${value} /></div>`)}</dl>` : null;
 }
 
 export function Facts({ run, page, panel, leads }) {

@@ -1,6 +1,7 @@
 // The frame of one panel: title, note, measure, readout, its files, its rows as a table. Knows no kind of picture.
 import { html } from "htm/preact";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { THEMES } from "./colour.js";
 import { followed } from "./following.js";
 import { CanvasPen, SvgPen, useTheme } from "./pen.js";
 import { plain } from "./text.js";
@@ -22,7 +23,7 @@ export function svgOf(kind, given) {
   const pen = new SvgPen();
   const { width, height } = kind.draw(pen, given);
   const under = new SvgPen();
-  under.rect(0, 0, width, height, given.theme.paper);
+  under.rect(0, 0, width, height, THEMES[given.theme].paper);
   const file = pen.svg(width, height);
   const start = file.indexOf("\n") + 1;
   return file.slice(0, start) + under.svg(1, 1).split("\n")[1] + "\n" + file.slice(start);
@@ -35,7 +36,7 @@ export function pngOf(kind, given) {
   const sharp = Math.min(2, LARGEST / width, LARGEST / height, Math.sqrt(AREA / (width * height)));
   [canvas.width, canvas.height] = [Math.ceil(width * sharp), Math.ceil(height * sharp)];
   context.scale(sharp, sharp);
-  context.fillStyle = given.theme.paper;
+  context.fillStyle = THEMES[given.theme].paper;
   context.fillRect(0, 0, width, height);
   kind.draw(new CanvasPen(context), given);
   return new Promise((done) => canvas.toBlob(done, "image/png"));
@@ -68,7 +69,7 @@ export function Frame({ kind, page, panel, sequence, cursor, move, measure, choo
   const place = useRef(null);
   const theme = useTheme();
   const { frame, error } = useFrame(page, panel, place);
-  const given = { panel, frame, cursor, move, measure, sequence, scales: page.scales, height, theme };
+  const given = { panel, frame, cursor, move, measure, sequence, scales: page.scales, height, theme: theme.dark ? "dark" : "light" };
   const drawn = () => ({ ...given, width: Math.max(480, place.current.clientWidth) });
   const actions = frame && {
     CSV: () => saved(`${panel.name}.csv`, new Blob([frame.csv(panel)], { type: "text/csv" })),

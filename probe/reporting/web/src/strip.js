@@ -1,15 +1,28 @@
 // A text, its tokens coloured by a measure; only the lines in the window are in the document.
 import { html } from "htm/preact";
 import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
-import { figure, scaleOf } from "./colour.js";
+import { THEMES, figure, scaleOf } from "./colour.js";
+import { followed } from "./following.js";
 import { Legend, drawLegend } from "./legend.js";
 import { Overview } from "./overview.js";
 import { translucent, useTheme, widthOf as widthIn } from "./pen.js";
-import { parts, plain, shown } from "./text.js";
+import { parts, plain, shown, withTexts } from "./text.js";
 import { lineAt, lineOf, placed, sectionName, sections, wrapped } from "./wrapping.js";
 
 const [LINE, GAP, GUTTER, ROOM] = [25, 6, 34, 14]; // px: of a line, above a section, of the steps' numbers, lines kept beyond the window
 const tint = (theme) => (theme.dark ? 0.5 : 0.42); // how much of a colour lies under the letters
+
+// The tokens of a panel: those of the sequence, or of a text that the run has beside it (as rescored tokens).
+const ownTexts = new WeakMap();
+function textsOf(sequence, panel, frame, cursor) {
+  if (sequence.panel === panel) return sequence;
+  const branch = JSON.stringify(Object.keys(panel.follows || {}).map((coordinate) => cursor[coordinate]));
+  const known = ownTexts.get(frame);
+  if (known && known.branch === branch && known.panel === panel) return known.texts;
+  const texts = { ...withTexts(sequence, panel, frame, followed(panel, frame, cursor).indices), leads: false };
+  ownTexts.set(frame, { branch, panel, texts });
+  return texts;
+}
 
 const measureOf = (panel, measure) => panel.measures[measure] ?? panel.measures[0] ?? null;
 
@@ -119,7 +132,8 @@ function useKeys({ layout, at, poses, move, viewport, fold, foldAll, mine }) {
   });
 }
 
-function Body({ panel, frame, cursor, move, sequence, scales, measure }) {
+function Body({ panel, frame, cursor, move, sequence: whole, scales, measure }) {
+  const sequence = textsOf(whole, panel, frame, cursor);
   const viewport = useRef(null);
   const theme = useTheme();
   const [width, height] = useSize(viewport);
@@ -151,7 +165,7 @@ function Body({ panel, frame, cursor, move, sequence, scales, measure }) {
   const pos = (event) => event.target.closest("[data-pos]")?.dataset.pos ?? null;
   const [begin, end] = layout.lines.length ? [lineAt(layout.tops, from), lineAt(layout.tops, to) + 1] : [0, 0];
   const here = hover ?? cursor.token;
-  const id = `token-of-${sequence.run}`;
+  const id = `token-of-${sequence.run}-${panel.name}`;
   return html`<div class="strip">
     ${scale && html`<${Legend} scale=${scale} />`}
     <p class="hovered"><bdi>${here === null ? "\u00a0" : readout(panel, frame, { ...cursor, token: here }, measure, sequence)}</bdi></p>
@@ -207,7 +221,8 @@ function Alternatives({ panel, frame, row }) {
   })}</ol>`;
 }
 
-function readout(panel, frame, cursor, measure, sequence) {
+function readout(panel, frame, cursor, measure, whole) {
+  const sequence = textsOf(whole, panel, frame, cursor);
   const row = cursor.token === null ? null : sequence.row_of(cursor.token);
   if (row === null) return "";
   const one = measureOf(panel, measure);
@@ -216,7 +231,8 @@ function readout(panel, frame, cursor, measure, sequence) {
   return `${cursor.token} “${sequence.token(cursor.token)}”${said}`;
 }
 
-function draw(pen, { panel, frame, cursor, measure, sequence, scales, theme, width }) {
+function draw(pen, { panel, frame, cursor, measure, sequence: whole, scales, theme, width }) {
+  const sequence = textsOf(whole, panel, frame, cursor);
   const how = { size: 13, mono: true };
   const known = new Map();
   const widthOf = (text) => {
@@ -227,16 +243,17 @@ function draw(pen, { panel, frame, cursor, measure, sequence, scales, theme, wid
   const texts = [...rows].map((row) => sequence.text_at(row) ?? "");
   const lines = wrapped(sections(frame, rows), new Set(), texts, widthOf, width - 2 * GUTTER);
   const { scale, colours } = coloured(panel, frame, rows, measure, scales);
-  const { ink, faint } = theme;
+  const look = THEMES[theme];
+  const { ink, faint } = look;
   pen.text(panel.title, 8, 16, { fill: ink, size: 14 });
-  let y = 30 + (scale ? drawLegend(pen, scale, { x: 8, y: 30, width: width - 16, theme }) : 0) + 8;
+  let y = 30 + (scale ? drawLegend(pen, scale, { x: 8, y: 30, width: width - 16, theme: look }) : 0) + 8;
   lines.forEach((line, k) => {
     if (k && line.first) y += GAP;
     if (line.first && line.section.step !== null) pen.text(String(line.section.step), GUTTER - 6, y + 10, { fill: faint, size: 11, anchor: "end" });
     let x = GUTTER;
     for (let i = line.start; i < line.end; i++) {
       const wide = widthOf(texts[i]);
-      pen.rect(x, y, wide - 1, 19, colours[i].length > 7 ? colours[i] : translucent(colours[i], tint(theme)));
+      pen.rect(x, y, wide - 1, 19, colours[i].length > 7 ? colours[i] : translucent(colours[i], tint(look)));
       if (cursor.token !== null && frame.get("pos", rows[i]) === cursor.token) pen.rect(x, y + 19, wide - 1, 2, ink);
       pen.text(shown(texts[i]), x, y + 10, { ...how, fill: ink });
       x += wide;
