@@ -28,6 +28,14 @@ def _harmless(c: str) -> bool:
     return c.isprintable() or c in _KEPT or unicodedata.category(c) == "Zs"  # spaces of every width
 
 
+def _in_place(text: str) -> str:
+    """Text that ends from left to right: behind letters of right-to-left scripts a terminal that turns them would turn what
+    stands beside them as well, cells of a table and of a heat map."""
+    if text.isascii() or all(unicodedata.bidirectional(c) not in ("R", "AL", "AN") for c in text):
+        return text
+    return f"{text}\u200e"
+
+
 def in_a_line(text: str) -> str:
     """`printable`, newlines and tabs too."""
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
@@ -114,7 +122,7 @@ def console(*, err: bool = False) -> Console:
     class Escaping(Console):
         def render(self, *args: Any, **options: Any) -> Any:
             for text, style, control in super().render(*args, **options):
-                yield Segment(text if control else printable(text), style, control)
+                yield Segment(text if control else _in_place(printable(text)), style, control)
 
     stream: Any = sys.stderr if err else sys.stdout
     own: Any = Stream(stream.under, escape=False) if isinstance(stream, Stream) else stream
