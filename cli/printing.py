@@ -14,6 +14,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 if TYPE_CHECKING:
     from rich.console import Console
 
+# words of scripts from right to left, and what stands between two of them
+_LEFTWARDS = re.compile(
+    "(?:R(?:[.,:;!?]? ?(?=R))?)+".replace(
+        "R", "[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefe\U00010800-\U00010fff\U0001e800-\U0001efff]"
+    )
+)
 _KEPT = "\n\t\u200c\u200d"  # joiners make words and emoji what they are
 
 
@@ -29,11 +35,9 @@ def _harmless(c: str) -> bool:
 
 
 def _in_place(text: str) -> str:
-    """Text that ends from left to right: behind letters of right-to-left scripts a terminal that turns them would turn what
-    stands beside them as well, cells of a table and of a heat map."""
-    if text.isascii() or all(unicodedata.bidirectional(c) not in ("R", "AL", "AN") for c in text):
-        return text
-    return f"{text}\u200e"
+    """Text in which a mark ends what is written from right to left: a terminal that turns such words would turn what stands
+    beside them as well, the next cell of a table and the squares of a heat map."""
+    return text if text.isascii() else _LEFTWARDS.sub("\\g<0>\u200e", text)
 
 
 def in_a_line(text: str) -> str:

@@ -43,10 +43,10 @@ class Screen:
 
     def line(self, text: Text | str = "") -> None:
         """Print one line, which is not broken."""
-        if self._console is None or isinstance(text, str):
+        if self._console is None:
             typer.echo(printable(str(text)).rstrip())
         else:
-            self._console.print(text, soft_wrap=True)
+            self._console.print(Text(text) if isinstance(text, str) else text, soft_wrap=True)
 
 
 def screen() -> Screen:
