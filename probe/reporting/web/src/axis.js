@@ -23,7 +23,7 @@ export function axisOf(axis, frame, sequence, indices = null) {
   };
   // a token is known by its position too: the same word stands in many places
   const full = (i) => (axis.cursor === "token" ? `${values[i]} “${label(i)}”` : `${axis.title} ${label(i)}`);
-  return { values, index, label, full, title: axis.title, cursor: axis.cursor, at: (value) => index.get(keyOf(value)) ?? -1 };
+  return { values, index, label, full, title: axis.title, cursor: axis.cursor, named: named.size > 0, at: (value) => index.get(keyOf(value)) ?? -1 };
 }
 
 function hasNone(frame, column) {

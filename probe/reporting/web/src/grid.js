@@ -20,8 +20,18 @@ const worded = (text) => (text === null ? "" : shown(text));
 
 const measureOf = (panel, measure) => panel.measures[measure] || panel.measures[0];
 
+const KEPT = new WeakMap(); // panel -> the cells that were looked at last
+
 // cells of the rows at the cursor: for each the row of the frame, -1 where there is none
 function cellsOf(panel, frame, indices, sequence) {
+  const last = KEPT.get(panel);
+  if (last && last.frame === frame && last.indices === indices && last.sequence === sequence) return last.cells;
+  const cells = cellsAt(panel, frame, indices, sequence);
+  KEPT.set(panel, { frame, indices, sequence, cells });
+  return cells;
+}
+
+function cellsAt(panel, frame, indices, sequence) {
   const chosen = indices.length < frame.rows ? indices : null;
   const rows = axisOf(panel.rows, frame, sequence, chosen);
   const columns = axisOf(panel.columns, frame, sequence, chosen);
@@ -75,9 +85,8 @@ function wordsOf(panel, frame, chosen, rows, columns, index, i, j) {
 
 function Body({ panel, frame, cursor, move, sequence, scales, measure, height }) {
   const { where, indices } = followed(panel, frame, cursor);
-  const place = JSON.stringify(where);
   const [own, keep] = useState([-1, -1]); // of axes that the cursor has no part in
-  const cells = useMemo(() => cellsOf(panel, frame, indices, sequence), [panel, frame, place]);
+  const cells = cellsOf(panel, frame, indices, sequence);
   const chosen = measureOf(panel, measure);
   const scale = useMemo(() => scaleOf(chosen, frame, scales), [frame, chosen, scales]);
   const model = useMemo(() => modelOf(panel, frame, chosen, cells, scale), [cells, chosen, scale]);

@@ -194,9 +194,9 @@ export function Heat({ model, chosen, choose, height = 560, label }) {
   const size = { width: `${whole.width}px`, height: `${Math.max(tall, whole.height)}px` };
   return html`<div class="heat" ref=${box}>
     ${whole.width > width && !model.square && html`<${Overview} model=${model} scroller=${scroller} margins=${margins} whole=${whole.width} width=${width} />`}
-    <div class="heat-place"><div class="heat-window" ref=${scroller} tabindex="0" role="group" aria-label="${label}. Arrow keys move, + and − change the size."
-      onScroll=${soon} onKeyDown=${keys} style=${{ height: `${tall}px` }}>
-      <div style=${size}><canvas ref=${canvas} role="img" aria-label=${label} onClick=${press}
+    <div class="heat-place"><div class="heat-window" ref=${scroller} tabindex="-1" onScroll=${soon} style=${{ height: `${tall}px` }}>
+      <div style=${size}><canvas ref=${canvas} role="img" tabindex="0" aria-label="${label}. Arrow keys move, + and − change the size."
+        onClick=${press} onKeyDown=${keys}
         style=${{ width: `${width}px`, height: `${tall}px` }} /></div>
     </div>
     <${Hover} canvas=${canvas} spot=${spot} model=${model} width=${width} /></div>

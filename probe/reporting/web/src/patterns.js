@@ -1,6 +1,6 @@
 // Attention patterns of the head at the cursor: queries downwards, keys to the right.
 import { html } from "htm/preact";
-import { useMemo } from "preact/hooks";
+import { useMemo, useState } from "preact/hooks";
 import { THEMES, blend, channels, figure, hexOf, packed } from "./colour.js";
 import { Elsewhere, Places, followed, placeOf } from "./following.js";
 import { Heat } from "./heat.js";
@@ -10,14 +10,15 @@ import { Legend } from "./legend.js";
 const MOST_ROWS = 1500; // whose colours are kept
 const NAMED = 5; // keys that a readout names
 
-// most weights are small, so that colour goes by their square root
-function weightScale(scales) {
+// Most weights are small: by their square root they are seen.
+function weightScale(scales, root) {
   const ramp = scales.sequential.map(channels);
-  const at = (weight) => Math.sqrt(Math.min(1, Math.max(0, weight)));
+  const at = (weight) => (root ? Math.sqrt : Number)(Math.min(1, Math.max(0, weight)));
   const has = (weight) => weight !== null && !Number.isNaN(weight);
   const rgb = (weight) => blend(ramp, at(weight));
   const colour = (weight) => (has(weight) ? hexOf(rgb(weight)) : scales.missing);
-  return { at, has, rgb, colour, low: 0, high: 1, ramp, words: null, missing: scales.missing, unit: "", title: "weight, by its square root" };
+  const title = root ? "weight, coloured by its square root" : "weight";
+  return { at, has, rgb, colour, low: 0, high: 1, ramp, words: null, missing: scales.missing, unit: "", title };
 }
 
 // rows of the head: queries ascending, each with its keys and weights
@@ -42,9 +43,8 @@ function weightsOf(frame, index, query) {
   return out;
 }
 
-function modelOf(frame, pattern, sequence, scales) {
+function modelOf(frame, pattern, sequence, scale) {
   const { rows, queries, columns } = pattern;
-  const scale = weightScale(scales);
   const colours = new Map();
   const pixels = (i) => {
     if (colours.size > MOST_ROWS) colours.clear();
@@ -75,7 +75,9 @@ function Body({ panel, frame, cursor, move, sequence, scales, height }) {
   const { where, indices } = followed(panel, frame, cursor);
   const place = placeOf(where);
   const pattern = useMemo(() => patternOf(frame, indices), [frame, place]);
-  const model = useMemo(() => modelOf(frame, pattern, sequence, scales), [pattern, scales, sequence]);
+  const [root, setRoot] = useState(false);
+  const scale = useMemo(() => weightScale(scales, root), [scales, root]);
+  const model = useMemo(() => modelOf(frame, pattern, sequence, scale), [pattern, scale, sequence]);
   const choose = html`<${Places} panel=${panel} frame=${frame} where=${where} move=${move} label="Head:" />`;
   if (!indices.length) return html`${choose}<${Elsewhere} panel=${panel} frame=${frame} where=${where} move=${move} />`;
   const i = cursor.token === null ? -1 : pattern.queries.indexOf(cursor.token);
@@ -86,7 +88,8 @@ function Body({ panel, frame, cursor, move, sequence, scales, height }) {
   };
   return html`<div class="patterns">
     ${choose}
-    <${Legend} scale=${model.scale} />
+    <${Legend} scale=${scale} />
+    <label class="places"><input type="checkbox" checked=${root} onChange=${(event) => setRoot(event.target.checked)} /> show small weights (square root)</label>
     ${pattern.mass && html`<p class="kept">${said(pattern.mass)} Grey: not kept.</p>`}
     <${Heat} model=${model} chosen=${[i, keyed]} choose=${go} height=${height} label="${panel.title}, ${place}" />
   </div>`;
@@ -106,7 +109,7 @@ function readout(panel, frame, cursor, measure, sequence) {
 
 function draw(pen, { panel, frame, cursor, sequence, scales, theme, width }) {
   const { where, indices } = followed(panel, frame, cursor);
-  const model = modelOf(frame, patternOf(frame, indices), sequence, scales);
+  const model = modelOf(frame, patternOf(frame, indices), sequence, weightScale(scales, false));
   return drawHeat(pen, { ...model, columnTitle: `key (${placeOf(where)})` }, { theme: THEMES[theme], width });
 }
 
