@@ -6,7 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 
 from probe.errors import BadOption
 from probe.reporting.panels import branches, effects, over_problems, patching, steering, steps
+from probe.reporting.panels.attention import attended
+from probe.reporting.panels.attribution import attributed
+from probe.reporting.panels.comparing import compared
 from probe.reporting.panels.context import Context, Head, Tables, TokenTexts
+from probe.reporting.panels.lens import guessed, norms
+from probe.reporting.panels.others import others
+from probe.reporting.panels.sampler import answers, explained
+from probe.reporting.panels.speculating import speculated
 from probe.reporting.panels.tokens import strip
 from probe.reporting.views import Panel, SequenceView
 from probe.store import Run
@@ -16,14 +23,10 @@ __all__ = ["PANELS", "Context", "sequence_views"]
 TITLE = 80  # characters of a prompt that name it
 
 PANELS: tuple[Callable[[Context], Iterable[Panel]], ...] = (
-    strip,
-    steps.panels,
-    effects.panels,
-    branches.panels,
-    patching.panels,
-    steering.panels,
-    over_problems.panels,
-)
+    strip, compared, explained, answers, speculated,
+    steps.panels, effects.panels, branches.panels, patching.panels, attributed, guessed, attended, norms,
+    steering.panels, over_problems.panels,
+)  # fmt: skip
 """In the order in which panels stand on a page. Each looks at what tables the run has, never at the command."""
 
 
@@ -42,7 +45,7 @@ def sequence_views(
         if wanted not in known:
             some = ", ".join(map(str, known[:8])) + (", …" if len(known) > 8 else "")
             raise BadOption(f"the run has no prompt {wanted}", hint=f"it has: {some}")
-    texts = TokenTexts(run.manifest.get("model"))
+    texts = tables.texts(run.manifest.get("model"))
     chosen = None if heads is None else tuple(heads)
     return [_view(tables, row, texts, chosen) for row in about if prompts is None or int(row["prompt_id"]) in prompts]
 
@@ -52,4 +55,6 @@ def _view(tables: Tables, prompt: dict[str, object], texts: TokenTexts, heads: t
     context = Context(tables, prompt, branch, tokens, texts, heads)
     title = " ".join(str(prompt["text"]).split())
     title = title if len(title) <= TITLE else f"{title[: TITLE - 1]}…"
-    return SequenceView(context.prompt_id, title, tuple(panel for make in PANELS for panel in make(context)))
+    panels = [panel for make in PANELS for panel in make(context)]
+    shown = {panel.table for panel in panels}
+    return SequenceView(context.prompt_id, title, (*panels, *others(context, shown)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -54,6 +55,11 @@ class TokenTexts:
         """The bytes of a token that holds a part of a character; None for one of whole characters, or without a tokenizer."""
         return None if self.tokenizer is None else spelled(self.tokenizer, int(token_id))
 
+    def bytes_in_place_of(self, texts: Iterable[str | None], token_ids: Iterable[int]) -> list[str | None]:
+        """Bytes of the tokens that hold a part of a character, whose piece of the text is empty or lost; None for others."""
+        pairs = zip(texts, token_ids, strict=True)
+        return [None if text and text.isascii() else self.bytes_of(token_id) for text, token_id in pairs]
+
     def of_lists(self, lists: Iterable[Sequence[int] | None]) -> list[list[str] | None]:
         """Every list of ids as a list of texts; None stays None."""
         return [None if ids is None else [self(i) for i in ids] for ids in lists]
@@ -85,6 +91,11 @@ class Tables:
             self._made[key] = make()
         found: Made = self._made[key]
         return found
+
+    def texts(self, made: dict[str, Any] | None) -> TokenTexts:
+        """Token ids of the model that a part of the manifest names as text; the tokenizer is loaded once."""
+        about = made or {}
+        return self.once(("texts", about.get("name"), about.get("tokenizer_sha256")), lambda: TokenTexts(about))
 
     def original(self, prompt_id: int) -> tuple[int, pd.DataFrame]:
         """The branch that the strip shows, which is the first that there is, and its rows of `tokens` in order of position."""
@@ -146,3 +157,13 @@ class Context:
     def where(self, **more: Any) -> dict[str, Any]:
         """How rows of the sequence were chosen, for `Panel.where`."""
         return {"prompt_id": self.prompt_id, "branch": self.branch, **more}
+
+
+def panel_name(*parts: str) -> str:
+    """A panel's name of letters, digits, `-`, `.` and `>`."""
+    return re.sub(r"[^A-Za-z0-9.>]+", "-", "-".join(parts)).strip("-")
+
+
+def noted(*sentences: str) -> str:
+    """A note of those that say something."""
+    return " ".join(sentence for sentence in sentences if sentence)

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from probe.reporting.panels.context import Context
+from probe.reporting.panels.attribution import sources
+from probe.reporting.panels.context import Context, noted
+from probe.reporting.panels.given import GivenTokens, given_tokens
+from probe.reporting.panels.speculating import verdicts
 from probe.reporting.views import Measure, Panel, TokenStrip
 
 # what the columns of `tokens` are called and how they are coloured; a number that is not here is shown under its own name
@@ -26,24 +29,49 @@ MEASURES = {
         Measure("template", "written by the chat template", scaling="classes"),
     )
 }
+NOTHING = Measure("segment", "prompt or completion", scaling="classes")  # of a text without numbers
 PLACES = {"prompt_id", "branch", "pos", "token_id", "text_start", "text_end", "step", "segment", "token", "run_id"}
 
 
 def strip(context: Context) -> Iterator[Panel]:
     """The text, coloured by any number that the run has of its tokens, with the most probable tokens at each place."""
-    if not len(context.tokens):
+    if any(len(context.rows(table, columns=["text_start"])) for table in ("comparison", "segments")):
+        return  # theirs stands in its place
+    if len(context.tokens):
+        yield _of_table(context)
+    elif given := given_tokens(context):
+        yield _of_ids(context, given)
+    else:
         yield _whole_text(context)
-        return
+
+
+def _of_table(context: Context) -> TokenStrip:
     frame = context.tokens.copy()
-    frame["shown"] = _shown(context, frame)
+    frame["shown"] = context.text_of.bytes_in_place_of(frame["token"], frame["token_id"])
+    derived = ["shown"]
     listed = bool(frame["top_ids"].notna().any())
     if listed:
         frame["top_tokens"] = context.text_of.of_lists(frame["top_ids"])
-    yield TokenStrip(
+        derived.append("top_tokens")
+    own = measures_of(frame)
+    frame, more = _joined(context, frame)
+    return TokenStrip(
         "tokens", "Text", "tokens", frame,
-        where=context.where(), derived=("shown", "top_tokens") if listed else ("shown",), measures=measures_of(frame),
+        where=context.where(), derived=(*derived, *(one.column for one in more)),
+        measures=(*more, *own) if more else own or (NOTHING,),
         alternatives=("top_tokens", "top_logprobs") if listed else None, shown="shown", note=context.text_of.note,
     )  # fmt: skip
+
+
+def _joined(context: Context, frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Measure, ...]]:
+    """With what other tables say of its positions."""
+    found: tuple[Measure, ...] = ()
+    for of_positions in (verdicts, sources):
+        more, measures = of_positions(context)
+        if measures:
+            frame = frame.join(more, on="pos", validate="1:1")
+            found += measures
+    return frame, found
 
 
 def measures_of(frame: pd.DataFrame) -> tuple[Measure, ...]:
@@ -52,15 +80,16 @@ def measures_of(frame: pd.DataFrame) -> tuple[Measure, ...]:
     named = [*(name for name in MEASURES if name in frame), *(name for name in numbers if name not in MEASURES)]
     found = tuple(MEASURES.get(name) or Measure(name, name) for name in named if frame[name].notna().any())
     several = [one for one in found if one.scaling != "classes" or frame[one.column].nunique() > 1]
-    return tuple(several) or (Measure("segment", "prompt or completion", scaling="classes"),)
+    return tuple(several)
 
 
-def _shown(context: Context, frame: pd.DataFrame) -> list[str | None]:
-    """The bytes of tokens that hold a part of a character, whose text is empty or lost; None for all others."""
-    return [
-        None if token and token.isascii() else context.text_of.bytes_of(token_id)
-        for token, token_id in zip(frame["token"], frame["token_id"], strict=True)
-    ]
+def _of_ids(context: Context, given: GivenTokens) -> TokenStrip:
+    """A text of which the run keeps the ids only, or whose tokens are those of the run it was made from."""
+    frame, more = _joined(context, given.frame)
+    return TokenStrip(
+        "tokens", "Text", "prompts", frame, where={"prompt_id": context.prompt_id}, derived=tuple(frame.columns),
+        measures=more or (NOTHING,), shown="shown", note=noted(given.note, context.text_of.note),
+    )  # fmt: skip
 
 
 def _whole_text(context: Context) -> TokenStrip:
