@@ -138,7 +138,8 @@ def test_every_panel_of_a_full_trace_is_its_table(full: Run) -> None:
         "tokens": "tokens", "stages": "listing", "candidates": "bars", "candidate-list": "listing", "answers": "bars",
         "answer-list": "listing", "lens": "grid", "heads": "grid", "patterns": "patterns", "attention-rows": "grid",
         "attention-shares": "lines", "norms": "lines", "norms-resid-post": "grid", "norms-embed": "grid",
-        "norms-z-heads": "grid", "table-prompts": "listing", "table-steps": "listing",
+        "norms-z-heads": "grid", "table-prompts": "listing",
+        "steps": "listing", "step-entropy": "bars",
     }  # fmt: skip
     assert {panel.table for panel in shown.values()} == set(full.tables)
 
