@@ -6,7 +6,7 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from probe import durable
 from probe.reporting import colours, snippets
-from probe.reporting.packing import EXACT, PackedFrame, packed
-from probe.reporting.views import Panel, SequenceView
+from probe.reporting.fitting import Fitted, Placed, fitted
+from probe.reporting.packing import EXACT
+from probe.reporting.views import Panel, SequenceView, TokenStrip
 
 if TYPE_CHECKING:
     from probe.store.run import Run
-
-MEGABYTE = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -50,18 +49,7 @@ def page_html(
     beside: which of them are shown side by side (indices). max_mb: megabytes (10^6 bytes) that the page may have.
     watching: it says that the run still grows. refresh: seconds after which it loads itself again.
     """
-    frames = _Frames()
-    sequences = [
-        {
-            "run": i,
-            "prompt": view.prompt_id,
-            "title": view.title,
-            "panels": [_panel(panel, one.run, frames.index(panel)) for panel in view.panels],
-        }
-        for i, one in enumerate(runs)
-        for view in one.views
-    ]
-    about = {
+    about: dict[str, Any] = {
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "watching": watching,
         "version": version("mechprobe"),
@@ -73,26 +61,45 @@ def page_html(
         },
         "runs": [_facts(one) for one in runs],
         "beside": beside,
-        "sequences": sequences,
-        "frames": [frame.description for frame in frames.packed],
-        "left_out": [],
     }
     title = " + ".join(runs[i].run.run_id for i in beside)
-    return Page(_document(title, _json(about), [frame.stream for frame in frames.packed], refresh), ())
+    panels = _panels(runs)
+    beginning = len(_document(title, _json(about), [], refresh))
+    fit = fitted(list(panels), max_mb=max_mb, beside=beginning)
+    about |= {
+        "sequences": list(_sequences(runs, panels, fit)),
+        "frames": [frame.description for frame in fit.frames],
+        "left_out": fit.left_out,
+    }
+    return Page(_document(title, _json(about), [frame.stream for frame in fit.frames], refresh), fit.left_out)
 
 
-class _Frames:
-    """Each frame once, however many panels show it."""
+def _panels(runs: Sequence[PageRun]) -> dict[Placed, dict[str, Any]]:
+    """What the page says of each panel, without its rows."""
+    found = {}
+    views = [(one.run, view) for one in runs for view in one.views]
+    for i, (run, view) in enumerate(views):
+        for panel in view.panels:
+            said = _panel(panel, run)
+            found[Placed(run.run_id, view.prompt_id, i, panel, len(_json(said)))] = said
+    return found
 
-    def __init__(self) -> None:
-        self.packed: list[PackedFrame] = []
-        self._known: dict[int, int] = {}
 
-    def index(self, panel: Panel) -> int:
-        if id(panel.frame) not in self._known:
-            self._known[id(panel.frame)] = len(self.packed)
-            self.packed.append(packed(panel.frame))
-        return self._known[id(panel.frame)]
+def _sequences(runs: Sequence[PageRun], panels: Mapping[Placed, dict[str, Any]], fit: Fitted) -> Iterator[dict[str, Any]]:
+    """The prompts with those of their panels that are on the page; without its text none of a prompt is."""
+    views = [(i, view) for i, one in enumerate(runs) for view in one.views]
+    of: list[dict[Placed, dict[str, Any]]] = [{} for _ in views]
+    for place, said in panels.items():
+        of[place.sequence][place] = said
+    for (i, view), own in zip(views, of, strict=True):
+        if any(isinstance(place.panel, TokenStrip) and place not in fit.index for place in own):
+            continue
+        standing = [
+            {**said, "frame": fit.index[place], "note": " ".join(filter(None, (said["note"], fit.notes.get(place))))}
+            for place, said in own.items()
+            if place in fit.index
+        ]
+        yield {"run": i, "prompt": view.prompt_id, "title": view.title, "panels": standing}
 
 
 def _facts(one: PageRun) -> dict[str, Any]:
@@ -111,10 +118,10 @@ def _facts(one: PageRun) -> dict[str, Any]:
     }
 
 
-def _panel(panel: Panel, run: Run, frame: int) -> dict[str, Any]:
+def _panel(panel: Panel, run: Run) -> dict[str, Any]:
     """The fields of a panel by their names, as `web/README.md` has them."""
     found = {one.name: _plain(getattr(panel, one.name)) for one in fields(panel) if one.name not in {"frame", "_"}}
-    return {**found, "kind": panel.kind, "frame": frame, "snippet": snippets.of_panel(panel, run)}
+    return {**found, "kind": panel.kind, "snippet": snippets.of_panel(panel, run)}
 
 
 def _plain(value: Any) -> Any:
