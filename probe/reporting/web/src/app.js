@@ -35,6 +35,14 @@ function settled(page, cursor) {
   return { ...cursor, run, prompt };
 }
 
+// What each step does, where the run says so.
+async function kindsOf(page, sequence) {
+  const panel = sequence.panels.find((one) => one.table === "steps" && one.kind === "listing");
+  const frame = panel && await page.frame(panel);
+  if (!frame || !frame.columns.includes("kind") || !frame.columns.includes("step")) return new Map();
+  return new Map(Array.from({ length: frame.rows }, (_, i) => [frame.get("step", i), frame.get("kind", i)]));
+}
+
 // The sequences that are shown: that of the cursor's run, and of the run beside it.
 function useSequences(page, cursor) {
   const [found, keep] = useState({ key: null, sequences: [] });
@@ -48,7 +56,8 @@ function useSequences(page, cursor) {
       if (!sequence) return null;
       const panel = sequence.panels.find((one) => one.kind === "tokens");
       const frame = panel ? await page.frame(panel) : null;
-      return { ...withTexts(sequence, panel, frame, frame ? followed(panel, frame, cursor).indices : []), leads: run === cursor.run };
+      const rows = frame ? followed(panel, frame, cursor).indices : [];
+      return { ...withTexts(sequence, panel, frame, rows, await kindsOf(page, sequence)), leads: run === cursor.run };
     };
     Promise.all(runs.map(load)).then((sequences) => here && keep({ key, sequences: sequences.filter(Boolean) }));
     return () => { here = false; };
@@ -124,17 +133,22 @@ function Keys({ dialog }) {
   </dialog>`;
 }
 
+// Which of the runs that stand side by side.
+const tagOf = (page, run) => "ABCDEFGH"[page.beside.indexOf(run)] ?? null;
+
 function Bar({ page, cursor, move, theme, nextTheme, help }) {
   const prompts = page.prompts(cursor.run);
   const number = (event) => Number(event.currentTarget.value);
-  const named = (run) => `${run.command} · ${run.id}`;
+  const named = (run, i) => `${page.beside.length > 1 && page.beside.includes(i) ? `${tagOf(page, i)}  ` : ""}${run.command} · ${run.id}`;
+  const missing = () => document.querySelector(".left-out").scrollIntoView();
   return html`<header class="bar">
     <h1><bdi>${page.runs[cursor.run].command}</bdi></h1>
     ${page.runs.length > 1 && html`<label>Run <select name="run" value=${cursor.run} onChange=${(event) => move({ run: number(event) })}>
-      ${page.runs.map((run, i) => html`<option key=${i} value=${i}>${named(run)}</option>`)}</select></label>`}
+      ${page.runs.map((run, i) => html`<option key=${i} value=${i}>${named(run, i)}</option>`)}</select></label>`}
     ${prompts.length > 1 && html`<label>Prompt <select name="prompt" value=${cursor.prompt} onChange=${(event) => move({ prompt: number(event) })}>
-      ${prompts.map((one) => html`<option key=${one.prompt} value=${one.prompt}>${one.prompt}  ${shown(one.title)}</option>`)}</select></label>`}
+      ${prompts.map((one) => html`<option key=${one.prompt} value=${one.prompt}>${`${one.prompt}  \u2068${shown(one.title)}\u2069`}</option>`)}</select></label>`}
     <span class="space" />
+    ${page.left_out.length > 0 && html`<button type="button" onClick=${missing}>${page.left_out.length} left out</button>`}
     <${Written} page=${page} />
     <button type="button" name="theme" onClick=${nextTheme} aria-label=${`Colours: ${theme}`} title="Colours: as the system, light, dark">${{ system: "◐", light: "☀", dark: "☾" }[theme]}</button>
     <button type="button" name="keys" onClick=${help} aria-label="Keys" title="Keys">?</button>
@@ -168,7 +182,8 @@ export function App({ page }) {
   const [place, move, now] = useCursor(page);
   const { sequences } = useSequences(page, place);
   const [theme, nextTheme] = useTheme();
-  const [measures, choose] = useState({});
+  const [measures, choose] = useState(() => JSON.parse(chosen.get("measures") ?? "{}"));
+  useEffect(() => chosen.set("measures", JSON.stringify(measures)), [measures]);
   const [active, activate] = useState(null);
   const dialog = useRef(null);
   now.sequence = sequences.find((one) => one.leads && one.run === place.run && one.prompt === place.prompt) ?? null;
@@ -182,7 +197,7 @@ export function App({ page }) {
   useKeys(page, { cursor, sequence: now.sequence, move, nextMeasure, nextTheme, help });
   const shownOne = ({ panel, sequence }) => html`<${Frame} key=${`${sequence.run}.${sequence.prompt}.${panel.name}`} kind=${PICTURES[panel.kind]} page=${page}
     panel=${panel} sequence=${sequence} cursor=${cursor} move=${move} measure=${measures[panel.name] ?? 0}
-    chooseMeasure=${(measure) => pick(panel.name, measure)} active=${active === panel.name} activate=${() => activate(panel.name)} />`;
+    tag=${sequences.length > 1 ? tagOf(page, sequence.run) : null} chooseMeasure=${(measure) => pick(panel.name, measure)} active=${active === panel.name} activate=${() => activate(panel.name)} />`;
   const rows = rowsOf(sequences);
   const read = new Set(sequences.map((one) => one.panel?.name)); // the texts; others of their kind stand among the pictures
   const texts = rows.filter(([name]) => read.has(name));
@@ -193,7 +208,7 @@ export function App({ page }) {
       <div class="reading" data-many=${sequences.length > 1 || null}>${texts.flatMap(([, found]) => found.map(shownOne))}</div>
       <div class="pictures">
         ${others.map(([name, found]) => html`<div class="row" key=${name} data-many=${found.length > 1 || null}>${found.map(shownOne)}</div>`)}
-        ${sequences.map((one) => html`<${Facts} key=${one.run} run=${page.runs[one.run]} page=${page} leads=${one.leads} panel=${one.leads ? panel : null} />`)}
+        ${sequences.map((one) => html`<${Facts} key=${one.run} run=${page.runs[one.run]} page=${page} leads=${one.leads} tag=${sequences.length > 1 ? tagOf(page, one.run) : null} panel=${one.leads ? panel : null} />`)}
       </div>
     </main>
     <${Keys} dialog=${dialog} />`;

@@ -18,12 +18,12 @@ function Pairs({ of, label }) {
     <dt><bdi>${key.replaceAll("_", " ")}</bdi></dt><${Value} of=${value} /></div>`)}</dl>` : null;
 }
 
-export function Facts({ run, page, panel, leads }) {
+export function Facts({ run, page, panel, leads, tag }) {
   const id = leads ? "facts" : `facts-${run.id}`;
   const { manifest = {} } = run;
   const took = { started: manifest.started, ended: manifest.ended, seconds: manifest.wall_seconds, "peak memory, bytes": manifest.peak_memory_bytes };
   return html`<section class="panel facts" id=${id} aria-labelledby=${`${id}-title`}>
-    <header><h2 id=${`${id}-title`}>Run <bdi>${run.id}</bdi></h2></header>
+    <header><h2 id=${`${id}-title`}>${tag && html`<b class="tag">${tag}</b> `}Run <bdi>${run.id}</bdi></h2></header>
     ${run.warnings.length > 0 && html`<ul class="warnings" aria-label="Warnings">${run.warnings.map((text, i) => html`<li key=${i}><bdi>${text}</bdi></li>`)}</ul>`}
     <${Code} name="command" text=${run.typed} />
     ${panel && html`<h3>Rows of “${panel.title}”</h3><${Snippet} snippet=${panel.snippet} />`}

@@ -61,6 +61,7 @@ export function Overview({ view, marks, mark, theme, label }) {
     const place = () => {
       const scale = Math.min(1, height / total);
       thumb.current.style.transform = `translateY(${box.scrollTop * scale}px)`;
+      thumb.current.hidden = total <= height;
       thumb.current.style.height = `${Math.max(14, Math.min(box.clientHeight, total) * scale)}px`;
       canvas.current.setAttribute("aria-valuenow", Math.round(100 * box.scrollTop / Math.max(1, box.scrollHeight - box.clientHeight)));
     };

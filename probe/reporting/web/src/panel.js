@@ -1,6 +1,6 @@
 // The frame of one panel: title, note, measure, readout, its files, its rows as a table. Knows no kind of picture.
 import { html } from "htm/preact";
-import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import { THEMES } from "./colour.js";
 import { followed } from "./following.js";
 import { CanvasPen, SvgPen, useTheme } from "./pen.js";
@@ -65,10 +65,32 @@ function useFrame(page, panel, place) {
   return found.panel === panel ? found : { frame: null, error: null };
 }
 
-export function Frame({ kind, page, panel, sequence, cursor, move, measure, chooseMeasure, active, activate, height }) {
+// Whether an element is in the window, or nearly.
+function useSeen(place) {
+  const [seen, set] = useState(true);
+  useEffect(() => {
+    const watch = new IntersectionObserver((all) => set(all[all.length - 1].isIntersecting), { rootMargin: "200px" });
+    watch.observe(place.current);
+    return () => watch.disconnect();
+  }, []);
+  return seen;
+}
+
+// The cursor as a panel knows it: at once where it is seen, a moment after the last move where it is not.
+function useLagging(cursor, seen) {
+  const [late, set] = useState(cursor);
+  useEffect(() => {
+    const timer = setTimeout(() => set(cursor), seen ? 0 : 150);
+    return () => clearTimeout(timer);
+  }, [cursor, seen]);
+  return seen ? cursor : late;
+}
+
+export function Frame({ kind, page, panel, sequence, cursor: now, move, measure, chooseMeasure, active, activate, height, tag }) {
   const place = useRef(null);
   const theme = useTheme();
   const { frame, error } = useFrame(page, panel, place);
+  const cursor = useLagging(now, useSeen(place));
   const given = { panel, frame, cursor, move, measure, sequence, scales: page.scales, height, theme: theme.dark ? "dark" : "light" };
   const drawn = () => ({ ...given, width: Math.max(480, place.current.clientWidth) });
   const actions = frame && {
@@ -80,7 +102,7 @@ export function Frame({ kind, page, panel, sequence, cursor, move, measure, choo
   return html`<section class=${`panel ${panel.kind}`} ref=${place} data-panel=${panel.name} data-kind=${panel.kind} data-run=${sequence.run}
       data-active=${active || null} aria-label=${panel.title} onPointerDown=${activate} onFocusIn=${activate}>
     <header>
-      <h2><bdi>${panel.title}</bdi></h2>
+      <h2>${tag && html`<b class="tag">${tag}</b> `}<bdi>${panel.title}</bdi></h2>
       <${Measures} panel=${panel} measure=${measure} choose=${chooseMeasure} />
       <div class="files" role="group" aria-label=${`Files of ${panel.title}`}>
         ${["CSV", "PNG", "SVG"].map((name) => html`<button type="button" key=${name} name=${name.toLowerCase()} disabled=${!frame}
@@ -88,7 +110,7 @@ export function Frame({ kind, page, panel, sequence, cursor, move, measure, choo
       </div>
     </header>
     ${panel.note && html`<p class="note"><bdi>${panel.note}</bdi></p>`}
-    <p class="readout" aria-live=${active ? "polite" : "off"}><bdi>${at || "\u00a0"}</bdi></p>
+    <${Readout} text=${at} active=${active} />
     ${error && html`<p class="error">This panel's data cannot be read: ${error.message}</p>`}
     <div class="picture">${frame ? html`<${kind.Body} ...${given} />` : !error && html`<div class="waiting" />`}</div>
     ${frame && html`<footer>
@@ -96,6 +118,13 @@ export function Frame({ kind, page, panel, sequence, cursor, move, measure, choo
       <${Unfolding} name="as-code" title="Code"><${Snippet} snippet=${panel.snippet} /><//>
     </footer>`}
   </section>`;
+}
+
+// What the panel shows at the cursor. It keeps the room of its longest text: what is below stays where it is.
+function Readout({ text, active }) {
+  const line = useRef(null);
+  useLayoutEffect(() => { line.current.style.minHeight = `${line.current.offsetHeight}px`; }, [text]);
+  return html`<p class="readout" ref=${line} title=${text} aria-live=${active ? "polite" : "off"}><bdi>${text || "\u00a0"}</bdi></p>`;
 }
 
 // What is in it is made once it is open.

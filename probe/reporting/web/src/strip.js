@@ -1,7 +1,7 @@
 // A text, its tokens coloured by a measure; only the lines in the window are in the document.
 import { html } from "htm/preact";
 import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
-import { THEMES, figure, scaleOf } from "./colour.js";
+import { THEMES, classScale, figure, scaleOf } from "./colour.js";
 import { followed } from "./following.js";
 import { Legend, drawLegend } from "./legend.js";
 import { Overview } from "./overview.js";
@@ -60,23 +60,25 @@ function useSize(ref) {
   return size;
 }
 
-function Token({ text, pos, colour, chosen, id }) {
+function Token({ text, bytes, pos, colour, chosen, id }) {
   return html`<span class="t" data-pos=${pos} data-at=${chosen || null} role="option" id=${chosen ? id : undefined}
-    aria-selected=${chosen} style=${{ background: colour }}><bdi>${parts(text).map(([part, sign]) => (sign ? html`<i>${part}</i>` : part))}</bdi></span>`;
+    aria-selected=${chosen} style=${{ background: colour }}><bdi>${bytes ? html`<i>${text}</i>` : parts(text).map(([part, sign]) => (sign ? html`<i>${part}</i>` : part))}</bdi></span>`;
 }
 
 // The same lines are kept while others come and go.
 const Line = (given) => useMemo(() => drawnLine(given), [given.line, given.top, given.texts, given.colours, given.at]);
 
-function drawnLine({ line, top, texts, poses, colours, at, fold, id }) {
+function drawnLine({ line, top, texts, sequence, kinds, poses, colours, at, fold, id }) {
   const { section } = line;
+  const kind = section.step === null ? null : sequence.kind_of(section.step);
   return html`<div class="line" data-folded=${line.folded || null} role="presentation" style=${{ transform: `translateY(${top}px)` }}>
     ${line.segment && html`<span class="segment">${line.segment}</span>`}
+    ${kind && html`<span class="kind" style=${{ background: kinds.colour(kind) }} />`}
     ${line.first && html`<button type="button" class="fold" tabindex="-1" aria-expanded=${!line.folded} onClick=${() => fold(section)}
-      aria-label=${`${line.folded ? "Unfold" : "Fold"} ${sectionName(section)}`}>${section.step ?? ""}<i>${line.folded ? "▸" : "▾"}</i></button>`}
+      title=${kind} aria-label=${`${line.folded ? "Unfold" : "Fold"} ${sectionName(section)}`}>${section.step ?? ""}<i>${line.folded ? "▸" : "▾"}</i></button>`}
     ${texts.slice(line.start, line.folded ? Math.min(line.end, line.start + 40) : line.end).map((text, k) => {
       const i = line.start + k;
-      return html`<${Token} key=${i} text=${text} pos=${poses[i]} colour=${colours[i]} chosen=${i === at} id=${id} />`;
+      return html`<${Token} key=${i} text=${text} bytes=${sequence.bytes_at(sequence.rows[i])} pos=${poses[i]} colour=${colours[i]} chosen=${i === at} id=${id} />`;
     })}
   </div>`;
 }
@@ -140,12 +142,13 @@ function Body({ panel, frame, cursor, move, sequence: whole, scales, measure }) 
   const [folded, setFolded] = useState(() => new Set());
   const [hover, setHover] = useState(null);
   const { rows } = sequence;
-  const texts = useMemo(() => [...rows].map((row) => sequence.text_at(row) ?? ""), [sequence.panel, rows]);
+  const texts = useMemo(() => [...rows].map((row) => sequence.text_at(row)), [sequence.panel, rows]);
   const poses = useMemo(() => [...rows].map((row) => frame.get("pos", row)), [frame, rows]);
   const widthOf = useMemo(() => (width ? ruler(getComputedStyle(viewport.current).font) : null), [width > 0]);
   const layout = useLayout(frame, rows, texts, folded, Math.max(0, width - GUTTER - 14), widthOf);
   const { scale, colours, places } = useMemo(() => coloured(panel, frame, rows, measure, scales), [panel, frame, rows, measure, scales]);
   const tinted = useMemo(() => colours.map((colour) => (colour.length > 7 ? "transparent" : translucent(colour, tint(theme)))), [colours, theme]);
+  const kinds = useMemo(() => classScale(sequence.kinds, scales), [sequence]);
   const at = cursor.token === null ? -1 : poses.indexOf(cursor.token);
   const [from, to, scrolled] = useScroll(viewport, height);
   const fold = (section) => setFolded((old) => {
@@ -174,8 +177,8 @@ function Body({ panel, frame, cursor, move, sequence: whole, scales, measure }) 
           aria-activedescendant=${at >= 0 ? id : null} onScroll=${scrolled} onClick=${(event) => pos(event) && move({ token: Number(pos(event)) })}
           onPointerOver=${(event) => setHover(pos(event) === null ? null : Number(pos(event)))} onPointerLeave=${() => setHover(null)}>
         <div class="lines" role="presentation" style=${{ height: `${layout.total}px` }}>
-          ${layout.lines.slice(begin, end).map((line, k) => html`<${Line} key=${line.start} line=${line} top=${layout.tops[begin + k]} texts=${texts}
-            poses=${poses} colours=${tinted} at=${at >= line.start && at < line.end ? at : -1} fold=${fold} id=${id} />`)}
+          ${layout.lines.slice(begin, end).map((line, k) => html`<${Line} key=${line.start} line=${line} top=${layout.tops[begin + k]} texts=${texts} sequence=${sequence}
+            kinds=${kinds} poses=${poses} colours=${tinted} at=${at >= line.start && at < line.end ? at : -1} fold=${fold} id=${id} />`)}
         </div>
       </div>
       <${Overview} label="The whole text" theme=${theme} marks=${layout.marks} mark=${at < 0 || !layout.lines.length ? null : layout.tops[lineOf(layout.lines, at)]}
@@ -192,12 +195,14 @@ function Details({ panel, frame, cursor, sequence }) {
   const row = cursor.token === null ? null : sequence.row_of(cursor.token);
   if (row === null) return html`<div class="details"><p class="note">Choose a token: click it, or use the arrow keys. <kbd>?</kbd> lists the keys.</p></div>`;
   const measured = panel.measures.filter((one) => frame.get(one.column, row) !== null);
+  const kind = sequence.kind_of(sequence.step_of(cursor.token));
   const named = columnsOf(frame, ["token_id", "step", "segment"]).filter((name) => !measured.some((one) => one.column === name));
   return html`<div class="details">
-    <p class="token"><b>${cursor.token}</b> <bdi>${shown(sequence.text_at(row) ?? "")}</bdi></p>
+    <p class="token"><b>${cursor.token}</b> <bdi>${shown(sequence.text_at(row))}</bdi></p>
     <${Alternatives} panel=${panel} frame=${frame} row=${row} />
     <dl>
       ${named.map((name) => html`<div key=${name}><dt>${name.replace("_", " ")}</dt><dd>${plain(frame.get(name, row))}</dd></div>`)}
+      ${kind && html`<div key="kind"><dt>kind of step</dt><dd>${kind}</dd></div>`}
       ${measured.map((one) => html`<div key=${one.column}><dt>${one.title}</dt><dd>${plain(frame.get(one.column, row))} ${one.unit}</dd></div>`)}
     </dl>
   </div>`;
@@ -240,7 +245,8 @@ function draw(pen, { panel, frame, cursor, measure, sequence: whole, scales, the
     return known.get(text);
   };
   const { rows } = sequence;
-  const texts = [...rows].map((row) => sequence.text_at(row) ?? "");
+  const texts = [...rows].map((row) => sequence.text_at(row));
+  width = Math.max(width, Math.min(1500, 20 * Math.sqrt(rows.length))); // a long text would be a ribbon
   const lines = wrapped(sections(frame, rows), new Set(), texts, widthOf, width - 2 * GUTTER);
   const { scale, colours } = coloured(panel, frame, rows, measure, scales);
   const look = THEMES[theme];

@@ -1,6 +1,8 @@
 // How a token and a number are shown. Knows no page.
 
-const SPACES = { " ": "·", "\n": "↵", "\t": "⇥", "\r": "␍" };
+const SPACES = { " ": "·", "\n": "↵", "\t": "⇥" };
+// names rather than the signs of U+2400, which few fonts have
+const CONTROLS = ("NUL SOH STX ETX EOT ENQ ACK BEL BS HT LF VT FF CR SO SI DLE DC1 DC2 DC3 DC4 NAK SYN ETB CAN EM SUB ESC FS GS RS US").split(" ");
 // joiners are part of words (Persian) and of emoji; the Arabic number signs have a shape of their own
 const INVISIBLE = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Cn}\p{Zl}\p{Zp}\p{Zs}]/u;
 const WITH_SHAPE = /[\u0600-\u0605\u06dd\u070f\u08e2]/;
@@ -10,8 +12,7 @@ function seen(char, inside) {
   if (SPACES[char]) return SPACES[char];
   if (!INVISIBLE.test(char) || WITH_SHAPE.test(char) || (inside && JOINERS.includes(char))) return null;
   const code = char.codePointAt(0);
-  if (code < 0x20) return String.fromCodePoint(0x2400 + code);
-  if (code === 0x7f) return "␡";
+  if (code < 0x20) return `⟨${CONTROLS[code]}⟩`;
   return `⟨U+${code.toString(16).toUpperCase().padStart(4, "0")}⟩`;
 }
 
@@ -49,8 +50,8 @@ export function number(value, digits = 3) {
 
 export const plain = (value) => (value === null || value === undefined ? "–" : typeof value === "number" ? number(value, 4) : shown(String(value)));
 
-// The sequence that the pictures know: its tokens and steps, from the rows of its text.
-export function withTexts(sequence, panel, frame, rows) {
+// The sequence that the pictures know: its tokens and steps, from the rows of its text. kinds: of its steps, by their numbers.
+export function withTexts(sequence, panel, frame, rows, kinds = new Map()) {
   const known = new Map();
   const starts = new Map();
   const of = { ...sequence, panel, rows, length: rows.length, first: 0, last: -1 };
@@ -65,10 +66,13 @@ export function withTexts(sequence, panel, frame, rows) {
     if (rows.length) [of.first, of.last] = [frame.get("pos", rows[0]), frame.get("pos", rows[rows.length - 1])];
   }
   of.row_of = (pos) => known.get(pos) ?? null;
-  of.text_at = (row) => (panel.shown && frame.get(panel.shown, row)) ?? frame.get("token", row);
+  of.bytes_at = (row) => (panel.shown && frame.get(panel.shown, row)) || null; // of a token that is a part of a character
+  of.text_at = (row) => of.bytes_at(row) ?? frame.get("token", row) ?? "";
   of.token = (pos) => (known.has(pos) ? shown(of.text_at(known.get(pos))) : String(pos));
   of.step_of = (pos) => (known.has(pos) && has("step") ? frame.get("step", known.get(pos)) : null);
   of.start_of = (step) => starts.get(step) ?? null;
+  of.kind_of = (step) => kinds.get(step) ?? null;
+  of.kinds = [...new Set(kinds.values())];
   of.steps = [...starts.keys()];
   return of;
 }
