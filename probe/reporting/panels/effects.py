@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from probe.reporting.panels.context import Context
-from probe.reporting.panels.steps import SPAN, step_axis, steps_of, with_spans
+from probe.reporting.panels.steps import SPAN, step_axis, step_labels, steps_of, with_spans
 from probe.reporting.views import Axis, Bars, Coordinate, Grid, Listing, Measure, Panel, ShownColumn, TokenStrip
 
 NAMES = {
@@ -16,6 +16,7 @@ NAMES = {
     "flip_rate": "flip rate", "accuracy": "accuracy", "tokens": "tokens drawn",
 }  # fmt: skip
 BAND = ("ci_low", "ci_high")
+DERIVED = (*SPAN, "place")
 DIFFERENCE = Measure("difference", "edited - control", scaling="diverging", band=BAND)
 
 
@@ -54,7 +55,7 @@ def _effects(context: Context) -> Iterator[Panel]:
     if found.empty:
         return
     steps, where = steps_of(context), {"prompt_id": context.prompt_id}
-    found = with_spans(found, steps)
+    found = with_spans(found, steps).assign(place=_places(found, steps))
     metric = found["metric"].astype(str)
     shares, others = found[metric == "share"], found[metric != "share"]
     if len(shares):
@@ -63,8 +64,8 @@ def _effects(context: Context) -> Iterator[Panel]:
         others = others.assign(measure=[NAMES.get(str(name), str(name)) for name in others["metric"]])
         yield Bars(
             "effects", "How far both arms are apart", "effects", others,
-            where={**where, "metric": sorted(set(map(str, others["metric"])))}, derived=(*SPAN, "measure"),
-            axis=step_axis(steps, title="step that was gone back to"),
+            where={**where, "metric": sorted(set(map(str, others["metric"])))}, derived=(*DERIVED, "measure"),
+            axis=_axis(others, steps),
             measure=Measure("difference", "edited - control, or the value itself", scaling="diverging", band=BAND),
             series=_edits(others), facet="measure", span=_span(others), floor="null_high",
             note="Intervals: 95 %; dashed: 95 % quantile of the value if nothing differs.",
@@ -76,7 +77,7 @@ def _effects(context: Context) -> Iterator[Panel]:
     columns += [ShownColumn(name, title, 3) for name, title in digits.items() if found[name].notna().any()]
     columns += [ShownColumn(name, title) for name, title in words.items() if found[name].notna().any()]
     yield Listing(
-        "effects-table", "Effects in numbers", "effects", found, where=where, derived=SPAN, columns=tuple(columns),
+        "effects-table", "Effects in numbers", "effects", found, where=where, derived=DERIVED, columns=tuple(columns),
         note="difference: edited - control, or the value itself. Empty: there is none, or it could not be measured.",
     )  # fmt: skip
 
@@ -92,13 +93,13 @@ def _shares(context: Context, shares: pd.DataFrame, steps: pd.DataFrame) -> Iter
         told = f"P({names[0]})" if len(names) == 1 else "the share of the answer that is followed"
         yield Bars(
             "effect-on-answer", f"What the edit does to {told}", "effects", own,
-            where={**where, "outcome": names}, derived=SPAN,
-            axis=step_axis(steps, title="step that was gone back to"), measure=DIFFERENCE, series=_edits(own),
+            where={**where, "outcome": names}, derived=DERIVED,
+            axis=_axis(own, steps), measure=DIFFERENCE, series=_edits(own),
             span=_span(own),
             note=" ".join(["Intervals: 95 %.", *_resolutions(context)]),
         )  # fmt: skip
     yield Bars(
-        "effect-by-outcome", "What the edit does to the share of each answer", "effects", shares, where=where, derived=SPAN,
+        "effect-by-outcome", "What the edit does to the share of each answer", "effects", shares, where=where, derived=DERIVED,
         follows=several_steps(shares), axis=Axis("outcome", "answer", None, outcome_labels(context)), measure=DIFFERENCE,
         facet=_edits(shares), note="Intervals: 95 %.",
     )  # fmt: skip
@@ -119,6 +120,18 @@ def outcome_labels(context: Context) -> dict[str, str] | None:
         return None
     ((reference, which),) = known
     return {reference: f"{reference} ({which})"}
+
+
+def _axis(rows: pd.DataFrame, steps: pd.DataFrame) -> Axis:
+    """Steps that were gone back to; places in words where one of them lies in no step."""
+    if rows["step"].notna().all():
+        return step_axis(steps, title="step that was gone back to")
+    return Axis("place", "where was gone back to")
+
+
+def _places(rows: pd.DataFrame, steps: pd.DataFrame) -> list[str]:
+    labels = step_labels(steps)
+    return ["in no step" if step != step else labels.get(int(step), f"step {int(step)}") for step in rows["step"]]
 
 
 def _edits(rows: pd.DataFrame) -> str | None:
