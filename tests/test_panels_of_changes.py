@@ -255,7 +255,9 @@ def test_importance_stands_under_its_tokens_with_intervals_and_floors() -> None:
     assert "unit of rescore (1 steps not measured)." in bars.note and "unit of resampling." in bars.note
     steps = run.steps.set_index("step")
     assert bars.frame["start"].tolist() == steps["start"][bars.frame["step"]].tolist()
-    assert bars.axis.labels == {i: f"{i}: {text.strip()}" for i, text in enumerate(STEPS)}
+    grid = found["dependence-rescore"]
+    assert isinstance(grid, Grid)
+    assert grid.columns.labels == {i: f"{i}: {text.strip()}" for i, text in enumerate(STEPS)}
     assert {c.name for c in table.columns} >= {"estimate", "ci_low", "ci_high", "control", "floor", "n"}
     assert "p_value" not in {c.name for c in table.columns}  # nothing stands in it
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import probe
 from probe.reporting.panels import sequence_views
@@ -160,11 +161,28 @@ def test_paths_are_shown_as_such_with_their_receivers(path: str) -> None:
 
 
 def test_an_undefined_effect_leaves_the_change_and_says_why() -> None:
+    """A model whose logits do not depend on what differs: only the last token is read."""
     lm = probe.load("tiny:llama")
-    run = probe.patch(lm, clean="abcd", corrupt="abXd", answer="a", metric="kl", source="zero")
+    for layer in lm.model.model.layers:
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+    run = probe.patch(lm, clean="abcdef", corrupt="abXdef", answer="a", against="b")
     for prompt in (0, 1):
         grid = patch_grids(run, prompt)["patch-resid-pre-pos"]
-        assert grid.measures[0].column in {"effect", "change"} and "Zeros put into" in grid.note
+        assert "effect" not in {m.column for m in grid.measures} and "no effect is defined" in grid.note
+        assert grid.measures[0].column == "change" and grid.measures[0].high == run.patches["floor"].iloc[0]  # not rounding
+
+
+def test_where_texts_hardly_differ_the_change_comes_first() -> None:
+    lm = probe.load("tiny:llama")
+    run = probe.patch(lm, clean="Xbcdefghijklmnop", corrupt="abcdefghijklmnop", answer="a", against="b")
+    assert run.summary["small"] == [0]
+    grid = patch_grids(run, 0)["patch-resid-pre-pos"]
+    assert [m.column for m in grid.measures][:2] == ["change", "effect"] and "look at the change" in grid.note
+
+
+def test_zeros_say_that_they_are_put_in() -> None:
+    run = probe.patch(probe.load("tiny:llama"), clean="abcd", corrupt="abXd", answer="a", metric="kl", source="zero")
+    assert "Zeros put into the clean run" in patch_grids(run, 0)["patch-resid-pre-pos"].note
 
 
 def test_an_estimate_from_a_gradient_says_so() -> None:

@@ -66,9 +66,9 @@ def _effects(context: Context) -> Iterator[Panel]:
             "effects", "How far both arms are apart", "effects", others,
             where={**where, "metric": sorted(set(map(str, others["metric"])))}, derived=(*DERIVED, "measure"),
             axis=_axis(others, steps),
-            measure=Measure("difference", "edited - control, or the value itself", scaling="diverging", band=BAND),
+            measure=Measure("difference", "difference", scaling="diverging", band=BAND),
             series=_edits(others), facet="measure", span=_span(others), floor="null_high",
-            note="Intervals: 95 %; dashed: 95 % quantile of the value if nothing differs.",
+            note="edited - control, or the value itself. Intervals: 95 %; dashed: 95 % quantile if nothing differs.",
         )  # fmt: skip
     digits = {"control": "control", "edited": "edited", "difference": "difference", "ci_low": "95 % from", "ci_high": "to",
               "p_value": "p", "null_high": "null 95 %"}  # fmt: skip
@@ -125,7 +125,7 @@ def outcome_labels(context: Context) -> dict[str, str] | None:
 def _axis(rows: pd.DataFrame, steps: pd.DataFrame) -> Axis:
     """Steps that were gone back to; places in words where one of them lies in no step."""
     if rows["step"].notna().all():
-        return step_axis(steps, title="step that was gone back to")
+        return Axis("step", "step that was gone back to", "step", None if _span(rows) else step_labels(steps))
     return Axis("place", "where was gone back to")
 
 

@@ -33,7 +33,7 @@ def _importance(context: Context) -> Iterator[Panel]:
     units = {str(row.method): str(row.unit) for row in whole.drop_duplicates("method").itertuples()}
     told = " ".join(sentence(f"{method}: {unit}") for method, unit in units.items())
     for group, rows in _groups(context, "importance_means"):
-        measure = Measure("estimate", "mean importance, in the unit of its method", scaling="diverging", band=BAND)
+        measure = Measure("estimate", "mean importance", scaling="diverging", band=BAND)
         yield Bars(
             f"importance-means-{group}", f"Importance over problems, {GROUPS.get(group, group)}", "importance_means", rows,
             where={"grouped_by": group}, axis=Axis("value", "steps", None, {"": "all steps"}), measure=measure, facet="method",
@@ -56,9 +56,10 @@ def _effects(context: Context) -> Iterator[Panel]:
         yield Bars(
             f"effect-means-{group}", f"Effects over problems, {GROUPS.get(group, group)}", "effect_means", rows,
             where={"grouped_by": group}, axis=Axis("value", "steps", None, {"": "all steps"}),
-            measure=Measure("difference", "mean of edited - control, or of the value itself", scaling="diverging", band=BAND),
+            measure=Measure("difference", "mean difference", scaling="diverging", band=BAND),
             series="edit" if several else None, facet="metric", floor="null_high",
-            note=f"{OVER}; dashed: 95 % quantile of single values if nothing differs. share: of the original's own answer.",
+            note=f"Of edited - control, or of the value itself. {OVER}; dashed: 95 % quantile of single values if nothing "
+                 "differs. share: of the original's own answer.",
         )  # fmt: skip
     yield _table(
         "effect-means-table", "Effects over problems, in numbers", "effect_means", whole,

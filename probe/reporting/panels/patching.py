@@ -175,8 +175,10 @@ def _measures(cells: pd.DataFrame, ends: pd.Series | None, about: dict[str, Any]
     metric = about["metric"]
     band = ("ci_low", "ci_high") if "ci_low" in cells else None
     share = _diverging("effect", "effect: share of clean - corrupt", "", cells["effect"], band)
-    change = _diverging("change", f"change of {metric} towards the other run", _unit(about), cells["change"])
-    small = 2 * len(about.get("small", ())) > about["pairs"] or cells["effect"].isna().all()
+    undefined = cells["effect"].isna().all()
+    least = float(ends["floor"]) if undefined and ends is not None and ends["floor"] > 0 else 0.0  # not of rounding alone
+    change = _diverging("change", f"change of {metric} towards the other run", _unit(about), cells["change"], least=least)
+    small = 2 * len(about.get("small", ())) > about["pairs"] or undefined
     found = [change, share] if small else [share, change]
     if ends is not None and ends["floor"] > 0:
         floors = cells["change"] / ends["floor"]
@@ -189,10 +191,10 @@ def _measures(cells: pd.DataFrame, ends: pd.Series | None, about: dict[str, Any]
 
 
 def _diverging(
-    column: str, title: str, unit: str, values: pd.Series, band: tuple[str, str] | None = None
+    column: str, title: str, unit: str, values: pd.Series, band: tuple[str, str] | None = None, *, least: float = 0.0
 ) -> Measure:  # fmt: skip
-    """A measure with 0 in the middle of its scale, and both ends as far from it as any value."""
-    most = float(np.nanmax(np.abs(values))) if values.notna().any() else 0.0
+    """A measure with 0 in the middle of its scale, and both ends as far from it as any value, or `least`."""
+    most = max(least, float(np.nanmax(np.abs(values)))) if values.notna().any() else least
     most = most if most > 0 else 1.0
     return Measure(column, title, unit, "diverging", -most, most, band)
 
@@ -210,11 +212,12 @@ def _note(context: Context, ends: pd.Series) -> str:
     values = f"{followed} ({about['unit']}): clean {ends['clean']:+.3f}, corrupt {ends['corrupt']:+.3f}."
     floor = ends["floor"]
     chance = f" Floor: 95 % of random patches of the same norm change it by less than {floor:.3f}." if floor == floor else ""
-    small = " Clean and corrupt differ by less than that: look at the change." if pair in about.get("small", ()) else ""
-    undefined = (
-        " Clean and corrupt have the same value, so that no effect is defined." if ends["clean"] == ends["corrupt"] else ""
-    )
-    return f"{values} {_way(about)}{chance}{small or undefined}{_estimated(about)}"
+    trouble = ""
+    if pair in about.get("undefined", ()):
+        trouble = " Clean and corrupt have the same value, so that no effect is defined."
+    elif pair in about.get("small", ()):
+        trouble = " Clean and corrupt differ by less than that: look at the change."
+    return f"{values} {_way(about)}{chance}{trouble}{_estimated(about)}"
 
 
 def _way(about: dict[str, Any]) -> str:

@@ -23,21 +23,22 @@ def _scan(context: Context) -> Iterator[Panel]:
         return
     about, rows = context.summary, context.whole("steering_means")
     strength = Axis("strength", f"strength (times the direction, norm {about['norm']:.3g})")
-    one = (
-        " One text: no interval over texts." if about["prompts"] == 1 else " Band of the direction: 95 %, bootstrap over texts."
-    )
+    over = "One text: no interval over texts." if about["prompts"] == 1 else (
+        f"Mean of {about['prompts']} texts; band of the direction: 95 %, bootstrap over texts."
+    )  # fmt: skip
+    unit = "nats" if str(about["metric"]).endswith(", nats") else ""
     yield Lines(
         "steering", "What a direction does, by strength", "steering_means", rows, axis=strength,
         measures=(
-            Measure("effect", f"effect on {about['metric']}", scaling="diverging", band=("ci_low", "ci_high")),
-            Measure("control_mean", "random directions", scaling="diverging", band=("control_low", "control_high")),
+            Measure("effect", THE_DIRECTION, unit, "diverging", band=("ci_low", "ci_high")),
+            Measure("control_mean", "random directions", unit, "diverging", band=("control_low", "control_high")),
         ),
-        note=f"Less its value at strength 0; mean of {about['prompts']} texts. Band of {about['controls']} random directions "
-             f"of the same norm: from the least to the greatest.{one}",
+        note=f"Effect on {about['metric']}: less its value at strength 0. {over} Band of {about['controls']} random directions "
+             "of the same norm: from the least to the greatest.",
     )  # fmt: skip
     costs = [name for name in ("kl", "lost") if rows[name].notna().any()]
     if costs:
-        words = {"kl": "KL(plain || steered) after the last token (nats)", "lost": "what the text loses (nats a token)"}
+        words = {"kl": "KL(plain || steered) after the last token", "lost": "what a token of the text loses"}
         yield Lines(
             "steering-cost", "What a direction costs, by strength", "steering_means", rows, axis=strength,
             measures=tuple(Measure(name, words[name], "nats") for name in costs),

@@ -10,8 +10,9 @@ import pandas as pd
 from probe.reporting.panels.context import Context
 from probe.reporting.views import Axis, Bars, Grid, Lines, Listing, Measure, Panel, ShownColumn
 
-LABEL = 48  # characters of a step that name it on an axis
+LABEL = 32  # characters of a step that name it on an axis
 
+STEPS = Axis("step", "step", "step")  # of bars that lie under their tokens: labels would only stand in each other's way
 STEP = ShownColumn("step", "step", cursor="step")
 
 
@@ -76,7 +77,7 @@ def _steps(context: Context) -> Iterator[Panel]:
     )  # fmt: skip
     if steps["mean_entropy"].notna().any():
         yield Bars(
-            "step-entropy", "Mean entropy of each step, by kind", "steps", steps, where=context.where(), axis=step_axis(steps),
+            "step-entropy", "Mean entropy of each step, by kind", "steps", steps, where=context.where(), axis=STEPS,
             measure=Measure("mean_entropy", "mean entropy of its tokens", "nats", low=0.0), series="kind", span=SPAN,
             note="Kinds are heuristic labels.",
         )  # fmt: skip
@@ -96,8 +97,8 @@ def _importance(context: Context) -> Iterator[Panel]:
     how = "Intervals: 95 %; dashed: the mean estimate where nothing differs (by chance)."
     yield Bars(
         "importance", "Importance of each step, by method", "importance", rows, where=where, derived=SPAN,
-        axis=step_axis(steps),
-        measure=Measure("estimate", "importance, in the unit of its method", scaling="diverging", band=("ci_low", "ci_high")),
+        axis=STEPS,
+        measure=Measure("estimate", "importance", scaling="diverging", band=("ci_low", "ci_high")),
         facet="method", span=SPAN if rows["start"].notna().all() else None, floor="floor",
         note=" ".join([*map(sentence, told), how]),
     )  # fmt: skip

@@ -89,12 +89,12 @@ def _label_bars(
     axes: Axes, panel: Bars, part: pd.DataFrame, values: list[Any], labels: list[str], width: float, *, last: bool
 ) -> None:
     if panel.span:
-        firsts = part.groupby(panel.axis.column, sort=True, observed=True)[list(panel.span)].first()
+        firsts = panel.frame.groupby(panel.axis.column, sort=True, observed=True)[list(panel.span)].first()
         middles = firsts.mean(axis=1)
         found = dict(zip(values, labels, strict=True))
         every = max(1, int(np.ceil(len(middles) * 0.2 / width)))
         ticks, shown = middles.iloc[::every].tolist(), [found[value] for value in middles.index[::every]]
-        edges = paper.positions_of(part, panel.span)
+        edges = paper.positions_of(panel.frame, panel.span)  # the same in each row, as the tokens are
         if edges:
             axes.set_xlim(*edges)
     else:
@@ -107,7 +107,7 @@ def _label_bars(
                     family=paper.fonts("".join(shown), paper.SANS))  # fmt: skip
     if last:
         axes.set_xlabel(paper.written(panel.axis.title), fontsize=paper.SIZE, color=paper.INK, parse_math=False)
-    elif not panel.span:
+    else:
         axes.tick_params(labelbottom=False)
 
 
