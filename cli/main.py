@@ -32,6 +32,7 @@ from . import (
     steps,
     tables,
     trace,
+    view,
 )
 from .progress import plain_warnings
 
@@ -165,6 +166,7 @@ def _write_commands(group: TyperGroup, formatter: Any, examples: dict[str, str])
 COMMANDS: dict[str, tuple[tuple[str, Any, str], ...]] = {
     "Record and look": (
         ("trace", trace.command, 'probe trace "The capital of France is" --generate 20 --out first'),
+        ("view", view.command, "probe view first --open"),
         ("steps", steps.command, "probe steps first"),
         ("lens", lens.command, 'probe lens "The capital of France is" --target " Paris"'),
         ("attribute", attribute.command, 'probe attribute "The capital of France is" --answer " Paris"'),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from probe.patching import patch
     from probe.relabelling import relabel
     from probe.replaying import replay
+    from probe.reporting.viewing import view
     from probe.requests import Sampling
     from probe.rewinding import rewind
     from probe.sampling import sample
@@ -46,6 +47,7 @@ _HOME = {
     "speculate": "probe.speculating",
     "steer": "probe.steering",
     "trace": "probe.tracing",
+    "view": "probe.reporting.viewing",
 }
 _ALIASES = {"patch_sweep": "patch"}
 
@@ -71,6 +73,7 @@ __all__ = [
     "speculate",
     "steer",
     "trace",
+    "view",
 ]
 
 

@@ -129,6 +129,7 @@ def test_no_family_names_in_the_library() -> None:
         ["importance", "--help"],
         ["sample", "--help"],
         ["answers", "--help"],
+        ["view", "--help"],
     ],
 )
 def test_help_imports_nothing_heavy(words: list[str]) -> None:

@@ -149,7 +149,7 @@ def test_what_a_later_schema_has_is_passed_over_with_one_warning(tmp_path: Path)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         run = store.open_run(path)
-        assert "pictures" not in run.tables and "pictures" not in repr(run) + run._repr_html_()
+        assert "pictures" not in run.tables and "pictures" not in repr(run) + run._facts_html()
         assert run.table_arrow("tokens").equals(tokens) and list(run.tokens.columns) == tokens.column_names
         headed(run, tmp_path)
     assert len(caught) == 1 and "passed over: its pictures" in str(caught[0].message)

@@ -17,6 +17,7 @@ from probe.requests.sampling import KEYWORDS, ContinuedSamplingOptions, Sampling
 from probe.requests.speculate import Speculate
 from probe.requests.steer import MakeDirection, Steer
 from probe.requests.trace import Trace
+from probe.requests.view import ViewRuns
 
 REQUESTS: dict[str, type[Request]] = {
     kind.command: kind
@@ -54,6 +55,7 @@ __all__ = [
     "Speculate",
     "Steer",
     "Trace",
+    "ViewRuns",
     "options_of",
     "plain",
     "plain_prompts",

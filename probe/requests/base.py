@@ -17,7 +17,7 @@ Progress = Callable[[str, int, int], None]
 """What is going on, how much of it is done, and how much there is."""
 
 P = ParamSpec("P")
-R = TypeVar("R", bound="Request")
+R = TypeVar("R")
 Subject = TypeVar("Subject")
 Result = TypeVar("Result")
 

@@ -24,7 +24,7 @@ def finish(path: Path, backend: Disk, state: Mapping[str, Any], about: Mapping[s
         listed = _compacted(backend)
     else:  # nothing was flushed: no need to write anything twice
         listed = _directly(backend)
-    described = _manifest(state, about, _listing(listed), seconds=backend.journal.seconds)
+    described = _manifest(state, about, listing_of(listed), seconds=backend.journal.seconds)
     written = durable.write_bytes(backend.folder / layout.README, readme(described).encode())
     described["readme"] = written._asdict()
     durable.write_json(backend.folder / layout.MANIFEST, manifest.sealed(described))
@@ -78,7 +78,8 @@ def _manifest(
     }
 
 
-def _listing(entries: list[dict[str, Any]]) -> dict[str, Any]:
+def listing_of(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """The manifest's `tables`, of the entries of part files."""
     listing: dict[str, Any] = {}
     for entry in entries:
         table = listing.setdefault(entry["table"], {"rows": 0, "bytes": 0, "files": []})

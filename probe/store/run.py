@@ -6,6 +6,7 @@ import difflib
 import html
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +21,9 @@ from probe.store.layout import MANIFEST, PARTIAL, partial
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+PAGE = "probe.reporting.viewing:notebook_html"  # a run stands below its pictures: it knows where they are made by name only
 
 
 class RunReader(Protocol):
@@ -238,7 +242,13 @@ class Run:
         return f"<Run {self.run_id} ({self.command}) {counts} at {self.path or 'memory'}>"
 
     def _repr_html_(self) -> str:
-        """For notebooks; every text is escaped."""
+        """For notebooks: the page of the run in a frame; where that would be too large, its tables and its summary."""
+        module, _, name = PAGE.partition(":")
+        page: str | None = getattr(import_module(module), name)(self)
+        return self._facts_html() if page is None else page
+
+    def _facts_html(self) -> str:
+        """What tables there are and what came out; every text is escaped."""
         rows = "".join(
             f"<tr><td>{html.escape(name)}</td><td>{self.manifest['tables'][name]['rows']}</td><td>{html.escape(tables.TABLES[name].row)}</td></tr>"
             for name in self.tables
