@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from probe.reporting.packing import PackedFrame, packed, raw_bytes
-from probe.reporting.views import Panel, Patterns, TokenStrip
+from probe.reporting.views import Axis, Panel, Patterns, TokenStrip
 from probe.sites.positions import listed
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class _Shown:
             keys = list(self.heads.columns)
             wanted = self.heads.iloc[: self.kept].set_index(keys).index
             frame = frame[frame[keys].set_index(keys).index.isin(wanted)]
-        places = {getattr(panel, side).column for side in ("rows", "columns", "axis") if hasattr(panel, side)}
+        places = {axis.column for one in fields(panel) if isinstance(axis := getattr(panel, one.name), Axis)}
         places |= set(panel.follows.values())  # where a number stands is never rounded
         self.packed = packed(frame, {str(c): steps for c in frame.columns if c not in places} if steps else None)
 
