@@ -199,6 +199,36 @@ def test_top_k_attention_says_how_much_it_kept(lm, tmp_path: Path) -> None:
     assert "all there" in panels(whole)["patterns"].note
 
 
+def test_a_head_that_cannot_tell_its_keys_apart_looks_at_all_alike(lm, tmp_path: Path) -> None:
+    """Planted: without queries every score is 0, and a row of q + 1 keys has weights 1 / (q + 1) and entropy ln(q + 1)."""
+    run = probe.trace(lm, "abcdefg", attention="full", edit=["q@1=zero"], out=tmp_path / "r")
+    shown = panels(run)
+    patterns = shown["patterns"].frame
+    for row in patterns[patterns["layer"] == 1].itertuples():
+        np.testing.assert_allclose(row.weights, 1 / (row.query + 1), rtol=1e-6)
+    rows = shown["attention-rows"].frame
+    flat = rows[rows["layer"] == 1]
+    np.testing.assert_allclose(flat["entropy"], np.log(flat["query"] + 1.0), atol=1e-6)
+    card = shown["heads"].frame
+    n = len(run.tokens)
+    np.testing.assert_allclose(card[card["layer"] == 1]["sink"], np.mean(1 / np.arange(2.0, n + 1)), rtol=1e-5)
+
+
+def test_an_edit_shows_from_its_layer_on(lm, tmp_path: Path) -> None:
+    """Planted: what is done to layer 1 leaves layer 0 as it was, to the last bit."""
+    run = probe.compare(lm, lm, "planted text", edit=["mlp_out@1=zero"], out=tmp_path / "r")
+    apart = panels(run)["distance-resid-post"].frame.set_index("layer")["distance"]
+    assert apart[0] == 0.0 and apart[1] > 0.0 and apart[2] > 0.0
+
+
+def test_a_draft_that_is_the_target_is_accepted_throughout(lm, tmp_path: Path) -> None:
+    run = probe.speculate(lm, "abc", draft=lm, generate=12, block="3", out=tmp_path / "r")
+    strip = panels(run)["tokens"].frame
+    drawn = strip[strip["segment"] == "completion"]
+    assert set(drawn["verdict"]) == {"accepted", "bonus"}
+    assert (drawn.loc[drawn["verdict"] == "accepted", "accept_prob"] == 1.0).all()
+
+
 def test_heads_are_those_asked_for(full: Run) -> None:
     panel = panels(full, heads=[(1, None), (2, 0)])["patterns"]
     there = set(zip(panel.frame["layer"], panel.frame["head"], strict=True))

@@ -15,7 +15,7 @@ from probe.reporting.panels.others import others
 from probe.reporting.panels.sampler import answers, explained
 from probe.reporting.panels.speculating import speculated
 from probe.reporting.panels.tokens import strip
-from probe.reporting.views import Panel, SequenceView
+from probe.reporting.views import OutcomeTree, Panel, SequenceView
 from probe.store import Run
 
 __all__ = ["PANELS", "Context", "sequence_views"]
@@ -56,5 +56,5 @@ def _view(tables: Tables, prompt: dict[str, object], texts: TokenTexts, heads: t
     title = " ".join(str(prompt["text"]).split())
     title = title if len(title) <= TITLE else f"{title[: TITLE - 1]}…"
     panels = [panel for make in PANELS for panel in make(context)]
-    shown = {panel.table for panel in panels}
+    shown = {panel.table for panel in panels if not isinstance(panel, OutcomeTree)}  # it shows no column of its table
     return SequenceView(context.prompt_id, title, (*panels, *others(context, shown)))

@@ -39,7 +39,7 @@ def attended(context: Context) -> Iterator[Panel]:
         yield Grid(
             "heads", "Heads", "heads", cards, where=context.where(),
             rows=LAYERS, columns=HEADS, measures=_statistics(cards), upwards=True,
-            note="Means over the query positions of the text. A click chooses the head whose pattern is shown.",
+            note="Means over the positions that look, the first of the text left out. A click chooses the head whose pattern is shown.",
         )  # fmt: skip
     yield from _patterns(context)
     yield from _rows(context)
@@ -59,7 +59,7 @@ def _patterns(context: Context) -> Iterator[Panel]:
         return
     there = list(keys.groupby(["layer", "head"]).groups)
     chosen = _chosen(context, there)
-    frame = pd.concat([context.sequence_rows("attention", layer=layer, head=head) for layer, head in chosen], ignore_index=True)
+    frame = _rows_of(context, chosen)
     where = context.where(layer=sorted({layer for layer, _ in chosen}), head=sorted({head for _, head in chosen}))
     fits = len(chosen) == len(there)
     why = "" if context.heads else ", those that look least at the first position,"
@@ -69,6 +69,15 @@ def _patterns(context: Context) -> Iterator[Panel]:
         where=context.where() if fits else where, follows={"layer": "layer", "head": "head"},
         note=noted("A row is a position that looks, its weights are on what it looks at.", _kept(frame), some),
     )  # fmt: skip
+
+
+def _rows_of(context: Context, chosen: list[tuple[int, int]]) -> pd.DataFrame:
+    """The patterns of these heads, a layer at a time: no more of them is read than that."""
+    heads: dict[int, list[int]] = {}
+    for layer, head in chosen:
+        heads.setdefault(layer, []).append(head)
+    parts = [context.sequence_rows("attention", layer=layer, head=own) for layer, own in heads.items()]
+    return pd.concat(parts, ignore_index=True)
 
 
 def _kept(frame: pd.DataFrame) -> str:

@@ -12,6 +12,8 @@ from probe.reporting.panels.context import Context, panel_name
 from probe.reporting.views import Coordinate, Listing, Panel, ShownColumn
 
 MOST = 100_000  # rows
+LONG = 120  # characters
+TITLES = {"prompts": "The prompt"}
 CURSORS: dict[str, Coordinate] = {
     "pos": "token", "query": "token", "layer": "layer", "head": "head", "step": "step", "branch": "branch",
 }  # fmt: skip
@@ -23,18 +25,34 @@ def others(context: Context, shown: Set[str]) -> Iterator[Panel]:
         if name in shown:
             continue
         schema = context.run.schema(name)
-        columns = [field.name for field in schema if not pa.types.is_list(field.type)]
+        columns = [field.name for field in schema if not pa.types.is_nested(field.type)]
         where = {"prompt_id": context.prompt_id} if "prompt_id" in columns else {}
-        frame = context.rows(name, columns=columns) if where else context.whole(name)[columns]
+        frame = context.rows(name, columns=columns) if where else _flat(context, name, columns)
         if not len(frame):
             continue
         note = "" if len(frame) <= MOST else f"The first {MOST:,} of {len(frame):,} rows."
         frame = frame.head(MOST)
         kept = [one for one in columns if one not in ("run_id", "prompt_id") and _says(frame[one])]
+        long = _longest(frame[kept])
         yield Listing(
-            panel_name("table", name), f"Table {name}: {tables.TABLES[name].row}", name, frame, where=where, note=note,
-            columns=tuple(ShownColumn(one, one.replace("_", " "), _digits(frame[one]), CURSORS.get(one)) for one in kept),
+            panel_name("table", name), TITLES.get(name, f"Table {name}: {tables.TABLES[name].row}"), name, frame,
+            where=where, note=note, text=long,
+            columns=tuple(
+                ShownColumn(one, one.replace("_", " "), _digits(frame[one]), CURSORS.get(one)) for one in kept if one != long
+            ),
         )  # fmt: skip
+
+
+def _flat(context: Context, name: str, columns: list[str]) -> pd.DataFrame:
+    """A table that is not about single prompts: the same frame with each of them."""
+    return context.tables.once((name, "flat"), lambda: context.whole(name)[columns])
+
+
+def _longest(frame: pd.DataFrame) -> str | None:
+    """The column whose texts are so long that they are shown one at a time."""
+    texts = {name: int(frame[name].astype(str).str.len().max()) for name in frame if pd.api.types.is_string_dtype(frame[name])}
+    name = max(texts, key=lambda one: texts[one], default=None)
+    return name if name is not None and texts[name] > LONG else None
 
 
 def _says(values: pd.Series) -> bool:

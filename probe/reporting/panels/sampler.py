@@ -35,16 +35,21 @@ def explained(context: Context) -> Iterator[Panel]:
             ),
         )  # fmt: skip
     if len(candidates):
+        candidates = candidates.sort_values(["pos", "order", "rank"], kind="stable", ignore_index=True)
+        candidates["candidate"] = [
+            f"{rank} {token}" for rank, token in zip(candidates["rank"], candidates["token"], strict=True)
+        ]
         yield Bars(
             "candidates", "Tokens that could have been chosen", "candidates", candidates,
-            where=context.where(), follows={"token": "pos"},
-            axis=Axis("token", "token"), measure=Measure("final_prob", "probability after all stages", low=0.0, high=1.0),
+            where=context.where(), derived=("candidate",), follows={"token": "pos"},
+            axis=Axis("candidate", "rank by the model, token"),
+            measure=Measure("final_prob", "probability after all stages", low=0.0, high=1.0),
             facet="order",
             note="At the explained token at the cursor. A bar of 0: a stage took the token out.",
         )  # fmt: skip
         yield Listing(
             "candidate-list", "Tokens that could have been chosen, one by one", "candidates", candidates,
-            where=context.where(), follows={"token": "pos"},
+            where=context.where(), derived=("candidate",), follows={"token": "pos"},
             columns=(
                 ShownColumn("pos", "position", cursor="token"), ShownColumn("order", "order of stages"),
                 ShownColumn("rank", "rank by the model"), ShownColumn("token", "token"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pandas as pd
+import pyarrow as pa
 
 from probe.reporting.panels.attribution import sources
 from probe.reporting.panels.context import Context, noted
@@ -96,7 +97,8 @@ def _whole_text(context: Context) -> TokenStrip:
     """A text whose tokens the run does not hold, as one."""
     prompt = context.prompt
     text = prompt["rendered"] or prompt["text"] or ""
-    frame = context.rows("prompts").assign(pos=0, token=text)
+    flat = [field.name for field in context.run.schema("prompts") if not pa.types.is_nested(field.type)]
+    frame = context.rows("prompts", columns=flat).assign(pos=0, token=text)
     note = f"This prompt was not run: {prompt['error']}." if prompt["error"] else "The run holds no tokens of this text."
     numbers = [n for n in ("perplexity", "logprob", "mean_entropy", "n_tokens") if frame[n].notna().any()]
     return TokenStrip(
