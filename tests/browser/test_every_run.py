@@ -108,12 +108,13 @@ def same_rows(opened: Opened, run: Run, panel: dict[str, Any]) -> None:
     steps = {one["name"]: one.get("step") for one in opened.content["frames"][panel["frame"]]["columns"]}
     wanted = [[plain(value) for value in row] for row in table[own].itertuples(index=False, name=None)]
     given = [[read(row[name], kinds(table[name])) for name in own] for row in rows]
+    tolerance = [single(table[name]) if steps[name] is None else 0.51 * steps[name] for name in own]
     place = [own.index(key) for key in keys]
     for ours, theirs in zip(
         *(sorted(all, key=lambda row: str([row[i] for i in place])) for all in (given, wanted)), strict=True
     ):
-        for name, one, other in zip(own, ours, theirs, strict=True):
-            assert equal(one, other, steps[name]), (panel["name"], name, one, other)
+        for name, one, other, off in zip(own, ours, theirs, tolerance, strict=True):
+            assert equal(one, other, off), (panel["name"], name, one, other)
 
 
 def kinds(column: pd.Series) -> type:
@@ -135,20 +136,25 @@ def read(cell: str, kind: type) -> Any:
     return json.loads(cell) if kind is list else kind(cell)
 
 
+def single(column: pd.Series) -> float:
+    """By how much its numbers may differ from what was written of them: not at all; -1: they are float32."""
+    first = next((value for value in column if value is not None), None)
+    return -1.0 if np.asarray(first).dtype == np.float32 or column.dtype == np.float32 else 0.0
+
+
 def plain(value: Any) -> Any:
     """A value of a table as Python has it; NaN, and the empty text, which a CSV does not tell from none, as None."""
     if isinstance(value, (list, tuple, np.ndarray)):
         return [plain(item) for item in value]
     if value is None or value is pd.NA or (isinstance(value, (float, np.floating)) and math.isnan(value)) or value == "":
         return None
-    return value.item() if isinstance(value, np.generic) and not isinstance(value, np.float32) else value
+    return value.item() if isinstance(value, np.generic) else value
 
 
-def equal(one: Any, other: Any, step: float | None) -> bool:
+def equal(one: Any, other: Any, off: float) -> bool:
+    """off: by how much a number may differ; below 0: it is the same float32."""
     if isinstance(other, list):
-        return isinstance(one, list) and len(one) == len(other) and all(map(equal, one, other, [step] * len(one)))
-    if one is None or other is None or isinstance(other, (str, bool, int)):
+        return isinstance(one, list) and len(one) == len(other) and all(map(equal, one, other, [off] * len(one)))
+    if one is None or other is None or isinstance(other, (str, bool)):
         return one == other and isinstance(one, bool) == isinstance(other, bool)
-    if step is not None:
-        return abs(one - other) <= 0.51 * step
-    return np.float32(one) == other if isinstance(other, np.float32) else one == other
+    return np.float32(one) == np.float32(other) if off < 0 else abs(one - other) <= off
