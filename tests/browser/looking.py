@@ -56,11 +56,11 @@ class Opened:
 
     def wait(self) -> None:
         """Until the first panels are drawn."""
-        self.page.wait_for_function("document.documentElement.dataset.ready === 'yes'", timeout=20_000)
+        self.page.locator("html[data-ready=yes]").wait_for(state="attached", timeout=20_000)
         self.settle()
 
     def settle(self) -> None:
-        """Until what was asked for is drawn: two frames."""
+        """Until what was asked for is drawn: two frames. (Functions, not texts: the page allows no eval.)"""
         self.page.evaluate(
             "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 0))))"
         )
@@ -88,9 +88,7 @@ class Opened:
         """The panel, in view and drawn."""
         found = self.panel(name).first
         found.scroll_into_view_if_needed()
-        self.page.wait_for_function(
-            "(name) => !document.querySelector(`section[data-panel='${name}'] .waiting`)", arg=name, timeout=20_000
-        )
+        found.locator(".waiting").wait_for(state="detached", timeout=20_000)
         self.settle()
         return found
 

@@ -23,6 +23,8 @@ SOLVED = "First we count the apples. There are 12 apples. Then we add 7 more. So
 SCRIPT = "a </script><script>document.title='taken'</script> b"
 # an accent of its own, two of them, a family in one glyph, right to left, an override, ANSI colour, NUL, space at the end
 ODD = "e\u0301 e\u0301\u0301 \U0001f469\u200d\U0001f467 مرحبا \u202eabc\u202c \x1b[31mred \x00 tab\there\nnew  "
+SPELLED = (SCRIPT, "a", "\u202eabc", "e\u0301", "\u0301", "مرحبا", "שלום", "\x1b[31m", "\x00", "\x7f", "\u2028", " ", "\t", "\n",
+           "<0xC3>", "\ufffd", "می\u200cخواهم", "\U0001f469\u200d\U0001f467", "中", "", "b")  # fmt: skip
 PLUS, MINUS = ["I love it", "so good", "great"], ["I hate it", "so bad", "awful"]
 FEW = {"samples": 4, "max_new": 8, "temperature": 1.0, "seed": 1}
 
@@ -84,6 +86,18 @@ def _chain(maker: Maker, at: Path) -> None:
         writer.finish(summary={}, model=lm.identity)
 
 
+def _spelled(maker: Maker, at: Path) -> None:
+    """A trace whose tokens are these texts, each whole, as no tokenizer at hand would have them."""
+    lm = maker.lm
+    ids = lm.ids_of("x" * len(SPELLED))
+    columns = token_columns(0, ids, lm.pieces(ids), 1)
+    with create(at, command="trace", arguments={}) as writer:
+        with writer.unit("all"):
+            writer.write("prompts", {"prompt_id": [0], "text": [SCRIPT], "n_tokens": [1], "error": [""]})
+            writer.write("tokens", {**columns, "token": list(SPELLED)})
+        writer.finish(summary={}, model=lm.identity)
+
+
 def _patch(**options: object) -> Callable[[Maker, Path], object]:
     asked = {"clean": STORY, "corrupt": OTHER, "answer": "Mary", "against": "John", **options}
 
@@ -117,6 +131,8 @@ RUNS: dict[str, Callable[[Maker, Path], object]] = {
     "trace-full": lambda m, at: probe.trace(
         m.lm, [STORY, SCRIPT, ODD], generate=6, attention="full", lens=True, capture="resid_post@all", out=at
     ),
+    "odd": lambda m, at: probe.trace(m.lm, ODD, attention="none", out=at),
+    "spelled": _spelled,
     "trace-topk": lambda m, at: probe.trace(m.lm, STORY, attention="topk:4", out=at),
     "trace-summary": lambda m, at: probe.trace(m.lm, STORY, attention="summary", out=at),
     "trace-explain": lambda m, at: probe.trace(

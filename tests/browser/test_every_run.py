@@ -29,6 +29,8 @@ SHOWN: dict[str, tuple[tuple[str, str], ...]] = {
         TEXT, ("grid", "heads"), ("patterns", "attention"), ("grid", "attention_rows"), ("grid", "lens"),
         ("grid lines", "activations"),
     ),
+    "odd": (TEXT,),
+    "spelled": (TEXT,),
     "trace-topk": (TEXT, ("grid", "heads"), ("patterns", "attention"), ("grid", "attention_rows")),
     "trace-summary": (TEXT, ("grid", "attention_rows")),
     "trace-explain": (TEXT, ("listing", "stages"), ("listing bars", "candidates")),
