@@ -23,8 +23,8 @@ SOLVED = "First we count the apples. There are 12 apples. Then we add 7 more. So
 SCRIPT = "a </script><script>document.title='taken'</script> b"
 # an accent of its own, two of them, a family in one glyph, right to left, an override, ANSI colour, NUL, space at the end
 ODD = "e\u0301 e\u0301\u0301 \U0001f469\u200d\U0001f467 مرحبا \u202eabc\u202c \x1b[31mred \x00 tab\there\nnew  "
-SPELLED = (SCRIPT, "a", "\u202eabc", "e\u0301", "\u0301", "مرحبا", "שלום", "\x1b[31m", "\x00", "\x7f", "\u2028", " ", "\t", "\n",
-           "<0xC3>", "\ufffd", "می\u200cخواهم", "\U0001f469\u200d\U0001f467", "中", "", "b")  # fmt: skip
+SPELLED = (SCRIPT, "a", "\u202eabc", "e\u0301", "\u0301", "مرحبا", "שלום", "\x1b[31m", "\x00", "\x7f", "\u2028", " ", "\t",
+           "\n", "<0xC3>", "\ufffd", "می\u200cخواهم", "\U0001f469\u200d\U0001f467", "中", "", "b")  # fmt: skip
 PLUS, MINUS = ["I love it", "so good", "great"], ["I hate it", "so bad", "awful"]
 FEW = {"samples": 4, "max_new": 8, "temperature": 1.0, "seed": 1}
 

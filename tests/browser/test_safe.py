@@ -83,7 +83,8 @@ def test_texts_that_could_do_harm_are_shown_as_they_are(tiny: Maker, look) -> No
     same = ("a", "e\u0301", "مرحبا", "שלום", "<0xC3>", "\ufffd", "می\u200cخواهم", "\U0001f469\u200d\U0001f467", "中", "b")
     assert all(shown[text] == text for text in same)
     assert shown[SCRIPT] == SCRIPT.replace(" ", "·")
-    signs = {"\u202eabc": "⟨U+202E⟩abc", "\u0301": "◌\u0301", "\x1b[31m": "␛[31m", "\x00": "␀", "\x7f": "␡", "\u2028": "⟨U+2028⟩",
+    signs = {"\u202eabc": "⟨U+202E⟩abc", "\u0301": "◌\u0301", "\x1b[31m": "␛[31m", "\x00": "␀", "\x7f": "␡",
+             "\u2028": "⟨U+2028⟩",
              " ": "·", "\t": "⇥", "\n": "↵", "": "∅"}  # fmt: skip
     assert {text: shown[text] for text in signs} == signs
 
@@ -95,7 +96,9 @@ def test_halves_of_characters_are_named_by_their_bytes(tiny: Maker, look) -> Non
     assert "<0xE2><0x80><0xAE>abc" in "".join(shown) and "␛" in shown and "␀" in shown
     run = tiny["trace-full"]
     pieces = list(run.tokens[run.tokens["prompt_id"] == 2].sort_values("pos")["token"])
-    plain = {i: piece for i, piece in enumerate(pieces) if piece.isascii() and piece.isprintable() and " " not in piece}
+    plain = {
+        i: piece for i, piece in enumerate(pieces) if piece and piece.isascii() and piece.isprintable() and " " not in piece
+    }
     assert len(plain) > 10 and all(shown[i] == piece for i, piece in plain.items())
     said = opened.page.evaluate("() => document.body.innerText")
     assert not any(char in said for char in "\x1b\x00\u202e\u202c")
@@ -109,7 +112,7 @@ def test_text_from_right_to_left_leaves_its_neighbours_where_they_are(name: str,
     opened = look(tiny.page(name), viewport={"width": 500, "height": 800})
     boxes = opened.page.eval_on_selector_all(
         "[data-panel=tokens] [data-pos]",
-        "all => all.map(one => [Number(one.dataset.pos), one.getBoundingClientRect()]).map(([i, b]) => [i, b.top, b.left, b.right])",
+        "all => all.map(o => [Number(o.dataset.pos), o.getBoundingClientRect()]).map(([i, b]) => [i, b.top, b.left, b.right])",
     )
     assert [pos for pos, *_ in boxes] == list(range(len(tiny[name].tokens)))
     lines: dict[int, list[list[float]]] = {}
