@@ -10,8 +10,6 @@ from typing import Any
 from filelock import FileLock
 
 import probe
-from probe.reporting.page import PageRun, page_html
-from probe.reporting.panels import sequence_views
 from probe.store import Run, create, open_run
 from probe.texts import token_columns
 
@@ -55,8 +53,7 @@ class Maker:
         runs = [self[name] for name in names]
         with FileLock(f"{to}.lock"):
             if not to.is_file():
-                seen = [PageRun(run, sequence_views(run)) for run in runs]
-                to.write_text(page_html(seen, beside=tuple(range(len(runs)))).html)
+                probe.view(*runs, out=to, **options)
         return to
 
     @property
