@@ -83,7 +83,7 @@ def test_texts_that_could_do_harm_are_shown_as_they_are(tiny: Maker, look) -> No
     same = ("a", "e\u0301", "مرحبا", "שלום", "<0xC3>", "\ufffd", "می\u200cخواهم", "\U0001f469\u200d\U0001f467", "中", "b")
     assert all(shown[text] == text for text in same)
     assert shown[SCRIPT] == SCRIPT.replace(" ", "·")
-    signs = {"\u202eabc": "⟨U+202E⟩abc", "\u0301": "◌\u0301", "\x1b[31m": "␛[31m", "\x00": "␀", "\x7f": "␡",
+    signs = {"\u202eabc": "⟨U+202E⟩abc", "\u0301": "◌\u0301", "\x1b[31m": "⟨ESC⟩[31m", "\x00": "⟨NUL⟩", "\x7f": "⟨U+007F⟩",
              "\u2028": "⟨U+2028⟩",
              " ": "·", "\t": "⇥", "\n": "↵", "": "∅"}  # fmt: skip
     assert {text: shown[text] for text in signs} == signs
@@ -93,7 +93,7 @@ def test_halves_of_characters_are_named_by_their_bytes(tiny: Maker, look) -> Non
     """The tokenizer is one of bytes; no escape, override or NUL of the prompt is in the document as such."""
     opened = look(tiny.page("trace-full"), where="#p=2")
     shown = tokens(opened)
-    assert "<0xE2><0x80><0xAE>abc" in "".join(shown) and "␛" in shown and "␀" in shown
+    assert "<0xE2><0x80><0xAE>abc" in "".join(shown) and "⟨ESC⟩" in shown and "⟨NUL⟩" in shown
     run = tiny["trace-full"]
     pieces = list(run.tokens[run.tokens["prompt_id"] == 2].sort_values("pos")["token"])
     plain = {

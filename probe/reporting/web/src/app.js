@@ -97,15 +97,16 @@ function useTheme() {
   return [theme, () => set((old) => THEME[(THEME.indexOf(old) + 1) % THEME.length])];
 }
 
-function useKeys(page, { cursor, sequence, move, nextMeasure, nextTheme, help }) {
+// `now` has the cursor of the last move: keys that are held down come faster than pictures are drawn.
+function useKeys(page, { now, sequence, move, nextMeasure, nextTheme, help }) {
   useEffect(() => {
     const along = async (coordinate, by) => {
-      const values = coordinate === "step" ? sequence.steps : coordinate === "prompt" ? page.prompts(cursor.run).map((one) => one.prompt)
+      const values = coordinate === "step" ? sequence.steps : coordinate === "prompt" ? page.prompts(now.cursor.run).map((one) => one.prompt)
         : await reach(page, sequence, coordinate);
-      const value = neighbour(values, cursor[coordinate], by);
+      const value = neighbour(values, now.cursor[coordinate], by);
       if (value !== null) move({ [coordinate]: value });
     };
-    const token = (to) => sequence.length && move({ token: to(cursor.token ?? sequence.first - 1) });
+    const token = (to) => sequence.length && move({ token: to(now.cursor.token ?? sequence.first - 1) });
     const does = {
       ArrowLeft: () => token((t) => t - 1), ArrowRight: () => token((t) => t + 1),
       Home: () => token(() => sequence.first), End: () => token(() => sequence.last),
@@ -194,7 +195,7 @@ export function App({ page }) {
   const text = now.sequence?.panel;
   const nextMeasure = () => text && text.measures.length && pick(text.name, ((measures[text.name] ?? 0) + 1) % text.measures.length);
   useEffect(() => { if (sequences.length) document.documentElement.dataset.ready = "yes"; }, [sequences]);
-  useKeys(page, { cursor, sequence: now.sequence, move, nextMeasure, nextTheme, help });
+  useKeys(page, { now, sequence: now.sequence, move, nextMeasure, nextTheme, help });
   const shownOne = ({ panel, sequence }) => html`<${Frame} key=${`${sequence.run}.${sequence.prompt}.${panel.name}`} kind=${PICTURES[panel.kind]} page=${page}
     panel=${panel} sequence=${sequence} cursor=${cursor} move=${move} measure=${measures[panel.name] ?? 0}
     tag=${sequences.length > 1 ? tagOf(page, sequence.run) : null} chooseMeasure=${(measure) => pick(panel.name, measure)} active=${active === panel.name} activate=${() => activate(panel.name)} />`;
