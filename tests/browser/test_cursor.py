@@ -92,8 +92,10 @@ def test_a_click_on_a_token_moves_every_panel(tiny: Maker, look) -> None:
     after = check(opened, run, cursor)
     weights = pattern[pattern["query"] == 21].iloc[0]["weights"]
     assert said(after["patterns"], float(max(weights)))
-    for name in ("tokens", "lens", "patterns", "norms"):
+    for name in ("tokens", "lens", "patterns"):
         assert before[name] != after[name] and re.search(r"\b21\b", after[name]), (name, after[name])
+    (norm,) = run.table("activations").query("prompt_id == 0 and pos == 21 and layer == 2 and site == 'resid_post'")["norm"]
+    assert said(after["norms"], float(norm)) and not said(before["norms"], float(norm))
     assert checked <= after.keys()
     assert address(opened) == {"p": 0, "t": 21, "l": 2, "h": 1}
 
