@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Tree = dict[str, Any]
 ORIGINAL = "original"
+COLUMNS = ("prompt_id", "branch", "arm", "sample", "step", "fork_pos", "draw_pos", "edit", "outcome", "n_tokens")
 BEYOND = "more from before the step"
 
 
@@ -64,7 +65,7 @@ class Family:
         if "branches" not in run.tables:
             return None
         if run.run_id not in self._rows:
-            self._rows[run.run_id] = run.branches
+            self._rows[run.run_id] = run.scan("branches", columns=COLUMNS).to_pandas()
         return self._rows[run.run_id]
 
     def children(self, run: Run) -> list[tuple[Run, pd.DataFrame]]:
@@ -163,14 +164,14 @@ def _each_arm(node: Tree) -> Iterator[Tree]:
 
 
 def _arm(name: str, rows: Any) -> Tree:
+    each = rows[["branch", "sample", "outcome", "n_tokens"]].sort_values("sample")
     return {
         "name": name, "edit": str(rows["edit"].iloc[0] or ""), "position": int(rows["fork_pos"].iloc[0]),
         "n": len(rows), "outcomes": dict(Counter(map(str, rows["outcome"])).most_common()),
         "tokens": float(rows["n_tokens"].mean()), "children": [],
         "branches": [
-            {"branch": int(r.branch), "sample": int(r.sample), "outcome": str(r.outcome), "tokens": int(r.n_tokens),
-             "children": []}
-            for r in rows.sort_values("sample").itertuples()
+            {"branch": branch, "sample": sample, "outcome": str(outcome), "tokens": tokens, "children": []}
+            for branch, sample, outcome, tokens in zip(*(each[name].tolist() for name in each), strict=True)
         ],
     }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -68,19 +69,25 @@ def _compared(context: Context, rows: pd.DataFrame) -> pd.Series:
 def counted(rows: pd.DataFrame, by: Sequence[str], order: Sequence[str]) -> pd.DataFrame:
     """How often each outcome came in each group: `count` of `drawn`, `share`, `ci_low`, `ci_high` (95 %, Wilson). One that
     came in no group of a step has no row there, one that came in another arm of it a count of 0."""
+    groups: dict[tuple[Any, ...], dict[tuple[Any, ...], Counter[str]]] = {}
+    keys = zip(*(_plain(rows[name]) for name in by), strict=True)
+    for key, outcome in zip(keys, map(str, rows["outcome"]), strict=True):
+        groups.setdefault(key[:-1], {}).setdefault(key, Counter())[outcome] += 1
     found = []
-    together = [name for name in by if name != by[-1]]
-    for _, step in rows.groupby(together, sort=True, dropna=False):
-        came = set(map(str, step["outcome"]))
-        for _, own in step.groupby(by[-1], sort=False, observed=True):
-            said = own["outcome"].astype(str)
+    for _, arms in sorted(groups.items(), key=lambda item: [(value is None, value or 0) for value in item[0]]):
+        came = set().union(*arms.values())
+        for key, counts in arms.items():
+            n = counts.total()
             for outcome in (one for one in order if one in came):
-                k, n = int((said == outcome).sum()), len(own)
-                interval = wilson(k, n)
-                key = {name: own[name].iloc[0] for name in by}
-                found.append({**key, "outcome": outcome, "count": k, "drawn": n, "share": interval.estimate,
-                              "ci_low": interval.low, "ci_high": interval.high})  # fmt: skip
+                interval = wilson(counts[outcome], n)
+                found.append({**dict(zip(by, key, strict=True)), "outcome": outcome, "count": counts[outcome], "drawn": n,
+                              "share": interval.estimate, "ci_low": interval.low, "ci_high": interval.high})  # fmt: skip
     return pd.DataFrame(found)
+
+
+def _plain(column: pd.Series) -> list[Any]:
+    """Numbers and texts, None where there is none."""
+    return [None if value != value else value for value in column.tolist()]
 
 
 def _order(context: Context, rows: pd.DataFrame) -> list[str]:

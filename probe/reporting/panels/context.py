@@ -8,15 +8,21 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from probe.errors import ProbeError
 from probe.language_model import tokenizer_of
 from probe.language_model.pieces import alone, spelled
 from probe.store import Run
+from probe.store.reading import filtered
+from probe.tables import TABLES
 
 Made = TypeVar("Made")
+
+HELD = 500_000  # rows of a table that are read at once, for all prompts
 
 Head = tuple[int, int | None]
 """Layer and head; None is every head of the layer."""
@@ -82,7 +88,7 @@ class Tables:
     def whole(self, name: str) -> pd.DataFrame:
         """All rows of a table; to be left as it is."""
         if name not in self._whole:
-            self._whole[name] = self.run.table(name)
+            self._whole[name] = self.run.scan(name).to_pandas()
         return self._whole[name]
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
@@ -91,6 +97,13 @@ class Tables:
             self._made[key] = make()
         found: Made = self._made[key]
         return found
+
+    def of_prompt(self, name: str, prompt_id: int) -> pa.Table:
+        """The rows of one prompt. A table that is not large is read once, for all prompts."""
+        if TABLES[name].large or self.run.manifest["tables"][name]["rows"] > HELD:
+            return self.run.scan(name, prompt_id=prompt_id)
+        table, places = self.once(("by prompt", name), lambda: _by_prompt(self.run.scan(name)))
+        return table.slice(*places.get(prompt_id, (0, 0)))
 
     def texts(self, made: dict[str, Any] | None) -> TokenTexts:
         """Token ids of the model that a part of the manifest names as text; the tokenizer is loaded once."""
@@ -101,8 +114,9 @@ class Tables:
         """The branch that the strip shows, which is the first that there is, and its rows of `tokens` in order of position."""
         if "tokens" not in self.run.tables:
             return 0, pd.DataFrame()
-        branch = pc.min(self.run.scan("tokens", columns=["branch"], prompt_id=prompt_id)["branch"]).as_py() or 0
-        found = self.run.scan("tokens", prompt_id=prompt_id, branch=branch).sort_by("pos")
+        own = self.of_prompt("tokens", prompt_id)
+        branch = pc.min(own["branch"]).as_py() or 0
+        found = filtered(own, {"branch": branch}).sort_by("pos")
         return branch, found.to_pandas() if found.num_rows else pd.DataFrame()
 
 
@@ -144,7 +158,8 @@ class Context:
         """
         if name not in self.run.tables:
             return pd.DataFrame()
-        return self.run.scan(name, columns=columns, prompt_id=self.prompt_id, **where).to_pandas()
+        found = filtered(self.tables.of_prompt(name, self.prompt_id), where)
+        return (found if columns is None else found.select(list(columns))).to_pandas()
 
     def sequence_rows(self, name: str, *, columns: Sequence[str] | None = None, **where: Any) -> pd.DataFrame:
         """This prompt's rows of a table that belong to the sequence that is shown."""
@@ -157,6 +172,15 @@ class Context:
     def where(self, **more: Any) -> dict[str, Any]:
         """How rows of the sequence were chosen, for `Panel.where`."""
         return {"prompt_id": self.prompt_id, "branch": self.branch, **more}
+
+
+def _by_prompt(table: pa.Table) -> tuple[pa.Table, dict[int, tuple[int, int]]]:
+    """The table sorted by prompt, and where the rows of each begin and how many they are."""
+    prompts = table["prompt_id"].to_numpy()
+    order = np.argsort(prompts, kind="stable")
+    values, starts, counts = np.unique(prompts[order], return_index=True, return_counts=True)
+    places = {int(v): (int(s), int(n)) for v, s, n in zip(values, starts, counts, strict=True)}
+    return table.take(order).combine_chunks(), places
 
 
 def panel_name(*parts: str) -> str:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from probe.reporting.panels.context import Context
-from probe.reporting.panels.steps import slug, step_axis, steps_of
+from probe.reporting.panels.context import Context, panel_name
+from probe.reporting.panels.steps import step_axis, steps_of
 from probe.reporting.views import Axis, Coordinate, Grid, Measure, Panel
 
 APART = 3  # receivers of paths that have a grid each; of more, one of senders and receivers
@@ -124,7 +124,9 @@ class _CellGrids(NamedTuple):
 
     def _name(self, site: str, by: str, receiver: str) -> str:
         mean = "-means" if self.pair is None else ""
-        return f"{'path' if receiver else 'patch'}{mean}-{slug(site)}-{by}" + (f">{slug(receiver)}" if receiver else "")
+        return f"{'path' if receiver else 'patch'}{mean}-{panel_name(site)}-{by}" + (
+            f">{panel_name(receiver)}" if receiver else ""
+        )
 
     def _of(self) -> str:
         return ", mean over pairs" if self.pair is None else ""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 import pandas as pd
 
-from probe.reporting.panels.context import Context
+from probe.reporting.panels.context import Context, panel_name
 from probe.reporting.views import Axis, Bars, Grid, Lines, Listing, Measure, Panel, ShownColumn
 
 LABEL = 32  # characters of a step that name it on an axis
@@ -22,11 +21,6 @@ def panels(context: Context) -> Iterator[Panel]:
     yield from _importance(context)
     yield from _dependence(context)
     yield from _early_answers(context)
-
-
-def slug(text: str) -> str:
-    """A text as a part of a panel's name."""
-    return re.sub(r"[^A-Za-z0-9.>-]+", "-", text).strip("-")
 
 
 def sentence(text: str) -> str:
@@ -121,7 +115,7 @@ def _dependence(context: Context) -> Iterator[Panel]:
     steps = steps_of(context)
     for method, own in found.groupby("method", sort=False, observed=True):
         yield Grid(
-            f"dependence-{slug(str(method))}", f"How later steps depend on earlier ones: {method}", "dependence", own,
+            f"dependence-{panel_name(str(method))}", f"How later steps depend on earlier ones: {method}", "dependence", own,
             where={"prompt_id": context.prompt_id, "method": str(method)},
             rows=step_axis(steps, "target", "later step, which is looked at"),
             columns=step_axis(steps, "source", "earlier step, which is changed"),
