@@ -44,10 +44,10 @@ function painted(context, { lines, tops, places, colours, height, total }) {
   }
 }
 
-export function Overview({ view, marks, mark, theme, label }) {
+export function Overview({ layout, places, colours, height, viewport, mark, theme, label }) {
   const canvas = useRef(null);
   const thumb = useRef(null);
-  const { lines, tops, places, colours, height, total, viewport } = view;
+  const { lines, tops, total, marks } = layout;
   useEffect(() => {
     if (!height || !total) return;
     const context = cleared(canvas.current, WIDTH, height);
@@ -55,7 +55,7 @@ export function Overview({ view, marks, mark, theme, label }) {
     painted(context, { lines, tops, places, colours, height: total * scale, total });
     context.fillStyle = getComputedStyle(canvas.current).color;
     for (const y of marks) context.fillRect(0, Math.floor(y * scale), GUTTER - 2, 1);
-  }, [lines, tops, places, colours, height, total, marks, theme]);
+  }, [layout, places, colours, height, theme]);
   useEffect(() => {
     const box = viewport.current;
     const place = () => {

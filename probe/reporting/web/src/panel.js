@@ -134,7 +134,8 @@ function Unfolding({ name, title, children }) {
 }
 
 function Measures({ panel, measure, choose }) {
-  if (!panel.measures || panel.measures.length < 2) return null;
+  const together = panel.kind === "lines" && !panel.series; // a curve for each
+  if (!panel.measures || panel.measures.length < 2 || together) return null;
   return html`<label class="measure"><span class="unseen">Measure of ${panel.title}</span>
     <select name="measure" value=${measure} onChange=${(event) => choose(Number(event.currentTarget.value))}>
       ${panel.measures.map((one, i) => html`<option key=${i} value=${i}>${one.title}</option>`)}

@@ -60,26 +60,26 @@ function useSize(ref) {
   return size;
 }
 
-function Token({ text, bytes, pos, colour, chosen, id }) {
-  return html`<span class="t" data-pos=${pos} data-at=${chosen || null} role="option" id=${chosen ? id : undefined}
+function token({ key, text, bytes, pos, colour, chosen, id }) {
+  return html`<span key=${key} class="t" data-pos=${pos} data-at=${chosen || null} data-long=${text.length > 24 || null} role="option" id=${chosen ? id : undefined}
     aria-selected=${chosen} style=${{ background: colour }}><bdi>${bytes ? html`<i>${text}</i>` : parts(text).map(([part, sign]) => (sign ? html`<i>${part}</i>` : part))}</bdi></span>`;
 }
 
 // The same lines are kept while others come and go.
-const Line = (given) => useMemo(() => drawnLine(given), [given.line, given.top, given.texts, given.colours, given.at]);
+const Line = (given) => useMemo(() => drawnLine(given), [given.line, given.top, given.text, given.colours, given.at]);
 
-function drawnLine({ line, top, texts, sequence, kinds, poses, colours, at, fold, id }) {
+function drawnLine({ line, top, text, colours, at, fold, id }) {
   const { section } = line;
-  const kind = section.step === null ? null : sequence.kind_of(section.step);
-  return html`<div class="line" data-folded=${line.folded || null} role="presentation" style=${{ transform: `translateY(${top}px)` }}>
+  const kind = section.step === null ? null : text.kind_of(section.step);
+  const tokens = [];
+  for (let i = line.start; i < (line.folded ? Math.min(line.end, line.start + 40) : line.end); i++)
+    tokens.push(token({ key: i, text: text.texts[i], bytes: text.bytes[i], pos: text.poses[i], colour: colours[i], chosen: i === at, id }));
+  return html`<div class="line" data-folded=${line.folded || null} role="presentation" style=${{ top: `${top}px` }}>
     ${line.segment && html`<span class="segment">${line.segment}</span>`}
-    ${kind && html`<span class="kind" style=${{ background: kinds.colour(kind) }} />`}
+    ${kind && html`<span class="kind" style=${{ background: text.kinds.colour(kind) }} />`}
     ${line.first && html`<button type="button" class="fold" tabindex="-1" aria-expanded=${!line.folded} onClick=${() => fold(section)}
       title=${kind} aria-label=${`${line.folded ? "Unfold" : "Fold"} ${sectionName(section)}`}>${section.step ?? ""}<i>${line.folded ? "▸" : "▾"}</i></button>`}
-    ${texts.slice(line.start, line.folded ? Math.min(line.end, line.start + 40) : line.end).map((text, k) => {
-      const i = line.start + k;
-      return html`<${Token} key=${i} text=${text} bytes=${sequence.bytes_at(sequence.rows[i])} pos=${poses[i]} colour=${colours[i]} chosen=${i === at} id=${id} />`;
-    })}
+    ${tokens}
   </div>`;
 }
 
@@ -99,12 +99,6 @@ function useLayout(frame, rows, texts, folded, width, widthOf) {
     const tops = placed(lines, LINE, GAP);
     return { split, lines, tops, total: tops[lines.length] + GAP, marks: lines.flatMap((line, k) => (line.first ? [tops[k]] : [])) };
   }, [split, texts, folded, width, widthOf]);
-}
-
-function useScroll(viewport, height) {
-  const [first, set] = useState(0);
-  const look = () => set(Math.floor(viewport.current.scrollTop / (LINE * 4)) * LINE * 4); // draws again every four lines only
-  return [first - ROOM * LINE, first + height + ROOM * LINE, look];
 }
 
 // Keys that need to know where lines are.
@@ -134,55 +128,70 @@ function useKeys({ layout, at, poses, move, viewport, fold, foldAll, mine }) {
   });
 }
 
+// The lines that are in the window, or nearly.
+function Window({ viewport, layout, height, text, colours, at, fold, id, label, choose, look }) {
+  const { lines, tops, total } = layout;
+  const [first, set] = useState(0);
+  const scrolled = () => set(Math.floor(viewport.current.scrollTop / (LINE * 4)) * LINE * 4); // draws again every four lines only
+  const shownAt = useRef(-1);
+  useLayoutEffect(() => {
+    if (!lines.length || !height) return;
+    const box = viewport.current;
+    const top = at < 0 ? 0 : tops[lineOf(lines, at)];
+    if (at >= 0 && at !== shownAt.current && (top < box.scrollTop + LINE || top > box.scrollTop + height - 2 * LINE)) box.scrollTop = top - height / 3;
+    shownAt.current = at;
+    scrolled();
+  }, [at, layout, height]);
+  const pos = (event) => { const found = event.target.closest("[data-pos]"); return found ? Number(found.dataset.pos) : null; };
+  const [begin, end] = lines.length ? [lineAt(tops, first - ROOM * LINE), lineAt(tops, first + height + ROOM * LINE) + 1] : [0, 0];
+  return html`<div class="viewport" ref=${viewport} tabindex="0" role="listbox" aria-label=${label} aria-activedescendant=${at >= 0 ? id : null} onScroll=${scrolled}
+      onClick=${(event) => pos(event) !== null && choose(pos(event))} onPointerOver=${(event) => look(pos(event))} onPointerLeave=${() => look(null)}>
+    <div class="lines" role="presentation" style=${{ height: `${total}px` }}>
+      ${lines.slice(begin, end).map((line, k) => html`<${Line} key=${line.start} line=${line} top=${tops[begin + k]} text=${text} colours=${colours}
+        at=${at >= line.start && at < line.end ? at : -1} fold=${fold} id=${id} />`)}
+    </div>
+  </div>`;
+}
+
+// What is shown of a text, whatever the cursor does.
+function useText(panel, frame, sequence, measure, scales, theme) {
+  const { rows } = sequence;
+  const text = useMemo(() => ({
+    texts: [...rows].map(sequence.text_at), bytes: [...rows].map(sequence.bytes_at), poses: [...rows].map((row) => frame.get("pos", row)),
+    kind_of: sequence.kind_of, kinds: classScale(sequence.kinds, scales),
+  }), [frame, rows, sequence.kind_of]);
+  const { scale, colours, places } = useMemo(() => coloured(panel, frame, rows, measure, scales), [panel, frame, rows, measure, scales]);
+  const tinted = useMemo(() => colours.map((colour) => (colour.length > 7 ? "transparent" : translucent(colour, tint(theme)))), [colours, theme]);
+  return { text, scale, colours, places, tinted };
+}
+
 function Body({ panel, frame, cursor, move, sequence: whole, scales, measure }) {
   const sequence = textsOf(whole, panel, frame, cursor);
   const viewport = useRef(null);
   const theme = useTheme();
   const [width, height] = useSize(viewport);
   const [folded, setFolded] = useState(() => new Set());
-  const [hover, setHover] = useState(null);
-  const { rows } = sequence;
-  const texts = useMemo(() => [...rows].map((row) => sequence.text_at(row)), [sequence.panel, rows]);
-  const poses = useMemo(() => [...rows].map((row) => frame.get("pos", row)), [frame, rows]);
+  const [hover, look] = useState(null);
+  const { text, scale, colours, places, tinted } = useText(panel, frame, sequence, measure, scales, theme);
   const widthOf = useMemo(() => (width ? ruler(getComputedStyle(viewport.current).font) : null), [width > 0]);
-  const layout = useLayout(frame, rows, texts, folded, Math.max(0, width - GUTTER - 14), widthOf);
-  const { scale, colours, places } = useMemo(() => coloured(panel, frame, rows, measure, scales), [panel, frame, rows, measure, scales]);
-  const tinted = useMemo(() => colours.map((colour) => (colour.length > 7 ? "transparent" : translucent(colour, tint(theme)))), [colours, theme]);
-  const kinds = useMemo(() => classScale(sequence.kinds, scales), [sequence]);
-  const at = cursor.token === null ? -1 : poses.indexOf(cursor.token);
-  const [from, to, scrolled] = useScroll(viewport, height);
+  const layout = useLayout(frame, sequence.rows, text.texts, folded, Math.max(0, width - GUTTER - 14), widthOf);
+  const at = cursor.token === null ? -1 : text.poses.indexOf(cursor.token);
   const fold = (section) => setFolded((old) => {
     const next = new Set(old);
     if (!next.delete(section.key)) next.add(section.key);
     return next;
   });
   const foldAll = () => setFolded((old) => new Set(old.size ? [] : layout.split.map((section) => section.key)));
-  useKeys({ layout, at, poses, move, viewport, fold, foldAll, mine: sequence.leads !== false });
-  useLayoutEffect(() => {
-    if (at < 0 || !layout.lines.length || !height) return;
-    const top = layout.tops[lineOf(layout.lines, at)];
-    const box = viewport.current;
-    if (top < box.scrollTop + LINE || top > box.scrollTop + height - 2 * LINE) box.scrollTop = top - height / 3;
-    scrolled();
-  }, [at, layout, height]);
-  const pos = (event) => event.target.closest("[data-pos]")?.dataset.pos ?? null;
-  const [begin, end] = layout.lines.length ? [lineAt(layout.tops, from), lineAt(layout.tops, to) + 1] : [0, 0];
+  useKeys({ layout, at, poses: text.poses, move, viewport, fold, foldAll, mine: sequence.leads !== false });
   const here = hover ?? cursor.token;
-  const id = `token-of-${sequence.run}-${panel.name}`;
   return html`<div class="strip">
     ${scale && html`<${Legend} scale=${scale} />`}
     <p class="hovered"><bdi>${here === null ? "\u00a0" : readout(panel, frame, { ...cursor, token: here }, measure, sequence)}</bdi></p>
-    <div class="text-and-overview">
-      <div class="viewport" ref=${viewport} tabindex="0" role="listbox" aria-label="Tokens of the text"
-          aria-activedescendant=${at >= 0 ? id : null} onScroll=${scrolled} onClick=${(event) => pos(event) && move({ token: Number(pos(event)) })}
-          onPointerOver=${(event) => setHover(pos(event) === null ? null : Number(pos(event)))} onPointerLeave=${() => setHover(null)}>
-        <div class="lines" role="presentation" style=${{ height: `${layout.total}px` }}>
-          ${layout.lines.slice(begin, end).map((line, k) => html`<${Line} key=${line.start} line=${line} top=${layout.tops[begin + k]} texts=${texts} sequence=${sequence}
-            kinds=${kinds} poses=${poses} colours=${tinted} at=${at >= line.start && at < line.end ? at : -1} fold=${fold} id=${id} />`)}
-        </div>
-      </div>
-      <${Overview} label="The whole text" theme=${theme} marks=${layout.marks} mark=${at < 0 || !layout.lines.length ? null : layout.tops[lineOf(layout.lines, at)]}
-        view=${{ ...layout, places, colours, height, viewport }} />
+    <div class="text-and-overview" style=${{ flexBasis: `${layout.total + 2}px` }}>
+      <${Window} viewport=${viewport} layout=${layout} height=${height} text=${text} colours=${tinted} at=${at} fold=${fold} label=${`Tokens: ${panel.title}`}
+        id=${`token-of-${sequence.run}-${panel.name}`} choose=${(token) => move({ token })} look=${look} />
+      <${Overview} label=${`The whole of ${panel.title}`} theme=${theme} layout=${layout} places=${places} colours=${colours} height=${height} viewport=${viewport}
+        mark=${at < 0 || !layout.lines.length ? null : layout.tops[lineOf(layout.lines, at)]} />
     </div>
     <${Details} panel=${panel} frame=${frame} cursor=${cursor} sequence=${sequence} />
   </div>`;

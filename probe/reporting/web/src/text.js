@@ -16,9 +16,17 @@ function seen(char, inside) {
   return `⟨U+${code.toString(16).toUpperCase().padStart(4, "0")}⟩`;
 }
 
+const NOTHING = [["∅", true]];
+const PARTS = new Map(); // a text has few different tokens
+
 // Parts of a text: [text, whether it stands for what cannot be seen]. Nothing in it can move or hide its neighbours.
 export function parts(text) {
-  if (text === null || text === undefined || text === "") return [["∅", true]];
+  if (text === null || text === undefined || text === "") return NOTHING;
+  if (!PARTS.has(text)) PARTS.set(text, split(text));
+  return PARTS.get(text);
+}
+
+function split(text) {
   const found = [];
   const chars = [...text];
   chars.forEach((char, i) => {
@@ -31,12 +39,7 @@ export function parts(text) {
   return found;
 }
 
-const KNOWN = new Map();
-
-export function shown(text) {
-  if (!KNOWN.has(text)) KNOWN.set(text, parts(text).map(([part]) => part).join(""));
-  return KNOWN.get(text);
-}
+export const shown = (text) => parts(text).map(([part]) => part).join("");
 
 export function number(value, digits = 3) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
