@@ -6,12 +6,12 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from probe.reporting.packing import PackedFrame, packed, raw_bytes
-from probe.reporting.views import Axis, Panel, Patterns, TokenStrip
+from probe.reporting.views import Axis, Measure, Panel, Patterns, ShownColumn, TokenStrip
 from probe.sites.positions import listed
 
 if TYPE_CHECKING:
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 MEGABYTE = 1_000_000
 SMALL = MEGABYTE  # bytes of a frame's values; up to it all are exact where they fit
-SHADES = 255  # steps of an attention weight: a cell of its picture has no more colours
-DIGITS = 4095  # steps of any other number: three digits of it, as a picture says it in words
+SHADES = 255  # steps of an attention weight, whose picture has no more colours, and of numbers that no picture shows
+DIGITS = 4095  # steps of those that a picture also says in words: about three digits
+_Field = TypeVar("_Field", Axis, Measure, ShownColumn)
 _TAG = len('<script type="application/octet-stream" id="frame-000"></script>\n')
 
 
@@ -60,16 +61,30 @@ class _Shown:
         said = len(json.dumps(self.packed.description)) + sum(place.size for place in self.places)
         return said + _TAG + 4 * math.ceil(len(self.packed.stream) / 3)
 
-    def pack(self, steps: int | None) -> None:
+    def pack(self, *, rounded: bool) -> None:
         panel = self.panel
         frame = panel.frame
         if self.heads is not None and self.kept < len(self.heads):
             keys = list(self.heads.columns)
             wanted = self.heads.iloc[: self.kept].set_index(keys).index
             frame = frame[frame[keys].set_index(keys).index.isin(wanted)]
-        places = {axis.column for one in fields(panel) if isinstance(axis := getattr(panel, one.name), Axis)}
-        places |= set(panel.follows.values())  # where a number stands is never rounded
-        self.packed = packed(frame, {str(c): steps for c in frame.columns if c not in places} if steps else None)
+        self.packed = packed(frame, self._rounding([str(name) for name in frame.columns]) if rounded else None)
+
+    def _rounding(self, names: Sequence[str]) -> dict[str, int]:
+        """Steps of each column: none where it says at what place a row stands, fewer where no picture has its values."""
+        if isinstance(self.panel, Patterns):
+            return dict.fromkeys(set(names) - set(self.panel.follows.values()), SHADES)
+        places = {column for place in self.places for column in place.panel.follows.values()}
+        places |= {axis.column for axis in self._fields(Axis)}
+        measured = {column for measure in self._fields(Measure) for column in (measure.column, *(measure.band or ()))}
+        listed = {column.name for column in self._fields(ShownColumn)}
+        return {name: DIGITS if name in measured | listed else SHADES for name in names if name not in places}
+
+    def _fields(self, kind: type[_Field]) -> list[_Field]:
+        """Fields of that type of all panels that show the frame."""
+        values = [getattr(place.panel, one.name) for place in self.places for one in fields(place.panel)]
+        items = [item for value in values for item in (value if isinstance(value, tuple) else (value,))]
+        return [item for item in items if isinstance(item, kind)]
 
     def by_heads(self, share: float = 1.0) -> None:
         """Patterns in 255 steps, of a share of the heads."""
@@ -77,7 +92,7 @@ class _Shown:
         self.heads = _heads(self.panel)
         n = 0 if self.heads is None else len(self.heads)
         self.kept = max(1, min(n, int(n * share)))
-        self.pack(SHADES)
+        self.pack(rounded=True)
 
 
 @dataclass(frozen=True)
@@ -96,10 +111,11 @@ class Fitted:
 def fitted(places: Sequence[Placed], *, max_mb: float, beside: int) -> Fitted:
     """The frames of all panels, so that the page has at most `max_mb` megabytes, `beside` bytes of them for other things.
 
-    The texts are exact, and so is every frame up to a megabyte; in larger ones attention weights are rounded to 255 steps
-    from least to largest, other numbers to 4,095. Where that is too much, in this order until it fits: all numbers are
-    rounded so, largest frames first; attention patterns lose heads (those that look most at the first token); panels go,
-    patterns first, then the largest, of the last prompts first; prompts go, last ones first. The text of the first stays.
+    The texts are exact, and so is every frame up to a megabyte; in larger ones numbers are rounded to 4,095 steps from
+    least to largest, attention weights and what no picture shows to 255. Where that is too much, in this order until it
+    fits: all numbers are rounded so, largest frames first; attention patterns lose heads (those that look most at the first
+    token); panels go, patterns first, then the largest, of the last prompts first; prompts go, last ones first. The text of
+    the first stays.
     """
     budget = int(max_mb * MEGABYTE) - beside
     shown = _frames(places)
@@ -133,11 +149,11 @@ def _begin(one: _Shown, budget: int) -> None:
     """All rows, exact where they are few; of large patterns as many heads as could fit, were a weight an eighth of a byte."""
     size = raw_bytes(one.panel.frame)
     if size <= SMALL or isinstance(one.panel, TokenStrip):
-        one.pack(None)
+        one.pack(rounded=False)
     elif isinstance(one.panel, Patterns):
         one.by_heads(8 * budget / (size / 4))
     else:
-        one.pack(DIGITS)
+        one.pack(rounded=True)
 
 
 def _heads(panel: Panel) -> pd.DataFrame | None:
@@ -178,7 +194,7 @@ def _round(shown: Sequence[_Shown], budget: int) -> None:
             if isinstance(one.panel, Patterns):
                 one.by_heads()
             else:
-                one.pack(DIGITS)
+                one.pack(rounded=True)
             total -= before - one.size
 
 
@@ -192,7 +208,7 @@ def _fewer_heads(shown: Sequence[_Shown], budget: int) -> None:
         while one.size > share:
             one.kept = max(0, min(one.kept - 1, int(0.97 * one.kept * share / one.size)))
             if one.kept:
-                one.pack(SHADES)
+                one.pack(rounded=True)
             else:
                 one.packed = None
 

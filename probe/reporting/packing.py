@@ -51,14 +51,28 @@ def packed(frame: pd.DataFrame, rounding: Mapping[str, int] | None = None) -> Pa
     """
     names = [str(name) for name in frame.columns]
     columns = [_column(_values(frame.iloc[:, i]), (rounding or {}).get(name), name=name) for i, name in enumerate(names)]
-    many = sum(len(part) for column in columns for part in column.parts) > _MANY
-    packer = zlib.compressobj(_QUICK if many else _LEVEL)
-    stream = [packer.compress(part) for column in columns for part in column.parts]
+    descriptions, parts = _each_once(columns)
+    packer = zlib.compressobj(_QUICK if sum(map(len, parts)) > _MANY else _LEVEL)
+    stream = [packer.compress(part) for part in parts]
     return PackedFrame(
-        {"rows": len(frame), "columns": [column.description for column in columns]},
+        {"rows": len(frame), "columns": descriptions},
         b"".join([*stream, packer.flush()]),
         {name: column.step for name, column in zip(names, columns, strict=True) if column.step is not None},
     )
+
+
+def _each_once(columns: Sequence[_PackedColumn]) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """Descriptions, and the bytes of the columns; those of an earlier one are not there again: `as` is its index."""
+    known: dict[tuple[Any, ...], int] = {}
+    descriptions: list[dict[str, Any]] = []
+    parts: list[bytes] = []
+    for i, column in enumerate(columns):
+        about = column.description
+        kind = about["of"] if about["type"] == "number" else json.dumps({**about, "name": None})
+        first = known.setdefault((kind, *column.parts), i)
+        descriptions.append(about if first == i else {**about, "as": first})
+        parts += column.parts if first == i else ()
+    return descriptions, parts
 
 
 def raw_bytes(frame: pd.DataFrame) -> int:

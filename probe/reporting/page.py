@@ -45,7 +45,7 @@ def page_html(
     runs: Sequence[PageRun], *, beside: Sequence[int] = (0,), max_mb: float = 20.0, watching: bool = False,
     refresh: int | None = None,
 ) -> Page:  # fmt: skip
-    """The page of some runs as one text, ASCII only.
+    """The page of some runs as one text, to be written in UTF-8; all that a run says is ASCII in it.
 
     beside: which of them are shown side by side (indices). max_mb: megabytes (10^6 bytes) that the page may have.
     watching: it says that the run still grows. refresh: seconds after which it loads itself again.

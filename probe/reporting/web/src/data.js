@@ -202,7 +202,13 @@ export class Frame {
     this.rows = description.rows;
     this.columns = description.columns.map((about) => about.name);
     this.types = new Map(description.columns.map((about) => [about.name, about.type]));
-    this.found = new Map(description.columns.map((about) => [about.name, reader.column(about, this.rows)]));
+    const columns = [];
+    for (const about of description.columns) {
+      const same = columns[about.as];
+      if (same === undefined) columns.push(reader.column(about, this.rows));
+      else columns.push(about.type === "number" ? new NumberColumn(about, same.stored) : same);
+    }
+    this.found = new Map(this.columns.map((name, i) => [name, columns[i]]));
     this.kept = new Map();
   }
 
