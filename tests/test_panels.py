@@ -356,3 +356,37 @@ def test_a_run_without_tokens_has_those_of_its_parent_or_its_text(lm, full: Run,
     whole = panels(alone)["tokens"]
     assert whole.frame["token"].tolist() == [full.prompts["rendered"][0]]
     assert "no tokens" in whole.note
+
+
+def test_a_branch_that_was_read_has_its_own_tokens(lm, full: Run, tmp_path: Path) -> None:
+    """Not those of the original, which is the branch that the parent's strip shows."""
+    rewound = probe.rewind(full, lm=lm, to="step0", replace="new", samples=2, max_new=3, out=tmp_path / "rewound")
+    branch = int(rewound.branches["branch"].max())
+    run = probe.attribute(lm, rewound, answer="x", branch=branch, out=tmp_path / "r")
+    strip = panels(run)["tokens"].frame
+    assert strip["token_id"].tolist() == run.manifest["resolved"]["ids"]
+    assert strip["token_id"].tolist() != full.tokens["token_id"].tolist()
+
+
+def test_the_only_prompt_of_a_run_can_have_any_number(lm, tmp_path: Path) -> None:
+    traced = probe.trace(lm, ["first", "second"], out=tmp_path / "two")
+    run = probe.attribute(lm, traced, answer="x", prompt_id=1, out=tmp_path / "r")
+    (view,) = sequence_views(run)
+    assert view.prompt_id == 1 and view.title == "second"
+    assert "".join(view.panels[0].frame["token"][1:]) == "second"
+
+
+def test_what_no_panel_draws_stands_as_a_list(lm, tmp_path: Path) -> None:
+    run = probe.trace(lm, "abc", capture=["scores@0"], out=tmp_path / "r")
+    listed = panels(run)["table-scores"]
+    assert len(listed.frame) == len(run.table("scores"))
+    assert "scores" not in listed.frame  # a list of numbers is no cell
+    same_as_the_table(run, listed)
+
+
+def test_frames_of_several_prompts_are_their_own(lm, tmp_path: Path) -> None:
+    run = probe.trace(lm, ["one", "another text"], lens=True, attention="topk:3", out=tmp_path / "r")
+    for prompt in (0, 1):
+        for panel in panels(run, prompt).values():
+            same_as_the_table(run, panel)
+            assert set(panel.frame["prompt_id"]) == {prompt}

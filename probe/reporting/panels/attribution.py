@@ -20,7 +20,7 @@ def sources(context: Context) -> tuple[pd.DataFrame, tuple[Measure, ...]]:
         return pd.DataFrame(), ()
     last = int(frame["pos"].max())
     found = frame[frame["pos"] == last].groupby("source")["contribution"].sum().rename("read_here").to_frame()
-    title = f"contribution of what all heads read here, at {last}"
+    title = f"what heads at {last} read here"
     return found, (Measure("read_here", title, "logits", scaling="diverging"),)
 
 

@@ -12,8 +12,6 @@ import pandas as pd
 from probe.reporting.panels.context import Context, TokenTexts, noted, panel_name
 from probe.reporting.views import Axis, Lines, Listing, Measure, Panel, ShownColumn, TokenStrip
 
-LN2 = 0.6931471805599453
-
 
 def compared(context: Context) -> Iterator[Panel]:
     """The text under both, the places where they differ most, and the similarity of layers."""
@@ -67,11 +65,11 @@ def _texts_of_b(context: Context) -> TokenTexts:
 def _measures(frame: pd.DataFrame) -> tuple[Measure, ...]:
     worst = max((float(frame[one].abs().max()) for one in ("entropy_a", "entropy_b") if frame[one].notna().any()), default=None)
     found = (
-        Measure("js", "Jensen-Shannon divergence", "nats", low=0.0, high=LN2),
+        Measure("js", "Jensen-Shannon divergence", "nats", low=0.0),
         Measure("kl_ab", "KL(A || B)", "nats", low=0.0, high=finite_high(frame["kl_ab"])),
         Measure("kl_ba", "KL(B || A)", "nats", low=0.0, high=finite_high(frame["kl_ba"])),
-        Measure("tv", "total variation", low=0.0, high=1.0),
-        Measure("accept", "chance that a token drafted by one is accepted by the other (1 - TV)", low=0.0, high=1.0),
+        Measure("tv", "total variation", low=0.0),
+        Measure("accept", "chance that the other accepts a draft (1 - TV)", low=0.0, high=1.0),
         Measure("difference", "log-probability, B - A", "nats", scaling="diverging"),
         Measure("logprob_a", "log-probability by A", "nats", high=0.0),
         Measure("logprob_b", "log-probability by B", "nats", high=0.0),

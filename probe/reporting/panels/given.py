@@ -23,11 +23,11 @@ def given_tokens(context: Context) -> GivenTokens | None:
     """The tokens of the prompt; None where nothing says what they were."""
     if context.prompt["error"]:
         return None
-    return _of_parent(context) or _of_ids(context)
-
-
-def _of_ids(context: Context) -> GivenTokens | None:
     ids = _ids(context.run.manifest.get("resolved") or {}, context.prompt_id)
+    return _of_parent(context, ids) or _of_ids(context, ids)
+
+
+def _of_ids(context: Context, ids: list[int] | None) -> GivenTokens | None:
     if ids is None or context.text_of.tokenizer is None:
         return None
     found = pieces(context.text_of.tokenizer, ids)
@@ -40,13 +40,14 @@ def _of_ids(context: Context) -> GivenTokens | None:
 
 def _ids(resolved: dict[str, Any], prompt_id: int) -> list[int] | None:
     """The ids of a prompt as verbs that read one text, scan several, or make a direction from two lists keep them."""
-    if prompt_id == 0 and "ids" in resolved:
+    if "ids" in resolved:
         return list(resolved["ids"])
     several = resolved.get("prompt_ids") or [*resolved.get("positive_ids", ()), *resolved.get("negative_ids", ())]
     return list(several[prompt_id]) if prompt_id < len(several) else None
 
 
-def _of_parent(context: Context) -> GivenTokens | None:
+def _of_parent(context: Context, ids: list[int] | None) -> GivenTokens | None:
+    """Those of the run that this one was made from, if it is still there; not of another of its branches than was read."""
     parent = context.run.manifest.get("parent") or {}
     if not isinstance(parent.get("path"), str):
         return None
@@ -61,5 +62,7 @@ def _of_parent(context: Context) -> GivenTokens | None:
     if not len(found):
         return None
     frame = found[found["branch"] == found["branch"].min()].drop(columns="branch").sort_values("pos").reset_index(drop=True)
+    if ids is not None and frame["token_id"].tolist() != ids:
+        return None
     frame["shown"] = context.text_of.bytes_in_place_of(frame["token"], frame["token_id"])
     return GivenTokens(frame, f"The tokens are those of the run {run.run_id}, which this one was made from.")

@@ -13,7 +13,7 @@ from probe.reporting.views import Axis, Grid, Lines, Listing, Measure, Panel, Sh
 LAYERS, HEADS = Axis("layer", "layer", "layer"), Axis("head", "head", "head")
 POSITIONS = Axis("pos", "position", "token")
 MEASURES = (
-    Measure("top_prob", "probability of the layer's best token", low=0.0, high=1.0),
+    Measure("top_prob", "probability of the best token", low=0.0, high=1.0),
     Measure("prob_of_target", "probability of the target", low=0.0, high=1.0),
     Measure("rank_of_target", "rank of the target (0 is the best)", scaling="log", low=0.0),
     Measure("logprob_of_target", "log-probability of the target", "nats", high=0.0),

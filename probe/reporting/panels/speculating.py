@@ -10,7 +10,8 @@ from probe.reporting.panels.comparing import finite_high
 from probe.reporting.panels.context import Context
 from probe.reporting.views import Axis, Grid, Listing, Measure, Panel, ShownColumn
 
-VERDICT = Measure("verdict", "who wrote the token: draft accepted, draft rejected (the target's own), bonus", scaling="classes")
+VERDICT = Measure("verdict", "verdict on the draft", scaling="classes")
+DECIDED = "Where the verdict is rejected, the target's own token stands in place of the draft's."
 NOTE = (
     "Accepted: the draft's token stands. Rejected: the target's own stands in its place. Bonus: the target's own after a block "
     "that was accepted whole. Discarded: after a rejection or the end, never tested."
@@ -32,9 +33,9 @@ def verdicts(context: Context) -> tuple[pd.DataFrame, tuple[Measure, ...]]:
     found["verdict"] = found["verdict"].astype(str)
     return found, (
         VERDICT,
-        Measure("accept_prob", "chance that the proposal is accepted, min(1, p / q)", low=0.0, high=1.0),
-        Measure("p_target", "the target's probability of the proposal, after filters", low=0.0, high=1.0),
-        Measure("q_draft", "the draft's probability of the proposal, after filters", low=0.0, high=1.0),
+        Measure("accept_prob", "chance of acceptance", low=0.0, high=1.0),
+        Measure("p_target", "the target's probability of the proposal", low=0.0, high=1.0),
+        Measure("q_draft", "the draft's probability of it", low=0.0, high=1.0),
         Measure("tv_draft", "total variation of target and draft", low=0.0, high=1.0),
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from probe.reporting.panels.attribution import sources
 from probe.reporting.panels.context import Context, noted
 from probe.reporting.panels.given import GivenTokens, given_tokens
-from probe.reporting.panels.speculating import verdicts
+from probe.reporting.panels.speculating import DECIDED, verdicts
 from probe.reporting.views import Measure, Panel, TokenStrip
 
 # what the columns of `tokens` are called and how they are coloured; a number that is not here is shown under its own name
@@ -19,13 +19,13 @@ MEASURES = {
     for measure in (
         Measure("logprob", "log-probability", "nats", high=0.0),
         Measure("prob", "probability", low=0.0, high=1.0),
-        Measure("surprisal", "surprisal (-log-probability)", "nats", low=0.0),
-        Measure("entropy", "entropy of the distribution it comes from", "nats", low=0.0),
-        Measure("varentropy", "varentropy (variance of the surprisal)", "nats²", low=0.0),
+        Measure("surprisal", "surprisal", "nats", low=0.0),
+        Measure("entropy", "entropy", "nats", low=0.0),
+        Measure("varentropy", "varentropy", "nats²", low=0.0),
         Measure("rank", "rank (0 is the most probable)", scaling="log", low=0.0),
-        Measure("sample_logprob", "log-probability as the sampler saw it, after temperature and filters", "nats", high=0.0),
-        Measure("kept", "tokens that the filters left to the sampler", "tokens", scaling="log", low=0.0),
-        Measure("noise", "noise of the draw (exponential; the least noise / probability wins)", scaling="log", low=0.0),
+        Measure("sample_logprob", "log-probability after filters", "nats", high=0.0),
+        Measure("kept", "tokens left after filters", "tokens", scaling="log", low=0.0),
+        Measure("noise", "noise of the draw", scaling="log", low=0.0),
         Measure("segment", "prompt or completion", scaling="classes"),
         Measure("template", "written by the chat template", scaling="classes"),
     )
@@ -60,7 +60,8 @@ def _of_table(context: Context) -> TokenStrip:
         "tokens", "Text", "tokens", frame,
         where=context.where(), derived=(*derived, *(one.column for one in more)),
         measures=(*more, *own) if more else own or (NOTHING,),
-        alternatives=("top_tokens", "top_logprobs") if listed else None, shown="shown", note=context.text_of.note,
+        alternatives=("top_tokens", "top_logprobs") if listed else None, shown="shown",
+        note=noted(DECIDED if "verdict" in frame else "", context.text_of.note),
     )  # fmt: skip
 
 
