@@ -6,7 +6,6 @@ import base64
 import hashlib
 import html
 import json
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -153,7 +152,7 @@ def _exact(value: Any) -> Any:
 
 def _document(title: str, about: str, streams: Sequence[bytes], refresh: int | None) -> str:
     built = files("probe.reporting") / "built"
-    script, style = zlib.decompress((built / "page.js.zlib").read_bytes()).decode(), (built / "page.css").read_text("utf-8")
+    script, style = ((built / name).read_text("utf-8") for name in ("page.js", "page.css"))
     policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'; form-action 'none'"
     again = [f'<meta http-equiv="refresh" content="{refresh}">'] if refresh else []
     lines = [

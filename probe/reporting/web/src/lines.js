@@ -1,12 +1,11 @@
 // Curves over a numeric axis, with their bands.
 import { html } from "htm/preact";
-import { useEffect, useMemo, useRef, useState } from "preact/hooks";
-import uPlot from "uplot";
+import { useMemo } from "preact/hooks";
 import { axisOf, moveTo, placeOn } from "./axis.js";
 import { THEMES, classScale, figure } from "./colour.js";
 import { Elsewhere, followed } from "./following.js";
 import { Legend, drawLegend } from "./legend.js";
-import { Tip, dashed, fitted, ticksOf, translucent, useTheme, useWidth } from "./pen.js";
+import { Painted, dashed, fitted, ticksOf, translucent } from "./pen.js";
 
 const TALL = 260;
 const SMALL = { size: 11 };
@@ -70,97 +69,22 @@ const wordsAt = ({ axis, x, curves }, k) => {
   return said.length ? `${place}: ${said.slice(0, 12).join("; ")}${said.length > 12 ? "; …" : ""}` : "";
 };
 
-// what uPlot is told; here() is where the cursor is on the axis, or null
-function optionsOf(content, { width, theme, label, here, over }) {
-  const { scale, curves, low, high, ticks, axis, x } = content;
-  const along = ticksAlong(content, width - 70);
-  const look = { stroke: theme.faint, grid: { stroke: theme.line, width: 1 }, ticks: { stroke: theme.line, width: 1 }, font: "11px system-ui, sans-serif", labelFont: "11px system-ui, sans-serif" };
-  const series = [{}];
-  const bands = [];
-  curves.forEach(({ name }) => {
-    const colour = scale.colour(name);
-    series.push({ stroke: colour, width: 1.7, spanGaps: true, points: { show: x.length <= MARKED, size: 5, fill: colour } });
-    series.push(...[0, 1].map(() => ({ stroke: "transparent", width: 0, spanGaps: true, points: { show: false } })));
-    bands.push({ series: [series.length - 1, series.length - 2], fill: translucent(colour, 0.22) });
-  });
-  const pad = x.length > 1 ? 0.01 * (x[x.length - 1] - x[0]) : 0.5;
-  const named = (of) => (_, splits) => splits.map((split) => (of.find(([at]) => at === split) || ["", ""])[1]);
-  return {
-    width, height: TALL, padding: [8, 14, 0, 0], legend: { show: false }, series, bands,
-    cursor: { drag: { x: false, y: false }, y: false },
-    scales: { x: { time: false, range: [x[0] - pad, x[x.length - 1] + pad] }, y: { range: [low, high] } },
-    axes: [
-      { ...look, label: axis.title, labelSize: 18, size: 30, splits: () => along.map(([at]) => at), values: named(along) },
-      { ...look, label: content.title, labelSize: 18, size: 52, splits: () => ticks.map(([at]) => at), values: named(ticks) },
-    ],
-    hooks: {
-      ready: [(plot) => {
-        for (const [name, value] of [["role", "img"], ["aria-label", label], ["tabindex", "0"]]) plot.ctx.canvas.setAttribute(name, value);
-      }],
-      draw: [(plot) => upright(plot, here(), theme.ink)],
-      setCursor: [over],
-    },
-  };
-}
-
-function upright(plot, at, stroke) {
-  if (at === null) return;
-  const px = Math.round(plot.valToPos(at, "x", true));
-  const { ctx } = plot;
-  ctx.save();
-  ctx.strokeStyle = stroke;
-  ctx.lineWidth = globalThis.devicePixelRatio || 1;
-  ctx.beginPath();
-  ctx.moveTo(px, plot.bbox.top);
-  ctx.lineTo(px, plot.bbox.top + plot.bbox.height);
-  ctx.stroke();
-  ctx.restore();
-}
-
-function Curves({ content, label, here, go }) {
-  const place = useRef(null);
-  const made = useRef({ plot: null });
-  const width = useWidth(place);
-  const theme = useTheme();
-  const [tip, say] = useState(null);
-  made.current.here = here < 0 ? null : content.axis.values[here];
-  useEffect(() => {
-    if (!width) return undefined;
-    const over = (plot) => {
-      const { idx, left, top } = plot.cursor;
-      say(idx === null || idx === undefined || left < 0 ? null : { k: idx, x: left + plot.over.offsetLeft, y: top + plot.over.offsetTop });
-    };
-    const options = optionsOf(content, { width, theme, label, here: () => made.current.here, over });
-    const to = (values) => values.map(content.to);
-    const plot = new uPlot(options, [content.x, ...content.curves.flatMap(({ y, low, high }) => [to(y), to(low), to(high)])], place.current);
-    plot.over.addEventListener("click", () => plot.cursor.idx !== null && made.current.go(plot.cursor.idx));
-    made.current.plot = plot;
-    return () => plot.destroy();
-  }, [content, width, theme, label]);
-  useEffect(() => made.current.plot && made.current.plot.redraw(false, false), [here]);
-  made.current.go = go;
-  const keys = (event) => {
-    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (!by || event.ctrlKey || event.metaKey || event.altKey) return;
-    go(here < 0 ? 0 : here + by);
-    event.preventDefault();
-    event.stopPropagation();
-  };
-  const text = tip && wordsAt(content, tip.k);
-  return html`<div class="curves"><div ref=${place} onKeyDown=${keys} />
-    ${text && html`<${Tip} text=${text} x=${tip.x} y=${tip.y} width=${width} />`}</div>`;
-}
-
 function Body({ panel, frame, cursor, move, sequence, scales, measure }) {
   const { where, indices } = followed(panel, frame, cursor);
   const place = JSON.stringify(where);
   const content = useMemo(() => contentOf(panel, frame, indices, sequence, scales, measure), [panel, frame, place, sequence, scales, measure]);
   if (!content.x.length) return html`<${Elsewhere} panel=${panel} frame=${frame} where=${where} move=${move} />`;
   const { axis, x } = content;
+  const here = placeOn(axis, cursor, sequence);
   const go = (k) => axis.cursor && k >= 0 && k < x.length && move(moveTo(axis, axis.at(x[k])));
+  const paint = (pen, width, theme) => {
+    drawCurves(pen, content, { width, top: 12, theme, here: here < 0 ? null : axis.values[here] });
+    return { height: 12 + TALL + 44 };
+  };
   return html`<div class="lines">
     ${content.curves.length > 1 && html`<${Legend} scale=${content.scale} />`}
-    <${Curves} content=${content} label="${panel.title}" here=${placeOn(axis, cursor, sequence)} go=${go} />
+    <${Painted} paint=${paint} label=${panel.title} at=${(px, _, width) => go(nearest(content, px, width))} step=${(by) => go(here < 0 ? 0 : here + by)}
+      hint=${(px, _, width) => wordsAt(content, nearest(content, px, width))} />
   </div>`;
 }
 
@@ -181,11 +105,23 @@ function draw(pen, { panel, frame, cursor, measure, sequence, scales, theme, wid
   return { width, height: top + TALL + 44 };
 }
 
-function drawCurves(pen, content, { width, top, theme }) {
-  const { x, curves, scale, low, high, ticks, axis, to } = content;
+// where a value of the axis stands in a picture of a width
+function acrossOf({ x }, width) {
   const [left, room] = [70, width - 70 - 24];
   const [first, last] = [x[0], x[x.length - 1]];
-  const across = (value) => left + (last > first ? (value - first) / (last - first) : 0.5) * room;
+  return { left, room, across: (value) => left + (last > first ? (value - first) / (last - first) : 0.5) * room };
+}
+
+// the place on the axis that is nearest to a point of the picture
+function nearest(content, px, width) {
+  const { across } = acrossOf(content, width);
+  return content.x.reduce((best, value, k) => (Math.abs(across(value) - px) < Math.abs(across(content.x[best]) - px) ? k : best), 0);
+}
+
+// here: the value at the cursor, or null
+function drawCurves(pen, content, { width, top, theme, here = null }) {
+  const { x, curves, scale, low, high, ticks, axis, to } = content;
+  const { left, room, across } = acrossOf(content, width);
   const up = (value) => top + TALL - ((to(value) - low) / (high - low)) * TALL;
   for (const [at, name] of ticks) {
     const y = top + TALL - ((at - low) / (high - low)) * TALL;
@@ -204,6 +140,7 @@ function drawCurves(pen, content, { width, top, theme }) {
     if (points.length > 1) pen.line(points, scale.colour(name), 1.7);
     if (points.length <= MARKED) for (const [px, py] of points) pen.rect(px - 2, py - 2, 4, 4, scale.colour(name));
   }
+  if (here !== null) pen.line([[across(here), top], [across(here), top + TALL]], theme.ink);
   pen.text(axis.title, left + room / 2, top + TALL + 30, { ...SMALL, fill: theme.ink, anchor: "middle" });
   pen.text(content.title, 12, top + TALL / 2, { ...SMALL, fill: theme.ink, anchor: "middle", rotate: -90 });
 }

@@ -1,7 +1,7 @@
 // One drawing for the page's canvases and for PNG and SVG files. Lengths are CSS pixels; a text's y is the middle of its line.
 import { html } from "htm/preact";
 import { useEffect, useRef, useState } from "preact/hooks";
-import { THEMES, inkOn } from "./colour.js";
+import { THEMES } from "./colour.js";
 
 export const SANS = "system-ui, -apple-system, 'Segoe UI', 'Noto Sans', sans-serif";
 export const MONO = "ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace";
@@ -142,31 +142,16 @@ export function ticksOf(low, high, wanted = 5) {
   return ticks.map((t) => Number(t.toPrecision(12)));
 }
 
-// the theme of the page: its CSS variables where they are plain colours, else by whether its text is light
-function themeNow() {
-  const rgb = getComputedStyle(document.body).color.match(/[\d.]+/g).slice(0, 3).map(Number);
-  const theme = { ...(inkOn(rgb) === "#000000" ? THEMES.dark : THEMES.light) };
-  const style = getComputedStyle(document.documentElement);
-  for (const name of ["paper", "ink", "faint", "line", "accent"]) {
-    const said = style.getPropertyValue(`--${name}`).trim();
-    if (/^#[0-9a-f]{6}$/i.test(said)) theme[name] = said;
-  }
-  return theme;
-}
+const themeNow = () => THEMES[document.documentElement.dataset.theme] || THEMES.light;
 
+// the colours of the page's theme, now and when it changes
 export function useTheme() {
   const [theme, change] = useState(themeNow);
   useEffect(() => {
-    const look = () => change((old) => (JSON.stringify(old) === JSON.stringify(themeNow()) ? old : themeNow()));
-    const system = matchMedia("(prefers-color-scheme: dark)");
-    const watch = new MutationObserver(look);
-    for (const node of [document.documentElement, document.body]) watch.observe(node, { attributes: true });
-    system.addEventListener("change", look);
-    look();
-    return () => {
-      watch.disconnect();
-      system.removeEventListener("change", look);
-    };
+    const watch = new MutationObserver(() => change(themeNow()));
+    watch.observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
+    change(themeNow());
+    return () => watch.disconnect();
   }, []);
   return theme;
 }
@@ -202,8 +187,8 @@ export function dashed(pen, [x0, y0], [x1, y1], stroke, width = 1) {
   for (let part = 0; part < length; part += 7) pen.line([on(part), on(Math.min(length, part + 4))], stroke, width);
 }
 
-// A canvas as wide as its place. paint(pen, width, theme) draws it and returns {height}; at(x, y) is called for a click,
-// step(by) for an arrow key, hint(x, y) is what stands there in words.
+// A canvas as wide as its place. paint(pen, width, theme) draws it and returns {height}; at(x, y, width) is called for a click,
+// step(by) for an arrow key, hint(x, y, width) is what stands there in words.
 export function Painted({ paint, label, at, step, hint }) {
   const [place, canvas] = [useRef(null), useRef(null)];
   const width = useWidth(place);
@@ -217,7 +202,7 @@ export function Painted({ paint, label, at, step, hint }) {
   });
   const spot = (event) => {
     const box = canvas.current.getBoundingClientRect();
-    return [event.clientX - box.left, event.clientY - box.top];
+    return [event.clientX - box.left, event.clientY - box.top, width];
   };
   const keys = (event) => {
     const by = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
