@@ -13,7 +13,8 @@ import { shown } from "./text.js";
 const inCell = (value) => {
   if (typeof value !== "number") return value ?? "";
   if (Number.isNaN(value)) return "";
-  return Number.isInteger(value) || Math.abs(value) >= 1000 ? figure(value) : figure(Number(value.toFixed(Math.abs(value) < 10 ? 2 : 1)));
+  const size = Math.abs(value);
+  return figure(Number.isInteger(value) || size >= 1000 ? value : Number(value.toFixed(size < 10 ? 2 : size < 100 ? 1 : 0)));
 };
 
 const worded = (text) => (text === null ? "" : shown(text));

@@ -6,7 +6,7 @@ import { CanvasPen, MONO, Tip, cleared, fitted, sheet, useTheme, useWidth, width
 
 const LABEL = 11; // size of the axes' letters
 const FLAT_FROM = 40; // columns from this width on have their labels lying
-export const holdsText = (model, cell) => cell.height >= 13 && cell.width >= (model.hasText ? 26 : 40);
+export const holdsText = (model, cell) => cell.height >= 13 && cell.width >= (model.hasText ? 26 : 44);
 
 // A model has {rows, columns} (numbers of them), pixels(i) (colours of row i, packed), rowLabel(i), columnLabel(j), rowTitle,
 // columnTitle, text(i, j), rgb(i, j), words(i, j), upwards, square, and hasText (words, so that cells should be wide).

@@ -69,7 +69,7 @@ function modelOf(frame, pattern, sequence, scale) {
   };
 }
 
-const said = ({ mean, least }) => `Only the largest weights of each query were kept: ${figure(mean)} of the mass on average, at least ${figure(least)}.`;
+const said = ({ mean, least }) => `Of this head ${figure(mean)} of the mass was kept on average, of each query at least ${figure(least)}. Grey: not kept.`;
 
 function Body({ panel, frame, cursor, move, sequence, scales, height }) {
   const { where, indices } = followed(panel, frame, cursor);
@@ -90,7 +90,7 @@ function Body({ panel, frame, cursor, move, sequence, scales, height }) {
     ${choose}
     <${Legend} scale=${scale} />
     <label class="places"><input type="checkbox" checked=${root} onChange=${(event) => setRoot(event.target.checked)} /> show small weights (square root)</label>
-    ${pattern.mass && html`<p class="kept">${said(pattern.mass)} Grey: not kept.</p>`}
+    ${pattern.mass && html`<p class="kept">${said(pattern.mass)}</p>`}
     <${Heat} model=${model} chosen=${[i, keyed]} choose=${go} height=${height} label="${panel.title}, ${place}" />
   </div>`;
 }

@@ -19,6 +19,19 @@ const line = (text) => `${text}`.replace(/\s+/g, " ").trim();
 const said = (node) => Object.entries(node.outcomes || {}).map(([outcome, n]) => `${line(outcome)} ${n}`).join(", ");
 const labelOf = ({ data }) => `${line(data.label)}${data.n > 1 ? ` (${data.n})` : ""}`;
 
+// what is at the ends of a tree, counted: the root of a rewind counts its own text alone
+function endsOf(root) {
+  const counts = new Map();
+  const visit = (node) => {
+    const children = node.children || [];
+    children.forEach(visit);
+    if (!children.length) for (const [outcome, n] of Object.entries(node.outcomes || {})) counts.set(outcome, (counts.get(outcome) || 0) + n);
+  };
+  visit(root);
+  for (const outcome of Object.keys(root.outcomes || {})) if (!counts.has(outcome)) counts.set(outcome, 0);
+  return new Map([...counts].sort((a, b) => b[1] - a[1]));
+}
+
 // nodes have an address of child numbers: "0", "0.2"
 function closedAtFirst(root) {
   const closed = new Set();
@@ -104,7 +117,7 @@ function Body({ panel, cursor, move, scales, height = TALL }) {
   const [active, act] = useState("0");
   const scroller = useRef(null);
   const [seen, see] = useState({ from: 0, until: height });
-  const scale = useMemo(() => classScale(Object.keys(root.outcomes || {}), scales), [root, scales]);
+  const scale = useMemo(() => classScale([...endsOf(root).keys()], scales), [root, scales]);
   const width = useWidth(scroller);
   const longest = Math.min(LABEL, Math.max(110, Math.round(0.3 * width)));
   const drawn = useMemo(() => placed(root, closed, { longest }), [root, closed, longest]);
@@ -112,9 +125,17 @@ function Body({ panel, cursor, move, scales, height = TALL }) {
   const look = () => scroller.current && see({ from: scroller.current.scrollTop - 100, until: scroller.current.scrollTop + height + 100 });
   useEffect(look, [height, drawn]);
   useEffect(() => {
+    scroller.current.scrollTop = drawn.nodes[0].y0 - height / 2;
+  }, [root]);
+  useEffect(() => {
+    if (!chosen) return;
+    const above = chosen.slice(0, -1).map((_, k) => ["0", ...chosen.slice(1, k + 1).map((node, i) => chosen[i].children.indexOf(node))].join("."));
+    if (above.some((path) => closed.has(path))) close(new Set([...closed].filter((path) => !above.includes(path))));
+  }, [chosen]);
+  useEffect(() => {
     const node = chosen && drawn.nodes.find(({ data }) => data === chosen[chosen.length - 1]);
     if (node) bring(scroller.current, node);
-  }, [chosen]);
+  }, [chosen, drawn]);
   const flip = (path) => close((old) => {
     const next = new Set(old);
     if (!next.delete(path)) next.add(path);
@@ -173,7 +194,9 @@ function onKey(event, { nodes, active, act, closed, flip, press, scroller }) {
 
 function readout(panel, frame, cursor) {
   const chosen = pathTo(panel.root, cursor.branch);
-  return chosen ? chosen.map((node) => line(node.label)).join(" › ") : `${panel.root.n} continuations: ${said(panel.root)}`;
+  if (chosen) return chosen.map((node) => line(node.label)).join(" › ");
+  const ends = [...endsOf(panel.root)];
+  return `${ends.reduce((sum, [, n]) => sum + n, 0)} ends: ${ends.map(([outcome, n]) => `${line(outcome)} ${n}`).join(", ")}`;
 }
 
 function draw(pen, { panel, cursor, scales, theme }) {
@@ -181,7 +204,7 @@ function draw(pen, { panel, cursor, scales, theme }) {
   const colours = THEMES[theme];
   let drawn = placed(root, new Set(), { row: FILE.row });
   if (drawn.height > FILE.most) drawn = placed(root, closedAtFirst(root), { row: FILE.row });
-  const scale = classScale(Object.keys(root.outcomes || {}), scales);
+  const scale = classScale([...endsOf(root).keys()], scales);
   const width = Math.max(drawn.width + 12, 420);
   const top = 6 + drawLegend(pen, scale, { x: 8, y: 4, width: width - 16, theme: colours });
   const lower = ([x, y]) => [x, y + top];
