@@ -8,7 +8,7 @@ from typing import Any
 
 from probe.errors import RunError, UnknownModel
 from probe.language_model import gguf, hub, wheel
-from probe.language_model.checkpoint import Checkpoint
+from probe.language_model.checkpoint import Checkpoint, refusals
 from probe.language_model.home import models_dir, record_of
 from probe.language_model.loading import load_tokenizer, quiet, tokenizer_sha256
 from probe.language_model.model import tokenizer_text_sha256
@@ -39,7 +39,8 @@ def _found(named: Named, made: Mapping[str, Any]) -> tuple[Any, str]:
         tokenizer = tiny(named.where)[1]  # a random model of some kilobytes: its config says how many ids there are
         return tokenizer, tokenizer_text_sha256(tokenizer)
     found = _here(named, made)
-    tokenizer = gguf.load_tokenizer(found.gguf) if found.gguf else load_tokenizer(found, code=False)
+    with refusals(named.name):
+        tokenizer = gguf.load_tokenizer(found.gguf) if found.gguf else load_tokenizer(found, code=False)
     return tokenizer, tokenizer_sha256(found) or tokenizer_text_sha256(tokenizer)
 
 
