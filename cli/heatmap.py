@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .terminal import interval, printable, run_path, show_table, show_warnings, visible
+from .pictures import show_pictures
+from .terminal import interval, run_path, show_table, show_warnings, visible
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from probe.store import Run
-
-# background colours of the terminal's 256 for effects from -1 to 1
-COOL, WARM = (195, 153, 111, 69, 27), (230, 223, 216, 209, 196)
-MOST = 60  # rows of a heat map in full; of longer ones those with an effect
-WIDE = 40  # characters of a step
-FAINT = 0.005  # rounds to nothing
-MAPS = 3  # receivers of paths that each get a heat map
 
 
 def show_patch(run: Run, *, quiet: bool) -> None:
@@ -30,12 +21,11 @@ def show_patch(run: Run, *, quiet: bool) -> None:
         return
     summary = run.summary
     _show_question(summary)
-    cells = run.patches if summary["pairs"] == 1 else run.patch_means
-    sent = cells["receiver"].nunique() <= MAPS
-    kinds = ["site", cells.apply(_kind, axis=1), "receiver"]
-    for (site, kind, receiver), members in cells.groupby(kinds, sort=False, observed=True):
-        if sent:
-            _show_map(run, summary, f"{site} -> {receiver}" if receiver else str(site), str(kind), members)
+    means = summary["pairs"] > 1
+    show_pictures(
+        run, prompt=int(summary["direction"] == "denoise"), kinds=("grid",), tables=("patch_means" if means else "patches",),
+        notes=False,
+    )  # fmt: skip
     _show_strongest(summary)
     typer.echo(f"\nrun: {run_path(run)}")
 
@@ -99,76 +89,6 @@ def _show_agreement(summary: dict[str, Any]) -> None:
         for name, key in (("Spearman", "spearman"), ("Pearson", "pearson"), ("largest error of an effect", "largest_error"))
     )
     typer.echo(f"against exact patches of {found['n']} random cells that can matter: {numbers}")
-
-
-def _kind(row: pd.Series) -> str:
-    """What tells the cells of one site and layer apart."""
-    return "head" if row["head"] >= 0 else "step" if row["pos"] == -1 and row["step"] >= 0 else "pos"
-
-
-def _show_map(run: Run, summary: dict[str, Any], site: str, kind: str, cells: pd.DataFrame) -> None:
-    """Rows are tokens, steps or heads; columns are layers; a number is 100 x the effect, or the change."""
-    measure = _measure(summary)
-    rows = cells.assign(row=_labels(run, summary, kind, cells))
-    order = list(dict.fromkeys(rows.sort_values(["pos", "step", "head"], kind="stable")["row"]))
-    table = rows.pivot_table(index="row", columns="layer", values=measure, observed=True, sort=True).reindex(order)
-    table = table.dropna(how="all")
-    faint = (table.abs() < FAINT).all(axis=1)
-    hidden = int(faint.sum())
-    table = table[~faint]
-    if len(table) > MOST:
-        hidden += len(table) - MOST
-        strongest = table.abs().max(axis=1).nlargest(MOST).index
-        table = table.loc[[row for row in table.index if row in set(strongest)]]
-    named = "100 x effect" if measure == "effect" else f"change of {summary['metric']}, x 100"
-    typer.echo(f"\n{site}: {named}, by {kind} and layer")
-    _draw(table)
-    if hidden:
-        typer.echo(f"… and {hidden} more rows with less" if len(table) == MOST else f"… and {hidden} rows of 0")
-
-
-def _labels(run: Run, summary: dict[str, Any], kind: str, cells: pd.DataFrame) -> list[str]:
-    if kind == "step":
-        texts = dict(zip(run.steps["step"], run.steps["text"], strict=True))
-        return [f"step{step} {visible(texts[step][:WIDE])}" for step in cells["step"]]
-    tokens = dict(zip(cells["pos"], cells["token"], strict=True)) if "token" in cells else {}
-    single = kind == "pos" or bool((cells["pos"] != -1).any())
-    names = []
-    for row in cells.itertuples():
-        place = f"{row.pos} {visible(str(tokens[row.pos]))}" if tokens.get(row.pos) is not None else f"{row.pos}"
-        if kind == "head":
-            names.append(f"head {row.head}" + (f" at {place}" if single else ""))
-        else:
-            names.append(place if row.pos != -1 or summary["pairs"] > 1 else "all")
-    return names
-
-
-def _draw(table: pd.DataFrame) -> None:
-    width = max([len(printable(str(name))) for name in table.index] or [0])
-    shown = [["" if value != value else f"{round(100 * value)}" for value in row] for row in table.to_numpy()]
-    cell = max([3, *(len(text) for row in shown for text in row), *(len(str(layer)) for layer in table.columns)]) + 1
-    typer.echo(" " * width + "".join(f"{'' if layer < 0 else layer:>{cell}}" for layer in table.columns))
-    if not sys.stdout.isatty():
-        for name, row in zip(table.index, shown, strict=True):
-            typer.echo(printable(str(name)).ljust(width) + "".join(text.rjust(cell) for text in row))
-        return
-    from rich.text import Text
-
-    from .printing import console
-
-    on_terminal = console()
-    for name, row, values in zip(table.index, shown, table.to_numpy(), strict=True):
-        line = Text(printable(str(name)).ljust(width))
-        for text, value in zip(row, values, strict=True):
-            line.append(text.rjust(cell), style=_shade(value))
-        on_terminal.print(line, soft_wrap=True)
-
-
-def _shade(value: float) -> str:
-    if value != value or abs(value) < 0.05:
-        return ""
-    colours = WARM if value > 0 else COOL
-    return f"color(16) on color({colours[min(4, int(abs(value) * 5))]})"
 
 
 def _show_strongest(summary: dict[str, Any]) -> None:

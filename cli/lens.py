@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 from probe.requests import Lens
 
@@ -28,4 +27,4 @@ def command(begun: Begun[Lens], loading: SourceLoading, planning: Planning, show
             return
         run = run_lens(lm, request)
     show_warnings(run)
-    show_run(run, "lens", showing, partial(show_lens, lm=lm))
+    show_run(run, "lens", showing, show_lens)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from .over_problems import show_over_problems
+from .pictures import show_pictures
 from .terminal import interval, number, run_path, show_drawing, show_table, show_warnings, visible
 
 if TYPE_CHECKING:
@@ -32,7 +34,10 @@ def show_importance(run: Run, *, quiet: bool) -> None:
     for name, rows in run.importance.groupby("method", sort=False, observed=True):
         heads = run.manifest["arguments"].get("suppress") if name == "suppression" else None
         typer.echo(f"{name}: {rows['unit'].iloc[0]}" + (f", only {heads}" if heads else ""))
-        _show_method(rows)
+        _show_method(rows, drawn=not sys.stdout.isatty())
+        typer.echo("")
+    if sys.stdout.isatty():
+        show_pictures(run, kinds=("bars", "grid"), tables=("importance", "dependence"), notes=False)
         typer.echo("")
     show_drawing(summary.get("drawing"))
     if summary.get("truncated") and any(summary["truncated"]):
@@ -83,13 +88,14 @@ def _show_heads(chosen: dict[str, Any] | None) -> None:
     )
 
 
-def _show_method(rows: Any) -> None:
+def _show_method(rows: Any, *, drawn: bool) -> None:
+    """A row a step; drawn: with a bar in it, where no picture of them follows."""
     largest = rows["estimate"].abs().max() or 1.0
     usual = "+.3f" if largest >= 0.05 else "+.2e"  # weights of single tokens are small
 
     table = []
     for row in rows.itertuples():
-        bar = "" if row.estimate != row.estimate else "█" * round(BAR * abs(row.estimate) / largest)
+        bar = "" if row.estimate != row.estimate or not drawn else "█" * round(BAR * abs(row.estimate) / largest)
         table.append((
             f"step{row.step}", number(row.estimate, usual), interval(row.ci_low, row.ci_high, "+.2f"),
             number(row.control, usual), "" if row.floor == row.control else number(row.floor, usual),

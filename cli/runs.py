@@ -52,6 +52,28 @@ class Wanted:
     ] = "started"  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Pictured:
+    """What is drawn of a run."""
+
+    prompt: Annotated[int | None, Option("The prompt that is drawn.", default="the first", minimum=0)] = None
+    heads: Annotated[str | None, Option("Attention patterns of these heads: 5.3,7.all (layer.head).", default="one head")] = (
+        None
+    )
+    measure: Annotated[
+        str | None, Option("The column that is drawn wherever a picture has it.", default="the first of each picture")
+    ] = None
+    no_pictures: Annotated[bool, Option("Only what the run holds and how it was made.", ("--no-pictures",))] = False
+
+    def show(self, run: Run) -> None:
+        """Print the pictures."""
+        from probe.requests.view import parse_heads
+
+        from .pictures import show_pictures
+
+        show_pictures(run, prompt=self.prompt, heads=parse_heads(self.heads), measure=self.measure)
+
+
 @app.command("ls")
 @with_options
 def ls(output: Output, wanted: Wanted, root: Root = RUNS) -> None:
@@ -81,8 +103,8 @@ def ls(output: Output, wanted: Wanted, root: Root = RUNS) -> None:
 
 @app.command("show")
 @with_options
-def show(run: RunPath, output: Output) -> None:
-    """Show what a run holds and how it was made."""
+def show(run: RunPath, output: Output, pictured: Pictured) -> None:
+    """Show what a run holds and how it was made, and the pictures of one of its prompts."""
     from probe import store
 
     from .terminal import printable, show_table, size

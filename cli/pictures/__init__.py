@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.text import Text
 
+from probe.errors import BadOption
 from probe.reporting.scales import scale_of
 from probe.reporting.views import Coordinate, Listing, Panel, SequenceView, TokenStrip
 
@@ -17,25 +18,64 @@ from .charts import show_bars, show_lines
 from .grids import show_grid, show_patterns, show_title
 from .screen import Screen, behind, pieces, screen, show_scale, tokens_of, wide
 
-__all__ = ["Screen", "screen", "show_panel", "show_panels", "show_strip"]
+if TYPE_CHECKING:
+    from probe.reporting.panels import Head
+    from probe.store import Run
+
+__all__ = ["Screen", "screen", "show_panel", "show_pictures", "show_strip"]
 
 ROWS = 20  # of a table
 SHOWN = {"\n": "⏎", "\r": "␍", "\t": "⇥"}
 
 
-def show_panels(
-    out: Screen,
-    view: SequenceView,
-    *,
-    kinds: Iterable[str],
-    measure: str | None = None,
-    at: Mapping[Coordinate, int] | None = None,
-) -> None:
-    """Print the panels of these kinds, by the measure that is asked for where a panel has it."""
+def show_pictures(
+    run: Run, *, prompt: int | None = None, heads: Sequence[Head] | None = None, kinds: Collection[str] | None = None,
+    tables: Collection[str] | None = None, measure: str | None = None, notes: bool = True,
+) -> None:  # fmt: skip
+    """Print what there is to see of one prompt of a run; without a number of its first one that could be run.
+
+    kinds, tables: only the panels of these kinds, and of these tables. heads: their attention patterns; one if None.
+    measure: the column that is shown wherever a panel has it; the first of each if None. Raises `BadOption` for a prompt and
+    for a measure that the run does not have.
+    """
+    from probe.reporting.panels import sequence_views
+
+    out = screen()
+    (view,) = sequence_views(run, prompts=[_first(run) if prompt is None else prompt], heads=heads)
+    if measure is not None:
+        _check(view, measure)
     tokens = tokens_of(view)
     for panel in view.panels:
-        if panel.kind in kinds and len(panel.frame):
+        if panel.kind not in (kinds or _DRAWN) or (tables is not None and panel.table not in tables) or panel.frame.empty:
+            continue
+        for at in _heads_of(panel, heads):
             show_panel(out, panel, tokens, measure=measure, at=at)
+            if notes and panel.note:
+                out.line(in_a_line(panel.note))
+
+
+def _first(run: Run) -> int:
+    for rows in run.batches("prompts"):
+        for row in rows.select(["prompt_id", "error"]).to_pylist():
+            if not row["error"]:
+                return int(row["prompt_id"])
+    return int(next(run.batches("prompts"))["prompt_id"][0].as_py())
+
+
+def _check(view: SequenceView, measure: str) -> None:
+    there = {one.column for panel in view.panels for one in getattr(panel, "measures", ())}
+    if measure not in there:
+        hint = f"there are: {', '.join(sorted(there)) or 'none'}"
+        raise BadOption(f"no picture of this run has a measure '{measure}'", hint=hint)
+
+
+def _heads_of(panel: Panel, heads: Sequence[Head] | None) -> list[dict[Coordinate, int]]:
+    """The places of the cursor at which a panel is printed: of attention patterns each head that is asked for."""
+    if panel.kind != "patterns" or heads is None:
+        return [{}]
+    there = sorted({(int(layer), int(head)) for layer, head in zip(panel.frame["layer"], panel.frame["head"], strict=True)})
+    wanted = [(layer, head) for layer, head in there if (layer, head) in heads or (layer, None) in heads]
+    return [{"layer": layer, "head": head} for layer, head in wanted]
 
 
 def show_panel(
@@ -49,8 +89,6 @@ def show_panel(
     """Print one panel. measure: the column that is coloured or drawn; without it, or where there is none, the first."""
     columns = [one.column for one in getattr(panel, "measures", ())]
     _DRAWN[panel.kind](out, panel, tokens, columns.index(measure) if measure in columns else 0, at)
-    if panel.note:
-        out.line(in_a_line(panel.note))
 
 
 def show_strip(

@@ -56,8 +56,15 @@ def show_grid(
     if frame.empty:
         out.line("nothing is measured here")
         return
-    texts = panel.text is not None and _room(out, panel, frame)
+    places = distinct(frame[panel.columns.column])
+    fits = len(places) if panel.text is None or out.width is None else max(1, (out.width - 7) // (READABLE + 1))
+    texts = panel.text is not None and len(places) <= fits
     show_heat(out, _heat(panel, frame, tokens, one, texts=texts), texts=texts)
+    if panel.text is not None and not texts:
+        out.line("")
+        out.line(f"the last {fits} of {len(places):,}")
+        near = frame[frame[panel.columns.column].isin(places[-fits:])]
+        show_heat(out, _heat(panel, near, tokens, one, texts=True), texts=True)
 
 
 def show_patterns(
@@ -115,12 +122,6 @@ def _telling(frame: pd.DataFrame, column: str, coordinate: Coordinate, measure: 
     return frame[column].max() if coordinate == "token" else frame[column].min()
 
 
-def _room(out: Screen, panel: Grid, frame: pd.DataFrame) -> bool:
-    """Whether all texts of a grid can be read; in a pipe they can."""
-    columns = frame[panel.columns.column].nunique()
-    return out.width is None or columns * (READABLE + 1) + 7 <= out.width
-
-
 def _heat(panel: Grid, frame: pd.DataFrame, tokens: Mapping[int, str], measure: Measure, *, texts: bool) -> Heat:
     """A grid as it stands on a screen: of two axes the one with long labels goes down, texts stay as the grid has them."""
     turned = not texts and _worded(panel.columns, frame) > _worded(panel.rows, frame)
@@ -141,7 +142,7 @@ def _heat(panel: Grid, frame: pd.DataFrame, tokens: Mapping[int, str], measure: 
     ticked = same or not _worded(across, frame)
     beside = [str(value) for value in columns] if same else labels_of(across, columns, tokens)
     heat = Heat(labels_of(down, rows, tokens), beside, values, colours, shown, measure, scale, [], ticked)
-    heat = _fewer(heat, down)
+    heat = _fewer(heat)
     if panel.upwards and not turned:
         heat = _taken(heat, list(range(len(heat.down)))[::-1])
     return heat
@@ -156,7 +157,7 @@ def _worded(axis: Axis, frame: pd.DataFrame) -> int:
     return int(not pd.api.types.is_numeric_dtype(frame[axis.column]))
 
 
-def _fewer(heat: Heat, axis: Axis) -> Heat:
+def _fewer(heat: Heat) -> Heat:
     """No more than `MOST` rows: of effects those that have one, the strongest if these are many; else the last."""
     rows = list(range(len(heat.down)))
     if heat.scale.scaling == "diverging":
@@ -165,15 +166,11 @@ def _fewer(heat: Heat, axis: Axis) -> Heat:
         strongest = set(sorted(rows, key=lambda i: -most[i])[:MOST])
         rows = [i for i in rows if i in strongest]
         hidden = len(heat.down) - len(rows)
-        said = (
-            f"… and {hidden} more of {axis.title} with less"
-            if len(rows) == MOST
-            else f"… and {hidden} of {axis.title} with nothing"
-        )
+        said = f"… and {hidden} more rows with less" if len(rows) == MOST else f"… and {hidden} rows with nothing"
     else:
         rows = rows[-MOST:]
         hidden = len(heat.down) - len(rows)
-        said = f"… and {hidden} more of {axis.title} before these"
+        said = f"… and {hidden} rows before these"
     return _taken(heat, rows)._replace(about=[said] if hidden else [])
 
 

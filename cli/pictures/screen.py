@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 UPPER, LOWER = "▀", "▄"
 BAR = 24  # cells of the bar of a scale
+BESIDE = " / "
 LABEL = 28  # cells of a label at most
 
 
@@ -118,7 +119,8 @@ def labels_of(axis: Axis, values: Sequence[Any], tokens: Mapping[int, str]) -> l
         if text is None:
             found.append(in_a_line(str(plain)))
         elif axis.cursor == "token" and isinstance(plain, int) and plain >= 0:
-            found.append(f"{plain} {in_a_line(visible(text))}")
+            both = text.split(BESIDE) if text.strip() != BESIDE.strip() else [text]  # tokens of two texts
+            found.append(f"{plain} {in_a_line(BESIDE.join(map(visible, both)))}")
         else:
             found.append(in_a_line(text))
     return found
