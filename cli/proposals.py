@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .terminal import SHOWN_PROMPTS, printable, run_path, show_table, show_warnings
+from .printing import printable
+from .terminal import SHOWN_PROMPTS, run_path, show_table, show_warnings
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -107,7 +107,8 @@ def show(run: RunPath, output: Output, pictured: Pictured) -> None:
     """Show what a run holds and how it was made, and the pictures of one of its prompts."""
     from probe import store
 
-    from .terminal import printable, show_table, size
+    from .printing import printable
+    from .terminal import show_table, size
 
     opened = store.open_run(run)
     manifest = opened.manifest

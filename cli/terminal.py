@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,17 +10,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from . import printing
-from .printing import printable
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from probe.store import Run
 
     from .groups import Showing
 
-# background colours of the terminal's 256, from expected to surprising, and the surprisal (nats) where each begins
-SHADES = ((0.0, None), (0.5, 193), (1.5, 229), (3.0, 222), (5.0, 215), (8.0, 203))
 SHOWN_PROMPTS = 5
 SOME_FAILED = 3
 
@@ -102,21 +96,6 @@ def interval(low: float | None, high: float | None, form: str) -> str:
 def visible(text: str) -> str:
     """A token as a reader can see it: spaces kept between quotes, control characters escaped."""
     return json.dumps(text, ensure_ascii=False) if text.isprintable() else json.dumps(text)
-
-
-def show_text(tokens: pd.DataFrame) -> None:
-    """Print a text, on a terminal coloured by surprisal."""
-    if not sys.stdout.isatty():
-        typer.echo(printable("".join(tokens["token"])))
-        return
-    from rich.text import Text
-
-    text = Text()
-    for token, surprisal, segment in zip(tokens["token"], tokens["surprisal"], tokens["segment"], strict=True):
-        shade = None if math.isnan(surprisal) else [colour for at, colour in SHADES if surprisal >= at][-1]
-        style = "bold " if segment == "completion" else ""
-        text.append(printable(token), style=f"{style}color(16) on color({shade})" if shade else style.strip())
-    printing.console().print(text, soft_wrap=True)
 
 
 def run_path(run: Run) -> str | None:

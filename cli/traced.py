@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from .answered import show_answers
 from .explained import show_explained
-from .terminal import SHOWN_PROMPTS, run_path, show_table, show_text, visible
+from .pictures import show_pictures, show_texts
+from .terminal import SHOWN_PROMPTS, run_path, show_table, visible
 
 if TYPE_CHECKING:
     from probe.store import Run
 
 SHOWN_ROWS = 20  # prompts in the table of prompts
+LIGHT = 100_000  # rows of attention that are read to show heads
 WIDE = 40  # characters of a text in it
 TOTALS = (("logprob", "nats"), ("perplexity", ""), ("bits_per_token", "bits"), ("mean_entropy", "nats"))
 
@@ -25,8 +28,7 @@ def show_trace(run: Run, *, quiet: bool) -> None:
         typer.echo(run_path(run))
         return
     summary = run.summary
-    for prompt_id in _first_that_ran(run):
-        show_text(run.scan("tokens", prompt_id=prompt_id).to_pandas())
+    show_texts(run, _first_that_ran(run))
     more = summary["prompts"] - summary["errors"] - SHOWN_PROMPTS
     if more > 0:
         typer.echo(f"… and {more} more prompts")
@@ -53,9 +55,23 @@ def show_trace(run: Run, *, quiet: bool) -> None:
         show_table((*(["prompt"] if several else []), "pos", "token", "surprisal", "rank", "expected"), rows)
     if "answers" in summary:
         show_answers(run)
+    if sys.stdout.isatty():
+        _show_maps(run)
     typer.echo(f"\nrun: {run_path(run)}")
     if "explained" in summary:
         show_explained(summary["explained"])
+
+
+def _show_maps(run: Run) -> None:
+    """What the layers and heads did with the first prompt: the lens, heads by layer, where these are quickly read."""
+    from probe.reporting.panels import attended, guessed
+
+    rows = {name: about["rows"] for name, about in run.manifest["tables"].items()}
+    light = sum(rows.get(name, 0) for name in ("attention", "attention_rows")) <= LIGHT
+    if run.summary["errors"] < run.summary["prompts"]:
+        show_pictures(
+            run, kinds=("grid",), tables=("lens", "heads"), subjects=(guessed, attended) if light else (guessed,), notes=False
+        )  # fmt: skip
 
 
 def _show_transcripts(found: dict[str, Any]) -> None:

@@ -68,7 +68,7 @@ def blocks(text: str, rows: int, columns: int) -> dict[tuple[int, int], Any]:
     Where columns begin is read from the numbers above them; each half of a line is the row of the label on its side.
     """
     lines = cells(text)
-    top = next(i for i, line in enumerate(lines) if re.fullmatch(r" +0( +\d+)+", plain(line)))
+    top = next(i for i, line in enumerate(lines) if re.fullmatch(r"[a-z]* +0( +\d+)+", plain(line)))
     ticks = [(m.start(), int(m.group())) for m in re.finditer(r"\d+", plain(lines[top]))]
     assert [number for _, number in ticks] == list(range(0, columns, ticks[1][1])), "numbers of columns are told apart"
     start, cell = ticks[0][0], (ticks[1][0] - ticks[0][0]) // ticks[1][1]
@@ -171,7 +171,7 @@ def test_without_colours_a_map_is_its_numbers(shown: dict[str, dict[str, str]], 
     assert "100 x effect" in [plain(line) for line in lines]
     for line in lines:
         text = plain(line)
-        if re.fullmatch(r" +\d+( +\d+)*", text):
+        if re.fullmatch(r"token +\d+( +\d+)*", text):
             columns = [(m.end(), int(m.group())) for m in re.finditer(r"\d+", text)]
         elif re.match(r'\d+ "', text):
             pos = int(text.split(" ")[0])

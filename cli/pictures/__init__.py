@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import typer
 from rich.text import Text
 
 from probe.errors import BadOption
@@ -13,45 +14,64 @@ from probe.reporting.scales import scale_of
 from probe.reporting.views import Coordinate, Listing, Panel, SequenceView, TokenStrip
 
 from ..printing import in_a_line, printable
-from ..terminal import number, show_table
+from ..terminal import number, show_table, visible
 from .charts import show_bars, show_lines
 from .grids import show_grid, show_patterns, show_title
 from .screen import Screen, behind, pieces, screen, show_scale, tokens_of, wide
 
 if TYPE_CHECKING:
-    from probe.reporting.panels import Head
+    from probe.reporting.panels import Head, Subject
     from probe.store import Run
 
-__all__ = ["Screen", "screen", "show_panel", "show_pictures", "show_strip"]
+__all__ = ["Screen", "screen", "show_panel", "show_pictures", "show_strip", "show_texts"]
 
 ROWS = 20  # of a table
+LONG = 60  # characters of an entry
+ROWS_ALONE = "table-"  # how panels are called that are nothing but a table
 SHOWN = {"\n": "⏎", "\r": "␍", "\t": "⇥"}
 
 
 def show_pictures(
     run: Run, *, prompt: int | None = None, heads: Sequence[Head] | None = None, kinds: Collection[str] | None = None,
-    tables: Collection[str] | None = None, measure: str | None = None, notes: bool = True,
+    tables: Collection[str] | None = None, subjects: Sequence[Subject] | None = None, measure: str | None = None,
+    notes: bool = True,
 ) -> None:  # fmt: skip
     """Print what there is to see of one prompt of a run; without a number of its first one that could be run.
 
-    kinds, tables: only the panels of these kinds, and of these tables. heads: their attention patterns; one if None.
-    measure: the column that is shown wherever a panel has it; the first of each if None. Raises `BadOption` for a prompt and
-    for a measure that the run does not have.
+    kinds, tables: only the panels of these kinds, and of these tables. subjects: only what these of `PANELS` make. heads:
+    their attention patterns; one if None. measure: the column that is shown wherever a panel has it; the first of each if
+    None. Raises `BadOption` for a prompt and for a measure that the run does not have.
     """
     from probe.reporting.panels import sequence_views
 
     out = screen()
-    (view,) = sequence_views(run, prompts=[_first(run) if prompt is None else prompt], heads=heads)
+    (view,) = sequence_views(run, prompts=[_first(run) if prompt is None else prompt], heads=heads, subjects=subjects)
     if measure is not None:
         _check(view, measure)
     tokens = tokens_of(view)
     for panel in view.panels:
-        if panel.kind not in (kinds or _DRAWN) or (tables is not None and panel.table not in tables) or panel.frame.empty:
+        asked = panel.kind in (kinds or _DRAWN) and (tables is None or panel.table in tables)
+        if not asked or panel.frame.empty or panel.name.startswith(ROWS_ALONE):
             continue
         for at in _heads_of(panel, heads):
             show_panel(out, panel, tokens, measure=measure, at=at)
             if notes and panel.note:
                 out.line(in_a_line(panel.note))
+
+
+def show_texts(run: Run, prompts: Sequence[int]) -> None:
+    """Print the texts of prompts, on a terminal coloured by what is measured of their tokens."""
+    from probe.reporting.panels import sequence_views, strip
+
+    out = screen()
+    if out.width is None:
+        for prompt in prompts:
+            typer.echo(printable("".join(run.scan("tokens", columns=["token"], prompt_id=prompt)["token"].to_pylist())))
+        return
+    for view in sequence_views(run, prompts=prompts, subjects=(strip,)) if prompts else ():
+        panel = view.panels[0]
+        assert isinstance(panel, TokenStrip)
+        show_strip(out, panel, {})
 
 
 def _first(run: Run) -> int:
@@ -143,8 +163,9 @@ def _entry(value: Any, digits: int | None) -> str:
         return ""
     if digits is not None and isinstance(value, (int, float, np.number)):
         return number(float(value), f".{digits}f")
-    text = " ".join(str(value).split())
-    return text if len(text) <= 60 else f"{text[:59]}…"
+    text = str(value)
+    short = text if len(text) <= LONG else f"{text[: LONG - 1]}…"
+    return short if short == " ".join(short.split()) else visible(short)
 
 
 # kind of panel -> what prints it; a tree is drawn by `probe runs tree`

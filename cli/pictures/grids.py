@@ -24,6 +24,7 @@ CELL = 4  # cells that a value without a text is wide at most
 TEXT = 12  # cells of a text
 READABLE = 8  # cells of a text at least
 BLOCKS = 3  # times that a map is longer than a line at most
+NAME = 8  # cells of the rows' name, which stands above their labels
 SMALL = 2.0  # numbers up to this are shares, and are shown 100 times as large
 SHORT = 5  # cells of a label that is no wider than a number
 
@@ -34,6 +35,7 @@ class Heat(NamedTuple):
     values: float64 (rows, columns), NaN where there is none; of classes and beside texts `shown` has what stands there.
     """
 
+    title: str  # of the rows
     down: list[str]
     across: list[str]
     values: np.ndarray
@@ -141,7 +143,8 @@ def _heat(panel: Grid, frame: pd.DataFrame, tokens: Mapping[int, str], measure: 
     same = down.cursor is not None and down.cursor == across.cursor
     ticked = same or not _worded(across, frame)
     beside = [str(value) for value in columns] if same else labels_of(across, columns, tokens)
-    heat = Heat(labels_of(down, rows, tokens), beside, values, colours, shown, measure, scale, [], ticked)
+    title = down.title if wide(down.title) <= NAME else ""
+    heat = Heat(title, labels_of(down, rows, tokens), beside, values, colours, shown, measure, scale, [], ticked)
     heat = _fewer(heat)
     if panel.upwards and not turned:
         heat = _taken(heat, list(range(len(heat.down)))[::-1])
@@ -219,7 +222,7 @@ def _figures(heat: Heat) -> tuple[np.ndarray, str]:
 def _show_cells(out: Screen, heat: Heat, shown: np.ndarray) -> None:
     """A line a row, a text a column, on its colour where there are colours; of columns as many side by side as fit."""
     right = shown is not heat.shown  # numbers
-    label = min(max(map(wide, heat.down)), LABEL)
+    label = min(max(map(wide, [heat.title, *heat.down])), LABEL)
     names = heat.across
     cells = max([3, *(min(wide(one), TEXT) for one in (*names, *shown.ravel()))]) + 1
     if out.width is not None:
@@ -230,7 +233,7 @@ def _show_cells(out: Screen, heat: Heat, shown: np.ndarray) -> None:
         fits = max(1, len(names))
     for first in range(0, len(names), fits):
         part = range(first, min(first + fits, len(names)))
-        out.line(" " * label + "".join(_cell(names[j], cells, right) for j in part))
+        out.line(fitted(heat.title, label) + "".join(_cell(names[j], cells, right) for j in part))
         for i, name in enumerate(heat.down):
             line = Text(fitted(name, label))
             for j in part:
@@ -251,7 +254,7 @@ def _show_blocks(out: Screen, heat: Heat) -> None:
     """Two rows a line: the upper one's label is on the left, the lower one's on the right."""
     assert out.width is not None, "half blocks are for a terminal"
     n = len(heat.across)
-    longest = max(map(wide, heat.down))
+    longest = max(map(wide, [heat.title, *heat.down]))
     names = 1 if heat.ticked else max(min(max(map(wide, heat.across)), TEXT) + 1, 2)
     label = min(longest, LABEL, max(6, (out.width - 2 - n * names) // 2))
     room = out.width - 2 * label - 2
@@ -262,7 +265,7 @@ def _show_blocks(out: Screen, heat: Heat) -> None:
         heat.about.append(f"… and {skipped:,} columns to the left of these")
     for first in range(skipped, n, fits):
         part = range(first, min(first + fits, n))
-        out.line(" " * (label + 1) + _ticks([heat.across[j] for j in part], cell, every=not heat.ticked))
+        out.line(fitted(heat.title, label) + " " + _ticks([heat.across[j] for j in part], cell, every=not heat.ticked))
         for i in range(0, len(heat.down), 2):
             under = i + 1 if i + 1 < len(heat.down) else None
             line = Text(fitted(heat.down[i], label) + " ")

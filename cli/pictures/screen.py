@@ -114,7 +114,7 @@ def labels_of(axis: Axis, values: Sequence[Any], tokens: Mapping[int, str]) -> l
     """What stands beside each value of an axis, in one line: of a position its number and its token."""
     found = []
     for value in values:
-        plain = int(value) if isinstance(value, float) and value.is_integer() else value
+        plain = int(value) if isinstance(value, (float, np.number)) and float(value).is_integer() else value
         text = (tokens if axis.labels is None and axis.cursor == "token" else axis.labels or {}).get(value)
         if text is None:
             found.append(in_a_line(str(plain)))

@@ -18,11 +18,13 @@ from probe.reporting.panels.tokens import strip
 from probe.reporting.views import OutcomeTree, Panel, SequenceView
 from probe.store import Run
 
-__all__ = ["PANELS", "Context", "sequence_views"]
+__all__ = ["PANELS", "Context", "Subject", "attended", "guessed", "sequence_views", "strip"]
 
 TITLE = 80  # characters of a prompt that name it
 
-PANELS: tuple[Callable[[Context], Iterable[Panel]], ...] = (
+Subject = Callable[[Context], Iterable[Panel]]
+
+PANELS: tuple[Subject, ...] = (
     strip, compared, explained, answers, speculated,
     steps.panels, effects.panels, branches.panels, patching.panels, attributed, guessed, attended, norms,
     steering.panels, over_problems.panels,
@@ -31,30 +33,37 @@ PANELS: tuple[Callable[[Context], Iterable[Panel]], ...] = (
 
 
 def sequence_views(
-    run: Run, *, prompts: Sequence[int] | None = None, heads: Sequence[Head] | None = None
-) -> list[SequenceView]:
+    run: Run, *, prompts: Sequence[int] | None = None, heads: Sequence[Head] | None = None,
+    subjects: Sequence[Subject] | None = None,
+) -> list[SequenceView]:  # fmt: skip
     """Everything that there is to see of a run, prompt by prompt. The first panel of each is its text.
 
-    prompts: only these. heads: only their attention patterns, `(5, 3)` or `(7, None)` for all heads of layer 7. Panels that
-    are about all prompts stand with each, with the same frame. Raises `BadOption` for a prompt that the run does not have.
+    prompts: only these. heads: only their attention patterns, `(5, 3)` or `(7, None)` for all heads of layer 7. subjects:
+    only what these of `PANELS` make. Panels that are about all prompts stand with each, with the same frame. Raises
+    `BadOption` for a prompt that the run does not have.
     """
     tables = Tables(run)
     about = run.scan("prompts").to_pylist()
     known = [int(row["prompt_id"]) for row in about]
-    for wanted in prompts or ():
-        if wanted not in known:
+    for one in prompts or ():
+        if one not in known:
             some = ", ".join(map(str, known[:8])) + (", …" if len(known) > 8 else "")
-            raise BadOption(f"the run has no prompt {wanted}", hint=f"it has: {some}")
+            raise BadOption(f"the run has no prompt {one}", hint=f"it has: {some}")
     texts = tables.texts(run.manifest.get("model"))
     chosen = None if heads is None else tuple(heads)
-    return [_view(tables, row, texts, chosen) for row in about if prompts is None or int(row["prompt_id"]) in prompts]
+    wanted = [row for row in about if prompts is None or int(row["prompt_id"]) in prompts]
+    return [_view(tables, row, texts, chosen, subjects) for row in wanted]
 
 
-def _view(tables: Tables, prompt: dict[str, object], texts: TokenTexts, heads: tuple[Head, ...] | None) -> SequenceView:
+def _view(
+    tables: Tables, prompt: dict[str, object], texts: TokenTexts, heads: tuple[Head, ...] | None,
+    subjects: Sequence[Subject] | None,
+) -> SequenceView:  # fmt: skip
     branch, tokens = tables.original(int(str(prompt["prompt_id"])))
     context = Context(tables, prompt, branch, tokens, texts, heads)
     title = " ".join(str(prompt["text"]).split())
     title = title if len(title) <= TITLE else f"{title[: TITLE - 1]}…"
-    panels = [panel for make in PANELS for panel in make(context)]
+    panels = [panel for make in subjects or PANELS for panel in make(context)]
     shown = {panel.table for panel in panels if not isinstance(panel, OutcomeTree)}  # it shows no column of its table
-    return SequenceView(context.prompt_id, title, (*panels, *others(context, shown)))
+    rest = others(context, shown) if subjects is None else ()
+    return SequenceView(context.prompt_id, title, (*panels, *rest))
