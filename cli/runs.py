@@ -127,6 +127,8 @@ def show(run: RunPath, output: Output, pictured: Pictured) -> None:
     typer.echo("")
     tables = manifest["tables"].items()
     show_table(("table", "rows", "size"), [(name, f"{t['rows']:,}", size(t["bytes"])) for name, t in tables])
+    if not pictured.no_pictures:
+        pictured.show(opened)
     if "branches" in opened.tables:
         from probe.trees import drawn, tree
 

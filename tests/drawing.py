@@ -152,18 +152,23 @@ def printed(settings: list[dict[str, Any]], *, terminal: bool) -> list[dict[str,
     ours, theirs = pty.openpty()
     child = subprocess.Popen(words, cwd=ROOT, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
+    said = read_all(ours)
+    assert child.wait() == 0, said
+    return _parted(said, len(settings))
+
+
+def read_all(ours: int) -> str:
+    """What a terminal was sent until the other end was closed."""
     said = b""
     while True:
         try:
             piece = os.read(ours, 1 << 16)
-        except OSError:  # the other end is closed
-            break
-        said += piece
+        except OSError:  # Linux says so that the other end is closed
+            piece = b""
         if not piece:
-            break
-    os.close(ours)
-    assert child.wait() == 0, said.decode()
-    return _parted(said.decode().replace("\r\n", "\n"), len(settings))
+            os.close(ours)
+            return said.decode().replace("\r\n", "\n")
+        said += piece
 
 
 def _parted(text: str, n: int) -> list[dict[str, str]]:

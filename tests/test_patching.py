@@ -420,7 +420,8 @@ def test_the_command_line(shell, tmp_path: Path):
     done = shell(*words, "--out", "r", "--sites", "resid_pre", "--sites", "z")
     assert done.returncode == 0, done.stderr
     assert 'tokens that differ: 3 "c" / "X"' in done.stdout and "strongest places" in done.stdout
-    assert "resid_pre: change of logit-diff, x 100, by pos and layer" in done.stdout and "head 2" in done.stdout
+    assert "Patching resid_pre, by layer and token\n" in done.stdout and "Patching z, by layer and head" in done.stdout
+    assert "change of logit-diff towards the other run (logits)\n" in done.stdout
     shown = json.loads(shell(*words, "--json", "--layers", "0..1").stdout)
     assert shown["command"] == "patch" and shown["summary"]["cells"] == 30 and len(shown["summary"]["strongest"]) == 10
     planned = json.loads(shell(*words, "--dry-run", "--json").stdout)

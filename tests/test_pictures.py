@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
+import os
+import pty
 import re
+import struct
+import subprocess
+import sys
+import termios
 import unicodedata
+from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from probe.reporting import colours
-from tests.drawing import LAYERS, SGR, N, cells, plain, printed, view
+from tests.drawing import LAYERS, ROOT, SGR, N, cells, plain, printed, read_all, view
 
 TRUE, FEW = {"TERM": "xterm-256color", "COLORTERM": "truecolor"}, {"TERM": "xterm-256color"}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -236,3 +245,67 @@ def test_a_curve_goes_through_its_points(shown: dict[str, dict[str, str]]) -> No
 def test_points_of_a_curve_in_a_pipe(shown: dict[str, dict[str, str]]) -> None:
     rows = [line.split() for line in shown["pipe"]["scan"].splitlines() if re.match(r"-?\d", line)]
     assert [(float(a), float(b)) for a, b in rows] == [(x, x * x) for x in np.linspace(-4, 4, 9)]
+
+
+def on_a_terminal(*words: str, width: int, cwd: Path, **env: str) -> str:
+    """What a command sends to a terminal of a width."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
+    kept = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS")}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "probe", *words], cwd=cwd, env={**kept, "PYTHONPATH": str(ROOT), **TRUE, **env},
+        stdin=subprocess.DEVNULL, stdout=theirs, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    os.close(theirs)
+    said = read_all(ours)
+    assert child.wait() == 0, said
+    return said
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of each command whose pictures are maps; of random weights, so that all is quick."""
+    import probe
+
+    folder, lm = tmp_path_factory.mktemp("runs"), probe.load("tiny:llama")
+    text = "one two \u05e9\u05dc\u05d5\u05dd \x1b[31m three"
+    probe.trace(lm, text, generate=3, attention="full", lens=True, out=folder / "trace")
+    probe.lens(lm, text, out=folder / "lens")
+    probe.patch(lm, clean="a b c d", corrupt="a b X d", answer="a", against="b", out=folder / "patch")
+    return folder
+
+
+@pytest.mark.slow
+def test_every_run_is_drawn(runs: Path) -> None:
+    """From the real tables: a heat map of half blocks has the colours of the run's own numbers, and no text does anything."""
+    import probe
+
+    said = {name: on_a_terminal("runs", "show", name, width=90, cwd=runs) for name in ("trace", "lens", "patch")}
+    for text in said.values():
+        rest = SGR.sub("", text).replace("\u200e", "")
+        assert "\x1b" not in rest and "▀" in text and "\u202e" not in rest
+    part = said["trace"][said["trace"].index("\nHeads") :]
+    lines, frame = cells(part), probe.open_run(runs / "trace").table("heads")
+    line = next(line for line in lines if re.match(r"\d+ +▀", plain(line)))
+    layer, column = int(plain(line).split()[0]), "entropy"
+    own = frame[frame["layer"] == layer].sort_values("head")
+    low, high = 0.0, float(frame[column].max())
+    blocks_of = [one for one in line if one.text == "▀"]
+    cell = len(blocks_of) // len(own)
+    for head, value in enumerate(own[column]):
+        assert same(blocks_of[head * cell].ink, between(colours.SEQUENTIAL, (value - low) / (high - low)), "80")
+    assert "Attention pattern, at layer 0, head 0" in said["trace"]
+    other = on_a_terminal("runs", "show", "trace", "--heads", "1.2", "--measure", "sink", width=90, cwd=runs)
+    assert "at layer 1, head 2" in other and "entropy of a row" not in other
+
+
+@pytest.mark.slow
+def test_a_run_in_a_pipe_is_numbers(runs: Path, shell: Callable[..., Any]) -> None:
+    done = shell("runs", "show", str(runs / "patch"))
+    assert done.returncode == 0 and "\x1b" not in done.stdout and "▀" not in done.stdout, done.stderr
+    assert "Patching resid_pre, by layer and token" in done.stdout
+    assert "Patching" not in shell("runs", "show", str(runs / "patch"), "--no-pictures").stdout
+    wrong = shell("runs", "show", str(runs / "patch"), "--measure", "nothing")
+    assert wrong.returncode == 1 and "no picture of this run has a measure 'nothing'" in wrong.stderr
+    wrong = shell("runs", "show", str(runs / "patch"), "--prompt", "7")
+    assert wrong.returncode == 1 and "the run has no prompt 7" in wrong.stderr

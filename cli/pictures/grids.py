@@ -25,7 +25,7 @@ TEXT = 12  # cells of a text
 READABLE = 8  # cells of a text at least
 BLOCKS = 3  # times that a map is longer than a line at most
 NAME = 8  # cells of the rows' name, which stands above their labels
-SMALL = 2.0  # numbers up to this are shares, and are shown 100 times as large
+SMALL = (0.1, 2.0)  # the largest of numbers that are shown 100 times as large, as shares are
 SHORT = 5  # cells of a label that is no wider than a number
 
 
@@ -169,7 +169,7 @@ def _fewer(heat: Heat) -> Heat:
         strongest = set(sorted(rows, key=lambda i: -most[i])[:MOST])
         rows = [i for i in rows if i in strongest]
         hidden = len(heat.down) - len(rows)
-        said = f"… and {hidden} more rows with less" if len(rows) == MOST else f"… and {hidden} rows with nothing"
+        said = f"… and {hidden} more rows with less" if len(rows) == MOST else f"… and {hidden} rows of 0"
     else:
         rows = rows[-MOST:]
         hidden = len(heat.down) - len(rows)
@@ -207,7 +207,7 @@ def _figures(heat: Heat) -> tuple[np.ndarray, str]:
         return heat.shown, named(heat.measure)
     finite = heat.values[np.isfinite(heat.values)]
     whole = bool((finite == np.round(finite)).all())
-    small = not whole and bool(np.abs(finite).max(initial=0.0) <= SMALL)
+    small = not whole and SMALL[0] <= np.abs(finite).max(initial=0.0) <= SMALL[1]
 
     def text(value: float) -> str:
         if np.isnan(value):
