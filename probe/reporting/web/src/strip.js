@@ -62,7 +62,7 @@ function useSize(ref) {
 
 function token({ key, text, bytes, pos, colour, chosen, id }) {
   return html`<span key=${key} class="t" data-pos=${pos} data-at=${chosen || null} data-long=${text.length > 24 || null} role="option" id=${chosen ? id : undefined}
-    aria-selected=${chosen} style=${{ background: colour }}><bdi>${bytes ? html`<i>${text}</i>` : parts(text).map(([part, sign]) => (sign ? html`<i>${part}</i>` : part))}</bdi></span>`;
+    aria-selected=${chosen} style=${{ background: colour }}><bdi>${bytes ? html`<i>${shown(text)}</i>` : parts(text).map(([part, sign]) => (sign ? html`<i>${part}</i>` : part))}</bdi></span>`;
 }
 
 // The same lines are kept while others come and go.
@@ -101,13 +101,16 @@ function useLayout(frame, rows, texts, folded, width, widthOf) {
   }, [split, texts, folded, width, widthOf]);
 }
 
-// Keys that need to know where lines are.
-function useKeys({ layout, at, poses, move, viewport, fold, foldAll, mine }) {
+// Keys that need to know where lines are; those that are held down come faster than the text is drawn.
+function useKeys({ layout, at: drawnAt, poses, move, viewport, fold, foldAll, mine }) {
+  const latest = useRef(drawnAt);
+  latest.current = drawnAt;
   useEffect(() => {
     if (!mine) return undefined;
     const pressed = (event) => {
       if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
       const { lines } = layout;
+      const at = latest.current;
       const page = Math.max(1, Math.floor(viewport.current.clientHeight / LINE) - 2);
       const by = { ArrowUp: -1, ArrowDown: 1, PageUp: -page, PageDown: page }[event.key];
       if (event.key === "f" && lines.length) fold(lines[lineOf(lines, Math.max(at, 0))].section);
@@ -119,7 +122,8 @@ function useKeys({ layout, at, poses, move, viewport, fold, foldAll, mine }) {
         const line = lines[there];
         let i = line.start;
         if (!line.folded) while (i + 1 < line.end && line.x[i + 1 - line.start] <= x + 1) i++;
-        move({ token: poses[there === here ? (by < 0 ? line.start : line.end - 1) : i] });
+        latest.current = there === here ? (by < 0 ? line.start : line.end - 1) : i;
+        move({ token: poses[latest.current] });
       } else return;
       event.preventDefault();
     };
