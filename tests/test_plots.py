@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from probe.errors import BadOption, StorageFull
 from probe.reporting import colours
 from probe.reporting.plots import figure_of, write_plots
 from probe.reporting.scales import scale_of
-from probe.reporting.views import Measure, Scaling, SequenceView
+from probe.reporting.views import Grid, Measure, Scaling, SequenceView, ShownColumn
 from tests import panels
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -174,10 +175,31 @@ def test_of_many_heads_one_is_drawn_and_the_rest_is_named(tmp_path: Path) -> Non
 
 
 def test_prompts_are_told_apart_by_name(tmp_path: Path) -> None:
-    views = [SequenceView(i, "", (panels.tree(),)) for i in (0, 3)]
+    """What is about all of them is drawn once."""
+    means = panels.outcomes()
+    views = [SequenceView(i, "", (panels.tree(), means)) for i in (0, 3)]
     assert [path.name for path in write_plots(views, tmp_path, "svg", prefix="b-").paths] == [
-        "b-prompt0-tree.svg", "b-prompt3-tree.svg",
+        "b-prompt0-tree.svg", "b-outcomes.svg", "b-prompt3-tree.svg",
     ]  # fmt: skip
+
+
+def test_a_table_has_a_column_once_and_of_more_classes_than_colours_none_looks_like_another(tmp_path: Path) -> None:
+    listing = panels.listing()
+    columns = (*listing.columns, ShownColumn("text", "text"))
+    figure = figure_of(replace(listing, columns=columns))
+    assert [text.get_text() for text in figure.axes[0].texts].count("It is 18.") == 1
+    bars = figure_of(replace(panels.outcomes(), frame=pd.DataFrame({
+        "outcome": ["a"] * 12, "arm": [f"arm {i}" for i in range(12)], "share": 0.5, "low": 0.4, "high": 0.6,
+    }))).axes[0].patches  # fmt: skip
+    assert len({(bar.get_facecolor(), bar.get_hatch()) for bar in bars}) == 12
+
+
+def test_numbers_in_cells_have_as_many_decimals_as_the_largest_needs() -> None:
+    axis = panels.Axis("head", "head")
+    for values, texts in (([0.123456, -1.0, 1e-9], ["0.12", "-1.00", "0"]), ([3.0, 10.0, 0.0], ["3", "10", "0"])):
+        frame = pd.DataFrame({"layer": [0, 1, 2], "head": [0, 0, 0], "x": values})
+        grid = Grid("g", "g", "heads", frame, rows=panels.LAYER, columns=axis, measures=(Measure("x", "x"),))
+        assert [text.get_text() for text in figure_of(grid).axes[0].texts[:3]] == texts
 
 
 def test_the_same_picture_is_the_same_file_whatever_the_settings(tmp_path: Path) -> None:

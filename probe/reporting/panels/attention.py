@@ -39,7 +39,7 @@ def attended(context: Context) -> Iterator[Panel]:
         yield Grid(
             "heads", "Heads", "heads", cards, where=context.where(),
             rows=LAYERS, columns=HEADS, measures=_statistics(cards), upwards=True,
-            note="Means over the positions that look, but the first. A click chooses the head whose pattern is shown.",
+            note="Means over the positions that look, but the first.",
         )  # fmt: skip
     yield from _patterns(context)
     yield from _rows(context)

@@ -29,13 +29,13 @@ def bars(panel: Bars, content: Content) -> Figure:
     values = distinct(frame[panel.axis.column])
     labels = paper.labels_of(panel.axis, values, content.tokens, numbered=False)
     width = min(paper.WIDEST, max(2.5, min(paper.WIDE, 0.35 * len(values) * max(1, len(series) / 2))))
-    if panel.span:
+    if panel.span and len(values) > 1:
         width = paper.WIDE
     height = ROW if len(facets) > 1 else 2.0
     figure, first = paper.sheet(width, height)
     all_axes = [first]
     for k in range(1, len(facets)):
-        all_axes.append(figure.add_axes((0, -k * (height + 0.42) / height, 1, 1)))
+        all_axes.append(figure.add_axes((0, -k * (height + 0.3) / height, 1, 1)))
     for axes, facet in zip(all_axes, facets, strict=True):
         mine = frame if facet is None else frame[frame[panel.facet] == facet]
         for k, one in enumerate(series):
@@ -60,7 +60,7 @@ def _draw_bars(axes: Axes, panel: Bars, part: pd.DataFrame, values: list[Any], g
         place = {value: i for i, value in enumerate(values)}
         wide = np.full(len(part), 0.8 / n)
         left = np.array([place[one] for one in part[panel.axis.column].tolist()], float) - 0.4 + k * wide
-    axes.bar(left, np.nan_to_num(heights), wide, align="edge", color=paper.class_colour(k), linewidth=0.4, edgecolor="white")
+    axes.bar(left, np.nan_to_num(heights), wide, align="edge", linewidth=0.4, edgecolor="white", **paper.class_fill(k))
     if panel.floor:
         floor = numbers(part[panel.floor])
         axes.hlines(floor, left, left + wide, colors=paper.INK, linestyles="dashed", linewidth=0.8)
@@ -76,6 +76,7 @@ def _frame(axes: Axes, measure: Measure, facet: str) -> None:
     axes.set_ylabel(paper.written(paper.named(measure)), fontsize=paper.SMALL, color=paper.INK, parse_math=False)
     if measure.scaling == "log":
         axes.set_yscale("symlog", linthresh=1.0)
+        axes.set_ylim(0, 1.3 * axes.dataLim.y1)
     if measure.low is not None or measure.high is not None:
         axes.set_ylim(measure.low, measure.high)
     paper.thin(axes)
@@ -103,8 +104,8 @@ def _label_bars(
     room = width / max(len(ticks), 1)
     letters = max((len(one) for one in shown), default=0)
     flat = letters * paper.SMALL * 0.6 / 72 < room
-    axes.set_xticks(ticks, shown, fontsize=paper.SMALL, rotation=0 if flat else 90, parse_math=False,
-                    family=paper.fonts("".join(shown), paper.SANS))  # fmt: skip
+    axes.set_xticks(ticks, shown, fontsize=paper.SMALL, parse_math=False, family=paper.fonts("".join(shown), paper.SANS),
+                    rotation=0 if flat else 40, ha="center" if flat else "right", rotation_mode="anchor")  # fmt: skip
     if last:
         axes.set_xlabel(paper.written(panel.axis.title), fontsize=paper.SIZE, color=paper.INK, parse_math=False)
     else:
@@ -113,6 +114,8 @@ def _label_bars(
 
 def lines(panel: Lines, content: Content) -> Figure:
     """Curves with their bands; one a value of the series, else one a measure."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = paper.sheet(4.6, 2.8)
     frame = content.frame
     if panel.series:
@@ -139,5 +142,7 @@ def lines(panel: Lines, content: Content) -> Figure:
     if not panel.series and len(curves) > 1:
         axes.set_ylabel(measure.unit, fontsize=paper.SMALL, color=paper.INK, parse_math=False)
     axes.set_xlabel(paper.written(panel.axis.title), fontsize=paper.SIZE, color=paper.INK, parse_math=False)
+    there = numbers(frame[panel.axis.column])
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=bool(np.all(there[np.isfinite(there)] % 1 == 0))))
     paper.finish(figure, axes, panel, content)
     return figure

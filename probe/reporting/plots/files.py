@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -42,8 +43,8 @@ class PlotFiles(NamedTuple):
 def write_plots(
     views: Sequence[SequenceView], folder: Path, form: Form, *, measures: Sequence[str] = (), prefix: str = ""
 ) -> PlotFiles:
-    """Write every panel: `NAME.png`; with several prompts `prompt3-NAME.png`; of a panel that follows the cursor a file for
-    each place that it can be at (`patterns-layer5-head3.png`), if these are many only the first.
+    """Write every panel: `NAME.png`; with several prompts `prompt3-NAME.png`, but for what is about all of them; of a panel
+    that follows the cursor a file for each place where it can be (`patterns-layer5-head3.png`), of many only the first.
 
     measures: columns to draw in place of the first one that a panel has, wherever it has them; `all`: every one. Raises
     `BadOption` without matplotlib and for a measure that no panel has, `StorageFull` where nothing can be written.
@@ -53,13 +54,17 @@ def write_plots(
     with durable.stated(folder):
         folder.mkdir(parents=True, exist_ok=True)
     paths, left_out = [], []
+    shared = Counter((panel.name, id(panel.frame)) for view in views for panel in view.panels)
+    drawn: set[tuple[str, int]] = set()
     with paper.style():
         for view in views:
             tokens = tokens_of(view)
-            begin = prefix + (f"prompt{view.prompt_id}-" if len(views) > 1 else "")
             for panel in view.panels:
-                if not len(panel.frame) and panel.kind != "tree":
+                key = panel.name, id(panel.frame)
+                if key in drawn or (not len(panel.frame) and panel.kind != "tree"):
                     continue
+                drawn.add(key)
+                begin = prefix + (f"prompt{view.prompt_id}-" if len(views) > 1 and shared[key] == 1 else "")
                 named, rest = _pictures(panel)
                 left_out += [f"{begin}{panel.name}: {rest}"] if rest else []
                 for name, where, frame in named:
@@ -142,8 +147,9 @@ def _save(figure: Figure, path: Path, form: Form) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     box = figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer())
+    box = box.padded(0.06)
     dots = min(figure.dpi, SIDE / max(box.width, box.height), (AREA / (box.width * box.height)) ** 0.5)
     data = io.BytesIO()
     metadata = {"Date": None} if form == "svg" else {"Software": None}
-    figure.savefig(data, format=form, dpi=dots, bbox_inches="tight", pad_inches=0.06, facecolor="white", metadata=metadata)
+    figure.savefig(data, format=form, dpi=dots, bbox_inches=box, facecolor="white", metadata=metadata)
     durable.write_bytes(path, data.getvalue())

@@ -40,7 +40,7 @@ def grid(panel: Grid, content: Content) -> Figure:
     _label(axes, panel.rows, rows, high, content, below=False)
     for (i, j), text in texts.items():
         axes.text(j + 0.5, i + 0.5, text, ha="center", va="center_baseline", fontsize=paper.SMALL - 1, parse_math=False,
-                  family=paper.fonts(text, paper.MONO), color=paper.ink_on(colour[i, j]))  # fmt: skip
+                  in_layout=False, family=paper.fonts(text, paper.MONO), color=paper.ink_on(colour[i, j]))  # fmt: skip
     paper.add_scale(figure, scale, measure)
     paper.finish(figure, axes, panel, content)
     return figure
@@ -101,10 +101,20 @@ def _texts(
         if shape[1] * _needed(found) > paper.WIDEST or shape[0] * LABELLED > paper.WIDEST:
             return {}
     elif shape[0] * shape[1] <= NUMBERS and measure.scaling != "classes":
-        found = ["" if np.isnan(one) else f"{one:.2g}" for one in numbers(frame[measure.column])]
+        found = _figures(numbers(frame[measure.column]))
     else:
         return {}
     return {(int(i), int(j)): text for i, j, text in zip(*at, found, strict=True) if text}
+
+
+def _figures(values: np.ndarray) -> list[str]:
+    """Numbers with as many decimals as give the largest of them three figures; what rounds to 0 is 0."""
+    there = np.abs(values[np.isfinite(values)])
+    most = float(there.max()) if there.size else 0.0
+    decimals = 0 if most == 0 else min(max(0, 2 - int(np.floor(np.log10(most)))), 6)
+    whole = bool(np.all(there == np.round(there)))
+    texts = ["" if np.isnan(one) else f"{one:.{0 if whole else decimals}f}" for one in values]
+    return ["0" if text and not text.strip("-0.") else text for text in texts]
 
 
 def _needed(texts: Sequence[str]) -> float:

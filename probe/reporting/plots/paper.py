@@ -29,7 +29,8 @@ SIZE, SMALL = 8.0, 7.0  # points
 MONO, SANS = ["DejaVu Sans Mono"], ["DejaVu Sans"]  # matplotlib brings these
 EM = 0.602 / 72  # inches that a letter of the fixed font is wide, a point of its size
 INK, FAINT = "#1a1a1a", "#5f5f5f"
-SHOWN = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}
+HATCHES = ("", "////", "....", "xxxx")  # of classes beyond those that have a colour of their own
+SHOWN = {" ": "·", "\n": "↵", "\t": "⇥"}  # as on the page
 _NO_TEXT = ("Last Resort", "cm", "STIXNon", "STIXSize")  # boxes, and fonts of TeX with other letters in the places of letters
 
 
@@ -133,6 +134,7 @@ def add_scale(figure: Figure, scale: ColourScale, measure: Measure) -> None:
     bar.yaxis.tick_right()
     bar.set_yticks([place for place, _ in marks], [text for _, text in marks], fontsize=SMALL, parse_math=False)
     thin(bar)
+    title = "\n".join(textwrap.wrap(title, max(16, int(long / (0.55 * SMALL / 72)))))
     bar.set_ylabel(title, fontsize=SMALL, family=fonts(title, SANS), color=INK, parse_math=False)
     bar.yaxis.set_label_position("right")
 
@@ -142,8 +144,8 @@ def add_classes(figure: Figure, classes: Sequence[str], title: str) -> None:
     from matplotlib.patches import Rectangle
 
     width, _ = figure.get_size_inches()
-    names = [shortened(one, 40) for one in classes]
-    squares = [Rectangle((0, 0), 1, 1, facecolor=class_colour(i), linewidth=0) for i in range(len(names))]
+    names = ["\n".join(textwrap.wrap(shortened(one, 120), 32)) or "–" for one in classes]
+    squares = [Rectangle((0, 0), 1, 1, linewidth=0, edgecolor="white", **class_fill(i)) for i in range(len(names))]
     legend = figure.legend(squares, names, title=written(title), loc="upper left", bbox_to_anchor=(1 + 0.06 / width, 1),
                            fontsize=SMALL, title_fontsize=SMALL, frameon=False, borderaxespad=0, alignment="left",
                            handlelength=1.0, handleheight=1.0)  # fmt: skip
@@ -169,6 +171,11 @@ def _marks(scale: ColourScale) -> list[tuple[float, str]]:
 def class_colour(i: int) -> str:
     """The colour of class i; there are as many as a reader can tell apart, and then they come again."""
     return colours.CLASSES[i % len(colours.CLASSES)]
+
+
+def class_fill(i: int) -> dict[str, Any]:
+    """How an area of class i is filled: where its colour comes again with a pattern."""
+    return {"facecolor": class_colour(i), "hatch": HATCHES[i // len(colours.CLASSES) % len(HATCHES)]}
 
 
 def hexes(rgba: np.ndarray) -> list[str]:
@@ -217,7 +224,7 @@ def written(text: str) -> str:
     body = text.strip(" ")
     lead, trail = len(text) - len(text.lstrip(" ")), len(text) - len(text.rstrip(" "))
     text = " " * len(text) if not body else text
-    parts = ["␣" * len(text)] if not body else ["␣" * lead, "".join(_letter(c) for c in body), "␣" * trail]
+    parts = ["·" * len(text)] if not body else ["·" * lead, "".join(_letter(c) for c in body), "·" * trail]
     found = "".join(parts)
     return "◌" + found if found and unicodedata.combining(found[0]) else found
 
@@ -226,7 +233,7 @@ def _letter(c: str) -> str:
     if c in SHOWN:
         return c if c == " " else SHOWN[c]
     if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") or not _font_of(c):
-        return f"U+{ord(c):04X}"
+        return f"⟨U+{ord(c):04X}⟩"
     return c
 
 

@@ -12,7 +12,7 @@ from probe.reporting.plots import paper
 from probe.reporting.plots.maps import distinct
 from probe.reporting.plots.paper import Content
 from probe.reporting.scales import scale_of
-from probe.reporting.views import Listing, OutcomeTree, TokenStrip
+from probe.reporting.views import Listing, OutcomeTree, ShownColumn, TokenStrip
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +68,7 @@ def _draw_tokens(axes: Axes, placed: list[PlacedToken], colour: np.ndarray) -> N
     faces = paper.hexes(colour[[p.row for p in placed]])
     axes.add_collection(PolyCollection(corners, facecolors=faces, edgecolors="white", linewidths=0.5))
     for p in placed:
-        axes.text(p.column, p.line + 0.52, p.text, va="center_baseline", fontsize=paper.SIZE, parse_math=False,
+        axes.text(p.column, p.line + 0.52, p.text, va="center_baseline", fontsize=paper.SIZE, parse_math=False, in_layout=False,
                   family=paper.fonts(p.text, paper.MONO), color=paper.ink_on(colour[p.row]))  # fmt: skip
 
 
@@ -127,16 +127,17 @@ def _width(text: str) -> int:
 def listing(panel: Listing, content: Content) -> Figure:
     """Rows as a table, one under another; where values of `beside` stand beside one another on the page, a table each."""
     frame = content.frame
-    names = [one.name for one in panel.columns] + ([panel.text] if panel.text else [])
-    titles = [one.title for one in panel.columns] + ([panel.text] if panel.text else [])
-    digits = [one.digits for one in panel.columns] + ([None] if panel.text else [])
+    columns = list(panel.columns)
+    if panel.text and panel.text not in [one.name for one in columns]:
+        columns.append(ShownColumn(panel.text, panel.text))
+    names, digits = [one.name for one in columns], [one.digits for one in columns]
     groups = distinct(frame[panel.beside]) if panel.beside else [None]
     lines: list[tuple[str, list[str]]] = []
     shown = 0
     for group in groups:
         mine = frame if group is None else frame[frame[panel.beside] == group]
         lines += [("group", [str(group)])] if group is not None else []
-        lines.append(("head", [paper.shortened(one, CELL) for one in titles]))
+        lines.append(("head", [paper.shortened(column.title, CELL) for column in columns]))
         part = mine.head(max(1, ROWS // len(groups)))
         shown += len(part)
         lines += [
@@ -155,7 +156,7 @@ def listing(panel: Listing, content: Content) -> Figure:
             heavy = kind != "row" and families == paper.MONO  # other fonts may have no bold letters
             axes.text(
                 x, y + 0.5, text, va="center_baseline", fontsize=paper.SMALL, parse_math=False, family=families,
-                color=paper.INK, weight="bold" if heavy else "normal",
+                color=paper.INK, weight="bold" if heavy else "normal", in_layout=False,
             )  # fmt: skip
         if kind == "head":
             axes.axhline(y + 0.97, color=paper.FAINT, linewidth=0.6)
@@ -239,5 +240,5 @@ def _draw_node(axes: Axes, node: dict[str, Any], classes: list[str], *, most: in
     left = x + 0.0
     for name, count in outcomes.items():
         wide = 0.9 * count / total if total else 0
-        axes.barh(y + 0.22, wide, 0.22, left, color=paper.class_colour(classes.index(name)), linewidth=0)
+        axes.barh(y + 0.22, wide, 0.22, left, linewidth=0, edgecolor="white", **paper.class_fill(classes.index(name)))
         left += wide
