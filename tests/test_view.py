@@ -150,6 +150,7 @@ def test_prompts_are_chosen(runs: Path, tmp_path: Path, monkeypatch: pytest.Monk
     made = probe.view(runs / "trace", out=tmp_path / "p.html")
     assert [one["prompt"] for one in page_of(made.page)["sequences"]] == [0]
     assert made.left_out == ("all but the first 1 of 2 prompts; --prompt 1..1 shows others",)
+    assert page_of(made.page)["left_out"] == list(made.left_out)
 
 
 def test_heads_are_read() -> None:

@@ -42,12 +42,13 @@ class Page:
 
 def page_html(
     runs: Sequence[PageRun], *, beside: Sequence[int] = (0,), max_mb: float = 20.0, watching: bool = False,
-    refresh: int | None = None,
+    refresh: int | None = None, left_out: Sequence[str] = (),
 ) -> Page:  # fmt: skip
     """The page of some runs as one text, to be written in UTF-8; all that a run says is ASCII in it.
 
     beside: which of them are shown side by side (indices). max_mb: megabytes (10^6 bytes) that the page may have.
     watching: it says that the run still grows. refresh: seconds after which it loads itself again.
+    left_out: what was not given to it, in words: the page says so, too.
     """
     about: dict[str, Any] = {
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -69,9 +70,9 @@ def page_html(
     about |= {
         "sequences": list(_sequences(runs, panels, fit)),
         "frames": [frame.description for frame in fit.frames],
-        "left_out": fit.left_out,
+        "left_out": (*left_out, *fit.left_out),
     }
-    return Page(_document(title, _json(about), [frame.stream for frame in fit.frames], refresh), fit.left_out)
+    return Page(_document(title, _json(about), [frame.stream for frame in fit.frames], refresh), about["left_out"])
 
 
 def _panels(runs: Sequence[PageRun]) -> dict[Placed, dict[str, Any]]:

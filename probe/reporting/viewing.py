@@ -27,6 +27,7 @@ from probe.store.layout import PARTIAL, locked, partial
 PROMPTS = 100  # of a run with more, so many are drawn unless others are asked for
 ANCESTORS = 8
 LOOK, RELOAD = 1.0, 5  # seconds: how often a growing run is looked at, and how often its page loads itself
+MISSES = 10  # looks one after another that found no run where one was
 SILENT = 150.0  # seconds without anything new after which it is asked whether anyone still writes
 MARK = b'<script type="application/json" id="page">'
 NOTEBOOK_MB, NOTEBOOK_PROMPTS, NOTEBOOK_PATTERNS = 4.0, 20, 20_000_000
@@ -55,7 +56,8 @@ def run_view(request: ViewRuns) -> Viewed:
     if request.watch:
         return _watch(request)
     runs = [open_run(run) for run in (request.run, request.run_b) if run is not None]
-    views, left_out = _views(request, runs)
+    views, told = _views(request, runs)
+    left_out = list(told)
     files: list[Path] = []
     for folder, form in ((request.png, "png"), (request.svg, "svg")):
         if folder is not None:
@@ -67,9 +69,9 @@ def run_view(request: ViewRuns) -> Viewed:
     page = None
     if request.out is not None or not files:
         page = _page_path(request, runs)
-        made = _page(request, runs, views)
+        made = _page(request, runs, views, left_out=told)
         durable.write_bytes(page, made.html.encode())
-        left_out += made.left_out
+        left_out += [one for one in made.left_out if one not in left_out]
         _show(request, page)
     return Viewed(page, tuple(files), tuple(left_out))
 
@@ -127,7 +129,10 @@ def _check_heads(request: ViewRuns, run: Run) -> None:
             raise BadOption(f"the run '{_name(run)}' holds no pattern of head {name}", hint=hint)
 
 
-def _page(request: ViewRuns, runs: Sequence[Run], views: Sequence[list[SequenceView]], *, watching: bool = False) -> Page:
+def _page(
+    request: ViewRuns, runs: Sequence[Run], views: Sequence[list[SequenceView]], *, left_out: Sequence[str] = (),
+    watching: bool = False,
+) -> Page:  # fmt: skip
     """The page of the runs, and of those that the first was made of."""
     shown = [PageRun(run, pictures) for run, pictures in zip(runs, views, strict=True)]
     for run in ancestors(runs[0]):
@@ -139,8 +144,9 @@ def _page(request: ViewRuns, runs: Sequence[Run], views: Sequence[list[SequenceV
         else:
             break
     return page_html(
-        shown, beside=tuple(range(len(runs))), max_mb=request.max_mb, watching=watching, refresh=RELOAD if watching else None
-    )
+        shown, beside=tuple(range(len(runs))), max_mb=request.max_mb, watching=watching,
+        refresh=RELOAD if watching else None, left_out=left_out,
+    )  # fmt: skip
 
 
 def _parents_prompts(parent: Run, views: Sequence[SequenceView]) -> list[int]:
@@ -219,7 +225,7 @@ def _watch(request: ViewRuns) -> Viewed:
     """Write the page of a run whenever it has grown, until it is whole; a Ctrl-C leaves the page as it is then."""
     if isinstance(request.run, Run):
         return run_view(replace(request, watch=False))
-    drawn, page, since, asked = -1, None, time.monotonic(), False
+    drawn, missed, page, since, asked = -1, 0, None, time.monotonic(), False
     try:
         while True:
             units = None
@@ -230,8 +236,10 @@ def _watch(request: ViewRuns) -> Viewed:
                 if units > drawn and "prompts" in run.tables:
                     page = _draw_growing(request, run, first=page is None)
                     drawn, since, asked = units, time.monotonic(), False
-            except RunError as error:
-                if not gone(error):
+                missed = 0
+            except RunError as error:  # while it is being finished or removed
+                missed += 1
+                if missed > MISSES or (page is None and not gone(error)):
                     raise
             _report(request, "units are drawn" if page else "nothing is on the disk yet; units", max(drawn, 0))
             if not asked and time.monotonic() - since > SILENT:
@@ -246,9 +254,9 @@ def _watch(request: ViewRuns) -> Viewed:
 
 
 def _draw_growing(request: ViewRuns, run: Run, *, first: bool = False, watching: bool = True) -> Path:
-    views, _ = _views(request, [run])
+    views, told = _views(request, [run])
     page = _page_path(request, [run])
-    durable.write_bytes(page, _page(request, [run], views, watching=watching).html.encode())
+    durable.write_bytes(page, _page(request, [run], views, left_out=told, watching=watching).html.encode())
     if first:
         _show(request, page)
     return page
