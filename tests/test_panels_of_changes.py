@@ -152,6 +152,7 @@ def test_the_tree_holds_every_branch_and_counts_them(went: Run) -> None:
         outcomes = dict(zip(drawn["branch"], drawn["outcome"], strict=True))
         assert all(leaf["outcomes"] == {outcomes[leaf["branch"]]: 1} for leaf in found)
         below = panel.root["children"]
+        assert panel.root["outcomes"] == own["outcome"].value_counts().to_dict() and panel.root["n"] == len(own)
         places = below if prompt == 0 else [arm for step in below for arm in step["children"]]
         for arm in places:
             assert arm["n"] == sum(arm["outcomes"].values()) == len(list(leaves(arm)))

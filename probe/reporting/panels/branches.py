@@ -120,7 +120,7 @@ def _arms(context: Context, branches: pd.DataFrame) -> Iterator[Panel]:
         own = branches[both]
         yield Listing(
             "arms", "Both arms", "branches", own, where={**where, "arm": list(ARMS)}, follows=several_steps(own),
-            columns=_columns(own, without=("arm", "step")), text="text", beside="arm", note=_edit(context),
+            columns=_columns(own, only=("sample", "outcome")), text="text", beside="arm", note=_edit(context),
         )  # fmt: skip
     rest = branches[~both]
     if len(rest):
@@ -132,14 +132,15 @@ def _arms(context: Context, branches: pd.DataFrame) -> Iterator[Panel]:
         )  # fmt: skip
 
 
-def _columns(rows: pd.DataFrame, *, without: Sequence[str] = ()) -> tuple[ShownColumn, ...]:
+def _columns(rows: pd.DataFrame, *, only: Sequence[str] = ()) -> tuple[ShownColumn, ...]:
+    """Those in which something stands; beside one another there is room for a few."""
     words = {"arm": "arm", "step": "step", "sample": "sample", "outcome": "answer", "answer": "as written", "rule": "read by",
              "confidence": "confidence", "stop_reason": "ended by", "n_tokens": "tokens", "edit": "edit"}  # fmt: skip
     found = [ShownColumn("branch", "branch", cursor="branch")]
     for name, title in words.items():
-        if name not in without and (rows[name].notna() & (rows[name].astype(str) != "")).any():
+        if (not only or name in only) and (rows[name].notna() & (rows[name].astype(str) != "")).any():
             found.append(ShownColumn(name, title, cursor="step" if name == "step" else None))
-    if rows["logprob"].notna().any():
+    if not only and rows["logprob"].notna().any():
         found.append(ShownColumn("logprob", "log-prob (nats)", 3))
     return (*found, ShownColumn("text", "text"))
 
@@ -169,7 +170,8 @@ def _tree(context: Context) -> Iterator[Panel]:
     left = f" Runs beside this one are left out: {sentence(trouble)}" if trouble else ""
     yield OutcomeTree(
         "tree", "Where continuations fork", "branches" if held else "prompts", rows, where={"prompt_id": context.prompt_id},
-        root=_node(own, mine=held), note=f"Runs that went back into this one are in it.{left}",
+        root=_node(own, mine=held),
+        note=f"With the runs that went back into this one. A number: the continuations from there on.{left}",
     )  # fmt: skip
 
 
@@ -198,7 +200,12 @@ def _node(node: dict[str, Any], *, mine: bool, root: bool = True) -> dict[str, A
     edit = f" ({node['edit']})" if node["edit"] else ""
     place = f" at token {node['position']}" if node["position"] else ""
     children = [*_classes(node["branches"], mine=mine), *(_node(child, mine=mine, root=False) for child in node["children"])]
-    return {"label": f"{node['name']}{edit}{place}", "n": node["n"], "outcomes": node["outcomes"], "children": children}
+    if node["branches"]:
+        counts, n = Counter(node["outcomes"]), node["n"]
+    else:  # of a text, or a step: all that was drawn from it
+        counts = sum((Counter(child["outcomes"]) for child in children), Counter(node["outcomes"]))
+        n = node["n"] + sum(child["n"] for child in children)
+    return {"label": f"{node['name']}{edit}{place}", "n": n, "outcomes": dict(counts.most_common()), "children": children}
 
 
 def _classes(branches: Sequence[dict[str, Any]], *, mine: bool) -> list[dict[str, Any]]:

@@ -98,6 +98,11 @@ def _shares(context: Context, shares: pd.DataFrame, steps: pd.DataFrame) -> Iter
             span=_span(own),
             note=" ".join(["Intervals: 95 %.", *_resolutions(context)]),
         )  # fmt: skip
+    weight = (
+        shares[["control", "edited"]].sum(axis=1).mask(shares.index.isin(own.index), 3.0)
+    )  # followed first, then the commonest
+    shares = shares.assign(weight=weight).sort_values(["step", "weight"], ascending=[True, False], kind="stable")
+    shares = shares.drop(columns="weight")
     yield Bars(
         "effect-by-outcome", "What the edit does to the share of each answer", "effects", shares, where=where, derived=DERIVED,
         follows=several_steps(shares), axis=Axis("outcome", "answer", None, outcome_labels(context)), measure=DIFFERENCE,

@@ -5,7 +5,8 @@ import { inkOn } from "./colour.js";
 import { CanvasPen, MONO, Tip, cleared, fitted, sheet, useTheme, useWidth, widthOf } from "./pen.js";
 
 const LABEL = 11; // size of the axes' letters
-const FLAT_FROM = 40; // columns from this width on have their labels lying
+const FLAT_FROM = 40; // columns from this width on have their labels lying, if these lose no more than a fifth
+const LONGEST = 110; // of labels that stand
 export const holdsText = (model, cell) => cell.height >= 13 && cell.width >= (model.hasText ? 26 : 44);
 
 // A model has {rows, columns} (numbers of them), pixels(i) (colours of row i, packed), rowLabel(i), columnLabel(j), rowTitle,
@@ -16,17 +17,19 @@ export function layoutOf(model, width, height, zoom = null) {
   const room = Math.max(40, width - margins.left - margins.right);
   const first = zoom ?? firstWidth(model, room);
   const cell = { width: first > 4 ? Math.floor(first) : Math.max(1, first), height: 1 };
-  if (cell.width >= FLAT_FROM) margins.bottom = 36;
+  margins.flat = cell.width >= FLAT_FROM && model.longest * 0.8 <= cell.width - 4;
+  margins.bottom = margins.flat ? 36 : Math.min(model.longest, LONGEST) + 20;
   cell.height = heightOf(model, cell.width, height - margins.top - margins.bottom);
   return { margins, room, cell };
 }
 
 function marginsOf(model, width) {
   if (model.widest === undefined) {
-    const labels = Array.from({ length: Math.min(model.rows, 400) }, (_, i) => model.rowLabel(i));
-    model.widest = Math.max(widthOf(model.rowTitle, { size: LABEL }) + 4, ...labels.map((l) => widthOf(l, { size: LABEL, mono: true })));
+    const widest = (n, label) => Math.max(0, ...Array.from({ length: Math.min(n, 400) }, (_, i) => widthOf(label(i), { size: LABEL, mono: true })));
+    model.widest = Math.max(widthOf(model.rowTitle, { size: LABEL }) + 4, widest(model.rows, model.rowLabel));
+    model.longest = widest(model.columns, model.columnLabel);
   }
-  return { left: Math.min(model.widest, Math.max(60, width * 0.3)) + 10, bottom: 74, top: 4, right: 2 };
+  return { left: Math.min(model.widest, Math.max(60, width * 0.3)) + 10, bottom: 0, top: 4, right: 2 };
 }
 
 // cells' width when a picture is first shown: wide enough for text where there is some, else for tokens on the axis
@@ -120,7 +123,7 @@ function outline(context, model, { chosen, margins, cell, x, y, room }) {
 }
 
 function columnLabels(pen, model, { margins, cell, theme, chosen, across, start, room, floor }) {
-  const flat = cell.width >= FLAT_FROM;
+  const { flat } = margins;
   const every = Math.max(1, Math.ceil((LABEL + 2) / cell.width));
   const how = { size: LABEL, mono: true };
   const put = (j, fill) => {
@@ -128,7 +131,7 @@ function columnLabels(pen, model, { margins, cell, theme, chosen, across, start,
     if (x < margins.left || x > margins.left + room.width) return;
     const text = model.columnLabel(j);
     if (flat) pen.text(fitted(text, cell.width - 4, how), x, floor + 11, { ...how, fill, anchor: "middle" });
-    else pen.text(fitted(text, 56, how), x, floor + 4, { ...how, fill, anchor: "end", rotate: -90 });
+    else pen.text(fitted(text, margins.bottom - 18, how), x, floor + 4, { ...how, fill, anchor: "end", rotate: -90 });
   };
   const [, j] = chosen;
   for (let k = across.from + ((every - (across.from % every)) % every); k < across.until; k += every)

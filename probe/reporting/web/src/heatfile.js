@@ -67,8 +67,8 @@ function drawAxes(pen, model, { left, top, cell, plotHeight, theme, margins }) {
   for (let j = 0; j < model.columns; j += columns) {
     const x = left + (j + 0.5) * cell.width;
     const text = model.columnLabel(j);
-    if (margins.bottom < 40) pen.text(fitted(text, cell.width - 4, how), x, top + plotHeight + 11, { ...how, anchor: "middle" });
-    else pen.text(fitted(text, 56, how), x, top + plotHeight + 4, { ...how, anchor: "end", rotate: -90 });
+    if (margins.flat) pen.text(fitted(text, cell.width - 4, how), x, top + plotHeight + 11, { ...how, anchor: "middle" });
+    else pen.text(fitted(text, margins.bottom - 18, how), x, top + plotHeight + 4, { ...how, anchor: "end", rotate: -90 });
   }
   pen.text(model.rowTitle, 2, top + plotHeight + 12, { size: LABEL, fill: theme.faint });
   pen.text(model.columnTitle, left, top + plotHeight + margins.bottom - 8, { size: LABEL, fill: theme.faint });
