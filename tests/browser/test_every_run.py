@@ -105,6 +105,9 @@ def same_rows(opened: Opened, run: Run, panel: dict[str, Any]) -> None:
     if not own:  # the tokens of a run that has no table of them
         assert panel["kind"] == "tokens" and {"pos", "token"} <= rows[0].keys() and "tokens" not in run.tables
         return
+    if panel["counted"]:
+        same_counts(rows, table, panel)
+        return
     assert len(rows) == len(table) > 0, panel["name"]
     assert set(own) <= set(table.columns)
     keys = [key for key in TABLES[panel["table"]].keys if key in own]
@@ -120,6 +123,21 @@ def same_rows(opened: Opened, run: Run, panel: dict[str, Any]) -> None:
     ):
         for name, one, other, off in zip(own, ours, theirs, tolerance, strict=True):
             assert equal(one, other, off), (panel["name"], name, one, other)
+
+
+def same_counts(rows: list[dict[str, str]], table: pd.DataFrame, panel: dict[str, Any]) -> None:
+    """Rows that count rows of the table: none twice, and each that counts any has as many as pandas finds. Of a rewind some
+    samples of control are left out, and the note says so."""
+    by = panel["counted"]
+    names = [[row[name].removesuffix(".0") for name in by] for row in rows]
+    assert len({*map(tuple, names)}) == len(names) > 0, panel["name"]
+    texts = table[by].map(lambda value: "" if plain(value) is None else str(plain(value)))
+    there = texts.map(lambda value: value.removesuffix(".0")).value_counts().to_dict()
+    left_out = "not counted" in panel["note"]
+    for row, name in zip(rows, names, strict=True):
+        count, found = int(row["count"]), there.get(tuple(name), 0)
+        assert count == found or (left_out and count < found), (panel["name"], name)
+    assert sum(int(row["count"]) for row in rows) == len(table) or left_out
 
 
 def kinds(column: pd.Series) -> type:
