@@ -23,6 +23,7 @@ SCRIPT = "a </script><script>document.title='taken'</script> b"
 ODD = "e\u0301 e\u0301\u0301 \U0001f469\u200d\U0001f467 مرحبا \u202eabc\u202c \x1b[31mred \x00 tab\there\nnew  "
 SPELLED = (SCRIPT, "a", "\u202eabc", "e\u0301", "\u0301", "مرحبا", "שלום", "\x1b[31m", "\x00", "\x7f", "\u2028", " ", "\t",
            "\n", "<0xC3>", "\ufffd", "می\u200cخواهم", "\U0001f469\u200d\U0001f467", "中", "", "b")  # fmt: skip
+LONG = 5000  # characters, tokens of a model of bytes
 PLUS, MINUS = ["I love it", "so good", "great"], ["I hate it", "so bad", "awful"]
 FEW = {"samples": 4, "max_new": 8, "temperature": 1.0, "seed": 1}
 
@@ -95,6 +96,11 @@ def _spelled(maker: Maker, at: Path) -> None:
         writer.finish(summary={}, model=lm.identity)
 
 
+def _long(maker: Maker, at: Path) -> None:
+    """A text of thousands of tokens, with what a trace measures of each."""
+    probe.trace(maker.lm, ("abcd efg. " * (LONG // 10 + 1))[:LONG], attention="none", out=at)
+
+
 def _patch(**options: object) -> Callable[[Maker, Path], object]:
     asked = {"clean": STORY, "corrupt": OTHER, "answer": "Mary", "against": "John", **options}
 
@@ -130,6 +136,7 @@ RUNS: dict[str, Callable[[Maker, Path], object]] = {
     ),
     "odd": lambda m, at: probe.trace(m.lm, ODD, attention="none", out=at),
     "spelled": _spelled,
+    "long": _long,
     "trace-topk": lambda m, at: probe.trace(m.lm, STORY, attention="topk:4", out=at),
     "trace-summary": lambda m, at: probe.trace(m.lm, STORY, attention="summary", out=at),
     "trace-explain": lambda m, at: probe.trace(

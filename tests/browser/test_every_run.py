@@ -31,6 +31,7 @@ SHOWN: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "odd": (TEXT,),
     "spelled": (TEXT,),
+    "long": (TEXT,),
     "trace-topk": (TEXT, ("grid", "heads"), ("patterns", "attention"), ("grid", "attention_rows")),
     "trace-summary": (TEXT, ("grid", "attention_rows")),
     "trace-explain": (TEXT, ("listing", "stages"), ("listing bars", "candidates")),
