@@ -116,7 +116,8 @@ def same_rows(opened: Opened, run: Run, panel: dict[str, Any]) -> None:
     assert set(TABLES[panel["table"]].keys) - alike <= set(own), "the rows can be told apart"
     steps = {one["name"]: one.get("step") for one in opened.content["frames"][panel["frame"]]["columns"]}
     wanted = [[plain(value) for value in row] for row in table[own].itertuples(index=False, name=None)]
-    given = [[read(row[name], kinds(table[name])) for name in own] for row in rows]
+    types = [kind_of(table[name]) for name in own]
+    given = [[read(row[name], kind) for name, kind in zip(own, types, strict=True)] for row in rows]
     tolerance = [single(table[name]) if steps[name] is None else 0.51 * steps[name] for name in own]
     place = [own.index(key) for key in keys]
     for ours, theirs in zip(
@@ -141,7 +142,7 @@ def same_counts(rows: list[dict[str, str]], table: pd.DataFrame, panel: dict[str
     assert sum(int(row["count"]) for row in rows) == len(table) or left_out
 
 
-def kinds(column: pd.Series) -> type:
+def kind_of(column: pd.Series) -> type:
     """What the values of a column are."""
     seen = [value for value in column if plain(value) is not None]
     if not seen:
