@@ -13,7 +13,7 @@ from .needed import program, without
 
 REPORTING = Path(__file__).parents[2] / "probe" / "reporting"
 BUILT, WEB = REPORTING / "built", REPORTING / "web"
-AT_MOST = 120_000  # bytes: of all built files together
+AT_MOST = 120 * 1024  # bytes: of all built files together
 
 
 @pytest.mark.browser
