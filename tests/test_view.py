@@ -372,3 +372,30 @@ def test_a_request_that_means_nothing_is_refused_before_anything_is_read() -> No
     for given in ({"max_mb": 0.0}, {"measure": "rank"}, {"watch": True, "png": "x"}, {"heads": "x"}, {"prompt_id": "y"}):
         with pytest.raises(ProbeError):
             ViewRuns("nowhere", **given)
+
+
+@pytest.mark.parametrize("verb", ["trace", "importance", "patch", "steer", "sample", "speculate"])
+def test_a_run_of_any_command_is_drawn_before_its_end(verb: str, lm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All its tables are on the disk, and nothing of the manifest: what stands in the summary is not there yet."""
+    made: dict[str, Any] = {
+        "trace": lambda out: probe.trace(lm, ["ab ab.", "xy"], generate=6, attention="topk:2", lens=True, out=out),
+        "importance": lambda out: probe.importance(source, lm=lm, method="rescore,suppression", split="token", out=out),
+        "patch": lambda out: probe.patch(lm, clean="ab", corrupt="cb", answer="a", against="b", sites=["resid_pre"], out=out),
+        "steer": lambda out: probe.steer(lm, vector, "ab", answer="a", against="b", strengths=[1], controls=2, out=out),
+        "sample": lambda out: probe.sample(lm, ["1 + 1 ="], samples=2, max_new=4, out=out),
+        "speculate": lambda out: probe.speculate(lm, "ab ab ab", draft="ngram", generate=6, out=out),
+    }  # fmt: skip
+    source, vector = None, tmp_path / "v.safetensors"
+    if verb == "importance":
+        source = probe.trace(lm, "ab ab.", generate=8, out=tmp_path / "source")
+    if verb == "steer":
+        probe.make_direction(lm, ["good", "fine"], ["bad", "poor"], at="resid_post@1", to=vector)
+    monkeypatch.setattr("probe.store.finishing.finish", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        made[verb](tmp_path / "run")
+    run, units = open_growing(tmp_path / "run", without=viewing.AT_THE_END)
+    assert units and run.tables
+    views = viewing.sequence_views(run)
+    assert views and views[0].panels
+    page = viewing.page_html([viewing.PageRun(run, views)], watching=True, refresh=5)
+    assert '"watching":true' in page.html

@@ -28,6 +28,7 @@ PROMPTS = 100  # of a run with more, so many are drawn unless others are asked f
 ANCESTORS = 8
 LOOK, RELOAD = 1.0, 5  # seconds: how often a growing run is looked at, and how often its page loads itself
 MISSES = 10  # looks one after another that found no run where one was
+AT_THE_END = ("patches", "patch_means", "steering", "steering_means")  # their unit and floor stand in the summary
 SILENT = 150.0  # seconds without anything new after which it is asked whether anyone still writes
 MARK = b'<script type="application/json" id="page">'
 NOTEBOOK_MB, NOTEBOOK_PROMPTS, NOTEBOOK_PATTERNS = 4.0, 20, 20_000_000
@@ -230,7 +231,7 @@ def _watch(request: ViewRuns) -> Viewed:
         while True:
             units = None
             try:
-                run, units = open_growing(request.run)
+                run, units = open_growing(request.run, without=AT_THE_END)
                 if units is None:
                     return run_view(replace(request, run=run, watch=False, open=request.open and page is None))
                 if units > drawn and "prompts" in run.tables:
@@ -248,7 +249,7 @@ def _watch(request: ViewRuns) -> Viewed:
             time.sleep(LOOK)
     except KeyboardInterrupt:
         if page is not None:
-            run, _ = open_growing(request.run)
+            run, _ = open_growing(request.run, without=AT_THE_END)
             _draw_growing(request, run, watching=False)
         raise
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ def growing(path: Path) -> Path | None:
     return folder if not (path / MANIFEST).is_file() and (folder / STATE).is_file() else None
 
 
-def open_growing(path: Path | str) -> tuple[Run, int | None]:
+def open_growing(path: Path | str, *, without: Collection[str] = ()) -> tuple[Run, int | None]:
     """The run, and None; of one that is not whole what its journal names, with an empty summary, and how many units that is.
+    Tables `without` are then not among it: those that say nothing without a summary.
 
     The parts of a run that ends at this very moment may be gone before they are read: the tables then raise `RunError`, and
     the next call has the whole run. Raises `RunError` where there is no run at all, or one that is damaged.
@@ -33,7 +35,7 @@ def open_growing(path: Path | str) -> tuple[Run, int | None]:
         return open_run(whole), None
     state = manifest.intact(folder / STATE, manifest.State)
     records = read_records(folder)
-    parts = [part for record in records for part in record["parts"]]
+    parts = [part for record in records for part in record["parts"] if part["table"] not in without]
     about: dict[str, Any] = {
         **state, "ended": None, "wall_seconds": None, "peak_memory_bytes": None, "summary": {}, "anatomy": None,
         "model": _model(state), "warnings": list(dict.fromkeys(text for record in records for text in record["warnings"])),
