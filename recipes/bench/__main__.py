@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import branches, budget, engine, patch, problems, speculate, trace
+from . import branches, budget, engine, patch, problems, speculate, trace, view
 
 BENCHES = {
     "branches": branches.main,
@@ -14,6 +14,7 @@ BENCHES = {
     "problems": problems.main,
     "speculate": speculate.main,
     "trace": trace.main,
+    "view": view.main,
 }
 
 
