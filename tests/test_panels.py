@@ -350,6 +350,8 @@ def test_a_run_without_tokens_has_those_of_its_parent_or_its_text(lm, full: Run,
     strip = panels(run)["tokens"]
     assert strip.frame["token"].tolist() == full.tokens["token"].tolist()
     assert full.run_id in strip.note
+    assert isinstance(strip, TokenStrip) and {"logprob", "entropy"} <= {measure.column for measure in strip.measures}
+    np.testing.assert_array_equal(strip.frame["logprob"], full.tokens["logprob"])
     alone = open_run(run.path)
     alone.manifest["parent"] = {"run": "other", "path": str(tmp_path / "gone")}
     alone.manifest["model"] = {**alone.manifest["model"], "name": "nobody/has-this"}
@@ -382,6 +384,15 @@ def test_what_no_panel_draws_stands_as_a_list(lm, tmp_path: Path) -> None:
     assert len(listed.frame) == len(run.table("scores"))
     assert "scores" not in listed.frame  # a list of numbers is no cell
     same_as_the_table(run, listed)
+
+
+def test_a_run_that_kept_no_best_tokens_offers_none(lm, tmp_path: Path) -> None:
+    run = probe.trace(lm, "abc", top=0, lens=True, out=tmp_path / "r")
+    shown = panels(run)
+    strip, grid = shown["tokens"], shown["lens"]
+    assert isinstance(strip, TokenStrip) and strip.alternatives is None
+    assert "top_prob" not in {measure.column for measure in grid.measures} and grid.frame["top"].isna().all()
+    same_as_the_table(run, grid)
 
 
 def test_frames_of_several_prompts_are_their_own(lm, tmp_path: Path) -> None:

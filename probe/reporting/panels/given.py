@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import pandas as pd
+import pyarrow as pa
 
 from probe.errors import ProbeError
 from probe.language_model.pieces import pieces
@@ -13,7 +14,7 @@ from probe.store import open_run
 
 
 class GivenTokens(NamedTuple):
-    """`pos`, `token_id`, `token`, `segment`, `step`, `shown`, one row a position, and where they are from."""
+    """`pos`, `token_id`, `token`, `segment`, `shown` and what else is known, one row a position; where they are from."""
 
     frame: pd.DataFrame
     note: str
@@ -57,11 +58,16 @@ def _of_parent(context: Context, ids: list[int] | None) -> GivenTokens | None:
         return None  # it was moved or removed: the text is shown without it
     if run.run_id != parent.get("run") or "tokens" not in run.tables:
         return None
-    columns = ["pos", "token_id", "token", "segment", "step", "branch"]
+    columns = [field.name for field in run.schema("tokens") if not pa.types.is_nested(field.type)]
     found = run.scan("tokens", columns=columns, prompt_id=context.prompt_id).to_pandas()
     if not len(found):
         return None
-    frame = found[found["branch"] == found["branch"].min()].drop(columns="branch").sort_values("pos").reset_index(drop=True)
+    frame = (
+        found[found["branch"] == found["branch"].min()]
+        .drop(columns=["run_id", "prompt_id", "branch"])
+        .sort_values("pos")
+        .reset_index(drop=True)
+    )
     if ids is not None and frame["token_id"].tolist() != ids:
         return None
     frame["shown"] = context.text_of.bytes_in_place_of(frame["token"], frame["token_id"])

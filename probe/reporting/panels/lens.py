@@ -39,7 +39,8 @@ def guessed(context: Context) -> Iterator[Panel]:
             "lens", "Lens: what each layer would answer", "lens", frame,
             where=context.where(),
             derived=("top", "top_prob", "target", "rank_of_target", "logprob_of_target", "prob_of_target"),
-            rows=LAYERS, columns=POSITIONS, measures=MEASURES, text="top", upwards=True,
+            rows=LAYERS, columns=POSITIONS, text="top", upwards=True,
+            measures=tuple(one for one in MEASURES if frame[one.column].notna().any()),
             note=noted(f"Each layer's stream through the final norm and head. {_target(frame)}", context.text_of.note),
         )  # fmt: skip
     if len(frame := context.sequence_rows("lens_positions")):

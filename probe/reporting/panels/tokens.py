@@ -50,7 +50,7 @@ def _of_table(context: Context) -> TokenStrip:
     frame = context.tokens.copy()
     frame["shown"] = context.text_of.bytes_in_place_of(frame["token"], frame["token_id"])
     derived = ["shown"]
-    listed = bool(frame["top_ids"].notna().any())
+    listed = any(ids is not None and len(ids) for ids in frame["top_ids"])
     if listed:
         frame["top_tokens"] = context.text_of.of_lists(frame["top_ids"])
         derived.append("top_tokens")
@@ -90,7 +90,7 @@ def _of_ids(context: Context, given: GivenTokens) -> TokenStrip:
     frame, more = _joined(context, given.frame)
     return TokenStrip(
         "tokens", "Text", "prompts", frame, where={"prompt_id": context.prompt_id}, derived=tuple(frame.columns),
-        measures=more or (NOTHING,), shown="shown", note=noted(given.note, context.text_of.note),
+        measures=(*more, *measures_of(given.frame)) or (NOTHING,), shown="shown", note=noted(given.note, context.text_of.note),
     )  # fmt: skip
 
 
