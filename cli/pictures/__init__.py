@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,10 @@ from probe.reporting.scales import scale_of
 from probe.reporting.views import Coordinate, Listing, Panel, SequenceView, TokenStrip
 
 from ..printing import in_a_line, printable
-from ..terminal import number, show_table, visible
+from ..terminal import number, show_table
 from .charts import show_bars, show_lines
 from .grids import show_grid, show_patterns, show_title
-from .screen import Screen, behind, pieces, screen, show_scale, tokens_of, wide
+from .screen import Screen, behind, fitted, pieces, screen, show_scale, tokens_of, wide
 
 if TYPE_CHECKING:
     from probe.reporting.panels import Head, Subject
@@ -26,9 +27,12 @@ if TYPE_CHECKING:
 __all__ = ["Screen", "screen", "show_panel", "show_pictures", "show_strip", "show_texts"]
 
 ROWS = 20  # of a table
-LONG = 60  # characters of an entry
+LONG, ENTRY = 60, 16  # cells of a text, of another entry
 ROWS_ALONE = "table-"  # how panels are called that are nothing but a table
 SHOWN = {"\n": "⏎", "\r": "␍", "\t": "⇥"}
+
+
+_AT_THE_CURSOR = re.compile(r"[^.;]*\b(?:click|cursor)\b[^.;]*[.;] ?")  # what a note says of a page
 
 
 def show_pictures(
@@ -56,7 +60,7 @@ def show_pictures(
         for at in _heads_of(panel, heads):
             show_panel(out, panel, tokens, measure=measure, at=at)
             if notes and panel.note:
-                out.line(in_a_line(panel.note))
+                out.words(_AT_THE_CURSOR.sub("", in_a_line(panel.note)).rstrip(" ;"))
 
 
 def show_texts(run: Run, prompts: Sequence[int]) -> None:
@@ -146,14 +150,37 @@ def _lines(text: str) -> list[str]:
     return [part for part in text.replace("\n", "\n\0").split("\0") if part]
 
 
+def _show_titled(
+    out: Screen, panel: TokenStrip, tokens: Mapping[int, str], measure: int = 0, at: Mapping[Coordinate, int] | None = None
+) -> None:
+    show_title(out, panel)
+    show_strip(out, panel, tokens, measure)
+
+
 def _show_listing(
     out: Screen, panel: Listing, tokens: Mapping[int, str], measure: int = 0, at: Mapping[Coordinate, int] | None = None
 ) -> None:
+    """Print the first rows, on a terminal a line each: what is too long is cut, and columns that don't fit are left out."""
     show_title(out, panel)
-    rows = []
-    for _, row in panel.frame.iloc[:ROWS].iterrows():
-        rows.append([_entry(row[column.name], column.digits) for column in panel.columns])
-    show_table([column.title for column in panel.columns], rows)
+    header = [column.title for column in panel.columns]
+    rows = [[_entry(row[c.name], c.digits) for c in panel.columns] for _, row in panel.frame.iloc[:ROWS].iterrows()]
+    if out.width is None:
+        show_table(header, rows)
+    else:
+        long = next((i for i, column in enumerate(panel.columns) if column.name == panel.text), -1)
+        widths = [
+            min(max(map(wide, column)), LONG if i == long else ENTRY)
+            for i, column in enumerate(zip(header, *rows, strict=True))
+        ]
+        kept = list(range(len(header)))
+        if long >= 0:
+            widths[long] = max(min(widths[long], out.width - sum(widths) + widths[long] - 2 * (len(kept) - 1)), ENTRY)
+        while sum(widths[i] for i in kept) + 2 * (len(kept) - 1) > out.width and len(kept) > 1:
+            kept.remove(next(i for i in reversed(kept) if i != long))
+        for row in (header, *rows):
+            out.line("  ".join(fitted(row[i], widths[i]) for i in kept).rstrip())
+        if len(kept) < len(header):
+            out.line(f"and: {', '.join(header[i] for i in range(len(header)) if i not in kept)}")
     if len(panel.frame) > ROWS:
         out.line(f"… and {len(panel.frame) - ROWS:,} more in the table '{panel.table}'")
 
@@ -163,9 +190,10 @@ def _entry(value: Any, digits: int | None) -> str:
         return ""
     if digits is not None and isinstance(value, (int, float, np.number)):
         return number(float(value), f".{digits}f")
-    text = str(value)
-    short = text if len(text) <= LONG else f"{text[: LONG - 1]}…"
-    return short if short == " ".join(short.split()) else visible(short)
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    text = in_a_line(str(value)[: LONG + 1])
+    return text if text == text.strip() else f'"{text}"'
 
 
 # kind of panel -> what prints it; a tree is drawn by `probe runs tree`
@@ -175,5 +203,5 @@ _DRAWN: dict[str, Callable[..., None]] = {
     "lines": show_lines,
     "listing": _show_listing,
     "patterns": show_patterns,
-    "tokens": show_strip,
+    "tokens": _show_titled,
 }

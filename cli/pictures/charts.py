@@ -24,6 +24,7 @@ MOST = 60  # bars of a group
 LABEL = 40  # cells of what a bar is of
 TRACK = 40  # cells of a bar, at most
 HIGH = 12  # lines of a chart
+NAMED = 8  # curves that are named: as many as have a colour of their own
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # Braille's dots: four rows of two
 
@@ -182,10 +183,12 @@ def _show_chart(out: Screen, panel: Lines, first: Measure, curves: list[tuple[st
     ends = [figure(left), figure(right)]
     out.line(" " * (label + 1) + ends[0] + ends[1].rjust(across - len(ends[0])))
     out.line(f"{panel.axis.title}  (dots: 95 %)" if any(m.band for _, m, _ in curves) else panel.axis.title)
-    for k, (name, _, part) in enumerate(curves):
+    for k, (name, _, part) in enumerate(curves[:NAMED]):
         legend = Text("⣿⣿ ", _ink(k) if out.coloured else "")
         last = numbers(part[curves[k][1].column])
-        out.line(legend.append(f"{in_a_line(name)}: {figure(last[0])} … {figure(last[-1])}", "not dim default"))
+        out.line(legend.append(f"{in_a_line(name)}: {figure(last[0])} … {figure(last[-1])}"))
+    if len(curves) > NAMED:
+        out.line(f"… and {len(curves) - NAMED} more curves")
 
 
 def _ends(values: np.ndarray) -> tuple[float, float]:

@@ -13,7 +13,7 @@ import typer
 from rich.cells import cell_len, set_cell_size
 from rich.color import Color
 from rich.style import Style
-from rich.text import Text
+from rich.text import Span, Text
 
 from probe.reporting.plots.paper import ink_on, named
 from probe.reporting.scales import ColourScale
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 UPPER, LOWER = "▀", "▄"
+CUBE = (0, 95, 135, 175, 215, 255)  # steps of red, green and blue among the 256 colours
 BAR = 24  # cells of the bar of a scale
 BESIDE = " / "
 LABEL = 28  # cells of a label at most
@@ -47,7 +48,19 @@ class Screen:
         if self._console is None:
             typer.echo(printable(str(text)).rstrip())
         else:
-            self._console.print(Text(text) if isinstance(text, str) else text, soft_wrap=True)
+            shown = Text(text) if isinstance(text, str) else text
+            if self._console.color_system == "256":
+                shown.spans = [
+                    Span(a, b, _of_few(style) if isinstance(style, Style) else style) for a, b, style in shown.spans
+                ]  # fmt: skip
+            self._console.print(shown, soft_wrap=True)
+
+    def words(self, text: str) -> None:
+        """Print a sentence; on a terminal its lines end between words."""
+        if self._console is None:
+            self.line(text)
+        elif text:
+            self._console.print(Text(text))
 
 
 def screen() -> Screen:
@@ -65,6 +78,26 @@ def paint(upper: tuple[int, ...] | None, lower: tuple[int, ...] | None = None) -
     return Style(
         color=Color.from_rgb(*upper[:3]) if upper else None, bgcolor=Color.from_rgb(*lower[:3]) if lower else None
     )  # fmt: skip
+
+
+@lru_cache(4096)
+def _of_few(style: Style) -> Style:
+    """The same in the nearest of the terminal's 256 colours; rich's own choice is further away, steps of a grey become pink."""
+    near = [
+        None if one is None or one.triplet is None else Color.from_ansi(nearest(one.triplet))
+        for one in (style.color, style.bgcolor)
+    ]
+    return Style(color=near[0], bgcolor=near[1], bold=style.bold)
+
+
+def nearest(colour: Sequence[int]) -> int:
+    """The number from 16 to 255 of the colour that is nearest in red, green and blue: of a cube of 6 steps, and of 24 greys."""
+    steps = [min(range(6), key=lambda i: abs(CUBE[i] - c)) for c in colour]
+    grey = min(range(24), key=lambda i: sum((8 + 10 * i - c) ** 2 for c in colour))
+    of_cube = sum((CUBE[i] - c) ** 2 for i, c in zip(steps, colour, strict=True))
+    if sum((8 + 10 * grey - c) ** 2 for c in colour) < of_cube:
+        return 232 + grey
+    return 16 + 36 * steps[0] + 6 * steps[1] + steps[2]
 
 
 def behind(colour: np.ndarray, *, bold: bool = False) -> Style:
