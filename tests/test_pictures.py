@@ -63,13 +63,21 @@ def of_number(n: int) -> tuple[int, ...]:
 
 
 def same(colour: Any, wanted: tuple[int, ...], setting: str) -> bool:
-    """The colour itself; of 256 one that none of the others is nearer than."""
+    """The colour itself; of 256 one as light as it (CIE L*, of 100), of the same hue where it has one."""
     if colour is None:
         return False
     if setting != "few":
         return max(abs(a - b) for a, b in zip(colour, wanted, strict=True)) <= 1
-    far = {n: math.dist(of_number(n), wanted) for n in range(16, 256)}
-    return far[colour] <= min(far.values()) + 2  # by how much rounding moves a colour
+    shown = of_number(colour)
+    hue = max(wanted) - min(wanted) < 60 or wanted.index(max(wanted)) in [i for i in range(3) if shown[i] == max(shown)]
+    return hue and abs(lightness(shown) - lightness(wanted)) < 12
+
+
+def lightness(colour: tuple[int, ...]) -> float:
+    """L* of CIELAB, from 0 to 100."""
+    linear = [c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
+    y = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return 116 * y ** (1 / 3) - 16 if y > 0.008856 else 903.3 * y
 
 
 def blocks(text: str, rows: int, columns: int) -> dict[tuple[int, int], Any]:

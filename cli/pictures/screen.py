@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 UPPER, LOWER = "▀", "▄"
-CUBE = (0, 95, 135, 175, 215, 255)  # steps of red, green and blue among the 256 colours
 BAR = 24  # cells of the bar of a scale
 BESIDE = " / "
 LABEL = 28  # cells of a label at most
@@ -82,7 +82,7 @@ def paint(upper: tuple[int, ...] | None, lower: tuple[int, ...] | None = None) -
 
 @lru_cache(4096)
 def _of_few(style: Style) -> Style:
-    """The same in the nearest of the terminal's 256 colours; rich's own choice is further away, steps of a grey become pink."""
+    """The same in the nearest of the terminal's 256 colours; rich's own choice has other hues: a tan is pink."""
     near = [
         None if one is None or one.triplet is None else Color.from_ansi(nearest(one.triplet))
         for one in (style.color, style.bgcolor)
@@ -91,13 +91,25 @@ def _of_few(style: Style) -> Style:
 
 
 def nearest(colour: Sequence[int]) -> int:
-    """The number from 16 to 255 of the colour that is nearest in red, green and blue: of a cube of 6 steps, and of 24 greys."""
-    steps = [min(range(6), key=lambda i: abs(CUBE[i] - c)) for c in colour]
-    grey = min(range(24), key=lambda i: sum((8 + 10 * i - c) ** 2 for c in colour))
-    of_cube = sum((CUBE[i] - c) ** 2 for i, c in zip(steps, colour, strict=True))
-    if sum((8 + 10 * grey - c) ** 2 for c in colour) < of_cube:
-        return 232 + grey
-    return 16 + 36 * steps[0] + 6 * steps[1] + steps[2]
+    """The number from 16 to 255 of the colour that looks nearest: of a cube of 6 steps a side, and of 24 greys."""
+    return 16 + int(((_oklab(colour) - _FEW) ** 2).sum(axis=-1).argmin())
+
+
+def _oklab(colour: Any) -> np.ndarray:
+    """Red, green, blue (0 to 255) in a space in which equal distances look equal (Ottosson 2020, OKLab)."""
+    channel = np.asarray(colour, float) / 255
+    linear = np.where(channel <= 0.04045, channel / 12.92, ((channel + 0.055) / 1.055) ** 2.4)
+    return np.cbrt(linear @ _CONES) @ _OPPOSED
+
+
+_CONES = np.array(
+    [[0.41222147, 0.2119035, 0.08830246], [0.53633254, 0.68069955, 0.28171884], [0.05144599, 0.10739696, 0.6299787]]
+)
+_OPPOSED = np.array(
+    [[0.21045426, 1.9779985, 0.02590404], [0.79361778, -2.42859221, 0.78277177], [-0.00407205, 0.45059371, -0.80867577]]
+)
+_CUBE = (0, 95, 135, 175, 215, 255)
+_FEW = _oklab([*product(_CUBE, repeat=3), *((8 + 10 * i,) * 3 for i in range(24))])
 
 
 def behind(colour: np.ndarray, *, bold: bool = False) -> Style:
