@@ -2,11 +2,14 @@
 import { build } from "esbuild";
 import { readFileSync, writeFileSync, readdirSync } from "node:fs";
 
-// the indentation of templates is no part of the page
+// the indentation and the quotes of templates are no part of the page (those that pen.js writes are of a file)
 const narrow = {
   name: "narrow",
   setup({ onLoad }) {
-    onLoad({ filter: /\/web\/src\/\w+\.js$/ }, ({ path }) => ({ contents: readFileSync(path, "utf8").replace(/\n +/g, "\n") }));
+    onLoad({ filter: /\/web\/src\/\w+\.js$/ }, ({ path }) => {
+      const text = readFileSync(path, "utf8").replace(/\n +/g, "\n").replace(/>\n(?=<|\$\{)/g, ">").replace(/\}\n(?=<)/g, "}");
+      return { contents: path.endsWith("/pen.js") ? text : text.replace(/ ([a-z-]+)="([\w-]+)"/g, " $1=$2") };
+    });
   },
 };
 const out = new URL("../built/", import.meta.url);

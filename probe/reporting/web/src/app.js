@@ -149,10 +149,10 @@ function Bar({ page, cursor, move, theme, nextTheme, help }) {
     ${prompts.length > 1 && html`<label>Prompt <select name="prompt" value=${cursor.prompt} onChange=${(event) => move({ prompt: number(event) })}>
       ${prompts.map((one) => html`<option key=${one.prompt} value=${one.prompt}>${`${one.prompt}  \u2068${shown(one.title)}\u2069`}</option>`)}</select></label>`}
     <span class="space" />
-    ${page.left_out.length > 0 && html`<button type="button" onClick=${missing}>${page.left_out.length} left out</button>`}
+    ${page.left_out.length > 0 && html`<button onClick=${missing}>${page.left_out.length} left out</button>`}
     <${Written} page=${page} />
-    <button type="button" name="theme" onClick=${nextTheme} aria-label=${`Colours: ${theme}`} title="Colours: as the system, light, dark">${{ system: "◐", light: "☀", dark: "☾" }[theme]}</button>
-    <button type="button" name="keys" onClick=${help} aria-label="Keys" title="Keys">?</button>
+    <button name="theme" onClick=${nextTheme} aria-label=${`Colours: ${theme}`} title="Colours: as the system, light, dark">${{ system: "◐", light: "☀", dark: "☾" }[theme]}</button>
+    <button name="keys" onClick=${help} aria-label="Keys" title="Keys">?</button>
   </header>`;
 }
 

@@ -20,13 +20,11 @@ export function saved(name, blob) {
 }
 
 export function svgOf(kind, given) {
+  const { width, height } = kind.draw(new SvgPen(), given); // for its size
   const pen = new SvgPen();
-  const { width, height } = kind.draw(pen, given);
-  const under = new SvgPen();
-  under.rect(0, 0, width, height, THEMES[given.theme].paper);
-  const file = pen.svg(width, height);
-  const start = file.indexOf("\n") + 1;
-  return file.slice(0, start) + under.svg(1, 1).split("\n")[1] + "\n" + file.slice(start);
+  pen.rect(0, 0, width, height, THEMES[given.theme].paper);
+  kind.draw(pen, given);
+  return pen.svg(width, height);
 }
 
 export function pngOf(kind, given) {
@@ -105,7 +103,7 @@ export function Frame({ kind, page, panel, sequence, cursor: now, move, measure,
       <h2>${tag && html`<b class="tag">${tag}</b> `}<bdi>${panel.title}</bdi></h2>
       <${Measures} panel=${panel} measure=${measure} choose=${chooseMeasure} />
       <div class="files" role="group" aria-label=${`Files of ${panel.title}`}>
-        ${["CSV", "PNG", "SVG"].map((name) => html`<button type="button" key=${name} name=${name.toLowerCase()} disabled=${!frame}
+        ${["CSV", "PNG", "SVG"].map((name) => html`<button key=${name} name=${name.toLowerCase()} disabled=${!frame}
           onClick=${() => actions[name]()} aria-label=${`${name} of ${panel.title}`}>${name}</button>`)}
       </div>
     </header>
@@ -154,7 +152,7 @@ export function Rows({ panel, frame, cursor }) {
       <thead><tr>${frame.columns.map((name) => html`<th scope="col" key=${name}>${name}</th>`)}</tr></thead>
       <tbody>${rows.map((row) => html`<tr key=${row}>${frame.columns.map((name) => html`<td key=${name}><bdi>${cell(frame.get(name, row))}</bdi></td>`)}</tr>`)}</tbody>
     </table>
-    ${indices.length > most && html`<button type="button" onClick=${() => show(most * 5)}>more rows</button>`}
+    ${indices.length > most && html`<button onClick=${() => show(most * 5)}>more rows</button>`}
   </div>`;
 }
 
@@ -175,7 +173,7 @@ export function Code({ name, text }) {
     say((await copied(text, block.current)) ? "copied" : "selected");
     setTimeout(() => say("copy"), 1500);
   };
-  return html`<figure class="code"><figcaption>${name}<button type="button" onClick=${copy} aria-label=${`Copy ${name}`}>${said}</button></figcaption>
+  return html`<figure class="code"><figcaption>${name}<button onClick=${copy} aria-label=${`Copy ${name}`}>${said}</button></figcaption>
     <pre ref=${block} tabindex="0" role="region" aria-label=${name}><bdi>${text}</bdi></pre></figure>`;
 }
 
