@@ -1,6 +1,7 @@
 // src/ and its libraries -> ../built/page.js, page.css and LICENSES.txt. The same source gives the same bytes.
 import { build } from "esbuild";
 import { readFileSync, writeFileSync, readdirSync } from "node:fs";
+import { minify } from "terser";
 
 // the indentation and the quotes of templates are no part of the page (those that pen.js writes are of a file)
 const narrow = {
@@ -14,10 +15,13 @@ const narrow = {
 };
 const out = new URL("../built/", import.meta.url);
 for (const [entry, name] of [["src/main.js", "page.js"], ["src/style.css", "page.css"]]) {
-  await build({
-    entryPoints: [entry], outfile: new URL(name, out).pathname, bundle: true, minify: true, format: "iife",
+  const { outputFiles } = await build({
+    entryPoints: [entry], write: false, bundle: true, minify: true, format: "iife",
     target: "es2022", charset: "ascii", legalComments: "none", plugins: [narrow], absWorkingDir: new URL(".", import.meta.url).pathname,
   });
+  const { text } = outputFiles[0];
+  const shorter = { compress: { passes: 3, unsafe_arrows: true }, ecma: 2020, format: { ascii_only: true } };
+  writeFileSync(new URL(name, out), name === "page.js" ? `${(await minify(text, shorter)).code}\n` : text);
 }
 // a licence; of the Apache License, which comes with this project too, whose work it is
 function notice(text) {
