@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from probe.recipes.manual.screenshots import ALL, LARGEST, PICTURES
 
 from .needed import program, without
 
-REPORTING = Path(__file__).parents[2] / "probe" / "reporting"
+ROOT = Path(__file__).parents[2]
+REPORTING = ROOT / "probe" / "reporting"
 BUILT, WEB = REPORTING / "built", REPORTING / "web"
 AT_MOST = 120 * 1024  # bytes: of all built files together
 
@@ -55,3 +58,13 @@ def test_the_licence_of_every_library_is_with_it() -> None:
         assert "ermission" in text or "Licensed under" in text
     bundled = {path.rpartition("node_modules/")[2] for path, of in locked.items() if path and not of.get("dev")}
     assert bundled == set(used), "what a library brings along has a licence too"
+
+
+def test_the_readme_shows_six_pictures_and_says_what_each_is() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"pictures/(\w+)\.png\)", text) == [one.name for one in ALL] and len(ALL) == 6
+    for one in ALL:
+        assert re.search(rf"{re.escape(one.said)} !\[\w+\]\(recipes/manual/pictures/{one.name}\.png\)", text)
+        content = (PICTURES / f"{one.name}.png").read_bytes()
+        assert content.startswith(b"\x89PNG") and len(content) <= LARGEST
+    assert {path.stem for path in PICTURES.iterdir()} == {one.name for one in ALL}
