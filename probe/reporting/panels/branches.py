@@ -30,7 +30,7 @@ def panels(context: Context) -> Iterator[Panel]:
         branches = branches.sort_values(["sample", "branch"], kind="stable")
         yield from _outcomes(context, branches)
         yield from _arms(context, branches)
-    yield from _tree(context)
+    yield from _tree(context, branches)
     yield from _labels(context)
     yield from _rounds(context)
 
@@ -160,13 +160,13 @@ def _edit(context: Context) -> str:
     return f"{sentence(str(about['edit']))} Was: {about['old']!r}{new}. Arms of one sample share their noise.{words}"
 
 
-def _tree(context: Context) -> Iterator[Panel]:
+def _tree(context: Context, branches: pd.DataFrame) -> Iterator[Panel]:
     found, trouble = context.tables.once("tree", lambda: _whole_tree(context))
     own = None if found is None else _of_problem(found, context.prompt_id)
     if own is None:
         return
-    held = context.has("branches")
-    rows = context.rows("branches", columns=TREE) if held else context.rows("prompts")
+    held = len(branches) > 0
+    rows = branches[list(TREE)] if held else context.rows("prompts")
     left = f" Runs beside this one are left out: {sentence(trouble)}" if trouble else ""
     yield OutcomeTree(
         "tree", "Where continuations fork", "branches" if held else "prompts", rows, where={"prompt_id": context.prompt_id},

@@ -135,7 +135,7 @@ def _sampled(context: Context) -> Iterator[Panel]:
     shares = _part(context, "sampled_means", "metric", *SHARES)
     if len(shares):
         yield Bars(
-            "sampled-means", "Over all problems", "sampled_means", shares, where={"metric": list(SHARES)},
+            "sampled-means", "Sampled answers, over all problems", "sampled_means", shares, where={"metric": list(SHARES)},
             axis=Axis("metric", "measure", None, {name: name.replace("_", " ") for name in SHARES}),
             measure=Measure("estimate", "mean over problems", low=0.0, high=1.0, band=BAND), note="95 % over problems.",
         )  # fmt: skip
@@ -148,7 +148,7 @@ def _sampled(context: Context) -> Iterator[Panel]:
             note="95 % over problems.",
         )  # fmt: skip
     columns = ("metric", "k", "estimate", *BAND, "problems", "rollouts", "method")
-    yield _table("sampled-means-table", "Over all problems, in numbers", "sampled_means", means, columns, "")
+    yield _table("sampled-means-table", "Sampled answers over all problems, in numbers", "sampled_means", means, columns, "")
 
 
 def _problems(context: Context) -> Iterator[Panel]:

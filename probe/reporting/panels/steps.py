@@ -8,6 +8,7 @@ import pandas as pd
 
 from probe.reporting.panels.context import Context, panel_name
 from probe.reporting.views import Axis, Bars, Grid, Lines, Listing, Measure, Panel, ShownColumn
+from probe.store.reading import filtered
 
 LABEL = 32  # characters of a step that name it on an axis
 
@@ -30,11 +31,17 @@ def sentence(text: str) -> str:
 
 
 def steps_of(context: Context, prompt_id: int | None = None) -> pd.DataFrame:
-    """The steps of the sequence that is shown, or of another prompt's, in order; of no rows if there are none."""
+    """The steps of the sequence that is shown, or of another prompt's, in order; to be left as they are. Of no rows if there
+    are none."""
     if "steps" not in context.run.tables:
         return pd.DataFrame(columns=["step", "start", "end", "kind", "text"])
     prompt = context.prompt_id if prompt_id is None else prompt_id
-    return context.run.scan("steps", prompt_id=prompt, branch=context.branch).to_pandas().sort_values("step", kind="stable")
+    return context.tables.once(("steps", prompt, context.branch), lambda: _read_steps(context, prompt))
+
+
+def _read_steps(context: Context, prompt: int) -> pd.DataFrame:
+    rows = filtered(context.tables.of_prompt("steps", prompt), {"branch": context.branch})
+    return rows.sort_by("step").to_pandas()
 
 
 def step_labels(steps: pd.DataFrame) -> dict[int, str]:
