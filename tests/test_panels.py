@@ -229,6 +229,22 @@ def test_a_draft_that_is_the_target_is_accepted_throughout(lm, tmp_path: Path) -
     assert (drawn.loc[drawn["verdict"] == "accepted", "accept_prob"] == 1.0).all()
 
 
+def test_no_vector_and_no_pattern_is_read_that_is_not_shown(full: Run, monkeypatch) -> None:
+    """Of 5,000 tokens all patterns are 13 GB."""
+    scans = []
+    scan = Run.scan
+
+    def watched(run: Run, name: str, *, columns=None, **where):
+        scans.append((name, columns, where))
+        return scan(run, name, columns=columns, **where)
+
+    monkeypatch.setattr(Run, "scan", watched)
+    sequence_views(full, heads=[(1, 2)])
+    of_patterns = [where for name, columns, where in scans if name == "attention" and (columns is None or "weights" in columns)]
+    assert of_patterns == [{"prompt_id": 0, "branch": 0, "layer": 1, "head": [2]}]
+    assert all(columns and "vector" not in columns for name, columns, _ in scans if name == "activations")
+
+
 def test_heads_are_those_asked_for(full: Run) -> None:
     panel = panels(full, heads=[(1, None), (2, 0)])["patterns"]
     there = set(zip(panel.frame["layer"], panel.frame["head"], strict=True))

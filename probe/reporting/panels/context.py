@@ -98,9 +98,13 @@ class Tables:
         found: Made = self._made[key]
         return found
 
+    def held(self, name: str) -> bool:
+        """Whether a table is so small that it is read once, for all prompts."""
+        return not TABLES[name].large and self.run.manifest["tables"][name]["rows"] <= HELD
+
     def of_prompt(self, name: str, prompt_id: int) -> pa.Table:
         """The rows of one prompt. A table that is not large is read once, for all prompts."""
-        if TABLES[name].large or self.run.manifest["tables"][name]["rows"] > HELD:
+        if not self.held(name):
             return self.run.scan(name, prompt_id=prompt_id)
         table, places = self.once(("by prompt", name), lambda: _by_prompt(self.run.scan(name)))
         return table.slice(*places.get(prompt_id, (0, 0)))
@@ -158,6 +162,8 @@ class Context:
         """
         if name not in self.run.tables:
             return pd.DataFrame()
+        if not self.tables.held(name):  # only what is asked for is read: patterns and activations can be larger than memory
+            return self.run.scan(name, columns=columns, prompt_id=self.prompt_id, **where).to_pandas()
         found = filtered(self.tables.of_prompt(name, self.prompt_id), where)
         return (found if columns is None else found.select(list(columns))).to_pandas()
 
