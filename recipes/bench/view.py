@@ -19,7 +19,7 @@ from .trace import text_of
 
 CHROMIUM = "/usr/bin/chromium"
 OPTIONS = ("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update")
-SCROLLED = 3.0  # seconds
+SCROLLED, SPEED = 3.0, 3_000  # seconds; px a second, as a wheel that is turned fast
 
 # drawn: the text's first token is in the document, and a frame of the screen has passed since
 DRAWN = """selector => new Promise((done) => {
@@ -28,8 +28,8 @@ DRAWN = """selector => new Promise((done) => {
     : setTimeout(look, 2);
   look();
 })"""
-# from top to bottom and back: milliseconds of each frame
-SCROLL = """([selector, seconds]) => new Promise((done) => {
+# down, and up again from the end: milliseconds of each frame
+SCROLL = """([selector, seconds, speed]) => new Promise((done) => {
   const box = selector ? document.querySelector(selector) : document.scrollingElement;
   const frames = [];
   let begun = null, last = null;
@@ -37,9 +37,9 @@ SCROLL = """([selector, seconds]) => new Promise((done) => {
     begun ??= now;
     if (last !== null) frames.push(now - last);
     last = now;
-    const t = (now - begun) / (1000 * seconds);
-    if (t >= 1) { done(frames); return; }
-    box.scrollTop = (box.scrollHeight - box.clientHeight) * (1 - Math.abs(2 * t - 1));
+    if (now - begun >= 1000 * seconds) { done(frames); return; }
+    const [way, end] = [speed * (now - begun) / 1000, box.scrollHeight - box.clientHeight];
+    box.scrollTop = end - Math.abs(way % (2 * end) - end);
     requestAnimationFrame(step);
   };
   requestAnimationFrame(step);
@@ -47,10 +47,14 @@ SCROLL = """([selector, seconds]) => new Promise((done) => {
 
 
 class PageTimes(NamedTuple):
-    """One opening of a file. drawn: milliseconds from its beginning. frames: milliseconds each, while it scrolls."""
+    """One opening of a file. drawn: milliseconds from its beginning. frames: milliseconds each, while it scrolls.
+
+    busy: milliseconds that the page's main thread had of a processor in all these frames together.
+    """
 
     drawn: float
     frames: list[float]
+    busy: float
 
 
 def main(model: str, *, repeat: int, quick: bool, only: str | None = None) -> None:
@@ -98,14 +102,15 @@ def _drawn(tokens: int, files: dict[str, Path], *, rounds: int) -> None:
                 found = _open(browser, path, *where[name])
                 if turn:
                     opened[name].append(found)
-    print(f"  {'':<8}{'drawn in':>12}{'target':>10}{'frames/s':>10}{'target':>8}{'slowest':>11}{'over 25 ms':>12}")
+    print(f"  {'':<8}{'drawn in':>12}{'target':>10}{'frames/s':>10}{'target':>8}{'slowest':>11}{'over 25 ms':>12}{'busy':>15}")
     for name, times in opened.items():
         frames = [frame for one in times for frame in one.frames]
         wanted = ("2,000 ms", "60") if name == "page" and tokens == 5_000 else ("", "")
         late = sum(frame > 25 for frame in frames) / len(frames)
         drawn = statistics.median(one.drawn for one in times)
         row = f"  {name:<8}{drawn:>9.0f} ms{wanted[0]:>10}{1000 * len(frames) / sum(frames):>10.1f}{wanted[1]:>8}"
-        print(f"{row}{max(frames):>8.0f} ms{late:>12.1%}")
+        busy = sum(one.busy for one in times) / len(frames)
+        print(f"{row}{max(frames):>8.0f} ms{late:>12.1%}{busy:>6.1f} ms/frame")
 
 
 def _open(browser: Any, path: Path, selector: str, box: str | None) -> PageTimes:
@@ -115,9 +120,18 @@ def _open(browser: Any, path: Path, selector: str, box: str | None) -> PageTimes
         page.goto(path.as_uri(), wait_until="commit")
         drawn = page.evaluate(DRAWN, selector)
         page.wait_for_timeout(500)
-        return PageTimes(drawn, page.evaluate(SCROLL, [box, SCROLLED]))
+        session = context.new_cdp_session(page)
+        session.send("Performance.enable", {"timeDomain": "threadTicks"})
+        before = _busy(session)
+        frames = page.evaluate(SCROLL, [box, SCROLLED, SPEED])
+        return PageTimes(drawn, frames, _busy(session) - before)
     finally:
         context.close()
+
+
+def _busy(session: Any) -> float:
+    found = {one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]}
+    return 1000 * float(found["TaskDuration"])
 
 
 @contextmanager
