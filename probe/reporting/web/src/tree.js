@@ -132,9 +132,15 @@ function Body({ panel, cursor, move, scales, height = TALL }) {
     const above = chosen.slice(0, -1).map((_, k) => ["0", ...chosen.slice(1, k + 1).map((node, i) => chosen[i].children.indexOf(node))].join("."));
     if (above.some((path) => closed.has(path))) close(new Set([...closed].filter((path) => !above.includes(path))));
   }, [chosen]);
+  const sought = useRef(null); // the branch to be brought into sight, once
   useEffect(() => {
-    const node = chosen && drawn.nodes.find(({ data }) => data === chosen[chosen.length - 1]);
-    if (node) bring(scroller.current, node);
+    sought.current = chosen && chosen[chosen.length - 1];
+  }, [chosen]);
+  useEffect(() => {
+    const node = sought.current && drawn.nodes.find(({ data }) => data === sought.current);
+    if (!node) return;
+    bring(scroller.current, node);
+    sought.current = null;
   }, [chosen, drawn]);
   const flip = (path) => close((old) => {
     const next = new Set(old);
