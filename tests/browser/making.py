@@ -97,8 +97,13 @@ def _spelled(maker: Maker, at: Path) -> None:
 
 
 def _long(maker: Maker, at: Path) -> None:
-    """A text of thousands of tokens, with what a trace measures of each."""
-    probe.trace(maker.lm, ("abcd efg. " * (LONG // 10 + 1))[:LONG], attention="none", out=at)
+    """A text of thousands of tokens, more than the model itself could read."""
+    ids = maker.lm.ids_of(("abcd efg. " * (LONG // 10 + 1))[:LONG])
+    with create(at, command="trace", arguments={}) as writer:
+        with writer.unit("all"):
+            writer.write("prompts", {"prompt_id": [0], "text": ["abcd"], "n_tokens": [1], "error": [""]})
+            writer.write("tokens", token_columns(0, ids, maker.lm.pieces(ids), 1))
+        writer.finish(summary={}, model=maker.lm.identity)
 
 
 def _patch(**options: object) -> Callable[[Maker, Path], object]:

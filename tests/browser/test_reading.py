@@ -21,11 +21,11 @@ def test_of_a_long_text_only_what_is_seen_is_in_the_document(tiny: Maker, look) 
     there = opened.page.eval_on_selector_all(SHOWN, POSITIONS)
     assert 0 in there and len(there) < LONG / 3 and there == sorted(set(there))
     opened.press("End")
-    opened.page.locator(f"[data-pos='{LONG}']").wait_for(state="visible")
+    opened.page.locator(f"[data-pos='{LONG - 1}']").wait_for(state="visible")
     there = opened.page.eval_on_selector_all(SHOWN, POSITIONS)
-    assert 0 not in there and len(there) < LONG / 3 and there == list(range(there[0], LONG + 1))
+    assert 0 not in there and len(there) < LONG / 3 and there == list(range(there[0], LONG))
     readout = opened.readout("tokens")
-    assert re.search(rf"\b{LONG}\b", readout.replace(",", ""))
+    assert re.search(rf"\b{LONG - 1}\b", readout.replace(",", ""))
     opened.press("Home")
     opened.page.locator("[data-pos='0']").wait_for(state="visible")
     box = opened.panel("tokens").locator(".overview").bounding_box()
@@ -36,17 +36,21 @@ def test_of_a_long_text_only_what_is_seen_is_in_the_document(tiny: Maker, look) 
 
 
 def test_a_chain_folds_by_step(tiny: Maker, look) -> None:
-    opened = look(tiny.page("importance"))
+    opened = look(tiny.page("trace"))
     folds = opened.panel("tokens").locator("button.fold")
-    assert folds.count() >= 4
+    assert folds.count() >= 2
     before = opened.page.locator(SHOWN).count()
     first = folds.nth(1)
     assert first.get_attribute("aria-expanded") == "true"
     first.click()
     opened.settle()
     assert folds.nth(1).get_attribute("aria-expanded") == "false"
+    folds.nth(1).click()
+    opened.settle()
+    assert folds.nth(1).get_attribute("aria-expanded") == "true"
+    assert opened.page.locator(SHOWN).count() == before
     opened.press("F")
-    assert opened.page.locator(SHOWN).count() <= before
+    assert opened.page.locator(SHOWN).count() < before
     opened.press("F")
     assert opened.page.locator(SHOWN).count() == before
 
@@ -151,7 +155,7 @@ def named(canvas) -> bool:
     return canvas.evaluate("""one => {
         const above = one.closest('[aria-hidden=true]');
         const inside = one.closest('[role=img][aria-label], [role=application][aria-label], [role=grid][aria-label]');
-        return Boolean((one.getAttribute('role') === 'img' && one.getAttribute('aria-label')) || above || inside);
+        return Boolean((one.getAttribute('role') && one.getAttribute('aria-label')) || above || inside);
     }""")
 
 
