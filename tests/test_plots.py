@@ -215,6 +215,7 @@ def test_the_same_picture_is_the_same_file_whatever_the_settings(tmp_path: Path)
     assert again == first
 
 
+@pytest.mark.slow
 def test_pyplot_is_not_imported(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from tests import panels; from probe.reporting.plots import write_plots\n"
@@ -246,6 +247,7 @@ def test_a_measure_that_there_is_not_is_named(tmp_path: Path) -> None:
         figure_of(panels.strip(), measure="x")
 
 
+@pytest.mark.slow
 def test_a_long_text_is_cut_and_says_so(tmp_path: Path) -> None:
     n = 3000
     frame = pd.DataFrame({"pos": range(n), "token": ["word\n"] * n, "logprob": np.linspace(-1, 0, n)})

@@ -195,6 +195,7 @@ def test_every_mistake_is_a_line_and_a_hint(runs: Path, tmp_path: Path, monkeypa
     assert store.check(trace) == [] and not list(runs.glob("*.html"))
 
 
+@pytest.mark.slow
 def test_mistakes_at_the_command_line(shell, runs: Path) -> None:
     failed(shell("view", "nowhere"), 1, "there is no run 'nowhere'", "probe runs ls")
     failed(shell("view", str(runs / "plain"), "--heads", "0.0"), 1, "holds no attention patterns")
@@ -213,6 +214,7 @@ def test_the_command_says_what_it_wrote(shell, runs: Path, tmp_path: Path) -> No
     assert (quiet.stdout, quiet.stderr) == ("page.html\n", "")
 
 
+@pytest.mark.slow
 def test_files_are_written_in_place_of_the_page(shell, runs: Path, tmp_path: Path) -> None:
     """Two prompts in the names; of two runs a- and b-; with -o the page, too."""
     done = shell("view", str(runs / "trace"), "--png", "png", "--svg", "svg", "--heads", "0.0")
@@ -338,6 +340,7 @@ def test_watching_a_whole_run_writes_its_page(runs: Path, tmp_path: Path) -> Non
     assert page_of(made.page)["watching"] is False
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_watching_and_leaves_the_page(tmp_path: Path) -> None:
     """Exit code 130; the page is there, and no longer loads itself."""
     with begin(tmp_path / "run") as writer:
@@ -356,6 +359,7 @@ def test_ctrl_c_ends_watching_and_leaves_the_page(tmp_path: Path) -> None:
     assert store.check(tmp_path / "run") == []
 
 
+@pytest.mark.slow
 def test_watching_what_is_no_run_or_is_removed_is_an_error(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(viewing, "LOOK", 0.05)
     with pytest.raises(RunError, match="there is no run"):
@@ -374,6 +378,7 @@ def test_a_request_that_means_nothing_is_refused_before_anything_is_read() -> No
             ViewRuns("nowhere", **given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["trace", "importance", "patch", "steer", "sample", "speculate"])
 def test_a_run_of_any_command_is_drawn_before_its_end(verb: str, lm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All its tables are on the disk, and nothing of the manifest: what stands in the summary is not there yet."""
