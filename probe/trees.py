@@ -140,7 +140,7 @@ def _compared(run: Run, prompt: int) -> dict[int | None, int]:
 
 
 def _arms(rows: Any, compared: dict[int | None, int]) -> list[Tree]:
-    """Nodes of the arms; of several steps, under a node a step."""
+    """Nodes of the arms; of several steps, under a node a step, and beside these the arms that go back to no step."""
     steps = sorted({int(step) for step in rows["step"].dropna()}) if "step" in rows else []
     if len(steps) < 2:
         return _arms_of_place(rows, compared.get(steps[0] if steps else None, compared.get(None)))
@@ -148,7 +148,8 @@ def _arms(rows: Any, compared: dict[int | None, int]) -> list[Tree]:
     for step in steps:
         arms = _arms_of_place(rows[rows["step"] == step], compared.get(step, compared.get(None)))
         found.append({**_plain(f"step {step}", arms[0]["position"]), "step": step, "children": arms})
-    return found
+    outside = rows[rows["step"].isna()]
+    return [*found, *_arms_of_place(outside, compared.get(None))]
 
 
 def _arms_of_place(rows: Any, compared: int | None) -> list[Tree]:

@@ -40,7 +40,12 @@ def test_a_scan_has_its_band_and_that_of_random_directions(tmp_path: Path) -> No
     for prompt in (0, 1):
         text = panels(run, prompt)["steering-text"]
         same_as_the_table(run, text)
-        assert isinstance(text, Lines) and text.series == "direction" and text.frame["direction"].nunique() == 6
+        assert isinstance(text, Lines) and text.measures[0].band == ("random_low", "random_high")
+        drawn = run.steering[(run.steering["prompt_id"] == prompt) & (run.steering["control"] > 0)]
+        for row in text.frame.itertuples():
+            values = drawn.loc[drawn["strength"] == row.strength, "value"]
+            if len(values):  # at strength 0 there is nothing to draw
+                assert (row.random_low, row.random_high) == (values.min(), values.max())
     projected = panels(made, 2)["projections"]
     same_as_the_table(made, projected)
     assert isinstance(projected, Bars) and projected.axis.labels == {0: "good", 1: "fine", 2: "bad", 3: "poor"}

@@ -13,7 +13,7 @@ from probe.errors import RunError
 from probe.trees import BEYOND, drawn, newick, tree
 
 
-def made(folder: Path, name: str, problems: dict[int, list[int]], *, parent: Any = None, extra: int = 0) -> store.Run:
+def made(folder: Path, name: str, problems: dict[int, list[Any]], *, parent: Any = None, extra: int = 0) -> store.Run:
     """A run that went back, in each problem, to these steps: 2 samples of both arms, and `extra` more of control."""
     writer = store.create(folder / name, command="rewind", arguments={"name": name})
     for prompt, steps in problems.items():
@@ -24,8 +24,8 @@ def made(folder: Path, name: str, problems: dict[int, list[int]], *, parent: Any
         for step in steps:
             for arm, samples in (("control", range(2 + extra)), ("edited", range(2))):
                 rows += [
-                    {"branch": len(rows) + i, "parent": 0, "arm": arm, "sample": i, "step": step, "fork_pos": 6 + step,
-                     "draw_pos": 7 + step, "outcome": "4" if i else str(prompt), "n_tokens": 3,
+                    {"branch": len(rows) + i, "parent": 0, "arm": arm, "sample": i, "step": step, "fork_pos": 6 + (step or 0),
+                     "draw_pos": 7 + (step or 0), "outcome": "4" if i else str(prompt), "n_tokens": 3,
                      "edit": "delete" if arm == "edited" else ""}
                     for i in samples
                 ]  # fmt: skip
@@ -48,6 +48,15 @@ def test_a_node_a_problem_and_a_node_a_step(tmp_path: Path) -> None:
     lines = drawn(found)
     assert lines[0] == "went: 4 ×2" and len(lines) == 1 + 2 + 2 + 9
     assert newick(found).count("b") - newick(found).count("before") == len(run.branches) - 2
+
+
+def test_arms_of_a_place_in_no_step_stand_beside_the_steps(tmp_path: Path) -> None:
+    """As those of the boundaries of an importance run do that has arms of steps too."""
+    found = tree(made(tmp_path, "went", {0: [1, 3, None]}))
+    assert [(one["name"], len(one["children"])) for one in found["children"]] == [
+        ("step 1", 2), ("step 3", 2), ("control", 0), ("edited", 0)
+    ]  # fmt: skip
+    assert newick(found).count("b") == 12
 
 
 def test_one_problem_of_several(tmp_path: Path) -> None:

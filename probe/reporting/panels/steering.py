@@ -58,13 +58,20 @@ def _of_prompt(context: Context) -> Iterator[Panel]:
     rows = context.rows("steering")
     if rows.empty:
         return
+    where = {"prompt_id": context.prompt_id}
+    own, random = rows[rows["control"] == 0], rows[rows["control"] != 0].groupby("strength")["value"]
+    ends = random.agg(["min", "max"]).reindex(own["strength"]).to_numpy() if len(random) else None
+    band = ("random_low", "random_high") if ends is not None else None
+    if band is not None and ends is not None:
+        own = own.assign(random_low=ends[:, 0], random_high=ends[:, 1])
+    yield Lines(
+        "steering-text", "This text, by strength", "steering", own.sort_values("strength", kind="stable"),
+        where={**where, "control": 0}, derived=band or (), axis=Axis("strength", "strength"),
+        measures=(Measure("value", context.summary["metric"], band=band),),
+        note="Band: the same text under random directions, from the least to the greatest." if band else "",
+    )  # fmt: skip
     names = [THE_DIRECTION if number == 0 else f"random {number}" for number in rows["control"]]
     rows = rows.assign(direction=names).sort_values(["control", "strength"], kind="stable")
-    where = {"prompt_id": context.prompt_id}
-    yield Lines(
-        "steering-text", "This text, by strength", "steering", rows, where=where, derived=("direction",),
-        axis=Axis("strength", "strength"), measures=(Measure("value", context.summary["metric"]),), series="direction",
-    )  # fmt: skip
     if (rows["text"].fillna("") != "").any():
         yield Listing(
             "steering-texts", "Continuations under the direction", "steering", rows, where=where, derived=("direction",),

@@ -130,7 +130,7 @@ function Keys({ dialog }) {
     <h2 id="keys-title">Keys</h2>
     <table><tbody>${KEYS.map(([keys, what]) => html`<tr key=${keys}><th scope="row">${keys.split(" ").map((key) => html`<kbd key=${key}>${key}</kbd> `)}</th><td>${what}</td></tr>`)}</tbody></table>
     <p class="note">Where you are stands in the page's address: send it, and another reader is there too.</p>
-    <form method="dialog"><button autofocus>Close</button></form>
+    <form method="dialog"><button>Close</button></form>
   </dialog>`;
 }
 

@@ -108,7 +108,10 @@ function Body({ panel, frame, cursor, move, sequence, scales, measure, height })
 function readout(panel, frame, cursor, measure, sequence) {
   const { indices } = followed(panel, frame, cursor);
   const { rows, columns, cells } = cellsOf(panel, frame, indices, sequence);
-  const [i, j] = [rows, columns].map((axis) => placeOn(axis, cursor, sequence));
+  const known = [rows, columns].map((axis) => placeOn(axis, cursor, sequence));
+  if (known.every((k) => k < 0)) return "";
+  // where the reader has chosen no layer yet it is the last one
+  const [i, j] = [rows, columns].map((axis, k) => (known[k] < 0 && axis.cursor && cursor[axis.cursor] === null ? (axis.cursor === "layer" ? axis.values.length - 1 : 0) : known[k]));
   if (i < 0 || j < 0) return "";
   const index = cells[i * columns.values.length + j];
   return wordsOf(panel, frame, measureOf(panel, measure), rows, columns, index, i, j);
