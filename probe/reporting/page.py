@@ -53,6 +53,7 @@ def page_html(
     about: dict[str, Any] = {
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "watching": watching,
+        "refresh": refresh,
         "version": version("mechprobe"),
         "scales": {
             "sequential": colours.SEQUENTIAL,
@@ -65,14 +66,14 @@ def page_html(
     }
     title = " + ".join(runs[i].run.run_id for i in beside)
     panels = _panels(runs)
-    beginning = len(_document(title, _json(about), [], refresh))
+    beginning = len(_document(title, _json(about), []))
     fit = fitted(list(panels), max_mb=max_mb, beside=beginning)
     about |= {
         "sequences": list(_sequences(runs, panels, fit)),
         "frames": [frame.description for frame in fit.frames],
         "left_out": (*left_out, *fit.left_out),
     }
-    return Page(_document(title, _json(about), [frame.stream for frame in fit.frames], refresh), about["left_out"])
+    return Page(_document(title, _json(about), [frame.stream for frame in fit.frames]), about["left_out"])
 
 
 def _panels(runs: Sequence[PageRun]) -> dict[Placed, dict[str, Any]]:
@@ -151,16 +152,14 @@ def _exact(value: Any) -> Any:
     return str(value) if isinstance(value, int) and abs(value) > EXACT else value
 
 
-def _document(title: str, about: str, streams: Sequence[bytes], refresh: int | None) -> str:
+def _document(title: str, about: str, streams: Sequence[bytes]) -> str:
     built = files("probe.reporting") / "built"
     script, style = ((built / name).read_text("utf-8") for name in ("page.js", "page.css"))
     policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'; form-action 'none'"
-    again = [f'<meta http-equiv="refresh" content="{refresh}">'] if refresh else []
     lines = [
         "<!DOCTYPE html>",
         '<html lang="en"><head><meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-        *again,
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{html.escape(title).encode('ascii', 'xmlcharrefreplace').decode()}</title>",
         f"<style>{style}</style></head><body>",

@@ -162,6 +162,15 @@ function Written({ page }) {
     ${" "}<time datetime=${page.written}>${when.toLocaleString("sv-SE")}</time></p>`;
 }
 
+// A growing run's page loads what was written anew. (A <meta> would forget the address's cursor.)
+function useReload(page) {
+  useEffect(() => {
+    if (!page.refresh) return undefined;
+    const timer = setTimeout(() => window.location.reload(), 1000 * page.refresh);
+    return () => clearTimeout(timer);
+  }, [page]);
+}
+
 // Where a reader begins: at the first token that the model wrote.
 function firstOf(sequence) {
   if (!sequence || !sequence.length) return null;
@@ -182,6 +191,7 @@ function rowsOf(sequences) {
 export function App({ page }) {
   const [place, move, now] = useCursor(page);
   const { sequences } = useSequences(page, place);
+  useReload(page);
   const [theme, nextTheme] = useTheme();
   const [measures, choose] = useState(() => JSON.parse(chosen.get("measures") ?? "{}"));
   useEffect(() => chosen.set("measures", JSON.stringify(measures)), [measures]);
