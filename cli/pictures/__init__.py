@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +31,6 @@ ROWS_ALONE = "table-"  # how panels are called that are nothing but a table
 SHOWN = {"\n": "⏎", "\r": "␍", "\t": "⇥"}
 
 
-_AT_THE_CURSOR = re.compile(r"[^.;]*\b(?:click|cursor)\b[^.;]*[.;] ?")  # what a note says of a page
-
-
 def show_pictures(
     run: Run, *, prompt: int | None = None, heads: Sequence[Head] | None = None, kinds: Collection[str] | None = None,
     tables: Collection[str] | None = None, subjects: Sequence[Subject] | None = None, measure: str | None = None,
@@ -60,7 +56,7 @@ def show_pictures(
         for at in _heads_of(panel, heads):
             show_panel(out, panel, tokens, measure=measure, at=at)
             if notes and panel.note:
-                out.words(_AT_THE_CURSOR.sub("", in_a_line(panel.note)).rstrip(" ;"))
+                out.words(in_a_line(panel.note))
 
 
 def show_texts(run: Run, prompts: Sequence[int]) -> None:

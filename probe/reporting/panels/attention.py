@@ -130,11 +130,11 @@ def _rows(context: Context) -> Iterator[Panel]:
         "attention-rows", "Heads of a layer, position by position", "attention_rows", frame,
         where=context.where(), follows={"layer": "layer"},
         rows=HEADS, columns=QUERIES, measures=_statistics(frame), upwards=True,
-        note="What is known of each row of each pattern; the layer is the cursor's.",
+        note="What is known of each row of each pattern, of one layer.",
     )  # fmt: skip
     yield Lines(
         "attention-shares", "Where a head looks, position by position", "attention_rows", frame,
         where=context.where(), follows={"layer": "layer", "head": "head"},
         axis=QUERIES, measures=tuple(STATISTICS[name] for name in SHARES),
-        note="Shares of a row's weight, of the head at the cursor. Duplicate and induction can be the same weight.",
+        note="Shares of a row's weight, of one head. Duplicate and induction can be the same weight.",
     )  # fmt: skip

@@ -61,7 +61,7 @@ def attributed(context: Context) -> Iterator[Panel]:
             "attribution-sources", "Where the heads of a layer read what they wrote", "attribution_sources", read,
             where=where, follows={"layer": "layer", **_positions(read)},
             rows=HEADS, columns=Axis("source", "position read", "token"), measures=(CONTRIBUTION,), upwards=True,
-            note=noted("The layer is the cursor's.", note),
+            note=noted("Of one layer.", note),
         )  # fmt: skip
 
 

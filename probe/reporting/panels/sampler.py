@@ -45,7 +45,7 @@ def explained(context: Context) -> Iterator[Panel]:
             axis=Axis("candidate", "rank by the model, token"),
             measure=Measure("final_prob", "probability after all stages", low=0.0, high=1.0),
             facet="order",
-            note="At the explained token at the cursor. A bar of 0: a stage took the token out.",
+            note="Of one explained token. A bar of 0: a stage took the token out.",
         )  # fmt: skip
         yield Listing(
             "candidate-list", "Tokens that could have been chosen, one by one", "candidates", candidates,
