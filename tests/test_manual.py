@@ -55,7 +55,7 @@ def test_every_link_leads_somewhere(name: str) -> None:
             continue
         file, _, anchor = target.partition("#")
         path = (ROOT / "recipes" / "manual" / f"{name}.md").parent / file if name[0] != "." else ROOT / file
-        text = path.read_text(encoding="utf-8") if file and path.is_file() else TEXTS[name]
+        text = path.read_text(encoding="utf-8") if path.suffix == ".md" and path.is_file() else TEXTS[name]
         assert not file or path.exists(), f"{name}: {target}"
         assert not anchor or anchor in anchors(text), f"{name}: {target}"
 

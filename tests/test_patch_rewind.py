@@ -143,5 +143,5 @@ def test_from_the_command_line(lm, shell, tmp_path: Path):
     assert source.path is not None
     done = shell("patch", "--from-rewind", "r", "--against", "2", "--measure-at", "answer", "--out", "p")
     assert done.returncode == 0, done.stderr
-    assert 'step1 "There are 12 apples. "' in done.stdout
+    assert "1: There are 12 apples." in done.stdout
     assert probe.open_run(tmp_path / "p").manifest["model"]["name"] == "tiny:llama"

@@ -283,7 +283,7 @@ def test_differences_are_shown_where_the_texts_hardly_differ(shell, tmp_path: Pa
     rows, span = run.patches, abs(run.summary["clean"] - run.summary["corrupt"])
     assert run.summary["small"] == [0] and span < run.summary["floor"]
     assert "random patches of the same norm" in done.stderr and "100 x effect" not in done.stdout
-    assert "change of logit-diff, x 100" in done.stdout and lm.name in run.manifest["model"]["name"]
+    assert "100 x change of logit-diff" in done.stdout and lm.name in run.manifest["model"]["name"]
     np.testing.assert_allclose(rows["change"], rows["effect"] * span, atol=1e-6)
 
 

@@ -96,7 +96,9 @@ class Opened:
         """What a panel's button downloads: 'csv', 'png' or 'svg'."""
         with self.page.expect_download() as waited:
             self.show(name).locator(f"button[name={kind}]").click()
-        assert waited.value.suggested_filename.endswith(f"{name}.{kind}".replace(">", "-")), waited.value.suggested_filename
+        assert waited.value.suggested_filename.endswith(f"{name}.{kind}".replace("->", "-to-").replace(">", "-to-")), (
+            waited.value.suggested_filename
+        )
         return Path(waited.value.path()).read_bytes()
 
     def csv(self, name: str) -> pd.DataFrame:

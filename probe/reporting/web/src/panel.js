@@ -12,7 +12,7 @@ const AREA = 2.4e8;
 export function saved(name, blob) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);
-  link.download = name;
+  link.download = name.replace(/-?>/g, "-to-"); // as --png and --svg name it
   document.body.append(link);
   link.click();
   link.remove();
