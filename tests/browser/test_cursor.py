@@ -190,10 +190,11 @@ def test_a_prompt_is_chosen_from_a_list(tiny: Maker, look) -> None:
     choice = opened.page.locator("select[name=prompt]")
     assert choice.locator("option").count() == 2
     choice.select_option("1")
-    opened.page.locator("[data-pos='0']").wait_for()
-    opened.settle()
-    texts = opened.page.eval_on_selector_all("[data-panel=tokens] [data-pos]", "all => all.map(one => one.textContent)")
     wanted = run.tokens[run.tokens["prompt_id"] == 1].sort_values("pos")["token"]
+    tokens = opened.page.locator("[data-panel=tokens] [data-pos]")
+    tokens.nth(len(wanted)).wait_for(state="detached")  # of the other prompt, which is longer
+    opened.settle()
+    texts = tokens.all_text_contents()
     assert len(texts) == len(wanted) and "".join(texts).replace("·", " ").startswith("<s>One. Two. Three.")
 
 

@@ -19,7 +19,7 @@ from probe.store import Run
 
 from .looking import Opened
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 LAYERS, POSITIONS, ROWS = 30, 1000, 2000
 MEASURES = (
     Measure("prob", "probability", low=0.0, high=1.0), Measure("rank", "rank", scaling="log"),
