@@ -10,9 +10,7 @@ import pandas as pd
 from rich.text import Text
 
 from probe.reporting.colours import CLASSES
-from probe.reporting.plots.maps import distinct
-from probe.reporting.plots.paper import named
-from probe.reporting.scales import numbers, rgb
+from probe.reporting.scales import distinct, named, numbers, rgb
 from probe.reporting.views import Bars, Coordinate, Lines, Measure
 
 from ..printing import in_a_line

@@ -9,9 +9,7 @@ import numpy as np
 import pandas as pd
 from rich.text import Text
 
-from probe.reporting.plots.maps import distinct, index_in
-from probe.reporting.plots.paper import named
-from probe.reporting.scales import ColourScale, numbers, scale_of
+from probe.reporting.scales import ColourScale, distinct, index_in, named, numbers, scale_of
 from probe.reporting.views import Axis, Coordinate, Grid, Measure, Panel, Patterns
 
 from ..printing import in_a_line

@@ -16,8 +16,7 @@ from rich.color import Color
 from rich.style import Style
 from rich.text import Span, Text
 
-from probe.reporting.plots.paper import ink_on, named
-from probe.reporting.scales import ColourScale
+from probe.reporting.scales import ColourScale, ink_on, linear, named
 from probe.reporting.views import Axis, Measure, SequenceView, TokenStrip
 
 from ..printing import console, in_a_line, printable
@@ -97,9 +96,7 @@ def nearest(colour: Sequence[int]) -> int:
 
 def _oklab(colour: Any) -> np.ndarray:
     """Red, green, blue (0 to 255) in a space in which equal distances look equal (Ottosson 2020, OKLab)."""
-    channel = np.asarray(colour, float) / 255
-    linear = np.where(channel <= 0.04045, channel / 12.92, ((channel + 0.055) / 1.055) ** 2.4)
-    return np.cbrt(linear @ _CONES) @ _OPPOSED
+    return np.cbrt(linear(colour) @ _CONES) @ _OPPOSED
 
 
 _CONES = np.array(

@@ -1,7 +1,8 @@
-"""From a value to a colour: what each scaling means, for everything that is drawn in Python. Draws nothing itself."""
+"""What axes and colours of a picture mean, for everything that is drawn in Python. Draws nothing itself."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -61,10 +62,7 @@ class ColourScale:
 def scale_of(measure: Measure, values: pd.Series) -> ColourScale:
     """The scale of a measure over all values of a picture. Infinite ones do not stretch it: they are drawn at its ends."""
     if measure.scaling == "classes":
-        from pandas.api.types import is_numeric_dtype
-
-        distinct = list(values.dropna().unique())
-        classes = tuple(str(one) for one in (sorted(distinct) if is_numeric_dtype(values) else distinct))
+        classes = tuple(map(str, distinct(values)))
         return ColourScale("classes", 0.0, float(len(classes)), classes)
     there = numbers(values)
     there = there[np.isfinite(there)]
@@ -89,6 +87,37 @@ def numbers(values: Any) -> np.ndarray:
 def rgb(hexes: tuple[str, ...]) -> np.ndarray:
     """`#rrggbb` -> float64 (n, 3), 0 to 255."""
     return np.array([[int(one[i : i + 2], 16) for i in (1, 3, 5)] for one in hexes], np.float64)
+
+
+def linear(rgb: Any) -> np.ndarray:
+    """Red, green, blue of sRGB, 0 to 255 -> how much light each is, 0 to 1."""
+    channel = np.asarray(rgb, np.float64) / 255.0
+    return np.where(channel <= 0.04045, channel / 12.92, ((channel + 0.055) / 1.055) ** 2.4)
+
+
+def ink_on(rgba: np.ndarray) -> str:
+    """Black or white: what is easier to read on a colour (relative luminance as in WCAG 2)."""
+    light = float(linear(rgba[:3]) @ np.array([0.2126, 0.7152, 0.0722]))
+    return "#ffffff" if 1.05 / (light + 0.05) > (light + 0.05) / 0.05 and rgba[3] > 127 else "#000000"
+
+
+def named(measure: Measure) -> str:
+    """The title of a measure with its unit."""
+    return f"{measure.title} ({measure.unit})" if measure.unit and measure.unit not in measure.title else measure.title
+
+
+def distinct(column: pd.Series) -> list[Any]:
+    """Values of an axis: numbers ascending, texts in the order in which they come."""
+    from pandas.api.types import is_numeric_dtype
+
+    found = column.dropna().unique().tolist()
+    return sorted(found) if is_numeric_dtype(column) else found
+
+
+def index_in(values: Sequence[Any], column: pd.Series) -> np.ndarray:
+    """Where each value of a column stands on its axis."""
+    place = {value: i for i, value in enumerate(values)}
+    return np.array([place[one] for one in column.tolist()], int)
 
 
 _STEPS = {"sequential": colours.SEQUENTIAL, "log": colours.SEQUENTIAL, "diverging": colours.DIVERGING}

@@ -9,7 +9,7 @@ from probe.reporting.panels import branches, effects, over_problems, patching, s
 from probe.reporting.panels.attention import attended
 from probe.reporting.panels.attribution import attributed
 from probe.reporting.panels.comparing import compared
-from probe.reporting.panels.context import Context, Head, Tables, TokenTexts
+from probe.reporting.panels.context import Context, Head, Tables, TokenTexts, one_line
 from probe.reporting.panels.lens import guessed, norms
 from probe.reporting.panels.others import others
 from probe.reporting.panels.sampler import answers, explained
@@ -61,8 +61,7 @@ def _view(
 ) -> SequenceView:  # fmt: skip
     branch, tokens = tables.original(int(str(prompt["prompt_id"])))
     context = Context(tables, prompt, branch, tokens, texts, heads)
-    title = " ".join(str(prompt["text"]).split())
-    title = title if len(title) <= TITLE else f"{title[: TITLE - 1]}…"
+    title = one_line(prompt["text"], TITLE)
     panels = [panel for make in subjects or PANELS for panel in make(context)]
     shown = {panel.table for panel in panels if not isinstance(panel, OutcomeTree)}  # it shows no column of its table
     rest = others(context, shown) if subjects is None else ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from probe.errors import ProbeError
 from probe.language_model import tokenizer_of
 from probe.language_model.pieces import alone, spelled
+from probe.reporting.views import ShownColumn
 from probe.store import Run
 from probe.store.reading import filtered
 from probe.tables import TABLES
@@ -197,3 +198,14 @@ def panel_name(*parts: str) -> str:
 def noted(*sentences: str) -> str:
     """A note of those that say something."""
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+def one_line(text: object, most: int | None = None) -> str:
+    """A text without line ends and runs of spaces; of more than `most` characters its beginning, with an ellipsis."""
+    line = " ".join(str(text).split())
+    return line if most is None or len(line) <= most else f"{line[: most - 1]}…"
+
+
+def measured_columns(rows: pd.DataFrame, titles: Mapping[str, str], digits: int | None = None) -> list[ShownColumn]:
+    """The columns of a listing in which something stands, by their names: those of numbers with their digits."""
+    return [ShownColumn(name, title, digits) for name, title in titles.items() if rows[name].notna().any()]

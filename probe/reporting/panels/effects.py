@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from probe.reporting.panels.context import Context
+from probe.reporting.panels.context import Context, measured_columns
 from probe.reporting.panels.steps import SPAN, step_axis, step_labels, steps_of, with_spans
 from probe.reporting.views import Axis, Bars, Coordinate, Grid, Listing, Measure, Panel, ShownColumn, TokenStrip
 
@@ -74,8 +74,7 @@ def _effects(context: Context) -> Iterator[Panel]:
               "p_value": "p", "null_high": "null 95 %"}  # fmt: skip
     words = {"n": "pairs", "method": "how", "stopped": "drawn until"}
     columns = [ShownColumn("step", "step", cursor="step"), *(ShownColumn(n, n) for n in ("edit", "metric", "outcome"))]
-    columns += [ShownColumn(name, title, 3) for name, title in digits.items() if found[name].notna().any()]
-    columns += [ShownColumn(name, title) for name, title in words.items() if found[name].notna().any()]
+    columns += measured_columns(found, digits, 3) + measured_columns(found, words)
     yield Listing(
         "effects-table", "Effects in numbers", "effects", found, where=where, derived=DERIVED, columns=tuple(columns),
         note="difference: edited - control, or the value itself. Empty: there is none, or it could not be measured.",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from probe.reporting.panels.context import Context
+from probe.reporting.panels.context import Context, measured_columns, one_line
 from probe.reporting.views import Axis, Bars, Lines, Listing, Measure, Panel, ShownColumn
 
 TEXT = 48  # characters of a text that name it
 THE_DIRECTION = "the direction"
+RANDOM = ("random_low", "random_high")  # derived: the least and the greatest of the random directions
 
 
 def panels(context: Context) -> Iterator[Panel]:
@@ -48,8 +49,7 @@ def _scan(context: Context) -> Iterator[Panel]:
     yield Listing(
         "steering-table", "Strengths in numbers", "steering_means", rows,
         columns=(ShownColumn("strength", "strength"),
-                 *(ShownColumn(name, title, 3) for name, title in shown.items() if rows[name].notna().any()),
-                 ShownColumn("n", "texts")),
+                 *measured_columns(rows, shown, 3), ShownColumn("n", "texts")),
         note="p: the share of directions, this one among them, whose effect is at least as large.",
     )  # fmt: skip
 
@@ -60,19 +60,18 @@ def _of_prompt(context: Context) -> Iterator[Panel]:
         return
     where = {"prompt_id": context.prompt_id}
     own, random = rows[rows["control"] == 0], rows[rows["control"] != 0].groupby("strength")["value"]
-    ends = random.agg(["min", "max"]).reindex(own["strength"]).to_numpy() if len(random) else None
-    band = ("random_low", "random_high") if ends is not None else None
-    if band is not None and ends is not None:
-        own = own.assign(random_low=ends[:, 0], random_high=ends[:, 1])
+    band = RANDOM if len(random) else None
+    if band:
+        own = own.assign(random_low=own["strength"].map(random.min()), random_high=own["strength"].map(random.max()))
     yield Lines(
         "steering-text", "This text, by strength", "steering", own.sort_values("strength", kind="stable"),
         where={**where, "control": 0}, derived=band or (), axis=Axis("strength", "strength"),
         measures=(Measure("value", context.summary["metric"], band=band),),
         note="Band: the same text under random directions, from the least to the greatest." if band else "",
     )  # fmt: skip
-    names = [THE_DIRECTION if number == 0 else f"random {number}" for number in rows["control"]]
-    rows = rows.assign(direction=names).sort_values(["control", "strength"], kind="stable")
     if (rows["text"].fillna("") != "").any():
+        names = [THE_DIRECTION if number == 0 else f"random {number}" for number in rows["control"]]
+        rows = rows.assign(direction=names).sort_values(["control", "strength"], kind="stable")
         yield Listing(
             "steering-texts", "Continuations under the direction", "steering", rows, where=where, derived=("direction",),
             columns=(ShownColumn("strength", "strength"), ShownColumn("direction", "direction"),
@@ -85,8 +84,7 @@ def _projections(context: Context) -> Iterator[Panel]:
     if not context.has("projections"):
         return
     rows, prompts = context.whole("projections"), context.whole("prompts")
-    lines = [" ".join(str(text).split()) for text in prompts["text"]]
-    labels = {int(i): line[:TEXT] for i, line in zip(prompts["prompt_id"], lines, strict=True)}
+    labels = {int(i): one_line(text)[:TEXT] for i, text in zip(prompts["prompt_id"], prompts["text"], strict=True)}
     about = context.summary
     left = "Nothing could be left out." if about.get("accuracy") is None else (
         f"Left-out texts on their side: {about['accuracy']:.3f}; with shuffled labels 95 % below {about['shuffled_high']:.3f}, "

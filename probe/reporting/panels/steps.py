@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from probe.reporting.panels.context import Context, panel_name
+from probe.reporting.panels.context import Context, measured_columns, one_line, panel_name
 from probe.reporting.views import Axis, Bars, Grid, Lines, Listing, Measure, Panel, ShownColumn
 from probe.store.reading import filtered
 
@@ -26,7 +26,7 @@ def panels(context: Context) -> Iterator[Panel]:
 
 def sentence(text: str) -> str:
     """A text as a sentence: with a full stop, on one line."""
-    line = " ".join(text.split())
+    line = one_line(text)
     return line if not line or line[-1] in ".!?:" else f"{line}."
 
 
@@ -46,9 +46,7 @@ def _read_steps(context: Context, prompt: int) -> pd.DataFrame:
 
 def step_labels(steps: pd.DataFrame) -> dict[int, str]:
     """What a step is called on an axis: its number and how it begins."""
-    lines = [" ".join(str(text).split()) for text in steps["text"]]
-    short = [line if len(line) <= LABEL else f"{line[: LABEL - 1]}…" for line in lines]
-    return {int(step): f"{step}: {line}" for step, line in zip(steps["step"], short, strict=True)}
+    return {int(step): f"{step}: {one_line(text, LABEL)}" for step, text in zip(steps["step"], steps["text"], strict=True)}
 
 
 def step_axis(steps: pd.DataFrame, column: str = "step", title: str = "step") -> Axis:
@@ -70,7 +68,7 @@ def _steps(context: Context) -> Iterator[Panel]:
         return
     columns = [STEP, ShownColumn("kind", "kind"), ShownColumn("start", "from token", cursor="token"), ShownColumn("end", "to")]
     measured = {"logprob": "log-prob (nats)", "mean_entropy": "mean entropy (nats)", "max_entropy": "greatest entropy (nats)"}
-    columns += [ShownColumn(name, title, 3) for name, title in measured.items() if steps[name].notna().any()]
+    columns += measured_columns(steps, measured, 3)
     note = "Kinds are heuristic labels. `to` is one past the last token."
     yield Listing(
         "steps", "Steps", "steps", steps, where=context.where(), columns=(*columns, ShownColumn("text", "text")), text="text",
@@ -106,8 +104,7 @@ def _importance(context: Context) -> Iterator[Panel]:
     digits = {"estimate": "estimate", "ci_low": "95 % from", "ci_high": "to", "control": "control", "floor": "by chance",
               "p_value": "p", "q_value": "q"}  # fmt: skip
     words = {"n": "n", "stopped": "drawn until", "kind": "kind", "text": "text"}
-    shown = [ShownColumn(name, title, 3) for name, title in digits.items() if rows[name].notna().any()]
-    shown += [ShownColumn(name, title) for name, title in words.items() if rows[name].notna().any()]
+    shown = measured_columns(rows, digits, 3) + measured_columns(rows, words)
     yield Listing(
         "importance-table", "Importance of each step, in numbers", "importance", rows, where=where, derived=SPAN,
         columns=(ShownColumn("method", "method"), STEP, *shown), text="text",

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from probe.reporting.plots import paper
-from probe.reporting.plots.maps import distinct
 from probe.reporting.plots.paper import Content
-from probe.reporting.scales import numbers
+from probe.reporting.scales import distinct, named, numbers
 from probe.reporting.views import Bars, Lines, Measure
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def _draw_bars(axes: Axes, panel: Bars, part: pd.DataFrame, values: list[Any], g
 def _frame(axes: Axes, measure: Measure, facet: str) -> None:
     """The vertical axis with its title, 0 as a line."""
     axes.axhline(0, color=paper.FAINT, linewidth=0.6)
-    axes.set_ylabel(paper.written(paper.named(measure)), fontsize=paper.SMALL, color=paper.INK, parse_math=False)
+    axes.set_ylabel(paper.written(named(measure)), fontsize=paper.SMALL, color=paper.INK, parse_math=False)
     if measure.scaling == "log":
         axes.set_yscale("symlog", linthresh=1.0)
         axes.set_ylim(0, 1.3 * axes.dataLim.y1)
@@ -127,7 +126,7 @@ def lines(panel: Lines, content: Content) -> Figure:
         measure = panel.measures[0]
         curves = [(one.title, one, frame) for one in panel.measures]
         if len(curves) > 1:
-            paper.add_classes(figure, [paper.named(one) for one in panel.measures], "")
+            paper.add_classes(figure, [named(one) for one in panel.measures], "")
     for k, (_, one, part) in enumerate(curves):
         part = part.sort_values(panel.axis.column, kind="stable")
         x, y = numbers(part[panel.axis.column]), numbers(part[one.column])

@@ -9,7 +9,7 @@ import numpy as np
 
 from probe.reporting.plots import paper
 from probe.reporting.plots.paper import Content
-from probe.reporting.scales import ColourScale, numbers, scale_of
+from probe.reporting.scales import ColourScale, distinct, index_in, ink_on, numbers, scale_of
 from probe.reporting.views import Axis, Grid, Measure, Patterns
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def grid(panel: Grid, content: Content) -> Figure:
     _label(axes, panel.rows, rows, high, content, below=False)
     for (i, j), text in texts.items():
         axes.text(j + 0.5, i + 0.5, text, ha="center", va="center_baseline", fontsize=paper.SMALL - 1, parse_math=False,
-                  in_layout=False, family=paper.fonts(text, paper.MONO), color=paper.ink_on(colour[i, j]))  # fmt: skip
+                  in_layout=False, family=paper.fonts(text, paper.MONO), color=ink_on(colour[i, j]))  # fmt: skip
     paper.add_scale(figure, scale, measure)
     paper.finish(figure, axes, panel, content)
     return figure
@@ -76,20 +76,6 @@ def _kept(frame: pd.DataFrame) -> str:
         return ""
     kept = numbers(frame["kept_mass"])
     return f"Kept: {np.nanmean(kept):.0%} of a row's weight on average, {np.nanmin(kept):.0%} at least." if kept.size else ""
-
-
-def distinct(column: pd.Series) -> list[Any]:
-    """Values of an axis: numbers ascending, texts in the order in which they come."""
-    from pandas.api.types import is_numeric_dtype
-
-    found = column.dropna().unique().tolist()
-    return sorted(found) if is_numeric_dtype(column) else found
-
-
-def index_in(values: Sequence[Any], column: pd.Series) -> np.ndarray:
-    """Where each value of a column stands on its axis."""
-    place = {value: i for i, value in enumerate(values)}
-    return np.array([place[one] for one in column.tolist()], int)
 
 
 def _texts(

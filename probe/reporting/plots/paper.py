@@ -14,7 +14,7 @@ import numpy as np
 
 from probe.errors import BadOption
 from probe.reporting import colours
-from probe.reporting.scales import ColourScale, numbers
+from probe.reporting.scales import ColourScale, named, numbers
 from probe.reporting.views import Axis, Measure, Panel
 
 if TYPE_CHECKING:
@@ -181,19 +181,6 @@ def class_fill(i: int) -> dict[str, Any]:
 def hexes(rgba: np.ndarray) -> list[str]:
     """uint8 (n, 4) -> `#rrggbbaa`."""
     return ["#" + bytes(row).hex() for row in rgba]
-
-
-def ink_on(rgba: np.ndarray) -> str:
-    """Black or white: what is easier to read on a colour (relative luminance as in WCAG 2)."""
-    channel = rgba[:3] / 255.0
-    linear = np.where(channel <= 0.04045, channel / 12.92, ((channel + 0.055) / 1.055) ** 2.4)
-    light = float(linear @ np.array([0.2126, 0.7152, 0.0722]))
-    return "#ffffff" if 1.05 / (light + 0.05) > (light + 0.05) / 0.05 and rgba[3] > 127 else "#000000"
-
-
-def named(measure: Measure) -> str:
-    """The title of a measure with its unit."""
-    return f"{measure.title} ({measure.unit})" if measure.unit and measure.unit not in measure.title else measure.title
 
 
 def labels_of(axis: Axis, values: Sequence[Any], tokens: Mapping[int, str], *, numbered: bool) -> list[str]:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from probe.reporting.plots import paper
-from probe.reporting.plots.maps import distinct
 from probe.reporting.plots.paper import Content
-from probe.reporting.scales import scale_of
+from probe.reporting.scales import distinct, ink_on, scale_of
 from probe.reporting.views import Listing, OutcomeTree, ShownColumn, TokenStrip
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def _draw_tokens(axes: Axes, placed: list[PlacedToken], colour: np.ndarray) -> N
     axes.add_collection(PolyCollection(corners, facecolors=faces, edgecolors="white", linewidths=0.5))
     for p in placed:
         axes.text(p.column, p.line + 0.52, p.text, va="center_baseline", fontsize=paper.SIZE, parse_math=False, in_layout=False,
-                  family=paper.fonts(p.text, paper.MONO), color=paper.ink_on(colour[p.row]))  # fmt: skip
+                  family=paper.fonts(p.text, paper.MONO), color=ink_on(colour[p.row]))  # fmt: skip
 
 
 def _flow(panel: TokenStrip, frame: pd.DataFrame) -> tuple[list[PlacedToken], list[tuple[int, str]]]:

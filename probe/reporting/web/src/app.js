@@ -84,7 +84,7 @@ function useCursor(page) {
 }
 
 // Light or dark: as the system has it until a reader chooses.
-function useTheme() {
+function useChosenTheme() {
   const [theme, set] = useState(() => (THEME.includes(chosen.get("theme")) ? chosen.get("theme") : "system"));
   useLayoutEffect(() => {
     const system = window.matchMedia("(prefers-color-scheme: dark)");
@@ -192,7 +192,7 @@ export function App({ page }) {
   const [place, move, now] = useCursor(page);
   const { sequences } = useSequences(page, place);
   useReload(page);
-  const [theme, nextTheme] = useTheme();
+  const [theme, nextTheme] = useChosenTheme();
   const [measures, choose] = useState(() => JSON.parse(chosen.get("measures") ?? "{}"));
   useEffect(() => chosen.set("measures", JSON.stringify(measures)), [measures]);
   const [active, activate] = useState(null);
