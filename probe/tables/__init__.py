@@ -9,12 +9,17 @@ import pyarrow as pa
 
 from probe.tables.answered import ANSWERED
 from probe.tables.columns import FLOATS, INTS, RUN, Column, Table
+from probe.tables.corpora import CORPORA
 from probe.tables.extra import type_in_words, type_of_words
+from probe.tables.findings import FINDINGS
 from probe.tables.flat import FLAT, FlatTable
+from probe.tables.heads import HEAD_VIEWS
 from probe.tables.measured import MEASURED
 from probe.tables.observed import OBSERVED
 from probe.tables.over_problems import OVER_PROBLEMS
+from probe.tables.routing import ROUTING
 from probe.tables.sampled import SAMPLED
+from probe.tables.weights import WEIGHTS
 
 __all__ = [
     "FLAT",
@@ -31,9 +36,14 @@ __all__ = [
     "type_of_words",
 ]
 
-SCHEMA_VERSION = 3  # the largest `since`
+SCHEMA_VERSION = 4  # the largest `since`
 
-TABLES: dict[str, Table] = {t.name: t for t in (*OBSERVED, *ANSWERED, *MEASURED, *OVER_PROBLEMS, *SAMPLED)}
+TABLES: dict[str, Table] = {
+    table.name: table
+    for table in (
+        *OBSERVED, *HEAD_VIEWS, *ROUTING, *ANSWERED, *MEASURED, *CORPORA, *WEIGHTS, *FINDINGS, *OVER_PROBLEMS, *SAMPLED,
+    )
+}  # fmt: skip
 
 
 def schema(name: str, extra: Mapping[str, pa.DataType] | None = None) -> pa.Schema:
