@@ -210,6 +210,22 @@ class PromptSource:
         return read_prompts(sys.stdin.buffer, kind=form, column=column, expect_column=expect, transcripts=transcripts)
 
 
+def texts_of(said: Mapping[str, Any]) -> list[Any]:
+    """The files of a command line's FILE…, each as a path; - stands for the prompts of standard input."""
+    named = said["texts"]
+    if not named:
+        raise typer.BadParameter("give a file of texts, or - for standard input")
+    if named.count("-") > 1:
+        raise typer.BadParameter("standard input can be read once")
+    if "-" not in named:
+        return [Path(one) for one in named]
+    from probe.texts import read_prompts
+
+    form, column, expect = (said[name] for name in ("format", "column", "expect_column"))
+    given = read_prompts(sys.stdin.buffer, kind=form, column=column, expect_column=expect)
+    return [given if one == "-" else Path(one) for one in named]
+
+
 @dataclass(frozen=True)
 class Planning:
     """Whether anything is computed."""

@@ -20,6 +20,7 @@ from . import (
     help,
     importance,
     lens,
+    means,
     models,
     patch,
     printing,
@@ -31,6 +32,7 @@ from . import (
     steer,
     steps,
     tables,
+    top,
     trace,
     view,
 )
@@ -170,6 +172,8 @@ COMMANDS: dict[str, tuple[tuple[str, Any, str], ...]] = {
         ("steps", steps.command, "probe steps first"),
         ("lens", lens.command, 'probe lens "The capital of France is" --target " Paris"'),
         ("attribute", attribute.command, 'probe attribute "The capital of France is" --answer " Paris"'),
+        ("top", top.command, "probe top texts.txt --at z@5.3 --at resid_post@12"),
+        ("means", means.command, "probe means texts.txt --at z@all"),
     ),
     "Change and measure": (
         ("patch", patch.command, 'probe patch --clean "2 + 3 =" --corrupt "2 + 4 =" --answer " 5" --against " 6"'),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from probe.attributing import attribute
     from probe.comparing import compare
+    from probe.corpora import means, top
     from probe.errors import ProbeError
     from probe.explaining import explain
     from probe.language_model import LanguageModel, load
@@ -38,6 +39,7 @@ _HOME = {
     "list_runs": "probe.store",
     "load": "probe.language_model",
     "make_direction": "probe.steering",
+    "means": "probe.corpora",
     "open_run": "probe.store",
     "patch": "probe.patching",
     "relabel": "probe.relabelling",
@@ -46,6 +48,7 @@ _HOME = {
     "sample": "probe.sampling",
     "speculate": "probe.speculating",
     "steer": "probe.steering",
+    "top": "probe.corpora",
     "trace": "probe.tracing",
     "view": "probe.reporting.viewing",
 }
@@ -64,6 +67,7 @@ __all__ = [
     "list_runs",
     "load",
     "make_direction",
+    "means",
     "open_run",
     "patch",
     "relabel",
@@ -72,6 +76,7 @@ __all__ = [
     "sample",
     "speculate",
     "steer",
+    "top",
     "trace",
     "view",
 ]

@@ -27,7 +27,8 @@ LAYERS = (
     {"running"},
     {"labelling"},
     {"tracing", "rewinding"},  # the verbs that others are made of
-    {"step_importance", "patching", "steering", "speculating", "comparing", "explaining", "lensing", "attributing", "sampling"},
+    {"step_importance", "patching", "steering", "speculating", "comparing", "explaining", "lensing", "attributing", "sampling"}
+    | {"corpora"},
     {"relabelling", "reporting"},
     {"laws", "replaying"},
 )

@@ -60,6 +60,16 @@ def read(
         )
 
 
+def observe(lm: LanguageModel, ids: Tensor, lengths: Sequence[int], *, sink: Sink, cells: Sequence[Cell]) -> None:
+    """One forward over ids (batch, pos), right-padded to their `lengths`, of which the cells alone are read: nothing is scored,
+    and logits are those of the last position where the model can leave out the others.
+
+    Raises `SiteAbsent` for a cell that the model doesn't have. What is not a finite number goes to the sink as it is.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        _Read(lm.model, lm.anatomy, ids.to(lm.device), list(lengths), sink, cells, NOTHING).observe()
+
+
 class _Read:
     """One read: what is hooked, and what the forward leaves for later."""
 
@@ -109,6 +119,20 @@ class _Read:
             guesses(self.model, self.anatomy, unembed, resid, self.ids, self.lengths, top=top, sink=self.sink)
         readout = partial(_read_out, logits if every or hidden is None else hidden, None if every else unembed)
         return Reading(scores, self.attention.messages(), readout)
+
+    def observe(self) -> None:
+        """The forward alone."""
+        start_over(self.model)
+        whole = self.activations.wants_logits or not self._can_leave_logits()
+        with ExitStack() as hooked:
+            hooked.enter_context(tapping(self.model, self.activations.taps(self.ids, also={}, **self.inputs)))
+            if any(SITES[cell.site].source == "call" for cell in self.cells):
+                hooked.enter_context(attending(self.model, self.attention.observe))
+            logits = self._logits(whole=whole)
+        self.activations.check()
+        if self.activations.wants_logits:
+            self.activations.emit(LOGITS, -1, logits)
+        self.attention.check(self.cells)
 
     def _can_leave_logits(self) -> bool:
         """Whether the model can give the last position's logits only, and still norms all positions."""

@@ -100,7 +100,10 @@ def make_scale(opened: Opened, cell: Cell, args: tuple[str, ...]) -> Edit:
 
 
 def make_mean(opened: Opened, cell: Cell, args: tuple[str, ...]) -> Edit:
-    return Mean(cell, every_value(opened.run(args[0]), cell).double().mean(0).float())
+    run = opened.run(args[0])
+    if "means" in run.tables:
+        return Mean(cell, corpus_mean(run, cell, name=args[0]))
+    return Mean(cell, every_value(run, cell).double().mean(0).float())
 
 
 def make_patch(opened: Opened, cell: Cell, args: tuple[str, ...]) -> Edit:
@@ -178,6 +181,18 @@ def values_at(run: Run, cell: Cell, *, prompt: int, name: str) -> Tensor:
 def every_value(run: Run, cell: Cell) -> Tensor:
     """(n, [head,] d) at all positions that the run kept, of all its prompts."""
     return torch.cat([activation(run, cell, prompt)[1] for prompt in prompts_of(run)])
+
+
+def corpus_mean(run: Run, cell: Cell, *, name: str) -> Tensor:
+    """([head,] d): the mean that a run of `means` has of a place. Raises `BadEdit` where it has none."""
+    rows = run.scan("means", columns=["head", "mean"], site=cell.site, layer=cell.layer).to_pylist()
+    means = {row["head"]: torch.tensor(row["mean"], dtype=torch.float32) for row in rows}
+    heads = [-1] if cell.heads is None else list(cell.heads)
+    if missing := [head for head in heads if head not in means]:
+        place = f"{cell.site}@{cell.layer}{'' if missing[0] < 0 else f'.{missing[0]}'}"
+        raise BadEdit(f"'{name}' holds no mean of {place}", hint=f"take it there: probe means FILE --at {place}")
+    found = torch.stack([means[head] for head in heads])
+    return found[0] if cell.heads is None else found
 
 
 def activation(run: Run, cell: Cell, prompt: int) -> tuple[list[int], Tensor]:

@@ -91,7 +91,7 @@ def listing_of(entries: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _directly(backend: Disk) -> list[dict[str, Any]]:
     listed = backend.seal_large()
-    for name in backend.small_names():
+    for name in filter(_stays, backend.small_names()):
         listed.append(_one_file(backend, name, [backend.read(name)]))
     durable.sync(backend.folder)
     return listed
@@ -100,11 +100,15 @@ def _directly(backend: Disk) -> list[dict[str, Any]]:
 def _compacted(backend: Disk) -> list[dict[str, Any]]:
     found = backend.journal.parts
     listed = [part for part in found if tables.TABLES[part["table"]].large]
-    for name in sorted({part["table"] for part in found} - {part["table"] for part in listed}):
+    for name in filter(_stays, sorted({part["table"] for part in found} - {part["table"] for part in listed})):
         paths = [backend.folder / part["path"] for part in found if part["table"] == name]
         rows = map(backend.changes.get(name, _as_it_is), sorting.merged(paths, tables.TABLES[name].keys))
         listed.append(_one_file(backend, name, rows))
     return listed
+
+
+def _stays(name: str) -> bool:
+    return not tables.TABLES[name].passing
 
 
 def _as_it_is(rows: pa.Table) -> pa.Table:

@@ -20,7 +20,8 @@ class Column(NamedTuple):
 
 
 class Table(NamedTuple):
-    """One table. `keys` order and identify its rows; a `large` table stays a folder of part files.
+    """One table. `keys` order and identify its rows; a `large` table stays a folder of part files. A `passing` one is there
+    while a run is made, for a resume to go on from, and not in the run.
 
     verbs: the commands whose runs have it. example: a question to it in SQL, where RUN is the folder of a run.
     """
@@ -32,6 +33,7 @@ class Table(NamedTuple):
     large: bool = False
     verbs: tuple[str, ...] = ()
     example: str = ""
+    passing: bool = False
 
 
 def list_of(value: pa.DataType) -> pa.DataType:

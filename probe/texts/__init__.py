@@ -1,9 +1,9 @@
 """Texts on their way through a model: prompts, their ids, sequences, and the columns that a run keeps of them."""
 
 from probe.texts.columns import prompt_columns, scored_columns, scored_step_columns, step_columns, token_columns
-from probe.texts.encoding import Failed, Survey, batches, encode, encode_all, encode_each, encoded, padded, survey
+from probe.texts.encoding import Failed, Survey, batches, encode, encode_all, encode_each, encode_whole, encoded, padded, survey
 from probe.texts.problems import choices_of, copy_prompts, expected_of
-from probe.texts.prompts import as_prompts, columns_of, first_given, hash_of, read_prompts
+from probe.texts.prompts import Packed, as_prompts, columns_of, first_given, hash_of, read_prompts
 from probe.texts.rows import FOR_TEMPLATES, GivenCompletion, Prompt, parsed
 from probe.texts.sequences import TokenSequence
 from probe.texts.trajectories import (
@@ -22,6 +22,7 @@ __all__ = [
     "FOR_TEMPLATES",
     "Failed",
     "GivenCompletion",
+    "Packed",
     "Prompt",
     "Survey",
     "TokenSequence",
@@ -37,6 +38,7 @@ __all__ = [
     "encode",
     "encode_all",
     "encode_each",
+    "encode_whole",
     "encoded",
     "expected_of",
     "first_given",

@@ -31,6 +31,18 @@ def encode(lm: LanguageModel, prompt: Prompt, options: ChatOptions) -> TokenSequ
     Raises `BadPrompt` if there is no token or more than the context holds, or if the template leaves out what a message says;
     `BadOption` for a chat without a template, and for template options where there is no chat.
     """
+    sequence = encode_whole(lm, prompt, options)
+    n = len(sequence.ids)
+    if lm.context_length is not None and n > lm.context_length:
+        raise BadPrompt(
+            f"the prompt has {n:,} tokens, and the context of {lm.name} holds {lm.context_length:,}",
+            hint="shorten the prompt, or use a model with a longer context",
+        )
+    return sequence
+
+
+def encode_whole(lm: LanguageModel, prompt: Prompt, options: ChatOptions) -> TokenSequence:
+    """A prompt as ids, however long it is. Raises as `encode` for all else."""
     if prompt.error:
         raise BadPrompt(prompt.error, hint="one prompt a row: a text in 'prompt', or chat messages in 'messages'")
     given = prompt.given
@@ -40,17 +52,9 @@ def encode(lm: LanguageModel, prompt: Prompt, options: ChatOptions) -> TokenSequ
             "the prompt is empty, and this model has no BOS token to start from", hint="give at least one token of text"
         )
     if given is not None:
-        sequence = with_given(lm, prompt, options, before)
-    else:
-        assert before is not None, "a prompt without a generation is a text or messages"
-        sequence = TokenSequence(prompt, before.text, before.ids, len(before.ids), before.message_spans, notes=before.notes)
-    n = len(sequence.ids)
-    if lm.context_length is not None and n > lm.context_length:
-        raise BadPrompt(
-            f"the prompt has {n:,} tokens, and the context of {lm.name} holds {lm.context_length:,}",
-            hint="shorten the prompt, or use a model with a longer context",
-        )
-    return sequence
+        return with_given(lm, prompt, options, before)
+    assert before is not None, "a prompt without a generation is a text or messages"
+    return TokenSequence(prompt, before.text, before.ids, len(before.ids), before.message_spans, notes=before.notes)
 
 
 def _before(lm: LanguageModel, prompt: Prompt, options: ChatOptions) -> PromptIds | None:

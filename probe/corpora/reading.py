@@ -1,0 +1,136 @@
+"""One pass over a corpus: part by part, batch by batch, into states that add up; resumed where it was cut short."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, Self, TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from probe.capturing import MemorySink, observe
+from probe.corpora.windows import MOST, Corpus, Window, padded_windows
+from probe.errors import NonFinite
+from probe.running import Running
+from probe.texts import Failed
+
+if TYPE_CHECKING:
+    from probe.sites import Cell
+
+HELD = 256 << 20  # bytes that the states of all parts may come to
+TABLE = "unfinished"
+
+
+class BatchSink(MemorySink):
+    """What a batch of windows comes to, while the model runs. `counted` (batch, pos): which positions count.
+
+    bad: the windows in which something that counts is not a finite number.
+    """
+
+    def __init__(self, batch: Sequence[Window], counted: Tensor) -> None:
+        super().__init__()
+        self.batch, self.counted = batch, counted
+        self.bad = np.zeros(len(batch), bool)
+
+    def check(self, values: Tensor) -> None:
+        """Look for what is not finite in values (batch, pos, …)."""
+        finite = values.isfinite()
+        finite = finite.flatten(2).all(-1).cpu() if finite.ndim > 2 else finite.cpu()
+        self.bad |= (~finite & self.counted).any(-1).numpy()
+
+
+class State(Protocol):
+    """What windows came to, so that those of parts add up to that of all."""
+
+    def sink(self, batch: Sequence[Window], counted: Tensor) -> BatchSink: ...
+    def take(self, sink: Any) -> None:
+        """Take in a batch in which everything was finite."""
+
+    def merge(self, other: Self) -> None:
+        """Take in a later part; `other` keeps what a resume needs of it."""
+
+    def arrays(self) -> dict[str, np.ndarray]: ...
+    def restored(self, arrays: dict[str, np.ndarray]) -> Self:
+        """What `arrays` was of, as a state like this one."""
+
+
+S = TypeVar("S", bound=State)
+
+
+class Pass(NamedTuple, Generic[S]):
+    """The state of all windows, and those that came to numbers that are not finite: (prompt, window)."""
+
+    state: S
+    broken: list[tuple[int, int]]
+
+    def failed(self, corpus: Corpus) -> list[Failed]:
+        """The texts that could not be read, or of which a window had to be left out, in their order."""
+        found = {one.prompt.prompt_id: one for one in corpus.failed}
+        first = dict(reversed(self.broken))
+        for prompt in corpus.prompts if first else ():
+            if prompt.prompt_id in first:
+                error = NonFinite(
+                    f"its activations are not finite numbers in window {first[prompt.prompt_id]}, which is left out",
+                    hint="try --dtype float32; if they stay so, the weights are damaged",
+                )
+                found[prompt.prompt_id] = Failed(prompt._replace(error=error.message), error)
+        return [found[number] for number in sorted(found)]
+
+
+def read_corpus(run: Running, corpus: Corpus, cells: Sequence[Cell], empty: Callable[[], S], *, size: int) -> Pass[S]:
+    """Read all windows of a corpus. size: about the bytes of a state; few parts are made where it is large.
+
+    Raises `NonFinite` where every window came to numbers that are not finite.
+    """
+    total, broken = empty(), list[tuple[int, int]]()
+    for arrays in _before(run):
+        broken += map(tuple, arrays.pop("broken").tolist())
+        total.merge(total.restored(arrays))
+    done, most = 0, max(8, min(MOST, HELD // max(size, 1)))
+    for name, part in corpus.parts(most):
+        if run.writer.done(name):
+            done += sum(window.counted for window in part)
+            continue
+        state, own = empty(), list[tuple[int, int]]()
+        for batch in corpus.batches(part):
+            own += _read(corpus, batch, cells, state)
+            done += sum(window.counted for window in batch)
+            run.report("reading tokens", done, corpus.counted)
+        broken += own
+        total.merge(state)
+        with run.writer.unit(name):
+            arrays = {**state.arrays(), "broken": np.asarray(own, np.int64).reshape(-1, 2)}
+            run.write(TABLE, {"part": [name], "state": [_packed(arrays)]})
+        run.writer.flush()
+    if len(broken) == corpus.windows:
+        raise NonFinite("no text comes to finite numbers there", hint="try --dtype float32")
+    return Pass(total, broken)
+
+
+def _read(corpus: Corpus, batch: list[Window], cells: Sequence[Cell], state: State) -> list[tuple[int, int]]:
+    """One forward; the windows that came to something that is not finite, without which the others are read once more."""
+    ids, lengths, counted = padded_windows(batch)
+    sink = state.sink(batch, counted)
+    observe(corpus.lm, ids, lengths, sink=sink, cells=cells)
+    if not sink.bad.any():
+        state.take(sink)
+        return []
+    broken = [(one.prompt_id, one.number) for one, bad in zip(batch, sink.bad, strict=True) if bad]
+    others = [one for one, bad in zip(batch, sink.bad, strict=True) if not bad]
+    return broken + (_read(corpus, others, cells, state) if others else [])
+
+
+def _packed(arrays: dict[str, np.ndarray]) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+def _before(run: Running) -> list[dict[str, np.ndarray]]:
+    """What the parts that are done came to, in their order."""
+    found = []
+    for packed in run.writer.read(TABLE)["state"].to_pylist():
+        with np.load(io.BytesIO(packed)) as arrays:
+            found.append(dict(arrays))
+    return found
