@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from probe.requests import Means
+from probe.requests import CorpusMeans
 
 from .command import Begun, with_options
 from .groups import Loading, Planning, Showing, texts_of
 
 
 @with_options
-def command(begun: Begun[Means], loading: Loading, planning: Planning, showing: Showing) -> None:
+def command(begun: Begun[CorpusMeans], loading: Loading, planning: Planning, showing: Showing) -> None:
     """Mean and variance of sites over a file of texts: what a mean ablation puts in (PLACE=mean:RUN)."""
     request = begun.build(texts=texts_of(begun.said))
     from probe.corpora import plan_means, run_means

@@ -15,12 +15,12 @@ import torch
 
 import probe
 from probe.corpora import reading, windows
-from probe.corpora.distributions import BINS, Distribution, bins_of
 from probe.corpora.moments import Moments
+from probe.corpora.value_counts import BINS, ValueCounts, bins_of
 from probe.errors import BadEdit, BadOption, BadPlace, BadPrompt, NonFinite, ProbeError, RunError
 from probe.interventions import save_direction
 from probe.language_model import LanguageModel
-from probe.requests import Means
+from probe.requests import CorpusMeans
 
 TEXTS = [
     "one two three",
@@ -276,7 +276,7 @@ def test_a_run_that_was_cut_short_goes_on_to_the_same_bytes(lm: LanguageModel, v
 
 @pytest.mark.usefixtures("small_parts")
 def test_few_parts_are_made_of_a_large_file(lm: LanguageModel) -> None:
-    corpus = windows.surveyed(lm, TEXTS * 20, Means(TEXTS, at=["z@1"]))
+    corpus = windows.surveyed(lm, TEXTS * 20, CorpusMeans(TEXTS, at=["z@1"]))
     assert corpus.tokens > 60 * 40
     for most in (3, 40):
         parts = list(corpus.parts(most))
@@ -342,12 +342,12 @@ def test_quantiles_of_counts_are_within_one_percent() -> None:
     draw = np.random.default_rng(1)
     values = np.concatenate([draw.normal(0, 1, 5000), -draw.lognormal(2, 3, 500), np.zeros(100), draw.lognormal(0, 4, 500)])
     assert (np.diff(bins_of(np.sort(values))) >= 0).all() and (bins_of(np.asarray([-1e30, 1e30])) == [0, BINS - 1]).all()
-    found = Distribution.nothing(2)
+    found = ValueCounts.nothing(2)
     for part in np.array_split(values, 7):
-        own = Distribution.nothing(2)
+        own = ValueCounts.nothing(2)
         own.add(1, part)
         arrays = own.arrays()
-        found.merge(Distribution.restored(2, arrays["place"], arrays["bin"], arrays["count"]))
+        found.merge(ValueCounts.restored(2, arrays["place"], arrays["bin"], arrays["count"]))
     shares = (0.001, 0.05, 0.3, 0.5, 0.77, 0.999, 1.0)
     expected = np.quantile(values, shares, method="inverted_cdf")
     np.testing.assert_allclose(found.quantiles(1, shares, values.min(), values.max()), expected, rtol=0.01, atol=1e-7)

@@ -14,7 +14,7 @@ from probe.corpora.measures import Key, read_cells
 from probe.corpora.moments import Moments
 from probe.corpora.reading import BatchSink, read_corpus
 from probe.corpora.windows import Window, surveyed
-from probe.requests import Means, public
+from probe.requests import CorpusMeans, public
 from probe.running import running
 from probe.texts import columns_of, hash_of, prompt_columns
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from probe.sites import Cell
 
 
-def run_means(lm: LanguageModel, request: Means) -> stores.Run:
+def run_means(lm: LanguageModel, request: CorpusMeans) -> stores.Run:
     """Mean, variance, least and greatest of each entry of a site over all tokens of a file of texts, and the mean norm.
 
     Of heads each has its own. The first tokens of a text (`skip`, 1 if nothing else is said) do not count: what stands at
@@ -56,10 +56,10 @@ def run_means(lm: LanguageModel, request: Means) -> stores.Run:
         return run.finish({**corpus.told(len(failed)), "means": [_brief(row) for row in rows]})
 
 
-means = public(run_means, Means)
+means = public(run_means, CorpusMeans)
 
 
-def plan_means(lm: LanguageModel, request: Means) -> dict[str, Any]:
+def plan_means(lm: LanguageModel, request: CorpusMeans) -> dict[str, Any]:
     """What `means` would compute and write. Reads the texts, runs no model."""
     widths = {key: width for cell in read_cells(lm, request.at) for key, width in _widths(lm, cell).items()}
     corpus = surveyed(lm, request.texts, request)

@@ -10,7 +10,7 @@ import numpy as np
 KINDS = ("top", "bottom", "random")
 
 
-class Candidate(NamedTuple):
+class RankedWindow(NamedTuple):
     """One window of a text: where it stands in its list (smallest first, then by the order of the texts), and its value.
 
     at: the token's place in the window.
@@ -23,7 +23,7 @@ class Candidate(NamedTuple):
     value: float
 
 
-COLUMNS = ("in_place", "kind", *Candidate._fields)
+COLUMNS = ("in_place", "kind", *RankedWindow._fields)
 
 
 class Extremes:
@@ -31,9 +31,9 @@ class Extremes:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.lists: dict[tuple[int, int], list[Candidate]] = {}
+        self.lists: dict[tuple[int, int], list[RankedWindow]] = {}
 
-    def offer(self, place: int, kind: int, candidate: Candidate) -> bool:
+    def offer(self, place: int, kind: int, candidate: RankedWindow) -> bool:
         """Whether it is among the first now."""
         own = self.lists.setdefault((place, kind), [])
         if len(own) == self.most and candidate >= own[-1]:
@@ -50,7 +50,7 @@ class Extremes:
     def arrays(self) -> dict[str, np.ndarray]:
         """All candidates, as columns."""
         rows = [(place, kind, *map(float, one)) for (place, kind), own in self.lists.items() for one in own]
-        columns = np.asarray(rows, np.float64).reshape(-1, 2 + len(Candidate._fields))  # whole numbers up to 2^53 are exact
+        columns = np.asarray(rows, np.float64).reshape(-1, 2 + len(RankedWindow._fields))  # whole numbers up to 2^53 are exact
         return dict(zip(COLUMNS, columns.T, strict=True))
 
     def merge(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -58,7 +58,7 @@ class Extremes:
         taken = []
         rows = np.stack([arrays[name] for name in COLUMNS], axis=-1)
         for place, kind, order, prompt_id, window, at, value in rows.tolist():
-            one = Candidate(order, int(prompt_id), int(window), int(at), value)
+            one = RankedWindow(order, int(prompt_id), int(window), int(at), value)
             taken.append(self.offer(int(place), int(kind), one))
         kept = np.asarray(taken, bool)
         return {name: values[kept] for name, values in arrays.items()}

@@ -26,7 +26,7 @@ Key = tuple[str, int, int | None]
 
 
 @dataclass(frozen=True, eq=False)
-class MeasuredPlace:
+class ScalarPlace:
     """One number at each token.
 
     column: which entry of what a read hands over; None: all of it. vector (d,), of length 1: what that is projected on.
@@ -70,12 +70,12 @@ def read_cells(lm: LanguageModel, places: Iterable[str]) -> tuple[Cell, ...]:
 
 def measured(
     lm: LanguageModel, places: Iterable[str], project: str | Path | None
-) -> tuple[tuple[MeasuredPlace, ...], tuple[Cell, ...]]:
+) -> tuple[tuple[ScalarPlace, ...], tuple[Cell, ...]]:
     """The places of `--at` one by one, in their order, and the cells that are read for them.
 
     Raises `BadPlace`, `BadEdit` for a file that is no direction of this model, `BadOption` for too many places.
     """
-    found: list[MeasuredPlace] = []
+    found: list[ScalarPlace] = []
     for text in places:
         if text.startswith(DIRECTION):
             if project is not None:
@@ -89,13 +89,13 @@ def measured(
     return tuple(found), _cells(found)
 
 
-def _direction(lm: LanguageModel, text: str) -> MeasuredPlace:
+def _direction(lm: LanguageModel, text: str) -> ScalarPlace:
     """The place where a direction was made."""
     direction = load_direction(text.removeprefix(DIRECTION), lm=lm)
     if not direction.site:
         raise BadPlace(f"'{text}' does not say at which place it was made", hint="name the place, and the file in --project")
     unit = _unit(direction.vector, text)
-    return MeasuredPlace(text, direction.site, direction.layer, direction.head, "projection", vector=unit)
+    return ScalarPlace(text, direction.site, direction.layer, direction.head, "projection", vector=unit)
 
 
 def _unit(vector: Tensor, name: str | Path) -> Tensor:
@@ -105,24 +105,24 @@ def _unit(vector: Tensor, name: str | Path) -> Tensor:
     return vector.double() / norm
 
 
-def _places(lm: LanguageModel, cell: Cell, project: str | Path | None) -> list[MeasuredPlace]:
+def _places(lm: LanguageModel, cell: Cell, project: str | Path | None) -> list[ScalarPlace]:
     """The places of one cell: each head, each unit by itself."""
     where = cell.site if cell.layer < 0 else f"{cell.site}@{cell.layer}"
     if project is None:
         if cell.heads is None:
-            return [MeasuredPlace(where, cell.site, cell.layer, None, "norm")]
-        return [MeasuredPlace(f"{where}.{head}", cell.site, cell.layer, head, "norm") for head in cell.heads]
+            return [ScalarPlace(where, cell.site, cell.layer, None, "norm")]
+        return [ScalarPlace(f"{where}.{head}", cell.site, cell.layer, head, "norm") for head in cell.heads]
     vector, width = load_direction(project, lm=lm).vector, lm.width(cell.site, cell.layer)
     if len(vector) != width:
         raise BadPlace(f"the direction in '{project}' has {len(vector)} values, and {where} has {width}", hint="another place")
     unit = _unit(vector, project)
     return [
-        MeasuredPlace(where if head is None else f"{where}.{head}", cell.site, cell.layer, head, "projection", vector=unit)
+        ScalarPlace(where if head is None else f"{where}.{head}", cell.site, cell.layer, head, "projection", vector=unit)
         for head in cell.heads or (None,)
     ]
 
 
-def _cells(found: list[MeasuredPlace]) -> tuple[Cell, ...]:
+def _cells(found: list[ScalarPlace]) -> tuple[Cell, ...]:
     """What is read for the places, each site, layer and head once."""
     keys = dict.fromkeys(one.key for one in found)
     return tuple(Cell(site, layer, None if head is None else (head,), Positions()) for site, layer, head in keys)

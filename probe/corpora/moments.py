@@ -1,4 +1,4 @@
-"""Means and variances that are put together from those of parts. Knows numbers, no model."""
+"""CorpusMeans and variances that are put together from those of parts. Knows numbers, no model."""
 
 from __future__ import annotations
 

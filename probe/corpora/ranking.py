@@ -9,11 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from probe import store as stores
-from probe.corpora.distributions import Distribution
-from probe.corpora.extremes import COLUMNS, KINDS, Candidate, Extremes
-from probe.corpora.measures import Key, MeasuredPlace, measured
+from probe.corpora.extremes import COLUMNS, KINDS, Extremes, RankedWindow
+from probe.corpora.measures import Key, ScalarPlace, measured
 from probe.corpora.moments import Moments
 from probe.corpora.reading import BatchSink, Pass, read_corpus
+from probe.corpora.value_counts import ValueCounts
 from probe.corpora.windows import Corpus, Window, surveyed
 from probe.requests import Top, public
 from probe.running import Running, running
@@ -76,7 +76,7 @@ def plan_top(lm: LanguageModel, request: Top) -> dict[str, Any]:
     }
 
 
-def _directions(places: Sequence[MeasuredPlace]) -> list[list[float]]:
+def _directions(places: Sequence[ScalarPlace]) -> list[list[float]]:
     """A resume must be asked for the same ones: the first numbers of each tell them apart."""
     return [one.vector[:8].tolist() for one in places if one.vector is not None]
 
@@ -84,10 +84,10 @@ def _directions(places: Sequence[MeasuredPlace]) -> list[list[float]]:
 class NumberSink(BatchSink):
     """numbers (place, batch, pos) float64 of one batch."""
 
-    def __init__(self, batch: Sequence[Window], counted: Tensor, places: Sequence[MeasuredPlace]) -> None:
+    def __init__(self, batch: Sequence[Window], counted: Tensor, places: Sequence[ScalarPlace]) -> None:
         super().__init__(batch, counted)
         self.numbers = np.zeros((len(places), *counted.shape))
-        self._of: dict[Key, list[tuple[int, MeasuredPlace]]] = {}
+        self._of: dict[Key, list[tuple[int, ScalarPlace]]] = {}
         for number, one in enumerate(places):
             self._of.setdefault(one.key, []).append((number, one))
 
@@ -102,10 +102,10 @@ class NumberSink(BatchSink):
 class Ranking:
     """The extremes of each place, and all its values as moments and counts."""
 
-    def __init__(self, places: Sequence[MeasuredPlace], most: int, seed: int) -> None:
+    def __init__(self, places: Sequence[ScalarPlace], most: int, seed: int) -> None:
         self.places, self.most, self.seed = places, most, seed
         self.moments, self.above = Moments.nothing(len(places)), np.zeros(len(places), np.int64)
-        self.distribution, self.extremes = Distribution.nothing(len(places)), Extremes(most)
+        self.distribution, self.extremes = ValueCounts.nothing(len(places)), Extremes(most)
         self._candidates: dict[str, np.ndarray] | None = None
 
     def sink(self, batch: Sequence[Window], counted: Tensor) -> NumberSink:
@@ -134,7 +134,7 @@ class Ranking:
             for row in np.flatnonzero(order <= self.extremes.bar(place, kind)).tolist():
                 one, at = batch[row], int(index[place, row])
                 value = float(values[place, row])
-                self.extremes.offer(place, kind, Candidate(float(order[row]), one.prompt_id, one.number, at, value))
+                self.extremes.offer(place, kind, RankedWindow(float(order[row]), one.prompt_id, one.number, at, value))
 
     def merge(self, other: Self) -> None:
         self.moments.merge(other.moments)
@@ -150,7 +150,7 @@ class Ranking:
     def restored(self, arrays: dict[str, np.ndarray]) -> Self:
         found = type(self)(self.places, self.most, self.seed)
         found.moments, found.above = Moments.restored(arrays, "moments"), arrays["above"]
-        found.distribution = Distribution.restored(len(self.places), arrays["place"], arrays["bin"], arrays["count"])
+        found.distribution = ValueCounts.restored(len(self.places), arrays["place"], arrays["bin"], arrays["count"])
         found._candidates = {name: arrays[name] for name in COLUMNS}
         return found
 
@@ -192,7 +192,7 @@ def _write_texts(
     return rows
 
 
-def _row(lm: LanguageModel, text: ShownText, one: Candidate, context: int) -> dict[str, Any]:
+def _row(lm: LanguageModel, text: ShownText, one: RankedWindow, context: int) -> dict[str, Any]:
     """What a row of `top` says of a candidate's token."""
     window, prompt = text.windows[one.window], text.sequence.prompt
     low, high = max(0, one.at - context), one.at + 1 + context
@@ -207,7 +207,7 @@ def _row(lm: LanguageModel, text: ShownText, one: Candidate, context: int) -> di
     }  # fmt: skip
 
 
-def _write_values(run: Running, places: Sequence[MeasuredPlace], state: Ranking) -> list[dict[str, Any]]:
+def _write_values(run: Running, places: Sequence[ScalarPlace], state: Ranking) -> list[dict[str, Any]]:
     """Write `top_values` and `top_histogram`; the rows of the first."""
     rows, moments = [], state.moments
     for number, one in enumerate(places):
@@ -230,7 +230,7 @@ def _write_values(run: Running, places: Sequence[MeasuredPlace], state: Ranking)
 
 
 def _summary(
-    corpus: Corpus, places: Sequence[MeasuredPlace], values: list[dict[str, Any]], rows: list[dict[str, Any]],
+    corpus: Corpus, places: Sequence[ScalarPlace], values: list[dict[str, Any]], rows: list[dict[str, Any]],
     failed: Sequence[Any],
 ) -> dict[str, Any]:  # fmt: skip
     """Each place with its spread and its first texts, beside what a random text comes to."""

@@ -40,7 +40,7 @@ class BatchSink(MemorySink):
         self.bad |= (~finite & self.counted).any(-1).numpy()
 
 
-class State(Protocol):
+class PartState(Protocol):
     """What windows came to, so that those of parts add up to that of all."""
 
     def sink(self, batch: Sequence[Window], counted: Tensor) -> BatchSink: ...
@@ -55,7 +55,7 @@ class State(Protocol):
         """What `arrays` was of, as a state like this one."""
 
 
-S = TypeVar("S", bound=State)
+S = TypeVar("S", bound=PartState)
 
 
 class Pass(NamedTuple, Generic[S]):
@@ -108,7 +108,7 @@ def read_corpus(run: Running, corpus: Corpus, cells: Sequence[Cell], empty: Call
     return Pass(total, broken)
 
 
-def _read(corpus: Corpus, batch: list[Window], cells: Sequence[Cell], state: State) -> list[tuple[int, int]]:
+def _read(corpus: Corpus, batch: list[Window], cells: Sequence[Cell], state: PartState) -> list[tuple[int, int]]:
     """One forward; the windows that came to something that is not finite, without which the others are read once more."""
     ids, lengths, counted = padded_windows(batch)
     sink = state.sink(batch, counted)

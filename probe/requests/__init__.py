@@ -4,7 +4,7 @@
 from probe.requests.attribute import Attribute
 from probe.requests.base import Progress, Request, public
 from probe.requests.compare import Compare
-from probe.requests.corpora import CorpusOptions, Means, Top
+from probe.requests.corpora import CorpusMeans, CorpusOptions, Top
 from probe.requests.explain import Explain
 from probe.requests.groups import FROM_TABLE, ChatOptions, FileOptions, SourceOptions, plain_prompts, prompts_of  # fmt: skip
 from probe.requests.lens import Lens
@@ -23,8 +23,8 @@ from probe.requests.view import ViewRuns
 REQUESTS: dict[str, type[Request]] = {
     kind.command: kind
     for kind in (
-        Attribute, Compare, Explain, Importance, Lens, MakeDirection, Means, PatchSweep, Relabel, Rewind, Sample, Speculate,
-        Steer, Top, Trace,
+        Attribute, Compare, CorpusMeans, Explain, Importance, Lens, MakeDirection, PatchSweep, Relabel, Rewind, Sample,
+        Speculate, Steer, Top, Trace,
     )
 }  # fmt: skip
 
@@ -37,13 +37,13 @@ __all__ = [
     "ChatOptions",
     "Compare",
     "ContinuedSamplingOptions",
+    "CorpusMeans",
     "CorpusOptions",
     "Explain",
     "FileOptions",
     "Importance",
     "Lens",
     "MakeDirection",
-    "Means",
     "Option",
     "OutcomeOptions",
     "PatchSweep",

@@ -113,7 +113,7 @@ class Top(CorpusOptions, Request):
 
 
 @dataclass(frozen=True)
-class Means(CorpusOptions, Request):
+class CorpusMeans(CorpusOptions, Request):
     """Which texts are read, and of which places the mean and variance are taken."""
 
     command: ClassVar[str] = "means"

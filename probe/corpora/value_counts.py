@@ -32,21 +32,21 @@ def bins_of(values: np.ndarray) -> np.ndarray:
     return HALF + np.where(single < 0, -step, step)
 
 
-class Distribution:
+class ValueCounts:
     """counts (k, BINS) of k places."""
 
     def __init__(self, counts: np.ndarray) -> None:
         self.counts = counts
 
     @classmethod
-    def nothing(cls, k: int) -> Distribution:
+    def nothing(cls, k: int) -> ValueCounts:
         return cls(np.zeros((k, BINS), np.int64))
 
     def add(self, place: int, values: np.ndarray) -> None:
         """Count the values (n,) of one place."""
         self.counts[place] += np.bincount(bins_of(values), minlength=BINS)
 
-    def merge(self, other: Distribution) -> None:
+    def merge(self, other: ValueCounts) -> None:
         self.counts += other.counts
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -55,7 +55,7 @@ class Distribution:
         return {"place": place, "bin": number, "count": self.counts[place, number]}
 
     @classmethod
-    def restored(cls, k: int, place: np.ndarray, number: np.ndarray, count: np.ndarray) -> Distribution:
+    def restored(cls, k: int, place: np.ndarray, number: np.ndarray, count: np.ndarray) -> ValueCounts:
         found = cls.nothing(k)
         found.counts[place, number] = count
         return found
