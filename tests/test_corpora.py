@@ -14,11 +14,12 @@ import pytest
 import torch
 
 import probe
+from probe.capturing import MemorySink, observe, read
 from probe.corpora import reading, windows
 from probe.corpora.moments import Moments
 from probe.corpora.value_counts import BINS, ValueCounts, bins_of
 from probe.errors import BadEdit, BadOption, BadPlace, BadPrompt, NonFinite, ProbeError, RunError
-from probe.interventions import save_direction
+from probe.interventions import cells, save_direction
 from probe.language_model import LanguageModel
 from probe.requests import CorpusMeans
 
@@ -324,6 +325,29 @@ def test_files_that_hold_little_or_nothing(lm: LanguageModel, tmp_path: Path) ->
     many = probe.means(lm, ["a b"] * 101, at="z@1")
     with pytest.raises(RunError, match="101 texts"):
         probe.replay(lm, many)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral", "falcon", "phi3", "mamba", "gpt_oss"])
+def test_blocks_above_are_left_out_and_what_is_read_is_the_same(family: str) -> None:
+    """What is read below is equal bit for bit, the last block's parts do not run, and the model is as it was."""
+    own = probe.load(f"tiny:{family}")
+    asked, ids = cells(own, "resid_post@0,resid_pre@0,embed"), torch.randint(3, 60, (2, 21))
+    before, after = MemorySink(), MemorySink()
+    read(own, ids, [21, 17], cells=asked, sink=before)
+    observe(own, ids, [21, 17], cells=asked, sink=MemorySink())  # may try what can be left out
+    ran = Counter[str]()
+    hooks = [
+        part.register_forward_hook(lambda *_, number=number: ran.update([str(number)]))
+        for number, layer in enumerate(own.anatomy.layers)
+        for part in list(own.model.get_submodule(layer.block).children())[:1]
+    ]
+    observe(own, ids, [21, 17], cells=asked, sink=after)
+    for hook in hooks:
+        hook.remove()
+    assert before.activations.keys() == after.activations.keys() and len(after.activations) == 3
+    assert all(torch.equal(value, after.activations[key]) for key, value in before.activations.items())
+    assert ran == {"0": 1}
+    assert not any("forward" in vars(module) or module._forward_hooks for module in own.model.modules())
 
 
 def test_moments_of_parts_are_those_of_all() -> None:

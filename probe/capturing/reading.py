@@ -16,6 +16,7 @@ from probe.capturing.activations import LOGITS, ActivationReader
 from probe.capturing.attention import AttentionReader
 from probe.capturing.logits import Unembed, guesses, norms_all, replays, scored, unembedding
 from probe.capturing.sinks import AttentionSpec, Sink
+from probe.capturing.stopping import stopping
 from probe.errors import NonFinite
 from probe.instrument import attending, tapping
 from probe.language_model.rotary import start_over
@@ -62,7 +63,7 @@ def read(
 
 def observe(lm: LanguageModel, ids: Tensor, lengths: Sequence[int], *, sink: Sink, cells: Sequence[Cell]) -> None:
     """One forward over ids (batch, pos), right-padded to their `lengths`, of which the cells alone are read: nothing is scored,
-    and logits are those of the last position where the model can leave out the others.
+    and of logits, and of blocks above the last that is read, what the model can leave out is left out.
 
     Raises `SiteAbsent` for a cell that the model doesn't have. What is not a finite number goes to the sink as it is.
     """
@@ -124,10 +125,12 @@ class _Read:
         """The forward alone."""
         start_over(self.model)
         whole = self.activations.wants_logits or not self._can_leave_logits()
+        stopped = stopping(self.model, self.anatomy, self.cells, self.ids, **self.inputs)
         with ExitStack() as hooked:
             hooked.enter_context(tapping(self.model, self.activations.taps(self.ids, also={}, **self.inputs)))
             if any(SITES[cell.site].source == "call" for cell in self.cells):
                 hooked.enter_context(attending(self.model, self.attention.observe))
+            hooked.enter_context(stopped)
             logits = self._logits(whole=whole)
         self.activations.check()
         if self.activations.wants_logits:

@@ -121,6 +121,18 @@ def _with_element(output: Any, key: int | str, value: Tensor) -> Any:
     return type(output)(**{**fields, name: value})
 
 
+def emptied(output: Any, key: int | str) -> Any:
+    """What a module returned, with `...` for the tensor at `key` and without other tensors, such as attention weights."""
+    if isinstance(output, Tensor):
+        return ...
+    return tuple(... if i == key else None if isinstance(x, Tensor) else x for i, x in enumerate(output))
+
+
+def filled(form: Any, value: Tensor) -> Any:
+    """What `emptied` was of, with this tensor in it."""
+    return value if form is ... else tuple(value if x is ... else x for x in form)
+
+
 @contextmanager
 def bypassing(model: nn.Module, outputs: Mapping[str, Any]) -> Iterator[None]:
     """While active, each of these modules (by path), whose `forward` is its class's, only returns what stands here."""

@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from probe.anatomy.sums import apart, loudest
 from probe.anatomy.tape import probe_tokens
 from probe.decoding.caches import FilledLayer, expected, held, pads, slot
-from probe.instrument import Tap, bypassing, recording, tapping
+from probe.instrument import Tap, bypassing, emptied, filled, recording, tapping
 from probe.interventions import Edit, applying
 from probe.interventions.edits import AbsolutePositions
 from probe.language_model.stepping import forward, plain_kwargs, uncached_kwargs
@@ -107,7 +107,7 @@ class RecordedText:
             if layer:
                 value = self.resid[layer][:, start:].repeat(rows, 1, 1)
                 below = zip(lm.anatomy.layers, self._forms[:layer], strict=False)
-                outputs = {block.block: _filled(form, value) for block, form in below}
+                outputs = {block.block: filled(form, value) for block, form in below}
                 active.enter_context(bypassing(lm.model, outputs))
             ids = self.ids.expand(rows, -1)
             if not start:
@@ -128,7 +128,7 @@ class RecordedText:
 
         def record(path: str, _: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if path in blocks:
-                forms[blocks[path]] = _emptied(output, anatomy.tap("resid_post", blocks[path]).key)
+                forms[blocks[path]] = emptied(output, anatomy.tap("resid_post", blocks[path]).key)
 
         known = self.shortcut is not None and self.shortcut.known
         cache = {"use_cache": True, str(slot(lm.model)): DynamicCache()} if known else {}
@@ -185,18 +185,6 @@ def _keeps_keys(lm: LanguageModel) -> bool:
         usual = slot(lm.model) is not None and pads(expected(lm.model.config))
         _keeping[lm.model] = usual and pads(held(lm.model(probe_tokens(lm.model), use_cache=True)))
     return _keeping[lm.model]
-
-
-def _emptied(output: Any, key: int | str) -> Any:
-    """What a block returned, with `...` for the stream and without other tensors (weights, which only a reader wants)."""
-    if isinstance(output, Tensor):
-        return ...
-    return tuple(... if i == key else None if isinstance(x, Tensor) else x for i, x in enumerate(output))
-
-
-def _filled(form: Any, value: Tensor) -> Any:
-    """What a block returns, with this stream in it."""
-    return value if form is ... else tuple(value if x is ... else x for x in form)
 
 
 def choose_shortcut(text: RecordedText) -> None:
