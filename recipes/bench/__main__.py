@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from . import branches, budget, engine, patch, problems, speculate, trace, view
+from . import branches, budget, engine, inside, patch, problems, speculate, trace, view
 
 BENCHES = {
     "branches": branches.main,
     "budget": budget.main,
     "engine": engine.main,
+    "inside": inside.main,
     "patch": patch.main,
     "problems": problems.main,
     "speculate": speculate.main,

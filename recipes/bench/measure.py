@@ -56,6 +56,13 @@ def compare(baseline: Case, cases: list[Case], *, repeat: int) -> list[Measureme
     ]
 
 
+def once(baseline: Case, cases: list[Case]) -> list[Measurement]:
+    """Time each a single time, the baseline first and nothing warmed up: for what takes minutes."""
+    first = _timed(baseline)
+    rows = [_row(case, [(first, _timed(case))]) for case in cases]
+    return [Measurement(baseline.name, first.wall, 1, 1, first.peak_mb, baseline.target), *rows]
+
+
 class _Times(NamedTuple):
     wall: float
     cpu: float
