@@ -40,7 +40,7 @@ _IN = "probe.interventions.parsing"
 OPERATIONS: dict[str, Operation] = {one.name: one for one in (
     Operation("zero", "h ← 0", f"{_IN}:make_zero"),
     Operation("scale:FACTOR", "h ← factor · h", f"{_IN}:make_scale"),
-    Operation("mean:RUN", "h ← the mean of what a run of means or trace has there, the same at each position", f"{_IN}:make_mean"),
+    Operation("mean:RUN", "h ← the mean that a run of means or trace has there, at each position", f"{_IN}:make_mean"),
     Operation("patch:RUN[:PROMPT]", "h ← what a run recorded there, position by position", f"{_IN}:make_patch"),
     Operation("resample:RUN[:SEED]", "h ← a vector that a run recorded there, drawn by position", f"{_IN}:make_resample"),
     Operation("add:FILE.safetensors[:STRENGTH]", "h ← h + strength · vector (2308.10248)", f"{_IN}:make_add"),
