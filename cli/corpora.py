@@ -47,8 +47,9 @@ def _show_read(summary: dict[str, Any]) -> None:
 
 def _show_place(value: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     typer.echo(f"\n{value['place']}: {MEASURES[value['measure']]}")
+    above = "" if value["measure"] == "norm" else f", above 0: {value['above_zero']:.2%}"
     typer.echo(
-        f"mean {value['mean']:.4g}, sd {value['sd']:.4g}, above 0: {value['above_zero']:.2%}; of all tokens "
+        f"mean {value['mean']:.4g}, sd {value['sd']:.4g}{above}; of all tokens "
         f"50 % below {value['q50']:.4g}, 99 % {value['q99']:.4g}, 99.9 % {value['q999']:.4g}; least {value['minimum']:.4g}, "
         f"greatest {value['maximum']:.4g}"
     )

@@ -22,6 +22,7 @@ from probe.errors import BadEdit, BadOption, BadPlace, BadPrompt, NonFinite, Pro
 from probe.interventions import cells, save_direction
 from probe.language_model import LanguageModel
 from probe.requests import CorpusMeans
+from tests.test_kill_rewind import killed, whole_again
 
 TEXTS = [
     "one two three",
@@ -377,6 +378,16 @@ def test_quantiles_of_counts_are_within_one_percent() -> None:
     np.testing.assert_allclose(found.quantiles(1, shares, values.min(), values.max()), expected, rtol=0.01, atol=1e-7)
     edges, counts = found.histogram(1, 32, values.min(), values.max())
     assert counts.sum() == len(values) == found.counts[1].sum() and len(edges) == 33 and not found.counts[0].any()
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments_and_resume(shell, tmp_path: Path) -> None:
+    draw = np.random.default_rng(5)
+    lines = ("".join(draw.choice(list("abcdefgh ijklmn"), 300)) for _ in range(220))
+    (tmp_path / "t.txt").write_text("\n".join(lines))
+    words = ("top", "t.txt", "--at", "z@all", "--at", "resid_post@2", "--model", "tiny:llama", "--quiet")
+    assert killed(tmp_path, words, times=2, within=1.0, seed=1) == 2
+    whole_again(shell, words, tmp_path)
 
 
 def test_on_the_command_line(shell, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def plan_means(lm: LanguageModel, request: CorpusMeans) -> dict[str, Any]:
     widths = {key: width for cell in read_cells(lm, request.at) for key, width in _widths(lm, cell).items()}
     corpus = surveyed(lm, request.texts, request)
     rows, values = len(widths), sum(widths.values())
-    return corpus.plan() | {"tables": {"means": {"rows": rows, "bytes": 60 * rows + 16 * values}}}
+    return corpus.plan(state=32 * values) | {"tables": {"means": {"rows": rows, "bytes": 60 * rows + 16 * values}}}
 
 
 def _widths(lm: LanguageModel, cell: Cell) -> dict[Key, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -66,7 +67,7 @@ def plan_top(lm: LanguageModel, request: Top) -> dict[str, Any]:
     places, _ = measured(lm, request.at, request.project)
     corpus = surveyed(lm, request.texts, request)
     rows = sum(min(request.top, corpus.windows) for _ in KINDS) * len(places)
-    return corpus.plan() | {
+    return corpus.plan(state=STATE_BYTES * len(places)) | {
         "places": len(places),
         "tables": {
             "top": {"rows": rows, "bytes": rows * (60 + 8 * request.context)},
@@ -76,9 +77,10 @@ def plan_top(lm: LanguageModel, request: Top) -> dict[str, Any]:
     }
 
 
-def _directions(places: Sequence[ScalarPlace]) -> list[list[float]]:
-    """A resume must be asked for the same ones: the first numbers of each tell them apart."""
-    return [one.vector[:8].tolist() for one in places if one.vector is not None]
+def _directions(places: Sequence[ScalarPlace]) -> list[str]:
+    """What tells the directions apart: a resume must be asked for the same ones."""
+    vectors = [one.vector.numpy().tobytes() for one in places if one.vector is not None]
+    return [hashlib.sha256(vector).hexdigest() for vector in dict.fromkeys(vectors)]
 
 
 class NumberSink(BatchSink):

@@ -14,11 +14,13 @@ from probe.errors import BadOption, BadPrompt, ProbeError
 from probe.requests import CorpusOptions
 from probe.requests.corpora import LARGEST
 from probe.texts import Failed, Packed, Prompt, TokenSequence, as_prompts, encode_whole
+from probe.tracing.planning import PROCESS_BYTES
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 LEAST = 16_384  # tokens of a part
+HELD = 16  # activations of a token that a forward holds at once, in floats of the stream's width; measured on SmolLM2
 MOST = 128  # parts: what each came to is kept until the run is whole
 
 
@@ -118,12 +120,15 @@ class Corpus:
             "counted": self.counted, "window": self.size, "skip": self.options.skip,
         }  # fmt: skip
 
-    def plan(self) -> dict[str, Any]:
-        """What would be read."""
+    def plan(self, *, state: int) -> dict[str, Any]:
+        """What would be read. state: bytes that are kept of all that was read so far."""
+        weights = sum(p.numel() * p.element_size() for p in self.lm.model.parameters())
+        held = 4 * HELD * self.options.batch_tokens * self.lm.anatomy.d_model
         passes = sum(1 for _, part in self.parts() for _ in self.batches(part))
         return {
             "model": self.lm.name, "texts": len(self.prompts), "cannot_be_read": len(self.failed), "windows": self.windows,
             "tokens": self.tokens, "counted": self.counted, "read_passes": passes,
+            "peak_memory_bytes": PROCESS_BYTES + weights + held + 2 * state,
         }  # fmt: skip
 
     def parts(self, most: int = MOST) -> Iterator[tuple[str, list[Window]]]:
