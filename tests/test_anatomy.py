@@ -244,7 +244,8 @@ def test_a_width_is_that_of_the_tensor(family: str) -> None:
     seen = run(model, set(where.values()), ids=IDS[:, :4])
     for (site, layer), tap in where.items():
         found = anatomy.site(site, layer)
-        assert seen[tap].numel() == 4 * found.width * (found.n_heads or 1), (site, layer)
+        values = found.by_head(found.positions_first(seen[tap]).reshape(4, -1))
+        assert values.numel() == 4 * found.width * (found.n_heads or 1), (site, layer)
     calls: dict[tuple[str, int], AttentionCall] = {}
     with torch.no_grad(), attending(model, lambda path, call, _: calls.update({(path, call.visit): call})):
         model(IDS)

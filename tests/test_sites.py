@@ -65,8 +65,8 @@ def test_a_place_has_one_canonical_text(text: str, canonical: str) -> None:
     [
         ("resid_pots@5", "unknown site 'resid_pots'", "did you mean 'resid_post'"),
         ("blocks.5.hook_resid_pst", "unknown site", "did you mean 'resid_post'"),
-        ("blocks.5.attn.hook_q", "is the queries before any norm and rotation", "q@5 is after them"),
-        ("blocks.2.attn.hook_k:last", "is the keys before any norm and rotation", "k@2 is after them"),
+        ("blocks.5.attn.hook_q", "is the queries before any norm and rotation", "q_pre@5 is after the norm"),
+        ("blocks.2.attn.hook_k:last", "is the keys before any norm and rotation", "k_pre@2 is after the norm"),
         ("Z@5", "unknown site 'Z'", "did you mean 'z'"),
         ("xyzzy", "unknown site 'xyzzy'", "sites are: embed, resid_pre"),
         ("", "not a place", "SITE["),

@@ -9,20 +9,23 @@ from torch import Tensor, nn
 
 from probe.anatomy.ends import apply_readout
 from probe.anatomy.mixing import values_at
-from probe.anatomy.parts import LOGITS, Anatomy, Layer, in_units
+from probe.anatomy.parts import LOGITS, Anatomy, Layer, of_call
+from probe.anatomy.rotation import rotation_error
 from probe.anatomy.sums import misfit, tolerance
 from probe.anatomy.tape import probe_tokens
-from probe.instrument import Tap
+from probe.anatomy.units import in_units
+from probe.instrument import AttentionCall, Tap
 
 
 def verify(model: nn.Module, anatomy: Anatomy) -> list[str]:
     """What of the anatomy doesn't hold on this model, one sentence each; [] if all of it does."""
     ids = probe_tokens(model, seed=1)
     taps = set(anatomy.taps.values())
+    calls: dict[tuple[str, int], AttentionCall] = {}
     for layer in anatomy.layers:
         taps |= {*layer.taps.values(), *(write.tap for write in layer.writes)}
     try:
-        seen = values_at(model, ids, taps)
+        seen = values_at(model, ids, taps, observer=lambda path, call, _: calls.update({(path, call.visit): call}))
     except (AttributeError, LookupError) as error:
         return [f"a module is not where it was: {error}"]
     missing = [f"nothing passes '{tap.path}' ({tap.side})" for tap in taps if tap not in seen]
@@ -31,6 +34,7 @@ def verify(model: nn.Module, anatomy: Anatomy) -> list[str]:
     problems: list[str] = []
     for i, layer in enumerate(anatomy.layers):
         problems += _layer_problems(model, i, layer, seen)
+        problems += _rotation_problems(anatomy, i, seen, calls)
     for i, (layer, after) in enumerate(zip(anatomy.layers, anatomy.layers[1:], strict=False)):
         if "resid_post" in layer.taps and "resid_pre" in after.taps:
             one, other = seen[layer.taps["resid_post"]], seen[after.taps["resid_pre"]]
@@ -47,6 +51,22 @@ def _layer_problems(model: nn.Module, i: int, layer: Layer, seen: Mapping[Tap, T
     writes = [in_units(seen[write.tap].double(), write.unit(model)) for write in layer.writes]
     error = sum_error(model, layer, pre=seen[layer.taps["resid_pre"]], post=post, writes=writes)
     return [] if error <= 5 * tolerance(post.dtype) else [f"layer {i}: {layer.equation} is off by {error:.1e}"]
+
+
+def _rotation_problems(
+    anatomy: Anatomy, i: int, seen: Mapping[Tap, Tensor], calls: Mapping[tuple[str, int], AttentionCall]
+) -> list[str]:
+    """Whether the call's queries and keys are what stands before their rotation, rotated."""
+    problems = []
+    for before, after in (("q_pre", "q"), ("k_pre", "k")):
+        if not anatomy.has(before, i):
+            continue
+        found, call = anatomy.site(before, i), calls.get(anatomy.site(after, i).call or ("", 0))
+        value = found.positions_first(seen[found.tap])
+        given = None if call is None else of_call(call, after)[0].transpose(0, 1)
+        if given is None or rotation_error(found.by_head(value.reshape(len(given), -1)), given) > 10 * tolerance(given.dtype):
+            problems.append(f"layer {i}: {after} is no rotation of {before}")
+    return problems
 
 
 def sum_error(model: nn.Module, layer: Layer, *, pre: Tensor, post: Tensor, writes: Sequence[Tensor]) -> float:

@@ -114,13 +114,14 @@ def _found(inside: Inside, roles: Roles, once: set[str]) -> dict[str, Any]:
     found = {"resid_pre": inside.block.before, **roles.ports, "resid_post": inside.block.after}
     attention, n = roles.attention, inside.tape.n_tokens
     widths = {site: port.width(n) for site, port in found.items()}
-    fields = {"taps": {site: _tidy(port.tap, once) for site, port in found.items()}, "widths": widths, "absent": roles.absent}
+    taps = {site: _tidy(port.tap, once) for site, port in found.items()}
+    fields = {"taps": taps, "widths": widths, "absent": roles.absent, "entries": roles.entries}
     if attention is None:
         return fields
     d_head = attention.d_head
     for site in found:
         if SITES[site].per_head:
-            widths[site] //= attention.n_heads
+            widths[site] = d_head if site in roles.entries else widths[site] // attention.n_heads
     sizes = {"query": d_head, "key": d_head, "value": attention.d_value}
     widths |= {site: sizes[SITES[site].field] for site in sites_of("call") if SITES[site].field}
     return fields | {

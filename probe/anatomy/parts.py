@@ -11,14 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from probe.anatomy.units import Unit, unit_of
 from probe.errors import OutOfRange, SiteAbsent
 from probe.instrument import AttentionCall, Tap
 from probe.sites import SITES, Site, sites_of
 
 LOGITS = Tap("", "output", "logits")
-
-Unit = float | Tensor
-"""A number, or one for each of d_model."""
 
 
 def of_text(value: Tensor, batch: int, n: int, what: str) -> Tensor:
@@ -40,6 +38,20 @@ def of_call(call: AttentionCall, site: str) -> Tensor:
     return found
 
 
+class Entries(NamedTuple):
+    """Which values of a tensor at a tap are a site's: value i of head h is `starts[h] + order[i]` of all at a position, or
+    `starts[h] + i` where `order` is empty. axis: of the positions in that tensor, 1, or 2 where heads come before them."""
+
+    starts: tuple[int, ...]
+    order: tuple[int, ...] = ()
+    axis: int = 1
+
+    def numbers(self, width: int, device: torch.device) -> Tensor:
+        """(head, width), for a head of so many values."""
+        order = torch.tensor(self.order, device=device) if self.order else torch.arange(width, device=device)
+        return torch.tensor(self.starts, device=device)[:, None] + order
+
+
 class Write(NamedTuple):
     """One addition to the residual stream: `coefficient` x the tensor at `tap` (batch, pos, d_model).
 
@@ -52,7 +64,7 @@ class Write(NamedTuple):
 
     def unit(self, model: nn.Module) -> Unit:
         """Its coefficient times its gains."""
-        return _unit(model, self.coefficient, self.gains)
+        return unit_of(model, self.coefficient, self.gains)
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,7 @@ class Location:
     call: (path of the attention module, which of its calls in one forward), of a site that is read off an attention call.
     changed: the tap where it is changed; a block's input is the output of the one before, and is changed there.
     width: values at one position, of one head where it has heads; 0 where it has none at a position.
+    entries: which values of the tensor it is, where it is not all of them in their order.
     """
 
     site: Site
@@ -74,6 +87,7 @@ class Location:
     gains: tuple[str, ...] = ()
     n_heads: int = 0
     width: int = 0
+    entries: Entries | None = None
 
     @property
     def tap(self) -> Tap:
@@ -83,11 +97,25 @@ class Location:
 
     def unit(self, model: nn.Module) -> Unit:
         """What the model multiplies the tensor at the tap by before it adds it to the stream; 1 where it adds nothing."""
-        return _unit(model, self.coefficient, self.gains)
+        return unit_of(model, self.coefficient, self.gains)
+
+    def positions_first(self, value: Tensor) -> Tensor:
+        """The tensor at the tap as (batch, pos, …), or flat as the model has it."""
+        return value if self.entries is None or value.ndim < 4 else value.movedim(self.entries.axis, 1)
 
     def by_head(self, flat: Tensor) -> Tensor:
-        """(…, head * width) -> (…, head, width); as it is where the site has no heads."""
+        """All values at a position (…, n) -> (…, head, width); as they are where the site has no heads."""
+        if self.entries is not None:
+            return flat[..., self.entries.numbers(self.width, flat.device)]
         return flat.unflatten(-1, (self.n_heads, -1)) if self.n_heads else flat
+
+    def put(self, flat: Tensor, vectors: Tensor) -> Tensor:
+        """The inverse: flat (…, n) with the site's values (…, head, width) in their places."""
+        if self.entries is None:
+            return vectors.reshape(flat.shape)
+        new = flat.clone()
+        new[..., self.entries.numbers(self.width, flat.device)] = vectors
+        return new
 
 
 class Readout(NamedTuple):
@@ -117,6 +145,7 @@ class Layer:
     carry_gains: tuple[str, ...] = ()
     offset: str = ""
     visit: int = 0  # which of the attention module's calls in one forward
+    entries: Mapping[str, Entries] = field(default_factory=dict)  # by site, where it is not the whole tensor at its tap
     widths: Mapping[str, int] = field(default_factory=dict)  # by site: values at a position, of one head where it has heads
     absent: Mapping[str, str] = field(default_factory=dict)
 
@@ -187,7 +216,7 @@ class Anatomy:
             site, layer, read, changed,
             call=(here.attention, here.visit) if site.source == "call" and here.attention is not None else None,
             coefficient=write.coefficient if write else 1.0, gains=write.gains if write else (),
-            n_heads=self.n_heads(name, layer), width=here.widths.get(name, 0),
+            n_heads=self.n_heads(name, layer), width=here.widths.get(name, 0), entries=here.entries.get(name),
         )  # fmt: skip
 
     def tap(self, site: str, layer: int = -1) -> Tap:
@@ -251,29 +280,7 @@ def _layer_from(plain: Mapping[str, Any]) -> Layer:
     )
     fields["taps"] = {site: Tap(*tap) for site, tap in plain["taps"].items()}
     fields["carry_gains"] = tuple(plain["carry_gains"])
+    fields["entries"] = {
+        site: Entries(tuple(starts), tuple(order), axis) for site, (starts, order, axis) in plain["entries"].items()
+    }
     return Layer(**fields)
-
-
-def _unit(model: nn.Module, coefficient: float, gains: tuple[str, ...]) -> Unit:
-    unit: Unit = coefficient
-    for name in gains:
-        unit = model.get_parameter(name).detach().flatten() * unit
-    return unit
-
-
-def in_units(value: Tensor, unit: Unit) -> Tensor:
-    """The tensor at a tap (…, d) -> the site, rounded as the model would; the same tensor where the unit is 1."""
-    if isinstance(unit, Tensor):
-        return value * unit.to(value.device)
-    return value if unit == 1.0 else value * unit
-
-
-def out_of_units(value: Tensor, unit: Unit) -> Tensor:
-    """The inverse; not finite where the model multiplies a channel by 0, so that nothing could be added to it."""
-    return value / unit.to(value.device) if isinstance(unit, Tensor) else value / unit
-
-
-def slope_in_units(slope: Tensor, unit: Unit) -> Tensor:
-    """A derivative by the tensor at a tap -> by the site; 0 in a channel that the model multiplies by 0."""
-    found = out_of_units(slope, unit)
-    return torch.where(unit.to(slope.device) == 0, 0.0, found) if isinstance(unit, Tensor) else found

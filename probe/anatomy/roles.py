@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from probe.anatomy.inside import Inside, is_leaf, is_linear
 from probe.anatomy.mixing import Reach, fed, headwise, reach
+from probe.anatomy.parts import Entries
+from probe.anatomy.rotation import Picked, Tried, unrotated
 from probe.anatomy.sums import channelwise_sum, shortest_sum
 from probe.anatomy.tape import Attended, Event, Port
 from probe.anatomy.writes import Equation
@@ -29,6 +32,7 @@ class Trials:
     reaches: dict[tuple[str, ...], Reach] = field(default_factory=dict)
     gated: dict[tuple[str, ...], str | None] = field(default_factory=dict)
     fed: dict[tuple[str, ...], list[bool]] = field(default_factory=dict)
+    unrotated: dict[tuple[str, ...], Tried] = field(default_factory=dict)
 
 
 @dataclass
@@ -40,12 +44,13 @@ class Roles:
     attention: Attended | None
     ports: dict[str, Port] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
+    entries: dict[str, Entries] = field(default_factory=dict)  # of ports of which a site is not the whole
 
 
 class Finder(NamedTuple):
     """What finds a site in a block, or says why it is not there. unsolved: also in a block whose equation is not known."""
 
-    find: Callable[[Inside, Roles, Trials], Port | str]
+    find: Callable[[Inside, Roles, Trials], Port | Picked | str]
     unsolved: bool = False
 
 
@@ -60,6 +65,8 @@ def find_roles(inside: Inside, equation: Equation | str, trials: Trials) -> Role
         found = equation if isinstance(equation, str) and not finder.unsolved else finder.find(inside, roles, trials)
         if isinstance(found, str):
             roles.absent[site] = found
+        elif isinstance(found, Picked):
+            roles.ports[site], roles.entries[site] = found
         else:
             roles.ports[site] = found
     if roles.attention is None:
@@ -235,4 +242,17 @@ def _hidden(inside: Inside, roles: Roles, trials: Trials) -> Port | str:
     return "no linear layer gives the MLP's write as it is (a mixture of experts, or a scaled one)"
 
 
-FINDERS: dict[str, Finder] = {"resid_mid": Finder(_middle), "z": Finder(_heads, unsolved=True), "mlp_post": Finder(_hidden)}
+def _before_rotation(inside: Inside, roles: Roles, trials: Trials, which: str) -> Picked | str:
+    """q_pre, k_pre: the module output that is the call's queries or keys before they are rotated."""
+    if roles.attention is None:
+        return NO_CALL
+    return unrotated(inside, roles.attention, which, trials.model, trials.ids, trials.unrotated)
+
+
+FINDERS: dict[str, Finder] = {
+    "resid_mid": Finder(_middle),
+    "z": Finder(_heads, unsolved=True),
+    "mlp_post": Finder(_hidden),
+    "q_pre": Finder(partial(_before_rotation, which="query"), unsolved=True),
+    "k_pre": Finder(partial(_before_rotation, which="key"), unsolved=True),
+}

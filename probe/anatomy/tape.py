@@ -53,6 +53,8 @@ class Attended(NamedTuple):
     n_kv_heads: int
     d_head: int
     d_value: int
+    query: Fingerprint = 0  # of (batch, pos, head, d_head)
+    key: Fingerprint = 0  # of (batch, pos, kv head, d_head)
 
 
 @dataclass
@@ -98,10 +100,14 @@ def tape(model: nn.Module, ids: Tensor) -> Tape:
         if call.query.shape[0] != 1 or call.query.shape[2] != recorded.n_tokens:
             return  # its queries are not the text's positions: blocks that look back on blocks, chunks
         heads, width = call.query.shape[1], call.query.shape[-1]
+        given = []
+        for tensor in (call.query.transpose(1, 2), call.key.transpose(1, 2)):
+            given.append(_fingerprint(tensor))
+            recorded.values.setdefault(given[-1], tensor.detach().clone())
         recorded.attended.append(
             Attended(
                 len(recorded.events), path, call.visit, _fingerprint(output), heads, call.key.shape[1], width,
-                call.value.shape[-1],
+                call.value.shape[-1], *given,
             )
         )  # fmt: skip
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from probe.anatomy.parts import Unit, in_units, of_text
+from probe.anatomy.parts import of_text
+from probe.anatomy.units import Unit, in_units
 from probe.capturing.sinks import Sink
 from probe.instrument import tapping
 from probe.sites import SITES
@@ -70,10 +71,13 @@ class ActivationReader:
             if SITES[site].source == "call":
                 own = value.transpose(1, 2).flatten(2) if head is None else value[:, head]
             else:
-                own = of_text(value, *self._shape, site)
+                found = self._locations.get((site, layer))
+                own = of_text(value if found is None else found.positions_first(value), *self._shape, site)
                 own = own if own.ndim == 3 else own.flatten(2)
-                if head is not None:
-                    own = self._locations[site, layer].by_head(own)[:, :, head]
+                if head is not None and found is not None:
+                    own = found.by_head(own)[:, :, head]
+                elif found is not None and found.entries is not None:
+                    own = found.by_head(own).flatten(2)
             self._sink.activation(site, layer, head, own)
             self._given.append((f"{site}@{layer}", weakref.ref(own), own._version))
 

@@ -108,15 +108,20 @@ class Applied(ActiveEdits):
     def _edited(self, i: int, value: Tensor, *, owned: bool) -> Tensor:
         """value (batch, pos, d), or flat, after edit i; the same tensor where it meets none of the edit's positions."""
         location = self._locations[i]
+        given = value
+        value = location.positions_first(given)
         positions = self._forwards.part(*(value.shape[:2] if value.ndim > 2 else (1, value.shape[0]))).positions
         if location.site.after_blocks and value.ndim > 2:
             positions = positions[:, positions.shape[1] - value.shape[1] :]
         hits = self.hits(i, positions.to(value.device))
         if hits is None:
-            return value
+            return given
         own = of_text(value, positions.shape[0], positions.shape[1], location.site.name)
-        whole = location.by_head(own.reshape(*positions.shape, -1))
-        new = changed(self.edits[i], whole, hits, unit=location.unit(self._model), owned=owned).reshape(own.shape)
+        flat = own.reshape(*positions.shape, -1)
+        vectors = changed(self.edits[i], location.by_head(flat), hits, unit=location.unit(self._model), owned=owned)
+        new = location.put(flat, vectors).reshape(own.shape)
+        if location.entries is not None and value.ndim > 3:
+            return torch.empty_like(given).copy_(new.movedim(1, location.entries.axis))
         if own.shape[1] < value.shape[1] and own.ndim == value.ndim:
             return torch.cat([new, value[:, own.shape[1] :]], dim=1)  # what the model pads texts with stays
         return new.reshape(value.shape)

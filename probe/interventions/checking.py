@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from probe.anatomy.mixing import values_at
-from probe.anatomy.parts import in_units
 from probe.anatomy.tape import probe_tokens
+from probe.anatomy.units import in_units
 from probe.errors import BadEdit, OutOfRange, SiteAbsent
 from probe.interventions.edits import Cut, Edit, Patch, Resample
 from probe.sites import SITES, Cell, parse_places, resolve

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.generation.utils import ALL_CACHE_NAMES
 
-from probe.anatomy.parts import Unit, in_units, out_of_units
+from probe.anatomy.units import Unit, in_units, out_of_units
 from probe.errors import BadEdit
 from probe.interventions.edits import AbsolutePositions, At, Edit
 

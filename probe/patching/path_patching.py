@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probe.anatomy.parts import in_units, of_call
+from probe.anatomy.parts import of_call
+from probe.anatomy.units import in_units
 from probe.instrument import AttentionCall, Reader, Tap, attending, tapping
 from probe.interventions import Patch, applying
 from probe.interventions.edits import AbsolutePositions
@@ -119,7 +120,8 @@ class Paths:
         unit = location.unit(self.lm.model)
 
         def record(value: Tensor) -> None:
-            seen[where] = location.by_head(in_units(value.reshape(rows, len(self.text), -1), unit))
+            flat = location.positions_first(value).reshape(rows, len(self.text), -1)
+            seen[where] = location.by_head(in_units(flat, unit))
 
         return record
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from probe.anatomy.parts import Unit, in_units, of_call, slope_in_units
+from probe.anatomy.parts import of_call
+from probe.anatomy.units import Unit, in_units, slope_in_units
 from probe.capturing.activations import overwritten
 from probe.errors import BadModel, NonFinite
 from probe.instrument import AttentionCall, Reader, Tap, attending, tapping
@@ -181,7 +182,10 @@ class Watch:
         location = self.lm.anatomy.site(*where)
         if location.call is not None:
             return wide[0].transpose(0, 1)
-        flat, n = wide.reshape(-1, wide.shape[-1]), self.ids.shape[1]
+        n = self.ids.shape[1]
+        flat = wide.reshape(-1, wide.shape[-1])
+        if location.entries is not None:
+            flat = location.positions_first(wide).reshape(n, -1)
         if len(flat) < n:
             flat = torch.cat([flat.new_zeros(n - len(flat), flat.shape[1]), flat])
         return location.by_head(flat)

@@ -99,6 +99,10 @@ SITES: dict[str, Site] = {
              field="key", lens_name="blocks.{}.attn.hook_rot_k"),
         Site("v", ("pos", "kv_head", "d_head"), "call", 0.25, "values; one a key-value head", "attn", field="value",
              lens_name="blocks.{}.attn.hook_v"),
+        Site("q_pre", ("pos", "head", "d_head"), "part", 0.25,
+             "queries before rotation, after any norm of queries; q where nothing is rotated", "attn"),
+        Site("k_pre", ("pos", "kv_head", "d_head"), "part", 0.25,
+             "keys before rotation, after any norm of keys; k where nothing is rotated", "attn"),
         Site("z", ("pos", "head", "d_head"), "part", 0.25, "heads' weighted values, before W_O", "attn",
              lens_name="blocks.{}.attn.hook_z"),
         Site("pattern", ("head", "query", "key"), "call", 0.25, "attention weights", "attn", uses=("cut",),
@@ -124,8 +128,8 @@ def sites_for(use: Use) -> tuple[str, ...]:
 
 # names whose activation is no site here: what they are, and the site that is nearest to it
 _ELSEWHERE = {
-    "blocks.{}.attn.hook_q": ("the queries before any norm and rotation", "q", "hook_rot_q"),
-    "blocks.{}.attn.hook_k": ("the keys before any norm and rotation", "k", "hook_rot_k"),
+    "blocks.{}.attn.hook_q": ("the queries before any norm and rotation", "q_pre"),
+    "blocks.{}.attn.hook_k": ("the keys before any norm and rotation", "k_pre"),
 }
 
 
@@ -139,10 +143,10 @@ def find_site(word: str) -> tuple[str, int | None]:
     if ours:
         return ours, None if number is None else int(number[1])
     if number is not None and theirs in _ELSEWHERE:
-        what, site, other = _ELSEWHERE[theirs]
+        what, site = _ELSEWHERE[theirs]
         raise UnknownSite(
             f"'{word}' is {what}, which is no site here",
-            hint=f"{site}@{number[1]} is after them ({other}); the same where a model has neither",
+            hint=f"{site}@{number[1]} is after the norm and before the rotation: the same where a model norms neither",
         )
     last = word.lower().rpartition(".")[2].removeprefix("hook_")
     near = [name for form in (word.lower(), last) for name in difflib.get_close_matches(form, SITES, n=1)]
