@@ -172,7 +172,7 @@ COMMANDS: dict[str, tuple[tuple[str, Any, str], ...]] = {
         ("steps", steps.command, "probe steps first"),
         ("lens", lens.command, 'probe lens "The capital of France is" --target " Paris"'),
         ("attribute", attribute.command, 'probe attribute "The capital of France is" --answer " Paris"'),
-        ("top", top.command, "probe top texts.txt --at z@5.3 --at resid_post@12"),
+        ("top", top.command, "probe top texts.txt --at mlp_post@5.n1234 --at z@5.3"),
         ("means", means.command, "probe means texts.txt --at z@all"),
     ),
     "Change and measure": (

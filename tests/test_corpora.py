@@ -21,8 +21,10 @@ from probe.corpora.value_counts import BINS, ValueCounts, bins_of
 from probe.errors import BadEdit, BadOption, BadPlace, BadPrompt, NonFinite, ProbeError, RunError
 from probe.interventions import cells, save_direction
 from probe.language_model import LanguageModel
+from probe.reporting.views import Bars
 from probe.requests import CorpusMeans
 from tests.test_kill_rewind import killed, whole_again
+from tests.test_panels import panels, same_as_the_table
 
 TEXTS = [
     "one two three",
@@ -211,6 +213,49 @@ def embedding_of(lm: LanguageModel, text: str, where: Path | None = None) -> Pat
     path = (where or Path(tempfile.mkdtemp())) / "v.safetensors"
     save_direction(path, lm, matrix[lm.ids_of(text)[0]] - matrix.mean(0), site="resid_pre", layer=0)
     return path
+
+
+def test_the_texts_of_a_planted_neuron_come_first(lm: LanguageModel) -> None:
+    """Neuron 7 of layer 0 is set to read one token's embedding; no other neuron finds its texts."""
+    planted = LanguageModel(copy.deepcopy(lm.model), lm.tokenizer, name="planted")
+    matrix = planted.model.get_input_embeddings().weight
+    own = matrix[lm.ids_of("Q")[0]] - matrix.mean(0)
+    mlp = planted.model.get_submodule("model.layers.0.mlp")
+    with torch.no_grad():
+        planted.model.get_submodule("model.layers.0.self_attn.o_proj").weight.zero_()  # type: ignore[union-attr, operator]
+        mlp.gate_proj.weight[7] = mlp.up_proj.weight[7] = 5 * own / own.norm()  # type: ignore[union-attr, operator]
+    texts = [f"text {i} without" for i in range(12)] + ["here a Q stands", "and Q again"] + ["nothing here"] * 5
+    run = probe.top(planted, texts, at=["mlp_post@0.n6..7", "mlp_post@all.n-1"], top=2)
+    rows = listed(run, "mlp_post@0.n7", "top")
+    assert {row["prompt_id"] for row in rows} == {12, 13} and {row["token"] for row in rows} == {"Q"}
+    for number, row in enumerate(rows):
+        x = plain(planted, [texts[row["prompt_id"]]], "model.layers.0.mlp.down_proj", takes_in=True)[0]
+        assert row["value"] == pytest.approx(x[row["pos"], 7], rel=1e-4) and x[1:, 7].argmax() + 1 == row["pos"], number
+    assert {row["prompt_id"] for row in listed(run, "mlp_post@0.n6", "top")} != {12, 13}
+    values = {row["place"]: row for row in run.scan("top_values").to_pylist()}
+    last = planted.anatomy.site("mlp_post", 0).width - 1
+    assert set(values) == {"mlp_post@0.n6", "mlp_post@0.n7", *(f"mlp_post@{layer}.n{last}" for layer in range(3))}
+    assert values["mlp_post@0.n7"]["unit"] == 7 and values["mlp_post@0.n7"]["measure"] == "activation"
+    every = np.concatenate([x[1:, 7] for x in plain(planted, texts, "model.layers.0.mlp.down_proj", takes_in=True)])
+    assert values["mlp_post@0.n7"]["above_zero"] == pytest.approx((every > 0).mean())
+    for wrong in ("z@1.n3", "resid_post@1.n3", "mlp_post@0.n99999"):
+        with pytest.raises(ProbeError):
+            probe.top(lm, texts, at=wrong)
+
+
+@pytest.mark.parametrize("verb", ["top", "means"])
+def test_panels_show_the_rows_of_the_tables(lm: LanguageModel, verb: str) -> None:
+    run = getattr(probe, verb)(lm, TEXTS, at=["resid_post@1", "z@0"])
+    shown = panels(run, int(run.prompts["prompt_id"][0]))
+    for panel in shown.values():
+        if panel.table != "prompts" and not (panel.table == "means" and panel.name != "means"):
+            same_as_the_table(run, panel)
+    if verb == "top":
+        texts = shown["top"].frame
+        assert (texts["text"].str.count("⟦") == 1).all() and texts["list"].tolist()[0] == "largest"
+        assert sum(isinstance(panel, Bars) for panel in shown.values()) == 1 + 4
+    else:
+        assert len(shown["means"].frame) == 1 + 4
 
 
 def test_the_texts_of_a_planted_direction_come_first(lm: LanguageModel, tmp_path: Path) -> None:

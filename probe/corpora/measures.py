@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,14 @@ from torch import Tensor
 from probe.errors import BadOption, BadPlace
 from probe.interventions import cells
 from probe.interventions.directions import load_direction
-from probe.sites import SITES, Cell, Positions
+from probe.sites import SITES, Cell, Positions, Range
+from probe.sites.positions import NUMBERS, parse_range
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 DIRECTION = "direction:"
+UNITS = re.compile(rf"(?P<place>[^.:]+@{NUMBERS})\.n(?P<units>{NUMBERS})")
 MOST = 1024  # places of one run: each has 65 kB of counts
 
 Key = tuple[str, int, int | None]
@@ -81,12 +84,29 @@ def measured(
             if project is not None:
                 raise BadOption(f"'{text}' says already what it is projected on", hint="leave out --project")
             found.append(_direction(lm, text))
+        elif (units := UNITS.fullmatch(text)) is not None:
+            found += _units(lm, text, units["place"], parse_range(units["units"]), project)
         else:
             found += [one for cell in read_cells(lm, [text]) for one in _places(lm, cell, project)]
     found = list({one.name: one for one in found}.values())
     if len(found) > MOST:
         raise BadOption(f"{len(found):,} places at once", hint=f"at most {MOST:,}: name layers, heads or neurons")
     return tuple(found), _cells(found)
+
+
+def _units(lm: LanguageModel, text: str, place: str, units: Range, project: str | Path | None) -> list[ScalarPlace]:
+    """Single neurons of one place."""
+    if project is not None:
+        raise BadOption(f"'{text}' is single neurons, and they are no vector", hint="leave out --project, or the neurons")
+    found = []
+    for cell in read_cells(lm, [place]):
+        if SITES[cell.site].axes != ("pos", "d_mlp"):
+            raise BadPlace(f"'{cell.site}' has no neurons", hint="those of an MLP are in mlp_post: mlp_post@5.n1234")
+        where = f"{cell.site}@{cell.layer}"
+        for unit in units.of(lm.width(cell.site, cell.layer), "neuron"):
+            one = ScalarPlace(f"{where}.n{unit}", cell.site, cell.layer, None, "activation", unit=unit, column=unit)
+            found.append(one)
+    return found
 
 
 def _direction(lm: LanguageModel, text: str) -> ScalarPlace:
