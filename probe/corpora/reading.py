@@ -67,7 +67,7 @@ class Pass(NamedTuple, Generic[S]):
     def failed(self, corpus: Corpus) -> list[Failed]:
         """The texts that could not be read, or of which a window had to be left out, in their order."""
         found = {one.prompt.prompt_id: one for one in corpus.failed}
-        first = dict(reversed(self.broken))
+        first = dict(sorted(self.broken, reverse=True))
         for prompt in corpus.prompts if first else ():
             if prompt.prompt_id in first:
                 error = NonFinite(

@@ -81,7 +81,8 @@ def _numbered(sources: Iterable[Any], options: CorpusOptions) -> Iterator[Prompt
 class Corpus:
     """Texts as one model reads them: `size` tokens a window at most, and what a look through all of them found.
 
-    short: texts in which no token counts. crosses: whether a window is so long that it changes the rotary frequencies.
+    failed: texts that cannot be read. short: texts in which no token counts. cut: those longer than a window. longest: how many
+    tokens the longest window has.
     """
 
     lm: LanguageModel
