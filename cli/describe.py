@@ -31,7 +31,8 @@ def site_rows(lm: LanguageModel, text: str | None) -> list[dict[str, Any]]:
     for name, layer, heads in wanted:
         found = anatomy.site(name, layer)
         count = len(heads) if heads is not None else found.n_heads
-        sizes = {"head": count, "kv_head": count, **{a: found.width for a in found.site.axes if a.startswith("d_")}}
+        sizes = {"head": count, "kv_head": count, "expert": found.width}
+        sizes |= {axis: found.width for axis in found.site.axes if axis.startswith("d_")}
         shape = [sizes.get(axis, axis) for axis in found.site.axes]
         values = (count or 1) * found.width  # of patterns, how many depends on the text
         rows.append({"site": name, "layer": layer, "shape": f"({', '.join(map(str, shape))})", "bytes_per_token": 4 * values})

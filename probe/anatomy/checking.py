@@ -24,6 +24,8 @@ def verify(model: nn.Module, anatomy: Anatomy) -> list[str]:
     calls: dict[tuple[str, int], AttentionCall] = {}
     for layer in anatomy.layers:
         taps |= {*layer.taps.values(), *(write.tap for write in layer.writes)}
+        if layer.experts is not None:
+            taps |= {layer.experts.chosen, layer.experts.weights}
     try:
         seen = values_at(model, ids, taps, observer=lambda path, call, _: calls.update({(path, call.visit): call}))
     except (AttributeError, LookupError) as error:

@@ -116,6 +116,9 @@ def _found(inside: Inside, roles: Roles, once: set[str]) -> dict[str, Any]:
     widths = {site: port.width(n) for site, port in found.items()}
     taps = {site: _tidy(port.tap, once) for site, port in found.items()}
     fields = {"taps": taps, "widths": widths, "absent": roles.absent, "entries": roles.entries}
+    if (experts := roles.experts) is not None:
+        chosen, weights = _tidy(experts.chosen, once), _tidy(experts.weights, once)
+        fields["experts"] = experts._replace(chosen=chosen, weights=weights)
     if attention is None:
         return fields
     d_head = attention.d_head

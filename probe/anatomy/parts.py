@@ -52,6 +52,16 @@ class Entries(NamedTuple):
         return torch.tensor(self.starts, device=device)[:, None] + order
 
 
+class Experts(NamedTuple):
+    """The routed experts of a layer: where the numbers of each token's experts and their weights, both (token, chosen), are
+    handed to the module that computes them; how many experts there are, and how many of them a token has."""
+
+    chosen: Tap
+    weights: Tap
+    n_experts: int
+    n_chosen: int
+
+
 class Write(NamedTuple):
     """One addition to the residual stream: `coefficient` x the tensor at `tap` (batch, pos, d_model).
 
@@ -146,6 +156,7 @@ class Layer:
     offset: str = ""
     visit: int = 0  # which of the attention module's calls in one forward
     entries: Mapping[str, Entries] = field(default_factory=dict)  # by site, where it is not the whole tensor at its tap
+    experts: Experts | None = None
     widths: Mapping[str, int] = field(default_factory=dict)  # by site: values at a position, of one head where it has heads
     absent: Mapping[str, str] = field(default_factory=dict)
 
@@ -280,6 +291,9 @@ def _layer_from(plain: Mapping[str, Any]) -> Layer:
     )
     fields["taps"] = {site: Tap(*tap) for site, tap in plain["taps"].items()}
     fields["carry_gains"] = tuple(plain["carry_gains"])
+    if fields["experts"] is not None:
+        chosen, weights, *sizes = fields["experts"]
+        fields["experts"] = Experts(Tap(*chosen), Tap(*weights), *sizes)
     fields["entries"] = {
         site: Entries(tuple(starts), tuple(order), axis) for site, (starts, order, axis) in plain["entries"].items()
     }

@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from probe.anatomy.experts import find_router
 from probe.anatomy.inside import Inside, is_leaf, is_linear
 from probe.anatomy.mixing import Reach, fed, headwise, reach
-from probe.anatomy.parts import Entries
+from probe.anatomy.parts import Entries, Experts
 from probe.anatomy.rotation import Picked, Tried, unrotated
 from probe.anatomy.sums import channelwise_sum, shortest_sum
 from probe.anatomy.tape import Attended, Event, Port
@@ -33,6 +34,7 @@ class Trials:
     gated: dict[tuple[str, ...], str | None] = field(default_factory=dict)
     fed: dict[tuple[str, ...], list[bool]] = field(default_factory=dict)
     unrotated: dict[tuple[str, ...], Tried] = field(default_factory=dict)
+    experts: dict[tuple[str, ...], float] = field(default_factory=dict)
 
 
 @dataclass
@@ -45,6 +47,7 @@ class Roles:
     ports: dict[str, Port] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     entries: dict[str, Entries] = field(default_factory=dict)  # of ports of which a site is not the whole
+    experts: Experts | None = None
 
 
 class Finder(NamedTuple):
@@ -249,10 +252,20 @@ def _before_rotation(inside: Inside, roles: Roles, trials: Trials, which: str) -
     return unrotated(inside, roles.attention, which, trials.model, trials.ids, trials.unrotated)
 
 
+def _router(inside: Inside, roles: Roles, trials: Trials) -> Port | str:
+    """router: the logits by which each token's experts are chosen."""
+    found = find_router(inside, trials.model, trials.ids, trials.experts)
+    if isinstance(found, str):
+        return found
+    port, roles.experts = found
+    return port
+
+
 FINDERS: dict[str, Finder] = {
     "resid_mid": Finder(_middle),
     "z": Finder(_heads, unsolved=True),
     "mlp_post": Finder(_hidden),
     "q_pre": Finder(partial(_before_rotation, which="query"), unsolved=True),
     "k_pre": Finder(partial(_before_rotation, which="key"), unsolved=True),
+    "router": Finder(_router, unsolved=True),
 }

@@ -40,6 +40,7 @@ class Event(NamedTuple):
     module: nn.Module
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    choices: tuple[Port, ...] = ()  # whole numbers that it was given, some for each token
 
 
 class Attended(NamedTuple):
@@ -94,7 +95,8 @@ def tape(model: nn.Module, ids: Tensor) -> Tape:
         given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
         inputs = tuple(port(t, Tap(path, "input", k, visit)) for k, t in given if _is_activation(t))
         outputs = tuple(port(t, Tap(path, "output", k, visit)) for k, t in _elements(output) if _is_activation(t))
-        recorded.events.append(Event(len(recorded.events), path, module, inputs, outputs))
+        choices = tuple(port(t, Tap(path, "input", k, visit)) for k, t in given if _is_choice(t, recorded.n_tokens))
+        recorded.events.append(Event(len(recorded.events), path, module, inputs, outputs, choices))
 
     def attend(path: str, call: AttentionCall, output: Tensor) -> None:
         if call.query.shape[0] != 1 or call.query.shape[2] != recorded.n_tokens:
@@ -132,6 +134,13 @@ def _first_nan(recorded: Tape) -> str:
 
 def _is_activation(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 1
+
+
+def _is_choice(value: object, n_tokens: int) -> bool:
+    """Whether it may be the numbers of each token's experts: whole numbers (token, chosen) or (1, token, chosen)."""
+    if not isinstance(value, Tensor) or value.dtype not in (torch.int64, torch.int32) or value.dim() not in (2, 3):
+        return False
+    return value.numel() > 1 and value.shape[-2] == n_tokens and value.shape[0] in {1, n_tokens}
 
 
 def _elements(output: Any) -> Iterator[tuple[int | str, Any]]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from probe.capturing.activations import LOGITS, ActivationReader
 from probe.capturing.attention import AttentionReader
 from probe.capturing.logits import Unembed, guesses, norms_all, replays, scored, unembedding
+from probe.capturing.routing import ROUTER, RoutingReader
 from probe.capturing.sinks import AttentionSpec, Sink
 from probe.capturing.stopping import stopping
 from probe.errors import NonFinite
@@ -82,6 +83,8 @@ class _Read:
         self.sink = sink
         self.inputs = _inputs(model, anatomy, ids, lengths)
         self.activations = ActivationReader(model, anatomy, cells, sink, shape=(ids.shape[0], ids.shape[1]))
+        routed = [cell.layer for cell in cells if cell.site == ROUTER]
+        self.routing = RoutingReader(anatomy, routed, sink, shape=(ids.shape[0], ids.shape[1]))
         self.attention = AttentionReader(
             attention, ids, lengths, sink, layers=anatomy.calls, emit=self.activations.emit,
             patterns=_heads_of(cells, "pattern", anatomy), scores=_heads_of(cells, "scores", anatomy),
@@ -99,6 +102,7 @@ class _Read:
             kept.update({self.anatomy.tap("resid_post", layer): [] for layer in range(self.anatomy.n_layers)})
         with ExitStack() as hooked:
             hooked.enter_context(tapping(self.model, self.activations.taps(self.ids, also=kept, **self.inputs)))
+            hooked.enter_context(tapping(self.model, self.routing.taps()))
             if self.attention.wanted or any(SITES[cell.site].source == "call" for cell in self.cells):
                 hooked.enter_context(attending(self.model, self.attention.observe))
             logits = self._logits(whole=whole)

@@ -90,6 +90,10 @@ class Sink(Protocol):
     def scores(self, prompt: int, layer: int, columns: Columns) -> None:
         """Columns of `scores` from `head` on: `scores` (Ragged) holds -inf where a key is masked; in pieces."""
 
+    def routing(self, layer: int, experts: Tensor, weights: Tensor, entropy: Tensor) -> None:
+        """Each token's experts and their weights (batch, pos, chosen), the largest first, and the entropy of the router's
+        logits (batch, pos), padding included."""
+
     def lens(self, layer: int, columns: Columns) -> None:
         """Columns of `lens` from `top_ids` on, each (batch, pos) or (batch, pos, top), padding included."""
 
@@ -104,6 +108,7 @@ class MemorySink:
     attention_pieces: dict[tuple[int, int], list[Columns]] = field(default_factory=lambda: defaultdict(list))
     score_pieces: dict[tuple[int, int], list[Columns]] = field(default_factory=lambda: defaultdict(list))
     guesses: dict[int, Columns] = field(default_factory=dict)
+    routed: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
     def activation(self, site: str, layer: int, head: int | None, values: Tensor) -> None:
         """Keep the tensor itself."""
@@ -124,6 +129,10 @@ class MemorySink:
     def scores(self, prompt: int, layer: int, columns: Columns) -> None:
         """Keep a piece of a layer's scores."""
         self.score_pieces[prompt, layer].append(columns)
+
+    def routing(self, layer: int, experts: Tensor, weights: Tensor, entropy: Tensor) -> None:
+        """Keep the experts of a layer's tokens."""
+        self.routed[layer] = experts, weights, entropy
 
     def lens(self, layer: int, columns: Columns) -> None:
         """Keep what a layer would answer."""

@@ -48,6 +48,8 @@ def check_cell(lm: LanguageModel, cell: Cell, op: str) -> None:
         raise OutOfRange(f"no head {missing[0]} of {site}@{layer}", hint=f"heads are 0..{found.n_heads - 1}")
     if op != Cut.op and "change" not in SITES[site].uses:
         hint = "cut:KEYS takes edges out; z@LAYER.HEAD=zero silences a head"
+        if SITES[site].at_positions:
+            hint = "it is only read; change mlp_out"
         raise BadEdit(f"'{op}' cannot change '{site}'", hint=hint)
     if op == Cut.op and "cut" not in SITES[site].uses:
         raise BadEdit(f"'{op}' takes edges out of a pattern, and '{site}' has none", hint="write pattern@LAYER.HEAD")

@@ -23,7 +23,7 @@ def own_patches_change_nothing(lm: LanguageModel, ids: list[int]) -> float:
     """All activations and logits, recorded while one site of every layer is set to what was recorded there before."""
     before = _seen(lm, ids)
     worst = 0.0
-    for site in vectors():
+    for site in (name for name in vectors() if "change" in SITES[name].uses):
         edits: list[Edit] = [_own_patch(lm, site, layer, before) for layer in layers_with(lm, site)]
         edits = [edit for edit in edits if _can_be_made(lm, edit, ids)]
         if edits:

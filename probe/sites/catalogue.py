@@ -93,6 +93,8 @@ SITES: dict[str, Site] = {
         *(Site(f"other_out{n}", _D_MODEL, "write", _MLP, _OTHERS, f"other{n}") for n in ("", "_2", "_3", "_4", "_5")),
         Site("mlp_post", ("pos", "d_mlp"), "part", _MLP, "the MLP's hidden layer, before its last matrix", "mlp",
              lens_name="blocks.{}.mlp.hook_post"),
+        Site("router", ("pos", "expert"), "part", _MLP,
+             "logits by which a mixture's experts are chosen; with it come the tables routing and expert_load", "mlp", uses=()),
         Site("q", ("pos", "head", "d_head"), "call", 0.25, "queries, after rotation", "attn", field="query",
              lens_name="blocks.{}.attn.hook_rot_q"),
         Site("k", ("pos", "kv_head", "d_head"), "call", 0.25, "keys, after rotation; one a key-value head", "attn",

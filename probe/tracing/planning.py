@@ -51,6 +51,8 @@ ROW_BYTES = {
     "attention": 8,
     "scores": 6,
     "lens": 30,
+    "routing": 12,
+    "expert_load": 60,
     "stages": 80,
     "candidates": 50,
     "answers": 150,
@@ -71,6 +73,10 @@ def estimate(lm: LanguageModel, tracing: Tracing, sequences: list[TokenSequence]
     vectors = _vectors(lm, tracing, sequences)
     if vectors["rows"]:
         rows["activations"] = (vectors["rows"], vectors["values"] * BITS[tracing.request.store] // vectors["rows"])
+    for cell in tracing.cells:
+        if cell.site == "router" and (experts := anatomy.layers[cell.layer].experts) is not None:
+            rows["routing"] = (rows.get("routing", (0, 0))[0] + tokens, 8 * 8 * experts.n_chosen)
+            rows["expert_load"] = (rows.get("expert_load", (0, 0))[0] + experts.n_experts, 0)
     mode = tracing.attention.mode
     if mode != "none" and heads:
         rows["heads"] = (len(sequences) * heads, 0)

@@ -106,6 +106,14 @@ class RunSink:
     def scores(self, prompt: int, layer: int, columns: dict[str, Any]) -> None:
         self._write("scores", self._batch[prompt], layer, columns)
 
+    def routing(self, layer: int, experts: Tensor, weights: Tensor, entropy: Tensor) -> None:
+        whole = [x.cpu().numpy() for x in (experts.int(), weights, entropy.float())]
+        for chosen in self._positions["router", layer, None]:
+            for row, (sequence, positions) in enumerate(zip(self._batch, chosen, strict=True)):
+                own = [x[row, positions] for x in whole]
+                columns = {"pos": positions.astype(np.int32), "experts": own[0], "weights": own[1], "entropy": own[2]}
+                self._write("routing", sequence, layer, columns)
+
     def lens(self, layer: int, columns: dict[str, Any]) -> None:
         for row, sequence in enumerate(self._batch):
             n = len(sequence.ids)

@@ -31,6 +31,7 @@ from probe.tracing.accuracy import answers_summary
 from probe.tracing.answers import AnswerScorer
 from probe.tracing.planning import Tracing, estimate, resolved
 from probe.tracing.reading import changed_frequencies, read_sequences
+from probe.tracing.routing import write_loads
 from probe.tracing.summary import summarize
 
 if TYPE_CHECKING:
@@ -156,6 +157,8 @@ def _record_failed(failed: list[Failed], writer: stores.Writer) -> None:
 
 def _summary(lm: LanguageModel, writer: stores.Writer, tracing: Tracing) -> dict[str, Any]:
     found = summarize(writer.batches, expected=lm.token_text, shown=lm.label)
+    if loads := write_loads(lm.anatomy, tracing.cells, writer):
+        found["experts"] = loads
     answers = writer.read("answers")
     if answers.num_rows:
         found["answers"] = answers_summary(answers)

@@ -1,0 +1,73 @@
+"""Where a mixture of experts chooses: the module that is handed each token's experts and their weights, and the router's logits
+that they come from. Knows no formula of a choice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from probe.anatomy.inside import Inside
+from probe.anatomy.mixing import values_at
+from probe.anatomy.parts import Experts
+from probe.anatomy.tape import Event, Port
+
+
+def find_router(
+    inside: Inside, model: nn.Module, ids: Tensor, tried: dict[tuple[str, ...], float]
+) -> tuple[Port, Experts] | str:
+    """The router's logits (token, expert) and the experts' tensors, or why they are not found.
+
+    The experts are the module that is given whole numbers and weights (token, chosen) and whose output grows with the
+    weights: twice the weights, twice the output. The router is the latest module before it that gives a number for each
+    expert, of which larger ones have larger weights among those that are chosen.
+    """
+    for event, chosen, weights in _handed(inside):
+        logits = _logits(inside, event, chosen, weights)
+        if logits is None:
+            return f"no module before '{inside.relative(event.path)}' gives a number for each expert that its weights go by"
+        key = inside.relative(event.path), str(weights.shape)
+        if key not in tried:
+            tried[key] = _growth_error(model, ids, event, weights)
+        if tried[key] > 1e-3:
+            return f"what '{inside.relative(event.path)}' gives doesn't grow with the weights that it is given"
+        return logits, Experts(chosen.tap, weights.tap, logits.shape[-1], chosen.shape[-1])
+    return "no module of this block is handed each token's experts and their weights"
+
+
+def _handed(inside: Inside) -> Iterator[tuple[Event, Port, Port]]:
+    """Calls that are given whole numbers and weights of one shape (token, chosen)."""
+    for event in inside.events:
+        for chosen in event.choices:
+            for weights in event.inputs:
+                if weights.shape == chosen.shape:
+                    yield event, chosen, weights
+
+
+def _logits(inside: Inside, event: Event, chosen: Port, weights: Port) -> Port | None:
+    """The latest output before the call with a number for each expert."""
+    experts, given = (inside.tape.values[p.fingerprint].reshape(p.shape) for p in (chosen, weights))
+    sizes = {p.shape[0] for p in event.module.parameters() if p.dim() > 1} | {sum(1 for _ in event.module.children())}
+    for before in reversed([e for e in inside.events if e.seq < event.seq]):
+        for port in before.outputs:
+            width = port.shape[-1]
+            if (
+                width in sizes
+                and int(experts.max()) < width
+                and port.shape[:-1] == chosen.shape[:-1]
+                and width >= chosen.shape[-1]
+            ):
+                own = inside.tape.values[port.fingerprint].reshape(port.shape).gather(-1, experts.long())
+                order = own.argsort(-1)
+                by_logit = given.gather(-1, order).diff(dim=-1)
+                if bool((by_logit >= -1e-6).all()):
+                    return port
+    return None
+
+
+def _growth_error(model: nn.Module, ids: Tensor, event: Event, weights: Port) -> float:
+    """By how much twice the weights is not twice the output, relative."""
+    taken = event.outputs[0].tap
+    one = values_at(model, ids, [taken])[taken].double()
+    two = values_at(model, ids, [taken], edits={weights.tap: lambda value: value * 2})[taken].double()
+    return float((two - 2 * one).abs().max() / one.abs().max().clamp_min(1e-30))
