@@ -20,6 +20,7 @@ from . import (
     help,
     importance,
     lens,
+    look,
     means,
     models,
     patch,
@@ -168,6 +169,7 @@ def _write_commands(group: TyperGroup, formatter: Any, examples: dict[str, str])
 COMMANDS: dict[str, tuple[tuple[str, Any, str], ...]] = {
     "Record and look": (
         ("trace", trace.command, 'probe trace "The capital of France is" --generate 20 --out first'),
+        ("look", look.command, 'probe look "The capital of France is"'),
         ("view", view.command, "probe view first --open"),
         ("steps", steps.command, "probe steps first"),
         ("lens", lens.command, 'probe lens "The capital of France is" --target " Paris"'),

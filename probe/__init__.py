@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from probe.explaining import explain
     from probe.language_model import LanguageModel, load
     from probe.lensing import lens
+    from probe.looking import look
     from probe.patching import patch
     from probe.relabelling import relabel
     from probe.replaying import replay
@@ -38,6 +39,7 @@ _HOME = {
     "lens": "probe.lensing",
     "list_runs": "probe.store",
     "load": "probe.language_model",
+    "look": "probe.looking",
     "make_direction": "probe.steering",
     "means": "probe.corpora",
     "open_run": "probe.store",
@@ -66,6 +68,7 @@ __all__ = [
     "lens",
     "list_runs",
     "load",
+    "look",
     "make_direction",
     "means",
     "open_run",

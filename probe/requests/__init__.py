@@ -8,6 +8,7 @@ from probe.requests.corpora import CorpusMeans, CorpusOptions, Top
 from probe.requests.explain import Explain
 from probe.requests.groups import FROM_TABLE, ChatOptions, FileOptions, SourceOptions, plain_prompts, prompts_of  # fmt: skip
 from probe.requests.lens import Lens
+from probe.requests.look import Look
 from probe.requests.options import Option, options_of, plain
 from probe.requests.outcomes import OutcomeOptions
 from probe.requests.patch import PatchSweep
@@ -23,7 +24,7 @@ from probe.requests.view import ViewRuns
 REQUESTS: dict[str, type[Request]] = {
     kind.command: kind
     for kind in (
-        Attribute, Compare, CorpusMeans, Explain, Importance, Lens, MakeDirection, PatchSweep, Relabel, Rewind, Sample,
+        Attribute, Compare, CorpusMeans, Explain, Importance, Lens, Look, MakeDirection, PatchSweep, Relabel, Rewind, Sample,
         Speculate, Steer, Top, Trace,
     )
 }  # fmt: skip
@@ -43,6 +44,7 @@ __all__ = [
     "FileOptions",
     "Importance",
     "Lens",
+    "Look",
     "MakeDirection",
     "Option",
     "OutcomeOptions",

@@ -1,0 +1,94 @@
+"""Massive activations of the residual stream, and heads that rest on the first token: read off one forward."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probe.capturing import AttentionSpec, MemorySink, read
+from probe.capturing.sinks import Columns
+from probe.interventions import cells
+from probe.looking.findings import Finding
+from probe.looking.subject import Subject
+
+MASSIVE, RATIO = 100.0, 1000.0  # Sun et al. 2024 (2402.17762): above 100, and 1000 times the median magnitude
+SINK = 0.5  # mean weight on the first token from which a head rests there
+
+
+class Largest(NamedTuple):
+    """The largest magnitude in a layer's stream, where it is, and the median magnitude."""
+
+    value: float
+    pos: int
+    dimension: int
+    median: float
+
+
+class StreamSink(MemorySink):
+    """Of each layer's stream the largest magnitude alone; head summaries as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest: dict[int, Largest] = {}
+
+    def activation(self, site: str, layer: int, head: int | None, values: Tensor) -> None:
+        size = values[0].float().abs()
+        at = int(size.argmax())
+        pos, dimension = divmod(at, size.shape[1])
+        self.largest[layer] = Largest(float(size.flatten()[at]), pos, dimension, float(size.median()))
+
+
+class Stream(NamedTuple):
+    """What one forward told: by layer the columns of `heads`, and the largest magnitudes; what could not be read."""
+
+    heads: dict[int, Columns]
+    largest: dict[int, Largest]
+    notes: tuple[str, ...]
+
+
+def read_stream(subject: Subject) -> Stream:
+    """One forward over the text up to the position."""
+    sink, ids = StreamSink(), subject.ids
+    found = read(
+        subject.lm, torch.tensor([ids]), [len(ids)], sink=sink, cells=cells(subject.lm, "resid_post@all"),
+        attention=AttentionSpec("heads"), top=1,
+    )  # fmt: skip
+    return Stream(sink.summaries, sink.largest, found.warnings)
+
+
+def massive(subject: Subject, stream: Stream) -> list[Finding]:
+    """The largest magnitude in the stream, where it is massive by the definition of Sun et al. 2024."""
+    there = {layer: one for layer, one in stream.largest.items() if one.value > max(MASSIVE, RATIO * one.median)}
+    if not there:
+        return []
+    layer, most = max(there.items(), key=lambda item: item[1].value)
+    return [Finding(
+        "massive", f"dimension {most.dimension} of the stream at {subject.label(most.pos)} ({most.pos}) holds "
+        f"{most.value:,.0f}, {most.value / most.median:,.0f} times the median; massive at layers {min(there)} to {max(there)}",
+        most.value, "magnitude", most.median, "the median magnitude in that layer",
+        subject.edited(f"resid_post@{layer}:{most.pos}=zero"), place=f"resid_post@{layer}:{most.pos}",
+        layer=layer, pos=most.pos, token=subject.label(most.pos),
+    )]  # fmt: skip
+
+
+def sinks(subject: Subject, stream: Stream) -> list[Finding]:
+    """How many heads give the first token more than half of their weight, over the queries after it."""
+    weights = {layer: np.asarray(columns["sink"])[0] for layer, columns in stream.heads.items()}
+    resting = [(layer, head) for layer, values in weights.items() for head in np.flatnonzero(values > SINK)]
+    n = len(subject.ids)
+    if not resting or n < 4:
+        return []
+    even = float(np.mean(1 / np.arange(2, n + 1)))
+    count = sum(map(len, weights.values()))
+    layer, head = max(resting, key=lambda one: weights[one[0]][one[1]])
+    most = float(weights[layer][head])
+    return [Finding(
+        "sink", f"{len(resting)} of {count} heads rest on the first token {subject.label(0)}, most of all head "
+        f"{layer}.{head}: it gives it {most:.2f} of its weight",
+        most, "weight", even, "what equal weights on all tokens would give it",
+        subject.edited(f"pattern@{layer}.{head}:1..=cut:0"),
+        place=f"pattern@{layer}.{head}", layer=layer, head=int(head), pos=0, token=subject.label(0),
+    )]  # fmt: skip
