@@ -21,7 +21,7 @@ def show_look(run: Run, *, quiet: bool) -> None:
     typer.echo(f"after {visible(summary['token'])} at {summary['pos']}: {visible(summary['answer'])}\n")
     for row in summary["findings"]:
         typer.echo(f"{row['rank'] + 1:>2}. {row['finding']}")
-        typer.echo(f"    {number(row['value'], '.3g')} {row['unit']}; {row['control_of']}: {number(row['control'], '.3g')}")
+        typer.echo(f"    control: {number(row['control'], '.3g')} {row['unit']}, {row['control_of']}")
         typer.echo(f"    $ {row['command']}")
     if not summary["findings"]:
         typer.echo("nothing stands out")

@@ -56,7 +56,7 @@ OBSERVED = (
         Column("choices", list_of(pa.string()), "the options to choose from, likewise", since=3),
         text("error", "why this prompt was not run; empty if it was"),
     ), verbs=("trace", "sample", "rewind", "importance", "answers", "speculate", "patch", "compare", "lens", "attribute",
-             "steer", "top", "means"),
+             "steer", "top", "means", "look"),
        example="select prompt_id, n_tokens, perplexity, error from 'RUN/prompts.parquet'"),
     Table("tokens", "a position of a sequence", ("prompt_id", "branch", "pos"), (
         PROMPT, BRANCH, POS,
@@ -74,7 +74,7 @@ OBSERVED = (
         f32("sample_logprob", "nats, after temperature and filters; null unless sampled here"),
         i32("kept", "tokens left after the filters; null unless generated here"),
         f32("noise", "the exponential that decided the race; null unless sampled here"),
-    ), verbs=("trace", "sample", "rewind", "importance", "speculate", "patch", "lens"),
+    ), verbs=("trace", "sample", "rewind", "importance", "speculate", "patch", "lens", "look"),
        example="select pos, token, surprisal, rank from 'RUN/tokens.parquet' order by surprisal desc limit 10"),
     Table("steps", "a reasoning step", ("prompt_id", "branch", "step"), (
         PROMPT, BRANCH, i32("step", "from 0"),
@@ -93,7 +93,7 @@ OBSERVED = (
        example="select layer, pos, norm from 'RUN/activations/*.parquet' where site = 'resid_post'"),
     Table("heads", "a head's summary", ("prompt_id", "branch", "layer", "head"), (
         PROMPT, BRANCH, LAYER, HEAD, i32("rows", "query positions averaged"), *HEAD_STATISTICS,
-    ), verbs=("trace",),
+    ), verbs=("trace", "look"),
        example="select layer, head, induction from 'RUN/heads.parquet' order by induction desc limit 10"),
     Table("attention_rows", "one row of a pattern, summarised", ("prompt_id", "branch", "layer", "head", "query"), (
         PROMPT, BRANCH, LAYER, HEAD, QUERY, *HEAD_STATISTICS,
@@ -114,14 +114,14 @@ OBSERVED = (
         PROMPT, BRANCH, LAYER, POS, Column("top_ids", INTS, "best first"), Column("top_logprobs", FLOATS, "nats"),
         i32("target_id", "the token that follows"), i32("target_rank", "0 is the top"), f32("target_logprob", "nats"),
         f32("entropy", "nats"), f32("kl_to_final", "nats, KL(final || this layer)"),
-    ), verbs=("trace", "lens"),
+    ), verbs=("trace", "lens", "look"),
        example="select layer, avg(kl_to_final) as kl from 'RUN/lens.parquet' group by layer order by layer"),
     Table("lens_positions", "a position under the lens", ("prompt_id", "branch", "pos"), (
         PROMPT, BRANCH, POS, i32("token_id", "vocabulary id"), text("token", "its text"),
         i32("final_id", "the last layer's top token"), text("final_token", "its text"),
         Column("settled_layer", pa.int16(), "first layer from which on the top token no longer changes"),
         i32("target_id", "the token that is followed here"), text("target_token", "its text"),
-    ), verbs=("lens",),
+    ), verbs=("lens", "look"),
        example="select pos, token, final_token, settled_layer from 'RUN/lens_positions.parquet' order by pos"),
     Table("stages", "a stage of one token's choice", ("prompt_id", "branch", "pos", "order", "stage"), (
         PROMPT, BRANCH, POS, Column("order", words(), "whose order of stages: hf is what happened"),

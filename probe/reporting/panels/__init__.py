@@ -10,6 +10,7 @@ from probe.reporting.panels.attention import attended
 from probe.reporting.panels.attribution import attributed
 from probe.reporting.panels.comparing import compared
 from probe.reporting.panels.context import Context, Head, Tables, TokenTexts, one_line
+from probe.reporting.panels.findings import found
 from probe.reporting.panels.lens import guessed, norms
 from probe.reporting.panels.others import others
 from probe.reporting.panels.sampler import answers, explained
@@ -25,7 +26,7 @@ TITLE = 80  # characters of a prompt that name it
 Subject = Callable[[Context], Iterable[Panel]]
 
 PANELS: tuple[Subject, ...] = (
-    strip, compared, explained, answers, speculated,
+    strip, found, compared, explained, answers, speculated,
     steps.panels, effects.panels, branches.panels, patching.panels, attributed, guessed, attended, norms,
     steering.panels, corpora.panels, over_problems.panels,
 )  # fmt: skip
