@@ -199,7 +199,7 @@ def test_commands_in_the_text_are_commands(name: str) -> None:
 
 
 def test_a_wrong_example_is_seen() -> None:
-    for wrong in ("probe trace a --capturing z@5", "probe look a", "probe rewind a"):
+    for wrong in ("probe trace a --capturing z@5", "probe glance a", "probe rewind a"):
         with pytest.raises((Exception, SystemExit)):
             parses(wrong)
 

@@ -17,7 +17,8 @@ def found(context: Context) -> Iterator[Panel]:
         columns=(
             ShownColumn("finding", "finding"), ShownColumn("value", "value", 3), ShownColumn("unit", "unit"),
             ShownColumn("control", "control", 3), ShownColumn("control_of", "of"),
-            ShownColumn("pos", "position", cursor="token"), ShownColumn("layer", "layer", cursor="layer"), ShownColumn("head", "head", cursor="head"),
+            ShownColumn("pos", "position", cursor="token"), ShownColumn("layer", "layer", cursor="layer"),
+            ShownColumn("head", "head", cursor="head"),
         ),
         text="command",
         note="Each fact stands out against its control; -1: of no position, layer or head. The command shows more of it.",
