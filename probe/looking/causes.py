@@ -25,18 +25,18 @@ SPREADS = 3.0  # median absolute deviations, scaled to a normal's sd, beyond whi
 TOLD = 3
 
 
-class Span(NamedTuple):
+class CutSpan(NamedTuple):
     """Positions [start, end) that are taken out together."""
 
     start: int
     end: int
 
 
-def spans_of(n: int) -> list[Span]:
+def spans_of(n: int) -> list[CutSpan]:
     """The positions 1 to n - 2 in at most `SPANS` spans of equal length: the first token is every head's resting place, and
     the last one is where the answer is read."""
     width = max(1, -(-(n - 2) // SPANS))
-    return [Span(start, min(start + width, n - 1)) for start in range(1, n - 1, width)]
+    return [CutSpan(start, min(start + width, n - 1)) for start in range(1, n - 1, width)]
 
 
 def leaning(subject: Subject) -> list[Finding]:
@@ -58,7 +58,7 @@ def leaning(subject: Subject) -> list[Finding]:
     return found
 
 
-def _leans(subject: Subject, span: Span, loss: float, middle: float) -> Finding:
+def _leans(subject: Subject, span: CutSpan, loss: float, middle: float) -> Finding:
     one = span.end - span.start == 1
     what = subject.label(span.start) if one else f"{subject.label(span.start)} … {subject.label(span.end - 1)}"
     where = f"at {span.start}" if one else f"at {span.start} to {span.end - 1}"
@@ -69,7 +69,7 @@ def _leans(subject: Subject, span: Span, loss: float, middle: float) -> Finding:
     )  # fmt: skip
 
 
-def _cut(span: Span) -> str:
+def _cut(span: CutSpan) -> str:
     keys = f"{span.start}" if span.end - span.start == 1 else f"{span.start}..{span.end - 1}"
     return f"pattern@all:{span.end}..=cut:{keys}"
 

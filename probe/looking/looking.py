@@ -15,7 +15,7 @@ from probe.lensing import run_lens
 from probe.looking.causes import leaning, silenced
 from probe.looking.findings import Finding, ranked, rows
 from probe.looking.stream import massive, read_stream, sinks
-from probe.looking.subject import Choice, Subject
+from probe.looking.subject import AnswerPair, Subject
 from probe.looking.text import surprises, uncertain
 from probe.looking.writers import settled, writers
 from probe.requests import Lens, Look, public
@@ -115,14 +115,14 @@ def _lens(request: Look) -> Lens:
     )  # fmt: skip
 
 
-def _choice(lm: LanguageModel, sequence: TokenSequence, position: int, request: Look, seen: stores.Run) -> Choice:
+def _choice(lm: LanguageModel, sequence: TokenSequence, position: int, request: Look, seen: stores.Run) -> AnswerPair:
     """The answer and its rival: those that were asked for, else the model's two most probable tokens."""
     last = seen.lens[(seen.lens["layer"] == lm.anatomy.n_layers - 1) & (seen.lens["pos"] == position)].iloc[0]
     top = [int(token) for token in last["top_ids"]]
     if request.answer is None:
-        return Choice(top[0], top[1])
+        return AnswerPair(top[0], top[1])
     one, other, _ = two_answers(lm, request.answer, request.against, after=sequence.ids[: position + 1])
-    return Choice(one, next(token for token in top if token != one) if other is None else other)
+    return AnswerPair(one, next(token for token in top if token != one) if other is None else other)
 
 
 def _where(lm: LanguageModel, request: Look, run: Running) -> str:

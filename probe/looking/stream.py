@@ -41,7 +41,7 @@ class StreamSink(MemorySink):
         self.largest[layer] = Largest(float(size.flatten()[at]), pos, dimension, float(size.median()))
 
 
-class Stream(NamedTuple):
+class StreamReading(NamedTuple):
     """What one forward told: by layer the columns of `heads`, and the largest magnitudes; what could not be read."""
 
     heads: dict[int, Columns]
@@ -49,17 +49,17 @@ class Stream(NamedTuple):
     notes: tuple[str, ...]
 
 
-def read_stream(subject: Subject) -> Stream:
+def read_stream(subject: Subject) -> StreamReading:
     """One forward over the text up to the position."""
     sink, ids = StreamSink(), subject.ids
     found = read(
         subject.lm, torch.tensor([ids]), [len(ids)], sink=sink, cells=cells(subject.lm, "resid_post@all"),
         attention=AttentionSpec("heads"), top=1,
     )  # fmt: skip
-    return Stream(sink.summaries, sink.largest, found.warnings)
+    return StreamReading(sink.summaries, sink.largest, found.warnings)
 
 
-def massive(subject: Subject, stream: Stream) -> list[Finding]:
+def massive(subject: Subject, stream: StreamReading) -> list[Finding]:
     """The largest magnitude in the stream, where it is massive by the definition of Sun et al. 2024."""
     there = {layer: one for layer, one in stream.largest.items() if one.value > max(MASSIVE, RATIO * one.median)}
     if not there:
@@ -74,7 +74,7 @@ def massive(subject: Subject, stream: Stream) -> list[Finding]:
     )]  # fmt: skip
 
 
-def sinks(subject: Subject, stream: Stream) -> list[Finding]:
+def sinks(subject: Subject, stream: StreamReading) -> list[Finding]:
     """How many heads give the first token more than half of their weight, over the queries after it."""
     weights = {layer: np.asarray(columns["sink"])[0] for layer, columns in stream.heads.items()}
     resting = [(layer, head) for layer, values in weights.items() for head in np.flatnonzero(values > SINK)]

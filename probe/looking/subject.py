@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from probe.texts import TokenSequence
 
 
-class Choice(NamedTuple):
+class AnswerPair(NamedTuple):
     """The two tokens that are compared."""
 
     answer: int
@@ -26,7 +26,7 @@ class Subject:
     lm: LanguageModel
     sequence: TokenSequence
     position: int
-    choice: Choice
+    choice: AnswerPair
     where: str
     seed: int
     controls: int
