@@ -243,6 +243,15 @@ def test_the_texts_of_a_planted_neuron_come_first(lm: LanguageModel) -> None:
             probe.top(lm, texts, at=wrong)
 
 
+def test_an_expert_is_its_logit() -> None:
+    own, texts = probe.load("tiny:mixtral"), TEXTS[:3]
+    run = probe.top(own, texts, at=["router@1.e0..1"], top=2)
+    (means,) = probe.means(own, texts, at="router@1").scan("means").to_pylist()
+    found = {row["place"]: row["mean"] for row in run.scan("top_values").to_pylist()}
+    assert found == {f"router@1.e{unit}": pytest.approx(means["mean"][unit], rel=1e-5) for unit in (0, 1)}
+    assert found["router@1.e0"] != found["router@1.e1"]
+
+
 @pytest.mark.parametrize("verb", ["top", "means"])
 def test_panels_show_the_rows_of_the_tables(lm: LanguageModel, verb: str) -> None:
     run = getattr(probe, verb)(lm, TEXTS, at=["resid_post@1", "z@0"])

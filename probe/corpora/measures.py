@@ -14,14 +14,15 @@ from torch import Tensor
 from probe.errors import BadOption, BadPlace
 from probe.interventions import cells
 from probe.interventions.directions import load_direction
-from probe.sites import SITES, Cell, Positions, Range
+from probe.sites import SITES, Cell, Positions
 from probe.sites.positions import NUMBERS, parse_range
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 DIRECTION = "direction:"
-UNITS = re.compile(rf"(?P<place>[^.:]+@{NUMBERS})\.n(?P<units>{NUMBERS})")
+UNITS = re.compile(rf"(?P<place>[^.:]+@{NUMBERS})\.(?P<letter>[ne])(?P<units>{NUMBERS})")
+AXES = {"n": ("d_mlp", "neuron", "mlp_post@5.n1234"), "e": ("expert", "expert", "router@3.e5")}
 MOST = 1024  # places of one run: each has 65 kB of counts
 
 Key = tuple[str, int, int | None]
@@ -85,7 +86,7 @@ def measured(
                 raise BadOption(f"'{text}' says already what it is projected on", hint="leave out --project")
             found.append(_direction(lm, text))
         elif (units := UNITS.fullmatch(text)) is not None:
-            found += _units(lm, text, units["place"], parse_range(units["units"]), project)
+            found += _units(lm, text, units, project)
         else:
             found += [one for cell in read_cells(lm, [text]) for one in _places(lm, cell, project)]
     found = list({one.name: one for one in found}.values())
@@ -94,17 +95,18 @@ def measured(
     return tuple(found), _cells(found)
 
 
-def _units(lm: LanguageModel, text: str, place: str, units: Range, project: str | Path | None) -> list[ScalarPlace]:
-    """Single neurons of one place."""
+def _units(lm: LanguageModel, text: str, units: re.Match[str], project: str | Path | None) -> list[ScalarPlace]:
+    """Single neurons or experts of one place."""
+    axis, what, example = AXES[units["letter"]]
     if project is not None:
-        raise BadOption(f"'{text}' is single neurons, and they are no vector", hint="leave out --project, or the neurons")
+        raise BadOption(f"'{text}' is single numbers, which have no projection", hint=f"leave out --project, or the {what}s")
     found = []
-    for cell in read_cells(lm, [place]):
-        if SITES[cell.site].axes != ("pos", "d_mlp"):
-            raise BadPlace(f"'{cell.site}' has no neurons", hint="those of an MLP are in mlp_post: mlp_post@5.n1234")
-        where = f"{cell.site}@{cell.layer}"
-        for unit in units.of(lm.width(cell.site, cell.layer), "neuron"):
-            one = ScalarPlace(f"{where}.n{unit}", cell.site, cell.layer, None, "activation", unit=unit, column=unit)
+    for cell in read_cells(lm, [units["place"]]):
+        if SITES[cell.site].axes != ("pos", axis):
+            raise BadPlace(f"'{cell.site}' has no {what}s", hint=f"write them as {example}")
+        where = f"{cell.site}@{cell.layer}.{units['letter']}"
+        for unit in parse_range(units["units"]).of(lm.width(cell.site, cell.layer), what):
+            one = ScalarPlace(f"{where}{unit}", cell.site, cell.layer, None, "activation", unit=unit, column=unit)
             found.append(one)
     return found
 
