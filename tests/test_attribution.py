@@ -158,9 +158,10 @@ def test_each_metric_is_estimated_by_its_own_slope(metric: str) -> None:
     """A small step: the clean text is the corrupt one under an edit that moves it little, so first order is enough."""
     lm = loaded("gpt2")
     clean, corrupt = texts(lm)
-    from probe.patching.metrics import AnswerTokens, logprobs_of, measure_of, read_out
+    from probe.patching.metrics import logprobs_of, measure_of, read_out
+    from probe.targets import Contrast, token_target
 
-    target = AnswerTokens(lm.ids_of("a")[0], lm.ids_of("b")[0])
+    target = Contrast(token_target(lm, lm.ids_of("a")[0]), token_target(lm, lm.ids_of("b")[0]))
     far = logprobs_of(values(lm, clean, []).logits)
     read = slopes(lm, corrupt, [("resid_pre", 1)], measure_of(metric, target, far))
     step = 1e-3 * torch.randn(read.values["resid_pre", 1].shape, generator=torch.Generator().manual_seed(0))

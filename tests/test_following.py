@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerFast
 import probe
 from probe.errors import BadOption
 from probe.language_model import LanguageModel
-from probe.language_model.following import first_token, ids_after, two_answers
+from probe.language_model.following import answer_ids, ids_after
+from probe.targets import NO_SETS, contrast_after
 from probe.tiny import tiny
 
 MERGES = [("▁", "7"), ("▁", "9"), ("▁", "a"), ("i", "s"), ("▁", "is"), ("=", "9")]
@@ -43,7 +44,7 @@ def test_an_answer_is_the_tokens_of_prompt_and_answer_together(
     lm = sentencepiece
     ids = lm.encode(prompt).ids
     assert lm.encode(prompt + answer).ids[: len(ids)] == ids
-    token, _ = first_token(lm, answer, "answer", after=ids)
+    (token, *_), _ = answer_ids(lm, answer, "answer", after=ids)
     assert token == lm.encode(prompt + answer).ids[len(ids)] and names(lm, [token]) == [expected]
     assert names(lm, lm.ids_of(answer))[0] != expected  # alone it has a space of its own
 
@@ -51,12 +52,12 @@ def test_an_answer_is_the_tokens_of_prompt_and_answer_together(
 def test_an_answer_before_which_the_prompt_is_cut_anew_is_said(sentencepiece: LanguageModel) -> None:
     """ "a =" + "9" is "=9", one token: the answer to the prompt as it is can only be "9"."""
     lm = sentencepiece
-    token, (said,) = first_token(lm, "9", "answer", after=lm.encode("a=").ids)
+    (token,), (said,) = answer_ids(lm, "9", "answer", after=lm.encode("a=").ids)
     assert names(lm, [token]) == ["9"] and "ends in other tokens than '='" in said
     with pytest.raises(BadOption, match="begin with the same token"):
-        two_answers(lm, " 7", " 7.", after=lm.encode("Ho").ids)
+        contrast_after(lm, NO_SETS, " 7", " 7.", after=lm.encode("Ho").ids)
     with pytest.raises(BadOption, match="is empty"):
-        first_token(lm, "", "answer", after=lm.encode("Ho").ids)
+        answer_ids(lm, "", "answer", after=lm.encode("Ho").ids)
 
 
 def test_every_verb_follows_that_token(sentencepiece: LanguageModel) -> None:

@@ -14,12 +14,13 @@ import probe
 from probe.errors import BadOption, BadPlace, BadPrompt, NonFinite, OutOfRange, SiteAbsent, UnknownSite
 from probe.patching.cells import cells_of
 from probe.patching.exact import exact, prepare_pair
-from probe.patching.metrics import AnswerTokens, effects, logprobs_of, read_out
+from probe.patching.metrics import effects, logprobs_of, read_out
 from probe.patching.pairs import PairTexts, aligned, make_pair
 from probe.patching.planning import parse_memory, rows_at_once
 from probe.patching.reading import values
 from probe.patching.sources import generator
 from probe.requests import PatchSweep
+from probe.targets import AnswerTarget, Contrast
 
 CLEAN, CORRUPT = "abcdef Mary gh", "abXdef John gh"
 ASKED = {"clean": CLEAN, "corrupt": CORRUPT, "answer": "a", "against": "b"}
@@ -232,7 +233,7 @@ def test_the_model_is_left_as_it_was_by_a_failure():
 def test_metrics_are_those_of_float64():
     rng = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 50, generator=rng) * 5
-    found = read_out(logits, AnswerTokens(3, 7), logprobs_of(logits[0]))
+    found = read_out(logits, Contrast(AnswerTarget(((3,),), ""), AnswerTarget(((7,),), "")), logprobs_of(logits[0]))
     wide = logits.double().numpy()
     p = np.exp(wide - wide.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)

@@ -13,10 +13,10 @@ from probe.attributing.decomposition import Decomposition, decompose
 from probe.attributing.linear import call, unembedded
 from probe.attributing.recording import Recording, record
 from probe.attributing.sources import HeadSources, head_sources
-from probe.language_model.following import two_answers
 from probe.requests import Attribute, public
 from probe.running import running
 from probe.sites import parse_where
+from probe.targets import NO_SETS, contrast_after
 from probe.texts import TokenSequence, read_source
 
 if TYPE_CHECKING:
@@ -88,10 +88,12 @@ def _resolved(
     """The model, the text, the positions, the two tokens (None for the model's own answer), and notes on them."""
     lm, sequence = read_source(lm, request.source, request)
     positions = sequence.positions(parse_where(request.position))
-    if request.answer is None:
+    after = sequence.ids[: positions[-1] + 1]
+    found, notes = contrast_after(lm, NO_SETS, request.answer, request.against, after=after)
+    if found is None:
         return lm, sequence, positions, None, []
-    one, other, notes = two_answers(lm, request.answer, request.against, after=sequence.ids[: positions[-1] + 1])
-    return lm, sequence, positions, (one, other), notes
+    ids = found.answer.steps[0][0], None if found.against is None else found.against.steps[0][0]
+    return lm, sequence, positions, ids, notes
 
 
 def _parts(lm: LanguageModel, seen: Recording, ids: tuple[int, int | None]) -> tuple[Logit, Decomposition]:

@@ -1,4 +1,4 @@
-"""Text that follows tokens, as ids: as the tokenizer would cut it there; and the token that an answer begins with there."""
+"""Text that follows tokens, as ids: as the tokenizer would cut it there; and an answer's there."""
 
 from __future__ import annotations
 
@@ -50,22 +50,20 @@ def _cuts(lm: LanguageModel, prefix: Sequence[int], text: str) -> Iterator[list[
             yield whole[len(own) :]
 
 
-def first_token(lm: LanguageModel, text: str, name: str, *, after: Sequence[int]) -> tuple[int, list[str]]:
-    """The first token of an answer that follows these ids, and notes: that it has several, or that the
-    tokenizer would cut the end of the prompt anew before it. Raises `BadOption` if it is empty or cannot be written there."""
+def answer_ids(lm: LanguageModel, text: str, name: str, *, after: Sequence[int]) -> tuple[list[int], list[str]]:
+    """The ids of an answer that follows these ids, all after them, and a note where the tokenizer would cut their end anew
+    before it. Raises `BadOption` if it is empty or cannot be written there."""
     if not text:
         raise BadOption(f"--{name} is empty", hint="give the token that follows, with its space: ' Paris'")
-    ids, notes = encoded_after(lm, after, text), []
-    if ids is None:
-        ids = _spelled(lm, text, after)
-        end = lm.token_text(after[-1]) if after else ""
-        notes.append(
-            f"encoded together with --{name} {text!r}, the prompt ends in other tokens than {end!r}: the answer is the "
-            f"tokens that spell it after the prompt as it is, from {lm.token_text(ids[0])!r} on"
-        )
-    if len(ids) > 1:
-        notes.append(f"--{name} {text!r} is {len(ids)} tokens: the first, {lm.token_text(ids[0])!r}, is used")
-    return ids[0], notes
+    ids = encoded_after(lm, after, text)
+    if ids is not None:
+        return ids, []
+    ids = _spelled(lm, text, after)
+    end = lm.token_text(after[-1]) if after else ""
+    return ids, [
+        f"encoded together with --{name} {text!r}, the prompt ends in other tokens than {end!r}: the answer is the "
+        f"tokens that spell it after the prompt as it is, from {lm.token_text(ids[0])!r} on"
+    ]
 
 
 def _spelled(lm: LanguageModel, text: str, after: Sequence[int]) -> list[int]:
@@ -77,18 +75,3 @@ def _spelled(lm: LanguageModel, text: str, after: Sequence[int]) -> list[int]:
         if lm.pieces([*ids, *ids]).text.split() == [text, text]:
             return ids
         raise
-
-
-def two_answers(
-    lm: LanguageModel, answer: str, against: str | None, *, after: Sequence[int]
-) -> tuple[int, int | None, list[str]]:
-    """The tokens of an answer and of the one it is held against, where they follow these ids, and notes.
-
-    Raises `BadOption` if they are one.
-    """
-    one, notes = first_token(lm, answer, "answer", after=after)
-    other, more = (None, []) if against is None else first_token(lm, against, "against", after=after)
-    if one == other:
-        what = "are the same" if answer == against else "begin with the same token"
-        raise BadOption(f"--answer {answer!r} and --against {against!r} {what}", hint="they must differ in the first token")
-    return one, other, [*notes, *more]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from probe.errors import BadOption, BadPrompt
 from probe.language_model import chat as chats
 from probe.language_model.home import home
-from probe.language_model.pieces import Pieces, alone, pieces, spelled
+from probe.language_model.pieces import Pieces, alone, pieces, spelled, vocabulary
 from probe.language_model.rotary import Change, carried, change
 from probe.requests import ChatOptions
 
@@ -224,6 +224,12 @@ class LanguageModel:
         if token_id not in self._alone:
             self._alone[token_id] = self._bytes(token_id) or alone(self.tokenizer, token_id)
         return self._alone[token_id]
+
+    @cached_property
+    def vocabulary(self) -> list[str]:
+        """By id the text of each token in the middle of a text; empty for special tokens, parts of characters and ids that the
+        model gives no logit."""
+        return vocabulary(self.tokenizer)[: self.anatomy.d_vocab]
 
     def labels(self, ids: Sequence[int]) -> list[str]:
         """Tokens as a reader is shown them: their pieces of the text, but bytes where a token is a part of a character."""

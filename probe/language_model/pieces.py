@@ -58,6 +58,18 @@ def alone(tokenizer: Any, token_id: int) -> str:
     return both.removeprefix(before) if anchor and both.startswith(before) else decode(tokenizer, [int(token_id)])
 
 
+def vocabulary(tokenizer: Any) -> list[str]:
+    """By id the text of each token in the middle of a text, a leading space kept; empty for a special token, for one that
+    holds a part of a character, and for an id that is none."""
+    anchor = tokenizer.encode("a", add_special_tokens=False)[-1:]
+    before, n = decode(tokenizer, anchor), max(tokenizer.get_vocab().values()) + 1
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | set(tokenizer.all_special_ids)
+    texts = tokenizer.batch_decode(
+        [[*anchor, i] for i in range(n)], skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    return ["" if i in special or _LOST in text else text.removeprefix(before) for i, text in enumerate(texts)]
+
+
 def spelled(tokenizer: Any, token_id: int) -> str | None:
     """The bytes of a token that holds a part of a character, as in `<0xC3>`; None for one of whole characters."""
     if _LOST not in alone(tokenizer, token_id):

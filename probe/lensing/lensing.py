@@ -13,10 +13,10 @@ from probe.capturing import MemorySink, read
 from probe.capturing.logits import row_guesses, unembedding
 from probe.errors import BadEdit
 from probe.interventions import Edit, applying, parse_all
-from probe.language_model.following import first_token
 from probe.requests import Lens, public
 from probe.running import running
 from probe.sites import SITES, parse_places, parse_where, resolve
+from probe.targets import NO_SETS, contrast_after
 from probe.texts import TokenSequence, prompt_columns, read_source, scored_columns
 
 if TYPE_CHECKING:
@@ -75,9 +75,9 @@ def _resolved(lm: LanguageModel | None, request: Lens) -> tuple[LanguageModel, T
     """The model, the text, the positions, the target's token, and what has to be said of it."""
     lm, sequence = read_source(lm, request.source, request)
     positions = sequence.positions(parse_where(request.position))
-    if request.target is None:
-        return lm, sequence, positions, None, []
-    return lm, sequence, positions, *first_token(lm, request.target, "target", after=sequence.ids[: positions[-1] + 1])
+    after = sequence.ids[: positions[-1] + 1]
+    target, notes = contrast_after(lm, NO_SETS, request.target, None, after=after, name="target")
+    return lm, sequence, positions, None if target is None else target.answer.steps[0][0], notes
 
 
 def _edits(lm: LanguageModel, request: Lens) -> tuple[Edit, ...]:

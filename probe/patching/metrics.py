@@ -11,15 +11,9 @@ from torch import Tensor
 
 from probe.requests.patch import METRICS
 from probe.scoring import kl
+from probe.targets import Contrast
 
 SAME = 1e-5  # clean and corrupt that differ by less than this share of their size differ by rounding
-
-
-class AnswerTokens(NamedTuple):
-    """The token whose odds are followed, and the one it is compared with, if any."""
-
-    answer: int
-    against: int | None
 
 
 class Metrics(NamedTuple):
@@ -41,24 +35,34 @@ def logprobs_of(logits: Tensor) -> Tensor:
     return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
 
-def read_out(logits: Tensor, target: AnswerTokens, clean: Tensor) -> Metrics:
+def read_out(logits: Tensor, target: Contrast, clean: Tensor) -> Metrics:
     """Metrics of logits (n, d_vocab); `clean` (d_vocab,) are the log-probs of the clean run, for KL(clean || row)."""
     return Metrics(*(values.cpu().numpy() for values in _columns(logits, target, clean)))
 
 
-def measure_of(metric: str, target: AnswerTokens, clean: Tensor) -> Callable[[Tensor], Tensor]:
+def measure_of(metric: str, target: Contrast, clean: Tensor) -> Callable[[Tensor], Tensor]:
     """One metric of logits (n, d_vocab) as a tensor (n,), for gradients."""
     column = list(METRICS).index(metric)
     return lambda logits: _columns(logits, target, clean)[column]
 
 
-def _columns(logits: Tensor, target: AnswerTokens, clean: Tensor) -> tuple[Tensor, ...]:
+def _columns(logits: Tensor, target: Contrast, clean: Tensor) -> tuple[Tensor, ...]:
     """In the order of METRICS."""
     own = logprobs_of(logits)
-    logprob = own[:, target.answer].double()
-    wide = logits.double() if target.against is None else logits[:, [target.answer, target.against]].double()
-    difference = wide[:, 0] - wide[:, 1] if target.against is not None else torch.full_like(logprob, torch.nan)
+    logprob = target.answer.of(own[:, None])
+    compared = target.against is not None
+    difference = target.difference([logits[:, None]], [own[:, None]]) if compared else torch.full_like(logprob, torch.nan)
     return difference, logprob, logprob.exp(), kl(clean, own).double()
+
+
+def unit_of(metric: str, target: Contrast) -> str:
+    """What METRICS says of it, and of sets how their tokens are taken together."""
+    both = [one for one in target if one is not None]
+    if metric == "kl" or all(one.is_token for one in both):
+        return METRICS[metric]
+    if metric == "logit-diff":
+        return "nats, log-sum-exp of the logits of a set, answer - against"
+    return "nats, log-prob of the set" if metric == "logprob" else "probability of the set"
 
 
 def defined(clean: float, corrupt: float) -> bool:

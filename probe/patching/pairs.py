@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from probe.errors import BadOption, BadPrompt
 from probe.files import read_rows
 from probe.interventions.parsing import check_run, prompts_of
-from probe.language_model.following import two_answers
-from probe.patching.metrics import AnswerTokens
 from probe.requests import ChatOptions
+from probe.requests.answering import AnswerOptions
 from probe.spans import Step
 from probe.store import Run, run_of
+from probe.targets import NO_SETS, Contrast, contrast_after
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -30,7 +30,7 @@ class PairTexts(NamedTuple):
 
     clean: Any
     corrupt: Any
-    answer: str
+    answer: str | None
     against: str | None = None
 
 
@@ -41,13 +41,17 @@ class Pair:
 
     clean: tuple[int, ...]
     corrupt: tuple[int, ...]
-    target: AnswerTokens
+    target: Contrast
     places: tuple[tuple[int, int], ...]
     first: int
     names: tuple[str, str]  # texts, for the table `prompts`
-    answers: tuple[str, str | None]  # the tokens that are followed
     notes: tuple[str, ...] = ()
     steps: tuple[Step, ...] = ()
+
+    @property
+    def answers(self) -> tuple[str, str | None]:
+        """What is followed, as it is shown."""
+        return self.target.names
 
     @property
     def differing(self) -> list[tuple[int, int]]:
@@ -78,32 +82,37 @@ class Pair:
         return {b: a for a, b in self.places} if direction == "denoise" else dict(self.places)
 
 
-def make_pair(lm: LanguageModel, words: PairTexts, *, align: str | None = None, chat: ChatOptions = RAW) -> Pair:
+def make_pair(
+    lm: LanguageModel, words: PairTexts, *, align: str | None = None, chat: ChatOptions = RAW, sets: AnswerOptions = NO_SETS
+) -> Pair:
     """Tokens, alignment and target of a pair. Raises `BadPrompt` or `BadOption` for one that says nothing."""
     (clean, said), (corrupt, more) = (_read(lm, given, chat) for given in words[:2])
     for name, ids in (("clean", clean), ("corrupt", corrupt)):
         if not ids:
             raise BadPrompt(f"the {name} text is empty", hint="give it some tokens")
         _check_length(lm, name, ids)
-    target, answers, notes = target_of(lm, words.answer, words.against, after=clean)
+    target, notes = contrast_after(lm, sets, words.answer, words.against, after=clean)
+    if target is None:
+        raise BadOption("no answer is named", hint="give --answer ' Mary', or --answer-set ' 57| 58'")
     with suppress(BadOption):
-        other = target_of(lm, words.answer, words.against, after=corrupt)
-        if other[0] != target:
-            notes += (f"after the corrupt text, the answers begin with {other[1]}: those after the clean text are used",)
-    notes = (*dict.fromkeys([*said, *more, *notes]),)
-    return pair_of(clean, corrupt, target, answers, align=align, names=(_name(words.clean), _name(words.corrupt)),
-                   notes=notes)  # fmt: skip
+        other, _ = contrast_after(lm, sets, words.answer, words.against, after=corrupt)
+        if other is not None and other != target:
+            notes.append(f"after the corrupt text, the answers begin with {other.names}: those after the clean text are used")
+    return pair_of(
+        clean, corrupt, target, align=align, names=(_name(words.clean), _name(words.corrupt)),
+        notes=tuple(dict.fromkeys([*said, *more, *notes])),
+    )  # fmt: skip
 
 
 def pair_of(
-    clean: tuple[int, ...], corrupt: tuple[int, ...], target: AnswerTokens, answers: tuple[str, str | None], *,
+    clean: tuple[int, ...], corrupt: tuple[int, ...], target: Contrast, *,
     align: str | None, names: tuple[str, str], notes: tuple[str, ...] = (), steps: tuple[Step, ...] = (),
 ) -> Pair:  # fmt: skip
     """The pair of two sequences of tokens. Raises `BadPrompt` where they are the same, `BadOption` as `aligned` does."""
     if clean == corrupt:
         raise BadPrompt("the clean and the corrupt text are the same tokens", hint="change what the answer depends on")
     places = aligned(clean, corrupt, align)
-    return Pair(clean, corrupt, target, places, common(clean, corrupt), names, answers, notes, steps)
+    return Pair(clean, corrupt, target, places, common(clean, corrupt), names, notes, steps)
 
 
 def aligned(clean: Sequence[int], corrupt: Sequence[int], align: str | None) -> tuple[tuple[int, int], ...]:
@@ -134,18 +143,6 @@ def aligned(clean: Sequence[int], corrupt: Sequence[int], align: str | None) -> 
 def common(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens both begin with."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def target_of(
-    lm: LanguageModel, answer: str, against: str | None, *, after: Sequence[int]
-) -> tuple[AnswerTokens, tuple[str, str | None], tuple[str, ...]]:
-    """The tokens to follow where they come after these ids, their texts, and what has to be said about them.
-
-    Raises `BadOption` where one is empty, or where both begin with the same token.
-    """
-    first, other, notes = two_answers(lm, answer, against, after=after)
-    texts = lm.token_text(first), None if other is None else lm.token_text(other)
-    return AnswerTokens(first, other), texts, tuple(notes)
 
 
 def _read(lm: LanguageModel, given: Any, chat: ChatOptions) -> tuple[tuple[int, ...], list[str]]:
@@ -180,8 +177,9 @@ def _check_length(lm: LanguageModel, name: str, ids: Sequence[int]) -> None:
         )
 
 
-def read_pairs(path: Path) -> list[PairTexts]:
+def read_pairs(path: Path, *, answered: bool = True) -> list[PairTexts]:
     """Pairs of a file of rows with columns clean, corrupt, answer and, if there is one, against; see `files.read_rows`.
+    answered: every row needs an answer.
 
     Raises `BadPrompt` for a file or a row that cannot be read.
     """
@@ -193,15 +191,15 @@ def read_pairs(path: Path) -> list[PairTexts]:
     torn = next((row for row in rows if row.error), None)
     if torn is not None:
         raise BadPrompt(f"line {torn.number + 1} of '{path}' is {torn.error}", hint="one object a line")
-    return [_words(row.value, f"row {row.number + 1} of '{path}'") for row in rows]
+    return [_words(row.value, f"row {row.number + 1} of '{path}'", COLUMNS[: 3 if answered else 2]) for row in rows]
 
 
-def _words(row: Any, where: str) -> PairTexts:
+def _words(row: Any, where: str, needed: Sequence[str]) -> PairTexts:
     found = row if isinstance(row, dict) else {}
-    missing = [name for name in COLUMNS[:3] if not isinstance(found.get(name), str) or not found[name]]
+    missing = [name for name in needed if not isinstance(found.get(name), str) or not found[name]]
     if missing:
         raise BadPrompt(f"{where} has no text for {', '.join(missing)}", hint=f"columns {', '.join(COLUMNS)}")
     against = found.get("against") or None
     if against is not None and not isinstance(against, str):
         raise BadPrompt(f"{where}: 'against' is not a text", hint="write it in quotes")
-    return PairTexts(found["clean"], found["corrupt"], found["answer"], against)
+    return PairTexts(found["clean"], found["corrupt"], found.get("answer") or None, against)

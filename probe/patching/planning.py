@@ -43,12 +43,15 @@ def resolved(lm: LanguageModel, request: PatchSweep) -> Patching:
     if request.rewind is not None:
         place = PARTING if request.measure_at is None else str(request.measure_at)
         measured = rewind_pair(
-            lm, request.rewind, answer=request.answer, against=request.against, align=request.align, measure_at=place
-        )
+            lm, request.rewind, answer=request.answer, against=request.against, align=request.align, measure_at=place,
+            sets=request,
+        )  # fmt: skip
     pairs = _pairs(lm, request) if measured is None else (measured.pair,)
     for pair in pairs:
         if request.metric == "logit-diff" and pair.target.against is None:
-            raise BadOption("a logit difference needs two answers", hint="add --against, or take --metric logprob")
+            raise BadOption(
+                "a logit difference needs two answers", hint="add --against or --against-set, or take --metric logprob"
+            )
         if request.ig and len(pair.clean) != len(pair.corrupt):
             raise BadOption("integrated gradients need texts of one length", hint="leave --ig out")
     find = cells_of if request.path is None else path_groups
@@ -60,23 +63,30 @@ def resolved(lm: LanguageModel, request: PatchSweep) -> Patching:
 
 def _pairs(lm: LanguageModel, request: PatchSweep) -> tuple[Pair, ...]:
     answer, against = request.answer, request.against
-    given = read_pairs(request.pairs) if isinstance(request.pairs, Path) else [_texts(one) for one in request.pairs]
-    given = [one._replace(answer=one.answer or answer or "", against=one.against or against) for one in given]
+    given = (
+        read_pairs(request.pairs, answered=request.answer_set is None)
+        if isinstance(request.pairs, Path)
+        else [_texts(one) for one in request.pairs]
+    )
+    given = [one._replace(answer=one.answer or answer, against=one.against or against) for one in given]
+    for one in given:
+        request.check_answer(one.answer, one.against)
     if not given:
-        missing = [f"--{name}" for name in ("clean", "corrupt", "answer") if getattr(request, name) is None]
+        named = ("clean", "corrupt", *(("answer",) if request.answer_set is None else ()))
+        missing = [f"--{name}" for name in named if getattr(request, name) is None]
         if missing:
             raise BadOption(
                 f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing",
                 hint="give --clean TEXT --corrupt TEXT --answer ' Mary' --against ' John', or --file PAIRS.jsonl",
             )
-        given = [PairTexts(request.clean, request.corrupt, answer or "", against)]
-    return tuple(make_pair(lm, one, align=request.align, chat=request) for one in given)
+        given = [PairTexts(request.clean, request.corrupt, answer, against)]
+    return tuple(make_pair(lm, one, align=request.align, chat=request, sets=request) for one in given)
 
 
 def _texts(one: Any) -> PairTexts:
     """A pair given in Python: a mapping, or a sequence of its texts."""
     found: list[Any] = [one.get(name) for name in COLUMNS] if isinstance(one, dict) else list(one)
-    return PairTexts(*found)
+    return PairTexts(*[*found, None, None][:4])
 
 
 def parse_memory(text: str | int | float) -> int:

@@ -12,10 +12,9 @@ import pyarrow as pa
 from probe import stats
 from probe.patching.cells import LayerCells
 from probe.patching.exact import Baselines, CellMetrics
-from probe.patching.metrics import changes, defined, effects
+from probe.patching.metrics import changes, defined, effects, unit_of
 from probe.patching.pairs import Pair
 from probe.patching.planning import Patching
-from probe.requests.patch import METRICS
 from probe.stats import pearson, spearman
 from probe.store import Writer
 from probe.texts import step_columns, token_columns
@@ -106,7 +105,7 @@ def summarize(writer: Writer, lm: LanguageModel, patching: Patching) -> dict[str
     ends = frame.groupby("pair")[["clean", "corrupt", "floor"]].first()
     small = ends[(ends["clean"] - ends["corrupt"]).abs() < ends["floor"]]
     return {
-        "pairs": len(pairs), "metric": metric, "unit": METRICS[metric], "direction": direction, "from": request.source,
+        "pairs": len(pairs), "metric": metric, "unit": unit_of(metric, pairs[0].target), "direction": direction, "from": request.source,
         "cells": len(frame), "passed": int(frame["passed"].sum()),
         "clean": float(ends["clean"].mean()), "corrupt": float(ends["corrupt"].mean()),
         "floor": _plain(ends["floor"].mean()), "small": [int(i) for i in small.index],

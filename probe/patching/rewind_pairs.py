@@ -12,11 +12,12 @@ from probe import answers
 from probe.decoding.teacher_forced import Prefix
 from probe.errors import BadOption, OutOfRange, RunError
 from probe.language_model import check_model
-from probe.patching.metrics import AnswerTokens
-from probe.patching.pairs import Pair, pair_of, target_of
+from probe.patching.pairs import Pair, pair_of
+from probe.requests.answering import AnswerOptions
 from probe.rewinding.rollouts import answer_in
 from probe.spans import of_other_texts, steps_from
 from probe.store import Run, open_run
+from probe.targets import NO_SETS, Contrast, contrast_after, token_target
 from probe.texts import Trajectory, trajectory
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class RewindPair(NamedTuple):
 
 def rewind_pair(
     lm: LanguageModel, run: Run | str | Path, *, answer: str | None = None, against: str | None = None,
-    align: str | None = None, measure_at: str = PARTING,
+    align: str | None = None, measure_at: str = PARTING, sets: AnswerOptions = NO_SETS,
 ) -> RewindPair:  # fmt: skip
     """Clean is the control arm's prefix with what followed it in the original (or in the first control continuation),
     corrupt the edited arm's prefix with the same tokens after it, both up to where the sweep measures.
@@ -74,14 +75,14 @@ def rewind_pair(
     kept, found, others = _measured(lm, whole, [*original, *control], edited, how, (prefix, corrupt), measure_at)
     tail = kept.ids[len(prefix) : len(prefix) + found.after]
     clean, corrupt = prefix + tail, corrupt + tail
-    target, texts, notes = _target(lm, clean, found.target.answer, others, answer, against)
+    target, notes = _target(lm, clean, found.expected, others, answer, against, sets)
     if measure_at == PARTING and found.variation < DIVERGED:
         notes = (*notes, "the step hardly changes what comes next anywhere: measured where the total variation of the "
                  f"next-token distributions is largest, {found.variation:.3f}")  # fmt: skip
     pieces = lm.pieces(clean)
     steps = tuple(steps_from(pieces.text, pieces.offsets, whole.n_prompt, of_other_texts(split)))
     names = (f"{source.run_id} control", f"{source.run_id} edited")
-    pair = pair_of(clean, corrupt, target, texts, align=align, names=names, notes=notes, steps=steps)
+    pair = pair_of(clean, corrupt, target, align=align, names=names, notes=notes, steps=steps)
     return RewindPair(pair, measure_at, len(clean), found.variation, source.summary.get("difference"))
 
 
@@ -95,14 +96,13 @@ def _measured(
     if measure_at == ANSWER:
         kept, at = _answering(lm, whole, draws, how)
         found = divergence_at(lm, clean, corrupt, kept.ids[n:at])
-        return kept, found._replace(target=AnswerTokens(kept.ids[at], None)), _others(lm, whole, edited, how)
+        return kept, found._replace(expected=kept.ids[at]), _others(lm, whole, edited, how)
     kept = draws[0]
     if measure_at == PARTING:
         found = first_divergence(lm, clean, corrupt, kept.ids[n:])
     else:
         found = divergence_at(lm, clean, corrupt, kept.ids[n : _place(measure_at, n, len(kept.ids))])
-    assert found.target.against is not None, "two distributions differ both ways"
-    return kept, found, [found.target.against]
+    return kept, found, [found.other]
 
 
 def _place(measure_at: str, first: int, end: int) -> int:
@@ -154,18 +154,24 @@ def _others(lm: LanguageModel, whole: Trajectory, edited: list[_Continuation], h
 
 
 def _target(
-    lm: LanguageModel, clean: Sequence[int], there: int, others: list[int], answer: str | None, against: str | None
-) -> tuple[AnswerTokens, tuple[str, str | None], tuple[str, ...]]:
+    lm: LanguageModel, clean: Sequence[int], there: int, others: list[int], answer: str | None, against: str | None,
+    sets: AnswerOptions,
+) -> tuple[Contrast, tuple[str, ...]]:  # fmt: skip
     """The run's own answers, where none are given."""
-    if answer is not None:
-        return target_of(lm, answer, against, after=clean)
-    if against is not None:
-        (token, _), (text, _), notes = target_of(lm, against, None, after=clean)
-        if token == there:
+    given, notes = contrast_after(lm, sets, answer, against, after=clean)
+    if given is not None:
+        return given, tuple(notes)
+    expected = token_target(lm, there)
+    if (against, sets.against_set) != (None, None):
+        rival, notes = contrast_after(
+            lm, AnswerOptions(answer_set=sets.against_set), against, None, after=clean, name="against"
+        )
+        assert rival is not None, "one of both is given"
+        if rival.answer.steps == expected.steps:
             raise BadOption(f"--against {against!r} is the answer itself", hint="name another one")
-        return AnswerTokens(there, token), (lm.token_text(there), text), notes
+        return Contrast(expected, rival.answer), tuple(notes)
     other = next((token for token in others if token != there), None)
-    return AnswerTokens(there, other), (lm.token_text(there), None if other is None else lm.token_text(other)), ()
+    return Contrast(expected, None if other is None else token_target(lm, other)), ()
 
 
 DIVERGED = 0.1  # total variation from which two next-token distributions are said to part
@@ -178,7 +184,8 @@ class Divergence(NamedTuple):
 
     after: int
     variation: float
-    target: AnswerTokens
+    expected: int
+    other: int
 
 
 @torch.inference_mode()
@@ -195,7 +202,7 @@ def first_divergence(lm: LanguageModel, clean: Sequence[int], corrupt: Sequence[
         apart = (p - q).abs().sum(-1) / 2
         row = int(apart.argmax()) if not bool((apart >= DIVERGED).any()) else int((apart >= DIVERGED).nonzero()[0])
         if best is None or apart[row] > best.variation:
-            best = Divergence(start + row, float(apart[row]), _most_changed(p[row] - q[row]))
+            best = Divergence(start + row, float(apart[row]), *_most_changed(p[row] - q[row]))
         if best.variation >= DIVERGED:
             break
     assert best is not None, "there is one place at least"
@@ -206,9 +213,9 @@ def first_divergence(lm: LanguageModel, clean: Sequence[int], corrupt: Sequence[
 def divergence_at(lm: LanguageModel, clean: Sequence[int], corrupt: Sequence[int], tail: Sequence[int]) -> Divergence:
     """The same at the end of the tail."""
     p, q = (Prefix(lm, [*ids, *tail]).teacher_forced([[clean[0]]])[0][0].double().softmax(-1) for ids in (clean, corrupt))
-    return Divergence(len(tail), float((p - q).abs().sum() / 2), _most_changed(p - q))
+    return Divergence(len(tail), float((p - q).abs().sum() / 2), *_most_changed(p - q))
 
 
-def _most_changed(change: Tensor) -> AnswerTokens:
+def _most_changed(change: Tensor) -> tuple[int, int]:
     """change (d_vocab,) of probabilities."""
-    return AnswerTokens(int(change.argmax()), int(change.argmin()))
+    return int(change.argmax()), int(change.argmin())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from probe.errors import BadOption
+from probe.requests.answering import AnswerOptions
 from probe.requests.base import Request
 from probe.requests.groups import ChatOptions, Seed, plain_run, plain_texts, prompts_of
 from probe.requests.options import Option
@@ -33,7 +34,7 @@ SAMPLE = 40  # cells that attribution runs too
 
 
 @dataclass(frozen=True)
-class PatchSweep(ChatOptions, Request):
+class PatchSweep(AnswerOptions, ChatOptions, Request):
     """Which texts, which places of them are patched with what, and what is measured."""
 
     command: ClassVar[str] = "patch"
@@ -115,6 +116,8 @@ class PatchSweep(ChatOptions, Request):
         object.__setattr__(self, "by", None if by is None else tuple(by))
         self._check_choices()
         self._check_texts()
+        if not self.pairs and self.rewind is None:
+            self.check_answer(self.answer, self.against)
 
     @property
     def towards(self) -> str:

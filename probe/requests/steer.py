@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar
 
 from probe.errors import BadOption
 from probe.patterns import Pattern
+from probe.requests.answering import AnswerOptions
 from probe.requests.base import Request
 from probe.requests.groups import FileOptions, Seed, plain_prompts, plain_run, plain_texts, prompts_of
 from probe.requests.options import Option
@@ -28,7 +29,7 @@ Resume = Annotated[bool, Option("Complete the interrupted run at --run.", stored
 
 
 @dataclass(frozen=True)
-class Steer(FileOptions, Request):
+class Steer(AnswerOptions, FileOptions, Request):
     """Which direction is added to which prompts, at which strengths, and what is measured after them."""
 
     command: ClassVar[str] = "steer"
@@ -62,8 +63,11 @@ class Steer(FileOptions, Request):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.answer is None) == (self.matching is None) or (self.against is not None and self.answer is None):
+        answered = (self.answer, self.answer_set) != (None, None)
+        compared = (self.against, self.against_set) != (None, None)
+        if answered == (self.matching is not None) or (compared and not answered):
             raise BadOption("what is to be measured?", hint="give --answer (and --against), or --matching REGEX")
+        self.check_answer(self.answer, self.against)
         if self.controls < 1 or self.generate < 1:
             raise BadOption("a scan needs at least one control and one token", hint="as --controls 20 --generate 24")
         try:

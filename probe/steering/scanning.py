@@ -15,13 +15,13 @@ from probe import store as stores
 from probe.decoding import Sampling, branch
 from probe.errors import BadEdit, BadOption, NonFinite
 from probe.interventions import Add, Direction, applying, cells, check_edits, load_direction
-from probe.language_model.following import two_answers
 from probe.patterns import Pattern
 from probe.requests import Steer, public
 from probe.requests.steer import MATCHING
 from probe.running import Running, running
 from probe.scoring import kl
 from probe.stats import bootstrap_mean
+from probe.targets import Contrast, contrast_after
 from probe.texts import TokenSequence, as_prompts, columns_of, encode_each, prompt_columns
 
 if TYPE_CHECKING:
@@ -87,8 +87,7 @@ def run_steer(lm: LanguageModel, request: Steer) -> stores.Run:
     inputs = as_prompts(request.prompts, request)
     sequences = encode_each(lm, inputs, "prompt")
     # what an answer's first token is, the prompt before it decides
-    answer = request.answer
-    tokens = [two_answers(lm, answer, request.against, after=s.ids) for s in sequences] if answer is not None else None
+    targets = [contrast_after(lm, request, request.answer, request.against, after=s.ids) for s in sequences]
     scale, controls = request.scale, request.controls
     pushes = [Push(number, strength) for number in range(controls + 1) for strength in scale if strength or not number]
     edits = _edits(cell, _vectors(made.vector, controls, request.seed), pushes)
@@ -99,7 +98,7 @@ def run_steer(lm: LanguageModel, request: Steer) -> stores.Run:
         for unit, i in run.missing("prompts", units, total=len(sequences)):
             ids = sequences[i].ids
             measured = (
-                _read(lm, ids, edits, *tokens[i][:2]) if tokens is not None
+                _read(lm, ids, edits, target) if (target := targets[i][0]) is not None
                 else _written(lm, ids, edits, str(request.matching), request.generate)
             )  # fmt: skip
             with unit:
@@ -107,7 +106,7 @@ def run_steer(lm: LanguageModel, request: Steer) -> stores.Run:
         means = strengths_of(run.writer.read("steering").to_pylist(), scale, controls, seed=request.seed)
         with run.writer.unit("means", again=True):
             run.write("steering_means", {name: [row[name] for row in means] for name in means[0]})
-        run.warn(*(text for one in tokens or [] for text in one[2]), *_elsewhere(made, cell))
+        run.warn(*(text for one in targets for text in one[1]), *_elsewhere(made, cell))
         return run.finish(_summary(made, cell, request, len(sequences), means), seed=request.seed)
 
 
@@ -156,9 +155,7 @@ def _edits(cell: Cell, vectors: Sequence[Tensor], pushes: Sequence[Push]) -> lis
 
 
 @torch.no_grad()
-def _read(
-    lm: LanguageModel, ids: Sequence[int], edits: Sequence[Add], answer: int, against: int | None
-) -> list[dict[str, Any]]:
+def _read(lm: LanguageModel, ids: Sequence[int], edits: Sequence[Add], target: Contrast) -> list[dict[str, Any]]:
     """The answer's log-prob after the text, KL(plain || steered) there, and what a token of the text costs more, in nats."""
     found: list[dict[str, Any]] = []
     plain: tuple[Tensor, float] | None = None
@@ -176,7 +173,7 @@ def _read(
         texts = logits[:, :-1].gather(-1, batch[:, 1:, None])[..., 0] - logits[:, :-1].logsumexp(-1)
         losses = (-texts.double().mean(-1)).tolist() if len(ids) > 1 else [0.0] * len(some)
         plain = plain or (last[0], losses[0])
-        values = last[:, answer] - (0.0 if against is None else last[:, against])
+        values = target.answer.of(last[:, None]) - (0.0 if target.against is None else target.against.of(last[:, None]))
         found += [
             {"value": value, "kl": far, "lost": loss - plain[1], "text": ""}
             for value, far, loss in zip(values.tolist(), kl(plain[0], last).tolist(), losses, strict=True)
@@ -195,10 +192,11 @@ def _written(lm: LanguageModel, ids: Sequence[int], edits: Sequence[Add], matchi
 
 
 def _summary(made: Direction, cell: Cell, request: Steer, prompts: int, means: list[dict[str, Any]]) -> dict[str, Any]:
-    metric = "log-prob of the answer, nats" if request.against is None else "log-prob, answer - against, nats"
+    alone = (request.against, request.against_set) == (None, None)
+    metric = "log-prob of the answer, nats" if alone else "log-prob, answer - against, nats"
     return {
         "site": cell.site, "layer": cell.layer, "positions": str(cell.positions), "norm": made.norm, "made": made.made,
         "metric": metric if request.matching is None else f"share matching {request.matching!r}",
-        "answer": request.answer, "against": request.against, "prompts": prompts, "controls": request.controls,
+        "answer": request.answer_set or request.answer, "against": request.against_set or request.against, "prompts": prompts, "controls": request.controls,
         "strengths": means,
     }  # fmt: skip

@@ -19,11 +19,12 @@ from probe.interventions import applying
 from probe.patching.attribution import estimated, slopes
 from probe.patching.cells import CellPositions, LayerCells, batch_patch, cells_of
 from probe.patching.exact import PreparedPair, exact, prepare_pair
-from probe.patching.metrics import AnswerTokens, measure_of
+from probe.patching.metrics import measure_of
 from probe.patching.pairs import Pair, pair_of
 from probe.patching.planning import parse_memory
 from probe.patching.reading import values
 from probe.requests import PatchSweep
+from probe.targets import Contrast, token_target
 
 from .measure import Peak
 from .trace import text_of
@@ -69,7 +70,13 @@ def pair_at(lm: probe.LanguageModel, n: int) -> Pair:
     """Texts of n tokens whose first one differs, so that no cell is known to change nothing."""
     ids = tuple(lm.encode(text_of(lm, n)).ids[:n])
     other = lm.ids_of(" Mary")[0]
-    return pair_of(ids, (other, *ids[1:]), AnswerTokens(lm.ids_of(" a")[0], other), (" a", " Mary"), align=None, names=("", ""))
+    return pair_of(
+        ids,
+        (other, *ids[1:]),
+        Contrast(token_target(lm, lm.ids_of(" a")[0]), token_target(lm, other)),
+        align=None,
+        names=("", ""),
+    )
 
 
 def stream(lm: probe.LanguageModel, n: int, rounds: int, *, layers: str) -> None:
