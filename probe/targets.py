@@ -44,6 +44,11 @@ class AnswerTarget:
         """Whether it is one token: then its logit is one of the model's own."""
         return len(self.steps) == 1 and len(self.steps[0]) == 1
 
+    @property
+    def token(self) -> int:
+        """The token that it begins with, the first of a set."""
+        return self.steps[0][0]
+
     def of(self, scores: Tensor) -> Tensor:
         """scores (…, step, d_vocab), logits or log-probs -> (…,) float64: the log-sum-exp over each step's tokens, summed.
 

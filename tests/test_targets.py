@@ -43,7 +43,7 @@ def test_a_sweep_follows_sets(lm):
     for column, metric in enumerate(("logit-diff", "logprob", "prob")):
         run = probe.patch(
             lm, clean=CLEAN, corrupt=CORRUPT, answer_set=DIGITS, against_set=LETTERS, metric=metric, layers="0",
-            positions="all", by=(), out=None,
+            positions="all", by="head", out=None,
         )  # fmt: skip
         row = run.patches.iloc[0]
         np.testing.assert_allclose([row["clean"], row["corrupt"]], [end[column] for end in ends], atol=1e-6)
@@ -72,8 +72,8 @@ def test_an_estimate_of_a_set_is_its_slope(lm):
         for row in run.patches.itertuples():
             if row.pos not in (2, len(end) - 5):
                 continue
-            slope = (at(1e-4, row.pos) - at(-1e-4, row.pos)) / 2e-4
-            assert row.patched - row.corrupt == pytest.approx(slope, rel=1e-4, abs=1e-7)
+            slope = (at(0.01, row.pos) - at(-0.01, row.pos)) / 0.02  # some norms compute in fp32
+            assert row.patched - row.corrupt == pytest.approx(slope, rel=5e-3, abs=1e-5)
 
 
 def test_a_set_of_one_token_is_the_token(lm):
@@ -91,7 +91,11 @@ def test_what_is_no_set_is_said(lm):
             token_set(lm, written, "answer", after=after)
     with pytest.raises(BadOption, match="2 tokens there, not one"):
         token_set(lm, "a|bc", "answer", after=after)
-    for options in ({"answer": "a", "answer_set": "b"}, {"answer_set": "a||b"}, {"against_set": "a"}):
+    for options in (
+        {"answer": "a", "answer_set": "b"},
+        {"answer_set": "a||b"},
+        {"answer_set": "a", "against": "b", "against_set": "c"},
+    ):
         with pytest.raises(BadOption):
             probe.requests.PatchSweep(clean=CLEAN, corrupt=CORRUPT, **options)
     with pytest.raises(BadOption, match="are the same"):

@@ -92,7 +92,7 @@ def _resolved(
     found, notes = contrast_after(lm, NO_SETS, request.answer, request.against, after=after)
     if found is None:
         return lm, sequence, positions, None, []
-    ids = found.answer.steps[0][0], None if found.against is None else found.against.steps[0][0]
+    ids = found.answer.token, None if found.against is None else found.against.token
     return lm, sequence, positions, ids, notes
 
 

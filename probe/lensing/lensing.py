@@ -77,7 +77,7 @@ def _resolved(lm: LanguageModel | None, request: Lens) -> tuple[LanguageModel, T
     positions = sequence.positions(parse_where(request.position))
     after = sequence.ids[: positions[-1] + 1]
     target, notes = contrast_after(lm, NO_SETS, request.target, None, after=after, name="target")
-    return lm, sequence, positions, None if target is None else target.answer.steps[0][0], notes
+    return lm, sequence, positions, None if target is None else target.answer.token, notes
 
 
 def _edits(lm: LanguageModel, request: Lens) -> tuple[Edit, ...]:

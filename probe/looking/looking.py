@@ -10,7 +10,6 @@ import numpy as np
 
 from probe import store as stores
 from probe.errors import BadEdit, BadOption, SiteAbsent
-from probe.language_model.following import two_answers
 from probe.lensing import run_lens
 from probe.looking.causes import leaning, silenced
 from probe.looking.findings import Finding, ranked, rows
@@ -21,6 +20,7 @@ from probe.looking.writers import settled, writers
 from probe.requests import Lens, Look, public
 from probe.running import Running, running
 from probe.sites import parse_where
+from probe.targets import NO_SETS, contrast_after
 from probe.texts import TokenSequence, read_source
 
 if TYPE_CHECKING:
@@ -121,8 +121,10 @@ def _choice(lm: LanguageModel, sequence: TokenSequence, position: int, request: 
     top = [int(token) for token in last["top_ids"]]
     if request.answer is None:
         return AnswerPair(top[0], top[1])
-    one, other, _ = two_answers(lm, request.answer, request.against, after=sequence.ids[: position + 1])
-    return AnswerPair(one, next(token for token in top if token != one) if other is None else other)
+    found, _ = contrast_after(lm, NO_SETS, request.answer, request.against, after=sequence.ids[: position + 1])
+    assert found is not None, "there is an answer"
+    one = found.answer.token
+    return AnswerPair(one, next(token for token in top if token != one) if found.against is None else found.against.token)
 
 
 def _where(lm: LanguageModel, request: Look, run: Running) -> str:

@@ -69,8 +69,6 @@ def _pairs(lm: LanguageModel, request: PatchSweep) -> tuple[Pair, ...]:
         else [_texts(one) for one in request.pairs]
     )
     given = [one._replace(answer=one.answer or answer, against=one.against or against) for one in given]
-    for one in given:
-        request.check_answer(one.answer, one.against)
     if not given:
         named = ("clean", "corrupt", *(("answer",) if request.answer_set is None else ()))
         missing = [f"--{name}" for name in named if getattr(request, name) is None]
@@ -80,6 +78,8 @@ def _pairs(lm: LanguageModel, request: PatchSweep) -> tuple[Pair, ...]:
                 hint="give --clean TEXT --corrupt TEXT --answer ' Mary' --against ' John', or --file PAIRS.jsonl",
             )
         given = [PairTexts(request.clean, request.corrupt, answer, against)]
+    for one in given:
+        request.check_answer(one.answer, one.against)
     return tuple(make_pair(lm, one, align=request.align, chat=request, sets=request) for one in given)
 
 

@@ -105,7 +105,8 @@ def summarize(writer: Writer, lm: LanguageModel, patching: Patching) -> dict[str
     ends = frame.groupby("pair")[["clean", "corrupt", "floor"]].first()
     small = ends[(ends["clean"] - ends["corrupt"]).abs() < ends["floor"]]
     return {
-        "pairs": len(pairs), "metric": metric, "unit": unit_of(metric, pairs[0].target), "direction": direction, "from": request.source,
+        "pairs": len(pairs), "metric": metric, "unit": unit_of(metric, pairs[0].target), "direction": direction,
+        "from": request.source,
         "cells": len(frame), "passed": int(frame["passed"].sum()),
         "clean": float(ends["clean"].mean()), "corrupt": float(ends["corrupt"].mean()),
         "floor": _plain(ends["floor"].mean()), "small": [int(i) for i in small.index],

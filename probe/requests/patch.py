@@ -116,7 +116,7 @@ class PatchSweep(AnswerOptions, ChatOptions, Request):
         object.__setattr__(self, "by", None if by is None else tuple(by))
         self._check_choices()
         self._check_texts()
-        if not self.pairs and self.rewind is None:
+        if (self.answer, self.answer_set) != (None, None):
             self.check_answer(self.answer, self.against)
 
     @property

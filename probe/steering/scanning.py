@@ -197,6 +197,7 @@ def _summary(made: Direction, cell: Cell, request: Steer, prompts: int, means: l
     return {
         "site": cell.site, "layer": cell.layer, "positions": str(cell.positions), "norm": made.norm, "made": made.made,
         "metric": metric if request.matching is None else f"share matching {request.matching!r}",
-        "answer": request.answer_set or request.answer, "against": request.against_set or request.against, "prompts": prompts, "controls": request.controls,
+        "answer": request.answer_set or request.answer, "against": request.against_set or request.against,
+        "prompts": prompts, "controls": request.controls,
         "strengths": means,
     }  # fmt: skip
