@@ -147,6 +147,8 @@ def _target(
         return None, []
     ids, notes = answer_ids(lm, text, name, after=after)
     if whole:
+        if lm.context_length is not None and len(after) + len(ids) - 1 > lm.context_length:
+            raise BadOption(f"the text and --{name} {text!r} are longer than the context", hint="a shorter text or answer")
         return AnswerTarget(tuple((i,) for i in ids), text), notes
     if len(ids) > 1:
         notes.append(f"--{name} {text!r} is {len(ids)} tokens: the first, {lm.token_text(ids[0])!r}, is used")

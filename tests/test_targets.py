@@ -132,6 +132,50 @@ def test_a_scan_follows_sets(lm, tmp_path):
     assert rows["value"].iloc[0] == pytest.approx(float(wanted), abs=1e-5)
 
 
+def test_a_scan_takes_whole_answers(lm, tmp_path):
+    """Answers of three tokens and of one, each after the text, under a direction that is added at all positions."""
+    made = tmp_path / "v.safetensors"
+    probe.make_direction(lm, ["ab", "cd"], ["xy", "zw"], at="resid_post@1", to=made, out=None)
+    run = probe.steer(
+        lm, made, CLEAN, answer=" 57", against="b", whole_answer=True, strengths="-1,2", controls=1, out=None
+    )  # fmt: skip
+    text, three, one = lm.encode(CLEAN).ids, lm.ids_of(" 57"), lm.ids_of("b")
+    vector = probe.interventions.load_direction(made, lm=lm).vector.double()
+    block = lm.model.get_submodule(lm.anatomy.layers[1].block)
+    for row in run.steering[run.steering["control"] == 0].itertuples():
+
+        def push(_, __, output, strength=row.strength):
+            if torch.is_tensor(output):
+                return output + strength * vector
+            return (output[0] + strength * vector, *output[1:])
+
+        handle, total = block.register_forward_hook(push), 0.0
+        try:
+            for sign, answer in ((1, three), (-1, one)):
+                with torch.no_grad():
+                    found = lm.model(torch.tensor([[*text, *answer]])).logits[0].double().log_softmax(-1)
+                total += sign * sum(float(found[len(text) - 1 + i, token]) for i, token in enumerate(answer))
+        finally:
+            handle.remove()
+        assert len(three) > 1 and row.value == pytest.approx(total, abs=1e-4)
+    assert "whole answer" in run.summary["metric"]
+
+
+def test_the_parts_of_a_set_sum_to_its_log_sum_exp(lm):
+    run = probe.attribute(lm, CLEAN, answer_set=DIGITS, against_set="a", position="3,last", out=None)
+    with torch.no_grad():
+        logits = lm.model(torch.tensor([lm.encode(CLEAN).ids])).logits[0].double()
+    cap = lm.anatomy.readout.cap
+    raw = logits if cap is None else cap * (logits / cap).atanh()
+    some, (a,) = ids(lm, "56789"), ids(lm, "a")
+    wanted = raw[:, some].logsumexp(-1) - raw[:, a]
+    for row in run.summary["positions"]:
+        assert row["sum"] == pytest.approx(float(wanted[row["pos"]]), abs=1e-4) == row["before_cap"]
+    rows = run.attribution
+    last = rows[(rows["component"] == "set_entropy") & (rows["pos"] == rows["pos"].max())]["contribution"].iloc[0]
+    assert last == pytest.approx(float(torch.special.entr(raw[-1, some].softmax(-1)).sum()), abs=1e-4)
+
+
 def test_one_token_is_what_it_was(lm):
     target, notes = contrast_after(lm, NO_SETS, "ab", "b", after=lm.encode(CLEAN).ids)
     assert target is not None and target.answer.is_token and target.by_logits and "is 2 tokens: the first" in notes[0]

@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import torch
 from torch import Tensor
 
 from probe import store as stores
-from probe.attributing.decomposition import Decomposition, decompose
-from probe.attributing.linear import call, unembedded
+from probe.attributing.decomposition import Component, Decomposition, decompose
+from probe.attributing.linear import call, unembedded, weighted_unembedding
 from probe.attributing.recording import Recording, record
 from probe.attributing.sources import HeadSources, head_sources
 from probe.requests import Attribute, public
 from probe.running import running
 from probe.sites import parse_where
-from probe.targets import NO_SETS, contrast_after
+from probe.targets import AnswerTarget, Contrast, contrast_after, token_target
 from probe.texts import TokenSequence, read_source
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ SHOWN = 8
 
 
 class Logit(NamedTuple):
-    """Of the answer, or of answer - against, (pos,): as the model gave it, and before the cap (the same without one)."""
+    """Of the answer, or of answer - against, (pos,): as the model gave it, and before the cap (the same without one). Of a set:
+    the log-sum-exp of its logits."""
 
     given: Tensor
     before_cap: Tensor
@@ -35,14 +37,16 @@ class Logit(NamedTuple):
 def run_attribute(lm: LanguageModel | None, request: Attribute) -> stores.Run:
     """Direct logit attribution: what each head, MLP, bias and the embedding wrote towards the answer's logit, or towards
     its difference to that of `against`, with the final norm's scale frozen at its real value (METHODS B5; Elhage et al.
-    2021). The parts sum to the logit before any cap, to rounding; the residual is in the summary.
+    2021). The parts sum to the logit before any cap, to rounding; the residual is in the summary. Of a set of tokens the
+    log-sum-exp is taken apart, with the tokens' shares w of it frozen: logsumexp(z) = sum(w z) + H(w), and the entropy H is
+    the part `set_entropy`.
 
     source: as in `lens`. Without an answer the top token at the last chosen position is meant.
 
     Tables: `attribution`, `attribution_sources`. Raises `SiteAbsent` where head or final norm are not linear once the scale
     is frozen, `BadPrompt`, `BadPlace`, `BadOption`, `RunError`, `NonFinite`.
     """
-    lm, sequence, positions, ids, notes = _resolved(lm, request)
+    lm, sequence, positions, target, notes = _resolved(lm, request)
     passes = 2 if request.by_source else 1
     source = sequence.run.run_id if sequence.run else None
     with running(request, lm, word=(request.answer or "").strip(), resolved={"source_run": source, "ids": sequence.ids}) as run:
@@ -50,8 +54,8 @@ def run_attribute(lm: LanguageModel | None, request: Attribute) -> stores.Run:
             return run.writer.whole
         run.report("reading", 0, passes)
         seen = record(lm, sequence.ids, positions)
-        ids = ids or (int(seen.logits[-1].argmax()), None)
-        logit, parts = _parts(lm, seen, ids)
+        target = target or Contrast(token_target(lm, int(seen.logits[-1].argmax())))
+        logit, parts = _parts(lm, seen, target)
         run.report("reading", 1, passes)
         found: list[HeadSources] = []
         if request.by_source:
@@ -60,7 +64,7 @@ def run_attribute(lm: LanguageModel | None, request: Attribute) -> stores.Run:
         run.warn(*sequence.notes, *notes, *_grouped(parts.notes))
         with run.writer.unit("attribution", again=True):
             _keep(run.writer, sequence, positions, parts, found)
-        return run.finish(_summary(lm, sequence, positions, ids, logit, parts), parent=sequence.parent)
+        return run.finish(_summary(lm, sequence, positions, target, logit, parts), parent=sequence.parent)
 
 
 attribute = public(run_attribute, Attribute)
@@ -84,30 +88,49 @@ def plan_attribute(lm: LanguageModel | None, request: Attribute) -> dict[str, An
 
 def _resolved(
     lm: LanguageModel | None, request: Attribute
-) -> tuple[LanguageModel, TokenSequence, list[int], tuple[int, int | None] | None, list[str]]:
-    """The model, the text, the positions, the two tokens (None for the model's own answer), and notes on them."""
+) -> tuple[LanguageModel, TokenSequence, list[int], Contrast | None, list[str]]:
+    """The model, the text, the positions, what is followed (None for the model's own answer), and notes on them."""
     lm, sequence = read_source(lm, request.source, request)
     positions = sequence.positions(parse_where(request.position))
     after = sequence.ids[: positions[-1] + 1]
-    found, notes = contrast_after(lm, NO_SETS, request.answer, request.against, after=after)
-    if found is None:
-        return lm, sequence, positions, None, []
-    ids = found.answer.token, None if found.against is None else found.against.token
-    return lm, sequence, positions, ids, notes
+    return lm, sequence, positions, *contrast_after(lm, request, request.answer, request.against, after=after)
 
 
-def _parts(lm: LanguageModel, seen: Recording, ids: tuple[int, int | None]) -> tuple[Logit, Decomposition]:
+def _parts(lm: LanguageModel, seen: Recording, target: Contrast) -> tuple[Logit, Decomposition]:
     """The logit as the model has it, and its parts."""
     anatomy = lm.anatomy
     last = seen.values[anatomy.layers[-1].taps["resid_post"]]
     hidden = seen.values[anatomy.final_norm] if anatomy.final_norm is not None else last
-    parts = decompose(lm.model, anatomy, seen, unembedded(lm.model, anatomy, hidden, ids), lm.dtype)
-    rows = seen.logits.reshape(len(last), -1)
-    given = rows[:, ids[0]] if ids[1] is None else rows[:, ids[0]] - rows[:, ids[1]]
-    if anatomy.readout.cap is None:
-        return Logit(given, given), parts
-    raw = anatomy.readout.scale * call(lm.model.get_submodule(anatomy.head or ""), hidden)
-    return Logit(given, raw[:, ids[0]] if ids[1] is None else raw[:, ids[0]] - raw[:, ids[1]]), parts
+    given = raw = seen.logits.reshape(len(last), -1)
+    if anatomy.readout.cap is not None:
+        raw = anatomy.readout.scale * call(lm.model.get_submodule(anatomy.head or ""), hidden)
+    sets = [one for one in target if one is not None and not one.is_token]
+    if sets:
+        weights, entropy = _shares(raw, target)
+        parts = decompose(lm.model, anatomy, seen, weighted_unembedding(lm.model, anatomy, hidden, weights), lm.dtype)
+        parts.components.append(Component("set_entropy", -1, -1, entropy))
+    else:
+        ids = target.answer.token, None if target.against is None else target.against.token
+        parts = decompose(lm.model, anatomy, seen, unembedded(lm.model, anatomy, hidden, ids), lm.dtype)
+    return Logit(_followed(given, target), _followed(raw, target)), parts
+
+
+def _followed(logits: Tensor, target: Contrast) -> Tensor:
+    """logits (pos, d_vocab) -> (pos,): of the answer, less that of the other."""
+    return target.difference([logits[:, None]], []) if target.against is not None else target.answer.of(logits[:, None])
+
+
+def _shares(logits: Tensor, target: Contrast) -> tuple[Tensor, Tensor]:
+    """How much of its set's log-sum-exp each token is, answer's less the other's, (pos, d_vocab); and likewise the entropies
+    (pos,) of these shares, in nats. logits (pos, d_vocab) float64."""
+    weights, entropy = torch.zeros_like(logits), logits.new_zeros(len(logits))
+    for sign, one in zip((1.0, -1.0), target, strict=True):
+        if isinstance(one, AnswerTarget):
+            ids = list(one.steps[0])
+            logs = logits[:, ids].log_softmax(-1)
+            weights[:, ids] += sign * logs.exp()
+            entropy += sign * torch.special.entr(logs.exp()).sum(-1)
+    return weights, entropy
 
 
 def _grouped(notes: list[str]) -> list[str]:
@@ -149,12 +172,7 @@ def _keep(
 
 
 def _summary(
-    lm: LanguageModel,
-    sequence: TokenSequence,
-    positions: list[int],
-    ids: tuple[int, int | None],
-    logit: Logit,
-    parts: Decomposition,
+    lm: LanguageModel, sequence: TokenSequence, positions: list[int], target: Contrast, logit: Logit, parts: Decomposition
 ) -> dict[str, Any]:
     """The sum at each position, and the strongest parts at the last one."""
     total = parts.total()
@@ -172,8 +190,7 @@ def _summary(
         "down": [_shown(part) for part in order[::-1][:SHOWN] if float(part.value[-1]) < 0],
     }
     return {
-        "tokens": len(sequence.ids), "answer": lm.token_text(ids[0]),
-        "against": None if ids[1] is None else lm.token_text(ids[1]), "cap": lm.anatomy.readout.cap,
+        "tokens": len(sequence.ids), "answer": target.names[0], "against": target.names[1], "cap": lm.anatomy.readout.cap,
         "components": len(parts.components), "positions": at, **strongest,
     }  # fmt: skip
 

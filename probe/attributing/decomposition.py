@@ -64,9 +64,9 @@ def decompose(model: nn.Module, anatomy: Anatomy, seen: Recording, logit: Unembe
             )
         norm = frozen
     direction = logit.scale * norm.back(logit.row).expand(n, -1)
-    ends = [Component("norm_bias", -1, -1, (logit.scale * (norm.bias @ logit.row)).expand(n))] if bool(norm.bias.any()) else []
-    if logit.bias:
-        ends.append(Component("head_bias", -1, -1, torch.full((n,), logit.scale * logit.bias, dtype=torch.float64)))
+    ends = [Component("norm_bias", -1, -1, (logit.scale * (logit.row @ norm.bias)).expand(n))] if bool(norm.bias.any()) else []
+    if bool(logit.bias.any()):
+        ends.append(Component("head_bias", -1, -1, (logit.scale * logit.bias).expand(n)))
     backwards: list[list[Component]] = []
     for number in reversed(range(anatomy.n_layers)):
         own, direction = walk.layer(number, direction, parts)

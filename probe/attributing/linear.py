@@ -78,15 +78,26 @@ def close(one: Tensor, other: Tensor, dtype: torch.dtype) -> bool:
 
 
 class Unembedded(NamedTuple):
-    """What a logit is of the head's input h: scale * (row . h + bias), before the cap."""
+    """What a weighted sum of logits is of the head's input h (n, d): scale * (row . h + bias), before the cap. row (n, d) and
+    bias (n,), or one for all."""
 
     row: Tensor
-    bias: float
+    bias: Tensor
     scale: float
 
 
 def unembedded(model: nn.Module, anatomy: Anatomy, hidden: Tensor, ids: tuple[int, int | None]) -> Unembedded:
-    """The logit of ids[0], less that of ids[1] unless None, as a linear function of the head's input; float64.
+    """The logit of ids[0], less that of ids[1] unless None; as `weighted_unembedding`."""
+    weights = torch.zeros(1, anatomy.d_vocab, dtype=torch.float64)
+    weights[0, ids[0]] += 1.0
+    if ids[1] is not None:
+        weights[0, ids[1]] -= 1.0
+    return weighted_unembedding(model, anatomy, hidden, weights)
+
+
+def weighted_unembedding(model: nn.Module, anatomy: Anatomy, hidden: Tensor, weights: Tensor) -> Unembedded:
+    """The sum of the logits by weights (n, d_vocab), or one row of them for all, as a linear function of the head's input;
+    float64.
 
     hidden (n, d) is what the head reads in the text: where it is not linear there, `SiteAbsent`.
     """
@@ -94,15 +105,13 @@ def unembedded(model: nn.Module, anatomy: Anatomy, hidden: Tensor, ids: tuple[in
     head = model.get_submodule(anatomy.head)
     like = next(head.parameters())
     with torch.inference_mode(False), torch.enable_grad():
-        origin = torch.zeros(1, 1, hidden.shape[-1], device=like.device, dtype=like.dtype).requires_grad_()
-        given = head(origin)[0, 0]
-        wanted = given[ids[0]] if ids[1] is None else given[ids[0]] - given[ids[1]]
-        (row,) = torch.autograd.grad(wanted, origin)
-    row, bias = row[0, 0].double().cpu(), float(wanted.detach().double())
-    real = call(head, hidden)
-    real = real[:, ids[0]] if ids[1] is None else real[:, ids[0]] - real[:, ids[1]]
-    size = hidden.norm(dim=-1) * row.norm() + abs(bias)
+        origin = torch.zeros(1, len(weights), hidden.shape[-1], device=like.device, dtype=like.dtype).requires_grad_()
+        given = head(origin)
+        (found,) = torch.autograd.grad(given, origin, weights[None].to(given))
+    row, bias = found[0].double().cpu(), (given.detach()[0].double().cpu() * weights).sum(-1)
+    real = (call(head, hidden) * weights).sum(-1)
+    size = hidden.norm(dim=-1) * row.norm(dim=-1) + bias.abs()
     room = max(2e-5, ROOM * torch.finfo(like.dtype).eps)
-    if bool(((hidden @ row + bias - real).abs() > room * size).any()):
+    if bool((((hidden * row).sum(-1) + bias - real).abs() > room * size).any()):
         raise SiteAbsent("no logit can be taken apart: this model's head is not one matrix", hint="see probe models check")
     return Unembedded(row, bias, anatomy.readout.scale)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import Annotated, ClassVar
 
-from probe.errors import BadOption
+from probe.requests.answering import AnswerOptions
 from probe.requests.base import Request
 from probe.requests.groups import Position, Source, SourceOptions
 from probe.requests.options import Option
 
 
 @dataclass(frozen=True)
-class Attribute(SourceOptions, Request):
+class Attribute(AnswerOptions, SourceOptions, Request):
     """Which text is read, whose logit is taken apart, and where."""
 
     command: ClassVar[str] = "attribute"
@@ -27,5 +27,4 @@ class Attribute(SourceOptions, Request):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.answer is None and self.against is not None:
-            raise BadOption("against which answer?", hint="give --answer too")
+        self.check_answer(self.answer, self.against)

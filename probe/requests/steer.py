@@ -45,6 +45,7 @@ class Steer(AnswerOptions, FileOptions, Request):
     ] = None  # fmt: skip
     answer: Annotated[str | None, Option("Measure the log-prob of this token after the prompt.")] = None
     against: Annotated[str | None, Option("Less the log-prob of this one.")] = None
+    whole_answer: Annotated[bool, Option("All tokens of an answer, each after those before it, not the first alone.")] = False
     matching: Annotated[str | None, Option("Or: whether what is written matches this regex.")] = None
     generate: Annotated[int, Option("Tokens that are written for --matching.", ("--generate", "-n"), minimum=1)] = 24
     strengths: Annotated[
@@ -68,6 +69,8 @@ class Steer(AnswerOptions, FileOptions, Request):
         if answered == (self.matching is not None) or (compared and not answered):
             raise BadOption("what is to be measured?", hint="give --answer (and --against), or --matching REGEX")
         self.check_answer(self.answer, self.against)
+        if self.whole_answer and (self.answer, self.against) == (None, None):
+            raise BadOption("the tokens of a set are single", hint="--whole-answer is for --answer and --against")
         if self.controls < 1 or self.generate < 1:
             raise BadOption("a scan needs at least one control and one token", hint="as --controls 20 --generate 24")
         try:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from probe import store as stores
 from probe.decoding import Sampling, branch
+from probe.decoding.teacher_forced import check_beginnings
 from probe.errors import BadEdit, BadOption, NonFinite
 from probe.interventions import Add, Direction, applying, cells, check_edits, load_direction
 from probe.patterns import Pattern
@@ -87,7 +88,9 @@ def run_steer(lm: LanguageModel, request: Steer) -> stores.Run:
     inputs = as_prompts(request.prompts, request)
     sequences = encode_each(lm, inputs, "prompt")
     # what an answer's first token is, the prompt before it decides
-    targets = [contrast_after(lm, request, request.answer, request.against, after=s.ids) for s in sequences]
+    targets = [
+        contrast_after(lm, request, request.answer, request.against, after=s.ids, whole=request.whole_answer) for s in sequences
+    ]
     scale, controls = request.scale, request.controls
     pushes = [Push(number, strength) for number in range(controls + 1) for strength in scale if strength or not number]
     edits = _edits(cell, _vectors(made.vector, controls, request.seed), pushes)
@@ -161,24 +164,34 @@ def _read(lm: LanguageModel, ids: Sequence[int], edits: Sequence[Add], target: C
     plain: tuple[Tensor, float] | None = None
     zero = next(i for i, edit in enumerate(edits) if edit.strength == 0)
     order = [zero, *(i for i in range(len(edits)) if i != zero)]
-    size = max(1, HELD // (len(ids) * lm.anatomy.d_vocab))
+    tails, (own, other), n = target.tails, target.rows, len(ids)
+    if any(tails):
+        check_beginnings(lm)
+    size = max(1, HELD // ((n + max(map(len, tails))) * lm.anatomy.d_vocab))
     for first in range(0, len(order), size):
         some = [replace(edits[i], rows=(row,)) for row, i in enumerate(order[first : first + size])]
-        batch = torch.tensor([list(ids)] * len(some), device=lm.device)
-        with applying(lm, some, ids=batch):
-            logits = lm.model(batch, use_cache=False).logits.float()
-        if bool((logits.isnan() | logits.isposinf()).any()):
-            raise NonFinite("logits are not finite numbers under the direction", hint="smaller --strengths")
-        last = logits[:, -1].double().log_softmax(-1).cpu()
-        texts = logits[:, :-1].gather(-1, batch[:, 1:, None])[..., 0] - logits[:, :-1].logsumexp(-1)
-        losses = (-texts.double().mean(-1)).tolist() if len(ids) > 1 else [0.0] * len(some)
-        plain = plain or (last[0], losses[0])
-        values = target.answer.of(last[:, None]) - (0.0 if target.against is None else target.against.of(last[:, None]))
+        logits = [_steered(lm, ids, tail, some) for tail in tails]
+        scores = [one[:, n - 1 :].double().log_softmax(-1).cpu() for one in logits]
+        before = torch.tensor([list(ids)] * len(some), device=lm.device)[:, 1:, None]
+        texts = logits[0][:, : n - 1].gather(-1, before)[..., 0] - logits[0][:, : n - 1].logsumexp(-1)
+        losses = (-texts.double().mean(-1)).tolist() if n > 1 else [0.0] * len(some)
+        plain = plain or (scores[0][0, 0], losses[0])
+        values = target.answer.of(scores[own]) - (0.0 if target.against is None else target.against.of(scores[other]))
         found += [
             {"value": value, "kl": far, "lost": loss - plain[1], "text": ""}
-            for value, far, loss in zip(values.tolist(), kl(plain[0], last).tolist(), losses, strict=True)
+            for value, far, loss in zip(values.tolist(), kl(plain[0], scores[0][:, 0]).tolist(), losses, strict=True)
         ]
     return [found[order.index(i)] for i in range(len(edits))]
+
+
+def _steered(lm: LanguageModel, ids: Sequence[int], tail: Sequence[int], edits: Sequence[Add]) -> Tensor:
+    """Logits (row, pos, d_vocab) of a text and what is given after it, a row for each edit. Positions are the text's."""
+    batch = torch.tensor([[*ids, *tail]] * len(edits), device=lm.device)
+    with applying(lm, edits, ids=batch[:, : len(ids)], longest=batch.shape[1]):
+        logits: Tensor = lm.model(batch, use_cache=False).logits.float()
+    if bool((logits.isnan() | logits.isposinf()).any()):
+        raise NonFinite("logits are not finite numbers under the direction", hint="smaller --strengths")
+    return logits
 
 
 def _written(lm: LanguageModel, ids: Sequence[int], edits: Sequence[Add], matching: str, generate: int) -> list[dict[str, Any]]:
@@ -193,7 +206,8 @@ def _written(lm: LanguageModel, ids: Sequence[int], edits: Sequence[Add], matchi
 
 def _summary(made: Direction, cell: Cell, request: Steer, prompts: int, means: list[dict[str, Any]]) -> dict[str, Any]:
     alone = (request.against, request.against_set) == (None, None)
-    metric = "log-prob of the answer, nats" if alone else "log-prob, answer - against, nats"
+    whole = "the whole " if request.whole_answer else "the "
+    metric = f"log-prob of {whole}answer, nats" if alone else f"log-prob, {whole.removeprefix('the ')}answer - against, nats"
     return {
         "site": cell.site, "layer": cell.layer, "positions": str(cell.positions), "norm": made.norm, "made": made.made,
         "metric": metric if request.matching is None else f"share matching {request.matching!r}",
