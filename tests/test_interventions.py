@@ -39,6 +39,7 @@ from probe.interventions import (
     parse_edits,
     save_direction,
 )  # fmt: skip
+from probe.interventions.experts import ExpertEdit
 from probe.language_model.stepping import cache_support
 from probe.registries.edit_operations import OPERATIONS, Operation, edit_help
 from probe.sites import Cell, Positions
@@ -58,6 +59,7 @@ PLACES = {
     "bloom": ("transformer.h", "self_attention.dense", "mlp.dense_4h_to_h", None),
 }
 FAMILIES = list(PLACES)
+
 HEADS = [family for family in FAMILIES if PLACES[family][3]]
 LAYER = 1  # has attention in each of them
 N = 24  # more than the tiny models' sliding window of 16
@@ -986,5 +988,5 @@ def test_an_operation_is_one_row_and_one_class(monkeypatch) -> None:
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_row_of_the_operations_is_a_class_of_that_name(name: str) -> None:
     operation = OPERATIONS[name]
-    assert operation.name == name and name in {kind.op for kind in Edit.__subclasses__()}
+    assert operation.name == name and name in {kind.op for kind in (*Edit.__subclasses__(), *ExpertEdit.__subclasses__())}
     assert callable(resolve_name(operation.make)) and 0 <= operation.least <= operation.most

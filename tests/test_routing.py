@@ -13,34 +13,38 @@ from torch import Tensor
 
 import probe
 from probe.anatomy import Anatomy, verify
+from probe.interventions import applying, parse_edits
 from probe.laws import TEXT, reading
 from probe.stats.intervals import wilson
 
 IDS = [256, *TEXT.encode()][:14]
 
 
-def softmax_first(logits: Tensor, k: int, gate: Any) -> tuple[Tensor, Tensor]:
+def softmax_first(logits: Tensor, k: int, gate: Any, forced: Tensor) -> tuple[Tensor, Tensor]:
     """Mixtral, Qwen: the softmax of all, the largest of it, which may be made to add up to 1."""
-    weights, chosen = logits.softmax(-1).topk(k)
+    p = logits.softmax(-1)
+    chosen = (p + forced).topk(k).indices
+    weights = p.gather(-1, chosen)
     return chosen, weights / weights.sum(-1, keepdim=True) if getattr(gate, "norm_topk_prob", True) else weights
 
 
-def largest_first(logits: Tensor, k: int, gate: Any) -> tuple[Tensor, Tensor]:
+def largest_first(logits: Tensor, k: int, gate: Any, forced: Tensor) -> tuple[Tensor, Tensor]:
     """gpt-oss, Granite: the largest logits, and the softmax of those."""
-    largest, chosen = logits.topk(k)
-    return chosen, largest.softmax(-1)
+    chosen = (logits + forced).topk(k).indices
+    return chosen, logits.gather(-1, chosen).softmax(-1)
 
 
-def sigmoid(logits: Tensor, k: int, gate: Any) -> tuple[Tensor, Tensor]:
+def sigmoid(logits: Tensor, k: int, gate: Any, forced: Tensor) -> tuple[Tensor, Tensor]:
     """DeepSeek-V3 with one group: sigmoids, chosen with a correction that is no part of the weight, scaled at the end."""
     assert gate.num_group == 1
     scores = logits.sigmoid()
-    chosen = (scores + gate.e_score_correction_bias).topk(k).indices
+    out = torch.zeros_like(scores).masked_fill(logits.isneginf(), -torch.inf)  # a sigmoid of 0 could still be chosen
+    chosen = (scores + gate.e_score_correction_bias + forced + out).topk(k).indices
     weights = scores.gather(-1, chosen)
     return chosen, gate.routed_scaling_factor * weights / weights.sum(-1, keepdim=True)
 
 
-Rule = Callable[[Tensor, int, Any], tuple[Tensor, Tensor]]
+Rule = Callable[[Tensor, int, Any, Tensor], tuple[Tensor, Tensor]]
 RULES: dict[str, Rule] = {
     "mixtral": softmax_first, "qwen2_moe": softmax_first, "qwen3_moe": softmax_first, "olmoe": softmax_first,
     "gpt_oss": largest_first, "granitemoe": largest_first, "deepseek_v3": sigmoid,
@@ -63,7 +67,7 @@ def test_what_is_chosen_is_what_the_family_computes(family: str) -> None:
     logits = x @ gate.weight.double().T + (gate.bias.double() if getattr(gate, "bias", None) is not None else 0.0)
     torch.testing.assert_close(sink.activations["router", layer, None][0].double(), logits, rtol=1e-5, atol=1e-5)
     experts, weights, entropy = (one[0] for one in sink.routed[layer])
-    chosen, wanted = RULES[family](logits, experts.shape[-1], gate)
+    chosen, wanted = RULES[family](logits, experts.shape[-1], gate, torch.zeros_like(logits))
     found = torch.zeros_like(logits).scatter(-1, experts, weights.double())
     torch.testing.assert_close(found, torch.zeros_like(logits).scatter(-1, chosen, wanted), rtol=1e-5, atol=1e-6)
     assert bool((weights.diff(dim=-1) <= 0).all())
@@ -102,3 +106,128 @@ def test_the_load_of_a_file_is_counted_from_its_tokens(tmp_path: Path) -> None:
         own = [w for e, ws in zip(rows.experts, rows.weights, strict=True) for n, w in zip(e, ws, strict=True) if n == expert]
         assert row.mean_weight == pytest.approx(np.mean(own), abs=1e-6)
     assert run.manifest["summary"]["experts"][0]["most"] == int(counts.argmax())
+
+
+EDITS = ("ablate:{0}", "force:{0}", "ablate:{0},{1}", "weigh:{0}:0.5")
+
+
+def by_hand(lm: Any, layer: int, family: str, op: str, start: int) -> Callable[..., Any]:
+    """A plain hook on the gate that computes its choice anew, by the family's rule, for tokens from `start` on."""
+    name, listed, *rest = op.split(":")
+    experts, factor = [int(one) for one in listed.split(",")], float(rest[0]) if rest else 1.0
+
+    def hook(gate: Any, args: Any, output: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        logits, weights, chosen = (one.clone() for one in output)
+        forced = torch.zeros_like(logits)
+        if name == "ablate":
+            logits[start:, experts] = -torch.inf
+        elif name == "force":
+            forced[start:, experts] = 100.0
+        new_chosen, new_weights = RULES[family](logits, chosen.shape[-1], gate, forced)
+        if name == "weigh":
+            new_weights[start:] *= torch.where(torch.isin(new_chosen[start:], torch.tensor(experts)), factor, 1.0)
+        return logits, new_weights.to(weights.dtype), new_chosen
+
+    return hook
+
+
+@pytest.mark.parametrize("family", RULES)
+def test_experts_that_are_ablated_forced_or_weighed_are_what_a_plain_hook_makes(family: str) -> None:
+    lm = probe.load(f"tiny:{family}")
+    layer = lm.anatomy.n_layers - 1
+    gate = lm.model.get_submodule(lm.anatomy.tap("router", layer).path)
+    plain, ids = reading.plain(lm, IDS), IDS
+    sink, _ = reading.captured(lm, [ids], [f"router@{layer}"])
+    counts = torch.bincount(sink.routed[layer][0][0, 3:].flatten(), minlength=4)
+    sometimes = [e for e in range(4) if 0 < counts[e] < len(ids) - 3]
+    for op in (one.format(*sometimes) for one in EDITS):
+        edits = parse_edits(lm, [f"router@{layer}:3..={op}"])
+        handle = gate.register_forward_hook(by_hand(lm, layer, family, op, 3))
+        wanted = reading.plain(lm, ids)
+        handle.remove()
+        with torch.no_grad(), applying(lm, edits, ids=ids) as applied:
+            found = reading.plain(lm, ids)
+            sink, _ = reading.captured(lm, [ids], [f"router@{layer}"])
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found[:3], plain[:3])  # experts take other rows together: sums round otherwise
+        assert float((found - plain).abs().max()) > 1e-4 and applied.untouched() == ()
+        there = (sink.routed[layer][0][0, 3:] == sometimes[0]).any(-1)
+        assert bool(there.all()) if "force" in op else bool(there.any()) != ("ablate" in op)
+    assert torch.equal(reading.plain(lm, IDS), plain) and reading.no_hook_is_left(lm, IDS) == 0
+
+
+def test_they_hold_while_a_model_decodes(tmp_path: Path) -> None:
+    """What a plain hook on the gate makes the model say greedily, token by token, each from a whole forward."""
+    lm = probe.load("tiny:mixtral")
+    run = probe.trace(
+        lm, "abcdef Mary gh", generate=6, edit="router@1=ablate:0", capture="router@1", out=tmp_path / "run",
+        sampling=probe.Sampling(temperature=0.0),
+    )  # fmt: skip
+    ids = list(lm.encode("abcdef Mary gh").ids)
+    handle = lm.model.get_submodule(lm.anatomy.tap("router", 1).path).register_forward_hook(
+        by_hand(lm, 1, "mixtral", "ablate:0", 0)
+    )
+    for _ in range(6):
+        ids.append(int(reading.plain(lm, ids)[-1].argmax()))
+    handle.remove()
+    assert run.table("tokens").token_id.tolist() == ids
+    assert not any(0 in row for row in run.table("routing").experts)
+    assert run.table("expert_load").set_index("expert").tokens[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("edit", "what"),
+    [("router@1=ablate:9", "no expert 9"), ("router@1=ablate:0..2", "leaves 1 experts"), ("router@1=force:0..2", "only 2 are"),
+     ("router@1=weigh:1:1", "changes nothing"), ("router@1=zero", "cannot change 'router'"),
+     ("z@1=ablate:1", "cannot change 'z'"),
+     ("router@1=ablate:x", "names no experts"), ("router@1=force", "does not say what")],
+)  # fmt: skip
+def test_an_edit_that_cannot_be_is_refused(edit: str, what: str) -> None:
+    with pytest.raises(probe.ProbeError, match=what):
+        parse_edits(probe.load("tiny:mixtral"), [edit])
+
+
+def planted() -> Any:
+    """Mixtral by hand: layer 1 sends tokens of even id to expert 2 first, whose output is what makes them say token 65."""
+    lm = probe.load("tiny:mixtral")
+    d = lm.anatomy.d_model
+    with torch.no_grad():
+        embedding = lm.model.get_input_embeddings().weight
+        embedding[:, :2] = 0.0
+        embedding[0::2, 0] = 8.0  # channel 0: an even id; channel 1: what expert 2 writes, and the head reads
+        head = lm.model.get_output_embeddings().weight
+        head[:, :2] = 0.0
+        head[65, 1] = 8.0
+        for layer in lm.anatomy.layers:
+            block = lm.model.get_submodule(layer.block)
+            block.self_attn.o_proj.weight[:2] = 0.0
+            block.mlp.experts.down_proj[:, :2] = 0.0
+        block = lm.model.get_submodule(lm.anatomy.layers[1].block)
+        block.mlp.gate.weight[2] = 0.0
+        block.mlp.gate.weight[2, 0] = 20.0
+        experts = block.mlp.experts
+        inner = experts.down_proj.shape[-1]
+        experts.gate_up_proj[2, 0], experts.gate_up_proj[2, inner] = 0.0, 0.0
+        experts.gate_up_proj[2, 0, 0], experts.gate_up_proj[2, inner, 0] = 4.0, 4.0
+        experts.down_proj[2] = 0.0
+        experts.down_proj[2, 1, 0] = 4.0
+    assert d == embedding.shape[1]
+    return lm
+
+
+def test_a_planted_expert_is_found_by_where_tokens_go_and_what_its_absence_does(tmp_path: Path) -> None:
+    """The even tokens go to expert 2 of layer 1; without it, and without no other, they no longer say token 65."""
+    lm = planted()
+    run = probe.trace(lm, "abcdefghij", capture="router@1", out=tmp_path / "run")
+    ids, rows = run.table("tokens").token_id.to_numpy(), run.table("routing")
+    first = np.array([row[0] for row in rows.experts])
+    assert set(first[ids % 2 == 0]) == {2} and 2 not in set(first[ids % 2 == 1])
+    even = torch.from_numpy(np.flatnonzero(ids % 2 == 0))
+
+    def says(edits: list[str]) -> float:
+        with torch.no_grad(), applying(lm, parse_edits(lm, edits), ids=list(ids)):
+            return float((reading.plain(lm, list(ids))[even].argmax(-1) == 65).float().mean())
+
+    assert says([]) == 1.0
+    lost = {(layer, e): 1.0 - says([f"router@{layer}=ablate:{e}"]) for layer in range(3) for e in range(4)}
+    assert lost.pop((1, 2)) == 1.0 and set(lost.values()) == {0.0}

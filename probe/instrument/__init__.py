@@ -5,9 +5,23 @@ leaves the model as it was, in the middle of an exception too.
 """
 
 from probe.instrument.attention import AttentionCall, Observer, attended, attending
+from probe.instrument.choosing import ChangedChoice, choosing
 from probe.instrument.hooks import Reader, Tap, bypassing, element, emptied, entering, filled, recording, tapping
 
 __all__ = [
-    "AttentionCall", "Observer", "Reader", "Tap", "attended", "attending", "bypassing", "element", "emptied", "entering",
-    "filled", "recording", "tapping",
-]  # fmt: skip
+    "AttentionCall",
+    "ChangedChoice",
+    "Observer",
+    "Reader",
+    "Tap",
+    "attended",
+    "attending",
+    "bypassing",
+    "choosing",
+    "element",
+    "emptied",
+    "entering",
+    "filled",
+    "recording",
+    "tapping",
+]

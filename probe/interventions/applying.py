@@ -15,6 +15,7 @@ from probe.instrument import Reader, Tap, attending, entering, tapping
 from probe.interventions.attention import CallEditor
 from probe.interventions.checking import check_middle, write_over
 from probe.interventions.edits import Edit
+from probe.interventions.experts import ExpertEdit, ExpertEditor
 from probe.interventions.forwards import ActiveEdits, ForwardPositions, Start, changed
 from probe.interventions.positions import locate_edits
 from probe.language_model.stepping import cache_support
@@ -44,8 +45,10 @@ def applying(
     forwards = ForwardPositions(lm.model, start)
     applied = Applied(lm, located, forwards)
     calls = CallEditor(lm.anatomy, applied, forwards)
+    experts = ExpertEditor(lm.model, lm.anatomy, applied, forwards)
     with ExitStack() as hooked:
         hooked.enter_context(tapping(lm.model, applied.taps()))
+        hooked.enter_context(experts.active())
         if calls.needed:
             hooked.enter_context(attending(lm.model, calls.observe, changer=calls.change))
         # last: the end of a forward comes after the edits of what it returns
@@ -84,7 +87,7 @@ class Applied(ActiveEdits):
         """What to tap for the edits outside of attention calls."""
         grouped: dict[Tap, list[int]] = defaultdict(list)
         for i, location in enumerate(self._locations):
-            if location.changed is not None:
+            if location.changed is not None and not isinstance(self.edits[i], ExpertEdit):
                 grouped[location.changed].append(i)
         return {tap: self._editor(members) for tap, members in grouped.items()}
 

@@ -14,11 +14,15 @@ from probe.anatomy.tape import probe_tokens
 from probe.anatomy.units import in_units
 from probe.errors import BadEdit, OutOfRange, SiteAbsent
 from probe.interventions.edits import Cut, Edit, Patch, Resample
+from probe.interventions.experts import AblateExperts, ExpertEdit, ForceExperts, WeighExperts, check_experts
 from probe.sites import SITES, Cell, parse_places, resolve
 
 if TYPE_CHECKING:
     from probe.anatomy import Anatomy
     from probe.language_model import LanguageModel
+
+
+ROUTING = (AblateExperts.op, ForceExperts.op, WeighExperts.op)  # operations on the choice of experts
 
 
 def cells(lm: LanguageModel, place: str) -> tuple[Cell, ...]:
@@ -31,6 +35,8 @@ def check_edits(lm: LanguageModel, edits: Iterable[Edit]) -> None:
     """Raises `SiteAbsent`, `OutOfRange` or `BadEdit` for the first edit that does not fit the model."""
     for edit in edits:
         check_cell(lm, edit.cell, edit.op)
+        if isinstance(edit, ExpertEdit):
+            check_experts(lm.anatomy, edit)
         for name, tensor in edit.tensors().items():
             _check_shape(lm, edit, name, tensor)
 
@@ -46,10 +52,11 @@ def check_cell(lm: LanguageModel, cell: Cell, op: str) -> None:
     missing = [head for head in heads or () if not 0 <= head < found.n_heads]
     if missing:
         raise OutOfRange(f"no head {missing[0]} of {site}@{layer}", hint=f"heads are 0..{found.n_heads - 1}")
-    if op != Cut.op and "change" not in SITES[site].uses:
+    if (op in ROUTING) != ("route" in SITES[site].uses):
+        what = f"'{op}' cannot change '{site}'"
+        raise BadEdit(what, hint="router@LAYER takes ablate:EXPERTS, force:EXPERTS and weigh:EXPERTS:FACTOR; others do not")
+    if op not in (Cut.op, *ROUTING) and "change" not in SITES[site].uses:
         hint = "cut:KEYS takes edges out; z@LAYER.HEAD=zero silences a head"
-        if SITES[site].at_positions:
-            hint = "it is only read; change mlp_out"
         raise BadEdit(f"'{op}' cannot change '{site}'", hint=hint)
     if op == Cut.op and "cut" not in SITES[site].uses:
         raise BadEdit(f"'{op}' takes edges out of a pattern, and '{site}' has none", hint="write pattern@LAYER.HEAD")

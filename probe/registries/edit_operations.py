@@ -54,6 +54,18 @@ OPERATIONS: dict[str, Operation] = {one.name: one for one in (
         "cut:KEYS", "positions of a pattern, as queries, no longer see these keys: −inf before the softmax",
         f"{_IN}:make_cut", rest=True,
     ),
+    Operation(
+        "ablate:EXPERTS", "of a router: these experts (5 or 2,5 or 0..3) are never chosen: logits of −inf before the choice",
+        f"{_IN}:make_ablate",
+    ),
+    Operation(
+        "force:EXPERTS", "of a router: always chosen, in the place of the last, with the weights that their own logits give",
+        f"{_IN}:make_force",
+    ),
+    Operation(
+        "weigh:EXPERTS:FACTOR", "of a router: where they are chosen, their weights in the sum times the factor",
+        f"{_IN}:make_weigh",
+    ),
 )}  # fmt: skip
 
 

@@ -12,8 +12,9 @@ from probe.errors import UnknownSite
 Source = Literal["stream", "write", "part", "call", "end"]
 """What a site is: the stream, what a part adds to it, a tensor inside a part, an attention call's, or an end of the stream."""
 
-Use = Literal["change", "cut", "patch", "send", "receive"]
-"""Change it, cut edges out of it, patch it (exactly, or estimated from gradients), be an end of a path."""
+Use = Literal["change", "cut", "patch", "send", "receive", "route"]
+"""Change it, cut edges out of it, patch it (exactly, or estimated from gradients), be an end of a path, or change the
+choice that is made by it."""
 INNER: tuple[Use, ...] = ("change", "patch", "send", "receive")
 OUTER: tuple[Use, ...] = ("change", "patch")
 
@@ -94,7 +95,8 @@ SITES: dict[str, Site] = {
         Site("mlp_post", ("pos", "d_mlp"), "part", _MLP, "the MLP's hidden layer, before its last matrix", "mlp",
              lens_name="blocks.{}.mlp.hook_post"),
         Site("router", ("pos", "expert"), "part", _MLP,
-             "logits by which a mixture's experts are chosen; with it come the tables routing and expert_load", "mlp", uses=()),
+             "logits by which a mixture's experts are chosen; recorded, they give the tables routing and expert_load", "mlp",
+             uses=("route",)),
         Site("q", ("pos", "head", "d_head"), "call", 0.25, "queries, after rotation", "attn", field="query",
              lens_name="blocks.{}.attn.hook_rot_q"),
         Site("k", ("pos", "kv_head", "d_head"), "call", 0.25, "keys, after rotation; one a key-value head", "attn",
