@@ -126,6 +126,12 @@ def _commands(*_: Any) -> Iterable[str]:
     return REQUESTS
 
 
+def _head_sorts(*_: Any) -> Iterable[str]:
+    from probe.registries.head_kinds import SORTS
+
+    return SORTS
+
+
 def _orders_of_runs(*_: Any) -> Iterable[str]:
     from probe.store.listing import SORTED
 
@@ -133,7 +139,8 @@ def _orders_of_runs(*_: Any) -> Iterable[str]:
 
 
 FOUND: dict[str, Callable[[Any, str], Iterable[str]]] = {
-    "answers": _answers, "commands": _commands, "edits": _edits, "methods": _methods, "models": _models, "places": _places,
+    "answers": _answers, "commands": _commands, "edits": _edits, "head_sorts": _head_sorts,
+    "methods": _methods, "models": _models, "places": _places,
     "runs": _runs, "sorts": _orders_of_runs, "tables": _tables,
 }  # fmt: skip
 """Kinds of values that are looked up."""

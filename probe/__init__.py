@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from probe.attention_heads import heads
     from probe.attributing import attribute
     from probe.comparing import compare
     from probe.corpora import means, top
@@ -35,6 +36,7 @@ _HOME = {
     "attribute": "probe.attributing",
     "compare": "probe.comparing",
     "explain": "probe.explaining",
+    "heads": "probe.attention_heads",
     "importance": "probe.step_importance",
     "lens": "probe.lensing",
     "list_runs": "probe.store",
@@ -64,6 +66,7 @@ __all__ = [
     "attribute",
     "compare",
     "explain",
+    "heads",
     "importance",
     "lens",
     "list_runs",

@@ -28,7 +28,7 @@ LAYERS = (
     {"labelling"},
     {"tracing", "rewinding"},  # the verbs that others are made of
     {"step_importance", "patching", "steering", "speculating", "comparing", "explaining", "lensing", "attributing", "sampling"}
-    | {"corpora"},
+    | {"corpora", "attention_heads"},
     {"relabelling", "reporting", "looking"},
     {"laws", "replaying"},
 )

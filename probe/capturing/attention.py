@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 
 WITH_ROWS = ("summary", "topk", "full")  # modes with statistics of each row
 
+CallReader = Callable[[int, int, AttentionCall, Tensor, CalledPattern], None]
+"""(prompt, layer, the call, its output (batch, pos, head, d), that prompt's scores) of each layer whose pattern was read: the
+call's tensors are the forward's own, not to be kept or written into."""
+
 
 @dataclass
 class AttentionReader:
@@ -51,6 +55,7 @@ class AttentionReader:
     patterns: dict[int, list[int]]
     scores: dict[int, list[int]]
     emit: Callable[[str, int, Tensor], None]
+    calls: CallReader | None = None
     reasons: dict[int, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -71,7 +76,7 @@ class AttentionReader:
                 self._emitted.add((site, layer))
         if not self.wants(layer):
             return
-        patterns: list[ScoreSource] = []
+        patterns: list[CalledPattern] = []
         for prompt, n in enumerate(self.lengths):
             problem = _unreadable(call)
             if not problem:
@@ -82,6 +87,9 @@ class AttentionReader:
                 return
             patterns.append(pattern)
         self._read(layer, patterns)
+        if self.calls is not None:
+            for prompt, pattern in enumerate(patterns):
+                self.calls(prompt, layer, call, output, pattern)
 
     def read_returned(self, layer: int, weights: Tensor | None, *, causal: bool) -> bool:
         """Read a layer from weights (batch, head, query, key) that the model returned; whether they are such weights."""
@@ -122,7 +130,7 @@ class AttentionReader:
         """Whether anything of this layer's pattern was asked for."""
         return self.spec.mode != "none" or layer in self.patterns or layer in self.scores
 
-    def _read(self, layer: int, patterns: list[ScoreSource]) -> None:
+    def _read(self, layer: int, patterns: Sequence[ScoreSource]) -> None:
         summaries = []
         for prompt, pattern in enumerate(patterns):
             statistics = self._read_prompt(layer, prompt, pattern)

@@ -28,14 +28,14 @@ class Mask:
         self._views: dict[tuple[int, int], View] = {}
         self._triangles: dict[int, Tensor] = {}  # what comes later, among so many queries and their own keys
         if mask is None:
-            self.causal, self._window = causal, window if causal else None
+            self.causal, self.window = causal, window if causal else None
             return
         if mask.dtype != torch.bool:
             mask, additive = mask > torch.finfo(mask.dtype).min / 2, mask
             self.visible = mask
             if not bool(((additive == 0) | ~mask).all()):
                 self.additive = additive
-        self.causal, self._window = not bool(mask.triu(1).any()), None
+        self.causal, self.window = not bool(mask.triu(1).any()), None
 
     def view(self, start: int, end: int) -> View:
         """What queries [start, end) see."""
@@ -45,8 +45,8 @@ class Mask:
 
     def _view(self, start: int, end: int) -> View:
         if self.visible is None:
-            low = max(0, start - self._window + 1) if self._window else 0
-            inside = not self._window or end - self._window <= low
+            low = max(0, start - self.window + 1) if self.window else 0
+            inside = not self.window or end - self.window <= low
             return View(low, end, "causal" if inside else "mask") if self.causal else View(0, self.n, "all")
         rows = self.visible[:, start:end]
         keys = rows.any(0).any(0).nonzero()
@@ -72,8 +72,17 @@ class Mask:
             return self._triangles[end - start]
         if self.visible is not None:
             return ~self.visible[:, start:end, low:high]
-        assert self._window, "without a mask only a window hides more than what comes later"
-        return _late(start, end, low, high, device) | ~_late(start, end, low + self._window, high + self._window, device)
+        assert self.window, "without a mask only a window hides more than what comes later"
+        return _late(start, end, low, high, device) | ~_late(start, end, low + self.window, high + self.window, device)
+
+
+def seen_by(mask: Mask, rows: Tensor) -> Tensor:
+    """The keys that some queries see: rows (row,) -> (head or 1, row, key) bool."""
+    if mask.visible is not None:
+        return mask.visible[:, rows.to(mask.visible.device)]
+    keys = torch.arange(mask.n, device=rows.device)
+    seen = keys <= rows[:, None] if mask.causal else torch.ones(len(rows), mask.n, dtype=torch.bool, device=rows.device)
+    return (seen & (keys > rows[:, None] - mask.window) if mask.window else seen)[None]
 
 
 def _late(start: int, end: int, low: int, high: int, device: torch.device | None) -> Tensor:

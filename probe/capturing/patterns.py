@@ -95,14 +95,14 @@ class CalledPattern:
         self._cap = call.softcap
         self._query = query * (call.scaling / self._cap if self._cap else call.scaling * BITS)
         causal = call.is_causal and call.query.shape[2] > 1
-        self._mask = masks.of(call.mask, prompt, n, causal=causal, window=call.sliding_window)
-        self.causal = self._mask.causal
-        self._bias = None if call.position_bias is None else of_prompt(call.position_bias, prompt, n)
+        self.mask = masks.of(call.mask, prompt, n, causal=causal, window=call.sliding_window)
+        self.causal = self.mask.causal
+        self.bias = None if call.position_bias is None else of_prompt(call.position_bias, prompt, n)
         self._sinks = None if call.sinks is None else _column(call.sinks.to(self.dtype), prompt, self.n_heads) * BITS
 
     def keys(self, start: int, end: int) -> tuple[int, int]:
         """See `ScoreSource`."""
-        return self._mask.view(start, end)[:2]
+        return self.mask.view(start, end)[:2]
 
     def scores(self, tile: Tile, out: Tensor) -> Tensor:
         """See `ScoreSource`."""
@@ -123,18 +123,23 @@ class CalledPattern:
 
     def _add_masks(self, scores: Tensor, tile: Tile) -> None:
         head, n_heads, start, end, low, high = tile
-        for bias in (self._bias, self._mask.additive):
+        for bias in (self.bias, self.mask.additive):
             if bias is not None:
                 here = (bias[head : head + n_heads] if bias.shape[0] > 1 else bias)[:, start:end, low:high]
                 scores.add_(here.to(scores.dtype) * BITS).clamp_(min=MASKED)
-        hidden = None if self.later(start, end) else self._mask.hidden(start, end)
+        hidden = None if self.later(start, end) else self.mask.hidden(start, end)
         if hidden is not None:
             own = hidden[head : head + n_heads] if hidden.ndim == 3 and hidden.shape[0] > 1 else hidden
             scores[..., high - low - own.shape[-1] :].masked_fill_(own.to(scores.device), MASKED)
 
     def later(self, start: int, end: int) -> bool:
         """See `ScoreSource`."""
-        return self.compiled and self._mask.view(start, end).kind == "causal"
+        return self.compiled and self.mask.view(start, end).kind == "causal"
+
+    @property
+    def sink_scores(self) -> Tensor | None:
+        """Scores (head, query or 1) in nats of what takes weight and is no key."""
+        return None if self._sinks is None else self._sinks / BITS
 
     def sinks(self, tile: Tile) -> Tensor | None:
         """See `ScoreSource`."""

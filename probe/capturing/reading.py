@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from probe.capturing.activations import LOGITS, ActivationReader
-from probe.capturing.attention import AttentionReader
+from probe.capturing.attention import AttentionReader, CallReader
 from probe.capturing.logits import Unembed, guesses, norms_all, replays, scored, unembedding
 from probe.capturing.routing import ROUTER, RoutingReader
 from probe.capturing.sinks import AttentionSpec, Sink
@@ -47,17 +47,18 @@ class Reading(NamedTuple):
 
 def read(
     lm: LanguageModel, ids: Tensor, lengths: Sequence[int], *, sink: Sink, cells: Sequence[Cell] = (),
-    attention: AttentionSpec = NOTHING, top: int = 5, lens: bool = False, whole: bool = False,
+    attention: AttentionSpec = NOTHING, calls: CallReader | None = None, top: int = 5, lens: bool = False, whole: bool = False,
 ) -> Reading:  # fmt: skip
     """One forward over ids (batch, pos), right-padded to their `lengths`; what was asked goes to `sink` while it runs.
 
     cells: sites to record, at all positions (which of them to keep is the sink's business). attention: how much of every
-    layer's pattern. top: alternatives a position. lens: what each layer would answer. whole: hold the model's own logits of
-    all positions, as is done where they can't be replayed in blocks, or are changed.
+    layer's pattern. calls: hears of each attention call whose pattern was read. top: alternatives a position. lens: what each
+    layer would answer. whole: hold the model's own logits of all positions, as is done where they can't be replayed in
+    blocks, or are changed.
     Raises `SiteAbsent` for a cell that the model doesn't have, `NonFinite` for logits that are not numbers.
     """
     with torch.inference_mode(False), torch.no_grad():
-        return _Read(lm.model, lm.anatomy, ids.to(lm.device), list(lengths), sink, cells, attention).run(
+        return _Read(lm.model, lm.anatomy, ids.to(lm.device), list(lengths), sink, cells, attention, calls).run(
             top, lens=lens, whole=whole
         )
 
@@ -77,7 +78,7 @@ class _Read:
 
     def __init__(
         self, model: nn.Module, anatomy: Anatomy, ids: Tensor, lengths: list[int], sink: Sink, cells: Sequence[Cell],
-        attention: AttentionSpec,
+        attention: AttentionSpec, calls: CallReader | None,
     ) -> None:  # fmt: skip
         self.model, self.anatomy, self.ids, self.lengths, self.cells = model, anatomy, ids, lengths, cells
         self.sink = sink
@@ -86,7 +87,7 @@ class _Read:
         routed = [cell.layer for cell in cells if cell.site == ROUTER]
         self.routing = RoutingReader(anatomy, routed, sink, shape=(ids.shape[0], ids.shape[1]))
         self.attention = AttentionReader(
-            attention, ids, lengths, sink, layers=anatomy.calls, emit=self.activations.emit,
+            attention, ids, lengths, sink, layers=anatomy.calls, emit=self.activations.emit, calls=calls,
             patterns=_heads_of(cells, "pattern", anatomy), scores=_heads_of(cells, "scores", anatomy),
         )  # fmt: skip
 

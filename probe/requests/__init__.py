@@ -7,6 +7,7 @@ from probe.requests.compare import Compare
 from probe.requests.corpora import CorpusMeans, CorpusOptions, Top
 from probe.requests.explain import Explain
 from probe.requests.groups import FROM_TABLE, ChatOptions, FileOptions, SourceOptions, plain_prompts, prompts_of  # fmt: skip
+from probe.requests.heads import Heads
 from probe.requests.lens import Lens
 from probe.requests.look import Look
 from probe.requests.options import Option, options_of, plain
@@ -24,8 +25,8 @@ from probe.requests.view import ViewRuns
 REQUESTS: dict[str, type[Request]] = {
     kind.command: kind
     for kind in (
-        Attribute, Compare, CorpusMeans, Explain, Importance, Lens, Look, MakeDirection, PatchSweep, Relabel, Rewind, Sample,
-        Speculate, Steer, Top, Trace,
+        Attribute, Compare, CorpusMeans, Explain, Heads, Importance, Lens, Look, MakeDirection, PatchSweep, Relabel, Rewind,
+        Sample, Speculate, Steer, Top, Trace,
     )
 }  # fmt: skip
 
@@ -42,6 +43,7 @@ __all__ = [
     "CorpusOptions",
     "Explain",
     "FileOptions",
+    "Heads",
     "Importance",
     "Lens",
     "Look",

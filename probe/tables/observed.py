@@ -8,6 +8,7 @@ from probe.tables.columns import (
     BRANCH,
     FLOATS,
     HEAD,
+    INPUT,
     INTS,
     LAYER,
     POS,
@@ -56,7 +57,7 @@ OBSERVED = (
         Column("choices", list_of(pa.string()), "the options to choose from, likewise", since=3),
         text("error", "why this prompt was not run; empty if it was"),
     ), verbs=("trace", "sample", "rewind", "importance", "answers", "speculate", "patch", "compare", "lens", "attribute",
-             "steer", "top", "means", "look"),
+             "steer", "top", "means", "look", "heads"),
        example="select prompt_id, n_tokens, perplexity, error from 'RUN/prompts.parquet'"),
     Table("tokens", "a position of a sequence", ("prompt_id", "branch", "pos"), (
         PROMPT, BRANCH, POS,
@@ -74,7 +75,7 @@ OBSERVED = (
         f32("sample_logprob", "nats, after temperature and filters; null unless sampled here"),
         i32("kept", "tokens left after the filters; null unless generated here"),
         f32("noise", "the exponential that decided the race; null unless sampled here"),
-    ), verbs=("trace", "sample", "rewind", "importance", "speculate", "patch", "lens", "look"),
+    ), verbs=("trace", "sample", "rewind", "importance", "speculate", "patch", "lens", "look", "heads"),
        example="select pos, token, surprisal, rank from 'RUN/tokens.parquet' order by surprisal desc limit 10"),
     Table("steps", "a reasoning step", ("prompt_id", "branch", "step"), (
         PROMPT, BRANCH, i32("step", "from 0"),
@@ -92,8 +93,8 @@ OBSERVED = (
     ), large=True, verbs=("trace",),
        example="select layer, pos, norm from 'RUN/activations/*.parquet' where site = 'resid_post'"),
     Table("heads", "a head's summary", ("prompt_id", "branch", "layer", "head"), (
-        PROMPT, BRANCH, LAYER, HEAD, i32("rows", "query positions averaged"), *HEAD_STATISTICS,
-    ), verbs=("trace", "look"),
+        PROMPT, BRANCH, LAYER, HEAD, i32("rows", "query positions averaged"), *HEAD_STATISTICS, INPUT,
+    ), verbs=("trace", "look", "heads"),
        example="select layer, head, induction from 'RUN/heads.parquet' order by induction desc limit 10"),
     Table("attention_rows", "one row of a pattern, summarised", ("prompt_id", "branch", "layer", "head", "query"), (
         PROMPT, BRANCH, LAYER, HEAD, QUERY, *HEAD_STATISTICS,

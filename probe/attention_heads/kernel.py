@@ -1,0 +1,150 @@
+"""A head as a kernel smoother: how much of its log-weights is similarity, how much popularity, and which Gaussian fits it.
+
+Softmax attention is the Nadaraya-Watson estimate with the kernel exp(s q.k) (Tsai et al. 2019, 1908.11775), s the call's
+scaling, 1/sqrt(d_head) in most models. Exactly, s q.k = -s|q-k|^2/2 + s|k|^2/2 + s|q|^2/2: a Gaussian similarity of bandwidth
+s^-1/2, a popularity of each key, and a term of the query that leaves the softmax. All after rotation and norms; of capped
+scores before the cap; position biases and the mask are no part of it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probe.attention_heads.views import LayerAttention, Rows
+
+ELEMENTS = 2**20  # (head, row, key) held at once
+STEPS = 10  # of Newton's method
+SHARPEST = 64.0  # the largest inverse square bandwidth, in units of the head's own
+
+
+class Split(NamedTuple):
+    """Terms whose sum is s q.k, in nats: similarity (head, row, key), popularity (head, 1, key), of_query (head, row, 1)."""
+
+    similarity: Tensor
+    popularity: Tensor
+    of_query: Tensor
+
+
+def split(attention: LayerAttention, rows: Tensor, products: Tensor) -> Split:
+    """The exact split of the products s q.k (head, row, key) of some queries: similarity is never above 0."""
+    half = attention.scaling / 2
+    popularity = attention.per_head(half * attention.key.square().sum(-1)).unsqueeze(1)
+    of_query = half * attention.query[:, rows].square().sum(-1, keepdim=True)
+    return Split(products - popularity - of_query, popularity, of_query)
+
+
+class KernelView:
+    """The table `head_kernels`: a row a head, over some rows of its pattern."""
+
+    def __init__(self, rows: int) -> None:
+        """rows: positions of a text, evenly spaced, at which heads are looked at; the first has no choice and is left out."""
+        self._rows = rows
+
+    def read(self, attention: LayerAttention) -> Iterator[Rows]:
+        """See `HeadView`."""
+        n = attention.n
+        chosen = torch.from_numpy(np.unique(np.linspace(1, n - 1, min(self._rows, n - 1)).round().astype(np.int64)))
+        found: dict[str, list[Tensor]] = defaultdict(list)
+        size = max(1, ELEMENTS // (attention.n_heads * n))
+        for rows in chosen.to(attention.query.device).split(size) if n > 1 else ():
+            for name, values in row_statistics(attention, rows).items():
+                found[name].append(values)
+        if found:
+            rows_of = {name: torch.cat(parts, -1).double().cpu() for name, parts in found.items()}
+            yield "head_kernels", {"head": np.arange(attention.n_heads, dtype=np.int16), **summary(rows_of, attention.scaling)}
+
+    def finished(self) -> Iterable[Rows]:
+        """See `HeadView`."""
+        return ()
+
+
+def row_statistics(attention: LayerAttention, rows: Tensor) -> dict[str, Tensor]:
+    """What is known of each of some rows, (head, row) each.
+
+    variance, similarity, popularity: variances over the keys that the row sees, all alike. precision: 1 / bandwidth^2 of the
+    Gaussian nearest to the weights, in units of s. kl, spread: KL(weights || that Gaussian) and KL(weights || uniform), nats.
+    keys: effective keys exp(entropy). error, norm: squared, of the output without popularity, and of the real output.
+    """
+    seen, products = attention.seen(rows), attention.products(rows)
+    parts = split(attention, rows, products)
+    visible = seen.to(products.dtype)
+    count = visible.sum(-1, keepdim=True).clamp_min(1)
+    popularity = parts.popularity - (visible * parts.popularity).sum(-1, keepdim=True) / count
+    scores = attention.scores(products, rows, seen)
+    log_weights = scores.log_softmax(-1).masked_fill(~seen, 0)  # of the keys alone: what sinks take is left out
+    weights = log_weights.exp() * visible
+    negentropy = (weights * log_weights).sum(-1)
+    precision, cross = nearest_gaussian(parts.similarity, seen, weights)
+    even = attention.weights(attention.scores(products - popularity, rows, seen), rows)
+    real = attention.output[rows].transpose(0, 1)
+    return {
+        **_variances(products, parts.popularity.expand_as(products), visible, count),
+        "precision": precision, "kl": (negentropy - cross).clamp_min(0),
+        "spread": (negentropy + count.squeeze(-1).log()).clamp_min(0), "keys": (-negentropy).exp(),
+        "error": (attention.read(even) - real).square().sum(-1), "norm": real.square().sum(-1),
+    }  # fmt: skip
+
+
+def _variances(products: Tensor, popularity: Tensor, visible: Tensor, count: Tensor) -> dict[str, Tensor]:
+    """Variances over a row's keys; that of the products is those of both parts and twice their covariance."""
+
+    def centred(x: Tensor) -> Tensor:
+        return (x - (x * visible).sum(-1, keepdim=True) / count) * visible
+
+    whole, part = centred(products), centred(popularity)
+    found = {"variance": whole, "popularity": part, "similarity": whole - part}
+    return {name: x.square().sum(-1) / count.squeeze(-1) for name, x in found.items()}
+
+
+def nearest_gaussian(similarity: Tensor, seen: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The precision t >= 0 at which the weights exp(t * similarity) of the keys seen are nearest to `weights` in KL, and
+    sum(weights * log of those) there; both (head, row). t is 1 for the head's own bandwidth, 0 where no Gaussian helps.
+
+    KL is convex in t, and least where both give the same mean similarity: Newton's method, kept within bounds by bisection.
+    """
+    x = similarity.masked_fill(~seen, -torch.inf)
+    x = (x - x.amax(-1, keepdim=True)).masked_fill(~seen, 0)  # the nearest key is 0
+    hidden = torch.zeros_like(x).masked_fill_(~seen, -torch.inf)
+    wanted = (weights * x).sum(-1, keepdim=True)
+    low, high = torch.zeros_like(wanted), torch.full_like(wanted, SHARPEST)
+    t = torch.ones_like(wanted)
+    for _ in range(STEPS):
+        mass = torch.addcmul(hidden, x, t).exp_()
+        total = mass.sum(-1, keepdim=True)
+        moved = mass.mul_(x)
+        mean = moved.sum(-1, keepdim=True) / total
+        variance = (moved.mul_(x).sum(-1, keepdim=True) / total - mean.square()).clamp_min(torch.finfo(x.dtype).tiny)
+        low, high = torch.where(mean < wanted, t, low), torch.where(mean < wanted, high, t)
+        step = t + (wanted - mean) / variance
+        t = torch.where((step > low) & (step < high), step, (low + high) / 2)
+    flat = (x * seen).sum(-1, keepdim=True) / seen.sum(-1, keepdim=True).clamp_min(1) >= wanted
+    t = t.masked_fill(flat, 0)
+    total = torch.addcmul(hidden, x, t).exp_().sum(-1, keepdim=True)
+    return t.squeeze(-1), (t * wanted - total.log()).squeeze(-1)
+
+
+def summary(rows: dict[str, Tensor], scaling: float) -> dict[str, np.ndarray]:
+    """Columns of `head_kernels`, (head,) each, from statistics of rows (head, row); NaN where a head has nothing to divide by.
+
+    Shares are of variances summed over the rows, so that they add up to 1. The bandwidth is the median over rows; infinite
+    ones (weights that do not fall with the distance) count, and a median that is infinite is NaN.
+    """
+    sums = {name: values.sum(-1) for name, values in rows.items()}
+    similarity, popularity = sums["similarity"] / sums["variance"], sums["popularity"] / sums["variance"]
+    bandwidth = (scaling * rows["precision"].quantile(0.5, dim=-1, interpolation="lower")) ** -0.5
+    n_rows = rows["keys"].shape[-1]
+    found = {
+        "similarity": similarity, "popularity": popularity, "covariance": 1 - similarity - popularity,
+        "bandwidth": bandwidth.masked_fill(~bandwidth.isfinite(), torch.nan),
+        "bandwidth_ratio": (bandwidth * scaling**0.5).masked_fill(~bandwidth.isfinite(), torch.nan),
+        "gaussian_r2": 1 - sums["kl"] / sums["spread"], "flat": (rows["precision"] == 0).double().mean(-1),
+        "effective_keys": rows["keys"].mean(-1), "output_error": (sums["error"] / sums["norm"]).sqrt(),
+    }  # fmt: skip
+    columns: dict[str, np.ndarray] = {name: values.float().numpy() for name, values in found.items()}
+    return {"rows": np.full(len(similarity), n_rows, np.int32), **columns}

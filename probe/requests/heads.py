@@ -1,0 +1,73 @@
+"""What is asked of `heads`."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from probe.errors import BadOption
+from probe.registries.head_kinds import KINDS, SORTS, kinds_help, parse_thresholds
+from probe.requests.base import Request
+from probe.requests.groups import FileOptions, Seed, SourceOptions, plain_source
+from probe.requests.options import Option
+
+
+@dataclass(frozen=True)
+class Heads(SourceOptions, FileOptions, Request):
+    """Which texts are read, how many random ones, and what is asked of each head."""
+
+    command: ClassVar[str] = "heads"
+    runner: ClassVar[str] = "probe.attention_heads:run_heads"
+
+    source: Annotated[
+        Any,
+        Option(
+            "A prompt, or the directory of a run; without one, random tokens alone.", argument=True, metavar="[RUN|PROMPT]",
+            shell=str | None, complete="runs", to_plain=plain_source,
+        ),
+    ] = None  # fmt: skip
+    _: KW_ONLY
+    file: Annotated[
+        str | Path | None,
+        Option("Many prompts: .txt (one a line), .jsonl, .json, .csv, .parquet; means over them.", ("--file", "-f"),
+               shell=Path | None),
+    ] = None  # fmt: skip
+    kernel: Annotated[bool, Option("Each head as a kernel smoother: similarity, popularity, bandwidth.")] = False
+    rows: Annotated[int, Option("Positions of a text, evenly spaced, at which --kernel looks.", minimum=1)] = 64
+    sequences: Annotated[int, Option("Sequences of repeated random tokens; 0 for none.", minimum=0)] = 4
+    length: Annotated[int, Option("Random tokens of a sequence, before they are repeated.", minimum=2)] = 30
+    threshold: Annotated[
+        tuple[str, ...],
+        Option(f"Another threshold, KIND=NUMBER; repeatable. {kinds_help()}", shell=list[str] | None),
+    ] = ()  # fmt: skip
+    sort: Annotated[str, Option(f"What heads are listed by: {', '.join(SORTS)}.", complete="head_sorts")] = "induction"
+    top: Annotated[int, Option("How many heads are listed.", minimum=1)] = 10
+    batch_tokens: Annotated[int, Option("At most this many padded tokens a batch.", minimum=1)] = 4096
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value, least in (
+            ("rows", self.rows, 1), ("sequences", self.sequences, 0), ("length", self.length, 2), ("top", self.top, 1),
+            ("batch_tokens", self.batch_tokens, 1),
+        ):  # fmt: skip
+            if value < least:
+                raise BadOption(f"{name} is {value}", hint=f"it is at least {least}")
+        if self.source is not None and self.file is not None:
+            raise BadOption("a prompt or run, and a file of prompts, were given", hint="give one of them")
+        if self.source is None and self.file is None and (not self.sequences or self.views):
+            raise BadOption("there is no text to read", hint="give a prompt, a run, or a file of prompts with --file")
+        if self.sort not in SORTS:
+            raise BadOption(f"heads can't be sorted by '{self.sort}'", hint=f"by {', '.join(SORTS)}")
+        parse_thresholds(self.threshold)
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """What is asked of each head beside its summary."""
+        return ("kernel",) * self.kernel
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Kind -> the number from which on a head is of it."""
+        return {**{name: kind.threshold for name, kind in KINDS.items()}, **parse_thresholds(self.threshold)}
