@@ -28,7 +28,7 @@ class Inputs(NamedTuple):
     request: Heads
     prompts: Sequence[Prompt]
     one: TokenSequence | None  # of a run
-    count: int
+    readable: int
     longest: int
     failed: list[Failed]
     notes: list[str]

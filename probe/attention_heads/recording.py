@@ -46,7 +46,7 @@ def run_heads(lm: LanguageModel | None, request: Heads) -> stores.Run:
         run.writer.extend("prompts", inputs.extra)
         _record_failed(run, inputs.failed)
         run.warn(*inputs.notes)
-        done, total = 0, inputs.count + len(repeated)
+        done, total = 0, inputs.readable + len(repeated)
         for batch in batches(inputs.texts(), generate=0, tokens=_batch_tokens(inputs)):
             _record(run, batch, "text", views, alone=total == 1)
             run.report("reading texts", done := done + len(batch), total)
@@ -68,7 +68,7 @@ def plan_heads(lm: LanguageModel | None, request: Heads) -> dict[str, Any]:
     check_heads(lm)
     n_heads = sum(lm.anatomy.n_heads("pattern", layer) for layer in range(lm.anatomy.n_layers))
     tokens = sum(len(one.ids) for one in inputs.texts())
-    texts, random = inputs.count, len(repeated)
+    texts, random = inputs.readable, len(repeated)
     inputs_read = (texts > 0) + (random > 0)
     rows = {
         "heads": n_heads * (texts + random), "head_kinds": n_heads * inputs_read, "head_means": 8 * n_heads * inputs_read,

@@ -49,9 +49,8 @@ def first_ids(lm: LanguageModel) -> list[int]:
 
 def ordinary_tokens(lm: LanguageModel, *, at_least: int) -> list[int]:
     """Ids of words, ascending; of any tokens that are not special where there are not so many words."""
-    words, others = _tokens(lm.tokenizer)
     held = lm.n_ids
-    words, others = ([i for i in found if held is None or i < held] for found in (words, others))
+    words, others = ([i for i in found if held is None or i < held] for found in _tokens(lm.tokenizer))
     return words if len(words) >= at_least else others
 
 

@@ -78,7 +78,7 @@ class _Read:
 
     def __init__(
         self, model: nn.Module, anatomy: Anatomy, ids: Tensor, lengths: list[int], sink: Sink, cells: Sequence[Cell],
-        attention: AttentionSpec, calls: CallReader | None,
+        attention: AttentionSpec, calls: CallReader | None = None,
     ) -> None:  # fmt: skip
         self.model, self.anatomy, self.ids, self.lengths, self.cells = model, anatomy, ids, lengths, cells
         self.sink = sink

@@ -137,6 +137,14 @@ def step_edits() -> str:
     return table(("edit", "what it does"), rows)
 
 
+def head_kinds() -> str:
+    """Every kind of attention head, and the number that makes a head one."""
+    from probe.registries.head_kinds import KINDS
+
+    rows = [(name, f"`{one.statistic}`", f"{one.side} {one.threshold:g}", one.doc) for name, one in KINDS.items()]
+    return table(("kind", "statistic", "threshold", "what it is"), rows)
+
+
 def importance_methods() -> str:
     """Every method of importance, and whether it draws continuations."""
     from probe.registries.importance_methods import METHODS
@@ -216,6 +224,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "sites": sites,
     "operations": operations,
     "step-edits": step_edits,
+    "head-kinds": head_kinds,
     "importance-methods": importance_methods,
     "errors": errors,
     "codes": codes,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+
+import pandas as pd
 
 from probe.reporting.panels.attention import HEADS, LAYERS, STATISTICS
 from probe.reporting.panels.context import Context, noted
@@ -32,12 +35,10 @@ def panels(context: Context) -> Iterator[Panel]:
 def _kinds(context: Context) -> Iterator[Panel]:
     if not context.has("head_kinds"):
         return
-    whole = context.tables.whole("head_kinds")
+    whole = context.whole("head_kinds")
     measures = (*(STATISTICS[name] for name in SHOWN), STATISTICS["ess"])
     for which, title in TITLES.items():
-        frame = context.tables.once(
-            ("heads of", which), lambda which=which: whole[whole["input"] == which].reset_index(drop=True)
-        )
+        frame = context.tables.once(("heads on", which), partial(_of_input, whole, which))
         if not len(frame):
             continue
         told = frame["kind"].notna().any()
@@ -57,6 +58,10 @@ def _kinds(context: Context) -> Iterator[Panel]:
         ),
         note="By thresholds that the manual page of probe heads states.",
     )  # fmt: skip
+
+
+def _of_input(whole: pd.DataFrame, which: str) -> pd.DataFrame:
+    return whole[whole["input"] == which].reset_index(drop=True)
 
 
 def _kernels(context: Context) -> Iterator[Panel]:
