@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from probe.requests import Heads
+from probe.requests import AttentionHeads
 
 from .command import Begun, with_options
 from .groups import Planning, Showing, SourceLoading
 
 
 @with_options
-def command(begun: Begun[Heads], loading: SourceLoading, planning: Planning, showing: Showing) -> None:
+def command(begun: Begun[AttentionHeads], loading: SourceLoading, planning: Planning, showing: Showing) -> None:
     """What does each attention head do? Kinds by stated thresholds, on a text and on repeated random tokens."""
     request = begun.build(other_model=loading.model is not None)  # checked before a model is loaded
     from probe.attention_heads import plan_heads, run_heads

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from probe.attention_heads.repeated import repeated_tokens
 from probe.errors import BadOption
-from probe.requests import Heads
+from probe.requests import AttentionHeads
 from probe.store import run_of
 from probe.texts import Failed, Prompt, TokenSequence, as_prompts, columns_of, encoded, hash_of, read_source, survey
 
@@ -25,7 +25,7 @@ class Inputs(NamedTuple):
     """
 
     lm: LanguageModel
-    request: Heads
+    request: AttentionHeads
     prompts: Sequence[Prompt]
     one: TokenSequence | None  # of a run
     readable: int
@@ -69,7 +69,7 @@ class Inputs(NamedTuple):
         return found
 
 
-def inputs_of(lm: LanguageModel | None, request: Heads) -> Inputs:
+def inputs_of(lm: LanguageModel | None, request: AttentionHeads) -> Inputs:
     """What there is to read, looked through once. Raises `BadPrompt`, `BadOption`, `RunError`, and for the only prompt that
     there is what is wrong with it."""
     if run_of(request.source) is not None:

@@ -18,7 +18,7 @@ from probe.capturing import AttentionSpec, MemorySink, read
 from probe.capturing.patterns import CalledPattern
 from probe.errors import NonFinite, SiteAbsent
 from probe.instrument import AttentionCall
-from probe.requests import Heads, public
+from probe.requests import AttentionHeads, public
 from probe.running import Running, running
 from probe.texts import Failed, TokenSequence, batches, padded, prompt_columns, scored_columns
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 
-def run_heads(lm: LanguageModel | None, request: Heads) -> stores.Run:
+def run_heads(lm: LanguageModel | None, request: AttentionHeads) -> stores.Run:
     """What each attention head does, on the user's texts and on random tokens, twice over, where only induction can foretell
     what comes (Elhage et al. 2021; Olsson et al. 2022, 2209.11895); a kind for each head by stated thresholds.
 
@@ -58,10 +58,10 @@ def run_heads(lm: LanguageModel | None, request: Heads) -> stores.Run:
         return run.finish(summarize(run, request), seed=request.seed, parent=parent)
 
 
-heads = public(run_heads, Heads)
+heads = public(run_heads, AttentionHeads)
 
 
-def plan_heads(lm: LanguageModel | None, request: Heads) -> dict[str, Any]:
+def plan_heads(lm: LanguageModel | None, request: AttentionHeads) -> dict[str, Any]:
     """What `heads` would compute and write. Runs nothing."""
     inputs = inputs_of(lm, request)
     lm, repeated = inputs.lm, inputs.repeated()
@@ -82,7 +82,7 @@ def plan_heads(lm: LanguageModel | None, request: Heads) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def views_of(request: Heads) -> tuple[HeadView, ...]:
+def views_of(request: AttentionHeads) -> tuple[HeadView, ...]:
     """What is asked of each head beside its summary."""
     found: list[HeadView] = []
     if request.kernel:

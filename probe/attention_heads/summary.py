@@ -7,14 +7,14 @@ from typing import Any
 import pandas as pd
 
 from probe.capturing.statistics import NAMES
-from probe.requests import Heads
+from probe.requests import AttentionHeads
 from probe.running import Running
 
 SMALL_FIRST = ("entropy", "perplexity", "ess", "distance", "layer")  # sorted from the least on
 OF_KERNELS = ("similarity", "popularity", "covariance", "bandwidth_ratio", "gaussian_r2", "output_error")
 
 
-def summarize(run: Running, request: Heads) -> dict[str, Any]:
+def summarize(run: Running, request: AttentionHeads) -> dict[str, Any]:
     """kinds: of which input -> kind -> heads. listed: the first `top` heads, sorted by random tokens where there are some."""
     kinds = run.frame("head_kinds")
     prompts = run.frame("prompts")
@@ -31,7 +31,7 @@ def summarize(run: Running, request: Heads) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _listed(run: Running, request: Heads, kinds: pd.DataFrame, of: str) -> list[dict[str, Any]]:
+def _listed(run: Running, request: AttentionHeads, kinds: pd.DataFrame, of: str) -> list[dict[str, Any]]:
     own = kinds[kinds["input"] == of]
     best = own.sort_values([request.sort, "layer", "head"], ascending=[request.sort in SMALL_FIRST, True, True]).head(
         request.top

@@ -7,7 +7,7 @@ from probe.requests.compare import Compare
 from probe.requests.corpora import CorpusMeans, CorpusOptions, Top
 from probe.requests.explain import Explain
 from probe.requests.groups import FROM_TABLE, ChatOptions, FileOptions, SourceOptions, plain_prompts, prompts_of  # fmt: skip
-from probe.requests.heads import Heads
+from probe.requests.heads import AttentionHeads
 from probe.requests.lens import Lens
 from probe.requests.look import Look
 from probe.requests.options import Option, options_of, plain
@@ -25,8 +25,8 @@ from probe.requests.view import ViewRuns
 REQUESTS: dict[str, type[Request]] = {
     kind.command: kind
     for kind in (
-        Attribute, Compare, CorpusMeans, Explain, Heads, Importance, Lens, Look, MakeDirection, PatchSweep, Relabel, Rewind,
-        Sample, Speculate, Steer, Top, Trace,
+        AttentionHeads, Attribute, Compare, CorpusMeans, Explain, Importance, Lens, Look, MakeDirection, PatchSweep, Relabel,
+        Rewind, Sample, Speculate, Steer, Top, Trace,
     )
 }  # fmt: skip
 
@@ -35,6 +35,7 @@ __all__ = [
     "FROM_TABLE",
     "KEYWORDS",
     "REQUESTS",
+    "AttentionHeads",
     "Attribute",
     "ChatOptions",
     "Compare",
@@ -43,7 +44,6 @@ __all__ = [
     "CorpusOptions",
     "Explain",
     "FileOptions",
-    "Heads",
     "Importance",
     "Lens",
     "Look",

@@ -14,7 +14,7 @@ from probe.requests.options import Option
 
 
 @dataclass(frozen=True)
-class Heads(SourceOptions, FileOptions, Request):
+class AttentionHeads(SourceOptions, FileOptions, Request):
     """Which texts are read, how many random ones, and what is asked of each head."""
 
     command: ClassVar[str] = "heads"
