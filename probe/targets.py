@@ -133,7 +133,7 @@ def contrast_after(
         )
     common = set(own.steps[0]) & set(other.steps[0]) if other and len(own.steps) == len(other.steps) == 1 else ()
     if common:
-        more = [*more, f"{len(common)} tokens are in both sets: they count on both sides"]
+        more = [*more, f"in both sets: {len(common)} tokens, which count on both sides"]
     return Contrast(own, other), [*notes, *more]
 
 

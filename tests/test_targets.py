@@ -101,7 +101,7 @@ def test_what_is_no_set_is_said(lm):
     with pytest.raises(BadOption, match="are the same"):
         contrast_after(lm, AnswerOptions(answer_set="a", against_set="re:^a$"), None, None, after=after)
     _, notes = contrast_after(lm, AnswerOptions(answer_set="a|b", against_set="b|c"), None, None, after=after)
-    assert "1 tokens are in both sets" in notes[-1]
+    assert "in both sets: 1 tokens" in notes[-1]
 
 
 def test_specials_and_parts_of_characters_never_match(lm):
