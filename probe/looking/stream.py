@@ -13,9 +13,9 @@ from probe.capturing.sinks import Columns
 from probe.interventions import cells
 from probe.looking.findings import Finding
 from probe.looking.subject import Subject
+from probe.registries.head_kinds import KINDS
 
 MASSIVE, RATIO = 100.0, 1000.0  # Sun et al. 2024 (2402.17762): above 100, and 1000 times the median magnitude
-SINK = 0.5  # mean weight on the first token from which a head rests there
 
 
 class Largest(NamedTuple):
@@ -75,9 +75,9 @@ def massive(subject: Subject, stream: StreamReading) -> list[Finding]:
 
 
 def sinks(subject: Subject, stream: StreamReading) -> list[Finding]:
-    """How many heads give the first token more than half of their weight, over the queries after it."""
+    """How many heads give the first token so much of their weight that they are sinks, over the queries after it."""
     weights = {layer: np.asarray(columns["sink"])[0] for layer, columns in stream.heads.items()}
-    resting = [(layer, head) for layer, values in weights.items() for head in np.flatnonzero(values > SINK)]
+    resting = [(layer, head) for layer, values in weights.items() for head in np.flatnonzero(values >= KINDS["sink"].threshold)]
     n = len(subject.ids)
     if not resting or n < 4:
         return []
@@ -89,6 +89,6 @@ def sinks(subject: Subject, stream: StreamReading) -> list[Finding]:
         "sink", f"{len(resting)} of {count} heads rest on the first token {subject.label(0)}, most of all head "
         f"{layer}.{head}: it gives it {most:.2f} of its weight",
         most, "weight", even, "what equal weights on all tokens would give it",
-        subject.edited(f"pattern@{layer}.{head}:1..=cut:0"),
+        subject.command("heads", "--sort", "sink"),
         place=f"pattern@{layer}.{head}", layer=layer, head=int(head), pos=0, token=subject.label(0),
     )]  # fmt: skip
