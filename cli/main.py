@@ -37,6 +37,7 @@ from . import (
     top,
     trace,
     view,
+    weights,
 )
 from .progress import plain_warnings
 
@@ -175,6 +176,7 @@ COMMANDS: dict[str, tuple[tuple[str, Any, str], ...]] = {
         ("steps", steps.command, "probe steps first"),
         ("lens", lens.command, 'probe lens "The capital of France is" --target " Paris"'),
         ("heads", heads.command, 'probe heads "The capital of France is" --kernel'),
+        ("weights", weights.command, "probe weights smollm2 --what heads,composition"),
         ("attribute", attribute.command, 'probe attribute "The capital of France is" --answer " Paris"'),
         ("top", top.command, "probe top texts.txt --at mlp_post@5.n1234 --at z@5.3"),
         ("means", means.command, "probe means texts.txt --at z@all"),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from probe.language_model import LanguageModel, load
     from probe.lensing import lens
     from probe.looking import look
+    from probe.matrices import weights
     from probe.patching import patch
     from probe.relabelling import relabel
     from probe.replaying import replay
@@ -55,6 +56,7 @@ _HOME = {
     "top": "probe.corpora",
     "trace": "probe.tracing",
     "view": "probe.reporting.viewing",
+    "weights": "probe.matrices",
 }
 _ALIASES = {"patch_sweep": "patch"}
 
@@ -85,6 +87,7 @@ __all__ = [
     "top",
     "trace",
     "view",
+    "weights",
 ]
 
 

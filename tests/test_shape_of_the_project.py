@@ -29,7 +29,7 @@ LAYERS = (
     {"tracing", "rewinding"},  # the verbs that others are made of
     {"step_importance", "patching", "steering", "speculating", "comparing", "explaining", "lensing", "attributing", "sampling"}
     | {"corpora", "attention_heads"},
-    {"relabelling", "reporting", "looking"},
+    {"relabelling", "reporting", "looking", "matrices"},
     {"laws", "replaying"},
 )
 NEVER = {"cli", "recipes", "probe.cli", "probe.recipes", "typer", "rich", "click"}

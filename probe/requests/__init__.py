@@ -21,12 +21,13 @@ from probe.requests.speculate import Speculate
 from probe.requests.steer import MakeDirection, Steer
 from probe.requests.trace import Trace
 from probe.requests.view import ViewRuns
+from probe.requests.weights import WeightSurvey
 
 REQUESTS: dict[str, type[Request]] = {
     kind.command: kind
     for kind in (
         AttentionHeads, Attribute, Compare, CorpusMeans, Explain, Importance, Lens, Look, MakeDirection, PatchSweep, Relabel,
-        Rewind, Sample, Speculate, Steer, Top, Trace,
+        Rewind, Sample, Speculate, Steer, Top, Trace, WeightSurvey,
     )
 }  # fmt: skip
 
@@ -64,6 +65,7 @@ __all__ = [
     "Top",
     "Trace",
     "ViewRuns",
+    "WeightSurvey",
     "options_of",
     "plain",
     "plain_prompts",

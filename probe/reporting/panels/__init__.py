@@ -16,6 +16,7 @@ from probe.reporting.panels.others import others
 from probe.reporting.panels.sampler import answers, explained
 from probe.reporting.panels.speculating import speculated
 from probe.reporting.panels.tokens import strip
+from probe.reporting.panels.weights import surveyed
 from probe.reporting.views import OutcomeTree, Panel, SequenceView
 from probe.store import Run
 
@@ -28,7 +29,7 @@ Subject = Callable[[Context], Iterable[Panel]]
 PANELS: tuple[Subject, ...] = (
     strip, found, compared, explained, answers, speculated,
     steps.panels, effects.panels, branches.panels, patching.panels, attributed, guessed, heads.panels, attended, norms,
-    steering.panels, corpora.panels, over_problems.panels,
+    steering.panels, corpora.panels, over_problems.panels, surveyed,
 )  # fmt: skip
 """In the order in which panels stand on a page. Each looks at what tables the run has, never at the command."""
 

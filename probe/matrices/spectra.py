@@ -1,0 +1,73 @@
+"""Sizes, norms and singular values of one matrix. Knows no models."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+ROWS = 4096  # of a matrix that are multiplied at once
+RELATIVE = 1e-7  # of the largest: what the square root of a float64 eigenvalue tells apart from 0
+
+
+class Spectrum(NamedTuple):
+    """Singular values (rank,), the largest first, and what is made of them.
+
+    stable_rank: |W|_F^2 / |W|_2^2. effective_rank: exp of the entropy of s / sum(s) (Roy & Vetterli 2007). condition: the
+    largest by the smallest; infinite where the smallest is no more than rounding.
+    """
+
+    values: Tensor
+    stable_rank: float
+    effective_rank: float
+    condition: float
+
+
+def singular_values(matrix: Tensor) -> Tensor:
+    """matrix (m, n) -> its min(m, n) singular values, float64, the largest first: roots of the eigenvalues of the smaller Gram
+    matrix, summed in float64 by blocks of rows. Those below 1e-7 of the largest are rounding, and 0 here."""
+    wide = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+    gram = torch.zeros(wide.shape[1], wide.shape[1], dtype=torch.float64)
+    for rows in wide.split(ROWS):
+        rows = rows.detach().cpu().double()
+        gram.addmm_(rows.T, rows)
+    values = torch.linalg.eigvalsh(gram).flip(0).clamp_min(0.0).sqrt()
+    return torch.where(values > RELATIVE * values[0], values, 0.0)
+
+
+def spectrum(values: Tensor) -> Spectrum:
+    """What the singular values say; of a matrix of zeros the ranks are 0 and the condition is infinite."""
+    total, largest = float(values.sum()), float(values[0])
+    if not largest:
+        return Spectrum(values, 0.0, 0.0, float("inf"))
+    shares = values[values > 0] / total
+    effective = float(torch.exp(-(shares * shares.log()).sum()))
+    smallest = float(values[-1])
+    condition = largest / smallest if smallest else float("inf")
+    return Spectrum(values, float(values.pow(2).sum()) / largest**2, effective, condition)
+
+
+class Entries(NamedTuple):
+    """What is told of the entries of a matrix, one by one."""
+
+    mean: float
+    sd: float
+    max_abs: float
+    zeros: float  # share
+    frobenius: float
+
+
+def entries(matrix: Tensor) -> Entries:
+    """matrix (m, n), read by blocks of rows, summed in float64. The sd is that of a population."""
+    total = squares = zeros = 0.0
+    largest = 0.0
+    for rows in matrix.split(ROWS):
+        rows = rows.detach().cpu().double()
+        total += float(rows.sum())
+        squares += float(rows.pow(2).sum())
+        zeros += int((rows == 0).sum())
+        largest = max(largest, float(rows.abs().max()))
+    n = matrix.numel()
+    mean = total / n
+    return Entries(mean, max(squares / n - mean**2, 0.0) ** 0.5, largest, zeros / n, squares**0.5)
