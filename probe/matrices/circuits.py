@@ -9,7 +9,6 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-
 NOTHING = 1e-12  # of the factors' sizes: what is left of a product that is 0
 
 

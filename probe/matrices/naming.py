@@ -51,7 +51,7 @@ class Gain(NamedTuple):
     bias: Tensor
 
 
-class Roles:
+class ParameterRoles:
     """What each parameter of the blocks is; asked once for each kind, in the first layer that has it: they are alike."""
 
     def __init__(self, lm: LanguageModel) -> None:
@@ -212,7 +212,7 @@ def matrices(lm: LanguageModel, layers: Sequence[int] | None = None) -> tuple[li
 
     A stack of matrices (experts, in transformers one parameter of three axes) is told slice by slice.
     """
-    roles, found, odd = Roles(lm), [], []
+    roles, found, odd = ParameterRoles(lm), [], []
     names: dict[int, list[str]] = defaultdict(list)
     for name, parameter in lm.model.named_parameters(remove_duplicate=False):
         names[id(parameter)].append(name)
@@ -248,7 +248,7 @@ def _end_role(lm: LanguageModel, parameter: Tensor) -> str:
 def gains(lm: LanguageModel, layers: Iterable[int] | None = None) -> list[Gain]:
     """What every norm multiplies and adds, channel by channel, read off what it makes of plain vectors; of other modules
     that have vectors only, those vectors."""
-    roles, found = Roles(lm), []
+    roles, found = ParameterRoles(lm), []
     final = lm.anatomy.final_norm
     for path, module in lm.model.named_modules():
         own = dict(module.named_parameters(recurse=False))

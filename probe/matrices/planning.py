@@ -17,7 +17,7 @@ FREQUENT = 5  # tokens, where none are named
 
 
 @dataclass(frozen=True)
-class Survey:
+class ResolvedSurvey:
     """own_layers: None for all of the model, its ends too. heads: by layer, of those whose tokens are followed."""
 
     looks: tuple[str, ...]
@@ -42,7 +42,7 @@ class Survey:
         return {"survey_layers": self.layers, "survey_tokens": self.tokens, "survey_against": against}
 
 
-def resolved(lm: LanguageModel, request: WeightSurvey) -> Survey:
+def resolved(lm: LanguageModel, request: WeightSurvey) -> ResolvedSurvey:
     """The layers, heads and tokens that are meant. Raises `BadOption`, `BadPlace`, `OutOfRange`, `SiteAbsent`."""
     anatomy, looks = lm.anatomy, request.looks
     layers = [cell.layer for cell in resolve(parse_places(f"resid_post@{request.layers}"), n_layers=anatomy.n_layers,
@@ -64,7 +64,7 @@ def resolved(lm: LanguageModel, request: WeightSurvey) -> Survey:
 
         against = load(against, dtype=str(lm.dtype).removeprefix("torch."), progress=request.progress)
     own = None if request.layers == "all" else layers
-    return Survey(looks, layers, own, heads, tokens, request.offset, request.top, against, lm.name.rpartition("/")[2])
+    return ResolvedSurvey(looks, layers, own, heads, tokens, request.offset, request.top, against, lm.name.rpartition("/")[2])
 
 
 def _check_memory(lm: LanguageModel, layers: list[int], budget: int) -> None:

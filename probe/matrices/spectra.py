@@ -48,7 +48,7 @@ def spectrum(values: Tensor) -> Spectrum:
     return Spectrum(values, float(values.pow(2).sum()) / largest**2, effective, condition)
 
 
-class Entries(NamedTuple):
+class EntryStatistics(NamedTuple):
     """What is told of the entries of a matrix, one by one."""
 
     mean: float
@@ -58,7 +58,7 @@ class Entries(NamedTuple):
     frobenius: float
 
 
-def entries(matrix: Tensor) -> Entries:
+def entries(matrix: Tensor) -> EntryStatistics:
     """matrix (m, n), read by blocks of rows, summed in float64. The sd is that of a population."""
     total = squares = zeros = 0.0
     largest = 0.0
@@ -70,4 +70,4 @@ def entries(matrix: Tensor) -> Entries:
         largest = max(largest, float(rows.abs().max()))
     n = matrix.numel()
     mean = total / n
-    return Entries(mean, max(squares / n - mean**2, 0.0) ** 0.5, largest, zeros / n, squares**0.5)
+    return EntryStatistics(mean, max(squares / n - mean**2, 0.0) ** 0.5, largest, zeros / n, squares**0.5)

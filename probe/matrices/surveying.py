@@ -13,7 +13,7 @@ from probe.errors import BadOption, SiteAbsent
 from probe.matrices.circuits import compose, product_norm, product_rank, readers, sign, writers
 from probe.matrices.heads import HeadMaps, HeadReader
 from probe.matrices.naming import Matrix, gains, matrices
-from probe.matrices.planning import Survey, resolved
+from probe.matrices.planning import ResolvedSurvey, resolved
 from probe.matrices.spectra import entries, singular_values, spectrum
 from probe.matrices.vocabulary import Vocabulary, follow
 from probe.requests import WeightSurvey, public
@@ -64,7 +64,7 @@ def run_weights(lm: LanguageModel, request: WeightSurvey) -> stores.Run:
 weights = public(run_weights, WeightSurvey)
 
 
-def _matrices(run: Running, survey: Survey) -> None:
+def _matrices(run: Running, survey: ResolvedSurvey) -> None:
     found, odd = matrices(run.lm, survey.own_layers)
     if odd:
         run.warn(f"{len(odd)} parameters can't be read (quantised, or not in memory): {', '.join(odd[:3])}")
@@ -83,7 +83,7 @@ def _named(one: Matrix) -> dict[str, Any]:
     return {"name": [one.name], "role": [one.role], "layer": [one.layer], "expert": [one.expert]}
 
 
-def _norms(run: Running, survey: Survey) -> None:
+def _norms(run: Running, survey: ResolvedSurvey) -> None:
     found = gains(run.lm, survey.own_layers)
     g = [one.gain.double().cpu() for one in found]
     if found:
@@ -96,7 +96,7 @@ def _norms(run: Running, survey: Survey) -> None:
         }}, unit="norms")  # fmt: skip
 
 
-def _heads(run: Running, survey: Survey) -> None:
+def _heads(run: Running, survey: ResolvedSurvey) -> None:
     """Layer by layer: every head's circuits; then all pairs of heads."""
     reader = HeadReader(run.lm, offset=survey.offset)
     words = Vocabulary(run.lm) if {"heads", "tokens"} & set(survey.looks) else None
@@ -160,7 +160,7 @@ def _circuits(maps: HeadMaps, layer: int, same: Tensor, across: Tensor) -> dict[
     return rows
 
 
-def _tokens(lm: LanguageModel, words: Vocabulary, maps: HeadMaps, layer: int, survey: Survey) -> dict[str, Any]:
+def _tokens(lm: LanguageModel, words: Vocabulary, maps: HeadMaps, layer: int, survey: ResolvedSurvey) -> dict[str, Any]:
     found = follow(lm, words, maps, survey.tokens, survey.top)
     rows = [(h, i, found[h][i]) for h in survey.heads[layer] for i in range(len(survey.tokens))]
     first = [(lm.token_text(f.attends[0][0]) if f.attends[0] else None) for _, _, f in rows]
@@ -200,7 +200,7 @@ def _compositions(run: Running, read: dict[int, HeadMaps]) -> None:
         run.write_all({"compositions": {**rows, "kind": rows["kind"].tolist()}}, unit="composition")
 
 
-def _differences(run: Running, survey: Survey) -> None:
+def _differences(run: Running, survey: ResolvedSurvey) -> None:
     """Matrix by matrix of the same name and shape; what only one of the models has is said."""
     other = survey.against
     assert other is not None, "there is a model to compare with"
@@ -226,7 +226,7 @@ def _differences(run: Running, survey: Survey) -> None:
             })  # fmt: skip
 
 
-def _summary(run: Running, survey: Survey) -> dict[str, Any]:
+def _summary(run: Running, survey: ResolvedSurvey) -> dict[str, Any]:
     """How much was looked at, and what stands out."""
     found: dict[str, Any] = {"what": list(survey.looks), "layers": len(survey.layers), "ignored": IGNORED}
     if "matrices" in survey.looks:
