@@ -19,6 +19,9 @@ class Sides(Weights):
     b: Annotated[str, Option("The other model, or the other run.", argument=True, metavar="B", complete="models")]
     dtype_b: Annotated[str | None, Option("B's, where it is another than --dtype.")] = None
     adapter_b: Annotated[str | None, Option("An adapter of B's: A may be the same model without.")] = None
+    weights_patch_b: Annotated[
+        tuple[str, ...], Option("A file of edited weights of B's: A may be the same model without.", shell=list[str] | None)
+    ] = ()
     revision_b: Annotated[str | None, Option("B's, where it is another than --revision.")] = None
 
     def load(self, runs: tuple[bool, bool], report: Progress | None) -> list[Any]:
@@ -26,11 +29,15 @@ class Sides(Weights):
         import probe
         from probe.errors import BadOption
 
-        if any(runs) and (self.adapter is not None or self.adapter_b is not None):
-            raise BadOption("a run is what its model was when it was made", hint="adapters are for comparing models")
-        own = {f"{name}_b" for name in ("dtype", "adapter", "revision")} | {"a", "b"}
+        put_on = (self.adapter, self.adapter_b, self.weights_patch or None, self.weights_patch_b or None)
+        if any(runs) and any(one is not None for one in put_on):
+            raise BadOption(
+                "a run is what its model was when it was made", hint="adapters and patches are for comparing models"
+            )
+        own = {f"{name}_b" for name in ("dtype", "adapter", "revision", "weights_patch")} | {"a", "b"}
         a = {key: value for key, value in vars(self).items() if key not in own}
         b = {**a, "adapter": self.adapter_b, "dtype": self.dtype_b or self.dtype}
+        b["weights_patch"] = self.weights_patch_b
         b["revision"] = self.revision_b or self.revision
         sides: list[Any] = []
         for name, is_run, weights in zip((self.a, self.b), runs, (a, b), strict=True):

@@ -47,6 +47,12 @@ class Weights(PlacementOptions, ModelSource):
     """Where a model's files come from, where it runs, and what is put on it."""
 
     adapter: Annotated[str | None, Option("A directory of the peft library (LoRA, …), merged into the weights.")] = None
+    weights_patch: Annotated[
+        tuple[str, ...],
+        Option(
+            "A file of edited weights (probe weights --edit-weights), put on in memory; repeatable.", shell=list[str] | None
+        ),
+    ] = ()
     context_length: Annotated[
         int | None, Option("Positions that the model holds, where its config says too few.", minimum=1)
     ] = None
@@ -106,7 +112,12 @@ class RunLoading(Weights):
             raise BadOption(
                 "a run says which revision and adapter made it", hint="name the model too, with --model, to use another"
             )
-        own = {*NO_WEIGHTS, "revision", "adapter", *(("context_length",) if self.context_length is None else ())}
+        own = {
+            *NO_WEIGHTS,
+            "revision",
+            "adapter",
+            *(name for name in ("context_length", "weights_patch") if not getattr(self, name)),
+        }
         given = {key: value for key, value in vars(self).items() if key not in own}
         return model_of(run, allow_fetch=self.allow_fetch, **given, progress=progress)
 

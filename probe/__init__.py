@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from probe.step_importance import importance
     from probe.store import Run, list_runs, open_run
     from probe.tracing import trace
+    from probe.weight_edits import edit_weights
 
 _HOME = {
     "LanguageModel": "probe.language_model",
@@ -36,6 +37,7 @@ _HOME = {
     "Sampling": "probe.requests",
     "attribute": "probe.attributing",
     "compare": "probe.comparing",
+    "edit_weights": "probe.weight_edits",
     "explain": "probe.explaining",
     "heads": "probe.attention_heads",
     "importance": "probe.step_importance",
@@ -67,6 +69,7 @@ __all__ = [
     "Sampling",
     "attribute",
     "compare",
+    "edit_weights",
     "explain",
     "heads",
     "importance",

@@ -22,7 +22,7 @@ LAYERS = (
     {"registries", "store", "outcomes"},
     {"requests", "anatomy", "over_problems", "transcripts", "trees"},
     {"language_model"},
-    {"decoding", "interventions", "capturing", "targets"},
+    {"decoding", "interventions", "capturing", "weight_edits", "targets"},
     {"texts", "serving"},
     {"running"},
     {"labelling"},

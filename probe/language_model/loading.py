@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from probe.language_model.hashes import remembered
 from probe.language_model.home import Progress
 from probe.language_model.model import LanguageModel
 from probe.language_model.names import DEFAULT, Named, Placement, default_name, name_kind, place
+from probe.language_model.patched_weights import put_on
 from probe.language_model.rotary import check_extends
 
 
@@ -32,6 +33,7 @@ def load(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     adapter: str | Path | None = None,
+    weights_patch: str | Path | Sequence[str | Path] = (),
     context_length: int | None = None,
     fetch: bool = True,
     progress: Progress | None = None,
@@ -40,7 +42,8 @@ def load(
 
     Weights are float32 on a CPU and the checkpoint's own type on an accelerator unless `dtype` says otherwise. Only
     safetensors and GGUF are read unless `allow_pickle`; code that comes with a model runs only if `trust_remote_code`.
-    adapter: a directory of the `peft` library, merged into the weights in memory. context_length: positions that the model
+    adapter: a directory of the `peft` library, merged into the weights in memory. weights_patch: one
+    file of edited weights, or several, put on in their order, in memory. context_length: positions that the model
     holds, where its config says too few. fetch: whether a model that is not on this machine may be downloaded.
     Raises `UnknownModel`, `BadModel`, `BadOption`, `StorageFull`.
     """
@@ -65,7 +68,9 @@ def load(
     if context_length is not None:
         check_extends(named.name, model, context_length)
         identity["context_length"] = context_length
-    return LanguageModel(model, tokenizer, name=named.name, identity=identity)
+    lm = LanguageModel(model, tokenizer, name=named.name, identity=identity)
+    put_on(lm, [weights_patch] if isinstance(weights_patch, str | Path) else weights_patch)
+    return lm
 
 
 def find(

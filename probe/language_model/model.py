@@ -56,6 +56,7 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.name = name
         self._origin = dict(identity or {})
+        self._patches: tuple[dict[str, Any], ...] = ()
         self._alone: dict[int, str] = {}
         self._spelled: dict[int, str | None] = {}
 
@@ -64,9 +65,20 @@ class LanguageModel:
 
     @property
     def title(self) -> str:
-        """The name, with that of the adapter that was merged in, if one was."""
+        """The name, with those of the adapter that was merged in and of the patches that are on the weights, if any are."""
         adapter = self._origin.get("adapter")
-        return f"{self.name} + {PurePath(adapter['path']).name}" if adapter else self.name
+        added = [adapter, *self._patches] if adapter else [*self._patches]
+        return " + ".join([self.name, *(PurePath(one["path"] or "edited weights").name for one in added)])
+
+    @property
+    def patches(self) -> tuple[dict[str, Any], ...]:
+        """What the manifest says of each patch that is on the live weights, in their order."""
+        return self._patches
+
+    @patches.setter
+    def patches(self, patches: tuple[dict[str, Any], ...]) -> None:
+        self._patches = patches
+        self.__dict__.pop("identity", None)
 
     @property
     def device(self) -> torch.device:
@@ -110,6 +122,7 @@ class LanguageModel:
             "tokenizer_sha256": tokenizer_text_sha256(self.tokenizer),
             "quantisation": _quantisation(model.config),
             **self._origin,
+            **({"weights_patch": list(self._patches)} if self._patches else {}),
             "class": type(model).__name__,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "chat_template_sha256": _text_sha256(str(template)) if template else None,

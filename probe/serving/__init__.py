@@ -29,6 +29,8 @@ def engine_of(lm: LanguageModel, name: str) -> Engine:
     if "://" in name:
         from probe.serving.server import ServerEngine
 
+        if lm.patches:  # one that changes little would pass as rounding
+            raise BadOption("a server has the weights without the patch", hint="--engine local")
         return ServerEngine(lm, name)
     raise BadOption(f"unknown engine '{name}'", hint="local, or the address of a server: http://127.0.0.1:8000")
 
