@@ -220,9 +220,11 @@ def test_patches_on_patches(tmp_path: Path) -> None:
     ("z@99.0=zero", ProbeError, "99"), ("z@1.77=zero", ProbeError, "77"), ("mlp_post@1.n99999=zero", ProbeError, "99999"),
     ("model.norm.wait=zero", BadEdit, "is no parameter"), ("*.nothing=zero", BadEdit, "matches"),
     ("z@1.1:last=zero", BadEdit, "positions"), ("resid_post@1=zero", BadEdit, "no column of one matrix"),
-    ("z@1.1=zap", BadEdit, "unknown change"), ("z@1.1=scale", BadEdit, "does not say"), ("z@1.1=scale:nan", BadEdit, "not a number"),
+    ("z@1.1=zap", BadEdit, "unknown change"), ("z@1.1=scale", BadEdit, "does not say"),
+    ("z@1.1=scale:nan", BadEdit, "not a number"),
     ("z@1.1=scale:1", BadEdit, "changes nothing"), ("z@1.1", BadEdit, "no edit of weights"),
-    ("model.norm.weight=rank-one:x", BadEdit, "no matrix of a linear layer"), ("z@1=rank-one:gone.safetensors", BadEdit, "cannot read"),
+    ("model.norm.weight=rank-one:x", BadEdit, "no matrix of a linear layer"),
+    ("z@1=rank-one:gone.safetensors", BadEdit, "cannot read"),
     ("model.embed_tokens.weight=rank-one:x", BadEdit, "no matrix of a linear layer"),
     ("lm_head.weight=gain:2", BadEdit, "no gain of a norm"),
 ])  # fmt: skip

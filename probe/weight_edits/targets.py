@@ -23,7 +23,7 @@ _READERS = ("z", "mlp_post")  # sites that one matrix reads, column by column
 
 
 class Target(NamedTuple):
-    """A parameter, or slices of it along an axis. linear: the path of the module whose matrix it is. d_in: the axis of what it reads."""
+    """A parameter, or slices of it along an axis. linear: the path of the module whose matrix it is."""
 
     parameter: str
     shape: tuple[int, ...]
