@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 VERSION = 1
 _KEY = "probe_weights_patch"
 _SAME = ("files", "class", "parameters")
-_WRITE = "probe weights MODEL --edit-weights … --patch-out FILE writes one"
+_WRITE = "probe weights MODEL --edit-weights … -o FILE writes one"
 _NUMBERS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
