@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from probe.errors import BadModel
-from probe.language_model.weights_patch import Change, WeightsPatch, load_patch, parameter_of
+from probe.language_model.weights_patch import WeightChange, WeightsPatch, load_patch, parameter_of
 
 if TYPE_CHECKING:
     from probe.language_model.model import LanguageModel
@@ -21,8 +21,8 @@ _ROWS = 1 << 22  # values that are computed with at once, in float64
 
 
 @torch.no_grad()
-def apply_change(model: nn.Module, change: Change) -> Tensor:
-    """Change the live parameter in place; gives what stood there (on the CPU), for `take_back`.
+def apply_change(model: nn.Module, change: WeightChange) -> Tensor:
+    """WeightChange the live parameter in place; gives what stood there (on the CPU), for `take_back`.
 
     Computed in float64, rounded once. Raises `BadModel` where the result has values that are no numbers.
     """
@@ -41,7 +41,7 @@ def apply_change(model: nn.Module, change: Change) -> Tensor:
 
 
 @torch.no_grad()
-def take_back(model: nn.Module, change: Change, before: Tensor) -> None:
+def take_back(model: nn.Module, change: WeightChange, before: Tensor) -> None:
     """Put back, to the bit, what `apply_change` gave."""
     weight = parameter_of(model, change.parameter).data
     if change.index is None:
@@ -50,11 +50,11 @@ def take_back(model: nn.Module, change: Change, before: Tensor) -> None:
         weight.index_copy_(change.axis, change.index.to(weight.device), before.to(weight.device))
 
 
-def _part(weight: Tensor, change: Change) -> Tensor:
+def _part(weight: Tensor, change: WeightChange) -> Tensor:
     return weight if change.index is None else weight.index_select(change.axis, change.index.to(weight.device))
 
 
-def _write(weight: Tensor, change: Change) -> None:
+def _write(weight: Tensor, change: WeightChange) -> None:
     wide = torch.float64 if weight.device.type == "cpu" or weight.is_cuda else torch.float32  # mps has no float64
     if change.left is not None and change.right is not None:
         right = change.right.to(weight.device, wide)
@@ -76,9 +76,9 @@ class _Undo:
     """What was changed so far, and what stood there."""
 
     model: nn.Module
-    done: list[tuple[Change, Tensor]] = field(default_factory=list)
+    done: list[tuple[WeightChange, Tensor]] = field(default_factory=list)
 
-    def apply(self, changes: Sequence[Change]) -> None:
+    def apply(self, changes: Sequence[WeightChange]) -> None:
         for change in changes:
             self.done.append((change, apply_change(self.model, change)))
 

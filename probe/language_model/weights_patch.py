@@ -30,7 +30,7 @@ _NUMBERS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, eq=False)
-class Change:
+class WeightChange:
     """One change of one parameter W, in the axes in which it is stored.
 
     Low rank: W + left @ right.T, left (W.shape[0], rank), right (W.shape[1], rank). Else factor * W + shift, at `index` of
@@ -52,7 +52,7 @@ class Change:
 class WeightsPatch:
     """Changes in their order; the edits as they were typed; the model that they were made for. path, sha256: of the file."""
 
-    changes: tuple[Change, ...]
+    changes: tuple[WeightChange, ...]
     edits: tuple[str, ...]
     made_for: Mapping[str, Any]
     notes: tuple[str, ...] = ()
@@ -140,11 +140,11 @@ def load_patch(path: Path | str, *, lm: LanguageModel | None = None) -> WeightsP
     return patch
 
 
-def _change(row: Mapping[str, Any], i: int, tensors: Mapping[str, Tensor]) -> Change:
+def _change(row: Mapping[str, Any], i: int, tensors: Mapping[str, Tensor]) -> WeightChange:
     """One change of a file. Raises `ValueError`, `KeyError` or `TypeError` where it is none."""
     shape = tuple(int(n) for n in row["shape"])
     left, right, index = (tensors.get(f"{i}.{name}") for name in ("left", "right", "index"))
-    change = Change(
+    change = WeightChange(
         str(row["parameter"]), shape, int(row["edit"]), left, right, float(row.get("factor", 1.0)),
         float(row.get("shift", 0.0)), int(row.get("axis", 0)), index,
     )  # fmt: skip

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from probe.errors import BadEdit
 from probe.language_model.patched_weights import changing
-from probe.language_model.weights_patch import Change, WeightsPatch, made_for, parameter_of, save_patch
+from probe.language_model.weights_patch import WeightChange, WeightsPatch, made_for, parameter_of, save_patch
 from probe.registries.weight_operations import WEIGHT_OPERATIONS
 from probe.sites.positions import parse_range
-from probe.weight_edits.targets import Target, input_axis, targets
+from probe.weight_edits.targets import EditedMatrix, input_axis, targets
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -39,7 +39,7 @@ def make_patch(lm: LanguageModel, edits: str | Iterable[str]) -> WeightsPatch:
     texts = [edits] if isinstance(edits, str) else list(edits)
     if not texts:
         raise BadEdit("no edits of weights", hint="--edit-weights z@5.3=zero")
-    found: list[Change] = []
+    found: list[WeightChange] = []
     notes: list[str] = []
     _ = lm.anatomy
     with changing(lm.model) as undo:
@@ -53,12 +53,12 @@ def make_patch(lm: LanguageModel, edits: str | Iterable[str]) -> WeightsPatch:
                         f"'{text}' changes nothing of '{change.parameter}'",
                         hint="its numbers are so already, or the change is below their rounding (try --dtype float32)",
                     )
-                found.append(Change(**{**vars(change), "edit": i}))
+                found.append(WeightChange(**{**vars(change), "edit": i}))
                 notes += _shared(lm.model, change.parameter)
     return WeightsPatch(tuple(found), tuple(texts), made_for(lm), tuple(dict.fromkeys(notes)))
 
 
-def _made(lm: LanguageModel, text: str) -> list[Change]:
+def _made(lm: LanguageModel, text: str) -> list[WeightChange]:
     match = _EDIT.fullmatch(text.strip())
     if match is None:
         raise BadEdit(f"'{text}' is no edit of weights", hint="write WHERE=OP, as in z@5.3=zero")
@@ -75,17 +75,17 @@ def _made(lm: LanguageModel, text: str) -> list[Change]:
     return [make(lm, target, *args) for target in targets(lm, match["where"].strip())]
 
 
-def make_zero(lm: LanguageModel, target: Target) -> Change:
-    return Change(target.parameter, target.shape, factor=0.0, axis=target.axis, index=target.columns)
+def make_zero(lm: LanguageModel, target: EditedMatrix) -> WeightChange:
+    return WeightChange(target.parameter, target.shape, factor=0.0, axis=target.axis, index=target.columns)
 
 
-def make_scale(lm: LanguageModel, target: Target, factor: str) -> Change:
-    return Change(
+def make_scale(lm: LanguageModel, target: EditedMatrix, factor: str) -> WeightChange:
+    return WeightChange(
         target.parameter, target.shape, factor=_number(factor, unlike=1.0), axis=target.axis, index=target.columns
     )  # fmt: skip
 
 
-def make_gain(lm: LanguageModel, target: Target, factor: str, channels: str | None = None) -> Change:
+def make_gain(lm: LanguageModel, target: EditedMatrix, factor: str, channels: str | None = None) -> WeightChange:
     """A norm multiplies by c + w, where c is 0 in most families and 1 in some: c is found by running it."""
     number = _number(factor, unlike=1.0)
     owner, _, own = target.parameter.rpartition(".")
@@ -96,7 +96,7 @@ def make_gain(lm: LanguageModel, target: Target, factor: str, channels: str | No
     if channels is not None:
         each = [i for part in channels.split(",") for i in parse_range(part).of(target.shape[0], "channel")]
         index = torch.tensor(sorted(set(each)))
-    return Change(
+    return WeightChange(
         target.parameter, target.shape, factor=number, shift=(number - 1) * _offset(module, target.parameter), index=index
     )  # fmt: skip
 
@@ -125,7 +125,7 @@ def _offset(module: nn.Module, name: str) -> float:
     return float(round(c))
 
 
-def make_rank_one(lm: LanguageModel, target: Target, path: str) -> Change:
+def make_rank_one(lm: LanguageModel, target: EditedMatrix, path: str) -> WeightChange:
     """W maps what its layer reads to what it gives: y = W x (+ bias); u and v are of y and x, k and v of x and y."""
     if target.columns is not None:
         raise BadEdit(f"'{target.parameter}' is changed as a whole by rank-one", hint="name the matrix, without its columns")
@@ -146,7 +146,7 @@ def make_rank_one(lm: LanguageModel, target: Target, path: str) -> Change:
     else:
         raise BadEdit(f"'{path}' holds {', '.join(sorted(tensors)) or 'nothing'}", hint="u and v; or k, v and optionally C")
     left, right = (out, into) if axis == 1 else (into, out)
-    return Change(target.parameter, target.shape, left=left[:, None].clone(), right=right[:, None].clone())
+    return WeightChange(target.parameter, target.shape, left=left[:, None].clone(), right=right[:, None].clone())
 
 
 def _whitened(path: str, covariance: Tensor | None, key: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ _NEURONS = re.compile(rf"mlp_post@(?P<layers>{NUMBERS})\.n(?P<units>{NUMBERS}(?:
 _READERS = ("z", "mlp_post")  # sites that one matrix reads, column by column
 
 
-class Target(NamedTuple):
+class EditedMatrix(NamedTuple):
     """A parameter, or slices of it along an axis. linear: the path of the module whose matrix it is."""
 
     parameter: str
@@ -33,7 +33,7 @@ class Target(NamedTuple):
 
 
 @torch.no_grad()
-def input_axis(model: nn.Module, target: Target) -> int:
+def input_axis(model: nn.Module, target: EditedMatrix) -> int:
     """Which axis of a stored matrix is what its layer reads: tried by running the layer."""
     owner, _, own = target.parameter.rpartition(".")
     path = target.linear or owner
@@ -58,18 +58,18 @@ def input_axis(model: nn.Module, target: Target) -> int:
     )
 
 
-def targets(lm: LanguageModel, where: str) -> list[Target]:
+def targets(lm: LanguageModel, where: str) -> list[EditedMatrix]:
     """What stands before the `=`: a parameter or a pattern of names, or a place whose matrix is meant."""
     names = dict(lm.model.named_parameters(remove_duplicate=False))
     if where in names:
-        return [Target(where, tuple(parameter_of(lm.model, where).shape))]
+        return [EditedMatrix(where, tuple(parameter_of(lm.model, where).shape))]
     word = re.split(r"[@:]", where, maxsplit=1)[0]
     if word in SITES:
         return _of_place(lm, where)
     if any(sign in where for sign in "*?["):
         own = list({id(p): name for name, p in reversed(names.items()) if fnmatchcase(name, where)}.values())[::-1]
         if own:
-            return [Target(name, tuple(parameter_of(lm.model, name).shape)) for name in own]
+            return [EditedMatrix(name, tuple(parameter_of(lm.model, name).shape)) for name in own]
         raise BadEdit(f"no parameter of '{lm.name}' matches '{where}'", hint="as in '*.mlp.*'")
     near = difflib.get_close_matches(where, names, n=1, cutoff=0.4)
     hint = f"did you mean '{near[0]}'? " if near else ""
@@ -78,7 +78,7 @@ def targets(lm: LanguageModel, where: str) -> list[Target]:
     )
 
 
-def _of_place(lm: LanguageModel, where: str) -> list[Target]:
+def _of_place(lm: LanguageModel, where: str) -> list[EditedMatrix]:
     anatomy, neurons = lm.anatomy, _NEURONS.fullmatch(where)
     place = parse_place(f"mlp_post@{neurons['layers']}" if neurons else where)
     if place.positions != EVERYWHERE:
@@ -98,7 +98,7 @@ def _of_place(lm: LanguageModel, where: str) -> list[Target]:
         elif neurons:
             ranges = [parse_range(part) for part in neurons["units"].split(",")]
             index = sorted({i for one in ranges for i in one.of(shape[axis], "neuron")})
-        found.append(Target(parameter, shape, axis, torch.tensor(index) if index else None, parameter.rpartition(".")[0]))
+        found.append(EditedMatrix(parameter, shape, axis, torch.tensor(index) if index else None, parameter.rpartition(".")[0]))
     return found
 
 
@@ -112,7 +112,7 @@ def _reading(lm: LanguageModel, site: str, layer: int) -> tuple[str, int, tuple[
         raise SiteAbsent(f"no matrix reads {site}@{layer} alone", hint="name the parameter")
     shape = tuple(parameter_of(lm.model, name).shape)
     try:
-        axis = input_axis(lm.model, Target(name, shape))
+        axis = input_axis(lm.model, EditedMatrix(name, shape))
     except BadEdit as error:
         raise SiteAbsent(f"no matrix reads {site}@{layer} alone: {error.message}", hint="name the parameter") from error
     if shape[axis] != width:
