@@ -63,6 +63,10 @@ class KernelView:
         """See `HeadView`."""
         return ()
 
+    def notes(self) -> Iterable[str]:
+        """See `HeadView`."""
+        return ()
+
 
 def row_statistics(attention: LayerAttention, rows: Tensor) -> dict[str, Tensor]:
     """What is known of each of some rows, (head, row) each.

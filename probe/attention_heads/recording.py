@@ -9,9 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from probe import store as stores
+from probe.attention_heads.features import FeatureMap
 from probe.attention_heads.inputs import Inputs, inputs_of
 from probe.attention_heads.kernel import KernelView
 from probe.attention_heads.means import mean_tables
+from probe.attention_heads.memory_view import MemoryView
 from probe.attention_heads.summary import summarize
 from probe.attention_heads.views import HeadView, LayerAttention, Rows
 from probe.capturing import AttentionSpec, MemorySink, read
@@ -30,10 +32,12 @@ def run_heads(lm: LanguageModel | None, request: AttentionHeads) -> stores.Run:
     """What each attention head does, on the user's texts and on random tokens, twice over, where only induction can foretell
     what comes (Elhage et al. 2021; Olsson et al. 2022, 2209.11895); a kind for each head by stated thresholds.
 
-    kernel: each head as a kernel smoother: see `probe.attention_heads.kernel`. Of a run the ids are read; then `lm` may be
+    kernel: each head as a kernel smoother: see `probe.attention_heads.kernel`. memory: each head beside its linearised memory,
+    see `probe.attention_heads.memory`. Of a run the ids are read; then `lm` may be
     None for the run's own model. The sequences of random tokens stand in the run as prompts, after the user's own.
 
-    Tables: `heads` (a head in a text), `head_kinds` and `head_means` (over all texts), `head_kernels`, `prompts`, `tokens`.
+    Tables: `heads` (a head in a text), `head_kinds` and `head_means` (over all texts), `head_kernels`, `head_memory`,
+    `head_retrieval`, `prompts`, `tokens`.
     Raises `SiteAbsent` for a model without attention that can be read, `BadPrompt`, `BadOption`, `RunError`, `NonFinite`.
     """
     inputs = inputs_of(lm, request)
@@ -87,6 +91,8 @@ def views_of(request: AttentionHeads) -> tuple[HeadView, ...]:
     found: list[HeadView] = []
     if request.kernel:
         found.append(KernelView(request.rows))
+    if request.memory:
+        found.append(MemoryView(FeatureMap.parse(request.memory, seed=request.seed)))
     return tuple(found)
 
 
@@ -137,7 +143,7 @@ def _read(run: Running, batch: list[TokenSequence], which: str, views: Sequence[
     )
     if not sink.seen:
         raise SiteAbsent(f"{lm.name} has no attention that can be read", hint="; ".join(reading.warnings))
-    run.warn(*reading.warnings)
+    run.warn(*reading.warnings, *(note for view in views for note in view.notes()))
     for sequence, scores in zip(batch, reading.scores, strict=True):
         columns = scored_columns(sequence, scores, branch=sequence.branch)
         run.write("tokens", columns)

@@ -38,7 +38,7 @@ def _listed(run: Running, request: AttentionHeads, kinds: pd.DataFrame, of: str)
     )
     columns = ["layer", "head", "kind", *NAMES]
     rows = [{name: _plain(value) for name, value in row.items()} for row in best[columns].to_dict("records")]
-    if request.views:
+    if request.kernel:
         kernels = run.frame("head_means")
         kernels = kernels[(kernels["input"] == "text") & kernels["statistic"].isin(OF_KERNELS)]
         table = kernels.pivot(index=["layer", "head"], columns="statistic", values="mean")

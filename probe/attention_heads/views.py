@@ -115,3 +115,6 @@ class HeadView(Protocol):
 
     def finished(self) -> Iterable[Rows]:
         """The rows of what was gathered over all texts, once they are read."""
+
+    def notes(self) -> Iterable[str]:
+        """What a reader of these rows must know."""

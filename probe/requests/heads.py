@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from probe.errors import BadOption
+from probe.registries.head_features import parse_features
 from probe.registries.head_kinds import KINDS, SORTS, kinds_help, parse_thresholds
 from probe.requests.base import Request
 from probe.requests.groups import FileOptions, Seed, SourceOptions, plain_source
@@ -35,6 +36,9 @@ class AttentionHeads(SourceOptions, FileOptions, Request):
     ] = None  # fmt: skip
     kernel: Annotated[bool, Option("Each head as a kernel smoother: similarity, popularity, bandwidth.")] = False
     rows: Annotated[int, Option("Positions of a text, evenly spaced, at which --kernel looks.", minimum=1)] = 64
+    memory: Annotated[
+        str | None, Option("Each head beside its linearised memory: elu, dpfp:N or favor:M features.", metavar="FEATURES")
+    ] = None
     sequences: Annotated[int, Option("Sequences of repeated random tokens; 0 for none.", minimum=0)] = 4
     length: Annotated[int, Option("Random tokens of a sequence, before they are repeated.", minimum=2)] = 30
     threshold: Annotated[
@@ -61,11 +65,13 @@ class AttentionHeads(SourceOptions, FileOptions, Request):
         if self.sort not in SORTS:
             raise BadOption(f"heads can't be sorted by '{self.sort}'", hint=f"by {', '.join(SORTS)}")
         parse_thresholds(self.threshold)
+        if self.memory is not None:
+            parse_features(self.memory)
 
     @property
     def views(self) -> tuple[str, ...]:
         """What is asked of each head beside its summary."""
-        return ("kernel",) * self.kernel
+        return ("kernel",) * self.kernel + ("memory",) * bool(self.memory)
 
     @property
     def thresholds(self) -> dict[str, float]:

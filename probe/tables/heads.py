@@ -7,6 +7,10 @@ from probe.tables.observed import HEAD_STATISTICS
 
 WHICH = Column("input", words(), "text, or repeated: random tokens, twice over", since=4)
 
+RULE = Column(
+    "rule", words(), "sum: pairs are added; delta: a write corrects what is read; softmax: the head's own kernel", since=4
+)
+
 
 def _since4(*columns: Column) -> tuple[Column, ...]:
     return tuple(column._replace(since=4) for column in columns)
@@ -42,5 +46,25 @@ HEAD_VIEWS: tuple[Table, ...] = (
         f32("output_error", "|output without popularity - output| / |output|, over the rows"),
     ), verbs=("heads",),
        example="select layer, head, similarity, popularity, output_error from 'RUN/head_kernels.parquet' order by popularity"),
+    Table("head_memory", "a head's output beside its linearised memory, by stored pairs",
+          ("prompt_id", "branch", "layer", "head", "rule", "pairs"), _since4(
+        PROMPT, BRANCH, LAYER, HEAD, RULE, i32("pairs", "queries that see at most so many keys, and more than the step before"),
+        i32("rows", "query positions in the step"),
+        f32("error", "sqrt(sum |read - z|^2 / sum |z|^2) over them, z the head's output before W_O"),
+        f32("cosine", "mean cosine of read and z"),
+    ), verbs=("heads",),
+       example="select layer, head, rule, pairs, error, cosine from 'RUN/head_memory.parquet' order by error limit 10"),
+    Table("head_retrieval", "what comes back when each stored key is read, by stored pairs",
+          ("prompt_id", "branch", "layer", "head", "rule", "pairs"), _since4(
+        PROMPT, BRANCH, LAYER, HEAD._replace(doc="the first head that has these keys"), RULE,
+        i32("pairs", "keys and values stored: the text's first, without a window"),
+        f32("error", "sqrt(sum |read - v|^2 / sum |v|^2) over all of them"),
+        f32("right", "share of reads to which no stored value is nearer than the key's own"),
+        f32("interference", "mean share of a read's weight that falls on other pairs; null for delta, where all error is that"),
+        f32("effective_rank", "exp(entropy of the keys' singular values, as shares of their sum)"),
+        i32("d_head", "width of a key: more independent keys than that must interfere where features are linear in them"),
+        Column("features", words(), "the feature map: elu, dpfp:N or favor:M", since=4),
+    ), verbs=("heads",),
+       example="select layer, head, pairs, error, interference from 'RUN/head_retrieval.parquet' where rule = 'softmax'"),
 )
 # fmt: on
