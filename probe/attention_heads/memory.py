@@ -26,7 +26,8 @@ def sum_rule(query: Tensor, key: Tensor, value: Tensor, visible: Visible | None 
     """Reads of the memory that adds each pair: Σ_j (φ(q_i)·φ(k_j)) v_j / Σ_j φ(q_i)·φ(k_j) over j ≤ i, or the visible j
     (Katharopoulos et al. 2020, eq. 8-12).
 
-    query (head, pos, feature) and key (kv head, pos, feature) are features, value (kv head, pos, d_value). Returns (head, pos, d_value), 0 where a query meets no feature of any key.
+    query (head, pos, feature) and key (kv head, pos, feature) are features, value (kv head, pos, d_value).
+    Returns (head, pos, d_value), 0 where a query meets no feature of any key.
     """
     query, counted = _grouped(query, len(key)), _counted(value)
     out = query.new_empty(*query.shape[:-1], counted.shape[-1])
@@ -45,7 +46,7 @@ def sum_rule(query: Tensor, key: Tensor, value: Tensor, visible: Visible | None 
     return _ratio(out).flatten(0, 1)
 
 
-class Written(NamedTuple):
+class DeltaWrites(NamedTuple):
     """What the delta rule did: its reads (head, pos, d_value), and what each token added to the memory, with its key as the
     direction: updates (kv head, pos, d_value), so that the memory after n tokens is Σ_{j<n} update_j ⊗ key_j."""
 
@@ -53,7 +54,7 @@ class Written(NamedTuple):
     updates: Tensor
 
 
-def delta_rule(query: Tensor, key: Tensor, value: Tensor) -> Written:
+def delta_rule(query: Tensor, key: Tensor, value: Tensor) -> DeltaWrites:
     """The memory that corrects itself: W_i = W_{i-1} + (v_i - W_{i-1} φ(k_i)) φ(k_i)ᵀ, read as W_i φ(q_i) (Schlag et al. 2021,
     eq. 14-19, with a write strength of 1 and features of length 1, so that the last pair is read back as it was written).
 
@@ -70,10 +71,10 @@ def delta_rule(query: Tensor, key: Tensor, value: Tensor) -> Written:
         own = (q @ k[:, None].transpose(-1, -2)).tril_() @ new[:, None]
         reads[:, :, start:end], updates[:, start:end] = q @ stored[:, None] + own, new
         stored = stored + k.transpose(-1, -2) @ new
-    return Written(reads.flatten(0, 1), updates)
+    return DeltaWrites(reads.flatten(0, 1), updates)
 
 
-class Agreement(NamedTuple):
+class ReadAgreement(NamedTuple):
     """How well reads are a head's real output, each (head, step): the queries in a step, their pooled relative error
     √(Σ|read - z|²/Σ|z|²) and mean cosine. `pairs` (step,): the most that the queries of a step have stored."""
 
@@ -83,7 +84,7 @@ class Agreement(NamedTuple):
     cosine: Tensor
 
 
-def agreement(reads: Tensor, real: Tensor, pairs: Tensor) -> Agreement:
+def agreement(reads: Tensor, real: Tensor, pairs: Tensor) -> ReadAgreement:
     """Compare reads with real outputs, both (head, pos, d_value), by the number of pairs (head or 1, pos) that a query sees.
 
     The steps are (n/2, n] for the n of `checkpoints`. A step without queries, or without any output, is NaN.
@@ -96,7 +97,7 @@ def agreement(reads: Tensor, real: Tensor, pairs: Tensor) -> Agreement:
     for total, one in zip(summed, (torch.ones_like(off), off, size, cosine), strict=True):
         total.scatter_add_(1, step, one.double())
     rows, off, size, cosine = summed
-    return Agreement(ends, rows.long(), (off / size).sqrt(), cosine / rows)
+    return ReadAgreement(ends, rows.long(), (off / size).sqrt(), cosine / rows)
 
 
 class Retrieval(NamedTuple):

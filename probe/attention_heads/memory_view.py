@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from probe.attention_heads.features import FeatureMap
 from probe.attention_heads.memory import (
-    Agreement,
+    ReadAgreement,
     Retrieval,
     Visible,
     agreement,
@@ -52,7 +53,7 @@ class MemoryView:
         self._notes |= set(_unlike(attention))
         width = self._features.width(attention.key.shape[-1])
         size = max(1, ELEMENTS // (attention.n * width * (1 + attention.groups)))
-        read: list[dict[str, Agreement]] = []
+        read: list[dict[str, ReadAgreement]] = []
         kept: list[dict[str, list[Retrieval]]] = []
         for part in _parts(attention, size):
             agreed, retrieved = self._of(part, attention.scaling, causal=attention.mask.causal)
@@ -71,7 +72,7 @@ class MemoryView:
         """What of the heads that were read no such memory has."""
         return sorted(self._notes)
 
-    def _of(self, part: _Part, scaling: float, *, causal: bool) -> tuple[dict[str, Agreement], dict[str, list[Retrieval]]]:
+    def _of(self, part: _Part, scaling: float, *, causal: bool) -> tuple[dict[str, ReadAgreement], dict[str, list[Retrieval]]]:
         """Rule -> how well its reads are the head's output; rule -> what comes back, for each number of pairs."""
         phi, key, value = self._features, part.key, part.value
         ends = checkpoints(key.shape[1])
@@ -104,8 +105,12 @@ def _parts(attention: LayerAttention, size: int) -> Iterator[_Part]:
         own = slice(start * groups, min(attention.n_heads, (start + size) * groups))
         yield _Part(
             attention.query[own], attention.key[kv], attention.value[kv], output[own],
-            None if plain else lambda rows, own=own: _some(attention.seen(rows), own), _some(pairs, own),
+            None if plain else partial(_seen, attention, own), _some(pairs, own),
         )  # fmt: skip
+
+
+def _seen(attention: LayerAttention, heads: slice, rows: Tensor) -> Tensor:
+    return _some(attention.seen(rows), heads)
 
 
 def _some(per_head: Tensor, heads: slice) -> Tensor:
@@ -113,7 +118,7 @@ def _some(per_head: Tensor, heads: slice) -> Tensor:
     return per_head[heads] if len(per_head) > 1 else per_head
 
 
-def _read_columns(parts: list[dict[str, Agreement]]) -> dict[str, Any]:
+def _read_columns(parts: list[dict[str, ReadAgreement]]) -> dict[str, Any]:
     """`head_memory` from `head` on: by head, rule and number of pairs; steps without a query are left out."""
     columns: dict[str, list[Any]] = {name: [] for name in ("head", "rule", "pairs", "rows", "error", "cosine")}
     first = 0

@@ -13,6 +13,7 @@ from probe.attention_heads.features import FeatureMap
 from probe.attention_heads.inputs import Inputs, inputs_of
 from probe.attention_heads.kernel import KernelView
 from probe.attention_heads.means import mean_tables
+from probe.attention_heads.memory import checkpoints
 from probe.attention_heads.memory_view import MemoryView
 from probe.attention_heads.summary import summarize
 from probe.attention_heads.views import HeadView, LayerAttention, Rows
@@ -74,11 +75,14 @@ def plan_heads(lm: LanguageModel | None, request: AttentionHeads) -> dict[str, A
     tokens = sum(len(one.ids) for one in inputs.texts())
     texts, random = inputs.readable, len(repeated)
     inputs_read = (texts > 0) + (random > 0)
+    steps = sum(len(checkpoints(len(one.ids))) for one in inputs.texts()) if request.memory else 0
+    n_kv = sum(lm.anatomy.n_heads("k", layer) for layer in range(lm.anatomy.n_layers))
     rows = {
         "heads": n_heads * (texts + random), "head_kinds": n_heads * inputs_read, "head_means": 8 * n_heads * inputs_read,
         **({"head_kernels": n_heads * texts} if request.kernel else {}),
+        **({"head_memory": 2 * n_heads * steps, "head_retrieval": 3 * n_kv * steps} if request.memory else {}),
     }  # fmt: skip
-    size = {"heads": 48, "head_kinds": 48, "head_means": 28, "head_kernels": 52}
+    size = {"heads": 48, "head_kinds": 48, "head_means": 28, "head_kernels": 52, "head_memory": 26, "head_retrieval": 40}
     return {
         "model": lm.name, "texts": texts, "tokens": tokens, "random_tokens": sum(len(one.ids) for one in repeated),
         "heads": n_heads, "views": ", ".join(request.views) or "none",

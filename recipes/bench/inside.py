@@ -32,6 +32,7 @@ def heads(lm: probe.LanguageModel, text: str, *, repeat: int) -> None:
     cases = [
         Case("heads, summaries", lambda: probe.heads(lm, text, sequences=0)),
         Case("heads, --kernel", lambda: probe.heads(lm, text, sequences=0, kernel=True), 1.5),
+        Case("heads, --kernel --memory elu", lambda: probe.heads(lm, text, sequences=0, kernel=True, memory="elu"), 1.5),
         Case("heads, --kernel, and random tokens", lambda: probe.heads(lm, text, kernel=True)),
     ]
     show("heads (baseline: plain forward)", compare(plain(lm, text), cases, repeat=repeat))

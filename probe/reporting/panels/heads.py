@@ -9,7 +9,7 @@ import pandas as pd
 
 from probe.reporting.panels.attention import HEADS, LAYERS, STATISTICS
 from probe.reporting.panels.context import Context, noted
-from probe.reporting.views import Grid, Listing, Measure, Panel, ShownColumn
+from probe.reporting.views import Axis, Grid, Lines, Listing, Measure, Panel, ShownColumn
 
 TITLES = {"repeated": "Heads on random tokens, twice over", "text": "Heads on all texts"}
 KERNEL = (
@@ -30,6 +30,7 @@ def panels(context: Context) -> Iterator[Panel]:
     """Kinds on each kind of text, a list, and the kernels of this text."""
     yield from _kinds(context)
     yield from _kernels(context)
+    yield from _memories(context)
 
 
 def _kinds(context: Context) -> Iterator[Panel]:
@@ -71,4 +72,32 @@ def _kernels(context: Context) -> Iterator[Panel]:
             rows=LAYERS, columns=HEADS, upwards=True,
             measures=tuple(one for one in KERNEL if frame[one.column].notna().any()),
             note="Log-weights split exactly into -s|q-k|^2/2 (similarity) and s|k|^2/2 (popularity), after rotation.",
+        )  # fmt: skip
+
+
+def _memories(context: Context) -> Iterator[Panel]:
+    """The chosen head's output beside its memory, by stored pairs; what comes back of all pairs, a row a head and rule."""
+    if len(frame := context.sequence_rows("head_memory")):
+        yield Lines(
+            "head-memory", "A head beside its linearised memory", "head_memory", frame, where=context.where(),
+            follows={"layer": "layer", "head": "head"}, axis=Axis("pairs", "stored pairs"), series="rule",
+            measures=(
+                Measure("error", "relative error of the output", low=0.0), Measure("cosine", "cosine with it", high=1.0),
+            ),
+            note="sum adds each pair; delta corrects what is read before it writes. Queries and keys are those after rotation.",
+        )  # fmt: skip
+    if len(frame := context.sequence_rows("head_retrieval")):
+        most = int(frame["pairs"].max())
+        yield Listing(
+            "head-retrieval", "What comes back when stored keys are read", "head_retrieval",
+            frame[frame["pairs"] == most].sort_values(["error", "layer", "head"]).reset_index(drop=True),
+            where=context.where(pairs=most),
+            columns=(
+                ShownColumn("layer", "layer", cursor="layer"), ShownColumn("head", "first head", cursor="head"),
+                ShownColumn("rule", "rule"), ShownColumn("error", "relative error", digits=3),
+                ShownColumn("right", "nearest value is its own", digits=3),
+                ShownColumn("interference", "weight on other pairs", digits=3),
+                ShownColumn("effective_rank", "effective rank of the keys", digits=1), ShownColumn("d_head", "of at most"),
+            ),
+            note=f"All {most} pairs of the text are stored, then each key is read; softmax is the head's own kernel.",
         )  # fmt: skip
