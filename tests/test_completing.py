@@ -88,7 +88,7 @@ def test_runs_are_folders_with_a_manifest(here: Path) -> None:
 
 def test_tables_of_the_run_that_stands_before(here: Path) -> None:
     assert completed("probe runs export alice ") == ["prompts"]
-    assert completed("probe tables tok") == ["tokens"] and set(completed("probe tables ")) == set(TABLES)
+    assert completed("probe tables tok") == ["token_circuits", "tokens"] and set(completed("probe tables ")) == set(TABLES)
     (here / "alice" / "manifest.json").write_text("{")
     assert completed("probe runs export alice ") == []
 
