@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Annotated
 
-from probe.requests import WeightSurvey
+import typer
+
+from probe.registries.weight_operations import weight_edit_help
+from probe.requests import Option, WeightSurvey
 
 from .command import Begun, with_options
 from .groups import MatrixLoading, Planning, Showing
 
 
+@dataclass(frozen=True)
+class WeightEditing:
+    """Edits of the weights, written as a patch in place of a look."""
+
+    edit_weights: Annotated[
+        tuple[str, ...],
+        Option(f"{weight_edit_help()} Writes -o FILE, for --weights-patch; repeatable.", shell=list[str] | None),
+    ] = ()
+
+
 @with_options
-def command(begun: Begun[WeightSurvey], loading: MatrixLoading, planning: Planning, showing: Showing) -> None:
+def command(
+    begun: Begun[WeightSurvey], editing: WeightEditing, loading: MatrixLoading, planning: Planning, showing: Showing
+) -> None:
     """Look at a model's weights, without a text: matrices, norms, heads' circuits, and how heads compose."""
     request = begun.build()
+    if editing.edit_weights:
+        _edit(editing, request, loading, planning, showing)
+        return
     from probe.matrices import plan_weights, run_weights
 
     from .surveyed import show_weights
@@ -28,3 +47,30 @@ def command(begun: Begun[WeightSurvey], loading: MatrixLoading, planning: Planni
         run = run_weights(lm, request)
     show_warnings(run)
     show_run(run, "weights", showing, show_weights)
+
+
+def _edit(editing: WeightEditing, request: WeightSurvey, loading: MatrixLoading, planning: Planning, showing: Showing) -> None:
+    """Write the patch, or only find out what it would change."""
+    if request.out is None and not planning.dry_run:
+        raise typer.BadParameter("--edit-weights writes a file: name it with -o FILE.safetensors")
+    from probe.language_model.weights_patch import save_patch
+    from probe.weight_edits import make_patch
+
+    from .terminal import show_document
+
+    with showing.progress() as report:
+        patch = make_patch(loading.load(report), editing.edit_weights)
+    for note in patch.notes:
+        typer.echo(f"note: {note}", err=True)
+    changed = list(dict.fromkeys(change.parameter for change in patch.changes))
+    if not planning.dry_run:
+        assert request.out is not None, "it was asked for"
+        patch = save_patch(request.out, patch)
+    if showing.as_json:
+        show_document({**patch.identity, "parameters": changed, "notes": list(patch.notes)})
+        return
+    if not showing.quiet:
+        for name in changed:
+            typer.echo(f"changes {name}")
+    if patch.path:
+        typer.echo(f"patch: {request.out}")

@@ -184,7 +184,8 @@ def test_runs_say_their_patch_and_are_made_again_with_it(tmp_path: Path, shell: 
 
 def test_base_against_patched(models: dict[str, LanguageModel], tmp_path: Path, shell: Any) -> None:
     base = models["llama"]
-    edit_weights(base, "z@1.1=zero", tmp_path / "p.safetensors")
+    done = shell("weights", "tiny:llama", "--edit-weights", "z@1.1=zero", "-o", "p.safetensors", "--json", "--no-progress")
+    assert done.returncode == 0 and json.loads(done.stdout)["edits"] == ["z@1.1=zero"], done.stderr
     words = ("compare", "tiny:llama", "tiny:llama", "abcdef", "--weights-patch-b", "p.safetensors", "--out", "c")
     done = shell(*words, "--no-progress")
     assert done.returncode == 0, done.stderr
