@@ -16,25 +16,26 @@ if TYPE_CHECKING:
 
 def site_rows(lm: LanguageModel, text: str | None) -> list[dict[str, Any]]:
     """Site, layer, shape and float32 bytes a token of what a place matches; of all that the model has if None."""
-    from probe.sites import SITES, parse_places, resolve
+    from probe.sites import SITES, parse_places
 
     anatomy = lm.anatomy
-    wanted: list[tuple[str, int, tuple[int, ...] | None]] = []
+    wanted: list[tuple[str, int, tuple[int, ...] | None, tuple[int, ...] | None]] = []
     if text is None:
         for name, site in SITES.items():
             layers = range(anatomy.n_layers) if site.per_layer else (-1,)
-            wanted += [(name, layer, None) for layer in layers if anatomy.has(name, layer)]
+            wanted += [(name, layer, None, None) for layer in layers if anatomy.has(name, layer)]
     else:
-        cells = resolve(parse_places(text), n_layers=anatomy.n_layers, n_heads=anatomy.n_heads, has=anatomy.has)
-        wanted += [(cell.site, cell.layer, cell.heads) for cell in cells]
+        cells = anatomy.cells(parse_places(text))
+        wanted += [(cell.site, cell.layer, cell.heads, cell.units) for cell in cells]
     rows = []
-    for name, layer, heads in wanted:
+    for name, layer, heads, units in wanted:
         found = anatomy.site(name, layer)
         count = len(heads) if heads is not None else found.n_heads
-        sizes = {"head": count, "kv_head": count, "expert": found.width}
-        sizes |= {axis: found.width for axis in found.site.axes if axis.startswith("d_")}
+        width = found.width if units is None else len(units)
+        sizes = {"head": count, "kv_head": count, "expert": width}
+        sizes |= {axis: width for axis in found.site.axes if axis.startswith("d_")}
         shape = [sizes.get(axis, axis) for axis in found.site.axes]
-        values = (count or 1) * found.width  # of patterns, how many depends on the text
+        values = (count or 1) * width  # of patterns, how many depends on the text
         rows.append({"site": name, "layer": layer, "shape": f"({', '.join(map(str, shape))})", "bytes_per_token": 4 * values})
     return rows
 

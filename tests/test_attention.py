@@ -16,7 +16,7 @@ from probe.capturing import AttentionSpec, MemorySink, read
 from probe.capturing.attention import AttentionReader
 from probe.errors import BadOption
 from probe.instrument import AttentionCall
-from probe.sites import Cell, parse_places, resolve
+from probe.sites import Cell, parse_places
 
 FAMILIES = ["llama", "gpt2", "qwen3", "mixtral", "gemma2", "gpt_oss", "falcon_h1", "bloom", "bert"]
 SLOW = pytest.param("smollm2", marks=pytest.mark.slow)
@@ -100,7 +100,7 @@ def repetitive(n: int, seed: int = 2) -> Tensor:
 def cells_of(lm: probe.LanguageModel, *places: str) -> tuple[Cell, ...]:
     a = lm.anatomy
     found = [p for text in places for p in parse_places(text)]
-    return resolve(found, n_layers=a.n_layers, n_heads=a.n_heads, has=a.has)
+    return a.cells(found)
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, SLOW])

@@ -17,7 +17,7 @@ import probe
 from probe.capturing import AttentionSpec, MemorySink, read
 from probe.capturing.rows import PieceMemory
 from probe.errors import NonFinite, SiteAbsent
-from probe.sites import Cell, parse_places, resolve
+from probe.sites import Cell, parse_places
 
 # where each family keeps what its sites are: blocks, then module and side below a block
 LLAMA = {
@@ -71,7 +71,7 @@ def plain(lm: probe.LanguageModel, ids: Tensor) -> Tensor:
 
 def cells_of(lm: probe.LanguageModel, places: Sequence[str]) -> tuple[Cell, ...]:
     a = lm.anatomy
-    return resolve([p for text in places for p in parse_places(text)], n_layers=a.n_layers, n_heads=a.n_heads, has=a.has)
+    return a.cells([p for text in places for p in parse_places(text)])
 
 
 def capture(lm: probe.LanguageModel, ids: Tensor, places: Sequence[str], lengths: Sequence[int] = (), **more: Any) -> Any:

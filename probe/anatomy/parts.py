@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from probe.anatomy.units import Unit, unit_of
+from probe.anatomy.units import Entries, Unit, unit_of
 from probe.errors import OutOfRange, SiteAbsent
 from probe.instrument import AttentionCall, Tap
-from probe.sites import SITES, Site, sites_of
+from probe.sites import SITES, Cell, Place, Site, resolve, sites_of
 
 LOGITS = Tap("", "output", "logits")
 
@@ -36,20 +35,6 @@ def of_call(call: AttentionCall, site: str) -> Tensor:
     """What a site is of an attention call: queries, keys or values (batch, head, pos, d)."""
     found: Tensor = getattr(call, SITES[site].field)
     return found
-
-
-class Entries(NamedTuple):
-    """Which values of a tensor at a tap are a site's: value i of head h is `starts[h] + order[i]` of all at a position, or
-    `starts[h] + i` where `order` is empty. axis: of the positions in that tensor, 1, or 2 where heads come before them."""
-
-    starts: tuple[int, ...]
-    order: tuple[int, ...] = ()
-    axis: int = 1
-
-    def numbers(self, width: int, device: torch.device) -> Tensor:
-        """(head, width), for a head of so many values."""
-        order = torch.tensor(self.order, device=device) if self.order else torch.arange(width, device=device)
-        return torch.tensor(self.starts, device=device)[:, None] + order
 
 
 class Experts(NamedTuple):
@@ -247,6 +232,14 @@ class Anatomy:
         if not SITES[site].per_head:
             return 0
         return self._layer(layer).n_kv_heads if SITES[site].of_keys else self._layer(layer).n_heads
+
+    def n_units(self, site: str, layer: int = -1) -> int:
+        """How many neurons (experts) the site has at that layer, each of which can be named: 0 where it has none."""
+        return self._layer(layer).widths.get(site, 0) if SITES[site].unit and self.has(site, layer) else 0
+
+    def cells(self, places: Iterable[Place]) -> tuple[Cell, ...]:
+        """The cells that places mean here. Raises `OutOfRange`, `SiteAbsent`."""
+        return resolve(places, n_layers=self.n_layers, n_heads=self.n_heads, has=self.has, n_units=self.n_units)
 
     @property
     def calls(self) -> dict[tuple[str, int], int]:

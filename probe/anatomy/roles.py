@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from probe.anatomy.experts import find_router
 from probe.anatomy.inside import Inside, is_leaf, is_linear
 from probe.anatomy.mixing import Reach, fed, headwise, reach
-from probe.anatomy.parts import Entries, Experts
+from probe.anatomy.parts import Experts
 from probe.anatomy.rotation import Picked, Tried, unrotated
 from probe.anatomy.sums import channelwise_sum, shortest_sum
 from probe.anatomy.tape import Attended, Event, Port
+from probe.anatomy.units import Entries
 from probe.anatomy.writes import Equation
 from probe.sites import SITES, sites_of
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from probe.anatomy.inside import Inside
 from probe.anatomy.mixing import values_at
-from probe.anatomy.parts import Entries
 from probe.anatomy.sums import tolerance
 from probe.anatomy.tape import Attended, Event, Port
+from probe.anatomy.units import Entries
 from probe.instrument import AttentionCall
 
 DIGITS = 32  # base in which a value's number is written: as many numbers as any precision keeps apart

@@ -1,12 +1,29 @@
-"""What a model multiplies a tensor by before it adds it to the stream: from the tensor to the site and back."""
+"""Which values of a tensor are a site, and what a model multiplies them by before it adds them to the stream: from the tensor
+to the site and back."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 Unit = float | Tensor
 """A number, or one for each of d_model."""
+
+
+class Entries(NamedTuple):
+    """Which values of a tensor at a tap are a site's: value i of head h is `starts[h] + order[i]` of all at a position, or
+    `starts[h] + i` where `order` is empty. axis: of the positions in that tensor, 1, or 2 where heads come before them."""
+
+    starts: tuple[int, ...]
+    order: tuple[int, ...] = ()
+    axis: int = 1
+
+    def numbers(self, width: int, device: torch.device) -> Tensor:
+        """(head, width), for a head of so many values."""
+        order = torch.tensor(self.order, device=device) if self.order else torch.arange(width, device=device)
+        return torch.tensor(self.starts, device=device)[:, None] + order
 
 
 def unit_of(model: nn.Module, coefficient: float, gains: tuple[str, ...]) -> Unit:

@@ -13,7 +13,7 @@ from probe.anatomy.parts import Location
 from probe.attributing.decomposition import Decomposition
 from probe.attributing.linear import Frozen
 from probe.capturing import MemorySink, read
-from probe.sites import parse_places, resolve
+from probe.sites import parse_places
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -58,7 +58,7 @@ def head_sources(
         return [], notes
     named = ",".join(map(str, able))
     places = [place for site in ("v", "pattern") for place in parse_places(f"{site}@{named}")]
-    cells = resolve(places, n_layers=anatomy.n_layers, n_heads=anatomy.n_heads, has=anatomy.has)
+    cells = anatomy.cells(places)
     cells = tuple(cell._replace(heads=None) for cell in cells)
     sink = _Rows(positions, len(ids), {i: anatomy.layers[i].n_heads for i in able})
     read(lm, torch.tensor([list(ids)], device=lm.device), [len(ids)], sink=sink, cells=cells)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from probe.anatomy.parts import of_text
 from probe.anatomy.units import Unit, in_units
 from probe.capturing.sinks import Sink
 from probe.instrument import tapping
-from probe.sites import SITES
+from probe.sites import SITES, units_read
 
 if TYPE_CHECKING:
     from probe.anatomy import Anatomy, Tap
@@ -29,11 +29,12 @@ class ActivationReader:
     """Taps for the cells of one read, and the way of their tensors to the sink."""
 
     def __init__(
-        self, model: nn.Module, anatomy: Anatomy, cells: Iterable[Cell], sink: Sink, *, shape: tuple[int, int]
+        self, model: nn.Module, anatomy: Anatomy, cells: Sequence[Cell], sink: Sink, *, shape: tuple[int, int]
     ) -> None:
         """shape: (batch, pos) of the ids. Raises `SiteAbsent` for a cell that this model does not have."""
         self._model, self._sink, self._shape = model, sink, shape
         self._heads: dict[tuple[str, int], set[int | None]] = defaultdict(set)
+        self._units = units_read(cells)
         self._given: list[tuple[str, weakref.ref[Tensor], int]] = []
         for cell in cells:
             if SITES[cell.site].at_positions:
@@ -78,6 +79,8 @@ class ActivationReader:
                     own = found.by_head(own)[:, :, head]
                 elif found is not None and found.entries is not None:
                     own = found.by_head(own).flatten(2)
+                units = self._units[site, layer]
+                own = own if units is None else own[..., list(units)]
             self._sink.activation(site, layer, head, own)
             self._given.append((f"{site}@{layer}", weakref.ref(own), own._version))
 

@@ -73,7 +73,8 @@ class Sink(Protocol):
     """
 
     def activation(self, site: str, layer: int, head: int | None, values: Tensor) -> None:
-        """One site: values (batch, pos, width), padding included. With `head` None the whole width of all heads."""
+        """One site: values (batch, pos, width), padding included. With `head` None the whole width of all heads; of a site
+        whose cells name units the width are those of all its cells (`sites.units_read`)."""
 
     def heads(self, layer: int, columns: Columns) -> None:
         """Columns of the table `heads` after `head`: `rows` and the statistics, each (batch, head)."""

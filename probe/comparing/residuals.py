@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from probe.capturing import MemorySink
-from probe.sites import Cell, parse_places, resolve
+from probe.sites import Cell, parse_places
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -33,7 +33,7 @@ def why_not(a: LanguageModel, b: LanguageModel) -> str:
 def cells_of(lm: LanguageModel) -> tuple[Cell, ...]:
     """The stream before the first block and after each."""
     anatomy = lm.anatomy
-    return resolve(parse_places(PLACES), n_layers=anatomy.n_layers, n_heads=anatomy.n_heads, has=anatomy.has)
+    return anatomy.cells(parse_places(PLACES))
 
 
 def sample(lengths: Sequence[int]) -> list[list[int]]:

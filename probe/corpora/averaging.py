@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from probe import store as stores
-from probe.corpora.measures import Key, read_cells
+from probe.corpora.measures import Key, whole_cells
 from probe.corpora.moments import Moments
 from probe.corpora.reading import BatchSink, read_corpus
 from probe.corpora.windows import Window, surveyed
@@ -34,7 +34,7 @@ def run_means(lm: LanguageModel, request: CorpusMeans) -> stores.Run:
     Tables: `means`, `prompts` (the first text, and those that could not be read). Raises `BadPrompt`, `BadPlace`, `SiteAbsent`,
     `BadOption`, `NonFinite`, `RunError`.
     """
-    cells = read_cells(lm, request.at)
+    cells = whole_cells(lm, request.at)
     corpus = surveyed(lm, request.texts, request)
     came_to = {"texts": len(corpus.prompts), "texts_sha256": hash_of(corpus.prompts)}
     with running(request, lm, word=cells[0].site, resolved=came_to) as run:
@@ -61,7 +61,7 @@ means = public(run_means, CorpusMeans)
 
 def plan_means(lm: LanguageModel, request: CorpusMeans) -> dict[str, Any]:
     """What `means` would compute and write. Reads the texts, runs no model."""
-    widths = {key: width for cell in read_cells(lm, request.at) for key, width in _widths(lm, cell).items()}
+    widths = {key: width for cell in whole_cells(lm, request.at) for key, width in _widths(lm, cell).items()}
     corpus = surveyed(lm, request.texts, request)
     rows, values = len(widths), sum(widths.values())
     return corpus.plan(state=32 * values) | {"tables": {"means": {"rows": rows, "bytes": 60 * rows + 16 * values}}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,11 @@ from probe.errors import BadOption, BadPlace
 from probe.interventions import cells
 from probe.interventions.directions import load_direction
 from probe.sites import SITES, Cell, Positions
-from probe.sites.positions import NUMBERS, parse_range
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 DIRECTION = "direction:"
-UNITS = re.compile(rf"(?P<place>[^.:]+@{NUMBERS})\.(?P<letter>[ne])(?P<units>{NUMBERS})")
-AXES = {"n": ("d_mlp", "neuron", "mlp_post@5.n1234"), "e": ("expert", "expert", "router@3.e5")}
 MOST = 1024  # places of one run: each has 65 kB of counts
 
 Key = tuple[str, int, int | None]
@@ -72,6 +68,15 @@ def read_cells(lm: LanguageModel, places: Iterable[str]) -> tuple[Cell, ...]:
     return found
 
 
+def whole_cells(lm: LanguageModel, places: Iterable[str]) -> tuple[Cell, ...]:
+    """The same of vectors in their whole width. Raises `BadPlace` for single neurons."""
+    found = read_cells(lm, places)
+    if part := next((cell for cell in found if cell.units is not None), None):
+        where = f"{part.site}@{part.layer}"
+        raise BadPlace(f"means are of all {SITES[part.site].unit}s of {where} at once", hint=f"write {where}")
+    return found
+
+
 def measured(
     lm: LanguageModel, places: Iterable[str], project: str | Path | None
 ) -> tuple[tuple[ScalarPlace, ...], tuple[Cell, ...]]:
@@ -85,30 +90,12 @@ def measured(
             if project is not None:
                 raise BadOption(f"'{text}' says already what it is projected on", hint="leave out --project")
             found.append(_direction(lm, text))
-        elif (units := UNITS.fullmatch(text)) is not None:
-            found += _units(lm, text, units, project)
         else:
             found += [one for cell in read_cells(lm, [text]) for one in _places(lm, cell, project)]
     found = list({one.name: one for one in found}.values())
     if len(found) > MOST:
         raise BadOption(f"{len(found):,} places at once", hint=f"at most {MOST:,}: name layers, heads or neurons")
     return tuple(found), _cells(found)
-
-
-def _units(lm: LanguageModel, text: str, units: re.Match[str], project: str | Path | None) -> list[ScalarPlace]:
-    """Single neurons or experts of one place."""
-    axis, what, example = AXES[units["letter"]]
-    if project is not None:
-        raise BadOption(f"'{text}' is single numbers, which have no projection", hint=f"leave out --project, or the {what}s")
-    found = []
-    for cell in read_cells(lm, [units["place"]]):
-        if SITES[cell.site].axes != ("pos", axis):
-            raise BadPlace(f"'{cell.site}' has no {what}s", hint=f"write them as {example}")
-        where = f"{cell.site}@{cell.layer}.{units['letter']}"
-        for unit in parse_range(units["units"]).of(lm.width(cell.site, cell.layer), what):
-            one = ScalarPlace(f"{where}{unit}", cell.site, cell.layer, None, "activation", unit=unit, column=unit)
-            found.append(one)
-    return found
 
 
 def _direction(lm: LanguageModel, text: str) -> ScalarPlace:
@@ -130,6 +117,16 @@ def _unit(vector: Tensor, name: str | Path) -> Tensor:
 def _places(lm: LanguageModel, cell: Cell, project: str | Path | None) -> list[ScalarPlace]:
     """The places of one cell: each head, each unit by itself."""
     where = cell.site if cell.layer < 0 else f"{cell.site}@{cell.layer}"
+    if cell.units is not None:
+        what = SITES[cell.site].unit
+        if project is not None:
+            raise BadOption(
+                f"a {what} is a single number, which has no projection", hint=f"leave out --project, or the {what}s"
+            )
+        return [
+            ScalarPlace(f"{where}.{what[0]}{unit}", cell.site, cell.layer, None, "activation", unit=unit, column=unit)
+            for unit in cell.units
+        ]
     if project is None:
         if cell.heads is None:
             return [ScalarPlace(where, cell.site, cell.layer, None, "norm")]

@@ -15,7 +15,8 @@ from probe.anatomy.units import in_units
 from probe.errors import BadEdit, OutOfRange, SiteAbsent
 from probe.interventions.edits import Cut, Edit, Patch, Resample
 from probe.interventions.experts import AblateExperts, ExpertEdit, ForceExperts, WeighExperts, check_experts
-from probe.sites import SITES, Cell, parse_places, resolve
+from probe.sites import SITES, Cell, parse_places
+from probe.sites.positions import listed
 
 if TYPE_CHECKING:
     from probe.anatomy import Anatomy
@@ -28,7 +29,7 @@ ROUTING = (AblateExperts.op, ForceExperts.op, WeighExperts.op)  # operations on 
 def cells(lm: LanguageModel, place: str) -> tuple[Cell, ...]:
     """The cells that a place's text means in this model: `cells(lm, "z@5.3:last")`. Raises `BadPlace` and its kinds."""
     anatomy = lm.anatomy
-    return resolve(parse_places(place), n_layers=anatomy.n_layers, n_heads=anatomy.n_heads, has=anatomy.has)
+    return anatomy.cells(parse_places(place))
 
 
 def check_edits(lm: LanguageModel, edits: Iterable[Edit]) -> None:
@@ -43,7 +44,7 @@ def check_edits(lm: LanguageModel, edits: Iterable[Edit]) -> None:
 
 def check_cell(lm: LanguageModel, cell: Cell, op: str) -> None:
     """Raises `SiteAbsent` or `OutOfRange` for a cell that the model does not have, `BadEdit` where `op` cannot change it."""
-    anatomy, (site, layer, heads, _) = lm.anatomy, cell
+    anatomy, (site, layer, heads, _, _) = lm.anatomy, cell
     if SITES[site].per_layer and not 0 <= layer < anatomy.n_layers:
         raise OutOfRange(f"there is no layer {layer}", hint=f"layers 0 to {anatomy.n_layers - 1}")
     found = anatomy.site(site, layer)  # raises
@@ -55,6 +56,9 @@ def check_cell(lm: LanguageModel, cell: Cell, op: str) -> None:
     if (op in ROUTING) != ("route" in SITES[site].uses):
         what = f"'{op}' cannot change '{site}'"
         raise BadEdit(what, hint="router@LAYER takes ablate:EXPERTS, force:EXPERTS and weigh:EXPERTS:FACTOR; others do not")
+    if op in ROUTING and cell.units is not None:
+        raise BadEdit(f"'{op}' names its experts itself", hint=f"write {site}@{layer}={op}:{listed(cell.units)}")
+    check_units(anatomy, cell)
     if op not in (Cut.op, *ROUTING) and "change" not in SITES[site].uses:
         hint = "cut:KEYS takes edges out; z@LAYER.HEAD=zero silences a head"
         raise BadEdit(f"'{op}' cannot change '{site}'", hint=hint)
@@ -62,12 +66,24 @@ def check_cell(lm: LanguageModel, cell: Cell, op: str) -> None:
         raise BadEdit(f"'{op}' takes edges out of a pattern, and '{site}' has none", hint="write pattern@LAYER.HEAD")
 
 
+def check_units(anatomy: Anatomy, cell: Cell) -> None:
+    """Raises `BadEdit` for units of a site whose entries cannot be named, `OutOfRange` for those that are not there."""
+    if cell.units is None:
+        return
+    unit, place = SITES[cell.site].unit, f"{cell.site}@{cell.layer}"
+    if not unit:
+        raise BadEdit(f"'{cell.site}' has no neurons that could be named", hint="leave the units out")
+    n = anatomy.n_units(cell.site, cell.layer)
+    if missing := [number for number in cell.units if not 0 <= number < n]:
+        raise OutOfRange(f"no {unit} {missing[0]} of {place}", hint=f"{unit}s are 0..{n - 1}")
+
+
 def _check_shape(lm: LanguageModel, edit: Edit, name: str, tensor: Tensor) -> None:
-    site, layer, heads, _ = edit.cell
+    site, layer, heads, _, units = edit.cell
     found, place = lm.anatomy.site(site, layer), f"{site}@{layer}" if SITES[site].per_layer else site
-    width = found.width
+    width = found.width if units is None else len(units)
     if tensor.shape[-1:] != (width,):
-        each = " a head" if SITES[site].per_head else ""
+        each = " a head" if SITES[site].per_head else "" if units is None else f" of the {SITES[site].unit}s that are meant"
         raise BadEdit(
             f"the {name} of {edit} has {tensor.shape[-1] if tensor.ndim else 1} values, and {place} has {width}{each}",
             hint="it was made at another site, or with another model",

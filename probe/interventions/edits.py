@@ -13,6 +13,7 @@ from torch import Tensor
 
 from probe.errors import BadEdit
 from probe.sites import SITES, Cell, Positions
+from probe.sites.positions import listed
 
 _BLOCK = 64  # positions whose noise is drawn at once
 
@@ -72,7 +73,9 @@ class Edit:
                 raise BadEdit(f"the {name} of {self} has values that are not numbers", hint="make it anew")
 
     def change(self, value: Tensor, at: At) -> Tensor:
-        """value (n, d) or (n, head, d), fp32 or wider -> what takes its place. Never writes in place."""
+        """value (n, d) or (n, head, d), fp32 or wider -> what takes its place. Never writes in place.
+
+        Where the cell names units, d are these alone, and so wide are the edit's own vectors."""
         raise NotImplementedError
 
     def tensors(self) -> dict[str, Tensor]:
@@ -106,6 +109,9 @@ class Edit:
 def _layer(cell: Cell) -> str:
     if not SITES[cell.site].per_layer:
         return ""
+    if cell.units is not None:
+        letter = SITES[cell.site].unit[0]
+        return "@" + ",".join(f"{cell.layer}.{letter}{numbers}" for numbers in listed(cell.units).split(","))
     if cell.heads is None:
         return f"@{cell.layer}"
     return "@" + ",".join(f"{cell.layer}.{head}" for head in cell.heads)
@@ -227,8 +233,9 @@ class Project(Edit):
 
 @dataclass(frozen=True, eq=False)
 class Noise(Edit):
-    """h ← h + sigma · ε, ε normal, in the activation's own unit: a function of (seed, site, layer, head, position), so it is
-    the same in a decode loop and in one forward, alone and in a batch (corrupted runs: Meng et al. 2022, 2202.05262)."""
+    """h ← h + sigma · ε, ε normal, in the activation's own unit: a function of (seed, site, layer, head or named unit,
+    position), so it is the same in a decode loop and in one forward, alone and in a batch (corrupted runs: Meng et al.
+    2022, 2202.05262)."""
 
     sigma: float
     seed: int = 0
@@ -239,14 +246,18 @@ class Noise(Edit):
         return f":{self.sigma!r}:{self.seed}"
 
     def change(self, value: Tensor, at: At) -> Tensor:
-        d = value.shape[-1]
+        d, units = value.shape[-1], self.cell.units
+        if units is not None:
+            letter = SITES[self.cell.site].unit[0]
+            columns = [_by_block(at.position, functools.partial(self._block, f"{letter}{unit}", 1)) for unit in units]
+            return value + self.sigma * torch.cat(columns, dim=-1).to(value)
         heads = [None] if value.ndim == 2 else list(self.cell.heads or range(value.shape[1]))
         drawn = [_by_block(at.position, functools.partial(self._block, head, d)) for head in heads]
         noise = drawn[0] if value.ndim == 2 else torch.stack(drawn, dim=1)
         return value + self.sigma * noise.to(value)
 
-    def _block(self, head: int | None, d: int, block: int) -> Tensor:
-        return _normal(f"{self.seed} {self.cell.site} {self.cell.layer} {head}", block, d)
+    def _block(self, member: int | str | None, d: int, block: int) -> Tensor:
+        return _normal(f"{self.seed} {self.cell.site} {self.cell.layer} {member}", block, d)
 
 
 @dataclass(frozen=True, eq=False)

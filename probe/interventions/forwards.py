@@ -167,12 +167,14 @@ class ActiveEdits:
 def changed(edit: Edit, value: Tensor, hits: Hits, *, unit: Unit = 1.0, owned: bool = False) -> Tensor:
     """value (batch, pos, d) or (batch, pos, head, d) with the vectors that were hit changed; strides stay as they were.
 
-    A copy, unless it is `owned` by an edit before. The edit sees the vectors in units of the site, as a read gives
-    them, in fp32 or wider. What it leaves as it is keeps its bits. Raises `BadEdit` for what cannot be put back.
+    Where the cell names heads or units, those alone. A copy, unless it is `owned` by an edit before. The edit sees the
+    vectors in units of the site, as a read gives them, in fp32 or wider. What it leaves as it is keeps its bits. Raises
+    `BadEdit` for what cannot be put back.
     """
     old = value[hits.row, hits.column]
-    heads = None if edit.cell.heads is None or value.ndim == 3 else list(edit.cell.heads)
-    part = old if heads is None else old[:, heads]
+    members = edit.cell.units if value.ndim == 3 else edit.cell.heads
+    chosen = ... if members is None else (slice(None), list(members))
+    part = old[chosen]
     seen = _wide(in_units(part, unit))
     new = edit.change(seen, hits.at)
     assert new.shape == seen.shape, f"{edit} made {tuple(new.shape)} of {tuple(seen.shape)}"
@@ -182,9 +184,9 @@ def changed(edit: Edit, value: Tensor, hits: Hits, *, unit: Unit = 1.0, owned: b
             dead = int((unit == 0).nonzero()[0])
             raise BadEdit(f"{edit} cannot be made: the model multiplies channel {dead} by 0", hint="edit resid_post")
     new = new.to(value.dtype)
-    if heads is not None:
+    if members is not None:
         whole = old.clone()
-        whole[:, heads] = new
+        whole[chosen] = new
         new = whole
     result = value if owned else value.clone()
     result[hits.row, hits.column] = new

@@ -19,9 +19,10 @@ from probe.interventions.directions import is_same_model, load_direction
 from probe.interventions.edits import Add, Cut, Edit, Mean, Noise, Patch, Project, Resample, Scale, Zero
 from probe.interventions.experts import AblateExperts, ForceExperts, WeighExperts
 from probe.registries.edit_operations import OPERATIONS
-from probe.sites import Cell, Positions, parse_place, resolve, split_edit
+from probe.sites import Cell, Positions, parse_place, split_edit
 from probe.sites.positions import NUMBERS, parse_range
 from probe.store import Run, open_run
+from probe.store.activations import vectors
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -52,7 +53,7 @@ def parse_edits(
             )
         make = resolve_name(operation.make)
         anatomy = lm.anatomy
-        for cell in resolve([place], n_layers=anatomy.n_layers, n_heads=anatomy.n_heads, has=anatomy.has):
+        for cell in anatomy.cells([place]):
             check_cell(lm, cell, op)  # before a file is opened
             found.append(make(opened, cell, args))
     check_edits(lm, found)
@@ -127,11 +128,18 @@ def make_resample(opened: Opened, cell: Cell, args: tuple[str, ...]) -> Edit:
 
 def make_add(opened: Opened, cell: Cell, args: tuple[str, ...]) -> Edit:
     strength = _number(args[1], f"strength {args[1]}") if len(args) > 1 else 1.0
-    return Add(cell, opened.vector(args[0]), strength)
+    return Add(cell, _vector(opened, cell, args[0]), strength)
 
 
 def make_project(opened: Opened, cell: Cell, args: tuple[str, ...]) -> Edit:
-    return Project(cell, opened.vector(args[0]))
+    return Project(cell, _vector(opened, cell, args[0]))
+
+
+def _vector(opened: Opened, cell: Cell, path: str) -> Tensor:
+    """A file's direction; where the cell names units and the file has all of them, its entries there."""
+    vector = opened.vector(path)
+    whole = cell.units is not None and vector.shape[-1] == opened.lm.anatomy.n_units(cell.site, cell.layer)
+    return vector[..., list(cell.units)] if cell.units is not None and whole else vector
 
 
 def make_noise(opened: Opened, cell: Cell, args: tuple[str, ...]) -> Edit:
@@ -219,16 +227,16 @@ def corpus_mean(run: Run, cell: Cell, *, name: str) -> Tensor:
         place = f"{cell.site}@{cell.layer}{'' if missing[0] < 0 else f'.{missing[0]}'}"
         raise BadEdit(f"'{name}' holds no mean of {place}", hint=f"take it there: probe means FILE --at {place}")
     found = torch.stack([means[head] for head in heads])
+    found = found if cell.units is None else found[..., list(cell.units)]
     return found[0] if cell.heads is None else found
 
 
 def activation(run: Run, cell: Cell, prompt: int) -> tuple[list[int], Tensor]:
     """The positions that the run kept of one prompt, ascending, and the values there, (pos, [head,] d)."""
     heads = [None] if cell.heads is None else list(cell.heads)
-    found = [torch.from_numpy(run.activation(cell.site, cell.layer, head=h, prompt_id=prompt).copy()) for h in heads]
-    where = {"prompt_id": prompt, "branch": 0, "site": cell.site, "layer": cell.layer}
-    rows = run.scan("activations", columns=["pos"], head=-1 if heads[0] is None else heads[0], **where)
-    return sorted(rows["pos"].to_pylist()), found[0] if heads == [None] else torch.stack(found, dim=1)
+    each = [vectors(run, cell.site, cell.layer, head=head, units=cell.units, prompt_id=prompt) for head in heads]
+    found = [torch.from_numpy(values.copy()) for _, values in each]
+    return each[0][0].tolist(), found[0] if heads == [None] else torch.stack(found, dim=1)
 
 
 def _positions(run: Run, positions: Positions, prompt: int) -> list[int]:

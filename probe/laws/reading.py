@@ -14,7 +14,7 @@ from probe.anatomy.parts import of_call
 from probe.capturing import AttentionSpec, MemorySink, read
 from probe.errors import BadModel
 from probe.instrument import AttentionCall, attending
-from probe.sites import SITES, parse_places, resolve, sites_of
+from probe.sites import SITES, parse_places, sites_of
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -32,7 +32,7 @@ def captured(lm: LanguageModel, ids: Sequence[Sequence[int]], places: Sequence[s
     """What one read of some texts, padded on the right, gives: places recorded, nothing else unless `more` asks for it."""
     found = [place for text in places for place in parse_places(text)]
     anatomy, sink = lm.anatomy, MemorySink()
-    cells = resolve(found, n_layers=anatomy.n_layers, n_heads=anatomy.n_heads, has=anatomy.has)
+    cells = anatomy.cells(found)
     asked = {"attention": AttentionSpec("none"), "top": 0, "lens": False, **more}
     longest = max(map(len, ids))
     batch = torch.tensor([[*row, *[row[-1]] * (longest - len(row))] for row in ids], device=lm.device)

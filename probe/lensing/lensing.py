@@ -15,7 +15,7 @@ from probe.errors import BadEdit
 from probe.interventions import Edit, applying, parse_all
 from probe.requests import Lens, public
 from probe.running import running
-from probe.sites import SITES, parse_places, parse_where, resolve
+from probe.sites import SITES, parse_places, parse_where
 from probe.targets import NO_SETS, contrast_after
 from probe.texts import TokenSequence, prompt_columns, read_source, scored_columns
 
@@ -114,7 +114,7 @@ def _guessed(
 ) -> tuple[Scores, list[Columns], Tensor]:
     """Scores of the text, columns of `lens` for each layer, and the target at each position (pos,)."""
     anatomy, ids, index = lm.anatomy, torch.tensor([sequence.ids], device=lm.device), torch.tensor(positions)
-    cells = resolve(parse_places("resid_post@all"), n_layers=anatomy.n_layers, n_heads=anatomy.n_heads, has=anatomy.has)
+    cells = anatomy.cells(parse_places("resid_post@all"))
     n_prompt, sink = sequence.n_prompt, _Streams(index)
     with applying(lm, edits, ids=sequence.ids, n_prompt=n_prompt, steps=sequence.spans):
         reading = read(lm, ids, [len(sequence.ids)], sink=sink, cells=cells, top=top)

@@ -54,9 +54,18 @@ def places(lm: LanguageModel, request: PatchSweep) -> tuple[Cell, ...]:
             if place.positions.parts == ("all",) and request.positions != "all":
                 text += f":{request.positions}"
             found += cells(lm, text)
+    for cell in found:
+        check_whole(cell)
     if request.heads and not any(cell.heads for cell in found):
         raise BadOption("no site that was asked for has heads", hint="--sites z, q, k or v")
     return tuple(dict.fromkeys(found))
+
+
+def check_whole(cell: Cell) -> None:
+    """Raises `BadOption` for single neurons."""
+    if cell.units is not None:
+        what, where = SITES[cell.site].unit, f"{cell.site}@{cell.layer}"
+        raise BadOption(f"cells of {cell.site} are whole, not single {what}s", hint=f"patch {where}, or --edit {where}.n3=zero")
 
 
 def _joined(layers: str, heads: str) -> str:

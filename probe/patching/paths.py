@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from probe.errors import BadOption, OutOfRange, SiteAbsent
 from probe.interventions import cells
 from probe.interventions.checking import check_cell
+from probe.patching.cells import check_whole
 from probe.patching.pairs import Pair
 from probe.requests import PatchSweep
 from probe.sites import SITES, Place, parse_place, sites_for
@@ -107,6 +108,7 @@ def _ends(
     ends = []
     for cell in cells(lm, str(place)):
         check_cell(lm, cell, "patch")
+        check_whole(cell)
         named = cell.positions.indices(n, n, steps=steps, tokens=tokens)
         here = tuple(p for p in sorted(named) if only is None or p in only)
         if not here:

@@ -1,7 +1,7 @@
 """What can be read or changed in a model, and the words for it: `SITE[@LAYERS[.HEADS]][:POSITIONS]`. Knows no model."""
 
 from probe.sites.catalogue import SITES, Site, find_site, sites_for, sites_of
-from probe.sites.places import Cell, Place, parse_place, parse_places, parse_where, resolve, split_edit
+from probe.sites.places import Cell, Place, parse_place, parse_places, parse_where, resolve, split_edit, units_read
 from probe.sites.positions import Positions, Range
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "sites_for",
     "sites_of",
     "split_edit",
+    "units_read",
 ]

@@ -24,7 +24,8 @@ class Site(NamedTuple):
 
     axes: after `batch`. order: when it is computed, from 0 at a block's input to 1 at its output. part: the part of the
     block that writes it. uses: what can be done with it, besides being read. field: what it is of an attention call.
-    lens_name: TransformerLens' name, {} is the layer.
+    lens_name: TransformerLens' name, {} is the layer. unit: what an entry of its last axis is, where single ones can be
+    named: a place names them by this word's first letter, `mlp_post@5.n12`.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Site(NamedTuple):
     uses: tuple[Use, ...] = INNER
     field: str = ""
     lens_name: str = ""
+    unit: str = ""
 
     @property
     def per_layer(self) -> bool:
@@ -93,10 +95,10 @@ SITES: dict[str, Site] = {
              lens_name="blocks.{}.hook_mlp_out"),
         *(Site(f"other_out{n}", _D_MODEL, "write", _MLP, _OTHERS, f"other{n}") for n in ("", "_2", "_3", "_4", "_5")),
         Site("mlp_post", ("pos", "d_mlp"), "part", _MLP, "the MLP's hidden layer, before its last matrix", "mlp",
-             lens_name="blocks.{}.mlp.hook_post"),
+             lens_name="blocks.{}.mlp.hook_post", unit="neuron"),
         Site("router", ("pos", "expert"), "part", _MLP,
              "logits by which a mixture's experts are chosen; recorded, they give the tables routing and expert_load", "mlp",
-             uses=("route",)),
+             uses=("route",), unit="expert"),
         Site("q", ("pos", "head", "d_head"), "call", 0.25, "queries, after rotation", "attn", field="query",
              lens_name="blocks.{}.attn.hook_rot_q"),
         Site("k", ("pos", "kv_head", "d_head"), "call", 0.25, "keys, after rotation; one a key-value head", "attn",

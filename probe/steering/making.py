@@ -107,7 +107,12 @@ make_direction = public(run_make_direction, MakeDirection)
 
 def _cell(lm: LanguageModel, at: str) -> Cell:
     found = cells(lm, at if ":" in at else f"{at}:last")
-    if len(found) != 1 or len(found[0].heads or (0,)) != 1 or not SITES[found[0].site].at_positions:
+    if (
+        len(found) != 1
+        or len(found[0].heads or (0,)) != 1
+        or found[0].units is not None
+        or not SITES[found[0].site].at_positions
+    ):
         raise BadOption(f"'{at}' is not one vector", hint="name one layer, as resid_post@12, and one head of z")
     return found[0]
 

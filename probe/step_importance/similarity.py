@@ -11,7 +11,7 @@ import torch
 from probe.capturing import AttentionSpec, MemorySink, read
 from probe.errors import BadOption
 from probe.registries.step_edits import numbers_in
-from probe.sites import parse_places, resolve
+from probe.sites import parse_places
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -30,9 +30,7 @@ def embeddings(
     already; those of these texts are added.
     """
     layer = lm.anatomy.n_layers // 2
-    cells = resolve(
-        parse_places(f"resid_post@{layer}"), n_layers=lm.anatomy.n_layers, n_heads=lm.anatomy.n_heads, has=lm.anatomy.has
-    )
+    cells = lm.anatomy.cells(parse_places(f"resid_post@{layer}"))
     start = [] if lm.bos_id is None else [lm.bos_id]
     pooled = {} if pooled is None else pooled
     unique = sorted({tuple(ids) for ids in texts} - pooled.keys(), key=len)

@@ -152,7 +152,8 @@ def _parquet(rows: Exported, dest: Path | BinaryIO) -> int:
 
 
 def _safetensors(rows: Exported, dest: Path | BinaryIO) -> int:
-    """One tensor (pos, width) a place, named `site.layer[.head].pPROMPT.bBRANCH`; its positions under `….pos`."""
+    """One tensor (pos, width) a place, named `site.layer[.head].pPROMPT.bBRANCH`; its positions under `….pos`, the neurons
+    that it is of, where it is not of all, under `….units`. Where these differ by position, `….1` is the second such set."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
@@ -167,9 +168,15 @@ def _safetensors(rows: Exported, dest: Path | BinaryIO) -> int:
     for place in everything.select(keys).group_by(keys).aggregate([]).to_pylist():
         found = reading.filtered(everything, place).sort_by("pos")
         head = f".{place['head']}" if place["head"] >= 0 else ""
-        name = f"{place['site']}.{place['layer']}{head}.p{place['prompt_id']}.b{place['branch']}"
-        tensors[name] = reading.matrix(found["vector"])
-        tensors[f"{name}.pos"] = found["pos"].to_numpy()
+        units = pa.array([json.dumps(held) for held in found["units"].to_pylist()], pa.string())
+        for number, held in enumerate(pc.unique(units).to_pylist()):
+            own = found.filter(pc.equal(units, held))
+            name = f"{place['site']}.{place['layer']}{head}.p{place['prompt_id']}.b{place['branch']}"
+            name += f".{number}" if number else ""
+            tensors[name] = reading.matrix(own["vector"])
+            tensors[f"{name}.pos"] = own["pos"].to_numpy()
+            if (of := json.loads(held)) is not None:
+                tensors[f"{name}.units"] = np.asarray(of, np.int32)
         count += found.num_rows
     part = durable.temporary(dest)
     try:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from probe import tables
 from probe.errors import RunError
-from probe.store import layout, manifest, reading
+from probe.store import activations, layout, manifest, reading
 from probe.store.backends import extra_of
 from probe.store.layout import MANIFEST, PARTIAL, partial
 
@@ -196,22 +196,24 @@ class Run:
         return self._source.batches(name, rows)
 
     def activation(
-        self, site: str, layer: int = -1, *, head: int | None = None, prompt_id: int = 0, branch: int = 0
-    ) -> np.ndarray:
+        self, site: str, layer: int = -1, *, head: int | None = None, neuron: int | Sequence[int] | None = None,
+        prompt_id: int = 0, branch: int = 0,
+    ) -> np.ndarray:  # fmt: skip
         """float32 (pos, width) of a site, positions ascending; `pattern` and `scores`: (query, key) of one head.
 
         Sites with heads (z, q, k, v) are (pos, head, width) of the heads that were captured, ascending, or with `head`
-        (pos, width) of that one. In `pattern`, weights that were not kept are 0; in `scores`, keys that are not visible are
-        -inf. RunError says what was captured if this was not.
+        (pos, width) of that one. With `neuron`, (pos,) of that neuron (or expert), (pos, neuron) of several, at the positions
+        where they were captured; where only some were captured, they are the width. In `pattern`, weights that were not kept
+        are 0; in `scores`, keys that are not visible are -inf. RunError says what was captured if this was not.
         """
-        return reading.activation(self, site, layer, head=head, prompt_id=prompt_id, branch=branch)
+        return activations.activation(self, site, layer, head=head, neuron=neuron, prompt_id=prompt_id, branch=branch)
 
     def attention(self, layer: int, head: int, query: int, *, prompt_id: int = 0, branch: int = 0) -> pd.DataFrame:
         """One row of a head's pattern: `key` (ascending), its `token`, `weight`; of a run with `topk` those that were kept.
 
         query: the position that looks, from the end if negative. The whole table is `run.table("attention")`.
         """
-        return reading.attention_row(self, layer, head, query, prompt_id=prompt_id, branch=branch)
+        return activations.attention_row(self, layer, head, query, prompt_id=prompt_id, branch=branch)
 
     def text(self, prompt_id: int = 0, branch: int = 0) -> str:
         """The decoded text of a sequence, prompt and completion."""

@@ -90,6 +90,7 @@ OBSERVED = (
     Table("activations", "one site at one position", ("prompt_id", "branch", "site", "layer", "head", "pos"), (
         PROMPT, BRANCH, Column("site", words(), "see sites.py"), LAYER, HEAD, POS,
         Column("vector", FLOATS, "the activation"), f32("norm", "its Euclidean norm"),
+        Column("units", INTS, "the neurons (experts) whose values these are, in their order; null where all are", since=4),
     ), large=True, verbs=("trace",),
        example="select layer, pos, norm from 'RUN/activations/*.parquet' where site = 'resid_post'"),
     Table("heads", "a head's summary", ("prompt_id", "branch", "layer", "head"), (

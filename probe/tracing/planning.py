@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from probe.capturing import AttentionSpec
 from probe.interventions import Edit, parse_all
 from probe.requests import Sampling, Trace
-from probe.sites import Cell, parse_places, resolve
+from probe.sites import Cell, parse_places
 from probe.texts import TokenSequence
 from probe.texts.explaining import MOST, ExplainedTokens, explanation
 
@@ -32,7 +32,7 @@ def resolved(lm: LanguageModel, request: Trace) -> Tracing:
     """Check what is asked against the model; raises `BadOption` or `BadPlace` before anything runs."""
     anatomy, sampling = lm.anatomy, request.sampling or Sampling()
     places = tuple(place for text in request.capture for place in parse_places(text))
-    cells = resolve(places, n_layers=anatomy.n_layers, n_heads=anatomy.n_heads, has=anatomy.has)
+    cells = anatomy.cells(places)
     return Tracing(
         request, sampling, cells, AttentionSpec.parse(request.attention),
         parse_all(lm, request.edit, seed=sampling.seed), explanation(request.explain, request.order, sampling),
@@ -115,7 +115,7 @@ def _vectors(lm: LanguageModel, tracing: Tracing, sequences: list[TokenSequence]
     """Rows and float values of the table `activations`, over all prompts."""
     rows = values = 0
     for cell in tracing.cells:
-        width = lm.width(cell.site, cell.layer)
+        width = lm.width(cell.site, cell.layer) if cell.units is None else len(cell.units)
         if not width:
             continue
         heads = len(cell.heads) if cell.heads is not None else 1

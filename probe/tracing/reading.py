@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from probe.capturing import MemorySink, Ragged, read
 from probe.decoding import Sampling
-from probe.sites import Cell
+from probe.sites import Cell, units_read
 from probe.store import Writer
 from probe.texts import TokenSequence, padded, scored_columns, scored_step_columns
 from probe.texts.explaining import ExplainedTokens, explain_sequence
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 def read_sequences(lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing, writer: Writer) -> None:
     """Read a batch of finished sequences in one forward; write everything that was asked for, and their tokens and steps."""
     ids, lengths = padded(batch)
-    sink = RunSink(batch, tracing, writer)
+    sink = RunSink(batch, tracing, writer, lm.anatomy.n_units)
     reading = read(
         lm, ids.to(lm.device), lengths, cells=tracing.cells, attention=tracing.attention, top=tracing.request.top,
         lens=tracing.request.lens, sink=sink,
@@ -71,25 +72,39 @@ def explain_ids(
 class RunSink:
     """Puts what a read finds into the tables of a run, while the model runs: nothing waits in memory."""
 
-    def __init__(self, batch: list[TokenSequence], tracing: Tracing, writer: Writer) -> None:
+    def __init__(
+        self, batch: list[TokenSequence], tracing: Tracing, writer: Writer, n_units: Callable[[str, int], int]
+    ) -> None:
+        """n_units(site, layer): how many the model has there."""
         self._batch, self._tracing, self._writer = batch, tracing, writer
-        self._positions: dict[tuple[str, int, int | None], list[list[np.ndarray]]] = defaultdict(list)
+        self._units = units_read(tracing.cells)
+        self._wanted: dict[tuple[str, int, int | None], list[list[_Rows]]] = {}
+        cells = defaultdict(list)
         for cell in tracing.cells:
-            chosen = [_positions(cell, sequence) for sequence in batch]
             for head in cell.heads or (None,):
-                self._positions[cell.site, cell.layer, head].append(chosen)
+                cells[cell.site, cell.layer, head].append(cell)
+        for where, own in cells.items():
+            self._wanted[where] = [_rows(own, sequence, n_units(*where[:2])) for sequence in batch]
 
     def activation(self, site: str, layer: int, head: int | None, values: Tensor) -> None:
-        for chosen in self._positions[site, layer, head]:
-            for sequence, positions, own in zip(self._batch, chosen, values, strict=True):
+        for sequence, wanted, own in zip(self._batch, self._wanted[site, layer, head], values, strict=True):
+            for positions, units in wanted:
                 n = len(sequence.ids)
                 vectors = own[:n] if len(positions) == n else own[torch.from_numpy(positions).to(own.device)]
-                vectors = vectors.float().cpu().contiguous()
+                vectors = self._of_units(vectors, (site, layer), units).float().cpu().contiguous()
                 columns = {
                     "site": site, "head": -1 if head is None else head, "pos": positions.astype(np.int32),
                     "vector": vectors.numpy(), "norm": torch.linalg.vector_norm(vectors, dim=-1).numpy(),
+                    "units": None if units is None else np.tile(np.asarray(units, np.int32), (len(positions), 1)),
                 }  # fmt: skip
                 self._write("activations", sequence, layer, columns, store=self._tracing.request.store)
+
+    def _of_units(self, vectors: Tensor, where: tuple[str, int], units: tuple[int, ...] | None) -> Tensor:
+        """The columns of some units, of vectors (pos, width) that hold those that are read there."""
+        read = self._units[where]
+        if read is None or units is None or units == read:
+            return vectors
+        return vectors[:, np.searchsorted(read, units)]
 
     def heads(self, layer: int, columns: dict[str, Any]) -> None:
         n_heads = np.asarray(next(iter(columns.values()))).shape[1]
@@ -108,8 +123,8 @@ class RunSink:
 
     def routing(self, layer: int, experts: Tensor, weights: Tensor, entropy: Tensor) -> None:
         whole = [x.cpu().numpy() for x in (experts.int(), weights, entropy.float())]
-        for chosen in self._positions["router", layer, None]:
-            for row, (sequence, positions) in enumerate(zip(self._batch, chosen, strict=True)):
+        for row, (sequence, wanted) in enumerate(zip(self._batch, self._wanted["router", layer, None], strict=True)):
+            for positions, _ in wanted:
                 own = [x[row, positions] for x in whole]
                 columns = {"pos": positions.astype(np.int32), "experts": own[0], "weights": own[1], "entropy": own[2]}
                 self._write("routing", sequence, layer, columns)
@@ -132,6 +147,23 @@ def _arrow(values: Any) -> Any:
     return values
 
 
-def _positions(cell: Cell, sequence: TokenSequence) -> np.ndarray:
-    """Positions of a cell in one sequence; raises `OutOfRange` or `BadPlace` before anything runs."""
-    return np.asarray(sequence.positions(cell.positions), dtype=np.int64)
+_Rows = tuple[np.ndarray, tuple[int, ...] | None]
+
+
+def _rows(cells: Sequence[Cell], sequence: TokenSequence, n_units: int) -> list[_Rows]:
+    """Positions of one sequence at which cells of one site want something, and which units there (None: all); a position
+    once. Raises `OutOfRange` or `BadPlace` before anything runs."""
+    if len(cells) == 1:
+        return [(np.asarray(sequence.positions(cells[0].positions), dtype=np.int64), cells[0].units)]
+    asking: dict[int, tuple[int, ...]] = defaultdict(tuple)
+    for number, cell in enumerate(cells):
+        for position in sequence.positions(cell.positions):
+            asking[position] += (number,)
+    grouped: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for position in sorted(asking):
+        grouped[asking[position]].append(position)
+    found: list[_Rows] = []
+    for numbers, positions in grouped.items():
+        units = tuple(sorted(unit for number in numbers for unit in cells[number].units or ()))
+        found.append((np.asarray(positions, dtype=np.int64), None if len(units) == n_units else units))
+    return found

@@ -18,7 +18,7 @@ import probe
 from probe.capturing import AttentionSpec, MemorySink, read
 from probe.decoding import Sampling, decode
 from probe.instrument import tapping
-from probe.sites import parse_places, resolve
+from probe.sites import parse_places
 
 from .measure import Case, Peak, compare, resident, show
 
@@ -106,7 +106,7 @@ def looked(
     """The instrumented forward alone, into memory: what is recorded beside the scores of every token."""
     ids = torch.tensor([lm.encode(text).ids], device=lm.device)
     asked = [place for text in places for place in parse_places(text)]
-    cells = resolve(asked, n_layers=lm.anatomy.n_layers, n_heads=lm.anatomy.n_heads, has=lm.anatomy.has)
+    cells = lm.anatomy.cells(asked)
     spec = AttentionSpec.parse(attention)
     return Case(name, lambda: read(lm, ids, [ids.shape[1]], cells=cells, attention=spec, sink=MemorySink()), target)
 
