@@ -108,10 +108,15 @@ def weighted_unembedding(model: nn.Module, anatomy: Anatomy, hidden: Tensor, wei
         origin = torch.zeros(1, len(weights), hidden.shape[-1], device=like.device, dtype=like.dtype).requires_grad_()
         given = head(origin)
         (found,) = torch.autograd.grad(given, origin, weights[None].to(given))
-    row, bias = found[0].double().cpu(), (given.detach()[0].double().cpu() * weights).sum(-1)
-    real = (call(head, hidden) * weights).sum(-1)
+    row, bias = found[0].double().cpu(), _weighted(given.detach()[0].double().cpu(), weights)
+    real = _weighted(call(head, hidden), weights)
     size = hidden.norm(dim=-1) * row.norm(dim=-1) + bias.abs()
     room = max(2e-5, ROOM * torch.finfo(like.dtype).eps)
     if bool((((hidden * row).sum(-1) + bias - real).abs() > room * size).any()):
         raise SiteAbsent("no logit can be taken apart: this model's head is not one matrix", hint="see probe models check")
     return Unembedded(row, bias, anatomy.readout.scale)
+
+
+def _weighted(logits: Tensor, weights: Tensor) -> Tensor:
+    """The sum of logits (n, d_vocab) by their weights; a token that is ruled out (−inf) has no part where its weight is 0."""
+    return (torch.where(weights == 0, 0.0, logits) * weights).sum(-1)
