@@ -77,23 +77,6 @@ class Loading(Weights):
 
 
 @dataclass(frozen=True)
-class MatrixLoading(Weights):
-    """The model whose weights are looked at."""
-
-    model: Annotated[
-        str,
-        Option(
-            "Alias, Hugging Face id, local directory, .gguf file, or tiny:FAMILY.", argument=True, envvar="PROBE_MODEL",
-            complete="models",
-        ),
-    ] = "smollm2"  # fmt: skip
-
-    def load(self, progress: Progress | None) -> LanguageModel:
-        """The model of these options."""
-        return load(self.model, self, progress=progress)
-
-
-@dataclass(frozen=True)
 class RunLoading(Weights):
     """Which model reads a run: its own, or one that is named."""
 
@@ -168,6 +151,15 @@ class NamedModel(ModelSource):
             complete="models",
         ),
     ] = "smollm2"  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MatrixLoading(NamedModel, Weights):
+    """The model whose weights are looked at."""
+
+    def load(self, progress: Progress | None) -> LanguageModel:
+        """The model of these options."""
+        return load(self.model, self, progress=progress)
 
 
 def load(name: str | None, *groups: ModelSource | PlacementOptions, progress: Progress | None = None) -> LanguageModel:

@@ -208,3 +208,9 @@ def _lower_ties(logits: Tensor, target: Tensor, targets: Tensor) -> Tensor:
     """How many lower ids have exactly the target's logit: they come first, as in argmax. (rows,) int32"""
     lower = torch.arange(logits.shape[-1], device=logits.device) < targets
     return ((logits == target) & lower).sum(-1, dtype=torch.int32)
+
+
+def rank_of(singular_values: Tensor) -> Tensor:
+    """(…, rank) -> (…,): exp of the entropy of the values' shares of their sum, the effective rank (Roy & Vetterli 2007)."""
+    shares = singular_values / singular_values.sum(dim=-1, keepdim=True).clamp_min(1e-300)
+    return torch.special.entr(shares).sum(dim=-1).exp()

@@ -94,6 +94,7 @@ def test_what_is_compared_begins_at_one_token(smol: LanguageModel) -> None:
 
 
 def test_the_prompt_is_read_once_for_all_its_answers(smol: LanguageModel) -> None:
+    probe.trace(smol, PROMPT, answers=[" Paris"], attention="none")  # how the model goes on is tried on a few tokens, once
     widths: list[int] = []
     hook = smol.model.register_forward_pre_hook(lambda _, args, kwargs: widths.append(args[0].numel()), with_kwargs=True)
     try:

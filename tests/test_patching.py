@@ -16,10 +16,11 @@ from probe.patching.cells import cells_of
 from probe.patching.exact import exact, prepare_pair
 from probe.patching.metrics import effects, logprobs_of, read_out
 from probe.patching.pairs import PairTexts, aligned, make_pair
-from probe.patching.planning import parse_memory, rows_at_once
+from probe.patching.planning import rows_at_once
 from probe.patching.reading import values
 from probe.patching.sources import generator
 from probe.requests import PatchSweep
+from probe.requests.groups import parse_memory
 from probe.targets import AnswerTarget, Contrast
 
 CLEAN, CORRUPT = "abcdef Mary gh", "abXdef John gh"

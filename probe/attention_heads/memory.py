@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from probe.scoring import rank_of
+
 Visible = Callable[[Tensor], Tensor]
 """Positions (row,) of queries -> the keys that they see, (head or 1, row, key) bool."""
 
@@ -149,9 +151,7 @@ def effective_rank(key: Tensor) -> Tensor:
     """exp of the entropy of the singular values, as shares of their sum, of keys (kv head, pos, d) as rows (Roy & Vetterli
     2007): between 1 and min(pos, d). Keys are not centred: a memory does not either."""
     gram = key.transpose(-1, -2) @ key if key.shape[1] > key.shape[2] else key @ key.transpose(-1, -2)
-    values = torch.linalg.eigvalsh(gram.double()).clamp(min=0).sqrt()
-    shares = values / values.sum(dim=-1, keepdim=True)
-    return torch.special.entr(shares).sum(dim=-1).exp()
+    return rank_of(torch.linalg.eigvalsh(gram.double()).clamp(min=0).sqrt())
 
 
 def _grouped(query: Tensor, n_kv: int) -> Tensor:

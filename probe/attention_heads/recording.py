@@ -110,8 +110,7 @@ def check_heads(lm: LanguageModel) -> None:
 
 def _batch_tokens(inputs: Inputs) -> int:
     """Texts one by one where the longest would set the rotary frequencies of the others."""
-    change = inputs.lm.frequencies_change
-    return 1 if change is not None and inputs.longest > change.length else inputs.request.batch_tokens
+    return 1 if inputs.lm.sets_frequencies(inputs.longest) else inputs.request.batch_tokens
 
 
 def _record(run: Running, batch: list[TokenSequence], which: str, views: Sequence[HeadView], *, alone: bool) -> None:

@@ -1,4 +1,4 @@
-"""CorpusMeans and variances that are put together from those of parts. Knows numbers, no model."""
+"""Means and variances that are put together from those of parts. Knows numbers, no model."""
 
 from __future__ import annotations
 

@@ -154,8 +154,7 @@ class Corpus:
 
     def batches(self, part: list[Window]) -> Iterator[list[Window]]:
         """A part's windows, those of like length together, each padded batch within the budget of tokens."""
-        change = self.lm.frequencies_change
-        budget = 1 if change is not None and self.longest > change.length else self.options.batch_tokens
+        budget = 1 if self.lm.sets_frequencies(self.longest) else self.options.batch_tokens
         batch: list[Window] = []
         for window in sorted(part, key=lambda one: -len(one.ids)):  # sorted() keeps the order of equals
             if batch and len(batch[0].ids) * (len(batch) + 1) > budget:

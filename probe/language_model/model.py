@@ -146,6 +146,10 @@ class LanguageModel:
         """The length beyond which a text has other rotary frequencies at all its positions; None if they stay."""
         return change(self.model.config.get_text_config(decoder=True))
 
+    def sets_frequencies(self, longest: int) -> bool:
+        """Whether a text of so many tokens would set the rotary frequencies of the others in its batch."""
+        return self.frequencies_change is not None and longest > self.frequencies_change.length
+
     @cached_property
     def n_ids(self) -> int | None:
         """How many token ids the model can read: rows of its embedding; None where that is no such table."""

@@ -22,7 +22,7 @@ _ROWS = 1 << 22  # values that are computed with at once, in float64
 
 @torch.no_grad()
 def apply_change(model: nn.Module, change: WeightChange) -> Tensor:
-    """WeightChange the live parameter in place; gives what stood there (on the CPU), for `take_back`.
+    """Change the live parameter in place; gives what stood there (on the CPU), for `take_back`.
 
     Computed in float64, rounded once. Raises `BadModel` where the result has values that are no numbers.
     """

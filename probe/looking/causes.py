@@ -12,6 +12,7 @@ from torch import Tensor
 
 from probe.capturing import MemorySink, read
 from probe.interventions import Edit, Mean, applying, cells, parse_edits
+from probe.language_model.stepping import uncached_kwargs
 from probe.looking.findings import Finding
 from probe.looking.subject import Subject
 
@@ -145,5 +146,5 @@ def _logprob(subject: Subject, n: int, edits: Sequence[Edit]) -> np.ndarray:
     """The answer's log-prob (n,) after the text, in a batch of n equal rows."""
     ids = torch.tensor([subject.ids] * n, device=subject.lm.device)
     with torch.inference_mode(), applying(subject.lm, edits, ids=[subject.ids] * n, n_prompt=len(subject.ids)):
-        logits: Tensor = subject.lm.model(ids, use_cache=False).logits[:, -1]
+        logits: Tensor = subject.lm.model(ids, **uncached_kwargs(subject.lm)).logits[:, -1]
     return logits.float().log_softmax(-1)[:, subject.choice.answer].double().cpu().numpy()

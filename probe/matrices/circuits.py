@@ -9,6 +9,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from probe.scoring import rank_of
+
 NOTHING = 1e-12  # of the factors' sizes: what is left of a product that is 0
 
 
@@ -47,9 +49,7 @@ def product_norm(tall: Tensor, wide: Tensor) -> Tensor:
 
 def product_rank(tall: Tensor, wide: Tensor) -> Tensor:
     """Effective rank of tall wide: exp of the entropy of its singular values' shares."""
-    values = torch.linalg.svdvals(factor(tall) @ factor(wide.mT).mT)
-    shares = values / values.sum(-1, keepdim=True).clamp_min(1e-300)
-    return torch.exp(torch.special.entr(shares).sum(-1))
+    return rank_of(torch.linalg.svdvals(factor(tall) @ factor(wide.mT).mT))
 
 
 def readers(query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> dict[str, Tensor]:

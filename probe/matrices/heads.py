@@ -48,11 +48,14 @@ class HeadMaps(NamedTuple):
         it, its scale is not."""
         found = getattr(self, name) * self.norm.gain
         found = found - self.norm.centre * found.mean(-1, keepdim=True)
-        return found.repeat_interleave(len(self.query) // len(found), 0)
+        return self._each(found)
 
     def per_head(self, name: str) -> Tensor:
         """query, key or value, or a bias of theirs, for each query head."""
-        found: Tensor = getattr(self, name)
+        return self._each(getattr(self, name))
+
+    def _each(self, found: Tensor) -> Tensor:
+        """(kv head or head, …) -> (head, …)."""
         return found.repeat_interleave(len(self.query) // len(found), 0)
 
 

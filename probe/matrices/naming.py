@@ -80,10 +80,7 @@ class ParameterRoles:
 
     def effect(self, name: str) -> Effect:
         """What a parameter of a block has a part in."""
-        layer = self.layer(name)
-        if layer not in self._flows:
-            self._flows[layer] = Flow(self._model, self._anatomy, layer)
-        return self._flows[layer].effect(name)
+        return self.flow(self.layer(name)).effect(name)
 
     def flow(self, layer: int) -> Flow:
         """What parameters of a layer are tried with."""

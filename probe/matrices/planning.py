@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from probe.errors import BadOption
-from probe.patching.planning import parse_memory
+from probe.requests.groups import parse_memory
 from probe.sites import parse_places, resolve
 
 if TYPE_CHECKING:
@@ -49,8 +49,7 @@ def resolved(lm: LanguageModel, request: WeightSurvey) -> ResolvedSurvey:
                                              n_heads=anatomy.n_heads)]  # fmt: skip
     heads: dict[int, list[int]] = {}
     if "tokens" in looks:
-        place = parse_places(f"z@{request.heads}")
-        cells = resolve(place, n_layers=anatomy.n_layers, n_heads=anatomy.n_heads, has=anatomy.has)
+        cells = anatomy.cells(parse_places(f"z@{request.heads}"))
         heads = {cell.layer: list(cell.heads or ()) for cell in cells if cell.layer in layers}
     if request.offset and not {"heads", "tokens"} & set(looks):
         raise BadOption("--offset turns queries, and no QK circuit is asked for", hint="add --what heads or tokens")

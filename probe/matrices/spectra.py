@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from probe.scoring import rank_of
+
 ROWS = 4096  # of a matrix that are multiplied at once
 RELATIVE = 1e-7  # of the largest: what the square root of a float64 eigenvalue tells apart from 0
 
@@ -38,14 +40,12 @@ def singular_values(matrix: Tensor) -> Tensor:
 
 def spectrum(values: Tensor) -> Spectrum:
     """What the singular values say; of a matrix of zeros the ranks are 0 and the condition is infinite."""
-    total, largest = float(values.sum()), float(values[0])
+    largest = float(values[0])
     if not largest:
         return Spectrum(values, 0.0, 0.0, float("inf"))
-    shares = values[values > 0] / total
-    effective = float(torch.exp(-(shares * shares.log()).sum()))
     smallest = float(values[-1])
     condition = largest / smallest if smallest else float("inf")
-    return Spectrum(values, float(values.pow(2).sum()) / largest**2, effective, condition)
+    return Spectrum(values, float(values.pow(2).sum()) / largest**2, float(rank_of(values)), condition)
 
 
 class EntryStatistics(NamedTuple):

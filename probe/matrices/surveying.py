@@ -111,7 +111,7 @@ def _heads(run: Running, survey: ResolvedSurvey) -> None:
         else:
             whole += len(maps.absent) < len(CIRCUITS)
             reasons += [f"layer {layer}: {why}" for why in dict.fromkeys(maps.absent.values())]
-            if sums is not None:
+            if sums is not None and not run.writer.done(f"heads {layer}"):
                 run.write_all({"head_circuits": _circuits(maps, layer, *sums)}, unit=f"heads {layer}")
             if words is not None and survey.heads.get(layer) and not run.writer.done(f"tokens {layer}"):
                 run.write_all({"token_circuits": _tokens(run.lm, words, maps, layer, survey)}, unit=f"tokens {layer}")

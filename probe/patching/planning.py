@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,12 @@ from probe.patching.pairs import COLUMNS, Pair, PairTexts, make_pair, read_pairs
 from probe.patching.paths import PathGroup, path_groups
 from probe.patching.rewind_pairs import PARTING, RewindPair, rewind_pair
 from probe.requests import PatchSweep
+from probe.requests.groups import parse_memory
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 TOKENS = 256  # of a pass: more make no product faster on a CPU, and begin earlier than some rows need
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)i?b?\s*", re.IGNORECASE)
 ROW_BYTES = {"patches": 90, "prompts": 200, "tokens": 14, "patch_means": 60}
 
 
@@ -87,14 +85,6 @@ def _texts(one: Any) -> PairTexts:
     """A pair given in Python: a mapping, or a sequence of its texts."""
     found: list[Any] = [one.get(name) for name in COLUMNS] if isinstance(one, dict) else list(one)
     return PairTexts(*[*found, None, None][:4])
-
-
-def parse_memory(text: str | int | float) -> int:
-    """Bytes that a text such as `500MB` or `2GB` means. Raises `BadOption`."""
-    match = _SIZE.fullmatch(str(text))
-    if match is None or float(match[1]) == 0:
-        raise BadOption(f"'{text}' is no size of memory", hint="write 500MB or 2GB")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
 def rows_at_once(lm: LanguageModel, *, new: int, n: int, budget: int) -> int:

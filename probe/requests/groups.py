@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from probe.errors import BadOption
 from probe.requests.options import Option, plain
 
 FROM_TABLE = {"table": "prompts"}
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)i?b?\s*", re.IGNORECASE)
 KEPT = 100  # prompts that a manifest holds; the table `prompts` holds them all
 
 
@@ -79,6 +82,14 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
         except ValueError:
             found[name] = value
     return found
+
+
+def parse_memory(text: str | int | float) -> int:
+    """Bytes that a text such as `500MB` or `2GB` means. Raises `BadOption`."""
+    match = _SIZE.fullmatch(str(text))
+    if match is None or float(match[1]) == 0:
+        raise BadOption(f"'{text}' is no size of memory", hint="write 500MB or 2GB")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
 @dataclass(frozen=True, kw_only=True)

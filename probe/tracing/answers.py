@@ -101,12 +101,11 @@ class AnswerScorer:
             return []
         prompt = sequence.ids[: sequence.n_prompt]
         longest = max(len(one.ids) for one in laid)
-        change = self.lm.frequencies_change
         edited: Any = nullcontext()
         if self._edits:
             edited = applying(self.lm, self._edits, ids=prompt, n_prompt=len(prompt), longest=max(longest, len(prompt)))
         with edited:
-            if self._edits or (change is not None and longest > change.length):  # one row at a time
+            if self._edits or self.lm.sets_frequencies(longest):  # one row at a time
                 return [Prefix(self.lm, prompt[:base]).logprobs([one.ids[base:]])[0] for one in laid]
             return Prefix(self.lm, prompt[:base]).logprobs([one.ids[base:] for one in laid])
 

@@ -59,7 +59,7 @@ def run_trace(lm: LanguageModel, request: Trace) -> stores.Run:
         if seen.failed:
             _record_failed(seen.failed, run.writer)
         run.warn(*seen.notes, *(differences(lm, tracing.sampling) if request.generate else ()))
-        tokens = 1 if tracing.edits or _crosses(lm, seen.longest + request.generate) else request.batch_tokens
+        tokens = 1 if tracing.edits or lm.sets_frequencies(seen.longest + request.generate) else request.batch_tokens
         sequences = (one for one in encoded(lm, inputs, request) if isinstance(one, TokenSequence))
         done = 0
         for batch in batches(sequences, generate=request.generate, tokens=tokens):
@@ -119,12 +119,6 @@ def _record(
         for sequence in batch:
             sequence.restart()
             _record(lm, [sequence], tracing, scorer, writer, alone=False)
-
-
-def _crosses(lm: LanguageModel, longest: int) -> bool:
-    """Whether the longest text of a batch could set the rotary frequencies of the others."""
-    change = lm.frequencies_change
-    return change is not None and longest > change.length
 
 
 def _edited(lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing) -> AbstractContextManager[Any]:
