@@ -57,7 +57,7 @@ OBSERVED = (
         Column("choices", list_of(pa.string()), "the options to choose from, likewise", since=3),
         text("error", "why this prompt was not run; empty if it was"),
     ), verbs=("trace", "sample", "rewind", "importance", "answers", "speculate", "patch", "compare", "lens", "attribute",
-             "steer", "top", "means", "look", "heads"),
+             "steer", "top", "means", "look", "heads", "weights"),
        example="select prompt_id, n_tokens, perplexity, error from 'RUN/prompts.parquet'"),
     Table("tokens", "a position of a sequence", ("prompt_id", "branch", "pos"), (
         PROMPT, BRANCH, POS,
