@@ -1,4 +1,4 @@
-"""Answers that are sets of tokens, any of which will do."""
+"""Answers that are sets of tokens, any of which will do, or are followed to their last token."""
 
 from __future__ import annotations
 
@@ -31,3 +31,15 @@ class AnswerOptions:
                 raise BadOption(f"a token of the set {tokens!r} is empty", hint=SET_HINT)
         if (against, self.against_set) != (None, None) and (answer, self.answer_set) == (None, None):
             raise BadOption("against which answer?", hint=f"give --{name} or --answer-set too")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeAnswerOptions(AnswerOptions):
+    """The same, and whether all tokens of an answer are followed."""
+
+    whole_answer: Annotated[bool, Option("All tokens of an answer, each after those before it, not the first alone.")] = False
+
+    def check_whole(self, answer: str | None, against: str | None, *, name: str = "answer") -> None:
+        """Raises `BadOption` where no answer is a text that could have several tokens."""
+        if self.whole_answer and (answer, against) == (None, None):
+            raise BadOption("the tokens of a set are single", hint=f"--whole-answer is for --{name} and --against")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 
 from probe.errors import BadOption
 from probe.patterns import Pattern
-from probe.requests.answering import AnswerOptions
+from probe.requests.answering import WholeAnswerOptions
 from probe.requests.base import Request
 from probe.requests.groups import FileOptions, Seed, plain_prompts, plain_run, plain_texts, prompts_of
 from probe.requests.options import Option
@@ -29,7 +29,7 @@ Resume = Annotated[bool, Option("Complete the interrupted run at --run.", stored
 
 
 @dataclass(frozen=True)
-class Steer(AnswerOptions, FileOptions, Request):
+class Steer(WholeAnswerOptions, FileOptions, Request):
     """Which direction is added to which prompts, at which strengths, and what is measured after them."""
 
     command: ClassVar[str] = "steer"
@@ -45,7 +45,6 @@ class Steer(AnswerOptions, FileOptions, Request):
     ] = None  # fmt: skip
     answer: Annotated[str | None, Option("Measure the log-prob of this token after the prompt.")] = None
     against: Annotated[str | None, Option("Less the log-prob of this one.")] = None
-    whole_answer: Annotated[bool, Option("All tokens of an answer, each after those before it, not the first alone.")] = False
     matching: Annotated[str | None, Option("Or: whether what is written matches this regex.")] = None
     generate: Annotated[int, Option("Tokens that are written for --matching.", ("--generate", "-n"), minimum=1)] = 24
     strengths: Annotated[
@@ -69,8 +68,7 @@ class Steer(AnswerOptions, FileOptions, Request):
         if answered == (self.matching is not None) or (compared and not answered):
             raise BadOption("what is to be measured?", hint="give --answer (and --against), or --matching REGEX")
         self.check_answer(self.answer, self.against)
-        if self.whole_answer and (self.answer, self.against) == (None, None):
-            raise BadOption("the tokens of a set are single", hint="--whole-answer is for --answer and --against")
+        self.check_whole(self.answer, self.against)
         if self.controls < 1 or self.generate < 1:
             raise BadOption("a scan needs at least one control and one token", hint="as --controls 20 --generate 24")
         try:
