@@ -91,8 +91,10 @@ def _edits(ctx: Any, begun: str) -> Iterable[str]:
     from probe.sites import SITES
 
     place, equals, _ = begun.partition("=")
+    site = SITES.get(place.partition("@")[0])
     if equals:
-        return [f"{place}={one.name}{':' * (one.least > 0)}" for one in OPERATIONS.values()]
+        fit = [one for one in OPERATIONS.values() if site is None or one.use in site.uses]
+        return [f"{place}={one.name}{':' * (one.least > 0)}" for one in fit]
     changed = {site.name for site in SITES.values() if site.uses}
     return [value for value in _places(ctx, begun) if value.partition("@")[0] in changed]
 

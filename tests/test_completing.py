@@ -122,6 +122,7 @@ def test_places_and_edits() -> None:
     assert edits == {site.name for site in SITES.values() if site.uses}
     assert completed("probe rewind r --edit z@5=z") == ["z@5=zero"]
     assert "z@5=scale:" in completed("probe rewind r --edit z@5=")
+    assert completed("probe trace x --edit router@3.e5=") == [f"router@3.e5={op}" for op in ("ablate", "force", "weigh:")]
 
 
 def test_every_kind_that_is_declared_is_known() -> None:

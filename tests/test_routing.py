@@ -108,13 +108,13 @@ def test_the_load_of_a_file_is_counted_from_its_tokens(tmp_path: Path) -> None:
     assert run.manifest["summary"]["experts"][0]["most"] == int(counts.argmax())
 
 
-EDITS = ("ablate:{0}", "force:{0}", "ablate:{0},{1}", "weigh:{0}:0.5")
+EDITS = ((1, "ablate"), (1, "force"), (2, "ablate"), (1, "weigh:0.5"))  # of how many experts, and what becomes of them
 
 
-def by_hand(lm: Any, layer: int, family: str, op: str, start: int) -> Callable[..., Any]:
+def by_hand(family: str, experts: list[int], op: str, start: int) -> Callable[..., Any]:
     """A plain hook on the gate that computes its choice anew, by the family's rule, for tokens from `start` on."""
-    name, listed, *rest = op.split(":")
-    experts, factor = [int(one) for one in listed.split(",")], float(rest[0]) if rest else 1.0
+    name, *rest = op.split(":")
+    factor = float(rest[0]) if rest else 1.0
 
     def hook(gate: Any, args: Any, output: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         logits, weights, chosen = (one.clone() for one in output)
@@ -140,9 +140,10 @@ def test_experts_that_are_ablated_forced_or_weighed_are_what_a_plain_hook_makes(
     sink, _ = reading.captured(lm, [ids], [f"router@{layer}"])
     counts = torch.bincount(sink.routed[layer][0][0, 3:].flatten(), minlength=4)
     sometimes = [e for e in range(4) if 0 < counts[e] < len(ids) - 3]
-    for op in (one.format(*sometimes) for one in EDITS):
-        edits = parse_edits(lm, [f"router@{layer}:3..={op}"])
-        handle = gate.register_forward_hook(by_hand(lm, layer, family, op, 3))
+    for n, op in EDITS:
+        experts = sometimes[:n]
+        edits = parse_edits(lm, [f"router@{','.join(f'{layer}.e{one}' for one in experts)}:3..={op}"])
+        handle = gate.register_forward_hook(by_hand(family, experts, op, 3))
         wanted = reading.plain(lm, ids)
         handle.remove()
         with torch.no_grad(), applying(lm, edits, ids=ids) as applied:
@@ -160,12 +161,12 @@ def test_they_hold_while_a_model_decodes(tmp_path: Path) -> None:
     """What a plain hook on the gate makes the model say greedily, token by token, each from a whole forward."""
     lm = probe.load("tiny:mixtral")
     run = probe.trace(
-        lm, "abcdef Mary gh", generate=6, edit="router@1=ablate:0", capture="router@1", out=tmp_path / "run",
+        lm, "abcdef Mary gh", generate=6, edit="router@1.e0=ablate", capture="router@1", out=tmp_path / "run",
         sampling=probe.Sampling(temperature=0.0),
     )  # fmt: skip
     ids = list(lm.encode("abcdef Mary gh").ids)
     handle = lm.model.get_submodule(lm.anatomy.tap("router", 1).path).register_forward_hook(
-        by_hand(lm, 1, "mixtral", "ablate:0", 0)
+        by_hand("mixtral", [0], "ablate", 0)
     )
     for _ in range(6):
         ids.append(int(reading.plain(lm, ids)[-1].argmax()))
@@ -177,14 +178,22 @@ def test_they_hold_while_a_model_decodes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("edit", "what"),
-    [("router@1=ablate:9", "no expert 9"), ("router@1=ablate:0..2", "leaves 1 experts"), ("router@1=force:0..2", "only 2 are"),
-     ("router@1=weigh:1:1", "changes nothing"), ("router@1=zero", "cannot change 'router'"),
-     ("z@1=ablate:1", "cannot change 'z'"),
-     ("router@1=ablate:x", "names no experts"), ("router@1=force", "does not say what")],
+    [("router@1.e9=ablate", "no expert 9"), ("router@1.e0..2=ablate", "leaves 1 experts"), ("router@1=ablate", "leaves 0"),
+     ("router@1.e0..2=force", "only 2 are"), ("router@1.e1=weigh:1", "changes nothing"),
+     ("router@1=zero", "cannot change 'router'"), ("z@1=ablate", "cannot change 'z'"), ("mlp_out@1.e1=ablate", "no expert"),
+     ("router@1=ablate:1", "says too much"), ("router@1.e1=weigh", "does not say what")],
 )  # fmt: skip
 def test_an_edit_that_cannot_be_is_refused(edit: str, what: str) -> None:
     with pytest.raises(probe.ProbeError, match=what):
         parse_edits(probe.load("tiny:mixtral"), [edit])
+
+
+@pytest.mark.parametrize("text", ["router@1.e0..1=ablate", "router@1.e0,1.e2:3..=weigh:0.5", "router@-1.e-1=force"])
+def test_an_edit_reads_as_it_is_written(text: str) -> None:
+    lm = probe.load("tiny:mixtral")
+    (edit,) = parse_edits(lm, [text])
+    (again,) = parse_edits(lm, [str(edit)])
+    assert edit.cell == again.cell and str(again) == str(edit) == text.replace("-1.e-1", "2.e3")
 
 
 def planted() -> Any:
@@ -229,5 +238,5 @@ def test_a_planted_expert_is_found_by_where_tokens_go_and_what_its_absence_does(
             return float((reading.plain(lm, list(ids))[even].argmax(-1) == 65).float().mean())
 
     assert says([]) == 1.0
-    lost = {(layer, e): 1.0 - says([f"router@{layer}=ablate:{e}"]) for layer in range(3) for e in range(4)}
+    lost = {(layer, e): 1.0 - says([f"router@{layer}.e{e}=ablate"]) for layer in range(3) for e in range(4)}
     assert lost.pop((1, 2)) == 1.0 and set(lost.values()) == {0.0}

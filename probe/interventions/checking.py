@@ -16,7 +16,6 @@ from probe.errors import BadEdit, OutOfRange, SiteAbsent
 from probe.interventions.edits import Cut, Edit, Patch, Resample
 from probe.interventions.experts import AblateExperts, ExpertEdit, ForceExperts, WeighExperts, check_experts
 from probe.sites import SITES, Cell, parse_places
-from probe.sites.positions import listed
 
 if TYPE_CHECKING:
     from probe.anatomy import Anatomy
@@ -55,9 +54,7 @@ def check_cell(lm: LanguageModel, cell: Cell, op: str) -> None:
         raise OutOfRange(f"no head {missing[0]} of {site}@{layer}", hint=f"heads are 0..{found.n_heads - 1}")
     if (op in ROUTING) != ("route" in SITES[site].uses):
         what = f"'{op}' cannot change '{site}'"
-        raise BadEdit(what, hint="router@LAYER takes ablate:EXPERTS, force:EXPERTS and weigh:EXPERTS:FACTOR; others do not")
-    if op in ROUTING and cell.units is not None:
-        raise BadEdit(f"'{op}' names its experts itself", hint=f"write {site}@{layer}={op}:{listed(cell.units)}")
+        raise BadEdit(what, hint="router@LAYER.eEXPERT takes ablate, force and weigh:FACTOR; others do not")
     check_units(anatomy, cell)
     if op not in (Cut.op, *ROUTING) and "change" not in SITES[site].uses:
         hint = "cut:KEYS takes edges out; z@LAYER.HEAD=zero silences a head"

@@ -26,13 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class ExpertEdit(Edit):
-    """A change of what some experts of a layer's `router` do."""
+    """A change of what some experts of a layer's `router` do: those that its cell names, or all."""
 
-    experts: tuple[int, ...]
-
-    @property
-    def size(self) -> str:
-        return f":{','.join(map(str, self.experts))}"
+    def experts(self, n: int) -> list[int]:
+        """Their numbers, where the layer has n."""
+        return list(range(n) if self.cell.units is None else self.cell.units)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,20 +56,20 @@ class WeighExperts(ExpertEdit):
 
     @property
     def size(self) -> str:
-        return f"{super().size}:{self.factor!r}"
+        return f":{self.factor!r}"
 
 
 def check_experts(anatomy: Anatomy, edit: ExpertEdit) -> None:
     """Raises `BadEdit` for experts that the layer does not have, and where nothing could change or be chosen."""
     found = _experts(anatomy, edit.cell.layer)
-    n, k, named = found.n_experts, found.n_chosen, len(edit.experts)
-    if any(not 0 <= one < n for one in edit.experts) or not named:
-        raise BadEdit(f"{edit} names an expert that is not there", hint=f"experts are 0..{n - 1}")
+    n, k = found.n_experts, found.n_chosen
+    named = len(edit.experts(n))
     if isinstance(edit, AblateExperts) and n - named < k:
-        raise BadEdit(f"{edit} leaves {n - named} experts, and {k} are chosen for each token", hint="ablate fewer")
+        fewer = f"name fewer, as in router@{edit.cell.layer}.e0={edit.op}"
+        raise BadEdit(f"{edit} leaves {n - named} experts, and {k} are chosen for each token", hint=fewer)
     if isinstance(edit, ForceExperts) and (named > k or k == n):
         why = "all are chosen anyway" if k == n else f"only {k} are chosen for each token"
-        raise BadEdit(f"{edit} cannot be made: {why}", hint="weigh:EXPERT:FACTOR changes how much one counts")
+        raise BadEdit(f"{edit} cannot be made: {why}", hint="weigh:FACTOR changes how much they count")
 
 
 def _experts(anatomy: Anatomy, layer: int) -> Experts:
@@ -120,7 +118,7 @@ class ExpertEditor:
                 if isinstance(edit, ForceExperts) and logits:
                     continue
                 there = torch.zeros_like(value, dtype=torch.bool)
-                there[..., list(edit.experts)] = tokens[..., None]
+                there[..., edit.experts(value.shape[-1])] = tokens[..., None]
                 new = new.masked_fill(there, torch.inf if isinstance(edit, ForceExperts) else -torch.inf)
                 self._active.met[i] += int(tokens.sum())
             return new
@@ -135,7 +133,7 @@ class ExpertEditor:
             for i in members:
                 edit = self._active.edits[i]
                 assert isinstance(edit, WeighExperts), "only those are members"
-                mine = torch.isin(experts, torch.tensor(edit.experts, device=experts.device))
+                mine = torch.isin(experts, torch.tensor(edit.experts(found.n_experts), device=experts.device))
                 there = mine & self._tokens(i, weights)[..., None]
                 new = torch.where(there, new * edit.factor, new)
                 self._active.met[i] += int(there.sum())
@@ -187,6 +185,6 @@ def check_choice(model: nn.Module, anatomy: Anatomy, layer: int) -> None:
     if not gone or not bool((forced[experts.chosen] == least).any(-1).all()):
         raise SiteAbsent(
             f"the choice of experts of layer {layer} cannot be changed: '{router.path}' takes no largest few of its logits",
-            hint="weigh:EXPERT:FACTOR changes how much an expert counts",
+            hint="weigh:FACTOR changes how much an expert counts",
         )
     known.add(layer)

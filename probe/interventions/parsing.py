@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pkgutil import resolve_name
@@ -20,7 +19,6 @@ from probe.interventions.edits import Add, Cut, Edit, Mean, Noise, Patch, Projec
 from probe.interventions.experts import AblateExperts, ForceExperts, WeighExperts
 from probe.registries.edit_operations import OPERATIONS
 from probe.sites import Cell, Positions, parse_place, split_edit
-from probe.sites.positions import NUMBERS, parse_range
 from probe.store import Run, open_run
 from probe.store.activations import vectors
 
@@ -48,8 +46,7 @@ def parse_edits(
         if not operation.least <= len(args) <= operation.most or "" in args:
             few = len(args) < operation.least
             raise BadEdit(
-                f"'{text}' does not say what to {op}" if few else f"'{text}' says too much",
-                hint=f"write PLACE={operation.form}",
+                f"'{text}' does not say what to {op}" if few else f"'{text}' says too much", hint=f"write {operation.whole}"
             )
         make = resolve_name(operation.make)
         anatomy = lm.anatomy
@@ -154,27 +151,18 @@ def make_cut(opened: Opened, cell: Cell, args: tuple[str, ...]) -> Edit:
 
 
 def make_ablate(opened: Opened, cell: Cell, args: tuple[str, ...]) -> Edit:
-    return AblateExperts(cell, _experts(opened, cell, args[0]))
+    return AblateExperts(cell)
 
 
 def make_force(opened: Opened, cell: Cell, args: tuple[str, ...]) -> Edit:
-    return ForceExperts(cell, _experts(opened, cell, args[0]))
+    return ForceExperts(cell)
 
 
 def make_weigh(opened: Opened, cell: Cell, args: tuple[str, ...]) -> Edit:
-    factor = _number(args[1], f"weigh:{args[0]}:{args[1]}")
+    factor = _number(args[0], f"weigh:{args[0]}")
     if factor == 1.0:
-        raise BadEdit("a factor of 1 changes nothing", hint="weigh:5:0 takes expert 5 out of the sum, weigh:5:2 doubles it")
-    return WeighExperts(cell, _experts(opened, cell, args[0]), factor)
-
-
-def _experts(opened: Opened, cell: Cell, text: str) -> tuple[int, ...]:
-    """`5`, `2,5`, `0..3`, `-1`. Raises `BadPlace` and `OutOfRange`."""
-    found = opened.lm.anatomy.layers[cell.layer].experts
-    n = 0 if found is None else found.n_experts
-    if not all(re.fullmatch(NUMBERS, part) for part in text.split(",")):
-        raise BadEdit(f"'{text}' names no experts", hint="as in ablate:5, ablate:2,5 or ablate:0..3")
-    return tuple(sorted({one for part in text.split(",") for one in parse_range(part).of(n, "expert")}))
+        raise BadEdit("weigh:1 changes nothing", hint="weigh:0 takes an expert out of the sum, weigh:2 doubles it")
+    return WeighExperts(cell, factor)
 
 
 def _number(text: str, what: str) -> float:

@@ -6,24 +6,31 @@ An operation is one row here and the class and function that it names.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
 class Operation:
     """One change of an activation. form: how it is written, optional arguments in brackets. make: "module:function", called
-    with what the edits of a command share, the cell and the arguments; gives an `Edit`. rest: the last argument may hold
-    colons of its own.
+    with what the edits of a command share, the cell and the arguments; gives an `Edit`. use: which of the uses of a site it
+    is. rest: the last argument may hold colons of its own.
     """
 
     form: str
     help: str
     make: str
+    use: Literal["change", "cut", "route"] = "change"
     rest: bool = False
 
     @property
     def name(self) -> str:
         """The word before the first argument."""
         return self.form.partition(":")[0].partition("[")[0]
+
+    @property
+    def whole(self) -> str:
+        """The edit in which it stands."""
+        return f"{'router@LAYER.eEXPERT' if self.use == 'route' else 'PLACE'}={self.form}"
 
     @property
     def least(self) -> int:
@@ -52,19 +59,17 @@ OPERATIONS: dict[str, Operation] = {one.name: one for one in (
     ),
     Operation(
         "cut:KEYS", "positions of a pattern, as queries, no longer see these keys: −inf before the softmax",
-        f"{_IN}:make_cut", rest=True,
+        f"{_IN}:make_cut", use="cut", rest=True,
+    ),
+    Operation("ablate", "experts `router@3.e5`: never chosen: logits of −inf before the choice", f"{_IN}:make_ablate",
+              use="route"),
+    Operation(
+        "force", "experts: always chosen, in the place of the last, with the weights that their own logits give",
+        f"{_IN}:make_force", use="route",
     ),
     Operation(
-        "ablate:EXPERTS", "of a router: these experts (5 or 2,5 or 0..3) are never chosen: logits of −inf before the choice",
-        f"{_IN}:make_ablate",
-    ),
-    Operation(
-        "force:EXPERTS", "of a router: always chosen, in the place of the last, with the weights that their own logits give",
-        f"{_IN}:make_force",
-    ),
-    Operation(
-        "weigh:EXPERTS:FACTOR", "of a router: where they are chosen, their weights in the sum times the factor",
-        f"{_IN}:make_weigh",
+        "weigh:FACTOR", "experts: where they are chosen, their weights in the sum times the factor", f"{_IN}:make_weigh",
+        use="route",
     ),
 )}  # fmt: skip
 
