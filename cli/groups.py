@@ -154,8 +154,8 @@ class NamedModel(ModelSource):
 
 
 @dataclass(frozen=True)
-class MatrixLoading(NamedModel, Weights):
-    """The model whose weights are looked at."""
+class NamedLoading(NamedModel, Weights):
+    """The model that a command is about, where it runs, and what is put on it."""
 
     def load(self, progress: Progress | None) -> LanguageModel:
         """The model of these options."""

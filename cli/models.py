@@ -9,7 +9,7 @@ import typer
 
 from .command import with_options
 from .completing import completed
-from .groups import NamedModel, Output, PlacementOptions, Watching, load
+from .groups import NamedLoading, NamedModel, Output, Watching
 from .terminal import show_document
 
 if TYPE_CHECKING:
@@ -98,11 +98,11 @@ def rm(name: Made, output: Output) -> None:
 
 @app.command("show")
 @with_options
-def show(named: NamedModel, placement: PlacementOptions, output: Output) -> None:
+def show(loading: NamedLoading, output: Output) -> None:
     """Show a model's identity, its sizes, its tokenizer, and in brief what was found in it."""
     from .describe import facts, show_facts
 
-    found = facts(_load(named, placement))
+    found = facts(_load(loading))
     if output.as_json:
         show_document(found)
     else:
@@ -111,11 +111,11 @@ def show(named: NamedModel, placement: PlacementOptions, output: Output) -> None
 
 @app.command("check")
 @with_options
-def check(named: NamedModel, output: Output) -> None:
+def check(loading: NamedLoading, output: Output) -> None:
     """Show what was found in each layer (module, equation, residual error), and what was not and why."""
     from .describe import show_anatomy
 
-    lm = _load(named)
+    lm = _load(loading)
     if output.as_json:
         show_document({"model": lm.name, "anatomy": lm.anatomy.to_dict()})
     else:
@@ -124,11 +124,11 @@ def check(named: NamedModel, output: Output) -> None:
 
 @app.command("sites")
 @with_options
-def sites(named: NamedModel, output: Output, place: PlaceText = None) -> None:
+def sites(loading: NamedLoading, output: Output, place: PlaceText = None) -> None:
     """List the sites that a model has (or those that match a place), with shapes and bytes per token."""
     from .describe import show_sites, site_rows, sums
 
-    lm = _load(named)
+    lm = _load(loading)
     rows = site_rows(lm, place)
     equations = sums(lm.anatomy) if place is None else []
     if output.as_json:
@@ -137,9 +137,9 @@ def sites(named: NamedModel, output: Output, place: PlaceText = None) -> None:
         show_sites(rows, equations)
 
 
-def _load(named: NamedModel, *placement: PlacementOptions) -> LanguageModel:
+def _load(loading: NamedLoading) -> LanguageModel:
     with Watching().progress() as report:
-        return load(named.model, named, *placement, progress=report)
+        return loading.load(report)
 
 
 def _size(folder: Path) -> int:

@@ -8,7 +8,7 @@ import typer
 
 from .command import with_options
 from .completing import completed
-from .groups import ModelSource, Output, PlacementOptions, Watching, load
+from .groups import Output, Watching, Weights, load
 from .terminal import show_document
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ Names = Annotated[
 
 
 @with_options
-def command(source: ModelSource, placement: PlacementOptions, output: Output, watching: Watching, models: Names = None) -> None:
+def command(weights: Weights, output: Output, watching: Watching, models: Names = None) -> None:
     """Check the laws of the instrument on models: what should be zero, and how far from it it is."""
     from probe.errors import ProbeError
     from probe.laws import laws
@@ -36,7 +36,7 @@ def command(source: ModelSource, placement: PlacementOptions, output: Output, wa
     with watching.progress() as report:
         for name in names:
             try:
-                found[name] = list(laws(load(name, source, placement, progress=report), report))
+                found[name] = list(laws(load(name, weights, progress=report), report))
             except ProbeError as error:
                 if len(names) == 1:
                     raise

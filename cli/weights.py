@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
+from probe.errors import BadOption
 from probe.registries.weight_operations import weight_edit_help
 from probe.requests import Option, WeightSurvey
 
 from .command import Begun, with_options
-from .groups import MatrixLoading, Planning, Showing
+from .groups import NamedLoading, Planning, Showing
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,12 @@ class WeightEditing:
 
 @with_options
 def command(
-    begun: Begun[WeightSurvey], editing: WeightEditing, loading: MatrixLoading, planning: Planning, showing: Showing
+    begun: Begun[WeightSurvey], editing: WeightEditing, loading: NamedLoading, planning: Planning, showing: Showing
 ) -> None:
     """Look at a model's weights, without a text: matrices, norms, heads' circuits, and how heads compose."""
     request = begun.build()
     if editing.edit_weights:
+        _check_alone(request)
         _edit(editing, request, loading, planning, showing)
         return
     from probe.matrices import plan_weights, run_weights
@@ -49,7 +51,18 @@ def command(
     show_run(run, "weights", showing, show_weights)
 
 
-def _edit(editing: WeightEditing, request: WeightSurvey, loading: MatrixLoading, planning: Planning, showing: Showing) -> None:
+def _check_alone(request: WeightSurvey) -> None:
+    """Raises `BadOption` for what is asked of a look: an edit takes none."""
+    plain = WeightSurvey().arguments()
+    said = [name for name, value in request.arguments().items() if value != plain[name]]
+    if said or request.resume:
+        raise BadOption(
+            f"--edit-weights writes a patch and looks at nothing: --{(said or ['resume'])[0]} has no part in it",
+            hint="leave it out, or look at the edited weights: probe weights MODEL --weights-patch FILE",
+        )
+
+
+def _edit(editing: WeightEditing, request: WeightSurvey, loading: NamedLoading, planning: Planning, showing: Showing) -> None:
     """Write the patch, or only find out what it would change."""
     if request.out is None and not planning.dry_run:
         raise typer.BadParameter("--edit-weights writes a file: name it with -o FILE.safetensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import probe
 from probe.errors import BadEdit, BadModel, ProbeError, RunError, SiteAbsent, StorageFull
-from probe.interventions import applying, parse_edits
+from probe.interventions import applying, parse_edits, save_direction
 from probe.language_model import LanguageModel, model_of
 from probe.language_model.patched_weights import patched
 from probe.language_model.weights_patch import load_patch
@@ -77,7 +78,7 @@ def test_a_neuron_zeroed_in_the_weights_no_longer_writes(family: str, models: di
     handle = lm.model.get_submodule(tap.path).register_forward_pre_hook(silent)
     wanted = logits(lm)
     handle.remove()
-    with patched(lm, make_patch(lm, "mlp_post@1.n3,5..6=zero")) as (patch,):
+    with patched(lm, make_patch(lm, "mlp_post@1.n3,1.n5..6=zero")) as (patch,):
         torch.testing.assert_close(logits(lm), wanted, atol=2e-5, rtol=1e-4)
         assert sorted(patch.changes[0].index.tolist()) == [3, 5, 6] and patch.changes[0].left is None
     assert (wanted - logits(lm)).abs().max() > 1e-3
@@ -203,6 +204,52 @@ def test_base_against_patched(models: dict[str, LanguageModel], tmp_path: Path, 
     assert done.returncode == 1 and done.stderr.startswith("error: ")
 
 
+def test_a_patch_in_memory_is_checked_as_a_file_is(models: dict[str, LanguageModel], tmp_path: Path) -> None:
+    lm = models["llama"]
+    patch = make_patch(lm, "z@1.1=zero")
+    assert patch.sha256 == edit_weights(lm, "z@1.1=zero", tmp_path / "p").sha256 == load_patch(tmp_path / "p").sha256
+    assert patch.sha256 != make_patch(lm, "z@1.2=zero").sha256
+    with pytest.raises(BadModel, match="made for 'tiny:llama'"), patched(models["gemma2"], patch):
+        pass
+    (change,) = patch.changes
+    for wrong, says in (({"index": torch.tensor([999])}, "index"), ({"factor": float("nan")}, "not numbers")):
+        with pytest.raises(BadModel, match=says), patched(lm, replace(patch, changes=(replace(change, **wrong),))):
+            pass
+    with patched(lm, patch):
+        second = make_patch(lm, "z@1.0=zero")
+    with pytest.raises(BadModel, match="on top of another patch"), patched(lm, second):
+        pass
+
+
+def test_what_was_made_without_a_patch_is_of_another_model(models: dict[str, LanguageModel], tmp_path: Path) -> None:
+    lm, file = models["llama"], tmp_path / "v.safetensors"
+    run = probe.trace(lm, "abcd", capture="resid_post@1")
+    vector = torch.ones(lm.anatomy.d_model)
+    texts = (f"resid_post@1:last=add:{file}", "resid_post@1:last=patch:r")
+    save_direction(file, lm, vector, site="resid_post", layer=1)
+    assert len(parse_edits(lm, texts, runs={"r": run})) == 2
+    with patched(lm, make_patch(lm, "z@1.1=zero")):
+        for text in texts:
+            with pytest.raises(BadEdit, match="another model, 'tiny:llama'") as caught:
+                parse_edits(lm, [text], runs={"r": run})
+            assert "tiny:llama + edited weights" in caught.value.hint
+        save_direction(file, lm, vector, site="resid_post", layer=1)
+        assert len(parse_edits(lm, texts[:1])) == 1
+    with pytest.raises(BadEdit, match="'tiny:llama \\+ edited weights'"):
+        parse_edits(lm, texts[:1])
+
+
+def test_every_command_that_loads_a_model_takes_patches(models: dict[str, LanguageModel], tmp_path: Path, shell: Any) -> None:
+    edit_weights(models["llama"], "z@1.1=zero", tmp_path / "p")
+    for words in (["models", "show"], ["models", "check"], ["models", "sites"], ["selftest"]):
+        done = shell(*words, "tiny:llama", "--weights-patch", "p", "--json")
+        assert done.returncode == 0, done.stderr
+        done = shell(*words, "tiny:gpt2", "--weights-patch", "p")
+        assert done.returncode == 1 and "made for 'tiny:llama'" in done.stderr
+    done = shell("weights", "tiny:llama", "--edit-weights", "z@1.1=zero", "--what", "norms", "-o", "q")
+    assert done.returncode == 1 and "--what has no part in it" in done.stderr and not (tmp_path / "q").exists()
+
+
 def test_patches_on_patches(tmp_path: Path) -> None:
     first, second = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
     lm = probe.load("tiny:llama")
@@ -220,6 +267,7 @@ def test_patches_on_patches(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "kind", "match"), [
     ("z@99.0=zero", ProbeError, "99"), ("z@1.77=zero", ProbeError, "77"), ("mlp_post@1.n99999=zero", ProbeError, "99999"),
     ("model.norm.wait=zero", BadEdit, "is no parameter"), ("*.nothing=zero", BadEdit, "matches"),
+    ("mlp_post@1.n3,5=zero", ProbeError, "5"), ("z@1.n1=zero", ProbeError, "no neurons"),
     ("z@1.1:last=zero", BadEdit, "positions"), ("resid_post@1=zero", BadEdit, "no column of one matrix"),
     ("z@1.1=zap", BadEdit, "unknown change"), ("z@1.1=scale", BadEdit, "does not say"),
     ("z@1.1=scale:nan", BadEdit, "not a number"),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from probe import durable
 from probe.errors import BadEdit
+from probe.language_model.model import title_of
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 NAME = "direction"
 _KEY = "probe_direction"
 _SAME = ("files", "class", "parameters")  # what two identities must share to be one model; the name, dtype and device need not
+_PUT_ON = ("adapter", "weights_patch")  # and what was put on its weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,26 +84,35 @@ def load_direction(path: Path | str, *, lm: LanguageModel | None = None) -> Dire
     direction = Direction(vector, about.get("model", {}), *made_at, about.get("made", ""))
     _check(direction, len(vector), str(path))
     if lm is not None and direction.model and not is_same_model(direction.model, lm.identity):
-        raise BadEdit(
-            f"'{path}' was made with another model, '{direction.model.get('name')}'", hint=f"make it with '{lm.name}'"
-        )
+        raise BadEdit(f"'{path}' was made with another model, '{title_of(direction.model)}'", hint=f"make it with '{lm.title}'")
     return direction
 
 
 def _readable(about: Any) -> bool:
     """Whether a file's words about itself are of the kinds that `save_direction` writes."""
     kinds = {"model": dict, "site": str, "layer": int, "head": int | None, "made": str}
-    return isinstance(about, dict) and all(isinstance(about[key], kind) for key, kind in kinds.items() if key in about)
+    if not isinstance(about, dict) or not all(isinstance(about[key], kind) for key, kind in kinds.items() if key in about):
+        return False
+    model = about.get("model", {})
+    patches = model.get("weights_patch") or []
+    return isinstance(model.get("adapter") or {}, dict) and all(isinstance(one, dict) and "sha256" in one for one in patches)
 
 
 def same_model(identity: Mapping[str, Any]) -> dict[str, Any]:
     """The part of an identity that says which model it is, and its name."""
-    return {name: identity.get(name) for name in ("name", *_SAME)}
+    return {name: identity[name] for name in ("name", *_SAME, *_PUT_ON) if name in identity}
 
 
 def is_same_model(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two identities are of the same weights: by their hashes, or, where there are none, by class and size."""
-    return all(one.get(name) == other.get(name) for name in _SAME)
+    """Whether two identities are of the same weights: by their hashes, or, where there are none, by class and size; with the
+    same adapter and the same patches, wherever their files lie."""
+    return all(one.get(name) == other.get(name) for name in _SAME) and _put_on(one) == _put_on(other)
+
+
+def _put_on(identity: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """What the adapter's files hold, and the patches."""
+    patches = [str(patch["sha256"]) for patch in identity.get("weights_patch") or []]
+    return (identity.get("adapter") or {}).get("files"), patches
 
 
 def _check(direction: Direction, width: int, place: str) -> None:

@@ -17,6 +17,7 @@ from probe.interventions.checking import check_cell, check_edits
 from probe.interventions.directions import is_same_model, load_direction
 from probe.interventions.edits import Add, Cut, Edit, Mean, Noise, Patch, Project, Resample, Scale, Zero
 from probe.interventions.experts import AblateExperts, ForceExperts, WeighExperts
+from probe.language_model.model import title_of
 from probe.registries.edit_operations import OPERATIONS
 from probe.sites import Cell, Positions, parse_place, split_edit
 from probe.store import Run, open_run
@@ -179,7 +180,7 @@ def check_run(lm: LanguageModel, run: Run, name: str) -> None:
     """Raises `BadEdit` for a run of another model."""
     model = run.manifest.get("model") or {}
     if not is_same_model(model, lm.identity):
-        raise BadEdit(f"'{name}' is a run of another model, '{model.get('name')}'", hint=f"make one with '{lm.name}'")
+        raise BadEdit(f"'{name}' is a run of another model, '{title_of(model)}'", hint=f"make one with '{lm.title}'")
 
 
 def prompts_of(run: Run) -> list[int]:

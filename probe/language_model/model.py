@@ -48,6 +48,13 @@ class Rendered(NamedTuple):
     notes: list[str]
 
 
+def title_of(identity: Mapping[str, Any]) -> str:
+    """The name of a model of this identity, with those of the adapter and of the patches that are on its weights."""
+    adapter = identity.get("adapter")
+    added = [*([adapter] if adapter else []), *(identity.get("weights_patch") or [])]
+    return " + ".join([str(identity.get("name")), *(PurePath(one.get("path") or "edited weights").name for one in added)])
+
+
 class LanguageModel:
     """Hugging Face's own `model` (evaluating, no gradients) and `tokenizer`, untouched, under one name."""
 
@@ -66,9 +73,7 @@ class LanguageModel:
     @property
     def title(self) -> str:
         """The name, with those of the adapter that was merged in and of the patches that are on the weights, if any are."""
-        adapter = self._origin.get("adapter")
-        added = [adapter, *self._patches] if adapter else [*self._patches]
-        return " + ".join([self.name, *(PurePath(one["path"] or "edited weights").name for one in added)])
+        return title_of({**self._origin, "name": self.name, "weights_patch": self._patches})
 
     @property
     def patches(self) -> tuple[dict[str, Any], ...]:

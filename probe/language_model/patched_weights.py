@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from probe.errors import BadModel
-from probe.language_model.weights_patch import WeightChange, WeightsPatch, load_patch, parameter_of
+from probe.language_model.weights_patch import WeightChange, WeightsPatch, check_patch, load_patch, parameter_of
 
 if TYPE_CHECKING:
     from probe.language_model.model import LanguageModel
@@ -108,7 +108,8 @@ def patched(lm: LanguageModel, *files: Path | str | WeightsPatch) -> Iterator[tu
         try:
             loaded = []
             for file in files:
-                patch = file if isinstance(file, WeightsPatch) else load_patch(file, lm=lm)
+                patch = file if isinstance(file, WeightsPatch) else load_patch(file)
+                check_patch(patch, lm)
                 undo.apply(patch.changes)
                 lm.patches = (*lm.patches, patch.identity)
                 loaded.append(patch)

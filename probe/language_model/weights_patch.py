@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,8 @@ class WeightChange:
 
 @dataclass(frozen=True, eq=False)
 class WeightsPatch:
-    """Changes in their order; the edits as they were typed; the model that they were made for. path, sha256: of the file."""
+    """Changes in their order; the edits as they were typed; the model that they were made for. path: of the file, empty in
+    memory. sha256: of what is in the file, or would be."""
 
     changes: tuple[WeightChange, ...]
     edits: tuple[str, ...]
@@ -79,6 +80,22 @@ def made_for(lm: LanguageModel) -> dict[str, Any]:
 
 def save_patch(path: Path | str, patch: WeightsPatch) -> WeightsPatch:
     """Write a patch, replacing a file that is there; gives it with its path and hash. Raises `StorageFull`."""
+    data = _written(patch)
+    target = Path(path).expanduser().absolute()
+    try:
+        durable.write_bytes(target, data)
+    except StorageFull as error:
+        raise StorageFull(error.message, hint="free some space, or name another file, and run it again") from error
+    return replace(patch, path=str(target), sha256=hashlib.sha256(data).hexdigest())
+
+
+def hashed(patch: WeightsPatch) -> WeightsPatch:
+    """A patch in memory with the hash that its file would have."""
+    return replace(patch, sha256=hashlib.sha256(_written(patch)).hexdigest())
+
+
+def _written(patch: WeightsPatch) -> bytes:
+    """What stands in the file; the same for the same patch: safetensors would write two entries of metadata in any order."""
     from safetensors.torch import save
 
     tensors, rows = {}, []
@@ -95,13 +112,7 @@ def save_patch(path: Path | str, patch: WeightsPatch) -> WeightsPatch:
         "version": VERSION, "changes": rows, "edits": list(patch.edits), "made_for": dict(patch.made_for),
         "notes": list(patch.notes),
     }  # fmt: skip
-    data = save(tensors, metadata={_KEY: json.dumps(about), "format": "pt"})
-    target = Path(path).expanduser().absolute()
-    try:
-        durable.write_bytes(target, data)
-    except StorageFull as error:
-        raise StorageFull(error.message, hint="free some space, or name another file, and run it again") from error
-    return WeightsPatch(patch.changes, patch.edits, patch.made_for, patch.notes, str(target), hashlib.sha256(data).hexdigest())
+    return save(tensors, metadata={_KEY: json.dumps(about)})
 
 
 def load_patch(path: Path | str, *, lm: LanguageModel | None = None) -> WeightsPatch:
@@ -136,7 +147,7 @@ def load_patch(path: Path | str, *, lm: LanguageModel | None = None) -> WeightsP
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise BadModel(f"'{path}' is a damaged weights patch: {error}", hint="make it again") from error
     if lm is not None:
-        _check_model(patch, lm)
+        check_patch(patch, lm)
     return patch
 
 
@@ -148,7 +159,16 @@ def _change(row: Mapping[str, Any], i: int, tensors: Mapping[str, Tensor]) -> We
         str(row["parameter"]), shape, int(row["edit"]), left, right, float(row.get("factor", 1.0)),
         float(row.get("shift", 0.0)), int(row.get("axis", 0)), index,
     )  # fmt: skip
-    if (left is None) != (right is None) or (left is None and "factor" not in row):
+    if left is None and "factor" not in row:
+        raise ValueError(f"the change of '{change.parameter}' lacks its numbers")
+    _check_change(change)
+    return change
+
+
+def _check_change(change: WeightChange) -> None:
+    """Raises `ValueError` where its numbers are none, or do not fit together."""
+    shape, left, right, index = change.shape, change.left, change.right, change.index
+    if (left is None) != (right is None):
         raise ValueError(f"the change of '{change.parameter}' lacks its numbers")
     if left is not None and right is not None:
         if len(shape) != 2 or left.ndim != 2 or right.ndim != 2 or (len(left), len(right)) != shape:
@@ -164,12 +184,16 @@ def _change(row: Mapping[str, Any], i: int, tensors: Mapping[str, Tensor]) -> We
         or not 0 <= int(index.min()) <= int(index.max()) < shape[change.axis]
     ):  # fmt: skip
         raise ValueError(f"the change of '{change.parameter}' is at an index that it does not have")
-    return change
 
 
-def _check_model(patch: WeightsPatch, lm: LanguageModel) -> None:
-    """Raises `BadModel` for a model that the patch was not made for."""
-    own, name = made_for(lm), Path(patch.path).name
+def check_patch(patch: WeightsPatch, lm: LanguageModel) -> None:
+    """Raises `BadModel` for changes that are none, and for a model that the patch was not made for."""
+    own, name = made_for(lm), Path(patch.path).name or "the patch"
+    try:
+        for change in patch.changes:
+            _check_change(change)
+    except ValueError as error:
+        raise BadModel(f"'{name}' is damaged: {error}", hint="make it again") from error
     other = [key for key in (*_SAME, "adapter") if patch.made_for.get(key) != own[key]]
     if other:
         raise BadModel(

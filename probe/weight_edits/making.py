@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from probe.errors import BadEdit
 from probe.language_model.patched_weights import changing
-from probe.language_model.weights_patch import WeightChange, WeightsPatch, made_for, parameter_of, save_patch
+from probe.language_model.weights_patch import WeightChange, WeightsPatch, hashed, made_for, parameter_of, save_patch
 from probe.registries.weight_operations import WEIGHT_OPERATIONS
 from probe.sites.positions import parse_range
 from probe.weight_edits.targets import EditedMatrix, input_axis, targets
@@ -55,7 +55,7 @@ def make_patch(lm: LanguageModel, edits: str | Iterable[str]) -> WeightsPatch:
                     )
                 found.append(WeightChange(**{**vars(change), "edit": i}))
                 notes += _shared(lm.model, change.parameter)
-    return WeightsPatch(tuple(found), tuple(texts), made_for(lm), tuple(dict.fromkeys(notes)))
+    return hashed(WeightsPatch(tuple(found), tuple(texts), made_for(lm), tuple(dict.fromkeys(notes))))
 
 
 def _made(lm: LanguageModel, text: str) -> list[WeightChange]:

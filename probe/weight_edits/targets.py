@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from probe.errors import BadEdit, OutOfRange, SiteAbsent
+from probe.errors import BadEdit, SiteAbsent
 from probe.language_model.weights_patch import parameter_of
-from probe.sites import SITES, parse_place, resolve
-from probe.sites.positions import EVERYWHERE, NUMBERS, parse_range
+from probe.sites import SITES, parse_place
+from probe.sites.positions import EVERYWHERE
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
-_NEURONS = re.compile(rf"mlp_post@(?P<layers>{NUMBERS})\.n(?P<units>{NUMBERS}(?:,{NUMBERS})*)")
 _READERS = ("z", "mlp_post")  # sites that one matrix reads, column by column
 
 
@@ -79,26 +78,21 @@ def targets(lm: LanguageModel, where: str) -> list[EditedMatrix]:
 
 
 def _of_place(lm: LanguageModel, where: str) -> list[EditedMatrix]:
-    anatomy, neurons = lm.anatomy, _NEURONS.fullmatch(where)
-    place = parse_place(f"mlp_post@{neurons['layers']}" if neurons else where)
+    anatomy, place = lm.anatomy, parse_place(where)
     if place.positions != EVERYWHERE:
         raise BadEdit(f"'{where}' names positions, and weights are the same at all", hint="leave them out, or use --edit")
     if place.site not in _READERS:
         raise BadEdit(f"'{place.site}' is no column of one matrix", hint=f"{' and '.join(_READERS)} are; or name the parameter")
+    for part in place.parts:
+        if part.layers.one:
+            anatomy.site(place.site, part.layers.low or 0)  # raises with the reason where it is absent
     found = []
-    for cell in resolve([place], n_layers=anatomy.n_layers, n_heads=anatomy.n_heads, has=anatomy.has):
-        location = anatomy.site(cell.site, cell.layer)  # raises where it is absent
+    for cell in anatomy.cells([place]):
+        location = anatomy.site(cell.site, cell.layer)
         parameter, axis, shape = _reading(lm, cell.site, cell.layer)
-        index: list[int] = []
-        if cell.heads is not None and len(cell.heads) < location.n_heads:
-            missing = [h for h in cell.heads if not 0 <= h < location.n_heads]
-            if missing:
-                raise OutOfRange(f"no head {missing[0]}", hint=f"heads are 0..{location.n_heads - 1}")
-            index = [h * location.width + i for h in cell.heads for i in range(location.width)]
-        elif neurons:
-            ranges = [parse_range(part) for part in neurons["units"].split(",")]
-            index = sorted({i for one in ranges for i in one.of(shape[axis], "neuron")})
-        found.append(EditedMatrix(parameter, shape, axis, torch.tensor(index) if index else None, parameter.rpartition(".")[0]))
+        members = cell.units if cell.heads is None or len(cell.heads) == location.n_heads else cell.heads
+        own = None if members is None else location.by_head(torch.arange(shape[axis]))[list(members)].flatten()
+        found.append(EditedMatrix(parameter, shape, axis, own, parameter.rpartition(".")[0]))
     return found
 
 
