@@ -87,6 +87,15 @@ class Contrast(NamedTuple):
         return (other,) if other[: len(one)] == one else (one, other)
 
     @property
+    def reads(self) -> tuple[int, ...]:
+        """How many of the last logits are read of each of the continuations: the text's own, and those of its tail."""
+        return tuple(1 + len(tail) for tail in self.tails)
+
+    def by_continuation(self, scores: Tensor) -> tuple[Tensor, ...]:
+        """scores (…, read, d_vocab), what is read of all continuations one after the other -> (…, step, d_vocab) for each."""
+        return scores.split(self.reads, dim=-2)
+
+    @property
     def rows(self) -> tuple[int, int]:
         """In which of the continuations answer and against are read."""
         return 0, len(self.tails) - 1

@@ -32,7 +32,7 @@ def loaded(family: str) -> LanguageModel:
 
 def difference(lm: LanguageModel) -> Callable[[Tensor], Tensor]:
     a, b = lm.ids_of("a")[0], lm.ids_of("b")[0]
-    return lambda logits: logits[:, a].double() - logits[:, b].double()
+    return lambda logits: logits[:, -1, a].double() - logits[:, -1, b].double()
 
 
 def texts(lm: LanguageModel) -> tuple[list[int], list[int]]:
@@ -66,7 +66,7 @@ def test_slopes_are_those_of_autograd_by_hand_in_float64() -> None:
     for i, block in enumerate(blocks):
         for site, module in (("attn_out", block.attn), ("mlp_out", block.mlp), ("z", block.attn.c_proj), ("resid_post", block)):
             handles.append(module.register_forward_hook(keep((site, i))))
-    metric = difference(lm)(model(torch.tensor([corrupt])).logits[:, -1])[0]
+    metric = difference(lm)(model(torch.tensor([corrupt])).logits)[0]
     metric.backward()
     for handle in handles:
         handle.remove()
@@ -99,7 +99,7 @@ def test_slopes_are_finite_differences(family: str) -> None:
                 new = read.values[site, layer] + sign * (other[site, layer] - read.values[site, layer])
                 edit = Patch(Cell(site, layer, None, Positions((str(p),))), new[p : p + 1])
                 with torch.no_grad(), applying(lm, [edit], ids=ids):
-                    moved.append(float(metric(lm.model(ids).logits[:, -1])))
+                    moved.append(float(metric(lm.model(ids).logits)))
             wanted, found = (moved[0] - moved[1]) / (2 * step), float(change[p].sum())
             assert found == pytest.approx(wanted, rel=0.05, abs=5e-3), (site, layer, p)
             checked += abs(wanted) > 0.01
@@ -113,7 +113,7 @@ def test_slopes_hold_under_edits() -> None:
     edited = slopes(lm, corrupt, [("resid_pre", 1)], difference(lm), edits=[Scale(cell, 0.5)])
     plain = slopes(lm, corrupt, [("resid_pre", 1)], difference(lm))
     with torch.no_grad(), applying(lm, [Scale(cell, 0.5)], ids=torch.tensor([corrupt])):
-        wanted = lm.model(torch.tensor([corrupt])).logits[0, -1]
+        wanted = lm.model(torch.tensor([corrupt])).logits[0, -1:]
     torch.testing.assert_close(edited.logits, wanted, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(edited.slopes["resid_pre", 1], plain.slopes["resid_pre", 1], rtol=0.01)
 
@@ -162,14 +162,14 @@ def test_each_metric_is_estimated_by_its_own_slope(metric: str) -> None:
     from probe.targets import Contrast, token_target
 
     target = Contrast(token_target(lm, lm.ids_of("a")[0]), token_target(lm, lm.ids_of("b")[0]))
-    far = logprobs_of(values(lm, clean, []).logits)
+    far = logprobs_of(values(lm, clean, []).logits[0])
     read = slopes(lm, corrupt, [("resid_pre", 1)], measure_of(metric, target, far))
     step = 1e-3 * torch.randn(read.values["resid_pre", 1].shape, generator=torch.Generator().manual_seed(0))
     cell = Cell("resid_pre", 1, None, Positions())
     ids, ends = torch.tensor([corrupt]), []
     for sign in (1, -1):
         with torch.no_grad(), applying(lm, [Patch(cell, read.values["resid_pre", 1] + sign * step)], ids=ids):
-            ends.append(read_out(lm.model(ids).logits[:, -1], target, far).of(metric)[0])
+            ends.append(read_out(lm.model(ids).logits[:, -1:], target, far).of(metric)[0])
     estimated_change = float(estimated(read, ("resid_pre", 1), read.values["resid_pre", 1] + step).sum())
     assert (ends[0] - ends[1]) / 2 == pytest.approx(estimated_change, rel=0.02)
     assert abs(estimated_change) > 0

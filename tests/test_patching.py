@@ -234,7 +234,7 @@ def test_the_model_is_left_as_it_was_by_a_failure():
 def test_metrics_are_those_of_float64():
     rng = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 50, generator=rng) * 5
-    found = read_out(logits, Contrast(AnswerTarget(((3,),), ""), AnswerTarget(((7,),), "")), logprobs_of(logits[0]))
+    found = read_out(logits[:, None], Contrast(AnswerTarget(((3,),), ""), AnswerTarget(((7,),), "")), logprobs_of(logits[0]))
     wide = logits.double().numpy()
     p = np.exp(wide - wide.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)

@@ -43,24 +43,30 @@ def forward(lm: LanguageModel, ids: Tensor, kwargs: dict[str, Any], *, new: int 
 
     By the model's own preparation of inputs and update of its cache.
     """
-    model = lm.model
-    inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=new, is_first_iteration=new is None, **kwargs)
-    output = model(**inputs, return_dict=True)
-    kwargs = model._update_model_kwargs_for_generation(output, kwargs, is_encoder_decoder=False)
+    output = stepped(lm, ids, kwargs, new=new)
+    kwargs = lm.model._update_model_kwargs_for_generation(output, kwargs, is_encoder_decoder=False)
     return output.logits[:, -1], {k: v for k, v in kwargs.items() if k not in ALL_CACHE_NAMES or v is not None}
 
 
-def plain_kwargs(lm: LanguageModel, ids: Tensor) -> dict[str, Any]:
+def stepped(lm: LanguageModel, ids: Tensor, kwargs: dict[str, Any], *, new: int | None) -> Any:
+    """What the model returns of such a forward, after which its cache may be dropped."""
+    inputs = lm.model.prepare_inputs_for_generation(
+        ids, next_sequence_length=new, is_first_iteration=new is None, **kwargs
+    )  # fmt: skip
+    return lm.model(**inputs, return_dict=True)
+
+
+def plain_kwargs(lm: LanguageModel, ids: Tensor, *, read: int = 1) -> dict[str, Any]:
     """What the first forward over ids (row, pos) is given: only the last logits, where the others can be left out."""
     support = cache_support(lm)
     more = {"position_ids": positions(ids, support.origin)} if support.needs_positions else {}
-    return {**uncached_kwargs(lm), "use_cache": support.cached, **more}
+    return {**uncached_kwargs(lm, read=read), "use_cache": support.cached, **more}
 
 
-def uncached_kwargs(lm: LanguageModel) -> dict[str, Any]:
-    """The same for one whole forward that nothing follows."""
+def uncached_kwargs(lm: LanguageModel, *, read: int = 1) -> dict[str, Any]:
+    """The same for one whole forward that nothing follows. read: how many of the last logits."""
     kept = "logits_to_keep" in inspect.signature(lm.model.forward).parameters
-    return {"use_cache": False} | ({"logits_to_keep": 1} if kept else {})
+    return {"use_cache": False} | ({"logits_to_keep": read} if kept else {})
 
 
 def positions(ids: Tensor, origin: int | None) -> Tensor:

@@ -17,59 +17,79 @@ from probe.instrument import tapping
 from probe.interventions import Edit
 from probe.patching.cells import LayerCells
 from probe.patching.exact import Baselines, CellMetrics, PreparedPair, Report, exact, floor_layers, prepare_pair
-from probe.patching.metrics import Metrics, logprobs_of, measure_of
+from probe.patching.metrics import Metrics, continuations_of, logprobs_of, measure_of
 from probe.patching.pairs import Pair
 from probe.patching.paths import PathGroup
 from probe.patching.planning import Patching
-from probe.patching.reading import SiteLayer, TextValues, Watch, finite, last, no_gradients, values
+from probe.patching.reading import ALONE, SiteLayer, Tails, TextValues, Watch, finite, last, no_gradients, values
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 Measure = Callable[[Tensor], Tensor]
-"""Logits (row, d_vocab) of the position that is read -> the metric (row,), differentiable."""
+"""Logits (row, read, d_vocab) of what is read, one continuation after the other -> the metric (row,), differentiable."""
 
 ENDPOINT = 1e-3  # of the largest logit: how near the other text's embedding must bring the text to the other's logits
 
 
 def slopes(
     lm: LanguageModel, ids: Sequence[int], wheres: Sequence[SiteLayer], measure: Measure, *, edits: Sequence[Edit] = (),
-    embedding: Tensor | None = None,
+    tails: Tails = ALONE, read: Sequence[int] = (0,), embeddings: Mapping[int, Tensor] | None = None,
 ) -> TextValues:  # fmt: skip
-    """Activations of a text and a metric's derivatives by them: one forward and one backward, under edits.
+    """Activations of a text and a metric's derivatives by them: one forward and one backward of each continuation, under edits.
 
-    A slope is the total derivative: of a change of that activation alone, with all that follows from it. The model's
-    parameters get no gradients, whatever they ask for. embedding (pos, d_model): takes the place of what the tokens give.
+    A slope is the total derivative: of a change of that activation alone, with all that follows from it, in all continuations.
+    The model's parameters get no gradients, whatever they ask for. read: the continuations (of `tails`) that the metric
+    depends on. embeddings (pos, d_model) by continuation: take the place of what the tokens give.
     Raises `SiteAbsent` for a site that is not there, `BadModel` where the model gives no gradients, `NonFinite`.
     """
-    watch = Watch(lm, ids, wheres, graph=True, embedding=embedding)
-    with torch.inference_mode(False), torch.enable_grad(), watch.active(edits):
+    watches = [
+        Watch(lm, ids, wheres if i in read else (), tail=tail, graph=i in read, embedding=(embeddings or {}).get(i))
+        for i, tail in enumerate(tails)
+    ]
+    followed = [watches[i] for i in read]
+    with torch.inference_mode(False):
         try:
-            logits = last(lm, ids)
-            metric = measure(logits[None])[0]
-            watch.check(metric)
-            found = torch.autograd.grad(metric, [watch.kept[where] for where in wheres], allow_unused=True)
+            logits = torch.cat([_logits(watch, edits) for watch in watches])
+            with torch.enable_grad():
+                metric = measure(logits[None])[0]
+            for watch in followed:
+                watch.check(metric)
+            kept = [watch.kept[where] for watch in followed for where in wheres]
+            found = torch.autograd.grad(metric, kept, allow_unused=True)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             raise no_gradients(lm, str(error).partition("\n")[0]) from error
-    return TextValues(finite(logits.detach()), watch.values(), watch.slopes(found))
+    n = len(wheres)
+    each = [watch.slopes(found[i * n : (i + 1) * n]) for i, watch in enumerate(followed)]
+    total = {where: torch.stack([one[where] for one in each]).sum(0) for where in wheres}
+    return TextValues(finite(logits.detach()), followed[0].values(), total)
+
+
+def _logits(watch: Watch, edits: Sequence[Edit]) -> Tensor:
+    """(read, d_vocab), with a graph where slopes are wanted."""
+    with torch.set_grad_enabled(watch.graph), watch.active(edits):
+        return watch.read()
 
 
 def mean_slopes(
     lm: LanguageModel, ids: Sequence[int], other: Sequence[int], wheres: Sequence[SiteLayer], measure: Measure, *, steps: int,
-    edits: Sequence[Edit] = (),
+    edits: Sequence[Edit] = (), tails: Tails = ALONE, read: Sequence[int] = (0,),
 ) -> dict[SiteLayer, Tensor]:  # fmt: skip
     """Slopes averaged over the midpoints of `steps` equal parts of the way from a text's embedding to that of another one of
     as many tokens (integrated gradients; Hanna et al. 2024, 2403.17806). Raises as `slopes` does, and `BadOption`."""
     if len(other) != len(ids):
         raise BadOption("integrated gradients go from one text to another of as many tokens", hint="leave --ig out")
-    begin, end = _embedding(lm, ids), _embedding(lm, other)
-    _check_end(lm, ids, other, end)
+    ends: dict[int, tuple[Tensor, Tensor]] = {}
+    for i in read:
+        one, another = [*ids, *tails[i]], [*other, *tails[i]]
+        ends[i] = _embedding(lm, one), _embedding(lm, another)
+        _check_end(lm, one, another, ends[i][1])
     total: dict[SiteLayer, Tensor] = {}
     for step in range(steps):
-        point = begin + (step + 0.5) / steps * (end - begin)
-        found = slopes(lm, ids, wheres, measure, edits=edits, embedding=point).slopes
+        points = {i: begin + (step + 0.5) / steps * (end - begin) for i, (begin, end) in ends.items()}
+        found = slopes(lm, ids, wheres, measure, edits=edits, tails=tails, read=read, embeddings=points).slopes
         total = {where: slope.double() + total.get(where, 0.0) for where, slope in found.items()}
     return {where: slope / steps for where, slope in total.items()}
 
@@ -101,8 +121,9 @@ def _check_end(lm: LanguageModel, ids: Sequence[int], other: Sequence[int], embe
 
 
 class Attribution:
-    """Two forwards and one backward for all cells of all sites (METHODS B3); `ig` forwards and backwards more, on the way from
-    one text's embedding to the other's, for integrated gradients. `sampled` cells are run too, to compare."""
+    """Two forwards and one backward for all cells of all sites (METHODS B3), for each continuation; `ig` forwards and backwards
+    more, on the way from one text's embedding to the other's, for integrated gradients. `sampled` cells are run too, to
+    compare."""
 
     warning = ""
 
@@ -110,15 +131,18 @@ class Attribution:
         self._lm, self._pair, self._patching, request = lm, pair, patching, patching.request
         base, source, edits = pair.base(request.towards), pair.source(request.towards), patching.edits
         floors = [("resid_pre", layer) for layer in floor_layers(lm)] if request.sampled else []
-        self._source = values(lm, source, list(dict.fromkeys([*wheres, *floors])), edits=edits)
+        tails, read = pair.target.tails, continuations_of(request.metric, pair.target)
+        self._source = values(lm, source, list(dict.fromkeys([*wheres, *floors])), edits=edits, tails=tails)
         clean = self._source.logits
         if request.towards == "noise" and request.metric == "kl":  # whose slope asks for the clean run before it is run
-            clean = values(lm, base, (), edits=edits).logits
-        measure = measure_of(request.metric, pair.target, logprobs_of(clean))
-        self._base = slopes(lm, base, wheres, measure, edits=edits)
+            clean = values(lm, base, (), edits=edits, tails=tails).logits
+        measure = measure_of(request.metric, pair.target, logprobs_of(clean[0]))
+        self._base = slopes(lm, base, wheres, measure, edits=edits, tails=tails, read=read)
         self._slopes: Mapping[SiteLayer, Tensor] = self._base.slopes
         if request.ig:
-            self._slopes = mean_slopes(lm, base, source, wheres, measure, steps=request.ig, edits=edits)
+            self._slopes = mean_slopes(
+                lm, base, source, wheres, measure, steps=request.ig, edits=edits, tails=tails, read=read
+            )  # fmt: skip
         self.baselines = Baselines.of(pair, request.towards, self._base.logits, self._source.logits)
 
     def values(self, where: SiteLayer) -> tuple[Tensor, Tensor]:

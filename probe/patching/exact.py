@@ -37,7 +37,7 @@ SHARE = 0.95  # of all of them move the metric by less than the floor
 
 @dataclass(frozen=True)
 class Baselines:
-    """One pair as the model sees it: `clean`, the log-probs (d_vocab,) of the clean run; `ends`, the metrics of the clean
+    """One pair as the model sees it: `clean`, the log-probs (d_vocab,) after the clean text; `ends`, the metrics of the clean
     and of the corrupt run (2,)."""
 
     pair: Pair
@@ -47,9 +47,9 @@ class Baselines:
 
     @classmethod
     def of(cls, pair: Pair, direction: str, base: Tensor, source: Tensor) -> Baselines:
-        """Of the logits (d_vocab,) of the text that is patched and of the other one."""
+        """Of the logits (read, d_vocab) of the text that is patched and of the other one."""
         both = torch.stack([source, base] if direction == "denoise" else [base, source])
-        clean = logprobs_of(both[0])
+        clean = logprobs_of(both[0, 0])
         return cls(pair, direction, clean, read_out(both, pair.target, clean))
 
     @property
@@ -61,14 +61,28 @@ class Baselines:
 
 @dataclass(frozen=True)
 class PreparedPair:
-    """Both texts of a pair, each read once: the base ready to be patched, and the source."""
+    """Both texts of a pair, each read once for each continuation: the base ready to be patched, and the source."""
 
     baselines: Baselines
-    base: RecordedText
+    bases: tuple[RecordedText, ...]
     source: TextValues
 
+    @property
+    def base(self) -> RecordedText:
+        """The text that is patched, in its first continuation."""
+        return self.bases[0]
+
+    @property
+    def longest(self) -> int:
+        """The tokens of a whole forward."""
+        return max(map(len, self.bases))
+
+    def patched(self, rows: int, edit: Edit, *, start: int) -> Tensor:
+        """Logits (row, read, d_vocab) of the patched base, one continuation after the other; see `RecordedText.patched`."""
+        return torch.cat([base.patched(rows, edit, start=start) for base in self.bases], dim=1)
+
     def metrics(self, logits: Tensor) -> Metrics:
-        """Of logits (row, d_vocab) of the patched base."""
+        """Of logits (row, read, d_vocab) of the patched base."""
         return read_out(logits, self.baselines.pair.target, self.baselines.clean)
 
 
@@ -88,13 +102,18 @@ def prepare_pair(
     """Read both texts of a pair under `edits`, with the sites that are asked for and those that the floor needs; the source
     is not read if it has been. Raises `NonFinite` for logits that are no numbers."""
     every = list(dict.fromkeys([*wheres, *(("resid_pre", layer) for layer in floor_layers(lm))]))
-    base = RecordedText(lm, pair.base(direction), edits, wheres=every, raw=raw)
-    if bool(base.logits.isnan().any()):
+    bases = tuple(
+        RecordedText(lm, pair.base(direction), edits, tail=tail, wheres=() if i else every, raw=raw)
+        for i, tail in enumerate(pair.target.tails)
+    )
+    logits = torch.cat([base.logits for base in bases])
+    if bool(logits.isnan().any()):
         name = "corrupt" if direction == "denoise" else "clean"
         raise NonFinite(f"the logits of the {name} text are not finite numbers", hint="try --dtype float32")
-    source = source or values(lm, pair.source(direction), every, edits=edits)
-    choose_shortcut(base)
-    return PreparedPair(Baselines.of(pair, direction, base.logits, source.logits), base, source)
+    source = source or values(lm, pair.source(direction), every, edits=edits, tails=pair.target.tails)
+    for base in bases:
+        choose_shortcut(base)
+    return PreparedPair(Baselines.of(pair, direction, logits, source.logits), bases, source)
 
 
 def exact(
@@ -110,10 +129,10 @@ def exact(
     columns = [np.repeat(column, len(part.locations)) for column in prepared.baselines.start]
     done = len(part.locations) - len(needed)
     report(done)
-    for members in _batches(prepared.base, part, needed, budget):
+    for members in _batches(prepared, part, needed, budget):
         rows = [part.locations[i] for i in members]
         edit = batch_patch(part.site, part.layer, rows, new)
-        logits = prepared.base.patched(len(rows), edit, start=min(row.positions[0] for row in rows))
+        logits = prepared.patched(len(rows), edit, start=min(row.positions[0] for row in rows))
         for column, found in zip(columns, prepared.metrics(logits), strict=True):
             column[members] = found
         done += len(members)
@@ -125,24 +144,24 @@ def _matters(
     prepared: PreparedPair, part: LayerCells, one: CellPositions, old: Tensor, new: Tensor, *, paired: bool
 ) -> bool:  # fmt: skip
     """Whether the patch changes anything that is read."""
-    lm, last = prepared.base.lm, len(prepared.base) - 1
+    lm, last = prepared.base.lm, prepared.base.n_text - 1
     if lm.anatomy.causal and paired and one.positions[-1] < prepared.baselines.pair.first:
         return False
     if lm.anatomy.causal and entry(lm, part.site, part.layer) == lm.anatomy.n_layers and one.positions[-1] < last:
-        return False  # no block follows that could carry it to the last position
+        return False  # no block follows that could carry it to a position that is read
     where = list(one.positions)
     a, b = (values[where] if one.head is None else values[where, one.head] for values in (old, new))
     return not torch.equal(a, b)
 
 
-def _batches(base: RecordedText, part: LayerCells, needed: Sequence[int], budget: int) -> Iterator[list[int]]:
+def _batches(prepared: PreparedPair, part: LayerCells, needed: Sequence[int], budget: int) -> Iterator[list[int]]:
     """Cells that run together: neighbours, so that few positions are computed that only the first of them needs."""
-    n = len(base)
+    base, n, reads = prepared.base, prepared.longest, prepared.baselines.pair.target.reads
     ordered = sorted(needed, key=lambda i: part.locations[i].positions[0])
     at = 0
     while at < len(ordered):
         first = part.locations[ordered[at]].positions[0] if base.shortcut and base.shortcut.known else 0
-        size = rows_at_once(base.lm, new=n - first, n=n, budget=budget)
+        size = rows_at_once(base.lm, new=n - first, n=n, budget=budget, reads=sum(reads))
         yield ordered[at : at + size]
         at += size
 
@@ -199,5 +218,5 @@ def floor(prepared: PreparedPair, *, metric: str, address: str) -> float:
         drawn = torch.randn((DRAWS, *own.shape), generator=generator(f"{address} floor {layer}")).to(own)
         moves = own + length * drawn / drawn.norm(dim=-1, keepdim=True)
         edit = Patch(Cell("resid_pre", layer, None, positions), moves, absolute=absolute)
-        moved.append(prepared.metrics(prepared.base.patched(DRAWS, edit, start=where[0])).of(metric) - start)
+        moved.append(prepared.metrics(prepared.patched(DRAWS, edit, start=where[0])).of(metric) - start)
     return float(np.quantile(np.abs(np.concatenate(moved)), SHARE))

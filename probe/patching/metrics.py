@@ -36,33 +36,41 @@ def logprobs_of(logits: Tensor) -> Tensor:
 
 
 def read_out(logits: Tensor, target: Contrast, clean: Tensor) -> Metrics:
-    """Metrics of logits (n, d_vocab); `clean` (d_vocab,) are the log-probs of the clean run, for KL(clean || row)."""
+    """Metrics of logits (n, read, d_vocab), as `Contrast.by_continuation` takes them; `clean` (d_vocab,) are the log-probs
+    after the clean text, for KL(clean || row) there."""
     return Metrics(*(values.cpu().numpy() for values in _columns(logits, target, clean)))
 
 
 def measure_of(metric: str, target: Contrast, clean: Tensor) -> Callable[[Tensor], Tensor]:
-    """One metric of logits (n, d_vocab) as a tensor (n,), for gradients."""
+    """One metric of logits (n, read, d_vocab) as a tensor (n,), for gradients."""
     column = list(METRICS).index(metric)
     return lambda logits: _columns(logits, target, clean)[column]
 
 
+def continuations_of(metric: str, target: Contrast) -> tuple[int, ...]:
+    """The continuations whose logits a metric depends on."""
+    return tuple(dict.fromkeys(target.rows)) if metric == "logit-diff" else target.rows[:1]
+
+
 def _columns(logits: Tensor, target: Contrast, clean: Tensor) -> tuple[Tensor, ...]:
     """In the order of METRICS."""
-    own = logprobs_of(logits)
-    logprob = target.answer.of(own[:, None])
+    own, logprobs = target.by_continuation(logits), target.by_continuation(logprobs_of(logits))
+    logprob = target.answer.of(logprobs[target.rows[0]])
     compared = target.against is not None
-    difference = target.difference([logits[:, None]], [own[:, None]]) if compared else torch.full_like(logprob, torch.nan)
-    return difference, logprob, logprob.exp(), kl(clean, own).double()
+    difference = target.difference(own, logprobs) if compared else torch.full_like(logprob, torch.nan)
+    return difference, logprob, logprob.exp(), kl(clean, logprobs[0][:, 0]).double()
 
 
 def unit_of(metric: str, target: Contrast) -> str:
-    """What METRICS says of it, and of sets how their tokens are taken together."""
-    both = [one for one in target if one is not None]
-    if metric == "kl" or all(one.is_token for one in both):
+    """What METRICS says of it, and of sets and whole answers how their tokens are taken together."""
+    read = [target.answer] if metric != "logit-diff" or target.against is None else [target.answer, target.against]
+    if metric == "kl" or all(one.is_token for one in read):
         return METRICS[metric]
     if metric == "logit-diff":
-        return "nats, log-sum-exp of the logits of a set, answer - against"
-    return "nats, log-prob of the set" if metric == "logprob" else "probability of the set"
+        sets = "nats, log-sum-exp of the logits of a set, answer - against"
+        return sets if target.by_logits else "nats, log-prob of the whole answer - against"
+    what = "whole answer" if len(target.answer.steps) > 1 else "set"
+    return f"nats, log-prob of the {what}" if metric == "logprob" else f"probability of the {what}"
 
 
 def defined(clean: float, corrupt: float) -> bool:

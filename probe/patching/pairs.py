@@ -73,6 +73,10 @@ class Pair:
         """The tokens that are patched: denoising goes into the corrupt text, noising into the clean one."""
         return self.corrupt if direction == "denoise" else self.clean
 
+    def longest(self, direction: str) -> int:
+        """Tokens of the base with the longest of what is given after it."""
+        return len(self.base(direction)) + max(map(len, self.target.tails))
+
     def source(self, direction: str) -> tuple[int, ...]:
         """The tokens that patches come from."""
         return self.clean if direction == "denoise" else self.corrupt

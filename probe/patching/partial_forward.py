@@ -21,7 +21,7 @@ from probe.decoding.caches import FilledLayer, expected, held, pads, slot
 from probe.instrument import Tap, bypassing, emptied, filled, recording, tapping
 from probe.interventions import Edit, applying
 from probe.interventions.edits import AbsolutePositions
-from probe.language_model.stepping import forward, plain_kwargs, uncached_kwargs
+from probe.language_model.stepping import plain_kwargs, stepped, uncached_kwargs
 from probe.patching.cells import CellPositions, batch_patch
 from probe.patching.reading import SiteLayer, Watch, ended, keeper
 from probe.sites import SITES
@@ -54,18 +54,20 @@ class Shortcut(NamedTuple):
 
 
 class RecordedText:
-    """One text as the model reads it under `edits`, by one forward: what goes into each block, keys and values, the last
-    logits (d_vocab,), the `values` of the sites that were asked for and the `raw` tensors of taps.
+    """One text as the model reads it under `edits`, by one forward: what goes into each block, keys and values, the logits
+    (read, d_vocab) of its last position and of what is given after it (`tail`), the `values` of the sites that were asked for
+    and the `raw` tensors of taps. Its length is that of text and tail.
 
     `resid[l]` (1, pos, d_model) goes into block l, the last entry comes out of the last block. `shortcut` is how a partial
     forward is run; where it is None, `why_not` says why a forward cannot be entered in the middle.
     """
 
     def __init__(
-        self, lm: LanguageModel, ids: Sequence[int], edits: Sequence[Edit] = (), *, wheres: Sequence[SiteLayer] = (),
-        raw: Collection[Tap] = (),
+        self, lm: LanguageModel, ids: Sequence[int], edits: Sequence[Edit] = (), *, tail: Sequence[int] = (),
+        wheres: Sequence[SiteLayer] = (), raw: Collection[Tap] = (),
     ) -> None:  # fmt: skip
-        self.lm, self.ids = lm, torch.tensor([list(ids)], device=lm.device)
+        self.lm, self.ids = lm, torch.tensor([[*ids, *tail]], device=lm.device)
+        self.n_text, self.reads = len(ids), 1 + len(tail)
         self.edits: tuple[Edit, ...] = ()
         self.resid: list[Tensor] = []
         self.values: dict[SiteLayer, Tensor] = {}
@@ -74,13 +76,13 @@ class RecordedText:
         self.shortcut = None if self.why_not else Shortcut(known=_keeps_keys(lm), last=True)
         self._forms: list[Any] = []
         self._known: list[tuple[Tensor, Tensor]] = []
-        self.logits = self._read(Watch(lm, ids, wheres), edits, raw)
+        self.logits = self._read(Watch(lm, ids, wheres, tail=tail), edits, raw)
 
     def __len__(self) -> int:
         return self.ids.shape[1]
 
     def patched(self, rows: int, edit: Edit, *, start: int) -> Tensor:
-        """Logits (row, d_vocab) after the last token, with an edit of one site that changes nothing before position `start`."""
+        """Logits (row, read, d_vocab), with an edit of one site that changes nothing before position `start` of the text."""
         if self.shortcut is None:
             return self.full_forward(rows, [edit])
         layer = entry(self.lm, edit.cell.site, edit.cell.layer)
@@ -88,9 +90,9 @@ class RecordedText:
 
     @torch.no_grad()
     def full_forward(self, rows: int, edits: Sequence[Edit]) -> Tensor:
-        """Logits (row, d_vocab) after the last token, by a full forward of so many rows."""
+        """Logits (row, read, d_vocab), by a full forward of so many rows."""
         with applying(self.lm, [*self.edits, *edits], start=0):
-            return ended(self.lm, self.ids.expand(rows, -1))
+            return ended(self.lm, self.ids.expand(rows, -1), read=self.reads)
 
     @torch.no_grad()
     def partial_forward(self, rows: int, edits: Sequence[Edit], *, layer: int, start: int) -> Tensor:
@@ -102,7 +104,7 @@ class RecordedText:
         assert shortcut is not None and lm.anatomy.final_norm is not None, self.why_not
         start = start if shortcut.known else 0
         own = [edit for edit in self.edits if SITES[edit.cell.site].moment(edit.cell.layer) > layer or not layer]
-        last = {Tap(lm.anatomy.final_norm.path, "input"): _last} if shortcut.last else {}
+        last = {Tap(lm.anatomy.final_norm.path, "input"): self._last} if shortcut.last else {}
         with applying(lm, [*own, *edits], start=start), tapping(lm.model, last), ExitStack() as active:
             if layer:
                 value = self.resid[layer][:, start:].repeat(rows, 1, 1)
@@ -111,10 +113,16 @@ class RecordedText:
                 active.enter_context(bypassing(lm.model, outputs))
             ids = self.ids.expand(rows, -1)
             if not start:
-                return ended(lm, ids)
+                return ended(lm, ids, read=self.reads)
             known = [SharedPrefixLayer(k[..., :start, :], v[..., :start, :]) for k, v in self._known]
-            kwargs = {**plain_kwargs(lm, ids), str(slot(lm.model)): Cache(layers=known)}  # type: ignore[arg-type]
-            return forward(lm, ids, kwargs, new=self.ids.shape[1] - start)[0]
+            cache = {str(slot(lm.model)): Cache(layers=known)}  # type: ignore[arg-type]
+            kwargs = {**plain_kwargs(lm, ids, read=self.reads), **cache}
+            logits: Tensor = stepped(lm, ids, kwargs, new=len(self) - start).logits
+            return logits[:, -self.reads :]
+
+    def _last(self, value: Tensor) -> Tensor:
+        """Only the positions that are read reach the final norm and the head."""
+        return value[:, -self.reads :]
 
     @torch.no_grad()
     def _read(self, watch: Watch, edits: Sequence[Edit], raw: Collection[Tap]) -> Tensor:
@@ -138,23 +146,18 @@ class RecordedText:
             hooked.enter_context(tapping(lm.model, {tap: keeper(kept, i) for i, tap in enumerate(taps)}))
             if blocks:
                 hooked.enter_context(recording(lm.model, record))
-            output = lm.model(self.ids, **{**uncached_kwargs(lm), **cache})
+            output = lm.model(self.ids, **{**uncached_kwargs(lm, read=self.reads), **cache})
         self.values = watch.values()
         self.resid, self._forms = [kept[i] for i in range(len(kept))], [forms[i] for i in range(len(forms))]
         if known:
             self._known = [(layer.keys, layer.values) for layer in held(output).layers]
-        logits: Tensor = output.logits[0, -1]
+        logits: Tensor = output.logits[0, -self.reads :]
         return logits
 
 
 def entry(lm: LanguageModel, site: str, layer: int) -> int:
     """The first block that has to run when a site is changed; as many as there are if none."""
     return int(max(0, min(SITES[site].moment(layer), lm.anatomy.n_layers)))
-
-
-def _last(value: Tensor) -> Tensor:
-    """Only the last position reaches the final norm and the head."""
-    return value[:, -1:]
 
 
 def _no_stream(lm: LanguageModel) -> str:
@@ -202,7 +205,7 @@ def choose_shortcut(text: RecordedText) -> None:
 
 
 def _tried_on(text: RecordedText) -> tuple[Shortcut | None, str]:
-    n_layers, n = text.lm.anatomy.n_layers, len(text)
+    n_layers, n = text.lm.anatomy.n_layers, text.n_text
     starts = {0: n // 2, 1: n // 3, n_layers // 2: 2 * n // 3, n_layers - 1: n // 2, n_layers: n - 1}
     edits = [_edit(text, layer, start) for layer, start in starts.items()]
     wanted = text.full_forward(

@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 
 class Paths:
-    """The paths of one text, whose `raw` tensors are every write to the stream. `rows_at_once`: of a whole forward."""
+    """The paths of one text, whose `raw` tensors are every write to the stream. `rows_at_once`: of a whole forward.
+
+    A direct path stays at its position: what is given after the text gets nothing but by what receivers make of it.
+    """
 
     def __init__(self, text: RecordedText, *, rows_at_once: int) -> None:
         self.text, self.lm, self.rows_at_once = text, text.lm, rows_at_once
@@ -42,7 +45,7 @@ class Paths:
     def send(
         self, pairs: Sequence[tuple[Endpoint, Endpoint]], source: Callable[[str, int], Tensor]
     ) -> Iterator[tuple[list[int], Tensor]]:
-        """(numbers of some pairs, logits (pair, d_vocab) after the last token), until all have been sent.
+        """(numbers of some pairs, logits (pair, read, d_vocab)), until all have been sent.
 
         source(site, layer) -> (pos, [head,] d): what senders take.
         """
@@ -73,7 +76,7 @@ class Paths:
             yield numbers, self._patched(receiver, found)
 
     def _patched(self, receiver: Endpoint, found: Tensor) -> Tensor:
-        """Logits (row, d_vocab) with the receiver's values (row, pos, [head,] d) in the text."""
+        """Logits (row, read, d_vocab) with the receiver's values (row, pos, [head,] d) in the text."""
         where = list(receiver.positions)
         values = found[:, where] if receiver.head is None else found[:, where][:, :, [receiver.head]]
         heads = None if receiver.head is None else (receiver.head,)
@@ -95,7 +98,7 @@ class Paths:
             self._record(hooked, seen, {where for where in wheres if where[0] != "logits"}, len(senders))
             held = {tap: _holder(value) for tap, value in self.text.raw.items() if tap not in free}
             hooked.enter_context(tapping(self.lm.model, held))
-            logits = ended(self.lm, self.text.ids.expand(len(senders), -1))
+            logits = ended(self.lm, self.text.ids.expand(len(senders), -1), read=self.text.reads)
         return {**seen, ("logits", -1): logits}
 
     def _record(self, hooked: ExitStack, seen: dict[SiteLayer, Tensor], wheres: set[SiteLayer], rows: int) -> None:
@@ -149,8 +152,9 @@ class PathPatching:
     def __init__(self, lm: LanguageModel, pair: Pair, patching: Patching, wheres: Sequence[SiteLayer]) -> None:
         towards = patching.request.towards
         self.prepared = prepare_pair(lm, pair, towards, patching.edits, wheres=wheres, raw=written(lm))
-        self.baselines, n = self.prepared.baselines, len(self.prepared.base)
-        self._paths = Paths(self.prepared.base, rows_at_once=rows_at_once(lm, new=n, n=n, budget=patching.budget))
+        self.baselines, n, reads = self.prepared.baselines, self.prepared.longest, sum(pair.target.reads)
+        rows = rows_at_once(lm, new=n, n=n, budget=patching.budget, reads=reads)
+        self._paths = [Paths(base, rows_at_once=rows) for base in self.prepared.bases]
 
     def values(self, where: SiteLayer) -> tuple[Tensor, Tensor]:
         """(pos, [head,] d) of the text that is patched, and of the one that patches come from."""
@@ -164,13 +168,15 @@ class PathPatching:
         A path whose receiver can't see its sender is the base: it is not run.
         """
         assert isinstance(part, PathGroup)
-        lm, last = self.prepared.base.lm, len(self.prepared.base) - 1
+        lm, last = self.prepared.base.lm, self.prepared.base.n_text - 1
         run = [i for i, (sender, receiver) in enumerate(part.paths) if reaches(lm, sender, receiver, last=last)]
         columns = [np.repeat(column, len(part)) for column in self.baselines.start]
         done = len(part) - len(run)
         report(done)
-        for numbers, logits in self._paths.send([part.paths[i] for i in run], lambda site, layer: new):
-            cells = [run[i] for i in numbers]
+        sent = [paths.send([part.paths[i] for i in run], lambda site, layer: new) for paths in self._paths]
+        for each in zip(*sent, strict=True):  # the same paths in each continuation
+            cells = [run[i] for i in each[0][0]]
+            logits = torch.cat([own for _, own in each], dim=1)
             for column, values in zip(columns, self.prepared.metrics(logits), strict=True):
                 column[cells] = values
             done += len(cells)
@@ -186,7 +192,7 @@ class PathPatching:
 
     def _named(self, receiver: Endpoint) -> str:
         """As it would be written; positions only where they are not all."""
-        if receiver.site == "logits" or len(receiver.positions) == len(self.prepared.base):
+        if receiver.site == "logits" or len(receiver.positions) == self.prepared.base.n_text:
             return str(receiver)
         return f"{receiver}:{','.join(map(str, receiver.positions))}"
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from probe.errors import BadOption, SiteAbsent
 from probe.interventions import Edit, parse_all
 from probe.patching.cells import LayerCells, cells_of
+from probe.patching.metrics import continuations_of
 from probe.patching.pairs import COLUMNS, Pair, PairTexts, make_pair, read_pairs
 from probe.patching.paths import PathGroup, path_groups
 from probe.patching.rewind_pairs import PARTING, RewindPair, rewind_pair
@@ -87,19 +88,19 @@ def _texts(one: Any) -> PairTexts:
     return PairTexts(*[*found, None, None][:4])
 
 
-def rows_at_once(lm: LanguageModel, *, new: int, n: int, budget: int) -> int:
-    """Rows of a pass over the last `new` positions of n, at least one."""
-    return max(1, min(TOKENS // new, budget // row_bytes(lm, new=new, n=n)))
+def rows_at_once(lm: LanguageModel, *, new: int, n: int, budget: int, reads: int = 1) -> int:
+    """Rows of a pass over the last `new` positions of n, at least one. reads: logits that are kept of a row."""
+    return max(1, min(TOKENS // new, budget // row_bytes(lm, new=new, n=n, reads=reads)))
 
 
-def row_bytes(lm: LanguageModel, *, new: int, n: int) -> int:
+def row_bytes(lm: LanguageModel, *, new: int, n: int, reads: int = 1) -> int:
     """About what one row of such a pass holds at its fullest: stream, MLP, keys and values of one layer, and its logits."""
     anatomy, size = lm.anatomy, lm.dtype.itemsize
     heads = max((max(layer.n_heads, 1) * layer.d_head for layer in anatomy.layers), default=0) or anatomy.d_model
     stream = new * (8 * anatomy.d_model + 3 * _hidden(lm) + 3 * heads)
     eager = getattr(lm.model.config, "_attn_implementation", "") != "sdpa"
     scores = 3 * new * n * max((layer.n_heads for layer in anatomy.layers), default=1) if eager else new * n
-    return size * (stream + 4 * n * heads + scores) + 4 * 6 * anatomy.d_vocab
+    return size * (stream + 4 * n * heads + scores) + 4 * 6 * reads * anatomy.d_vocab
 
 
 def _hidden(lm: LanguageModel) -> int:
@@ -135,8 +136,8 @@ def plan_patch(lm: LanguageModel, request: PatchSweep) -> dict[str, Any]:
 
 
 def _exact_cost(lm: LanguageModel, pair: Pair, parts: Sequence[Any], patching: Patching) -> Cost:
-    """Batches of cells, site by site and layer by layer."""
-    request, n = patching.request, len(pair.base(patching.request.towards))
+    """Batches of cells, site by site and layer by layer, for each continuation."""
+    request, n, reads = patching.request, pair.longest(patching.request.towards), sum(pair.target.reads)
     cells = forwards = peak = 0
     for part in parts:
         cells += len(part.locations)
@@ -145,24 +146,26 @@ def _exact_cost(lm: LanguageModel, pair: Pair, parts: Sequence[Any], patching: P
         )  # fmt: skip
         while at < len(needed):
             new = n - needed[at]
-            size = rows_at_once(lm, new=new, n=n, budget=patching.budget)
-            peak = max(peak, min(size, len(needed) - at) * row_bytes(lm, new=new, n=n))
-            at, forwards = at + size, forwards + 1
+            size = rows_at_once(lm, new=new, n=n, budget=patching.budget, reads=reads)
+            peak = max(peak, min(size, len(needed) - at) * row_bytes(lm, new=new, n=n, reads=reads))
+            at, forwards = at + size, forwards + len(pair.target.reads)
     return Cost(cells, forwards, peak)
 
 
 def _attribution_cost(lm: LanguageModel, pair: Pair, parts: Sequence[Any], patching: Patching) -> Cost:
     """Two forwards and a backward, which keeps what every layer computed; for integrated gradients four forwards more, and
-    both for each step."""
-    request, n = patching.request, len(pair.base(patching.request.towards))
-    passes = 3 + (4 + 2 * request.ig if request.ig else 0)
-    return Cost(sum(len(part.locations) for part in parts), passes, lm.anatomy.n_layers * row_bytes(lm, new=n, n=n))
+    both for each step. For each continuation; the metric's graph is of those that it depends on."""
+    request, n, target = patching.request, pair.longest(patching.request.towards), pair.target
+    read = continuations_of(request.metric, target)
+    passes = 2 * len(target.tails) + len(read) * (1 + (4 + 2 * request.ig if request.ig else 0))
+    peak = lm.anatomy.n_layers * row_bytes(lm, new=n, n=n, reads=max(target.reads)) * len(read)
+    return Cost(sum(len(part.locations) for part in parts), passes, peak)
 
 
 def _path_cost(lm: LanguageModel, pair: Pair, parts: Sequence[Any], patching: Patching) -> Cost:
-    """A batch of senders, and then a batch for each of their receivers."""
-    n = len(pair.base(patching.request.towards))
-    size = rows_at_once(lm, new=n, n=n, budget=patching.budget)
+    """A batch of senders, and then a batch for each of their receivers; for each continuation."""
+    n, reads = pair.longest(patching.request.towards), pair.target.reads
+    size = rows_at_once(lm, new=n, n=n, budget=patching.budget, reads=sum(reads))
     paths = forwards = rows = 0
     for group in parts:
         paths += len(group.paths)
@@ -171,5 +174,5 @@ def _path_cost(lm: LanguageModel, pair: Pair, parts: Sequence[Any], patching: Pa
             some = set(senders[first : first + size])
             rows = max(rows, len(some))
             receivers = {receiver for sender, receiver in group.paths if sender in some and receiver.site != "logits"}
-            forwards += 1 + len(receivers)
-    return Cost(paths, forwards, rows * row_bytes(lm, new=n, n=n))
+            forwards += len(reads) * (1 + len(receivers))
+    return Cost(paths, forwards, rows * row_bytes(lm, new=n, n=n, reads=sum(reads)))

@@ -29,10 +29,16 @@ Key = TypeVar("Key")
 SiteLayer = tuple[str, int]
 """A site and its layer, -1 where it has none."""
 
+Tails = Sequence[Sequence[int]]
+"""What is given after a text, for each of its continuations."""
+
+ALONE: Tails = ((),)
+
 
 class TextValues(NamedTuple):
-    """What a forward over a text gave: logits (d_vocab,) of the last position, activations (pos, [head,] d) by site and layer,
-    and, where it was asked for, the metric's derivatives by them."""
+    """What forwards over a text gave: logits (read, d_vocab) of its last position and of what was given after it, one
+    continuation after the other; activations (pos, [head,] d) of the text by site and layer, and, where it was asked for, the
+    metric's derivatives by them."""
 
     logits: Tensor
     values: dict[SiteLayer, Tensor]
@@ -40,18 +46,25 @@ class TextValues(NamedTuple):
 
 
 @torch.no_grad()
-def values(lm: LanguageModel, ids: Sequence[int], wheres: Sequence[SiteLayer], *, edits: Sequence[Edit] = ()) -> TextValues:
-    """Activations of a text, by one forward under edits. Raises `SiteAbsent` for a site that is not there, `NonFinite`."""
-    watch = Watch(lm, ids, wheres)
-    with torch.inference_mode(False), torch.no_grad(), watch.active(edits):
-        logits = last(lm, ids)
-    return TextValues(finite(logits), watch.values(), {})
+def values(
+    lm: LanguageModel, ids: Sequence[int], wheres: Sequence[SiteLayer], *, edits: Sequence[Edit] = (), tails: Tails = ALONE
+) -> TextValues:
+    """Activations of a text, by one forward under edits, and one more for each further continuation.
+
+    Raises `SiteAbsent` for a site that is not there, `NonFinite`.
+    """
+    watches = [Watch(lm, ids, () if i else wheres, tail=tail) for i, tail in enumerate(tails)]
+    logits = []
+    for watch in watches:
+        with torch.inference_mode(False), torch.no_grad(), watch.active(edits):
+            logits.append(watch.read())
+    return TextValues(finite(torch.cat(logits)), watches[0].values(), {})
 
 
-def ended(lm: LanguageModel, ids: Tensor) -> Tensor:
-    """Logits (row, d_vocab) after ids (row, pos)."""
-    logits: Tensor = lm.model(ids, **uncached_kwargs(lm)).logits
-    return logits[:, -1]
+def ended(lm: LanguageModel, ids: Tensor, *, read: int = 1) -> Tensor:
+    """The last logits (row, read, d_vocab) of ids (row, pos)."""
+    logits: Tensor = lm.model(ids, **uncached_kwargs(lm, read=read)).logits
+    return logits[:, -read:]
 
 
 def keeper(kept: dict[Key, Tensor], key: Key) -> Reader:
@@ -71,7 +84,7 @@ def finite(logits: Tensor) -> Tensor:
 
 def last(lm: LanguageModel, ids: Sequence[int]) -> Tensor:
     """Logits (d_vocab,) of the last position, by the model's own forward."""
-    return ended(lm, torch.tensor([list(ids)], device=lm.device))[0]
+    return ended(lm, torch.tensor([list(ids)], device=lm.device))[0, -1]
 
 
 def no_gradients(lm: LanguageModel, why: str) -> BadModel:
@@ -79,14 +92,18 @@ def no_gradients(lm: LanguageModel, why: str) -> BadModel:
 
 
 class Watch:
-    """Keeps the tensors of some sites during one forward, and, if there is a graph, such that slopes can be taken by them."""
+    """Keeps the tensors of some sites during one forward, and, if there is a graph, such that slopes can be taken by them.
+
+    tail: what is given after the text; edits, and the values that are kept, are of the text's own positions.
+    """
 
     def __init__(
-        self, lm: LanguageModel, ids: Sequence[int], wheres: Sequence[SiteLayer], *, graph: bool = False,
-        embedding: Tensor | None = None,
+        self, lm: LanguageModel, ids: Sequence[int], wheres: Sequence[SiteLayer], *, tail: Sequence[int] = (),
+        graph: bool = False, embedding: Tensor | None = None,
     ) -> None:  # fmt: skip
         self.lm, self.wheres, self.embedding, self.graph = lm, wheres, embedding, graph
-        self.ids = torch.tensor([list(ids)], device=lm.device)
+        self.ids = torch.tensor([[*ids, *tail]], device=lm.device)
+        self.n_text = len(ids)
         self.kept: dict[SiteLayer, Tensor] = {}
         self._broken: list[str] = []
         self._taps: dict[SiteLayer, Tap] = {}
@@ -108,7 +125,8 @@ class Watch:
             if self.graph:
                 root = anatomy.tap("embed") if anatomy.has("embed") else anatomy.tap("resid_pre", 0)
                 hooked.enter_context(tapping(model, {root: self._root}))
-            applied = hooked.enter_context(applying(self.lm, edits, ids=self.ids))
+            text, longest = self.ids[0, : self.n_text], self.ids.shape[1]
+            applied = hooked.enter_context(applying(self.lm, edits, ids=text, longest=longest))
             if self.graph:
                 writes = {w.tap: layer.block for layer in anatomy.layers for w in layer.writes}
                 hooked.enter_context(tapping(model, {tap: self._prover(block) for tap, block in writes.items()}))
@@ -117,6 +135,10 @@ class Watch:
             if self._calls:
                 hooked.enter_context(attending(model, changer=self._call))
             yield tuple(applied.edits)
+
+    def read(self) -> Tensor:
+        """Logits (read, d_vocab) after the text and after each token of its tail; while it is active."""
+        return ended(self.lm, self.ids, read=1 + self.ids.shape[1] - self.n_text)[0]
 
     def _root(self, value: Tensor) -> Tensor:
         """Where the graph begins."""
@@ -177,15 +199,15 @@ class Watch:
         return slope_of
 
     def _shaped(self, where: SiteLayer, tensor: Tensor) -> Tensor:
-        """(pos, [head,] d), fp32 or wider; positions that the model leaves out before its end are zero."""
+        """(pos, [head,] d) of the text, fp32 or wider; positions that the model leaves out before its end are zero."""
         wide = tensor if tensor.dtype == torch.float64 else tensor.float()
         location = self.lm.anatomy.site(*where)
         if location.call is not None:
-            return wide[0].transpose(0, 1)
+            return wide[0].transpose(0, 1)[: self.n_text]
         n = self.ids.shape[1]
         flat = wide.reshape(-1, wide.shape[-1])
         if location.entries is not None:
             flat = location.positions_first(wide).reshape(n, -1)
         if len(flat) < n:
             flat = torch.cat([flat.new_zeros(n - len(flat), flat.shape[1]), flat])
-        return location.by_head(flat)
+        return location.by_head(flat[: self.n_text])

@@ -168,7 +168,7 @@ def looped(view: PreparedPair, parts: Sequence[LayerCells], new: Values) -> Time
         part, swap = parts[i], parts[i].locations[j]
         with tapping(lm.model, {lm.anatomy.tap(part.site, part.layer): hook(swap, new[part.layer])}):
             logits = lm.model(ids).logits[0, -1]
-        found[i, j] = float(logits[target.answer] - logits[target.against or 0])
+        found[i, j] = float(target.difference([logits[None]], []))
     return Timed((time.perf_counter() - begun) * len(every) / len(chosen), found)
 
 
@@ -207,7 +207,7 @@ def batched(view: PreparedPair, parts: Sequence[LayerCells], new: Values) -> Tim
         with applying(lm, [batch_patch(part.site, part.layer, rows, new[part.layer])], start=0):
             logits = lm.model(base.ids.expand(len(rows), -1)).logits[:, -1]
         for j, row in enumerate(logits):
-            found[int(i), j] = float(row[target.answer] - row[target.against or 0])
+            found[int(i), j] = float(target.difference([row[None]], []))
     total = sum(len(part.locations) for part in parts)
     return Timed((time.perf_counter() - begun) * total / len(found), found)
 
