@@ -22,13 +22,14 @@ def command(begun: Begun[Relabel], showing: Showing) -> None:
     request = begun.build()
     from probe.relabelling import run_relabel
 
-    from .terminal import show_run
+    from .terminal import end_with_verdicts, show_run
 
     with showing.progress() as report:
         run = run_relabel(replace(request, out=request.out or "auto", progress=report))
     if not showing.as_json and not showing.quiet:
         _show_changed(run.summary["changed"])
     show_run(run, "answers", showing, _SHOWS[run.summary["of"]])
+    end_with_verdicts(run)
 
 
 def _show_changed(changed: dict[str, Any]) -> None:

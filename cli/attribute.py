@@ -17,7 +17,7 @@ def command(begun: Begun[Attribute], loading: SourceLoading, planning: Planning,
     from probe.attributing import plan_attribute, run_attribute
 
     from .contributions import show_attribute
-    from .terminal import show_plan, show_run, show_warnings
+    from .terminal import end_with_verdicts, show_plan, show_run, show_warnings
 
     with showing.progress() as report:
         lm = loading.load_for(request.source, report)
@@ -28,3 +28,4 @@ def command(begun: Begun[Attribute], loading: SourceLoading, planning: Planning,
         run = run_attribute(lm, request)
     show_warnings(run)
     show_run(run, "attribute", showing, show_attribute)
+    end_with_verdicts(run)

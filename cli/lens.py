@@ -17,7 +17,7 @@ def command(begun: Begun[Lens], loading: SourceLoading, planning: Planning, show
     from probe.lensing import plan_lens, run_lens
 
     from .guesses import show_lens
-    from .terminal import show_plan, show_run, show_warnings
+    from .terminal import end_with_verdicts, show_plan, show_run, show_warnings
 
     with showing.progress() as report:
         lm = loading.load_for(request.source, report)
@@ -28,3 +28,4 @@ def command(begun: Begun[Lens], loading: SourceLoading, planning: Planning, show
         run = run_lens(lm, request)
     show_warnings(run)
     show_run(run, "lens", showing, show_lens)
+    end_with_verdicts(run)

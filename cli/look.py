@@ -17,7 +17,7 @@ def command(begun: Begun[Look], loading: SourceLoading, planning: Planning, show
     from probe.looking import plan_look, run_look
 
     from .findings import show_look
-    from .terminal import show_plan, show_run, show_warnings
+    from .terminal import end_with_verdicts, show_plan, show_run, show_warnings
 
     with showing.progress() as report:
         lm = loading.load_for(request.source, report)
@@ -28,3 +28,4 @@ def command(begun: Begun[Look], loading: SourceLoading, planning: Planning, show
         run = run_look(lm, request)
     show_warnings(run)
     show_run(run, "look", showing, show_look)
+    end_with_verdicts(run)

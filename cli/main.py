@@ -51,8 +51,8 @@ class Group(TyperGroup):
 
 
 class Shell(TyperGroup):
-    """Runs a subcommand; exit codes: 1 a stated failure or one that nobody foresaw, 2 wrong usage, 3 some rows failed,
-    130 interrupted. With --json an error is a document on standard output too."""
+    """Runs a subcommand; exit codes: 1 a stated failure or one that nobody foresaw, 2 wrong usage, 3 some rows failed, 4 and 5
+    what was expected is not so, or not resolved, 130 interrupted. With --json an error is a document on standard output too."""
 
     def main(self, args: Any = None, *rest: Any, **options: Any) -> Any:
         with printing.guarded(), plain_warnings():
@@ -99,7 +99,10 @@ class Shell(TyperGroup):
 
 
 DASH = "A text that begins with a dash goes after --, as in: probe trace -- '-5 + 3 ='"
-CODES = "Exit codes: 0 done, 1 nothing could be done, 2 wrong usage, 3 some rows failed and say why, 130 interrupted."
+CODES = (
+    "Exit codes: 0 done, 1 nothing could be done, 2 wrong usage, 3 some rows failed and say why, 4 what was expected is not "
+    "so, 5 it could not be resolved, 130 interrupted."
+)
 
 
 def _fail(message: str, hint: str, *, as_json: bool) -> None:

@@ -108,7 +108,7 @@ def show(run: RunPath, output: Output, pictured: Pictured) -> None:
     from probe import store
 
     from .printing import printable
-    from .terminal import show_table, size
+    from .terminal import expected_in_words, show_table, size
 
     opened = store.open_run(run)
     manifest = opened.manifest
@@ -122,6 +122,7 @@ def show(run: RunPath, output: Output, pictured: Pictured) -> None:
     facts.append(("peak memory", size(manifest["peak_memory_bytes"])))
     facts += [(f"model {key}", _line(value)) for key, value in (manifest.get("model") or {}).items()]
     facts += [(key, _line(value)) for key, value in opened.summary.items() if not isinstance(value, list)]
+    facts += [("expected", expected_in_words(one)) for one in manifest.get("expectations", ())]
     facts += [("warning", text) for text in manifest["warnings"]]
     show_table(("about", "value"), [(key, printable(text)) for key, text in facts])
     typer.echo("")

@@ -37,7 +37,8 @@ class Making:
         assert self.make is not None, "one of both is given"
         if said["at"] is None or self.to is None or (source.prompt, source.file) != (None, None):
             raise typer.BadParameter("--make takes --at PLACE and -o FILE, and no prompt")
-        return MakeDirection(*self.make, to=self.to, **{name: said[name] for name in ("at", "seed", "out", "resume")})
+        more = {name: said[name] for name in ("at", "seed", "out", "resume", "expect_that") if name in said}
+        return MakeDirection(*self.make, to=self.to, **more)
 
 
 @with_options
@@ -45,14 +46,10 @@ def command(begun: Begun[Steer], source: PromptSource, making: Making, loading: 
     """Make a direction from two sets of texts (--make), or measure what one does at many strengths (--scan)."""
     request = making.request(begun, source)
     from .steered import show_direction, show_scan
-    from .terminal import show_json
+    from .terminal import end_with_verdicts, show_run
 
     with showing.progress() as report:
         request = replace(request, out=request.out or "auto", progress=report)
         run = request.function()(loading.load(report), request)
-    if showing.as_json:
-        show_json(run, "steer")
-    elif making.make is not None:
-        show_direction(run, quiet=showing.quiet)
-    else:
-        show_scan(run, quiet=showing.quiet)
+    show_run(run, "steer", showing, show_scan if making.make is None else show_direction)
+    end_with_verdicts(run)

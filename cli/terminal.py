@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 
 SHOWN_PROMPTS = 5
 SOME_FAILED = 3
+VERDICT_CODES = {"failed": 4, "not resolved": 5}
 
 
 def show_json(run: Run, command: str) -> None:
     """Print the run's one JSON document."""
-    show_document({"run": run_path(run), "command": command, "summary": run.summary})
+    expected = {"expectations": found} if (found := run.manifest.get("expectations")) else {}
+    show_document({"run": run_path(run), "command": command, "summary": run.summary, **expected})
 
 
 def show_run(run: Run, command: str, showing: Showing, show: Callable[..., None]) -> None:
@@ -31,6 +33,26 @@ def show_run(run: Run, command: str, showing: Showing, show: Callable[..., None]
         show_json(run, command)
     else:
         show(run, quiet=showing.quiet)
+        if not showing.quiet:
+            show_expectations(run.manifest)
+
+
+def show_expectations(manifest: Mapping[str, Any]) -> None:
+    """Print what was expected of a run and what became of it, a line each."""
+    for one in manifest.get("expectations", ()):
+        typer.echo(f"expected {expected_in_words(one)}")
+
+
+def expected_in_words(verdict: Mapping[str, Any]) -> str:
+    """What was expected, the verdict, and the value that decided, with its interval and its row."""
+    value, low, high = (verdict[name] for name in ("found", "low", "high"))
+    said = f"{verdict['that']}: {verdict['verdict']}"
+    if value is not None:
+        said += f", found {visible(value) if isinstance(value, str) else format(value, '.6g')}"
+        said += "" if low is None else f" {interval(low, high, '.6g')}"
+    if verdict["rows"] not in (None, 1):
+        said += f" at {', '.join(f'{key} {value}' for key, value in verdict['at'].items())}, of {verdict['rows']:,} rows"
+    return said + (f" ({verdict['why']})" if verdict["why"] else "")
 
 
 def show_warnings(run: Run) -> None:
@@ -45,11 +67,24 @@ def show_document(document: Any) -> None:
 
 
 def end_with_failed(run: Run, words: str) -> None:
-    """Say how many rows failed, if any did, and end: 3, or 1 if none of them could be done."""
+    """Say how many rows failed, if any did, and end: 1 if none of them could be done; else as `end_with_verdicts` ends, or
+    with 3 where that would be a success."""
     failed, rows = run.summary["errors"], run.summary["prompts"]
     if failed:
         printing.complain(f"{failed} of {rows} {words}", "the column 'error' of the table 'prompts' says why")
-        raise typer.Exit(SOME_FAILED if failed < rows else 1)
+        if failed == rows:
+            raise typer.Exit(1)
+    end_with_verdicts(run)
+    if failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+def end_with_verdicts(run: Run) -> None:
+    """End with 4 if something that was expected of a run is not so, with 5 if something could not be resolved."""
+    found = {one["verdict"] for one in run.manifest.get("expectations", ())}
+    for verdict, code in VERDICT_CODES.items():
+        if verdict in found:
+            raise typer.Exit(code)
 
 
 def show_plan(plan: dict[str, Any], *, as_json: bool) -> None:

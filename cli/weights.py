@@ -38,7 +38,7 @@ def command(
     from probe.matrices import plan_weights, run_weights
 
     from .surveyed import show_weights
-    from .terminal import show_plan, show_run, show_warnings
+    from .terminal import end_with_verdicts, show_plan, show_run, show_warnings
 
     with showing.progress() as report:
         lm = loading.load(report)
@@ -49,6 +49,7 @@ def command(
         run = run_weights(lm, request)
     show_warnings(run)
     show_run(run, "weights", showing, show_weights)
+    end_with_verdicts(run)
 
 
 def _check_alone(request: WeightSurvey) -> None:
@@ -64,6 +65,8 @@ def _check_alone(request: WeightSurvey) -> None:
 
 def _edit(editing: WeightEditing, request: WeightSurvey, loading: NamedLoading, planning: Planning, showing: Showing) -> None:
     """Write the patch, or only find out what it would change."""
+    if request.expect_that:
+        raise typer.BadParameter("--edit-weights makes no run: nothing can be expected of it")
     if request.out is None and not planning.dry_run:
         raise typer.BadParameter("--edit-weights writes a file: name it with -o FILE.safetensors")
     from probe.language_model.weights_patch import save_patch

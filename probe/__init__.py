@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from probe.comparing import compare
     from probe.corpora import means, top
     from probe.errors import ProbeError
+    from probe.expecting import expect
     from probe.explaining import explain
     from probe.language_model import LanguageModel, load
     from probe.lensing import lens
@@ -38,6 +39,7 @@ _HOME = {
     "attribute": "probe.attributing",
     "compare": "probe.comparing",
     "edit_weights": "probe.weight_edits",
+    "expect": "probe.expecting",
     "explain": "probe.explaining",
     "heads": "probe.attention_heads",
     "importance": "probe.step_importance",
@@ -70,6 +72,7 @@ __all__ = [
     "attribute",
     "compare",
     "edit_weights",
+    "expect",
     "explain",
     "heads",
     "importance",

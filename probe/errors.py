@@ -48,6 +48,10 @@ class BadOption(ProbeError):
     """An option whose value makes no sense, or not with the others."""
 
 
+class BadExpectation(BadOption):
+    """What is expected of a run cannot be read, or names a table or a column that such a run does not have."""
+
+
 class BadJudge(ProbeError):
     """A command that judges completions and does not start, does not answer, or answers with what is no outcome."""
 

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from probe import store as stores
+from probe.expecting import judged
 from probe.requests import Request
 
 if TYPE_CHECKING:
@@ -82,7 +83,10 @@ class Running:
             self.writer.warn(message)
 
     def finish(self, summary: Mapping[str, Any], **about: Any) -> stores.Run:
-        """The whole run, with its manifest. about: what stands there too: `seed`, `parent`, the identity of another model."""
+        """The whole run, with its manifest, and in it what became of each thing that was expected. about: what stands there
+        too: `seed`, `parent`, the identity of another model."""
         lm = self._lm
-        own = {} if lm is None else {"model": lm.identity, "anatomy": lm.anatomy.to_dict()}
+        own: dict[str, Any] = {} if lm is None else {"model": lm.identity, "anatomy": lm.anatomy.to_dict()}
+        if (that := self.request.expect_that) and self.writer.whole is None:
+            own["expectations"] = judged(that, summary, self.writer.read, command=self.request.command)
         return self.writer.finish(summary=summary, **{**own, **about})

@@ -19,7 +19,7 @@ LAYERS = (
     {"errors"},
     {"files", "durable", "patterns", "instrument", "workers", "kernels", "tiny", "stats"},
     {"sites", "tables", "spans", "answers", "scoring"},
-    {"registries", "store", "outcomes"},
+    {"registries", "store", "outcomes", "expecting"},
     {"requests", "anatomy", "over_problems", "transcripts", "trees"},
     {"language_model"},
     {"decoding", "interventions", "capturing", "weight_edits", "targets"},

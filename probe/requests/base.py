@@ -40,6 +40,13 @@ class Request:
         ),
     ] = None  # fmt: skip
     resume: Annotated[bool, Option("Complete the interrupted run at --out.", stored=False)] = False
+    expect_that: Annotated[
+        tuple[str, ...],
+        Option(
+            "What is expected of the run, such as 'effects.difference > 0.1' (probe help expectations); repeatable. Exit code "
+            "0 held, 4 failed, 5 not resolved.", shell=list[str] | None,
+        ),
+    ] = ()  # fmt: skip
     progress: Annotated[
         Progress | None, Option("Called with what is going on, how much is done, of how much.", hidden=True, stored=False)
     ] = None
@@ -51,11 +58,17 @@ class Request:
             if one.many:
                 given = getattr(self, one.name)
                 object.__setattr__(self, one.name, (given,) if isinstance(given, str) else tuple(given))
+        if self.expect_that:  # or nothing that stands on tables is imported
+            from probe.expecting import checked
+
+            for text in self.expect_that:
+                checked(text, self.command)
 
     def arguments(self) -> dict[str, Any]:
-        """As the manifest holds them: plain values from which `from_arguments` makes an equal request."""
+        """As the manifest holds them: plain values from which `from_arguments` makes an equal request. What is expected is
+        there where something is, so that a run which was begun without the option can be gone on with."""
         stored = [(one.name, one.option.to_plain or plain) for one in options_of(type(self)) if one.option.stored]
-        return {name: to_plain(getattr(self, name)) for name, to_plain in stored}
+        return {name: to_plain(getattr(self, name)) for name, to_plain in stored if name != "expect_that" or self.expect_that}
 
     @classmethod
     def from_arguments(cls, arguments: dict[str, Any]) -> Self:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from probe.tables.answered import ANSWERED
-from probe.tables.columns import FLOATS, INTS, RUN, Column, Table
+from probe.tables.columns import FLOATS, INTS, RUN, Column, Table, bounds_of
 from probe.tables.corpora import CORPORA
 from probe.tables.extra import type_in_words, type_of_words
 from probe.tables.findings import FINDINGS
@@ -31,6 +31,7 @@ __all__ = [
     "Column",
     "FlatTable",
     "Table",
+    "bounds_of",
     "schema",
     "type_in_words",
     "type_of_words",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -34,6 +35,25 @@ class Table(NamedTuple):
     verbs: tuple[str, ...] = ()
     example: str = ""
     passing: bool = False
+
+
+ESTIMATES = ("estimate", "difference", "effect", "coefficient", "accuracy", "mean", "share", "value")
+BOUNDS = (("ci_low", "ci_high"), ("low", "high"))
+
+
+def bounds_of(column: str, names: Collection[str]) -> tuple[str, str] | None:
+    """The columns of a table (or the keys of a summary) that hold the interval of one of them; None where there is none.
+
+    COLUMN_low and COLUMN_high; else ci_low and ci_high, or low and high, which are about the first of ESTIMATES that is there.
+    """
+    for low, high in ((f"{column}_low", f"{column}_high"), *(BOUNDS if _first_estimate(names) == column else ())):
+        if low in names and high in names:
+            return low, high
+    return None
+
+
+def _first_estimate(names: Collection[str]) -> str | None:
+    return next((one for one in ESTIMATES if one in names), None)
 
 
 def list_of(value: pa.DataType) -> pa.DataType:
