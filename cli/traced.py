@@ -11,7 +11,7 @@ import typer
 from .answered import show_answers
 from .explained import show_explained
 from .pictures import show_pictures, show_texts
-from .terminal import SHOWN_PROMPTS, run_path, show_table, visible
+from .terminal import SHOWN_PROMPTS, interval, run_path, show_table, visible
 
 if TYPE_CHECKING:
     from probe.store import Run
@@ -53,6 +53,8 @@ def show_trace(run: Run, *, quiet: bool) -> None:
             for t in summary["most_surprising"]
         ]  # fmt: skip
         show_table((*(["prompt"] if several else []), "pos", "token", "surprisal", "rank", "expected"), rows)
+    if "experts" in summary:
+        _show_experts(summary["experts"])
     if "answers" in summary:
         show_answers(run)
     if sys.stdout.isatty():
@@ -64,14 +66,34 @@ def show_trace(run: Run, *, quiet: bool) -> None:
 
 def _show_maps(run: Run) -> None:
     """What the layers and heads did with the first prompt: the lens, heads by layer, where these are quickly read."""
-    from probe.reporting.panels import attended, guessed
+    from probe.reporting.panels import attended, experts, guessed
 
     rows = {name: about["rows"] for name, about in run.manifest["tables"].items()}
     light = sum(rows.get(name, 0) for name in ("attention", "attention_rows")) <= LIGHT
     if run.summary["errors"] < run.summary["prompts"]:
         show_pictures(
-            run, kinds=("grid",), tables=("lens", "heads"), subjects=(guessed, attended) if light else (guessed,), notes=False
+            run, kinds=("grid",), tables=("lens", "heads", "routing", "expert_load"),
+            subjects=(guessed, *((attended,) if light else ()), experts.panels), notes=False,
         )  # fmt: skip
+
+
+def _show_experts(loads: list[dict[str, Any]]) -> None:
+    """A layer a line: how its experts are loaded over all recorded tokens, beside what chance would do."""
+    first = loads[0]
+    typer.echo(
+        f"\nload of experts over {first['tokens']:,} tokens of {first['texts']:,} text{'s' if first['texts'] > 1 else ''}"
+    )
+    rows = [
+        (
+            str(one["layer"]), f"{one['chosen']} of {one['experts']}", str(one["never"]),
+            f"{one['most']}: {one['share']:.1%} of the tokens", interval(one["low"], one["high"], ".1%"),
+            f"{one['max_over_mean']:.2f} ({one['even_max_over_mean']:.2f})",
+            f"{one['entropy']:.3f} ({one['even_entropy']:.3f})",
+        )
+        for one in loads
+    ]  # fmt: skip
+    header = ("layer", "a token", "never", "most loaded", "95 %", "load / mean (by chance)", "entropy (by chance)")
+    show_table(header, rows)
 
 
 def _show_transcripts(found: dict[str, Any]) -> None:

@@ -225,6 +225,21 @@ def test_q_values_are_those_of_the_definition_and_leave_out_what_was_not_tested(
     assert np.isnan(stats.q_values(np.full(3, math.nan))).all() and len(stats.q_values(np.array([]))) == 0
 
 
+def test_shares_of_all_that_clusters_hold_are_covered_over_texts_and_not_over_tokens() -> None:
+    """Topics: a text's tokens go to an expert more, or less, than those of another; texts differ in length."""
+    random, hits, trials = np.random.default_rng(4), np.zeros(2), 400
+    for trial in range(trials):
+        sizes = random.integers(5, 60, 30)
+        counts = random.binomial(sizes, random.beta(2, 6, 30))
+        (found,) = stats.cluster_shares(counts[:, None], sizes, seed=trial, draws=500)
+        over_tokens = stats.wilson(int(counts.sum()), int(sizes.sum()))
+        hits += [found.low <= 0.25 <= found.high, over_tokens.low <= 0.25 <= over_tokens.high]
+        assert found.estimate == counts.sum() / sizes.sum() and (found.clusters, found.n) == (30, sizes.sum())
+    assert hits[0] / trials > 0.91 and hits[1] / trials < 0.75
+    none, one = stats.cluster_shares(np.array([[0, 3], [0, 0]]), np.array([4, 0]), seed=0)
+    assert (none.estimate, one.estimate) == (0.0, 0.75) and math.isnan(one.low) and one.clusters == 1
+
+
 def test_draws_are_held_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     values, own = normal(np.random.default_rng(8), 30)
     most = 0

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats as reference
 import torch
 from torch import Tensor
 
@@ -15,7 +16,7 @@ import probe
 from probe.anatomy import Anatomy, verify
 from probe.interventions import applying, parse_edits
 from probe.laws import TEXT, reading
-from probe.stats.intervals import wilson
+from tests.test_panels import panels, same_as_the_table
 
 IDS = [256, *TEXT.encode()][:14]
 
@@ -102,10 +103,32 @@ def test_the_load_of_a_file_is_counted_from_its_tokens(tmp_path: Path) -> None:
     load = run.table("expert_load").set_index("expert")
     assert load.tokens.tolist() == counts.tolist() and set(load.of) == {len(rows)} and set(load.uniform) == {0.5}
     for expert, row in load.iterrows():
-        assert (row.share, row.low, row.high) == wilson(counts[int(expert)], len(rows))
+        by_text = [[expert in e for e in one.experts] for one in alone]
+        without = [np.mean(np.concatenate(by_text[:i] + by_text[i + 1 :])) for i in range(3)]
+        error = np.sqrt(2 / 3 * ((np.array(without) - np.mean(without)) ** 2).sum())  # jackknife over texts
+        assert row.share == pytest.approx(np.mean(np.concatenate(by_text)))
+        assert (row.low, row.high) == pytest.approx(np.clip(row.share + error * reference.t.ppf((0.025, 0.975), 2), 0, 1))
         own = [w for e, ws in zip(rows.experts, rows.weights, strict=True) for n, w in zip(e, ws, strict=True) if n == expert]
         assert row.mean_weight == pytest.approx(np.mean(own), abs=1e-6)
-    assert run.manifest["summary"]["experts"][0]["most"] == int(counts.argmax())
+    balance = run.table("expert_balance").iloc[0]
+    p = counts / counts.sum()
+    assert balance.entropy == pytest.approx(-(p[p > 0] * np.log(p[p > 0])).sum())
+    assert balance.max_over_mean == counts.max() / counts.mean() and balance.uniform_entropy == np.log(4)
+    random = np.random.default_rng(0)  # two of four experts a token, by lot
+    drawn = np.array(
+        [np.bincount(random.random((len(rows), 4)).argsort(axis=1)[:, :2].ravel(), minlength=4) for _ in range(4000)]
+    )
+    assert balance.even_max_over_mean == pytest.approx((drawn.max(axis=1) / drawn.mean(axis=1)).mean(), rel=0.02)
+    assert balance.even_entropy == pytest.approx(reference.entropy(drawn, axis=1).mean(), rel=0.002)
+    shown = panels(run, int(rows.prompt_id[0]))
+    for name in ("routing", "routing-of-token", "expert-loads", "expert-load", "expert-balance"):
+        same_as_the_table(run, shown[name])
+    route, first = shown["routing"].frame.iloc[-1], rows[rows.prompt_id == rows.prompt_id[0]].iloc[-1]
+    assert route.chosen == " ".join(map(str, first.experts)) and route.first == str(first.experts[0])
+    assert [float(one.split(":")[1]) for one in route.weighed.split()] == pytest.approx(list(first.weights), abs=0.0051)
+    assert shown["expert-loads"].frame.relative.tolist() == (load.share / 0.5).tolist()
+    told = run.manifest["summary"]["experts"][0]
+    assert told["most"] == int(counts.argmax()) and (told["texts"], told["tokens"]) == (3, len(rows))
 
 
 EDITS = ((1, "ablate"), (1, "force"), (2, "ablate"), (1, "weigh:0.5"))  # of how many experts, and what becomes of them

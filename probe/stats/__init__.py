@@ -14,7 +14,15 @@ from probe.stats.arms import (
     size_told,
 )
 from probe.stats.attempts import Vote, majority, pass_at_k
-from probe.stats.clusters import ClusterEstimate, ClusterRegression, cluster_mean, cluster_means, cluster_regression, q_values
+from probe.stats.clusters import (
+    ClusterEstimate,
+    ClusterRegression,
+    cluster_mean,
+    cluster_means,
+    cluster_regression,
+    cluster_shares,
+    q_values,
+)
 from probe.stats.distributions import Shift, cochran, entropy, homogeneous, jensen_shannon, kl_jeffreys, shift, tv
 from probe.stats.intervals import Interval, bootstrap_mean, bootstrap_means, wilson
 from probe.stats.ranks import kendall_tau, pearson, spearman
@@ -24,7 +32,8 @@ from probe.stats.series import Means, how, mean_of
 __all__ = [
     "Allocation", "ClusterEstimate", "ClusterRegression", "Difference", "Interval", "Means", "Shift", "StoppingRule",
     "Vote", "anytime", "anytime_half_width", "anytime_independent", "anytime_mean", "anytime_share", "bootstrap_mean",
-    "bootstrap_means", "cluster_mean", "cluster_means", "cluster_regression", "cochran", "compare", "entropy", "half_width",
+    "bootstrap_means", "cluster_mean", "cluster_means", "cluster_regression", "cluster_shares",
+    "cochran", "compare", "entropy", "half_width",
     "homogeneous", "how", "independent", "jensen_shannon", "kendall_tau", "kl_jeffreys", "majority", "mean_half_width",
     "mean_of", "paired", "pairs_to_tell", "pass_at_k", "pearson", "power", "q_values", "resolution", "shift", "size_told",
     "spearman", "tv", "wilson",

@@ -65,8 +65,25 @@ def cluster_mean(values: np.ndarray, clusters: np.ndarray, *, seed: int, draws: 
     means, counts = cluster_means(values, clusters)
     if not len(means):
         return ClusterEstimate(math.nan, math.nan, math.nan, 0, 0, "")
-    low, high, method = _interval(lambda some: (some @ means / some.sum(axis=1))[:, None], len(means), seed, draws)
-    return ClusterEstimate(float(means.mean()), float(low[0]), float(high[0]), len(means), int(counts.sum()), method[0])
+    k = len(means)
+    low, high, method = _interval(lambda some: (some @ means / some.sum(axis=1))[:, None], k, seed, draws, held=k)
+    return ClusterEstimate(float(means.mean()), float(low[0]), float(high[0]), k, int(counts.sum()), method[0])
+
+
+def cluster_shares(counts: np.ndarray, sizes: np.ndarray, *, seed: int, draws: int = DRAWS) -> list[ClusterEstimate]:
+    """For each column of counts (cluster, m), its total over that of sizes (cluster,): of all that the clusters hold, each of
+    which counts the same; interval as `_interval`, cut off at 0 and 1. Clusters of size 0 are left out."""
+    counts, sizes = (np.asarray(one, np.float64)[np.asarray(sizes) > 0] for one in (counts, sizes))
+    k, n = len(sizes), int(sizes.sum())
+    if not k:
+        return [ClusterEstimate(math.nan, math.nan, math.nan, 0, 0, "")] * counts.shape[1]
+
+    def ratio(some: np.ndarray) -> np.ndarray:
+        return np.asarray(some @ counts / (some @ sizes)[:, None])
+
+    low, high, method = _interval(ratio, k, seed, draws, held=k + counts.shape[1])
+    bounds = zip(counts.sum(axis=0) / n, low.clip(0, 1), high.clip(0, 1), method, strict=True)
+    return [ClusterEstimate(float(own), float(least), float(most), k, n, how) for own, least, most, how in bounds]
 
 
 def cluster_regression(
@@ -88,7 +105,7 @@ def cluster_regression(
     root = np.sqrt(weights)
     design, target = x[:, told] / scale[told] * root[:, None], y * root
     found, left = _fitted(design, target)
-    low, high, method = _interval(_solver(design, target, codes, k), k, seed, draws)
+    low, high, method = _interval(_solver(design, target, codes, k), k, seed, draws, held=k * len(told) ** 2)
     for i, column in enumerate(told):
         own, least, most = (float(value[i] / scale[column]) for value in (found, low, high))
         coefficients[column] = ClusterEstimate(own, least, most, k, n, method[i])
@@ -110,9 +127,11 @@ def q_values(p_values: np.ndarray) -> np.ndarray:
     return found
 
 
-def _interval(statistic: Statistic, k: int, seed: int, draws: int) -> tuple[np.ndarray, np.ndarray, Sequence[str]]:
+def _interval(
+    statistic: Statistic, k: int, seed: int, draws: int, *, held: int
+) -> tuple[np.ndarray, np.ndarray, Sequence[str]]:
     """Lower and upper 95 % bounds (m,) and, for each, how they were had: of a statistic (draw, m) of how often each of k
-    clusters was drawn (draw, k).
+    clusters was drawn (draw, k). held: numbers that one draw needs.
 
     From FEW clusters on the bootstrap's percentiles, taken so far out as t with k - 1 degrees of freedom and the divisor
     k - 1 would lie (the expanded percentile interval: Hesterberg 2015, The American Statistician 69, section 5.3): plain
@@ -133,7 +152,7 @@ def _interval(statistic: Statistic, k: int, seed: int, draws: int) -> tuple[np.n
         low, high, method = whole - half, whole + half, f"t over {k} clusters, jackknife"
     else:
         random = np.random.default_rng(seed)
-        each = pieces(draws, k * max(1, len(none) ** 2))
+        each = pieces(draws, held)
         found = np.concatenate([statistic(counted(random.integers(0, k, (some, k)), k).astype(float)) for some in each])
         lost = np.isnan(found).mean(axis=0) > LOST
         tail = float(ndtr(-math.sqrt(k / (k - 1)) * t))

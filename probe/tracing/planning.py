@@ -53,6 +53,7 @@ ROW_BYTES = {
     "lens": 30,
     "routing": 12,
     "expert_load": 60,
+    "expert_balance": 90,
     "stages": 80,
     "candidates": 50,
     "answers": 150,
@@ -77,6 +78,7 @@ def estimate(lm: LanguageModel, tracing: Tracing, sequences: list[TokenSequence]
         if cell.site == "router" and (experts := anatomy.layers[cell.layer].experts) is not None:
             rows["routing"] = (rows.get("routing", (0, 0))[0] + tokens, 8 * 8 * experts.n_chosen)
             rows["expert_load"] = (rows.get("expert_load", (0, 0))[0] + experts.n_experts, 0)
+            rows["expert_balance"] = (rows.get("expert_balance", (0, 0))[0] + 1, 0)
     mode = tracing.attention.mode
     if mode != "none" and heads:
         rows["heads"] = (len(sequences) * heads, 0)

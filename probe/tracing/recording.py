@@ -151,7 +151,7 @@ def _record_failed(failed: list[Failed], writer: stores.Writer) -> None:
 
 def _summary(lm: LanguageModel, writer: stores.Writer, tracing: Tracing) -> dict[str, Any]:
     found = summarize(writer.batches, expected=lm.token_text, shown=lm.label)
-    if loads := write_loads(lm.anatomy, tracing.cells, writer):
+    if loads := write_loads(lm.anatomy, tracing.cells, writer, seed=tracing.sampling.seed):
         found["experts"] = loads
     answers = writer.read("answers")
     if answers.num_rows:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from probe.errors import BadOption
-from probe.reporting.panels import branches, corpora, effects, heads, over_problems, patching, steering, steps
+from probe.reporting.panels import branches, corpora, effects, experts, heads, over_problems, patching, steering, steps
 from probe.reporting.panels.attention import attended
 from probe.reporting.panels.attribution import attributed
 from probe.reporting.panels.comparing import compared
@@ -29,7 +29,7 @@ Subject = Callable[[Context], Iterable[Panel]]
 PANELS: tuple[Subject, ...] = (
     strip, found, compared, explained, answers, speculated,
     steps.panels, effects.panels, branches.panels, patching.panels, attributed, guessed, heads.panels, attended, norms,
-    steering.panels, corpora.panels, over_problems.panels, surveyed,
+    experts.panels, steering.panels, corpora.panels, over_problems.panels, surveyed,
 )  # fmt: skip
 """In the order in which panels stand on a page. Each looks at what tables the run has, never at the command."""
 
