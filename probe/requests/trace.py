@@ -32,8 +32,8 @@ class Trace(GivenAnswers, ChatOptions, FileOptions, SamplingOptions, Request):
     ] = 0
     capture: Annotated[
         str | Iterable[str],
-        Option("A place SITE[@LAYERS[.HEADS]][:POSITIONS], e.g. resid_post@all; router@all records each token's experts and their "
-               "loads; repeatable.", ("--capture", "--at"), shell=list[str] | None, complete="places"),
+        Option("A place SITE[@LAYERS[.HEADS]][:POSITIONS], e.g. resid_post@all; repeatable. router@all: which experts each "
+               "token goes to, and their loads.", ("--capture", "--at"), shell=list[str] | None, complete="places"),
     ] = ()  # fmt: skip
     attention: Annotated[str, Option("none, heads, summary, topk:K or full.", complete="attention")] = "heads"
     lens: Annotated[bool, Option("Record each layer's guess at every position.")] = False
