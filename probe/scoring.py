@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -96,6 +96,15 @@ def divergence(true: Distribution, logits: Tensor) -> Tensor:
         total = _softmax(work.copy_(rows), shifted)
         apart = torch.linalg.vecdot(true.p[piece], torch.sub(true.shifted[piece], shifted, out=work))
         found.append((apart + total.log2() - true.log_total[piece]).clamp_(min=0.0) * NAT)
+    return torch.cat(found)
+
+
+def set_logprobs(logits: Tensor, ids: Sequence[int]) -> Tensor:
+    """log P(any of ids) in nats, (rows,) float64, of logits (rows, d_vocab): their log-sum-exp less that of all."""
+    found = []
+    for piece in _cached(logits):
+        rows = logits[piece].double()
+        found.append(rows[:, list(ids)].logsumexp(-1) - rows.logsumexp(-1))
     return torch.cat(found)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 Unembed = Callable[[Tensor], Tensor]
 
+NO_SETS: Mapping[str, Sequence[int]] = MappingProxyType({})
 HELD = 2**26  # logits at once: few, and a head's matrix is read for few rows; many, and they fill the memory
 
 _norms_all: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
@@ -148,14 +150,16 @@ def guesses(
 
 
 def row_guesses(
-    model: nn.Module, anatomy: Anatomy, unembed: Unembed | None, resid: Sequence[Tensor], targets: Tensor, *, top: int
-) -> list[Columns]:
+    model: nn.Module, anatomy: Anatomy, unembed: Unembed | None, resid: Sequence[Tensor], targets: Tensor, *, top: int,
+    sets: Mapping[str, Sequence[int]] = NO_SETS,
+) -> list[Columns]:  # fmt: skip
     """Columns of `lens` from `top_ids` on, one a layer, from its resid_post (row, d_model); the last layer is the truth.
 
-    targets (row,) are token ids, -1 where there is none: then rank and log-prob mean nothing.
+    targets (row,) are token ids, -1 where there is none: then rank and log-prob mean nothing. sets: a column's name -> the
+    tokens of which any will do.
     Raises `SiteAbsent` where the replay of norm and head was not verified.
     """
-    from probe.scoring import distribution, divergence, score_rows
+    from probe.scoring import distribution, divergence, score_rows, set_logprobs
 
     if unembed is None or anatomy.final_norm is None:
         raise SiteAbsent("no layer's guess can be read", hint="the model's final norm and head could not be verified")
@@ -172,7 +176,7 @@ def row_guesses(
             tables[layer].append({
                 "top_ids": scores.top_ids, "top_logprobs": scores.top_logprobs, "target_id": asked,
                 "target_rank": scores.rank, "target_logprob": scores.logprob, "entropy": scores.entropy,
-                "kl_to_final": divergence(final, logits),
+                "kl_to_final": divergence(final, logits), **{name: set_logprobs(logits, own) for name, own in sets.items()},
             })  # fmt: skip
     return [{name: torch.cat([torch.as_tensor(p[name]).cpu() for p in pieces]) for name in pieces[0]} for pieces in tables]
 

@@ -111,6 +111,28 @@ def locate_edits(
     return tuple(found)
 
 
+def edits_up_to(edits: Sequence[Edit], position: int) -> tuple[Edit, ...]:
+    """Edits with absolute positions in a text, as they hold where other tokens follow its first `position` + 1: what is listed
+    after them is left out; what goes on without end goes on, but for patches, which have a value for each token of theirs."""
+    found = []
+    for edit in edits:
+        assert edit.absolute is not None, "they are located"
+        absolute = _up_to(edit.absolute, position, endless=not isinstance(edit, Patch))
+        if isinstance(edit, Cut):
+            assert edit.absolute_keys is not None, "they are located"
+            edit = replace(edit, absolute_keys=_up_to(edit.absolute_keys, position, endless=True))
+        if absolute.listed or absolute.onward is not None:
+            found.append(replace(edit, absolute=absolute))
+    return tuple(found)
+
+
+def _up_to(positions: AbsolutePositions, last: int, *, endless: bool) -> AbsolutePositions:
+    listed, onward = tuple(p for p in positions.listed if p <= last), positions.onward
+    if onward is None or onward > last:
+        return AbsolutePositions(listed)
+    return AbsolutePositions(listed, onward) if endless else AbsolutePositions((*listed, *range(onward, last + 1)))
+
+
 def _by_row(lm: LanguageModel, edit: Edit, texts: list[TextExtent]) -> list[Edit]:
     rows = range(len(texts)) if edit.rows is None else edit.rows
     if not set(rows) <= set(range(len(texts))):

@@ -9,6 +9,7 @@ from probe.errors import BadOption
 from probe.requests.options import Option
 
 REGEX = "re:"  # in front of a regular expression over the vocabulary
+MEASURED = "After which token the answer is measured: last, 7, tok=Paris or step3."
 SET_HINT = "single tokens, as ' 57| 58', or an expression over the vocabulary, as 're:^ ?[5-9][0-9]$'"
 
 

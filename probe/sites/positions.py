@@ -113,6 +113,17 @@ class Positions:
                 found.update((Range(-1, -1) if part == "last" else parse_range(part)).of(n, "position"))
         return sorted(found)
 
+    def one(self, n: int, n_prompt: int, *, steps: Sequence[tuple[int, int]] = (), tokens: Sequence[str] = ()) -> int:
+        """The one position that they name, of a step its last: after it something is measured.
+
+        Raises as `indices` does, and `BadPlace` where they name several.
+        """
+        found = self.indices(n, n_prompt, steps=steps, tokens=tokens)
+        of_one_step = len(self.parts) == 1 and self.parts[0].startswith("step")
+        if len(found) != 1 and not of_one_step:
+            raise BadPlace(f"'{self}' is {len(found)} positions, and one is measured", hint="last, 7, tok=Paris or step3")
+        return found[-1]
+
 
 EVERYWHERE = Positions()
 

@@ -116,6 +116,9 @@ OBSERVED = (
         PROMPT, BRANCH, LAYER, POS, Column("top_ids", INTS, "best first"), Column("top_logprobs", FLOATS, "nats"),
         i32("target_id", "the token that follows"), i32("target_rank", "0 is the top"), f32("target_logprob", "nats"),
         f32("entropy", "nats"), f32("kl_to_final", "nats, KL(final || this layer)"),
+        f32("answer_logprob", "nats, of the answer that is asked for: of a token, of any of a set, of all tokens of one that "
+            "begins here; else null", since=4),
+        f32("against_logprob", "the same of what it is held against", since=4),
     ), verbs=("trace", "lens", "look"),
        example="select layer, avg(kl_to_final) as kl from 'RUN/lens.parquet' group by layer order by layer"),
     Table("lens_positions", "a position under the lens", ("prompt_id", "branch", "pos"), (

@@ -127,6 +127,10 @@ class TokenSequence:
         """The absolute positions that are chosen here, once it is finished. Raises `OutOfRange` or `BadPlace`."""
         return chosen.indices(len(self.ids), self.n_prompt, steps=self.spans, tokens=self.tokens)
 
+    def position(self, chosen: Positions) -> int:
+        """The one position that is chosen here, of a step its last. Raises likewise, and `BadPlace` where there are several."""
+        return chosen.one(len(self.ids), self.n_prompt, steps=self.spans, tokens=self.tokens)
+
 
 def _by_template(pieces: Pieces, n_prompt: int, rendered: str, message_spans: list[tuple[int, int]]) -> list[bool]:
     """Which tokens of a prompt hold no character of what the messages say."""

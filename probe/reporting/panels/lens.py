@@ -17,6 +17,8 @@ MEASURES = (
     Measure("prob_of_target", "probability of the target", low=0.0, high=1.0),
     Measure("rank_of_target", "rank of the target (0 is the best)", scaling="log", low=0.0),
     Measure("logprob_of_target", "log-probability of the target", "nats", high=0.0),
+    Measure("answer_logprob", "log-probability of the answer that is asked for", "nats", high=0.0),
+    Measure("against_logprob", "log-probability of what it is held against", "nats", high=0.0),
     Measure("entropy", "entropy of the layer's guess", "nats", low=0.0),
     Measure("kl_to_final", "KL(last layer || this layer)", "nats", low=0.0),
 )
