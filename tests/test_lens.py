@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -122,3 +124,104 @@ def test_a_model_without_a_verified_head_has_no_lens() -> None:
     lm.__dict__["anatomy"] = dataclasses.replace(lm.anatomy, readout_exact=False)
     with pytest.raises(SiteAbsent, match="no layer's guess"):
         read(lm, drawn(5)[None], [5], lens=True, sink=MemorySink())
+
+
+TEXT, DIGITS = "abcdef Mary gh", "re:^[5-9]$"
+MEASURED = 8  # where "M" stands
+
+
+def by_layer(lm: probe.LanguageModel, ids: list[int], family: str) -> list[Tensor]:
+    """Log-probs (pos, d_vocab) of every layer, float64, by hooks of our own."""
+    return [read_out(lm, resid, NORMS[family]) for resid in streams(lm, torch.tensor(ids), NORMS[family])]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", SLOW])
+def test_a_whole_answer_is_read_token_by_token_at_each_layer(family: str) -> None:
+    """After a position in the middle of the text, against an answer of one token; the last layer is the plain model."""
+    lm = loaded(family)
+    text, token, answer, against = (TEXT, "M", " 57", "b")
+    if family == "smollm2":
+        text, token, answer, against = "The capital of France is Paris", " is", " Paris, a city", " the"
+    run = probe.lens(lm, text, answer=answer, against=against, whole_answer=True, measure_at=f"tok={token}", top=2)
+    ids = lm.encode(text).ids
+    measured = lm.pieces(ids).tokens.index(token)
+    before, own, (other,) = ids[: measured + 1], lm.ids_of(answer), lm.ids_of(against)
+    wanted = [
+        float(logp[measured:-1].gather(1, torch.tensor(own)[:, None]).sum()) for logp in by_layer(lm, [*before, *own], family)
+    ]
+    rows = run.lens[run.lens["pos"] == measured].sort_values("layer")
+    assert len(own) > 2
+    np.testing.assert_allclose(rows["answer_logprob"], wanted, atol=5e-5)
+    assert run.lens[run.lens["pos"] != measured]["answer_logprob"].isna().all()
+    with torch.no_grad():
+        plain = lm.model(torch.tensor([[*before, *own]])).logits[0, measured:-1].double().log_softmax(-1)
+    assert wanted[-1] == pytest.approx(float(plain.gather(1, torch.tensor(own)[:, None]).sum()), abs=2e-5)
+    for layer, logp in enumerate(by_layer(lm, ids, family)):  # one token: at every position
+        held = run.lens[run.lens["layer"] == layer].sort_values("pos")["against_logprob"]
+        np.testing.assert_allclose(held, logp[:, other], atol=5e-5)
+    last = run.summary["last"]
+    told = last["layers"][-1]
+    assert (
+        last["pos"] == measured
+        and told["answer_logprob"] == pytest.approx(wanted[-1], abs=5e-5)
+        and run.summary["whole_answer"]
+    )
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_set_is_followed_through_the_layers(family: str) -> None:
+    lm = loaded(family)
+    run = probe.lens(lm, TEXT, answer_set=DIGITS, against_set="a|b", top=2)
+    some, others = ([lm.ids_of(letter)[0] for letter in letters] for letters in ("56789", "ab"))
+    for layer, logp in enumerate(by_layer(lm, lm.encode(TEXT).ids, family)):
+        rows = run.lens[run.lens["layer"] == layer].sort_values("pos")
+        np.testing.assert_allclose(rows["answer_logprob"], logp[:, some].exp().sum(-1).log(), atol=5e-5)
+        np.testing.assert_allclose(rows["against_logprob"], logp[:, others].exp().sum(-1).log(), atol=5e-5)
+    assert run.summary["last"]["pos"] == len(lm.encode(TEXT).ids) - 1 and run.summary["target"] == DIGITS
+    assert run.lens["target_id"].tolist()[: len(rows) - 1] == lm.encode(TEXT).ids[1:], "the target is what follows"
+    one = probe.lens(lm, TEXT, answer="a", position="last")
+    assert one.lens["answer_logprob"].tolist() == pytest.approx(one.lens["target_logprob"].tolist(), abs=1e-6)
+    assert probe.lens(lm, TEXT, position="last").lens["answer_logprob"].isna().all()
+
+
+def test_an_edit_holds_where_the_text_is_read_and_not_on_an_answer_that_stands_in_the_place_of_what_follows() -> None:
+    lm, asked = loaded("llama"), {"answer": " 57", "whole_answer": True, "measure_at": MEASURED, "position": str(MEASURED)}
+
+    def found(*edits: str) -> list[float]:
+        return list(probe.lens(lm, TEXT, edit=edits, **asked).lens["answer_logprob"])
+
+    plain, later, all_of_it = found(), found("mlp_out@0:9..10=zero"), found("mlp_out@0=zero")
+    assert plain == later != all_of_it
+    assert found("mlp_out@0:3=zero", "mlp_out@1:9=zero") == found("mlp_out@0:3=zero") != plain
+    with silent_mlp(lm):
+        ids = [*lm.encode(TEXT).ids[: MEASURED + 1], *lm.ids_of(" 57")]
+        with torch.no_grad():
+            logp = lm.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    wanted = sum(float(logp[MEASURED + i, token]) for i, token in enumerate(lm.ids_of(" 57")))
+    assert all_of_it[-1] == pytest.approx(wanted, abs=5e-5)
+
+
+@contextmanager
+def silent_mlp(lm: probe.LanguageModel) -> Iterator[None]:
+    """Without the MLP of the first layer."""
+    handle = lm.model.model.layers[0].mlp.register_forward_hook(lambda _, args, out: torch.zeros_like(out))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def test_what_cannot_be_followed_is_said() -> None:
+    lm = loaded("llama")
+    for options, why in (
+        ({"answer": "a", "target": "b"}, "two answers"), ({"against": "a"}, "against which"),
+        ({"answer_set": "a", "whole_answer": True}, "single"), ({"answer": "a", "answer_set": "b"}, "twice"),
+        ({"answer": "a", "measure_at": "3..4"}, "2 positions"), ({"answer": "a", "measure_at": 99}, "no position 99"),
+        ({"answer": "a", "measure_at": "here"}, "is no position"), ({"answer_set": "re:^qq$"}, "no token matches"),
+        ({"answer": " 5" * 600, "whole_answer": True}, "longer than the context"),
+    ):  # fmt: skip
+        with pytest.raises(probe.errors.ProbeError, match=why) as told:
+            probe.lens(lm, TEXT, **options)
+        assert told.value.hint
+    older = probe.requests.Lens.from_arguments({"source": TEXT, "target": "a", "position": "last"})
+    assert older.answer == "a" and older.target is None
