@@ -56,10 +56,13 @@ def _show_question(summary: dict[str, Any]) -> None:
     tokens = ", ".join(f"{d['pos']} {visible(d['clean'])} / {visible(d['corrupt'])}" for d in summary["differing"])
     typer.echo(f"tokens that differ: {tokens or 'none that are aligned'}")
     idle = "" if summary["passed"] == summary["cells"] else f", {summary['passed']:,} of them run: the others change nothing"
-    if summary["agreement"] is not None or summary["method"] != "exact":
-        _show_agreement(summary)
-        return
-    typer.echo(f"{summary['cells']:,} {'paths of ' + summary['path'] if summary['path'] else 'cells'}{idle}")
+    if summary.get("neurons"):
+        _show_chosen(summary, summary["neurons"])
+    elif summary["method"] != "exact":
+        typer.echo(f"{summary['cells']:,} cells, estimated from the gradient{_points(summary)}")
+    else:
+        typer.echo(f"{summary['cells']:,} {'paths of ' + summary['path'] if summary['path'] else 'cells'}{idle}")
+    _show_agreement(summary)
 
 
 def _show_measured(measured: dict[str, Any]) -> None:
@@ -77,10 +80,23 @@ def _show_measured(measured: dict[str, Any]) -> None:
         )
 
 
+def _points(summary: dict[str, Any]) -> str:
+    return f", averaged over {summary['ig']} points between the texts" if summary["ig"] else ""
+
+
+def _show_chosen(summary: dict[str, Any], neurons: dict[str, Any]) -> None:
+    """Which neurons were patched, and what others do that were drawn at random."""
+    where = "" if summary["pairs"] > 1 else f" of {neurons['of']:,}"
+    typer.echo(f"{neurons['chosen']}{where} neurons, those that the gradient{_points(summary)} promises most of")
+    if neurons["control"]:
+        measure = _measure(summary)
+        most = neurons[f"control_{measure}"]
+        known = "" if most is None else f": {measure} {most:.3f} at most"
+        typer.echo(f"{neurons['control']} others, drawn at random{known}")
+
+
 def _show_agreement(summary: dict[str, Any]) -> None:
-    """How good the guess is."""
-    points = f", averaged over {summary['ig']} points between the texts" if summary["ig"] else ""
-    typer.echo(f"{summary['cells']:,} cells, estimated from the gradient{points}")
+    """How good the estimates are."""
     found = summary["agreement"]
     if found is None:
         return
@@ -88,14 +104,15 @@ def _show_agreement(summary: dict[str, Any]) -> None:
         f"{name} {'undefined' if found[key] is None else format(found[key], '.3f')}"
         for name, key in (("Spearman", "spearman"), ("Pearson", "pearson"), ("largest error of an effect", "largest_error"))
     )
-    typer.echo(f"against exact patches of {found['n']} random cells that can matter: {numbers}")
+    cells = "neurons" if summary.get("neurons") else "random cells that can matter"
+    typer.echo(f"estimates against exact patches of {found['n']} {cells}: {numbers}")
 
 
 def _show_strongest(summary: dict[str, Any]) -> None:
     rows, measure = [], _measure(summary)
     for cell in summary["strongest"]:
         place = f"{cell['site']}@{cell['layer']}" if cell["layer"] >= 0 else cell["site"]
-        place += f".{cell['head']}" if cell["head"] >= 0 else ""
+        place += f".{cell['head']}" if cell["head"] >= 0 else f".n{cell['neuron']}" if cell.get("neuron", -1) >= 0 else ""
         where = (
             f"{cell['pos']}"
             if cell["pos"] != -1 or summary["pairs"] > 1
@@ -106,11 +123,13 @@ def _show_strongest(summary: dict[str, Any]) -> None:
         place += f" -> {cell['receiver']}" if cell["receiver"] else ""
         token = visible(cell["token"]) if cell.get("token") is not None else ""
         between = "" if measure == "change" else interval(cell.get("ci_low"), cell.get("ci_high"), "+.3f")
-        rows.append((place, where, token, f"{cell[measure]:+.3f}", between, f"{cell['patched']:+.3f}"))
+        estimate = cell.get("estimate")
+        promised = "" if estimate is None or measure == "change" else f"{estimate:+.3f}"
+        rows.append((place, where, token, f"{cell[measure]:+.3f}", between, promised, f"{cell['patched']:+.3f}"))
     if not rows:
         typer.echo("\nno effect is defined: clean and corrupt do not differ in this metric")
         return
-    header = ("place", "at", "token", measure, "95 %", summary["metric"])
+    header = ("place", "at", "token", measure, "95 %", "estimate", summary["metric"])
     shown = [i for i in range(len(header)) if any(row[i] for row in rows)]
     typer.echo("\nstrongest places")
     show_table([header[i] for i in shown], [[row[i] for i in shown] for row in rows])

@@ -199,7 +199,7 @@ def test_what_is_of_whole_vectors_refuses_neurons(lm: LanguageModel) -> None:
     with pytest.raises(BadPlace, match="all neurons"):
         probe.means(lm, [TEXT], at=["mlp_post@1.n3"])
     with pytest.raises(BadOption, match="single neurons"):
-        probe.patch(lm, clean=TEXT, corrupt="the dog sat on", answer="a", against="b", sites="mlp_post@1.n3")
+        probe.patch(lm, clean=TEXT, corrupt="the dog sat on", answer="a", against="b", path="mlp_post@1.n3->logits")
 
 
 def test_an_edited_neuron_generates_what_a_hook_generates(lm: LanguageModel) -> None:

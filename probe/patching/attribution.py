@@ -16,7 +16,7 @@ from probe.errors import BadModel, BadOption
 from probe.instrument import tapping
 from probe.interventions import Edit
 from probe.patching.cells import LayerCells
-from probe.patching.exact import Baselines, CellMetrics, PreparedPair, Report, exact, floor_layers, prepare_pair
+from probe.patching.exact import Baselines, CellMetrics, PreparedPair, Report, exact, floor_layers, prepare_pair, slowly
 from probe.patching.metrics import Metrics, continuations_of, logprobs_of, measure_of
 from probe.patching.pairs import Pair
 from probe.patching.paths import PathGroup
@@ -94,11 +94,16 @@ def mean_slopes(
     return {where: slope / steps for where, slope in total.items()}
 
 
-def estimated(read: TextValues, where: SiteLayer, new: Tensor, slope: Tensor | None = None) -> Tensor:
-    """How much the metric changes, to first order, if one position (and head) alone takes what `new` (pos, [head,] d) has
-    there: Σ_d (new − value) · slope, (pos, [head]) (Nanda 2023; Syed et al. 2023, 2310.10348)."""
+def products(read: TextValues, where: SiteLayer, new: Tensor, slope: Tensor | None = None) -> Tensor:
+    """How much the metric changes, to first order, if one entry of one position alone takes what `new` (pos, [head,] d) has
+    there: (new − value) · slope, of new's shape, float64 (Nanda 2023; Syed et al. 2023, 2310.10348)."""
     slope = read.slopes[where] if slope is None else slope
-    return ((new.to(slope.device).double() - read.values[where].double()) * slope.double()).sum(-1)
+    return (new.to(slope.device).double() - read.values[where].double()) * slope.double()
+
+
+def estimated(read: TextValues, where: SiteLayer, new: Tensor, slope: Tensor | None = None) -> Tensor:
+    """The same of a whole position, or a head of it: the sum over its entries (pos, [head])."""
+    return products(read, where, new, slope).sum(-1)
 
 
 @torch.no_grad()
@@ -130,7 +135,7 @@ class Attribution:
     def __init__(self, lm: LanguageModel, pair: Pair, patching: Patching, wheres: Sequence[SiteLayer]) -> None:
         self._lm, self._pair, self._patching, request = lm, pair, patching, patching.request
         base, source, edits = pair.base(request.towards), pair.source(request.towards), patching.edits
-        floors = [("resid_pre", layer) for layer in floor_layers(lm)] if request.sampled else []
+        floors = [("resid_pre", layer) for layer in floor_layers(lm)] if request.runs_cells else []
         tails, read = pair.target.tails, continuations_of(request.metric, pair.target)
         self._source = values(lm, source, list(dict.fromkeys([*wheres, *floors])), edits=edits, tails=tails)
         clean = self._source.logits
@@ -149,28 +154,37 @@ class Attribution:
         """(pos, [head,] d) of the text that is patched, and of the one that patches come from."""
         return self._base.values[where], self._source.values[where]
 
+    def by_unit(self, where: SiteLayer, new: Tensor) -> Tensor:
+        """How much the metric is to change by each entry of each position, to first order, (pos, d) float64."""
+        return products(self._base, where, new, self._slopes[where])
+
+    def estimates(self, part: LayerCells, new: Tensor) -> np.ndarray:
+        """The metric of each cell patched, to first order (n,)."""
+        where, request = (part.site, part.layer), self._patching.request
+        change = self.by_unit(where, new).cpu()
+        cells = torch.stack([one.of(change).sum() for one in part.locations])
+        found: np.ndarray = self.baselines.start.of(request.metric) + cells.numpy()
+        return found
+
     def measure(
         self, part: LayerCells | PathGroup, old: Tensor, new: Tensor, report: Report, *, sampled: Collection[int]
     ) -> list[tuple[str, LayerCells, CellMetrics]]:
         """The metric as it is estimated for each cell; `sampled` are numbers of cells that are run too."""
         assert isinstance(part, LayerCells)
-        request, where = self._patching.request, (part.site, part.layer)
-        change = estimated(self._base, where, new, self._slopes[where]).cpu()
-        cells = [
-            change[list(one.positions)].sum() if one.head is None else change[list(one.positions), one.head].sum()
-            for one in part.locations
-        ]
         readout = Metrics(*(np.full(len(part), np.nan) for _ in Metrics._fields))
-        readout.of(request.metric)[:] = self.baselines.start.of(request.metric) + torch.stack(cells).numpy()
+        readout.of(self._patching.request.metric)[:] = self.estimates(part, new)
         tried = np.full(len(part), np.nan)
         if sampled:
             some = sorted(sampled)
-            few = replace(part, locations=tuple(part.locations[i] for i in some), pos=(), step=())
-            paired, budget = request.source == "clean", self._patching.budget
-            found = exact(self.prepared, few, old, new, budget=budget, paired=paired)
-            tried[some] = found.readout.of(request.metric)
+            few = replace(part, locations=tuple(part.locations[i] for i in some), pos=(), step=(), control=())
+            tried[some] = self._run(few, old, new).readout.of(self._patching.request.metric)
         report(len(part))
         return [("", part, CellMetrics(readout, ~np.isnan(tried), tried))]
+
+    def _run(self, part: LayerCells, old: Tensor, new: Tensor, report: Report = lambda done: None) -> CellMetrics:
+        """All of these cells, exactly."""
+        paired, budget = self._patching.request.source == "clean", self._patching.budget
+        return exact(self.prepared, part, old, new, budget=budget, paired=paired, report=report)
 
     @cached_property
     def prepared(self) -> PreparedPair:
@@ -179,17 +193,39 @@ class Attribution:
         return prepare_pair(self._lm, self._pair, request.towards, edits, source=self._source)
 
 
+class EstimatedAndExact(Attribution):
+    """The same estimates, and every cell is run besides."""
+
+    def __init__(self, lm: LanguageModel, pair: Pair, patching: Patching, wheres: Sequence[SiteLayer]) -> None:
+        super().__init__(lm, pair, patching, wheres)
+        self.warning = slowly(self.prepared)
+
+    def measure(
+        self, part: LayerCells | PathGroup, old: Tensor, new: Tensor, report: Report, *, sampled: Collection[int]
+    ) -> list[tuple[str, LayerCells, CellMetrics]]:
+        """Metrics with each cell patched, and what was estimated of them. Nothing is sampled: all is exact."""
+        assert isinstance(part, LayerCells)
+        return [("", part, self._run(part, old, new, report)._replace(estimated=self.estimates(part, new)))]
+
+
 def sample(patching: Patching) -> dict[tuple[int, int], set[int]]:
-    """The cells that attribution runs too, drawn among those that the difference between the texts can reach: numbers of
-    cells by pair and site of a layer."""
+    """The cells that attribution runs too, drawn among those that the difference between the texts can reach, or, where neurons
+    were chosen, those that were drawn beside: numbers of cells by pair and site of a layer."""
     request = patching.request
+    parts = [
+        (number, i, part)
+        for number, own in enumerate(patching.parts if request.sampled else ())
+        for i, part in enumerate(own)
+        if isinstance(part, LayerCells)
+    ]
+    if patching.neurons:
+        return {(number, i): {cell for cell, one in enumerate(part.control) if one} for number, i, part in parts}
+    firsts = [pair.reached(request.towards) for pair in patching.pairs]
     reached = [
         (number, i, cell)
-        for number, pair in enumerate(patching.pairs if request.sampled else ())
-        for i, part in enumerate(patching.parts[number])
-        if isinstance(part, LayerCells)
+        for number, i, part in parts
         for cell, one in enumerate(part.locations)
-        if one.positions[-1] >= pair.first
+        if one.positions[-1] >= firsts[number]
     ]
     found: dict[tuple[int, int], set[int]] = {}
     for k in np.random.default_rng(request.seed).permutation(len(reached))[: request.sampled]:

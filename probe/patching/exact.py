@@ -87,12 +87,13 @@ class PreparedPair:
 
 
 class CellMetrics(NamedTuple):
-    """Metrics of some cells, which of them took a pass (n,) bool, and, where the metrics are estimated, what those that were
-    run gave (n,), NaN for the others."""
+    """Metrics of some cells, and which of them took a pass (n,) bool. Where the metrics are estimated, `exact` is what those
+    that were run gave (n,), NaN for the others; where they are not, `estimated` may be what a gradient promised (n,)."""
 
     readout: Metrics
     passed: np.ndarray
     exact: np.ndarray | None = None
+    estimated: np.ndarray | None = None
 
 
 def prepare_pair(
@@ -116,6 +117,12 @@ def prepare_pair(
     return PreparedPair(Baselines.of(pair, direction, logits, source.logits), bases, source)
 
 
+def slowly(prepared: PreparedPair) -> str:
+    """What is to be said where no forward can be entered in the middle."""
+    why = prepared.base.why_not if prepared.base.shortcut is None else ""
+    return f"every cell took a whole forward: {why}" if why else ""
+
+
 def exact(
     prepared: PreparedPair, part: LayerCells, old: Tensor, new: Tensor, *, budget: int, paired: bool = True,
     report: Callable[[int], None] = lambda done: None,
@@ -129,10 +136,11 @@ def exact(
     columns = [np.repeat(column, len(part.locations)) for column in prepared.baselines.start]
     done = len(part.locations) - len(needed)
     report(done)
-    for members in _batches(prepared, part, needed, budget):
+    same = _unchanged(prepared, paired=paired)
+    for members, start in _batches(prepared, part, needed, budget, same):
         rows = [part.locations[i] for i in members]
         edit = batch_patch(part.site, part.layer, rows, new)
-        logits = prepared.patched(len(rows), edit, start=min(row.positions[0] for row in rows))
+        logits = prepared.patched(len(rows), edit, start=start)
         for column, found in zip(columns, prepared.metrics(logits), strict=True):
             column[members] = found
         done += len(members)
@@ -140,29 +148,38 @@ def exact(
     return CellMetrics(Metrics(*columns), np.isin(np.arange(len(part.locations)), needed))
 
 
+def _unchanged(prepared: PreparedPair, *, paired: bool) -> int:
+    """How many positions of the base take what they have, whatever is patched."""
+    pair, direction = prepared.baselines.pair, prepared.baselines.direction
+    return pair.reached(direction) if paired and prepared.base.lm.anatomy.causal else 0
+
+
 def _matters(
     prepared: PreparedPair, part: LayerCells, one: CellPositions, old: Tensor, new: Tensor, *, paired: bool
 ) -> bool:  # fmt: skip
     """Whether the patch changes anything that is read."""
     lm, last = prepared.base.lm, prepared.base.n_text - 1
-    if lm.anatomy.causal and paired and one.positions[-1] < prepared.baselines.pair.first:
+    if one.positions[-1] < _unchanged(prepared, paired=paired):
         return False
     if lm.anatomy.causal and entry(lm, part.site, part.layer) == lm.anatomy.n_layers and one.positions[-1] < last:
         return False  # no block follows that could carry it to a position that is read
-    where = list(one.positions)
-    a, b = (values[where] if one.head is None else values[where, one.head] for values in (old, new))
-    return not torch.equal(a, b)
+    return not torch.equal(one.of(old), one.of(new))
 
 
-def _batches(prepared: PreparedPair, part: LayerCells, needed: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Cells that run together: neighbours, so that few positions are computed that only the first of them needs."""
+def _batches(
+    prepared: PreparedPair, part: LayerCells, needed: Sequence[int], budget: int, same: int
+) -> Iterator[tuple[list[int], int]]:  # fmt: skip
+    """Cells that run together, and from which position on: neighbours, so that few positions are computed that only the first
+    of them needs. The first `same` positions stay as they are."""
     base, n, reads = prepared.base, prepared.longest, prepared.baselines.pair.target.reads
-    ordered = sorted(needed, key=lambda i: part.locations[i].positions[0])
+    starts = {i: next(p for p in part.locations[i].positions if p >= same) for i in needed}
+    ordered = sorted(needed, key=lambda i: starts[i])
     at = 0
     while at < len(ordered):
-        first = part.locations[ordered[at]].positions[0] if base.shortcut and base.shortcut.known else 0
-        size = rows_at_once(base.lm, new=n - first, n=n, budget=budget, reads=sum(reads))
-        yield ordered[at : at + size]
+        start = starts[ordered[at]]
+        new = n - start if base.shortcut and base.shortcut.known else n
+        size = rows_at_once(base.lm, new=new, n=n, budget=budget, reads=sum(reads))
+        yield ordered[at : at + size], start
         at += size
 
 
@@ -173,8 +190,7 @@ class Exact:
         self._patching = patching
         self.prepared = prepare_pair(lm, pair, patching.request.towards, patching.edits, wheres=wheres)
         self.baselines = self.prepared.baselines
-        why = self.prepared.base.why_not if self.prepared.base.shortcut is None else ""
-        self.warning = f"every cell took a whole forward: {why}" if why else ""
+        self.warning = slowly(self.prepared)
 
     def values(self, where: SiteLayer) -> tuple[Tensor, Tensor]:
         """(pos, [head,] d) of the text that is patched, and of the one that patches come from."""
@@ -205,7 +221,8 @@ def floor(prepared: PreparedPair, *, metric: str, address: str) -> float:
     """
     lm, pair = prepared.base.lm, prepared.baselines.pair
     origins = pair.origins(prepared.baselines.direction)
-    where = sorted(p for p in origins if p >= pair.first or not lm.anatomy.causal)
+    reached = pair.reached(prepared.baselines.direction) if lm.anatomy.causal else 0
+    where = sorted(p for p in origins if p >= reached)
     layers = floor_layers(lm)
     if not layers or not where:
         return float("nan")

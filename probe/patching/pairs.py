@@ -85,6 +85,12 @@ class Pair:
         """Position in the base -> position in the source, of those that are aligned."""
         return {b: a for a, b in self.places} if direction == "denoise" else dict(self.places)
 
+    def reached(self, direction: str) -> int:
+        """The first position of the base where the source can have another value, by causality: from where the texts differ
+        on, or where what is aligned stands elsewhere. As many as there are tokens where that is nowhere."""
+        moved = (p for p, q in self.origins(direction).items() if p >= self.first or p != q)
+        return min(moved, default=len(self.base(direction)))
+
 
 def make_pair(
     lm: LanguageModel, words: PairTexts, *, align: str | None = None, chat: ChatOptions = RAW, sets: AnswerOptions = NO_SETS

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from probe.errors import BadOption, SiteAbsent
 from probe.interventions import Edit, parse_all
-from probe.patching.cells import LayerCells, cells_of
+from probe.patching.cells import LayerCells, LayerNeurons, cells_of, neurons_of
 from probe.patching.metrics import continuations_of
 from probe.patching.pairs import COLUMNS, Pair, PairTexts, make_pair, read_pairs
 from probe.patching.paths import PathGroup, path_groups
+from probe.patching.reading import SiteLayer
 from probe.patching.rewind_pairs import PARTING, RewindPair, rewind_pair
 from probe.requests import PatchSweep
 from probe.requests.groups import parse_memory
+from probe.requests.patch import POOLED
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -26,7 +28,9 @@ ROW_BYTES = {"patches": 90, "prompts": 200, "tokens": 14, "patch_means": 60}
 
 @dataclass(frozen=True)
 class Patching:
-    """A request on one model: its pairs of texts, the cells (or the paths) of each, the bytes a pass may take, the edits."""
+    """A request on one model: its pairs of texts, the cells (or the paths) of each, the bytes a pass may take, the edits.
+
+    neurons: of each pair, the layers among whose neurons some are to be chosen; nothing where none is."""
 
     request: PatchSweep
     pairs: tuple[Pair, ...]
@@ -34,6 +38,7 @@ class Patching:
     budget: int
     edits: tuple[Edit, ...]
     measured: RewindPair | None
+    neurons: tuple[tuple[LayerNeurons, ...], ...] = ()
 
 
 def resolved(lm: LanguageModel, request: PatchSweep) -> Patching:
@@ -55,9 +60,18 @@ def resolved(lm: LanguageModel, request: PatchSweep) -> Patching:
             raise BadOption("integrated gradients need texts of one length", hint="leave --ig out")
     find = cells_of if request.path is None else path_groups
     parts = tuple(find(lm, pair, request) for pair in pairs)
+    neurons = tuple(neurons_of(lm, pair, request) for pair in pairs)
+    if any(neurons):
+        request.check_slope()
+    elif request.of_neurons and request.method == "exact" and (request.top, request.sample, request.ig) != (None, None, 0):
+        raise BadOption(
+            "every neuron is named, and none is to be chosen",
+            hint="leave out --top, --sample and --ig, or name a layer: mlp_post@5",
+        )
     return Patching(
-        request, pairs, parts, parse_memory(request.memory), parse_all(lm, request.edit, seed=request.seed), measured
-    )
+        request, pairs, parts, parse_memory(request.memory), parse_all(lm, request.edit, seed=request.seed), measured,
+        neurons if any(neurons) else (),
+    )  # fmt: skip
 
 
 def _pairs(lm: LanguageModel, request: PatchSweep) -> tuple[Pair, ...]:
@@ -125,12 +139,14 @@ def plan_patch(lm: LanguageModel, request: PatchSweep) -> dict[str, Any]:
     patching = resolved(lm, request)
     cost = _attribution_cost if request.method == "attribution" else _path_cost if request.path else _exact_cost
     costs = [cost(lm, pair, parts, patching) for pair, parts in zip(patching.pairs, patching.parts, strict=True)]
-    cells = sum(one.cells for one in costs)
+    chosen = [_chosen_cost(lm, pair, own, patching) for pair, own in zip(patching.pairs, patching.neurons, strict=False)]
+    cells = sum(one.cells for one in (*costs, *chosen))
     tokens = sum(len(pair.clean) + len(pair.corrupt) for pair in patching.pairs)
     counts = {"patches": cells, "prompts": 2 * len(patching.pairs), "tokens": tokens}
     return {
         "model": lm.name, "pairs": len(patching.pairs), "direction": request.towards, "metric": request.metric, "cells": cells,
-        "passes": sum(one.passes for one in costs) + request.sampled, "pass_memory_bytes": max(one.peak for one in costs),
+        "passes": sum(one.passes for one in (*costs, *chosen)) + (0 if chosen else request.sampled),
+        "pass_memory_bytes": max(one.peak for one in (*costs, *chosen)),
         "tables": {name: {"rows": rows, "bytes": rows * ROW_BYTES[name]} for name, rows in counts.items()},
     }  # fmt: skip
 
@@ -139,11 +155,10 @@ def _exact_cost(lm: LanguageModel, pair: Pair, parts: Sequence[Any], patching: P
     """Batches of cells, site by site and layer by layer, for each continuation."""
     request, n, reads = patching.request, pair.longest(patching.request.towards), sum(pair.target.reads)
     cells = forwards = peak = 0
+    same = pair.reached(request.towards) if request.source == "clean" and lm.anatomy.causal else 0
     for part in parts:
         cells += len(part.locations)
-        at, needed = 0, sorted(
-            one.positions[0] for one in part.locations if request.source != "clean" or one.positions[-1] >= pair.first
-        )  # fmt: skip
+        at, needed = 0, sorted(max(one.positions[0], same) for one in part.locations if one.positions[-1] >= same)
         while at < len(needed):
             new = n - needed[at]
             size = rows_at_once(lm, new=new, n=n, budget=patching.budget, reads=reads)
@@ -160,6 +175,30 @@ def _attribution_cost(lm: LanguageModel, pair: Pair, parts: Sequence[Any], patch
     passes = 2 * len(target.tails) + len(read) * (1 + (4 + 2 * request.ig if request.ig else 0))
     peak = lm.anatomy.n_layers * row_bytes(lm, new=n, n=n, reads=max(target.reads)) * len(read)
     return Cost(sum(len(part.locations) for part in parts), passes, peak)
+
+
+def _chosen_cost(lm: LanguageModel, pair: Pair, neurons: Sequence[LayerNeurons], patching: Patching) -> Cost:
+    """Gradients to choose by, and once more those of what was chosen; and the exact passes, at most one for each cell or,
+    where a layer has several, one for a batch of them."""
+    request, n, reads = patching.request, pair.longest(patching.request.towards), pair.target.reads
+    of_all = _attribution_cost(lm, pair, (), patching)
+    cells = min(sum(map(len, neurons)), request.chosen + request.sampled)
+    run = cells if request.method == "exact" else min(cells, request.sampled)
+    size = rows_at_once(lm, new=n, n=n, budget=patching.budget, reads=sum(reads))
+    passes = min(run, len(neurons) * -(-run // (len(neurons) * size))) * len(reads) if neurons else 0
+    shares = len(portions(patching, [(one.site, one.layer) for one in neurons]))
+    peak = min(size, run) * row_bytes(lm, new=n, n=n, reads=sum(reads))
+    return Cost(cells, 2 * shares * of_all.passes + passes, max(of_all.peak, peak))
+
+
+def portions(patching: Patching, wheres: Sequence[SiteLayer]) -> list[list[SiteLayer]]:
+    """Sites of layers of whose neurons some are chosen, in portions whose activations, slopes and scores fit the memory."""
+    kept = 2 * len(patching.pairs) if patching.request.source in POOLED else 0  # texts whose values are pooled
+    longest = max(max(len(pair.clean), len(pair.corrupt)) for pair in patching.pairs)
+    widest = max((one.n_units for own in patching.neurons for one in own), default=1)
+    size = max(1, patching.budget // (4 * (6 + kept) * longest * widest))
+    named = list(dict.fromkeys(wheres))
+    return [named[first : first + size] for first in range(0, len(named), size)]
 
 
 def _path_cost(lm: LanguageModel, pair: Pair, parts: Sequence[Any], patching: Patching) -> Cost:

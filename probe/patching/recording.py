@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from probe.language_model import LanguageModel
 
-CELL = ("site", "layer", "head", "pos", "step", "receiver")
+CELL = ("site", "layer", "head", "neuron", "pos", "step", "receiver")
 
 
 def write_texts(writer: Writer, lm: LanguageModel, pairs: Sequence[Pair]) -> None:
@@ -51,6 +51,7 @@ def write_cells(
     writer.write("patches", {
         "pair": np.full(n, number, np.int32), "site": [part.site] * n, "layer": np.full(n, part.layer, np.int16),
         "head": np.asarray([-1 if swap.head is None else swap.head for swap in part.locations], np.int16),
+        "neuron": np.asarray([-1 if swap.unit is None else swap.unit for swap in part.locations], np.int32),
         "pos": np.asarray(part.pos, np.int32), "step": np.asarray(part.step, np.int32),
         "positions": np.asarray([len(swap.positions) for swap in part.locations], np.int32),
         "source_pos": np.asarray([-1 if pos < 0 else origins[pos] for pos in part.pos], np.int32),
@@ -60,6 +61,10 @@ def write_cells(
         "logit_diff": _nulls(readout.logit_diff), "logprob": _nulls(readout.logprob), "prob": _nulls(readout.prob),
         "kl": _nulls(readout.kl), "passed": found.passed, "receiver": [receiver] * n,
         "exact": _nulls(np.full(n, np.nan) if found.exact is None else found.exact),
+        "estimate": _nulls(
+            np.full(n, np.nan) if found.estimated is None else effects(found.estimated, clean, corrupt, baselines.direction)
+        ),
+        "control": part.control or [False] * n,
     })  # fmt: skip
 
 
@@ -81,8 +86,9 @@ def write_means(writer: Writer, pairs: Sequence[Pair], direction: str, *, seed: 
         else:
             row |= {"effect": None, "ci_low": None, "ci_high": None}
         row |= {name: float(group[name].mean()) for name in ("patched", "change")}
-        means.append({**row, "n": len(known)})
-    writer.write("patch_means", {name: [row[name] for row in means] for name in means[0]})
+        means.append({**row, "n": len(known), "estimate": group["estimate"].mean(), "control": bool(group["control"].iloc[0])})
+    columns: dict[str, Any] = {name: [row[name] for row in means] for name in means[0]}
+    writer.write("patch_means", columns | {"estimate": _nulls(np.asarray(columns["estimate"], float))})
 
 
 def _nulls(values: np.ndarray) -> pa.Array:
@@ -100,7 +106,8 @@ def summarize(writer: Writer, lm: LanguageModel, patching: Patching) -> dict[str
     frame = writer.read("patches").to_pandas()
     several = len(pairs) > 1
     cells = writer.read("patch_means").to_pandas() if several else frame
-    order = cells["effect"].abs().sort_values(ascending=False, kind="stable").index[:STRONGEST]
+    own = cells[~cells["control"].astype(bool)]
+    order = own["effect"].abs().sort_values(ascending=False, kind="stable").index[:STRONGEST]
     strongest = [_cell(row) for row in cells.loc[order].to_dict("records") if abs(row["effect"]) > 0]
     ends = frame.groupby("pair")[["clean", "corrupt", "floor"]].first()
     small = ends[(ends["clean"] - ends["corrupt"]).abs() < ends["floor"]]
@@ -114,7 +121,7 @@ def summarize(writer: Writer, lm: LanguageModel, patching: Patching) -> dict[str
         "answer": pairs[0].answers[0], "against": pairs[0].answers[1], "tokens": len(pairs[0].base(direction)),
         "differing": _differing(lm, pairs[0]), "strongest": strongest, "method": request.method,
         "ig": request.ig, "path": request.path,
-        "agreement": _agreement(frame) if request.sampled else None,
+        "agreement": _agreement(frame) if request.sampled else None, "neurons": _chosen(patching, cells),
         "measured": None if measured is None else {
             "measure_at": measured.measure_at, "pos": measured.position,
             "total_variation": measured.variation, "outcome": measured.outcome,
@@ -122,18 +129,36 @@ def summarize(writer: Writer, lm: LanguageModel, patching: Patching) -> dict[str
     }  # fmt: skip
 
 
-def _agreement(frame: pd.DataFrame) -> dict[str, Any]:
-    """How estimated effects go with those of the cells that were run too; None where either does not vary."""
-    tried = frame[frame["exact"].notna() & frame["effect"].notna()]
-    span = tried["clean"] - tried["corrupt"]
-    moved = ((tried["exact"] - tried["patched"]) / span).abs()
-    estimated, exact = (tried[name].to_numpy() / span.to_numpy() for name in ("patched", "exact"))
+def _agreement(frame: pd.DataFrame) -> dict[str, Any] | None:
+    """How estimated effects go with those of the cells that were run too, of neurons all of them; None where either does not
+    vary, or nothing was estimated."""
+    if frame["estimate"].notna().any():
+        tried = frame[frame["estimate"].notna()]
+        estimated, exact = (tried[name].to_numpy() for name in ("estimate", "effect"))
+    else:
+        tried = frame[frame["exact"].notna() & frame["effect"].notna()]
+        span = (tried["clean"] - tried["corrupt"]).to_numpy()
+        estimated, exact = (tried[name].to_numpy() / span for name in ("patched", "exact"))
+    if not len(tried):
+        return None
     rho, r = spearman(estimated, exact), pearson(estimated, exact)
-    return {"n": len(tried), "spearman": _plain(rho), "pearson": _plain(r), "largest_error": _plain(moved.max())}
+    error = np.abs(estimated - exact).max()
+    return {"n": len(tried), "spearman": _plain(rho), "pearson": _plain(r), "largest_error": _plain(error)}
+
+
+def _chosen(patching: Patching, cells: pd.DataFrame) -> dict[str, Any] | None:
+    """How many neurons were chosen of how many, and what those do that were drawn beside; None where none was chosen."""
+    if not patching.neurons:
+        return None
+    control = cells.loc[cells["control"].astype(bool), ["effect", "change"]].abs()
+    return {
+        "of": sum(map(len, patching.neurons[0])), "chosen": len(cells) - len(control), "control": len(control),
+        **{f"control_{name}": _plain(control[name].max()) for name in control},
+    }  # fmt: skip
 
 
 def _cell(row: dict[str, Any]) -> dict[str, Any]:
-    names = (*CELL, "token", "effect", "ci_low", "ci_high", "change", "patched", "n")
+    names = (*CELL, "token", "effect", "ci_low", "ci_high", "change", "patched", "n", "estimate")
     return {name: _plain(row[name]) for name in names if name in row}
 
 

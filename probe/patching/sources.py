@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from probe.patching.reading import SiteLayer, values
+from probe.requests.patch import POOLED
+
 if TYPE_CHECKING:
-    pass
+    from probe.language_model import LanguageModel
+    from probe.patching.planning import Patching
 
 SIGMAS = 3.0  # Meng et al. 2022 (2202.05262)
 
@@ -35,6 +39,24 @@ def replacement(source: str, base: Tensor, other: Tensor, origins: Mapping[int, 
         return base + SIGMAS * pool.double().std(unbiased=False).to(base) * noise
     drawn = torch.randint(len(pool), (len(base),), generator=generator(address.rpartition(" ")[0]))
     return pool[drawn.to(pool.device)].to(base)
+
+
+class Replacements:
+    """What the patches of a sweep put in at some sites. Where that is made of all texts, each is read once."""
+
+    def __init__(self, lm: LanguageModel, patching: Patching, wheres: Sequence[SiteLayer]) -> None:
+        self._patching = patching
+        pooled = patching.pairs if patching.request.source in POOLED else ()
+        self._texts = [ids for pair in pooled for ids in (pair.clean, pair.corrupt)]
+        self._pool = {ids: values(lm, ids, wheres, edits=patching.edits) for ids in dict.fromkeys(self._texts)}
+
+    def of(self, number: int, where: SiteLayer, old: Tensor, other: Tensor) -> Tensor:
+        """What each position of a pair's base may take, (pos, [head,] d). old, other: what the base and the source have."""
+        request, (site, layer) = self._patching.request, where
+        pool = torch.cat([old[:0], *(self._pool[ids].values[where] for ids in self._texts)])
+        origins = self._patching.pairs[number].origins(request.towards)
+        address = f"{request.seed} {number} {site}@{layer}"
+        return replacement(request.source, old, other, origins, pool, address=address)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from probe.patching.attribution import Attribution, sample
+from probe.patching.attribution import Attribution, EstimatedAndExact, sample
+from probe.patching.cells import LayerCells
 from probe.patching.exact import Exact, floor
+from probe.patching.neurons import with_neurons
 from probe.patching.pairs import Pair
 from probe.patching.path_patching import PathPatching
-from probe.patching.planning import Patching, resolved
-from probe.patching.reading import SiteLayer, TextValues, values
+from probe.patching.paths import PathGroup
+from probe.patching.planning import Patching, portions, resolved
+from probe.patching.reading import SiteLayer
 from probe.patching.recording import summarize, write_cells, write_means, write_texts
-from probe.patching.sources import replacement
+from probe.patching.sources import Replacements
 from probe.requests import PatchSweep, public
-from probe.requests.patch import POOLED
 from probe.running import Running, running
 
 if TYPE_CHECKING:
@@ -51,6 +50,7 @@ def run_patch(lm: LanguageModel, request: PatchSweep) -> Run:
         if not run.writer.done("texts"):
             with run.writer.unit("texts"):
                 write_texts(run.writer, lm, patching.pairs)
+        patching = with_neurons(run, patching)
         _Sweep(run, patching).run()
         if len(patching.pairs) > 1 and not run.writer.done("means"):
             with run.writer.unit("means"):
@@ -72,44 +72,41 @@ patch = public(run_patch, PatchSweep)
 
 class _Sweep:
     """All pairs of a sweep, one unit of the run for each site of each layer. Each text is read once, and once more where what
-    is put in is made of all texts."""
+    is put in is made of all texts; of neurons, for each portion of the layers."""
 
     def __init__(self, run: Running, patching: Patching) -> None:
         self._run, self._lm, self._patching = run, run.lm, patching
         self._sampled = sample(patching)
         self._total, self._done = sum(len(part) for parts in patching.parts for part in parts), 0
-        self._pool: dict[tuple[int, ...], TextValues] = {}
 
     def run(self) -> None:
-        for number, pair in enumerate(self._patching.pairs):
-            self._run.warn(*pair.notes)
-            parts = self._patching.parts[number]
-            missing = [i for i in range(len(parts)) if not self._run.writer.done(_unit(number, i))]
-            self._done += sum(len(part) for i, part in enumerate(parts) if i not in missing)
-            self._report(0)
-            if missing:
-                self._pair(number, pair, missing)
+        parts = self._patching.parts
+        wheres = list(dict.fromkeys((part.site, part.layer) for own in parts for part in own))
+        missing = {(n, i) for n, own in enumerate(parts) for i in range(len(own)) if not self._run.writer.done(_unit(n, i))}
+        self._done = sum(len(part) for n, own in enumerate(parts) for i, part in enumerate(own) if (n, i) not in missing)
+        self._report(0)
+        for share in portions(self._patching, wheres) if self._patching.neurons else [wheres]:
+            replacements: Replacements | None = None
+            for number, pair in enumerate(self._patching.pairs):
+                self._run.warn(*pair.notes)
+                here = [i for i, part in enumerate(parts[number]) if (number, i) in missing and _where(part) in share]
+                if here:
+                    replacements = replacements or Replacements(self._lm, self._patching, share)
+                    self._pair(number, pair, here, replacements)
 
-    def _pair(self, number: int, pair: Pair, missing: Sequence[int]) -> None:
+    def _pair(self, number: int, pair: Pair, missing: Sequence[int], replacements: Replacements) -> None:
         request, parts = self._patching.request, self._patching.parts[number]
-        if request.source in POOLED and not self._pool:
-            texts = dict.fromkeys(ids for one in self._patching.pairs for ids in (one.clean, one.corrupt))
-            wheres = list(dict.fromkeys((part.site, part.layer) for own in self._patching.parts for part in own))
-            self._pool = {ids: values(self._lm, ids, wheres, edits=self._patching.edits) for ids in texts}
-        engine = self._engine(pair, number)
+        engine = self._engine(pair, [_where(parts[i]) for i in missing])
         if engine.warning:
             self._run.warn(engine.warning)
         under = float("nan")  # where all is estimated and nothing is run
-        if request.method == "exact" or request.sampled:
+        if request.runs_cells:
             under = floor(engine.prepared, metric=request.metric, address=f"{request.seed} {number}")
         tokens = self._lm.labels(pair.base(request.towards))
         for i in missing:
-            part, where = parts[i], (parts[i].site, parts[i].layer)
+            part, where = parts[i], _where(parts[i])
             old, other = engine.values(where)
-            new = replacement(
-                request.source, old, other, pair.origins(request.towards), self._pooled(where, old),
-                address=f"{request.seed} {number} {part.site}@{part.layer}",
-            )  # fmt: skip
+            new = replacements.of(number, where, old, other)
             found = engine.measure(part, old, new, self._report, sampled=self._sampled.get((number, i), set()))
             with self._run.writer.unit(_unit(number, i)):
                 for receiver, cells, measured in found:
@@ -120,18 +117,18 @@ class _Sweep:
             self._done += len(part)
             self._report(0)
 
-    def _engine(self, pair: Pair, number: int) -> Engine:
-        request, parts = self._patching.request, self._patching.parts[number]
-        kind = Attribution if request.method == "attribution" else PathPatching if request.path else Exact
-        return kind(self._lm, pair, self._patching, list(dict.fromkeys((part.site, part.layer) for part in parts)))
-
-    def _pooled(self, where: SiteLayer, own: Tensor) -> Tensor:
-        """A site's values at all positions of all texts; none where nothing is made of them."""
-        texts = [ids for pair in self._patching.pairs for ids in (pair.clean, pair.corrupt)] if self._pool else []
-        return torch.cat([own[:0], *(self._pool[ids].values[where] for ids in texts)])
+    def _engine(self, pair: Pair, wheres: Sequence[SiteLayer]) -> Engine:
+        request = self._patching.request
+        exact = EstimatedAndExact if self._patching.neurons else PathPatching if request.path else Exact
+        kind = Attribution if request.method == "attribution" else exact
+        return kind(self._lm, pair, self._patching, list(dict.fromkeys(wheres)))
 
     def _report(self, more: int) -> None:
         self._run.report("patching", self._done + more, self._total)
+
+
+def _where(part: LayerCells | PathGroup) -> SiteLayer:
+    return part.site, part.layer
 
 
 def _unit(number: int, i: int) -> str:

@@ -29,8 +29,9 @@ SOURCES = {
 POOLED = ("mean", "noise", "resample")  # made of the values in all texts
 DIRECTIONS = ("denoise", "noise")
 METHODS = ("exact", "attribution")
-AXES = ("pos", "head", "step")
-SAMPLE = 40  # cells that attribution runs too
+AXES = ("pos", "head", "step", "neuron")
+SAMPLE = 40  # cells that attribution runs too, and neurons that are patched beside those that were chosen
+TOP = 20  # neurons
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class PatchSweep(AnswerOptions, ChatOptions, Request):
     ] = None  # fmt: skip
     sites: Annotated[
         str | Iterable[str],
-        Option("resid_pre, resid_mid, resid_post, attn_out, mlp_out, mlp_post, z, q, k, v; or places: z@9.6,9.9.",
+        Option("resid_pre, resid_mid, resid_post, attn_out, mlp_out, mlp_post, z, q, k, v; or places: z@9.6, mlp_post@5.n3.",
                shell=list[str], complete="places"),
     ] = ("resid_pre",)  # fmt: skip
     layers: Annotated[str | int, Option("Of sites that name none: all, 5, 0..4, -1, with commas.", shell=str)] = "all"
@@ -70,8 +71,13 @@ class PatchSweep(AnswerOptions, ChatOptions, Request):
     positions: Annotated[str | int, Option("all, last, 7, 3..9, step3, tok=Paris, with commas.", shell=str)] = "all"
     by: Annotated[
         str | Sequence[str] | None,
-        Option("What is patched apart: pos, head, step, with commas; the rest at once.", shell=str | None,
+        Option("What is patched apart: pos, head, step, neuron, with commas; the rest at once.", shell=str | None,
                default="head if there are, else pos"),
+    ] = None  # fmt: skip
+    top: Annotated[
+        int | None,
+        Option("Of --by neuron: so many neurons of whole layers, those that a gradient promises most of.", minimum=1,
+               default=str(TOP)),
     ] = None  # fmt: skip
     source: Annotated[
         str, Option("What is put in: clean (the other text), zero, mean, noise, resample.", ("--from",))
@@ -87,10 +93,11 @@ class PatchSweep(AnswerOptions, ChatOptions, Request):
         str, Option("exact, or attribution: estimated from one gradient, all cells at once.", complete="patching")
     ] = "exact"
     ig: Annotated[
-        int, Option("Of attribution: average the gradient over so many points between the texts.", minimum=0)
+        int, Option("Of a gradient: average it over so many points between the texts.", minimum=0)
     ] = 0  # fmt: skip
     sample: Annotated[
-        int | None, Option("Of attribution: random cells that are run too, to compare.", default=str(SAMPLE))
+        int | None,
+        Option("Of attribution and neurons: random cells (other neurons) that are run too, to compare.", default=str(SAMPLE)),
     ] = None  # fmt: skip
     path: Annotated[
         str | None, Option("Send a change along direct paths alone: 'z@5.3->q@8.1', 'z@all->logits'. Needs quotes.")
@@ -125,9 +132,25 @@ class PatchSweep(AnswerOptions, ChatOptions, Request):
         return self.direction or ("denoise" if self.source == "clean" else "noise")
 
     @property
+    def of_neurons(self) -> bool:
+        """Whether neurons are patched one by one: those that are named, and of layers that are named whole some."""
+        return "neuron" in (self.by or ())
+
+    @property
+    def chosen(self) -> int:
+        """How many neurons are chosen."""
+        return TOP if self.top is None else self.top
+
+    @property
     def sampled(self) -> int:
-        """How many cells attribution runs too."""
-        return (SAMPLE if self.sample is None else self.sample) if self.method == "attribution" else 0
+        """How many cells are run to compare with: of those that attribution estimates, or neurons that were not chosen."""
+        given = SAMPLE if self.sample is None else self.sample
+        return given if self.method == "attribution" or self.of_neurons else 0
+
+    @property
+    def runs_cells(self) -> bool:
+        """Whether any cell is run with a patch, so that a floor is needed."""
+        return self.method == "exact" or self.sampled > 0
 
     def _check_choices(self) -> None:
         """Raises `BadOption` where the ways of measuring are not there, or do not go together."""
@@ -142,21 +165,34 @@ class PatchSweep(AnswerOptions, ChatOptions, Request):
             raise BadOption(f"unknown axis '{unknown[0]}'", hint=f"--by takes {', '.join(AXES)}, several with commas")
         if "pos" in by and "step" in by:
             raise BadOption("cells are by position or by step, not both", hint="a step is several positions at once")
-        if self.path is not None and "step" in by:
+        if self.path is not None and {"step", "neuron"} & set(by):
             raise BadOption("on a path senders are apart by head and by position", hint="--by pos")
+        if self.top is not None and not self.of_neurons:
+            raise BadOption("--top is of neurons that are patched one by one", hint="--sites mlp_post --by neuron")
+        if self.chosen < 1:
+            raise BadOption(
+                f"--top {self.top} chooses no neuron", hint="--top counts from 1; or name neurons: mlp_post@5.n3..9"
+            )
         if self.ig < 0 or (self.sample or 0) < 0:
             raise BadOption("--ig and --sample count from 0", hint="--ig 8 averages 8 gradients")
-        if self.method == "exact" and (self.ig or self.sample is not None):
-            raise BadOption(f"{'--ig' if self.ig else '--sample'} is for gradients", hint="add --method attribution")
+        if self.method == "exact" and not self.of_neurons and (self.ig or self.sample is not None):
+            raise BadOption(
+                f"{'--ig' if self.ig else '--sample'} is for gradients", hint="add --method attribution, or --by neuron"
+            )
         if self.ig and self.source != "clean":
             raise BadOption("integrated gradients go from one text to the other", hint="leave --from or --ig out")
-        if self.method == "attribution" and self.towards == "noise" and self.metric == "kl" and not self.ig:
-            raise BadOption("KL has no slope at the clean run itself", hint="--direction denoise, or --ig 8")
+        if self.method == "attribution":
+            self.check_slope()
         if self.path is not None and self.method == "attribution":
             raise BadOption("paths are patched exactly", hint="leave --method or --path out")
         places = (self.sites, self.layers, self.heads, self.positions)
         if self.path is not None and places != (("resid_pre",), "all", None, "all"):
             raise BadOption("a path names its own places", hint="leave out --sites, --layers, --heads and --positions")
+
+    def check_slope(self) -> None:
+        """Raises `BadOption` where the metric's gradient at the text that is patched is zero by its definition."""
+        if self.towards == "noise" and self.metric == "kl" and not self.ig:
+            raise BadOption("KL has no slope at the clean run itself", hint="--direction denoise, or --ig 8")
 
     def _check_texts(self) -> None:
         """Raises `BadOption` where texts come from two places."""

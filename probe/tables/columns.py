@@ -72,6 +72,7 @@ BRANCH = Column("branch", pa.int32(), "which continuation of the prompt")
 POS = Column("pos", pa.int32(), "position, 0 is the first token")
 LAYER = Column("layer", pa.int16(), "layer, from 0; -1 where a site has none")
 HEAD = Column("head", pa.int16(), "head, from 0; -1 where a site has none")
+NEURON = Column("neuron", pa.int32(), "neuron, from 0; -1 where it is not of a single one", since=4)
 INPUT = Column("input", words(), "text, or repeated: random tokens, twice over; null where there are only texts", since=4)
 QUERY = Column("query", pa.int32(), "position that looks")
 

@@ -48,9 +48,9 @@ CORPORA: tuple[Table, ...] = (
         f64("norm_of_mean", "Euclidean norm of the mean vector", 4),
     ), verbs=("means",),
        example="select site, layer, head, n, mean_norm, norm_of_mean from 'RUN/means.parquet' order by layer, head"),
-    Table("unfinished", "what one part of a file of texts came to, in a run that is not finished (RUN.partial)", ("part",), (
+    Table("unfinished", "what one part of the work came to, in a run that is not finished (RUN.partial)", ("part",), (
         Column("part", pa.string(), "which part", 4),
-        Column("state", pa.binary(), "its sums and candidates, as NumPy's .npz", 4),
-    ), passing=True, verbs=("top", "means"), example="select part from 'RUN/unfinished.parquet'"),
+        Column("state", pa.binary(), "its sums and candidates, or the neurons that are patched, as NumPy's .npz", 4),
+    ), passing=True, verbs=("top", "means", "patch"), example="select part from 'RUN/unfinished.parquet'"),
 )
 # fmt: on

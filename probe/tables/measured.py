@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from probe.tables.columns import BRANCH, HEAD, LAYER, POS, PROMPT, Column, Table, f32, f64, i32, text, words
+from probe.tables.columns import BRANCH, HEAD, LAYER, NEURON, POS, PROMPT, Column, Table, f32, f64, i32, text, words
 
 # fmt: off
 MEASURED = (
@@ -152,10 +152,10 @@ MEASURED = (
         i32("draft_rank", "likewise"),
     ), verbs=("speculate",),
        example="select kind, avg(accepted::int), avg(1 - tv) from 'RUN/proposals.parquet' group by kind"),
-    Table("patches", "one cell of a sweep", ("pair", "site", "layer", "head", "pos", "step", "receiver"), (
+    Table("patches", "one cell of a sweep", ("pair", "site", "layer", "head", "neuron", "pos", "step", "receiver"), (
         i32("pair", "which pair of texts: prompts 2 pair (clean) and 2 pair + 1 (corrupt)"),
         Column("site", words(), "see sites.py"), LAYER,
-        Column("head", pa.int16(), "head, from 0; -1: the whole width"),
+        Column("head", pa.int16(), "head, from 0; -1: the whole width"), NEURON,
         i32("pos", "position in the text that is patched; -1: several at once"),
         i32("step", "reasoning step; -1 where there is none, or several at once"),
         i32("positions", "how many are patched at once"), i32("source_pos", "where the patch comes from; -1: several"),
@@ -170,16 +170,20 @@ MEASURED = (
         Column("passed", pa.bool_(), "the model was run for it; else it is known to be as unpatched, or estimated"),
         Column("receiver", words(), "on a path, what the cell was sent to; empty where it acts on all that follows"),
         f64("exact", "where the metric is estimated from a gradient: patched, by a forward, for the cells of the sample"),
+        f64("estimate", "of neurons that were run: the effect as the gradient had it, by which they are chosen", since=4),
+        Column("control", pa.bool_(), "a neuron that was drawn at random, to compare with", 4),
     ), verbs=("patch",),
        example="select site, layer, head, pos, effect from 'RUN/patches.parquet' order by abs(effect) desc"),
-    Table("patch_means", "one cell of a sweep over several pairs", ("site", "layer", "head", "pos", "step", "receiver"), (
+    Table("patch_means", "one cell of a sweep over several pairs",
+          ("site", "layer", "head", "neuron", "pos", "step", "receiver"), (
         Column("site", words(), "see sites.py"), LAYER,
-        Column("head", pa.int16(), "head, from 0; -1: the whole width"),
+        Column("head", pa.int16(), "head, from 0; -1: the whole width"), NEURON,
         i32("pos", "position; where the texts differ in length, from the end (-1 the last)"), i32("step", "as in patches"),
         f64("effect", "mean over pairs"), f64("ci_low", "95 %, bootstrap over pairs"), f64("ci_high", "same"),
         f64("patched", "mean of the metric, patched"), f64("change", "mean over pairs, as in patches", since=2),
         i32("n", "pairs"),
         Column("receiver", words(), "as in patches"),
+        f64("estimate", "mean over pairs, as in patches", since=4), Column("control", pa.bool_(), "as in patches", 4),
     ), verbs=("patch",),
        example="select site, layer, pos, effect, ci_low, ci_high from 'RUN/patch_means.parquet' order by effect"),
 )

@@ -10,7 +10,7 @@ import pandas as pd
 
 from probe.reporting.panels.context import Context, panel_name
 from probe.reporting.panels.steps import step_axis, steps_of
-from probe.reporting.views import Axis, Coordinate, Grid, Measure, Panel
+from probe.reporting.views import Axis, Coordinate, Grid, Listing, Measure, Panel, ShownColumn
 
 APART = 3  # receivers of paths that have a grid each; of more, one of senders and receivers
 TOKENS = 3  # different tokens that are named at a place of several pairs
@@ -46,9 +46,12 @@ class _CellGrids(NamedTuple):
     measures: tuple[Measure, ...]
     note: str
 
-    def grids(self, cells: pd.DataFrame, labels: dict[int, str]) -> Iterator[Grid]:
-        """The grids of each site, and of each receiver where paths were patched."""
+    def grids(self, cells: pd.DataFrame, labels: dict[int, str]) -> Iterator[Panel]:
+        """The grids of each site, and of each receiver where paths were patched; of single neurons a listing."""
         for site, own in cells.groupby("site", sort=False, observed=True):
+            if bool((own["neuron"] >= 0).any()):
+                yield self._neurons(str(site))
+                continue
             receivers = list(dict.fromkeys(own["receiver"].astype(str)))
             if len(receivers) > APART:
                 yield self._paths(str(site))
@@ -83,6 +86,22 @@ class _CellGrids(NamedTuple):
             self._name(site, by, receiver), f"{what}, by {words}{self._of()}", self.table, frame, where=where,
             derived=self._derived(frame), follows=follows, note=self.note + (PATH if receiver else ""), rows=layers,
             columns=columns, measures=self.measures, upwards=True,
+        )  # fmt: skip
+
+    def _neurons(self, site: str) -> Listing:
+        """Those of a site, the strongest first."""
+        frame, where = self._frame(site, "")
+        shown = [measure.column for measure in self.measures if measure.column in ("effect", "change", "patched")]
+        order = frame[shown[0]].abs().sort_values(ascending=False, kind="stable").index
+        apart = [ShownColumn(self.column, "position", cursor="token")] if frame["pos"].nunique() > 1 else []
+        return Listing(
+            self._name(site, "neuron", ""), f"Patching {site}, by neuron{self._of()}", self.table,
+            frame.loc[order].reset_index(drop=True), where=where, derived=self._derived(frame), note=self.note,
+            columns=(
+                ShownColumn("layer", "layer", cursor="layer"), ShownColumn("neuron", "neuron"), *apart,
+                *(ShownColumn(name, name, 4) for name in (*shown, "estimate") if frame[name].notna().any()),
+                *([ShownColumn("control", "drawn at random")] if frame["control"].any() else []),
+            ),
         )  # fmt: skip
 
     def _paths(self, site: str) -> Grid:
