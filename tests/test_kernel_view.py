@@ -71,12 +71,12 @@ def test_the_view_is_what_float64_says(name: str) -> None:
     for layer, one in found.items():
         z = torch.stack([sink.activations["z", layer, head][0, :n] for head in range(one.n_heads)], dim=1)
         assert torch.equal(one.output, z.reshape(one.output.shape))
-        seen, products = one.seen(rows), one.products(rows)
+        some = one.at(rows)
         real = np.stack([sink.score(layer, head, n)[rows] for head in range(one.n_heads)])
-        ours = one.scores(products, rows, seen).numpy()
+        ours = some.scores(some.products()).numpy()
         assert (np.isfinite(real) == np.isfinite(ours)).all()
         np.testing.assert_allclose(ours[np.isfinite(real)], real[np.isfinite(real)], atol=1e-5, rtol=1e-5)
-        statistics = row_statistics(one, rows)
+        statistics = row_statistics(some)
         for head in range(one.n_heads):
             for i, row in enumerate(rows.tolist()):
                 expected = by_hand(one, head, row, real[head, i])
@@ -91,8 +91,8 @@ def test_the_split_adds_up_to_the_scores(name: str) -> None:
     lm = probe.load(name)
     found, sink, n = attended(lm, TEXT)
     for layer, one in found.items():
-        rows = torch.arange(n)
-        parts = split(one, rows, one.products(rows))
+        some = one.at(torch.arange(n))
+        parts = split(some, some.products())
         key = one.per_head(one.key).double()
         distances = -one.scaling / 2 * torch.cdist(one.query.double(), key, compute_mode="donot_use_mm_for_euclid_dist") ** 2
         size = float(distances.abs().max())
@@ -121,7 +121,7 @@ def test_shares_add_up_and_what_cannot_be_divided_is_nan() -> None:
     lm = probe.load("tiny:llama")
     found, _, n = attended(lm, TEXT)
     one = found[1]
-    rows = {name: values.double() for name, values in row_statistics(one, torch.arange(1, n)).items()}
+    rows = {name: values.double() for name, values in row_statistics(one.at(torch.arange(1, n))).items()}
     columns = summary(rows, one.scaling)
     np.testing.assert_allclose(columns["similarity"] + columns["popularity"] + columns["covariance"], 1, atol=1e-6)
     run = probe.heads(lm, TEXT, kernel=True, rows=1000, sequences=0)

@@ -51,10 +51,6 @@ class FeatureMap:
         logs = self._logs(x, scaling)
         return (logs - logs.amax(dim=(-2, -1), keepdim=True)).exp()
 
-    def units(self, x: Tensor, *, scaling: float) -> Tensor:
-        """φ of x (…, pos, d) at length 1; a row without any feature stays 0."""
-        return functional.normalize(self.queries(x, scaling=scaling), dim=-1)
-
     def _plain(self, x: Tensor) -> Tensor:
         if self.features.kind == "elu":
             return functional.elu(x) + 1

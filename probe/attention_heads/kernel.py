@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probe.attention_heads.views import LayerAttention, Rows
+from probe.attention_heads.views import FLOOR, AttentionRows, LayerAttention, Rows, hidden, largest, masses
 
 ELEMENTS = 2**20  # (head, row, key) held at once
-STEPS = 8  # of Newton's method
+STEPS, CLOSE = 24, 1e-4  # of Newton's method: how many at most, and what share of itself the last one changes
 SHARPEST = 64.0  # the largest inverse square bandwidth, in units of the head's own
 
 
@@ -31,11 +31,11 @@ class KernelSplit(NamedTuple):
     of_query: Tensor
 
 
-def split(attention: LayerAttention, rows: Tensor, products: Tensor) -> KernelSplit:
+def split(some: AttentionRows, products: Tensor) -> KernelSplit:
     """The exact split of the products s q.k (head, row, key) of some queries: similarity is never above 0."""
-    half = attention.scaling / 2
-    popularity = attention.per_head(half * attention.key.square().sum(-1)).unsqueeze(1)
-    of_query = half * attention.query[:, rows].square().sum(-1, keepdim=True)
+    own = some.attention
+    popularity = own.per_head(own.scaling / 2 * own.key[:, some.keys].square().sum(-1)).unsqueeze(1)
+    of_query = own.scaling / 2 * own.query[:, some.rows].square().sum(-1, keepdim=True)
     return KernelSplit(products - popularity - of_query, popularity, of_query)
 
 
@@ -53,7 +53,7 @@ class KernelView:
         found: dict[str, list[Tensor]] = defaultdict(list)
         size = max(1, ELEMENTS // (attention.n_heads * n))
         for rows in chosen.to(attention.query.device).split(size) if n > 1 else ():
-            for name, values in row_statistics(attention, rows).items():
+            for name, values in row_statistics(attention.at(rows)).items():
                 found[name].append(values)
         if found:
             rows_of = {name: torch.cat(parts, -1).double().cpu() for name, parts in found.items()}
@@ -68,30 +68,31 @@ class KernelView:
         return ()
 
 
-def row_statistics(attention: LayerAttention, rows: Tensor) -> dict[str, Tensor]:
+def row_statistics(some: AttentionRows) -> dict[str, Tensor]:
     """What is known of each of some rows, (head, row) each.
 
     variance, similarity, popularity: variances over the keys that the row sees, all alike. precision: 1 / bandwidth^2 of the
     Gaussian nearest to the weights, in units of s. kl, spread: KL(weights || that Gaussian) and KL(weights || uniform), nats.
     keys: effective keys exp(entropy). error, norm: squared, of the output without popularity, and of the real output.
     """
-    seen, products = attention.seen(rows), attention.products(rows)
-    parts = split(attention, rows, products)
-    visible = seen.to(products.dtype)
+    products = some.products()
+    parts, visible = split(some, products), some.seen.to(products.dtype)
     count = visible.sum(-1, keepdim=True).clamp_min(1)
     popularity = parts.popularity - (visible * parts.popularity).sum(-1, keepdim=True) / count
-    scores = attention.scores(products, rows, seen)
-    log_weights = scores.log_softmax(-1).masked_fill(~seen, 0)  # of the keys alone: what sinks take is left out
-    weights = log_weights.exp() * visible
-    negentropy = (weights * log_weights).sum(-1)
-    precision, cross = nearest_gaussian(parts.similarity, seen, weights)
-    even = attention.weights(attention.scores(products - popularity, rows, seen), rows)
-    real = attention.output[rows].transpose(0, 1)
+    scores = some.scores(products)
+    logs = (scores - largest(scores)).clamp_(min=FLOOR)
+    weights = logs.exp().mul_(visible)  # of the keys alone: what sinks take is left out
+    total = weights.sum(-1, keepdim=True).clamp_min(1)
+    weights.div_(total)
+    negentropy = (weights * logs).sum(-1) - total.squeeze(-1).log()
+    precision, cross = nearest_gaussian(parts.similarity, some.seen, weights)
+    even = some.weights(some.scores(products - popularity))
+    real = some.attention.output[some.rows].transpose(0, 1)
     return {
         **_variances(products, parts.popularity.expand_as(products), visible, count),
         "precision": precision, "kl": (negentropy - cross).clamp_min(0),
         "spread": (negentropy + count.squeeze(-1).log()).clamp_min(0), "keys": (-negentropy).exp(),
-        "error": (attention.read(even) - real).square().sum(-1), "norm": real.square().sum(-1),
+        "error": (some.read(even) - real).square().sum(-1), "norm": real.square().sum(-1),
     }  # fmt: skip
 
 
@@ -110,17 +111,30 @@ def nearest_gaussian(similarity: Tensor, seen: Tensor, weights: Tensor) -> tuple
     """The precision t >= 0 at which the weights exp(t * similarity) of the keys seen are nearest to `weights` in KL, and
     sum(weights * log of those) there; both (head, row). t is 1 for the head's own bandwidth, 0 where no Gaussian helps.
 
-    KL is convex in t, and least where both give the same mean similarity: Newton's method, kept within bounds by bisection.
+    KL is convex in t, and least where both give the same mean similarity.
     """
-    x = similarity.masked_fill(~seen, -torch.inf)
-    x = (x - x.amax(-1, keepdim=True)).masked_fill(~seen, 0)  # the nearest key is 0
-    hidden = torch.zeros_like(x).masked_fill_(~seen, -torch.inf)
+    visible = seen.to(similarity.dtype)
+    count = visible.sum(-1, keepdim=True).clamp_min(1)
+    x = (similarity - largest(similarity + hidden(seen, similarity.dtype))) * visible  # the nearest key is 0
     wanted = (weights * x).sum(-1, keepdim=True)
+    helps = x.sum(-1, keepdim=True) / count < wanted
+    t, log_total = torch.zeros_like(wanted), count.log().expand_as(wanted).clone()
+    unseen = (FLOOR * (1 - visible)).expand_as(x)
+    t[helps], log_total[helps] = _matched(*(one[helps.squeeze(-1)] for one in (x, unseen, wanted)))
+    return t.squeeze(-1), (t * wanted - log_total).squeeze(-1)
+
+
+def _matched(x: Tensor, unseen: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """The t > 0 at which exp(t x + unseen) (row, key) has the mean x that is `wanted` (row, 1), and the log of its sum there.
+
+    Newton's method, kept within bounds by bisection, on those rows that it has not ended for.
+    """
     tiny = torch.finfo(x.dtype).tiny
+    found, log_total = torch.ones_like(wanted), torch.zeros_like(wanted)
+    left, t = torch.arange(len(x), device=x.device), torch.ones_like(wanted)
     low, high = torch.zeros_like(wanted), torch.full_like(wanted, SHARPEST)
-    t = torch.ones_like(wanted)
     for _ in range(STEPS):
-        mass = torch.addcmul(hidden, x, t).exp_()
+        mass = masses(torch.addcmul(unseen, x, t))
         total = mass.sum(-1, keepdim=True)
         moved = mass.mul_(x)
         mean = moved.sum(-1, keepdim=True) / total
@@ -128,11 +142,14 @@ def nearest_gaussian(similarity: Tensor, seen: Tensor, weights: Tensor) -> tuple
         low, high = torch.where(mean < wanted, t, low), torch.where(mean < wanted, high, t)
         # of log(-mean), which is nearly straight where most mass is on one key
         step = t + ((-wanted).clamp_min(tiny) / (-mean).clamp_min(tiny)).log() * mean / variance.clamp_min(tiny)
-        t = torch.where((step >= low) & (step <= high), step, (low + high) / 2)
-    flat = (x * seen).sum(-1, keepdim=True) / seen.sum(-1, keepdim=True).clamp_min(1) >= wanted
-    t = t.masked_fill(flat, 0)
-    total = torch.addcmul(hidden, x, t).exp_().sum(-1, keepdim=True)
-    return t.squeeze(-1), (t * wanted - total.log()).squeeze(-1)
+        step = torch.where((step >= low) & (step <= high), step, (low + high) / 2)
+        change = step - t
+        found[left], log_total[left] = step, total.log() + change * mean + change.square() * variance / 2
+        moves = (change.abs() > CLOSE * t).flatten().nonzero().flatten()
+        if not len(moves):
+            break
+        left, x, unseen, wanted, low, high, t = (one[moves] for one in (left, x, unseen, wanted, low, high, step))
+    return found.squeeze(-1), log_total.squeeze(-1)
 
 
 def summary(rows: dict[str, Tensor], scaling: float) -> dict[str, np.ndarray]:

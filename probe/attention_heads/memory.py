@@ -16,7 +16,7 @@ from probe.scoring import rank_of
 Visible = Callable[[Tensor], Tensor]
 """Positions (row,) of queries -> the keys that they see, (head or 1, row, key) bool."""
 
-CHUNK = 128  # tokens whose products with each other are held at once
+CHUNK = 64  # tokens whose products with each other are held at once
 
 
 def checkpoints(n: int) -> list[int]:
@@ -33,19 +33,27 @@ def sum_rule(query: Tensor, key: Tensor, value: Tensor, visible: Visible | None 
     """
     query, counted = _grouped(query, len(key)), _counted(value)
     out = query.new_empty(*query.shape[:-1], counted.shape[-1])
-    stored = query.new_zeros(len(key), 1, key.shape[-1], counted.shape[-1])
+    stored = query.new_zeros(len(key), key.shape[-1], counted.shape[-1])
     for start, end in _chunks(key.shape[1]):
-        q, k, v = query[:, :, start:end], key[:, None, start:end], counted[:, None, start:end]
+        q, k, v = query[:, :, start:end], key[:, start:end], counted[:, start:end]
         if visible is None:
-            out[:, :, start:end] = q @ stored + (q @ k.transpose(-1, -2)).tril_() @ v
-            stored = stored + k.transpose(-1, -2) @ v
+            out[:, :, start:end] = _reads(q, k, v, stored)
+            stored = torch.baddbmm(stored, k.mT, v)
         else:
             seen = visible(torch.arange(start, end, device=key.device)).expand(query.shape[0] * query.shape[1], -1, -1)
             low, high = _range(seen)
-            weights = q @ key[:, None, low:high].transpose(-1, -2)
+            weights = q.flatten(1, 2) @ key[:, low:high].mT
             weights = weights.masked_fill_(~seen[..., low:high].reshape(weights.shape), 0.0)
-            out[:, :, start:end] = weights @ counted[:, None, low:high]
+            out[:, :, start:end] = (weights @ counted[:, low:high]).unflatten(1, q.shape[1:3])
     return _ratio(out).flatten(0, 1)
+
+
+def _reads(q: Tensor, k: Tensor, v: Tensor, stored: Tensor) -> Tensor:
+    """Reads by q (kv head, heads of it, pos, feature) of what is stored (kv head, feature, d) and of the pairs k, v (kv head,
+    pos, …) written since, each up to its own position; in the shape of q."""
+    rows = q.flatten(1, 2)
+    since = (rows @ k.mT).unflatten(1, q.shape[1:3]).tril_().flatten(1, 2)
+    return torch.baddbmm(since @ v, rows, stored).unflatten(1, q.shape[1:3])
 
 
 class DeltaWrites(NamedTuple):
@@ -68,11 +76,10 @@ def delta_rule(query: Tensor, key: Tensor, value: Tensor) -> DeltaWrites:
     stored = query.new_zeros(len(key), key.shape[-1], value.shape[-1])
     for start, end in _chunks(key.shape[1]):
         q, k = query[:, :, start:end], key[:, start:end]
-        known = (k @ k.transpose(-1, -2)).tril_(-1)
-        new = torch.linalg.solve_triangular(known, value[:, start:end] - k @ stored, upper=False, unitriangular=True)
-        own = (q @ k[:, None].transpose(-1, -2)).tril_() @ new[:, None]
-        reads[:, :, start:end], updates[:, start:end] = q @ stored[:, None] + own, new
-        stored = stored + k.transpose(-1, -2) @ new
+        unknown = torch.baddbmm(value[:, start:end], k, stored, alpha=-1)
+        new = torch.linalg.solve_triangular((k @ k.mT).tril_(-1), unknown, upper=False, unitriangular=True)
+        reads[:, :, start:end], updates[:, start:end] = _reads(q, k, new, stored), new
+        stored = torch.baddbmm(stored, k.mT, new)
     return DeltaWrites(reads.flatten(0, 1), updates)
 
 
@@ -93,10 +100,10 @@ def agreement(reads: Tensor, real: Tensor, pairs: Tensor) -> ReadAgreement:
     """
     ends = torch.tensor(checkpoints(int(pairs.max())), device=pairs.device)
     step = torch.bucketize(pairs.expand(len(reads), -1).clamp(min=1), ends)  # (head, pos)
-    off, size = (reads - real).square().sum(dim=-1), real.square().sum(dim=-1)
-    cosine = torch.cosine_similarity(reads, real, dim=-1)
+    off, size, own = (torch.linalg.vector_norm(x, dim=-1) for x in (reads - real, real, reads))
+    cosine = (reads * real).sum(dim=-1) / (own * size).clamp(min=torch.finfo(own.dtype).tiny)
     summed = torch.zeros(4, len(reads), len(ends), dtype=torch.float64, device=reads.device)
-    for total, one in zip(summed, (torch.ones_like(off), off, size, cosine), strict=True):
+    for total, one in zip(summed, (torch.ones_like(off), off**2, size**2, cosine), strict=True):
         total.scatter_add_(1, step, one.double())
     rows, off, size, cosine = summed
     return ReadAgreement(ends, rows.long(), (off / size).sqrt(), cosine / rows)
@@ -117,7 +124,7 @@ class Retrieval(NamedTuple):
 def retrieve_sum(query: Tensor, key: Tensor, value: Tensor, n: int) -> Retrieval:
     """Read the first n keys back by the sum rule. query and key (kv head, pos, feature): both are features of the keys."""
     query, key, value = query[:, :n], key[:, :n], value[:, :n]
-    read = query @ (key.transpose(-1, -2) @ _counted(value))
+    read = query @ (key.mT @ _counted(value))
     own = (query * key).sum(dim=-1) / read[..., -1].clamp(min=torch.finfo(read.dtype).tiny)
     return _retrieval(_ratio(read), value, (1 - own).mean(dim=-1))
 
@@ -125,22 +132,22 @@ def retrieve_sum(query: Tensor, key: Tensor, value: Tensor, n: int) -> Retrieval
 def retrieve_delta(key: Tensor, updates: Tensor, value: Tensor, n: int) -> Retrieval:
     """Read the first n keys back from what `delta_rule` wrote: all of the error is interference by later writes."""
     key = key[:, :n]
-    read = key @ (key.transpose(-1, -2) @ updates[:, :n])
+    read = key @ (key.mT @ updates[:, :n])
     return _retrieval(read, value[:, :n], value.new_full((len(value),), torch.nan))
 
 
 def retrieve_softmax(key: Tensor, value: Tensor, n: int, *, scaling: float) -> Retrieval:
     """Read the first n keys back by the head's own kernel exp(scaling · k·k), each key in the place of a query."""
     key, value = key[:, :n], value[:, :n]
-    weights = (key @ key.transpose(-1, -2) * scaling).softmax(dim=-1)
+    weights = ((scaling * key) @ key.mT).softmax(dim=-1)
     return _retrieval(weights @ value, value, 1 - weights.diagonal(dim1=-2, dim2=-1).mean(dim=-1))
 
 
 def _retrieval(read: Tensor, value: Tensor, interference: Tensor) -> Retrieval:
-    off = (read - value).square().sum(dim=-1)
-    size = value.square().sum(dim=-1)
+    off, size = (read - value).square().sum(dim=-1), value.square().sum(dim=-1)
     # |read - v|² - |read|² for every stored v; equal values are equally near, whatever the last digit says
-    nearest = (size[:, None] - 2 * read @ value.transpose(-1, -2)).amin(dim=-1)
+    with_size = torch.cat([-2 * read, torch.ones_like(read[..., :1])], dim=-1)
+    nearest = (with_size @ torch.cat([value, size[..., None]], dim=-1).mT).amin(dim=-1)
     own = size - 2 * (read * value).sum(dim=-1)
     slack = 1e-4 * (size + read.square().sum(dim=-1))
     error = (off.sum(dim=-1) / size.sum(dim=-1)).sqrt()
@@ -150,7 +157,7 @@ def _retrieval(read: Tensor, value: Tensor, interference: Tensor) -> Retrieval:
 def effective_rank(key: Tensor) -> Tensor:
     """exp of the entropy of the singular values, as shares of their sum, of keys (kv head, pos, d) as rows (Roy & Vetterli
     2007): between 1 and min(pos, d). Keys are not centred: a memory does not either."""
-    gram = key.transpose(-1, -2) @ key if key.shape[1] > key.shape[2] else key @ key.transpose(-1, -2)
+    gram = key.mT @ key if key.shape[1] > key.shape[2] else key @ key.mT
     return rank_of(torch.linalg.eigvalsh(gram.double()).clamp(min=0).sqrt())
 
 

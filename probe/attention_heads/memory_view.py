@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from probe.attention_heads.features import FeatureMap
 from probe.attention_heads.memory import (
@@ -77,12 +78,11 @@ class MemoryView:
         phi, key, value = self._features, part.key, part.value
         ends = checkpoints(key.shape[1])
         features = phi.keys(key, scaling=scaling)
-        reads = sum_rule(phi.queries(part.query, scaling=scaling), features, value, part.visible)
-        agreed = {"sum": agreement(reads, part.output, part.pairs)}
-        asked = phi.queries(key, scaling=scaling)
+        query, asked = (phi.queries(x, scaling=scaling) for x in (part.query, key))
+        agreed = {"sum": agreement(sum_rule(query, features, value, part.visible), part.output, part.pairs)}
         retrieved = {"sum": [retrieve_sum(asked, features, value, n) for n in ends]}
-        units = phi.units(key, scaling=scaling)
-        written = delta_rule(phi.units(part.query, scaling=scaling), units, value)
+        units = normalize(asked, dim=-1)
+        written = delta_rule(normalize(query, dim=-1), units, value)
         if causal:
             agreed["delta"] = agreement(written.reads, part.output, part.pairs)
         retrieved["delta"] = [retrieve_delta(units, written.updates, value, n) for n in ends]
@@ -120,20 +120,21 @@ def _some(per_head: Tensor, heads: slice) -> Tensor:
 
 def _read_columns(parts: list[dict[str, ReadAgreement]]) -> dict[str, Any]:
     """`head_memory` from `head` on: by head, rule and number of pairs; steps without a query are left out."""
-    columns: dict[str, list[Any]] = {name: [] for name in ("head", "rule", "pairs", "rows", "error", "cosine")}
+    found: list[dict[str, np.ndarray]] = []
     first = 0
     for part in parts:
-        n_heads = len(next(iter(part.values())).rows)
-        for head in range(n_heads):
-            for rule, found in part.items():
-                there = (found.rows[head] > 0).nonzero().flatten()
-                columns["head"] += [first + head] * len(there)
-                columns["rule"] += [rule] * len(there)
-                columns["pairs"] += found.pairs[there].tolist()
-                for name in ("rows", "error", "cosine"):
-                    columns[name] += getattr(found, name)[head, there].tolist()
-        first += n_heads
-    return _typed(columns)
+        rules = np.asarray(list(part))
+        rows, error, cosine = (
+            torch.stack([getattr(one, name) for one in part.values()], 1).cpu().numpy() for name in ("rows", "error", "cosine")
+        )  # (head, rule, step)
+        head, rule, step = at = np.nonzero(rows)
+        pairs = next(iter(part.values())).pairs.cpu().numpy()
+        found.append({
+            "head": first + head, "rule": rules[rule], "pairs": pairs[step],
+            "rows": rows[at], "error": error[at], "cosine": cosine[at],
+        })  # fmt: skip
+        first += len(rows)
+    return _typed({name: np.concatenate([one[name] for one in found]) for name in found[0]})
 
 
 def _kept_columns(parts: list[dict[str, list[Retrieval]]], attention: LayerAttention) -> dict[str, Any]:
@@ -152,8 +153,8 @@ def _kept_columns(parts: list[dict[str, list[Retrieval]]], attention: LayerAtten
         "head": heads.repeat(len(rules) * len(ends)),
         "rule": [rule for _ in range(n_kv) for rule in rules for _ in ends],
         "pairs": ends * (n_kv * len(rules)),
-        **{name: values.tolist() for name, values in stacked.items()},
-        "effective_rank": ranks[:, None].expand(-1, len(rules), -1).flatten().tolist(),
+        **{name: values.cpu().numpy() for name, values in stacked.items()},
+        "effective_rank": ranks[:, None].expand(-1, len(rules), -1).flatten().cpu().numpy(),
         "d_head": [attention.key.shape[-1]] * (n_kv * len(rules) * len(ends)),
     })  # fmt: skip
 
@@ -165,7 +166,8 @@ def _rows(parts: list[dict[str, list[Retrieval]]], attention: LayerAttention) ->
 def _typed(columns: dict[str, Any]) -> dict[str, Any]:
     kinds = {"head": np.int16, "pairs": np.int32, "rows": np.int32, "d_head": np.int32}
     return {
-        name: values if name == "rule" else np.asarray(values, kinds.get(name, np.float32)) for name, values in columns.items()
+        name: list(values) if name == "rule" else np.asarray(values, kinds.get(name, np.float32))
+        for name, values in columns.items()
     }
 
 

@@ -20,6 +20,9 @@ Rows = tuple[str, dict[str, Any]]
 """A table and its columns, but for `prompt_id`, `branch` and `layer`, which whoever writes it adds where they are missing."""
 
 
+FLOOR = -80.0  # nats: e^-80 is nothing beside 1; where exp has no normal float32 left, it takes a hundred times as long
+
+
 @dataclass(frozen=True, eq=False)
 class LayerAttention:
     """One text's attention in one layer. The tensors are parts of the forward's own: not to be kept, not to be written into.
@@ -77,34 +80,70 @@ class LayerAttention:
         """The keys that queries see: rows (row,) -> (head or 1, row, key) bool."""
         return seen_by(self.mask, rows).to(self.query.device)
 
-    def products(self, rows: Tensor) -> Tensor:
+    def at(self, rows: Tensor) -> AttentionRows:
+        """Some rows (row,) of its pattern."""
+        low, high, _ = self.mask.view(int(rows.min()), int(rows.max()) + 1)
+        return AttentionRows(self, rows, slice(low, high), self.seen(rows)[..., low:high])
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionRows:
+    """Queries at positions `rows` (row,), and the range of keys outside of which none of them sees any.
+
+    seen (head or 1, row, key) bool: which keys of the range each query sees.
+    """
+
+    attention: LayerAttention
+    rows: Tensor
+    keys: slice
+    seen: Tensor
+
+    def products(self) -> Tensor:
         """scaling * q.k, before a cap, a bias and the mask: (head, row, key), in nats."""
-        query = (self.query[:, rows] * self.scaling).reshape(len(self.key), -1, self.query.shape[-1])
-        return (query @ self.key.transpose(1, 2)).view(self.n_heads, len(rows), self.n)
+        own = self.attention
+        query = (own.query[:, self.rows] * own.scaling).reshape(len(own.key), -1, own.query.shape[-1])
+        return (query @ own.key[:, self.keys].transpose(1, 2)).view(own.n_heads, len(self.rows), -1)
 
-    def scores(self, products: Tensor, rows: Tensor, seen: Tensor) -> Tensor:
+    def scores(self, products: Tensor) -> Tensor:
         """The log-weights, up to a row's constant, of such products: capped, with the bias, -inf where nothing is seen."""
-        scores = self.softcap * torch.tanh(products / self.softcap) if self.softcap else products
-        for bias in self.bias:
-            scores = scores + bias[:, rows].to(scores)
-        return scores.masked_fill(~seen, -torch.inf)
+        cap = self.attention.softcap
+        scores = cap * torch.tanh(products / cap) if cap else products
+        for bias in self.attention.bias:
+            scores = scores + bias[:, self.rows, self.keys].to(scores)
+        return scores + hidden(self.seen, scores.dtype)
 
-    def weights(self, scores: Tensor, rows: Tensor) -> Tensor:
+    def weights(self, scores: Tensor) -> Tensor:
         """The weights (head, row, key) of scores; their sum is below 1 where sinks take some; 0 where nothing is seen."""
-        top = scores.amax(-1, keepdim=True)
-        if self.sinks is not None:
-            sinks = (self.sinks if self.sinks.shape[1] == 1 else self.sinks[:, rows]).unsqueeze(-1)
+        top, sinks = largest(scores), self.attention.sinks
+        if sinks is not None:
+            sinks = (sinks if sinks.shape[1] == 1 else sinks[:, self.rows]).unsqueeze(-1)
             top = torch.maximum(top, sinks)
-        mass = (scores - top.clamp_min(torch.finfo(scores.dtype).min)).exp()
+        mass = masses(scores - top).mul_(self.seen.to(scores.dtype))
         total = mass.sum(-1, keepdim=True)
-        if self.sinks is not None:
+        if sinks is not None:
             total = total + (sinks - top).exp()
-        return mass / total.clamp_min(torch.finfo(scores.dtype).tiny)
+        return mass.div_(total.clamp_min(torch.finfo(scores.dtype).tiny))
 
     def read(self, weights: Tensor) -> Tensor:
         """What heads give with weights (head, row, key): (head, row, d_value)."""
-        own = weights.reshape(len(self.value), -1, self.n) @ self.value
-        return own.view(self.n_heads, -1, own.shape[-1])
+        value = self.attention.value[:, self.keys]
+        own = weights.reshape(len(value), -1, value.shape[1]) @ value
+        return own.view(self.attention.n_heads, -1, own.shape[-1])
+
+
+def hidden(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a key is seen and -inf elsewhere, as small as the mask is: to add it is many times faster than `masked_fill`."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+
+
+def largest(scores: Tensor) -> Tensor:
+    """Of each row of (head, row, key); a finite number where no key is seen."""
+    return scores.amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
+
+
+def masses(logs: Tensor) -> Tensor:
+    """exp of logarithms whose largest in a row is 0, in their place; what is below `FLOOR` counts as that."""
+    return logs.clamp_(min=FLOOR).exp_()
 
 
 class HeadView(Protocol):

@@ -35,7 +35,7 @@ class AttentionHeads(SourceOptions, FileOptions, Request):
                shell=Path | None),
     ] = None  # fmt: skip
     kernel: Annotated[bool, Option("Each head as a kernel smoother: similarity, popularity, bandwidth.")] = False
-    rows: Annotated[int, Option("Positions of a text, evenly spaced, at which --kernel looks.", minimum=1)] = 64
+    rows: Annotated[int, Option("Positions of a text, evenly spaced, at which --kernel looks.", minimum=1)] = 32
     memory: Annotated[
         str | None, Option("Each head beside its linearised memory: elu, dpfp:N or favor:M features.", metavar="FEATURES")
     ] = None
