@@ -44,6 +44,9 @@ def _show_question(summary: dict[str, Any]) -> None:
         f"clean {summary['clean']:+.3f}, corrupt {summary['corrupt']:+.3f}"
         + ("" if floor is None else f"; 95 % of random patches of the same norm move it by less than {floor:.3f}")
     )
+    if at := summary.get("at"):
+        where = "" if summary["pairs"] > 1 else f", {at['pos']} {visible(at['token'])}"
+        typer.echo(f"measured after {at['measure_at']} of the clean text{where}: both are read up to there")
     if summary.get("measured"):
         _show_measured(summary["measured"])
     into = (

@@ -120,6 +120,33 @@ def lookup() -> Planted:
     )  # fmt: skip
 
 
+@functools.cache
+def naming() -> Planted:
+    """Two layers, answers of two words: head 1.3 names the person of the text and, after a person, head 1.1 the place. A head
+    that is not asked looks at the token that begins the text, and takes nothing from it. `heads`, and `stream`, of the whole
+    answer; the first word hangs on the person at 2 alone."""
+    model = _quiet(layers=2)
+    people, places = ([_ids[word] for word in words] for words in (PEOPLE, PLACES))
+    others = [i for i in range(N_WORDS) if i not in people]
+    for head, asked, wanted in ((3, others, people), (1, people, places)):
+        attention = model.transformer.h[1].attn.c_attn
+        with torch.no_grad():
+            query, key = _query(model, 1, head).zero_(), _key(model, 1, head).zero_()
+            start = _rows("token").start
+            query[[start + i for i in asked], 0] = 30.0 * D_HEAD**0.5
+            key[[start + i for i in wanted], 0] = 1.0
+            attention.bias[head * D_HEAD + 1] = 15.0 * D_HEAD**0.5
+            key[start + _ids[BOS], 1] = 1.0
+            _move(model, 1, head, read="token", write="out")
+            value = attention.weight[:, 2 * N_HEADS * D_HEAD :][:, head * D_HEAD : (head + 1) * D_HEAD]
+            value[[start + i for i in range(N_WORDS) if i not in wanted]] = 0.0
+    return Planted(
+        _named(model, "planted-naming"), clean="then Mary went in Rome and gave the book",
+        corrupt="then John went in Oslo and gave the book", answer=" Mary Rome", against=" John Oslo",
+        heads={(1, 3): {2}, (1, 1): {5}}, mlps={}, stream=({2, 5}, {2, 5}),
+    )  # fmt: skip
+
+
 def facts() -> dict[tuple[str, str], str]:
     """What `lookup` knows."""
     n = len(PLACES)

@@ -11,7 +11,7 @@ from probe.errors import BadOption, SiteAbsent
 from probe.interventions import Edit, parse_all
 from probe.patching.cells import LayerCells, LayerNeurons, cells_of, neurons_of
 from probe.patching.metrics import continuations_of
-from probe.patching.pairs import COLUMNS, Pair, PairTexts, make_pair, read_pairs
+from probe.patching.pairs import COLUMNS, LAST, Pair, PairTexts, make_pair, read_pairs
 from probe.patching.paths import PathGroup, path_groups
 from probe.patching.reading import SiteLayer
 from probe.patching.rewind_pairs import PARTING, RewindPair, rewind_pair
@@ -75,31 +75,32 @@ def resolved(lm: LanguageModel, request: PatchSweep) -> Patching:
 
 
 def _pairs(lm: LanguageModel, request: PatchSweep) -> tuple[Pair, ...]:
-    answer, against = request.answer, request.against
+    unanswered = (request.answer, request.answer_set) == (None, None)
     given = (
-        read_pairs(request.pairs, answered=request.answer_set is None)
+        read_pairs(request.pairs, answered=unanswered)
         if isinstance(request.pairs, Path)
         else [_texts(one) for one in request.pairs]
     )
-    given = [one._replace(answer=one.answer or answer, against=one.against or against) for one in given]
     if not given:
-        named = ("clean", "corrupt", *(("answer",) if request.answer_set is None else ()))
+        named = ("clean", "corrupt", *(("answer",) if unanswered else ()))
         missing = [f"--{name}" for name in named if getattr(request, name) is None]
         if missing:
             raise BadOption(
                 f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing",
                 hint="give --clean TEXT --corrupt TEXT --answer ' Mary' --against ' John', or --file PAIRS.jsonl",
             )
-        given = [PairTexts(request.clean, request.corrupt, answer, against)]
+        given = [PairTexts(request.clean, request.corrupt)]
+    given = [one.completed(request) for one in given]
     for one in given:
-        request.check_answer(one.answer, one.against)
-    return tuple(make_pair(lm, one, align=request.align, chat=request, sets=request) for one in given)
+        one.sets.check_answer(one.answer, one.against)
+    where, whole = LAST if request.measure_at is None else str(request.measure_at), request.whole_answer
+    return tuple(make_pair(lm, one, align=request.align, chat=request, whole=whole, measure_at=where) for one in given)
 
 
 def _texts(one: Any) -> PairTexts:
     """A pair given in Python: a mapping, or a sequence of its texts."""
     found: list[Any] = [one.get(name) for name in COLUMNS] if isinstance(one, dict) else list(one)
-    return PairTexts(*[*found, None, None][:4])
+    return PairTexts(*found[: len(COLUMNS)])
 
 
 def rows_at_once(lm: LanguageModel, *, new: int, n: int, budget: int, reads: int = 1) -> int:

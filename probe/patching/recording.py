@@ -71,6 +71,7 @@ def write_cells(
 def write_means(writer: Writer, pairs: Sequence[Pair], direction: str, *, seed: int) -> None:
     """One row for each cell, averaged over the pairs that have it and whose effect is defined."""
     frame = writer.read("patches").to_pandas()
+    frame["step"] = frame["step"].where(frame["pos"] < 0, -1)  # a position means the same whatever step it is in
     lengths = np.asarray([len(pair.base(direction)) for pair in pairs])
     if len(set(lengths)) > 1:
         single = frame["pos"] >= 0
@@ -125,6 +126,9 @@ def summarize(writer: Writer, lm: LanguageModel, patching: Patching) -> dict[str
         "measured": None if measured is None else {
             "measure_at": measured.measure_at, "pos": measured.position,
             "total_variation": measured.variation, "outcome": measured.outcome,
+        },
+        "at": None if measured is not None or request.measure_at is None else {
+            "measure_at": request.measure_at, "pos": len(pairs[0].clean) - 1, "token": lm.labels(pairs[0].clean)[-1],
         },
     }  # fmt: skip
 

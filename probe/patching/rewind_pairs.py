@@ -13,11 +13,11 @@ from probe.decoding.teacher_forced import Prefix
 from probe.errors import BadOption, OutOfRange, RunError
 from probe.language_model import check_model
 from probe.patching.pairs import Pair, pair_of
-from probe.requests.answering import AnswerOptions
+from probe.requests.answering import AnswerOptions, WholeAnswerOptions
 from probe.rewinding.rollouts import answer_in
 from probe.spans import of_other_texts, steps_from
 from probe.store import Run, open_run
-from probe.targets import NO_SETS, Contrast, contrast_after, token_target
+from probe.targets import Contrast, contrast_after, token_target
 from probe.texts import Trajectory, trajectory
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 PARTING, ANSWER = "parting", "answer"
+NO_OPTIONS = WholeAnswerOptions()
 
 
 class _Continuation(NamedTuple):
@@ -49,7 +50,7 @@ class RewindPair(NamedTuple):
 
 def rewind_pair(
     lm: LanguageModel, run: Run | str | Path, *, answer: str | None = None, against: str | None = None,
-    align: str | None = None, measure_at: str = PARTING, sets: AnswerOptions = NO_SETS,
+    align: str | None = None, measure_at: str = PARTING, sets: WholeAnswerOptions = NO_OPTIONS,
 ) -> RewindPair:  # fmt: skip
     """Clean is the control arm's prefix with what followed it in the original (or in the first control continuation),
     corrupt the edited arm's prefix with the same tokens after it, both up to where the sweep measures.
@@ -155,10 +156,10 @@ def _others(lm: LanguageModel, whole: Trajectory, edited: list[_Continuation], h
 
 def _target(
     lm: LanguageModel, clean: Sequence[int], there: int, others: list[int], answer: str | None, against: str | None,
-    sets: AnswerOptions,
+    sets: WholeAnswerOptions,
 ) -> tuple[Contrast, tuple[str, ...]]:  # fmt: skip
     """The run's own answers, where none are given."""
-    given, notes = contrast_after(lm, sets, answer, against, after=clean)
+    given, notes = contrast_after(lm, sets, answer, against, after=clean, whole=sets.whole_answer)
     if given is not None:
         return given, tuple(notes)
     expected = token_target(lm, there)

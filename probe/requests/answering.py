@@ -43,4 +43,4 @@ class WholeAnswerOptions(AnswerOptions):
     def check_whole(self, answer: str | None, against: str | None, *, name: str = "answer") -> None:
         """Raises `BadOption` where no answer is a text that could have several tokens."""
         if self.whole_answer and (answer, against) == (None, None):
-            raise BadOption("the tokens of a set are single", hint=f"--whole-answer is for --{name} and --against")
+            raise BadOption("which answer is to be followed whole?", hint=f"--{name} or --against: a set's tokens are single")

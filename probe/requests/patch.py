@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from probe.errors import BadOption
-from probe.requests.answering import AnswerOptions
+from probe.requests.answering import MEASURED, WholeAnswerOptions
 from probe.requests.base import Request
 from probe.requests.groups import ChatOptions, Seed, plain_run, plain_texts, prompts_of
 from probe.requests.options import Option
+from probe.sites import parse_where
 
 METRICS = {
     "logit-diff": "logits, answer - against",
@@ -35,7 +36,7 @@ TOP = 20  # neurons
 
 
 @dataclass(frozen=True)
-class PatchSweep(AnswerOptions, ChatOptions, Request):
+class PatchSweep(WholeAnswerOptions, ChatOptions, Request):
     """Which texts, which places of them are patched with what, and what is measured."""
 
     command: ClassVar[str] = "patch"
@@ -48,7 +49,7 @@ class PatchSweep(AnswerOptions, ChatOptions, Request):
     against: Annotated[str | None, Option("What follows the corrupt text: ' John'.")] = None
     pairs: Annotated[
         Iterable[Any] | Path,
-        Option("Many pairs: .jsonl or .csv with clean, corrupt, answer, against; averaged.", ("--file", "-f"),
+        Option("Many pairs: .jsonl or .csv with clean, corrupt, answer (or answer_set), against; averaged.", ("--file", "-f"),
                shell=Path | None, to_plain=plain_texts, from_plain=prompts_of),
     ] = ()  # fmt: skip
     rewind: Annotated[
@@ -58,8 +59,8 @@ class PatchSweep(AnswerOptions, ChatOptions, Request):
     ] = None  # fmt: skip
     measure_at: Annotated[
         str | int | None,
-        Option("Of a rewind: parting (the first token after the step that the arms expect otherwise), answer, or a position.",
-               shell=str | None, default="parting"),
+        Option(f"{MEASURED} Of a rewind: parting (the first token after the step that the arms expect otherwise), answer, "
+               "or a number.", shell=str | None, default="last; parting"),
     ] = None  # fmt: skip
     sites: Annotated[
         str | Iterable[str],
@@ -85,7 +86,9 @@ class PatchSweep(AnswerOptions, ChatOptions, Request):
     direction: Annotated[
         str | None, Option("denoise (into the corrupt run) or noise (into the clean).", default="by --from")
     ] = None  # fmt: skip
-    metric: Annotated[str, Option("logit-diff, logprob, prob or kl, after the last token.", complete="metrics")] = "logit-diff"
+    metric: Annotated[
+        str, Option("logit-diff, logprob, prob or kl, after the last token or --measure-at.", complete="metrics")
+    ] = "logit-diff"
     align: Annotated[
         str | None, Option("Where lengths differ, which positions are one: left, right or ends.")
     ] = None  # fmt: skip
@@ -125,6 +128,8 @@ class PatchSweep(AnswerOptions, ChatOptions, Request):
         self._check_texts()
         if (self.answer, self.answer_set) != (None, None):
             self.check_answer(self.answer, self.against)
+        if not self.pairs:
+            self.check_whole(self.answer, self.against)
 
     @property
     def towards(self) -> str:
@@ -198,9 +203,13 @@ class PatchSweep(AnswerOptions, ChatOptions, Request):
         """Raises `BadOption` where texts come from two places."""
         if self.rewind is not None and (self.clean is not None or self.corrupt is not None or self.pairs):
             raise BadOption("a rewind brings its own texts", hint="leave out --clean, --corrupt and --file")
-        if self.rewind is None and self.measure_at is not None:
+        if self.rewind is not None and self.whole_answer and self.answer is None:
+            raise BadOption("what a rewind's arms expect are single tokens", hint="--whole-answer needs an --answer here")
+        if self.rewind is None and self.measure_at in ("parting", "answer"):
             raise BadOption(
-                "--measure-at is for the arms of a rewind", hint="add --from-rewind; else the last token is measured"
+                f"--measure-at {self.measure_at} is for the arms of a rewind", hint="add --from-rewind, or name a position"
             )
+        if self.rewind is None and self.measure_at is not None:
+            parse_where(str(self.measure_at))
         if self.pairs and (self.clean is not None or self.corrupt is not None):
             raise BadOption("pairs were given twice", hint="either --file, or --clean and --corrupt")
