@@ -30,7 +30,7 @@ def run_patch(lm: LanguageModel, request: PatchSweep) -> Run:
     """Put activations of one text into another's run, place by place, and measure what each carries to the answer.
 
     clean, corrupt: texts, or runs (`probe.trace`); answer, against: what follows the clean text, and what it is compared
-    with: their first tokens, or, with whole_answer, all of them: log P(a_1 … a_k | text) = Σ_i log P(a_i | text, a_1 … a_{i-1}),
+    with: their first tokens, or, with whole_answer, all of them: log P(a_1 … a_k | text) = Σ_i log P(a_i | text, a_<i),
     each continuation by a forward of its own, whose text alone is patched; the difference is one of these log-probs, and `kl`
     is of the first token. measure_at: where both texts end, a position of the clean one.
     pairs: several (clean, corrupt, answer, against), or a `Path` to a .jsonl or .csv of them, answers also as `answer_set`.
