@@ -149,7 +149,8 @@ def _show_absent(anatomy: Anatomy) -> None:
 
 def _tap(tap: Tap, block: str | None) -> str:
     key = "" if tap.key == 0 else f"[{tap.key!r}]"
-    return f"{tap.side} of {_inside(tap.path, block)}{key}"
+    less = "" if tap.less is None else f" without the {_tap(tap.less, block)}"
+    return f"{tap.side} of {_inside(tap.path, block)}{key}{less}"
 
 
 def _inside(path: str, block: str | None) -> str:

@@ -180,6 +180,119 @@ def test_experts_that_are_ablated_forced_or_weighed_are_what_a_plain_hook_makes(
     assert torch.equal(reading.plain(lm, IDS), plain) and reading.no_hook_is_left(lm, IDS) == 0
 
 
+def mixture(lm: Any, layer: int, x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The routed and the shared experts' parts of the block's MLP on x (token, d_model), anew and in float64.
+
+    weights (token, expert), 0 where an expert is not chosen."""
+    mlp = lm.model.get_submodule(f"{lm.anatomy.layers[layer].block}.mlp")
+
+    def gated(up: Tensor, down: Tensor) -> Tensor:
+        gate, up = (x @ up.double().T).chunk(2, dim=-1)
+        return (gate * gate.sigmoid() * up) @ down.double().T
+
+    experts = mlp.experts
+    routed = sum(weights[:, [e]] * gated(experts.gate_up_proj[e], experts.down_proj[e]) for e in range(weights.shape[1]))
+    shared = getattr(mlp, "shared_experts", None) or getattr(mlp, "shared_expert", None)
+    if shared is None:
+        return routed, torch.zeros_like(routed)
+    own = gated(torch.cat([shared.gate_proj.weight, shared.up_proj.weight]), shared.down_proj.weight)
+    return routed, own * (x @ mlp.shared_expert_gate.weight.double().T).sigmoid() if hasattr(mlp, "shared_expert_gate") else own
+
+
+MIXTURES = ("mixtral", "qwen2_moe", "deepseek_v3")
+SHARED = MIXTURES[1:]
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_a_block_with_edited_experts_is_the_block_computed_anew(family: str) -> None:
+    """In float64, from the block's input: the router, its choice, the experts, what every token has besides."""
+    lm = probe.load(f"tiny:{family}")
+    layer, sites = lm.anatomy.n_layers - 1, ["mlp_out", *(("routed_out", "shared_out") if family in SHARED else ())]
+    gate = lm.model.get_submodule(lm.anatomy.tap("router", layer).path)
+    for op in ("", "ablate", "force", "weigh:0.5"):
+        given: list[Tensor] = []
+        handle = gate.register_forward_pre_hook(lambda _m, args, given=given: given.append(args[0].double()))
+        edits = parse_edits(lm, [f"router@{layer}.e1={op}"] if op else [])
+        with torch.no_grad(), applying(lm, edits, ids=IDS):
+            sink, _ = reading.captured(lm, [IDS], [f"{site}@{layer}" for site in sites])
+        handle.remove()
+        with torch.no_grad():
+            x = given[-1].reshape(len(IDS), -1)
+            logits = x @ gate.weight.double().T
+            own = torch.arange(4) == 1
+            forced = torch.where(own, 100.0, 0.0) if op == "force" else torch.zeros(4)
+            cut = logits.masked_fill(own, -torch.inf) if op == "ablate" else logits
+            k = lm.anatomy.layers[layer].experts.n_chosen
+            chosen, weights = RULES[family](cut, k, gate, forced.double())
+            dense = torch.zeros_like(logits).scatter(-1, chosen, weights) * torch.where(own & (op[:5] == "weigh"), 0.5, 1.0)
+            routed, shared = mixture(lm, layer, x, dense)
+        parts = {"mlp_out": routed + shared, "routed_out": routed, "shared_out": shared}
+        for site in sites:
+            torch.testing.assert_close(sink.activations[site, layer, None][0].double(), parts[site], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", SHARED)
+def test_routed_and_shared_experts_are_changed_apart(family: str) -> None:
+    """Against plain hooks on the modules that compute them; both at once, in one context and in one within the other."""
+    lm = probe.load(f"tiny:{family}")
+    layer, plain = lm.anatomy.n_layers - 1, reading.plain(lm, IDS)
+    mlp = f"{lm.anatomy.layers[layer].block}.mlp"
+    modules = {"routed_out": f"{mlp}.experts", "shared_out": f"{mlp}.shared_expert{'s' if family == 'deepseek_v3' else ''}"}
+    edits = {site: parse_edits(lm, [f"{site}@{layer}:3..=scale:0.5"]) for site in modules}
+
+    def halve(_m: Any, _a: Any, output: Tensor) -> Tensor:
+        rows = output.clone()
+        rows.view(len(IDS), -1)[3:] *= 0.5
+        return rows
+
+    for wanted in (["routed_out"], ["shared_out"], ["routed_out", "shared_out"], ["shared_out", "routed_out"]):
+        handles = [lm.model.get_submodule(modules[site]).register_forward_hook(halve) for site in wanted]
+        by_hand = reading.plain(lm, IDS)
+        for handle in handles:
+            handle.remove()
+        with torch.no_grad(), applying(lm, [one for site in wanted for one in edits[site]], ids=IDS):
+            together = reading.plain(lm, IDS)
+        with torch.no_grad(), applying(lm, edits[wanted[0]], ids=IDS), applying(lm, edits[wanted[-1]], ids=IDS):
+            nested = reading.plain(lm, IDS) if len(wanted) > 1 else together
+        for found in (together, nested):
+            torch.testing.assert_close(found, by_hand, rtol=1e-5, atol=2e-6)
+            assert torch.equal(found[:3], plain[:3]) and float((found - plain).abs().max()) > 1e-4
+    assert torch.equal(reading.plain(lm, IDS), plain) and reading.no_hook_is_left(lm, IDS) == 0
+
+
+@pytest.mark.parametrize("family", SHARED)
+def test_shares_of_a_write_sum_to_it_in_attribution_and_in_slopes(family: str, tmp_path: Path) -> None:
+    lm = probe.load(f"tiny:{family}")
+    layer = lm.anatomy.n_layers - 1
+    shared = parse_edits(lm, [f"shared_out@{layer}=zero"])
+    run = probe.attribute(lm, "abcdef Mary gh", answer="J", against="M", out=tmp_path / "a")
+    parts = run.table("attribution").set_index(["component", "layer"]).contribution
+    last = reading.plain(lm, list(lm.encode("abcdef Mary gh").ids))[-1]
+    answer, against = lm.tokenizer.convert_tokens_to_ids(["J", "M"])
+    assert abs(parts.sum() - float(last[answer] - last[against])) < 1e-4
+    with applying(lm, shared, ids=lm.encode("abcdef Mary gh").ids):
+        without = probe.attribute(lm, "abcdef Mary gh", answer="J", against="M", out=tmp_path / "b").table("attribution")
+    gone = without.set_index(["component", "layer"]).contribution
+    assert abs(gone["mlp_shared", layer]) < 1e-6 < abs(parts["mlp_shared", layer])
+    patched = probe.patch(
+        lm, clean="abcdef Mary gh", corrupt="abXdef John gh", answer="J", against="M", metric="logit-diff",
+        method="attribution", sites="mlp_out,routed_out,shared_out", out=tmp_path / "c",
+    ).table("patches")  # fmt: skip
+    slopes = patched.pivot_table(index=["layer", "pos"], columns="site", values="change").dropna()
+    assert len(slopes) and float(slopes["mlp_out"].abs().max()) > 1e-5
+    np.testing.assert_allclose(slopes["routed_out"] + slopes["shared_out"], slopes["mlp_out"], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("family", "why"), [("mixtral", "all of what the MLP writes"), ("llama", "handed each token's experts")]
+)
+def test_a_model_without_shared_experts_is_not_offered_them(family: str, why: str) -> None:
+    lm = probe.load(f"tiny:{family}")
+    for site in ("routed_out", "shared_out"):
+        with pytest.raises(probe.ProbeError, match=why):
+            lm.anatomy.tap(site, 1)
+
+
 def test_they_hold_while_a_model_decodes(tmp_path: Path) -> None:
     """What a plain hook on the gate makes the model say greedily, token by token, each from a whole forward."""
     lm = probe.load("tiny:mixtral")

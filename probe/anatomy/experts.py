@@ -1,9 +1,10 @@
 """Where a mixture of experts chooses: the module that is handed each token's experts and their weights, and the router's logits
-that they come from. Knows no formula of a choice."""
+that they come from; and what of a write is theirs. Knows no formula of a choice."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -13,10 +14,16 @@ from probe.anatomy.parts import Experts
 from probe.anatomy.tape import Event, Port
 
 
-def find_router(
-    inside: Inside, model: nn.Module, ids: Tensor, tried: dict[tuple[str, ...], float]
-) -> tuple[Port, Experts] | str:
-    """The router's logits (token, expert) and the experts' tensors, or why they are not found.
+class Routed(NamedTuple):
+    """The router's logits (token, expert), the experts' tensors, and what they give, summed with their weights."""
+
+    logits: Port
+    experts: Experts
+    output: Port
+
+
+def find_router(inside: Inside, model: nn.Module, ids: Tensor, tried: dict[tuple[str, ...], float]) -> Routed | str:
+    """The mixture of a block, or why it is not found.
 
     The experts are the module that is given whole numbers and weights (token, chosen) and whose output grows with the
     weights: twice the weights, twice the output. The router is the latest module before it that gives a number for each
@@ -31,8 +38,34 @@ def find_router(
             tried[key] = _growth_error(model, ids, event, weights)
         if tried[key] > 1e-3:
             return f"what '{inside.relative(event.path)}' gives doesn't grow with the weights that it is given"
-        return logits, Experts(chosen.tap, weights.tap, logits.shape[-1], chosen.shape[-1])
+        experts = Experts(chosen.tap, weights.tap, logits.shape[-1], chosen.shape[-1])
+        return Routed(logits, experts, event.outputs[0])
     return "no module of this block is handed each token's experts and their weights"
+
+
+def find_shared(
+    inside: Inside, model: nn.Module, ids: Tensor, routed: Port, write: Port, tried: dict[tuple[str, ...], str]
+) -> Port | str:
+    """What of a write is not the routed experts', or why the two are no terms of it: the write grows by what is added to
+    theirs, and is more than theirs."""
+    key = inside.relative(routed.tap.path), inside.relative(write.tap.path), str(write.shape)
+    if key not in tried:
+        tried[key] = _why_not_a_term(model, ids, routed, write)
+    return tried[key] or write._replace(tap=write.tap._replace(less=routed.tap))
+
+
+def _why_not_a_term(model: nn.Module, ids: Tensor, routed: Port, write: Port) -> str:
+    """ "" where twice the routed experts' output is once more of it in the write, which holds other things too."""
+    taps = [routed.tap, write.tap]
+    one = values_at(model, ids, taps)
+    two = values_at(model, ids, [write.tap], edits={routed.tap: lambda value: value * 2})
+    added = (two[write.tap] - one[write.tap]).double().flatten()
+    theirs, whole = (one[tap].double().flatten() for tap in taps)
+    if theirs.shape != whole.shape or float((added - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30)) > 1e-3:
+        return "what the routed experts give is not added as it is to what the MLP writes"
+    if float((whole - theirs).abs().max() / whole.abs().max().clamp_min(1e-30)) < 1e-5:
+        return "the routed experts make all of what the MLP writes: mlp_out is theirs"
+    return ""
 
 
 def _handed(inside: Inside) -> Iterator[tuple[Event, Port, Port]]:

@@ -79,7 +79,8 @@ def _stream(model: nn.Module, ids: Tensor, recorded: Tape, chains: list[tuple[Bl
 
 def _tidy(tap: Tap, once: set[str]) -> Tap:
     """Without the call number where the module is called once in a forward."""
-    return tap._replace(call=None) if tap.path in once else tap
+    less = None if tap.less is None else _tidy(tap.less, once)
+    return tap._replace(call=None if tap.path in once else tap.call, less=less)
 
 
 def _layer(inside: Inside, equation: Equation, roles: Roles, once: set[str]) -> Layer:
@@ -116,7 +117,8 @@ def _found(inside: Inside, roles: Roles, once: set[str]) -> dict[str, Any]:
     widths = {site: port.width(n) for site, port in found.items()}
     taps = {site: _tidy(port.tap, once) for site, port in found.items()}
     fields = {"taps": taps, "widths": widths, "absent": roles.absent, "entries": roles.entries}
-    if (experts := roles.experts) is not None:
+    if roles.routed is not None:
+        experts = roles.routed.experts
         chosen, weights = _tidy(experts.chosen, once), _tidy(experts.weights, once)
         fields["experts"] = experts._replace(chosen=chosen, weights=weights)
     if attention is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -207,7 +207,8 @@ class Anatomy:
         read = changed = here.taps.get(name)
         if name == "resid_pre" and layer > 0 and self.has("resid_post", layer - 1):
             changed = self.layers[layer - 1].taps["resid_post"]
-        write = next((w for w in here.writes if w.kind == site.part), None) if site.source == "write" else None
+        added = site.source in ("write", "share")
+        write = next((w for w in here.writes if w.kind == site.part), None) if added else None
         return Location(
             site, layer, read, changed,
             call=(here.attention, here.visit) if site.source == "call" and here.attention is not None else None,
@@ -271,22 +272,27 @@ class Anatomy:
         """The inverse of `to_dict`, also after a trip through JSON."""
         fields = dict(plain)
         fields["layers"] = tuple(_layer_from(entry) for entry in plain["layers"])
-        fields["taps"] = {site: Tap(*tap) for site, tap in plain["taps"].items()}
+        fields["taps"] = {site: _tap_from(tap) for site, tap in plain["taps"].items()}
         fields["readout"] = Readout(*plain["readout"])
         fields["masked"] = tuple((start, end) for start, end in plain.get("masked", ()))
         return cls(**fields)
 
 
+def _tap_from(plain: Sequence[Any]) -> Tap:
+    path, side, key, call, less = plain
+    return Tap(path, side, key, call, None if less is None else _tap_from(less))
+
+
 def _layer_from(plain: Mapping[str, Any]) -> Layer:
     fields = dict(plain)
     fields["writes"] = tuple(
-        Write(Tap(*tap), coefficient, kind, tuple(gains)) for tap, coefficient, kind, gains in plain["writes"]
+        Write(_tap_from(tap), coefficient, kind, tuple(gains)) for tap, coefficient, kind, gains in plain["writes"]
     )
-    fields["taps"] = {site: Tap(*tap) for site, tap in plain["taps"].items()}
+    fields["taps"] = {site: _tap_from(tap) for site, tap in plain["taps"].items()}
     fields["carry_gains"] = tuple(plain["carry_gains"])
     if fields["experts"] is not None:
         chosen, weights, *sizes = fields["experts"]
-        fields["experts"] = Experts(Tap(*chosen), Tap(*weights), *sizes)
+        fields["experts"] = Experts(_tap_from(chosen), _tap_from(weights), *sizes)
     fields["entries"] = {
         site: Entries(tuple(starts), tuple(order), axis) for site, (starts, order, axis) in plain["entries"].items()
     }

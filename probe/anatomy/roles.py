@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from probe.anatomy.experts import find_router
+from probe.anatomy.experts import Routed, find_router, find_shared
 from probe.anatomy.inside import Inside, is_leaf, is_linear
 from probe.anatomy.mixing import Reach, fed, headwise, reach
-from probe.anatomy.parts import Experts
 from probe.anatomy.rotation import Picked, Tried, unrotated
 from probe.anatomy.sums import channelwise_sum, shortest_sum
 from probe.anatomy.tape import Attended, Event, Port
@@ -36,6 +35,7 @@ class Trials:
     fed: dict[tuple[str, ...], list[bool]] = field(default_factory=dict)
     unrotated: dict[tuple[str, ...], Tried] = field(default_factory=dict)
     experts: dict[tuple[str, ...], float] = field(default_factory=dict)
+    shared: dict[tuple[str, ...], str] = field(default_factory=dict)
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Roles:
     ports: dict[str, Port] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     entries: dict[str, Entries] = field(default_factory=dict)  # of ports of which a site is not the whole
-    experts: Experts | None = None
+    routed: Routed | None = None
 
 
 class Finder(NamedTuple):
@@ -258,8 +258,22 @@ def _router(inside: Inside, roles: Roles, trials: Trials) -> Port | str:
     found = find_router(inside, trials.model, trials.ids, trials.experts)
     if isinstance(found, str):
         return found
-    port, roles.experts = found
-    return port
+    roles.routed = found
+    return found.logits
+
+
+def _shared(inside: Inside, roles: Roles, trials: Trials) -> Port | str:
+    """shared_out: what of the MLP's write is not that of the experts which a router chose."""
+    if roles.routed is None or "mlp_out" not in roles.ports:
+        return roles.absent["router" if roles.routed is None else "mlp_out"]
+    return find_shared(inside, trials.model, trials.ids, roles.routed.output, roles.ports["mlp_out"], trials.shared)
+
+
+def _routed(inside: Inside, roles: Roles, trials: Trials) -> Port | str:
+    """routed_out: what they give, where something is added to it."""
+    if "shared_out" not in roles.ports or roles.routed is None:
+        return roles.absent["shared_out"]
+    return roles.routed.output
 
 
 FINDERS: dict[str, Finder] = {
@@ -269,4 +283,6 @@ FINDERS: dict[str, Finder] = {
     "q_pre": Finder(partial(_before_rotation, which="query"), unsolved=True),
     "k_pre": Finder(partial(_before_rotation, which="key"), unsolved=True),
     "router": Finder(_router, unsolved=True),
+    "shared_out": Finder(_shared),
+    "routed_out": Finder(_routed),
 }

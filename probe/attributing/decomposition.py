@@ -104,7 +104,12 @@ class _Walk:
     def _write(self, number: int, layer: Layer, write: Write, along: Tensor, parts: Decomposition) -> list[Component]:
         value = self._value(write)
         if write.kind != "attn":
-            return [Component(_name(layer, write), number, -1, (value * along).sum(-1))]
+            whole = (value * along).sum(-1)
+            if write.kind == "mlp" and "routed_out" in layer.taps:
+                routed = (self._seen.values[layer.taps["routed_out"]] * along).sum(-1)
+                shares = {"mlp_routed": routed, "mlp_shared": whole - routed}
+                return [Component(name, number, -1, share) for name, share in shares.items()]
+            return [Component(_name(layer, write), number, -1, whole)]
         z = self._seen.values.get(layer.taps["z"]) if "z" in layer.taps else None
         found = split(self._model, layer, write, z, value)
         if isinstance(found, str):

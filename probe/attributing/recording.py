@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from probe.anatomy import Anatomy
     from probe.language_model import LanguageModel
 
-READ = ("z", "resid_pre", "resid_post")
+READ = ("z", "routed_out", "resid_pre", "resid_post")
 
 
 @dataclass

@@ -16,12 +16,15 @@ class Tap(NamedTuple):
     `key` is the place of the tensor: a positional argument (int) or a keyword (str) of the call, or an element of a
     tuple (int) or a field of a dict-like (str) that it returns; 0 for an output that is itself a tensor.
     One forward may visit a block several times: `call` picks the visit, None is all of them.
+    less: what is read is the tensor without that of another module, computed before it; a change of what is read is a change
+    of the tensor.
     """
 
     path: str
     side: Literal["input", "output"]
     key: int | str = 0
     call: int | None = None
+    less: Tap | None = None
 
 
 Reader = Callable[[Tensor], Tensor | None]
@@ -29,6 +32,24 @@ Reader = Callable[[Tensor], Tensor | None]
 
 Recorder = Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
 """(path, module, args, kwargs, output) of one call of one module."""
+
+
+class _Rest:
+    """Reads and changes what is left of a tensor without another one."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._part: Tensor | None = None
+
+    def keep(self, part: Tensor) -> None:
+        """The other tensor; a copy, for a model may add the rest to it in place."""
+        self._part = part.clone()
+
+    def __call__(self, value: Tensor) -> Tensor | None:
+        assert self._part is not None, "it is computed before"
+        own = value - self._part.to(value.device).reshape(value.shape)
+        new = self._reader(own)
+        return None if new is None else value + (new - own)
 
 
 class _Visits:
@@ -51,10 +72,15 @@ def tapping(model: nn.Module, taps: Mapping[Any, Reader]) -> Iterator[None]:
     anatomy is wrong, not the user.
     """
     grouped: dict[tuple[str, str], list[tuple[Any, Reader]]] = defaultdict(list)
+    rests: list[tuple[Tap, _Rest]] = []
     for tap, reader in taps.items():
-        grouped[tap.path, tap.side].append((tap, reader))
+        less = getattr(tap, "less", None)
+        if less is not None:
+            rests.append((less, _Rest(reader)))
+        grouped[tap.path, tap.side].append((tap, reader if less is None else rests[-1][1]))
     visits = _Visits()
     with ExitStack() as undo:
+        undo.enter_context(_keeping(model, rests))
         if any(getattr(tap, "call", None) is not None for tap in taps):
             undo.callback(model.register_forward_pre_hook(visits.reset).remove)
         for (path, side), readers in grouped.items():
@@ -64,6 +90,23 @@ def tapping(model: nn.Module, taps: Mapping[Any, Reader]) -> Iterator[None]:
                 undo.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
             else:
                 undo.callback(module.register_forward_hook(_output_hook(path, readers, visits)).remove)
+        yield
+
+
+@contextmanager
+def _keeping(model: nn.Module, rests: list[tuple[Tap, _Rest]]) -> Iterator[None]:
+    """While active, each rest is told what it is without. It listens behind all hooks of that module, also those that were
+    added later: so it is hooked when a forward begins."""
+    with ExitStack() as undo, ExitStack() as hooked:
+
+        def begin(*_: Any) -> None:
+            hooked.close()
+            for tap, rest in rests:
+                hook = _output_hook(tap.path, [(tap, rest.keep)], _Visits())
+                hooked.callback(model.get_submodule(tap.path).register_forward_hook(hook).remove)
+
+        if rests:
+            undo.callback(model.register_forward_pre_hook(begin).remove)
         yield
 
 

@@ -15,6 +15,11 @@ from probe.looking.subject import Subject, quoted
 
 TOLD = 5
 LEVEL = 0.95  # of the control's distribution
+WRITERS = {
+    "attn": ("attn_out", "attention"), "mlp": ("mlp_out", "MLP"), "mlp_routed": ("routed_out", "routed experts"),
+    "mlp_shared": ("shared_out", "shared expert"),
+}  # fmt: skip
+"""By component: its site, and what it is called."""
 
 
 def writers(subject: Subject) -> list[Finding]:
@@ -72,12 +77,12 @@ def _wrote(subject: Subject, part: Component, value: float, usual: float) -> Fin
 
 def _named(subject: Subject, part: Component) -> tuple[str, str]:
     """A part in words, and its place; no place for what is no site of its own (a bias, a block that could not be split)."""
-    site = {"attn": "z" if part.head >= 0 else "attn_out", "mlp": "mlp_out"}.get(part.component)
     if part.head >= 0:
-        return f"head {part.layer}.{part.head}", f"{site}@{part.layer}.{part.head}"
-    if site is None or not subject.lm.anatomy.has(site, part.layer):
+        return f"head {part.layer}.{part.head}", f"z@{part.layer}.{part.head}"
+    site, name = WRITERS.get(part.component, ("", part.component))
+    if not site or not subject.lm.anatomy.has(site, part.layer):
         return f"{part.component} of layer {part.layer}", ""
-    return f"the {'MLP' if site == 'mlp_out' else 'attention'} of layer {part.layer}", f"{site}@{part.layer}"
+    return f"the {name} of layer {part.layer}", f"{site}@{part.layer}"
 
 
 def settled(subject: Subject, positions: pd.DataFrame, layers: pd.DataFrame) -> list[Finding]:

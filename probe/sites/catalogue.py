@@ -9,8 +9,9 @@ from typing import Literal, NamedTuple
 
 from probe.errors import UnknownSite
 
-Source = Literal["stream", "write", "part", "call", "end"]
-"""What a site is: the stream, what a part adds to it, a tensor inside a part, an attention call's, or an end of the stream."""
+Source = Literal["stream", "write", "share", "part", "call", "end"]
+"""What a site is: the stream, what a part adds to it, a term of that, a tensor inside a part, an attention call's, or an end of
+the stream."""
 
 Use = Literal["change", "cut", "patch", "send", "receive", "route"]
 """Change it, cut edges out of it, patch it (exactly, or estimated from gradients), be an end of a path, or change the
@@ -93,6 +94,10 @@ SITES: dict[str, Site] = {
              "what a second mixer (a state space beside the attention) adds to the stream", "mixer"),
         Site("mlp_out", _D_MODEL, "write", _MLP, "what the MLP adds to the stream", "mlp",
              lens_name="blocks.{}.hook_mlp_out"),
+        Site("routed_out", _D_MODEL, "share", _MLP,
+             "of mlp_out, what the experts add that a router chose; where others add to it too", "mlp"),
+        Site("shared_out", _D_MODEL, "share", _MLP,
+             "of mlp_out, what is not routed_out: that of the experts which every token has", "mlp"),
         *(Site(f"other_out{n}", _D_MODEL, "write", _MLP, _OTHERS, f"other{n}") for n in ("", "_2", "_3", "_4", "_5")),
         Site("mlp_post", ("pos", "d_mlp"), "part", _MLP, "the MLP's hidden layer, before its last matrix", "mlp",
              lens_name="blocks.{}.mlp.hook_post", unit="neuron"),

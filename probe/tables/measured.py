@@ -30,7 +30,7 @@ MEASURED = (
     ), verbs=("steer",),
        example="select strength, effect, control_low, control_high from 'RUN/steering_means.parquet'"),
     Table("attribution", "one component's write towards the answer", ("prompt_id", "pos", "component", "layer", "head"), (
-        PROMPT, POS, Column("component", words(), "embed, attn, mlp, attn_bias, set_entropy, …: what wrote"), LAYER, HEAD,
+        PROMPT, POS, Column("component", words(), "embed, attn, mlp, mlp_shared, attn_bias, …: what wrote"), LAYER, HEAD,
         f64("contribution", "logits before the cap, of the answer or of answer - against"),
         f64("share", "of their sum; null where that is 0"),
     ), verbs=("attribute",),
