@@ -128,6 +128,12 @@ def _commands(*_: Any) -> Iterable[str]:
     return REQUESTS
 
 
+def _tagger_languages(*_: Any) -> Iterable[str]:
+    from probe.registries.tagger_languages import LANGUAGES
+
+    return LANGUAGES
+
+
 def _head_sorts(*_: Any) -> Iterable[str]:
     from probe.registries.head_kinds import SORTS
 
@@ -141,8 +147,8 @@ def _orders_of_runs(*_: Any) -> Iterable[str]:
 
 
 FOUND: dict[str, Callable[[Any, str], Iterable[str]]] = {
-    "answers": _answers, "commands": _commands, "edits": _edits, "head_sorts": _head_sorts,
-    "methods": _methods, "models": _models, "places": _places,
-    "runs": _runs, "sorts": _orders_of_runs, "tables": _tables,
+    "answers": _answers, "commands": _commands, "edits": _edits, "head_sorts": _head_sorts, "methods": _methods,
+    "models": _models, "places": _places, "runs": _runs, "sorts": _orders_of_runs, "tables": _tables,
+    "tagger_languages": _tagger_languages,
 }  # fmt: skip
 """Kinds of values that are looked up."""

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from probe.attention_heads.repeated import repeated_tokens
-from probe.errors import BadOption
+from probe.attention_heads.tagging import column_tags
+from probe.errors import BadOption, BadPrompt
 from probe.requests import AttentionHeads
 from probe.store import run_of
 from probe.texts import Failed, Prompt, TokenSequence, as_prompts, columns_of, encoded, hash_of, read_source, survey
@@ -32,6 +33,7 @@ class Inputs(NamedTuple):
     longest: int
     failed: list[Failed]
     notes: list[str]
+    unfit: frozenset[int] = frozenset()  # numbers of prompts that are left out for another reason than their tokens
 
     @property
     def came_to(self) -> dict[str, Any]:
@@ -49,7 +51,7 @@ class Inputs(NamedTuple):
         if self.one is not None:
             yield self.one
         for found in encoded(self.lm, self.prompts, self.request):
-            if isinstance(found, TokenSequence):
+            if isinstance(found, TokenSequence) and found.prompt.prompt_id not in self.unfit:
                 found.finish(self.lm, None, self.request.split)
                 yield found
 
@@ -73,6 +75,8 @@ def inputs_of(lm: LanguageModel | None, request: AttentionHeads) -> Inputs:
     """What there is to read, looked through once. Raises `BadPrompt`, `BadOption`, `RunError`, and for the only prompt that
     there is what is wrong with it."""
     if run_of(request.source) is not None:
+        if request.tags is not None:
+            raise BadOption("--tags names a column of a file, and a run has none", hint="--tagger en")
         lm, one = read_source(lm, request.source, request)
         return Inputs(lm, request, [], one, 1, len(one.ids), [], list(one.notes))
     if lm is None:
@@ -84,4 +88,27 @@ def inputs_of(lm: LanguageModel | None, request: AttentionHeads) -> Inputs:
     seen = survey(lm, prompts, request, split=request.split)
     if len(prompts) == 1 and seen.failed:
         raise seen.failed[0].error
-    return Inputs(lm, request, prompts, None, seen.runnable, seen.longest, seen.failed, seen.notes)
+    found = Inputs(lm, request, prompts, None, seen.runnable, seen.longest, seen.failed, seen.notes)
+    return found if request.tags is None else _with_fitting_tags(found, request.tags)
+
+
+def _with_fitting_tags(inputs: Inputs, column: str) -> Inputs:
+    """The texts whose tags fit their words or tokens; the others are among those that failed.
+
+    Raises `BadOption` where no row has the column, and what is wrong with the tags where no text has any that fit.
+    """
+    there = columns_of(inputs.prompts).names
+    if column not in there:
+        listed = ", ".join(there) or "none beside the prompt"
+        raise BadOption(f"there is no column '{column}' with tags", hint=f"columns: {listed}")
+    unfit: list[Failed] = []
+    for one in inputs.texts():
+        try:
+            column_tags(one, there[column])
+        except BadPrompt as error:
+            unfit.append(Failed(one.prompt._replace(error=error.message), error.with_traceback(None)))
+    if unfit and len(unfit) == inputs.readable:
+        raise unfit[0].error
+    numbers = frozenset(one.prompt.prompt_id for one in unfit)
+    failed = sorted([*inputs.failed, *unfit], key=lambda one: one.prompt.prompt_id)
+    return inputs._replace(failed=failed, readable=inputs.readable - len(unfit), unfit=numbers)

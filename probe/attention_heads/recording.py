@@ -12,6 +12,7 @@ from probe import store as stores
 from probe.attention_heads.features import FeatureMap
 from probe.attention_heads.inputs import Inputs, inputs_of
 from probe.attention_heads.kernel import KernelView
+from probe.attention_heads.key_space import KeyRecorder, cluster_keys, draw_keys, key_cells, planned_rows
 from probe.attention_heads.means import mean_tables
 from probe.attention_heads.memory import checkpoints
 from probe.attention_heads.memory_view import MemoryView
@@ -34,17 +35,18 @@ def run_heads(lm: LanguageModel | None, request: AttentionHeads) -> stores.Run:
     what comes (Elhage et al. 2021; Olsson et al. 2022, 2209.11895); a kind for each head by stated thresholds.
 
     kernel: each head as a kernel smoother: see `probe.attention_heads.kernel`. memory: each head beside its linearised memory,
-    see `probe.attention_heads.memory`. Of a run the ids are read; then `lm` may be
-    None for the run's own model. The sequences of random tokens stand in the run as prompts, after the user's own.
+    see `probe.attention_heads.memory`. keys: clusters of its keys over all texts, see `probe.attention_heads.key_space`. Of a
+    run the ids are read; then `lm` may be None for the run's own model. The sequences of random tokens stand in the run as
+    prompts, after the user's own.
 
     Tables: `heads` (a head in a text), `head_kinds` and `head_means` (over all texts), `head_kernels`, `head_memory`,
-    `head_retrieval`, `prompts`, `tokens`.
+    `head_retrieval`, `head_keys`, `head_key_agreement`, `head_key_clusters`, `head_key_tokens`, `prompts`, `tokens`.
     Raises `SiteAbsent` for a model without attention that can be read, `BadPrompt`, `BadOption`, `RunError`, `NonFinite`.
     """
     inputs = inputs_of(lm, request)
     lm, repeated = inputs.lm, inputs.repeated()
     check_heads(lm)
-    views = views_of(request)
+    views, keys = views_of(request), KeyRecorder(inputs) if request.keys else None
     with running(request, lm, word=_word(inputs), resolved=inputs.came_to) as run:
         if run.writer.whole:
             return run.writer.whole
@@ -53,11 +55,14 @@ def run_heads(lm: LanguageModel | None, request: AttentionHeads) -> stores.Run:
         run.warn(*inputs.notes)
         done, total = 0, inputs.readable + len(repeated)
         for batch in batches(inputs.texts(), generate=0, tokens=_batch_tokens(inputs)):
-            _record(run, batch, "text", views, alone=total == 1)
+            _record(run, batch, "text", views, keys, alone=total == 1)
             run.report("reading texts", done := done + len(batch), total)
         for batch in batches(repeated, generate=0, tokens=request.batch_tokens):
-            _record(run, batch, "repeated", (), alone=True)
+            _record(run, batch, "repeated", (), None, alone=True)
             run.report("reading random tokens", done := done + len(batch), total)
+        if keys is not None:
+            run.warn(*keys.notes(lm))
+            cluster_keys(run, keys, request)
         _gather(run, views)
         parent = inputs.one.parent if inputs.one is not None else None
         return run.finish(summarize(run, request), seed=request.seed, parent=parent)
@@ -81,8 +86,12 @@ def plan_heads(lm: LanguageModel | None, request: AttentionHeads) -> dict[str, A
         "heads": n_heads * (texts + random), "head_kinds": n_heads * inputs_read, "head_means": 8 * n_heads * inputs_read,
         **({"head_kernels": n_heads * texts} if request.kernel else {}),
         **({"head_memory": 2 * n_heads * steps, "head_retrieval": 3 * n_kv * steps} if request.memory else {}),
+        **(planned_rows(lm, draw_keys(inputs, key_cells(lm)).kept, request) if request.keys else {}),
     }  # fmt: skip
-    size = {"heads": 48, "head_kinds": 48, "head_means": 28, "head_kernels": 52, "head_memory": 26, "head_retrieval": 40}
+    size = {
+        "heads": 48, "head_kinds": 48, "head_means": 28, "head_kernels": 52, "head_memory": 26, "head_retrieval": 40,
+        "head_keys": 40 + 4 * request.key_tokens, "head_key_agreement": 56, "head_key_clusters": 200, "head_key_tokens": 24,
+    }  # fmt: skip
     return {
         "model": lm.name, "texts": texts, "tokens": tokens, "random_tokens": sum(len(one.ids) for one in repeated),
         "heads": n_heads, "views": ", ".join(request.views) or "none",
@@ -113,14 +122,16 @@ def _batch_tokens(inputs: Inputs) -> int:
     return 1 if inputs.lm.sets_frequencies(inputs.longest) else inputs.request.batch_tokens
 
 
-def _record(run: Running, batch: list[TokenSequence], which: str, views: Sequence[HeadView], *, alone: bool) -> None:
+def _record(
+    run: Running, batch: list[TokenSequence], which: str, views: Sequence[HeadView], keys: KeyRecorder | None, *, alone: bool
+) -> None:
     """Read and write one batch as one unit. If a text of it makes NaN logits, each is read by itself."""
     key = f"{which}-{batch[0].prompt.prompt_id}-{batch[-1].prompt.prompt_id}"
     if run.writer.done(key):
         return
     try:
         with run.writer.unit(key):
-            _read(run, batch, which, views)
+            _read(run, batch, which, views, keys)
     except NonFinite as error:
         if alone:
             raise
@@ -128,12 +139,12 @@ def _record(run: Running, batch: list[TokenSequence], which: str, views: Sequenc
             _record_failed(run, [Failed(batch[0].prompt._replace(error=error.message), error)])
             return
         for sequence in batch:
-            _record(run, [sequence], which, views, alone=False)
+            _record(run, [sequence], which, views, keys, alone=False)
 
 
-def _read(run: Running, batch: list[TokenSequence], which: str, views: Sequence[HeadView]) -> None:
+def _read(run: Running, batch: list[TokenSequence], which: str, views: Sequence[HeadView], keys: KeyRecorder | None) -> None:
     lm = run.lm
-    sink, (ids, lengths) = _Summaries(run, batch, which), padded(batch)
+    sink, (ids, lengths) = _Summaries(run, batch, which, keys), padded(batch)
 
     def look(prompt: int, layer: int, call: AttentionCall, output: Tensor, pattern: CalledPattern) -> None:
         attention = LayerAttention.of(batch[prompt], prompt, layer, call, output, pattern)
@@ -142,8 +153,9 @@ def _read(run: Running, batch: list[TokenSequence], which: str, views: Sequence[
                 _write(run, rows, batch[prompt], layer)
 
     reading = read(
-        lm, ids.to(lm.device), lengths, sink=sink, attention=AttentionSpec("heads"), top=1, calls=look if views else None
-    )
+        lm, ids.to(lm.device), lengths, sink=sink, cells=keys.cells if keys is not None else (),
+        attention=AttentionSpec("heads"), top=1, calls=look if views else None,
+    )  # fmt: skip
     if not sink.seen:
         raise SiteAbsent(f"{lm.name} has no attention that can be read", hint="; ".join(reading.warnings))
     run.warn(*reading.warnings, *(note for view in views for note in view.notes()))
@@ -152,6 +164,8 @@ def _read(run: Running, batch: list[TokenSequence], which: str, views: Sequence[
         run.write("tokens", columns)
         logprob, entropy = (columns[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in ("logprob", "entropy"))
         sequence.sum_up(logprob, entropy)
+        if keys is not None:
+            keys.tokens(run, sequence)
     run.write("prompts", prompt_columns(batch, []))
 
 
@@ -163,9 +177,13 @@ def _write(run: Running, rows: Rows, sequence: TokenSequence, layer: int) -> Non
 class _Summaries(MemorySink):
     """Writes the head summaries of a batch as they come."""
 
-    def __init__(self, run: Running, batch: list[TokenSequence], which: str) -> None:
+    def __init__(self, run: Running, batch: list[TokenSequence], which: str, keys: KeyRecorder | None) -> None:
         super().__init__()
-        self._run, self._batch, self._which, self.seen = run, batch, which, False
+        self._run, self._batch, self._which, self._keys, self.seen = run, batch, which, keys, False
+
+    def activation(self, site: str, layer: int, head: int | None, values: Tensor) -> None:
+        assert self._keys is not None, "only keys ask for activations"
+        self._keys.activation(self._run, self._batch, site, layer, values)
 
     def heads(self, layer: int, columns: dict[str, Any]) -> None:
         self.seen = True

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from probe.tables.columns import BRANCH, HEAD, LAYER, PROMPT, Column, Table, f32, i32, words
+import pyarrow as pa
+
+from probe.tables.columns import BRANCH, FLOATS, HEAD, INTS, LAYER, POS, PROMPT, Column, Table, f32, i32, list_of, text, words
 from probe.tables.observed import HEAD_STATISTICS
 
 WHICH = Column("input", words(), "text, or repeated: random tokens, twice over", since=4)
@@ -10,6 +12,10 @@ WHICH = Column("input", words(), "text, or repeated: random tokens, twice over",
 RULE = Column(
     "rule", words(), "sum: pairs are added; delta: a write corrects what is read; softmax: the head's own kernel", since=4
 )
+
+SPACE = Column("space", words(), "before or after rotation; before alone where nothing is rotated", since=4)
+KEY_HEAD = HEAD._replace(doc="the first head that has these keys")
+TEXTS = list_of(pa.string())
 
 
 def _since4(*columns: Column) -> tuple[Column, ...]:
@@ -66,5 +72,46 @@ HEAD_VIEWS: tuple[Table, ...] = (
         Column("features", words(), "the feature map: elu, dpfp:N or favor:M", since=4),
     ), verbs=("heads",),
        example="select layer, head, pairs, error, interference from 'RUN/head_retrieval.parquet' where rule = 'softmax'"),
+    Table("head_keys", "the keys of a head, or of heads that share them, in clusters", ("space", "layer", "head"),
+          _since4(
+        SPACE, LAYER, KEY_HEAD, i32("heads", "heads that share these keys"), i32("n", "keys, each at length 1"),
+        i32("k", "clusters: as asked for, or those with the largest silhouette"),
+        f32("silhouette", "mean over keys, by cosine distance; null of one cluster"),
+        f32("stability", "mean normalised mutual information with the clusters of other starts"),
+        Column("clusters", INTS, "the cluster of each key, in the order of head_key_tokens by prompt_id and pos"),
+    ), verbs=("heads",),
+       example="select layer, head, k, silhouette from 'RUN/head_keys.parquet' where space = 'before' order by silhouette"),
+    Table("head_key_agreement", "clusters of keys beside labels of their tokens, and what is held fixed as these are shuffled",
+          ("space", "layer", "head", "labels", "shuffled"), _since4(
+        SPACE, LAYER, KEY_HEAD,
+        Column("labels", words(), "tag; position: one of 8 intervals; frequency: of the token in all texts, one of 5"),
+        Column("shuffled", words(), "text, position, tag: labels change places among keys of one text, of nearly one position, "
+               "of one tag; type: among different tokens, each of which keeps its labels wherever it stands"),
+        i32("n", "keys that have a label"),
+        f32("nmi", "normalised mutual information of clusters and labels, 2 I / (H + H)"),
+        f32("floor", "its mean over shuffled labels"), f32("floor_sd", "its standard deviation over them"),
+        f32("excess", "nmi - floor"), f32("low", "of its 95 % interval, a jackknife over texts; null of one text"),
+        f32("high", "of its 95 % interval"), f32("p", "share of shuffles that come as high, the real labels among them"),
+        f32("resid_nmi", "nmi of as many clusters of the residual stream that goes into the layer"),
+        f32("resid_excess", "their excess"),
+    ), verbs=("heads",),
+       example="select layer, head, nmi, floor, excess from 'RUN/head_key_agreement.parquet' where labels = 'position' "
+               "and shuffled = 'text' and space = 'before' order by excess desc"),
+    Table("head_key_clusters", "a cluster of a head's keys", ("space", "layer", "head", "cluster"), _since4(
+        SPACE, LAYER, KEY_HEAD, i32("cluster", "the largest is 0"), i32("size", "keys"),
+        Column("tokens", TEXTS, "its most frequent tokens"), Column("token_shares", FLOATS, "their shares of the cluster"),
+        Column("tags", TEXTS, "its most frequent tags"), Column("tag_shares", FLOATS, "their shares of the cluster"),
+        i32("pos_first", "the first position"), f32("pos_median", "the median position"), i32("pos_last", "the last position"),
+    ), verbs=("heads",),
+       example="select layer, head, cluster, size, tokens from 'RUN/head_key_clusters.parquet' order by layer, head, cluster"),
+    Table("head_key_tokens", "a token whose keys are in the clusters", ("prompt_id", "branch", "pos"), _since4(
+        PROMPT, BRANCH, POS, i32("token_id", "id in the vocabulary"), text("token", "its text"),
+        text("tag", "its tag; null where it has none"),
+    ), verbs=("heads",),
+       example="select tag, count(*) from 'RUN/head_key_tokens.parquet' group by tag order by 2 desc"),
+    Table("kept_keys", "the keys of a text's tokens in one layer, in a run that is not finished (RUN.partial)",
+          ("site", "layer", "prompt_id"), _since4(
+        Column("site", words(), "see sites.py"), LAYER, PROMPT, Column("values", pa.binary(), "float32, (token, width)"),
+    ), passing=True, verbs=("heads",), example="select site, layer from 'RUN/kept_keys.parquet'"),
 )
 # fmt: on

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from probe.errors import BadOption
-from probe.reporting.panels import branches, corpora, effects, experts, heads, over_problems, patching, steering, steps
+from probe.reporting.panels import (
+    branches,
+    corpora,
+    effects,
+    experts,
+    heads,
+    key_spaces,
+    over_problems,
+    patching,
+    steering,
+    steps,
+)
 from probe.reporting.panels.attention import attended
 from probe.reporting.panels.attribution import attributed
 from probe.reporting.panels.comparing import compared
@@ -28,8 +39,8 @@ Subject = Callable[[Context], Iterable[Panel]]
 
 PANELS: tuple[Subject, ...] = (
     strip, found, compared, explained, answers, speculated,
-    steps.panels, effects.panels, branches.panels, patching.panels, attributed, guessed, heads.panels, attended, norms,
-    experts.panels, steering.panels, corpora.panels, over_problems.panels, surveyed,
+    steps.panels, effects.panels, branches.panels, patching.panels, attributed, guessed, heads.panels, key_spaces.panels,
+    attended, norms, experts.panels, steering.panels, corpora.panels, over_problems.panels, surveyed,
 )  # fmt: skip
 """In the order in which panels stand on a page. Each looks at what tables the run has, never at the command."""
 
