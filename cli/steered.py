@@ -35,9 +35,24 @@ def show_scan(run: Run, *, quiet: bool) -> None:
         for r in found["strengths"]
     ]  # fmt: skip
     show_table(header, rows)
+    if found["written"]:
+        _show_written(run)
     if found["prompts"] == 1:
         typer.echo("\none prompt: no interval over prompts")
     typer.echo(f"\nrun: {run_path(run)}")
+
+
+def _show_written(run: Run) -> None:
+    """What the first prompt was continued by under the direction itself, and what a token of it costs without."""
+    from .terminal import show_table, visible
+
+    first = min(run.scan("steering", columns=["prompt_id"])["prompt_id"].to_pylist())
+    rows = run.scan("steering", prompt_id=first, control=0).sort_by("strength").to_pylist()
+    tokens = run.scan("steering_tokens", columns=["strength", "plain_logprob"], prompt_id=first, control=0).to_pandas()
+    costs = -tokens.groupby("strength")["plain_logprob"].mean()
+    typer.echo(f"\nwhat prompt {first} is continued by, and what a token of it costs the model without the direction")
+    shown = [(f"{row['strength']:g}", f"{costs[row['strength']]:.3f}", visible(row["text"])) for row in rows]
+    show_table(("strength", "nats a token", "continuation"), shown)
 
 
 def show_direction(run: Run, *, quiet: bool) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import probe
-from probe.errors import BadEdit, BadOption, BadPrompt
+from probe.errors import BadEdit, BadOption, BadPlace, BadPrompt
 from probe.interventions import load_direction, save_direction
 from probe.steering.making import leave_one_out, separation
 
@@ -101,12 +101,12 @@ def test_the_command_line_is_the_library(lm: probe.LanguageModel, shell: Callabl
     assert torch.equal(*(load_direction(tmp_path / f"{name}.safetensors").vector for name in "vw"))
 
 
-def pushed(lm: probe.LanguageModel, text: str, vector: torch.Tensor, strength: float) -> torch.Tensor:
+def pushed(lm: probe.LanguageModel, text: str | list[int], vector: torch.Tensor, strength: float) -> torch.Tensor:
     """Log-probs (pos, d_vocab), float64, with the vector added to what layer 1 gives, by a hook of our own."""
     block = lm.model.model.layers[1]
     handle = block.register_forward_hook(lambda _, args, out: out + strength * vector)
     with torch.no_grad():
-        logits = lm.model(torch.tensor([lm.encode(text).ids])).logits[0]
+        logits = lm.model(torch.tensor([lm.encode(text).ids if isinstance(text, str) else text])).logits[0]
     handle.remove()
     return logits.double().log_softmax(-1)
 
@@ -154,6 +154,67 @@ def test_a_scan_of_what_is_written_is_an_edited_trace(lm: probe.LanguageModel, d
         wanted = traced[traced["segment"] == "completion"]["token_id"].tolist()
         assert rows.loc[(0, strength), "text"] == lm.pieces(wanted).text
     assert rows.loc[(0, 40.0), "text"] != rows.loc[(0, 0.0), "text"]
+
+
+def test_a_scan_is_measured_after_a_named_token(lm: probe.LanguageModel, direction: Path) -> None:
+    """A whole answer in the place of what follows there; another token in each text."""
+    vector, texts = load_direction(direction).vector, ["so good", "I hate it"]
+    asked = {"answer": " 57", "whole_answer": True, "against": "b", "strengths": [3], "controls": 1}
+    run = probe.steer(lm, direction, texts, measure_at=3, **asked)
+    rows = run.steering.set_index(["prompt_id", "control", "strength"])
+    (b,), whole = lm.ids_of("b"), lm.ids_of(" 57")
+    for number, text in enumerate(texts):
+        before = lm.encode(text).ids[:4]
+        plain, own, longer = (pushed(lm, ids, vector, by) for ids, by in ((before, 0), (before, 3), ([*before, *whole], 3)))
+        wanted = sum(float(longer[3 + i, token]) for i, token in enumerate(whole)) - float(own[3, b])
+        row = rows.loc[(number, 0, 3.0)]
+        assert len(whole) > 1 and row["value"] == pytest.approx(wanted, abs=2e-5)
+        assert row["kl"] == pytest.approx(float((plain[-1].exp() * (plain[-1] - own[-1])).sum()), abs=1e-5)
+        lost = np.mean([float(plain[t, i] - own[t, i]) for t, i in enumerate(before[1:])])
+        assert row["lost"] == pytest.approx(lost, abs=1e-5)
+    with pytest.raises(BadOption, match="after the token that is measured"):
+        probe.steer(lm, direction, texts, measure_at=3, at="resid_post@1:last", **asked)
+    with pytest.raises(BadOption, match="prompt 1: no token is 'g'") as told:
+        probe.steer(lm, direction, texts, measure_at="tok=g", **asked)
+    assert told.value.hint
+    with pytest.raises(BadPlace, match="is 2 positions"):
+        probe.steer(lm, direction, texts[:1], measure_at="3..4", **asked)
+
+
+def test_what_is_written_is_measured_at_each_token_and_by_the_plain_model(lm: probe.LanguageModel, direction: Path) -> None:
+    vector, before = load_direction(direction).vector, lm.encode("so good").ids
+    asked = {"answer_set": "re:^[5-9]$", "against": "b", "generate": 5, "strengths": [-30], "controls": 1}
+    run = probe.steer(lm, direction, "so good", **asked)
+    some, (b,) = [lm.ids_of(digit)[0] for digit in "56789"], lm.ids_of("b")
+    written = run.steering_tokens.groupby(["control", "strength"])
+    rows = run.steering.set_index(["control", "strength"])
+    costs = {}
+    for strength in (0.0, -30.0):
+        tokens = written.get_group((0, strength))
+        drawn, first = tokens["token_id"].tolist(), len(before) - 1
+        own, plain = (pushed(lm, [*before, *drawn], vector, by)[first:-1] for by in (strength, 0.0))
+        assert drawn == own.argmax(-1).tolist() and tokens["pos"].tolist() == list(range(len(before), len(before) + 5))
+        chosen = torch.tensor(drawn)[:, None]
+        answer, kl = own[:, some].exp().sum(-1).log(), (plain.exp() * (plain - own)).sum(-1)
+        for name, wanted in (
+            ("logprob", own.gather(1, chosen)[:, 0]), ("plain_logprob", plain.gather(1, chosen)[:, 0]), ("kl", kl),
+            ("answer_logprob", answer), ("against_logprob", own[:, b]),
+        ):  # fmt: skip
+            np.testing.assert_allclose(tokens[name], wanted, atol=2e-5, err_msg=name)
+        costs[strength] = -float(plain.gather(1, chosen).mean())
+        row = rows.loc[(0, strength)]
+        assert row["value"] == pytest.approx(float((answer - own[:, b]).mean()), abs=2e-5)
+        assert row["kl"] == pytest.approx(float(kl.mean()), abs=2e-5) and row["text"] == lm.pieces(drawn).text
+        assert row["lost"] == pytest.approx(costs[strength] - costs[0.0], abs=2e-5)
+    assert costs[-30.0] > costs[0.0] and "5 written tokens" in run.summary["metric"]
+    matched = probe.steer(lm, direction, "so good", matching=".", generate=5, strengths=[-30], controls=1)
+    assert matched.steering["lost"].tolist() == pytest.approx(run.steering["lost"].tolist(), abs=1e-6)
+    assert matched.steering_tokens["answer_logprob"].isna().all()
+    with pytest.raises(BadOption, match="after the prompt"):
+        probe.steer(lm, direction, "so", answer="a", whole_answer=True, generate=3)
+    older = {"direction": str(direction), "prompts": "so", "answer": "a", "generate": 24}
+    assert probe.requests.Steer.from_arguments(older).written == 0
+    assert probe.requests.Steer.from_arguments({**older, "answer": None, "matching": "a"}).written == 24
 
 
 @pytest.mark.slow

@@ -14,7 +14,9 @@ from probe.requests.answering import WholeAnswerOptions
 from probe.requests.base import Request
 from probe.requests.groups import FileOptions, Seed, plain_prompts, plain_run, plain_texts, prompts_of
 from probe.requests.options import Option
+from probe.sites import parse_where
 
+WRITTEN = 24  # tokens for an expression
 MATCHING = "as 'good|great'"
 
 
@@ -43,10 +45,21 @@ class Steer(WholeAnswerOptions, FileOptions, Request):
         Option("One place, e.g. resid_post@12 or z@5.3:all.", complete="places",
                default="all positions where it was made; --make: last"),
     ] = None  # fmt: skip
-    answer: Annotated[str | None, Option("Measure the log-prob of this token after the prompt.")] = None
+    answer: Annotated[
+        str | None, Option("Measure the log-prob of this token after the prompt; with --generate at each written token.")
+    ] = None  # fmt: skip
     against: Annotated[str | None, Option("Less the log-prob of this one.")] = None
     matching: Annotated[str | None, Option("Or: whether what is written matches this regex.")] = None
-    generate: Annotated[int, Option("Tokens that are written for --matching.", ("--generate", "-n"), minimum=1)] = 24
+    measure_at: Annotated[
+        str | int | None,
+        Option("After which token of the prompt it is measured: last, 7, tok=Paris or step3.", ("--measure-at",),
+               shell=str | None, default="last"),
+    ] = None  # fmt: skip
+    generate: Annotated[
+        int | None,
+        Option("Tokens that are written under the direction, and measured.", ("--generate", "-n"), minimum=1,
+               default="none; for --matching 24"),
+    ] = None  # fmt: skip
     strengths: Annotated[
         str | Iterable[float], Option("Numbers with commas; 0 is always among them.", shell=str)
     ] = "-8,-4,-2,-1,1,2,4,8"  # fmt: skip
@@ -61,6 +74,18 @@ class Steer(WholeAnswerOptions, FileOptions, Request):
         assert isinstance(self.strengths, tuple), "they were read when they were given"
         return self.strengths
 
+    @property
+    def written(self) -> int:
+        """How many tokens are written."""
+        return self.generate or (0 if self.matching is None else WRITTEN)
+
+    @classmethod
+    def upgraded(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Of a run that wrote for an expression alone."""
+        if "measure_at" not in arguments and arguments.get("matching") is None:
+            return {**arguments, "generate": None}
+        return arguments
+
     def __post_init__(self) -> None:
         super().__post_init__()
         answered = (self.answer, self.answer_set) != (None, None)
@@ -69,7 +94,11 @@ class Steer(WholeAnswerOptions, FileOptions, Request):
             raise BadOption("what is to be measured?", hint="give --answer (and --against), or --matching REGEX")
         self.check_answer(self.answer, self.against)
         self.check_whole(self.answer, self.against)
-        if self.controls < 1 or self.generate < 1:
+        if self.whole_answer and self.generate is not None:
+            raise BadOption("a whole answer is measured after the prompt", hint="leave out --generate or --whole-answer")
+        if self.measure_at is not None:
+            parse_where(str(self.measure_at))
+        if self.controls < 1 or (self.generate or 1) < 1:
             raise BadOption("a scan needs at least one control and one token", hint="as --controls 20 --generate 24")
         try:
             given = self.strengths.split(",") if isinstance(self.strengths, str) else self.strengths

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,17 +11,14 @@ import torch
 from torch import Tensor
 
 from probe import store as stores
-from probe.decoding import Sampling, branch
-from probe.decoding.teacher_forced import check_beginnings
-from probe.errors import BadEdit, BadOption, NonFinite
-from probe.interventions import Add, Direction, applying, cells, check_edits, load_direction
-from probe.patterns import Pattern
+from probe.errors import BadEdit, BadOption, BadPlace
+from probe.interventions import Add, Direction, cells, check_edits, load_direction
 from probe.requests import Steer, public
-from probe.requests.steer import MATCHING
 from probe.running import Running, running
-from probe.scoring import kl
+from probe.sites import parse_where
 from probe.stats import bootstrap_mean
-from probe.targets import Contrast, contrast_after
+from probe.steering.measuring import Row, read_steered, steered_text, write_steered
+from probe.targets import contrast_after
 from probe.texts import TokenSequence, as_prompts, columns_of, encode_each, prompt_columns
 
 if TYPE_CHECKING:
@@ -63,9 +59,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-HELD = 2**25  # logits at once
-
-
 class Push(NamedTuple):
     """One row of a scan: the direction itself (0) or the n-th random one, and how much of it is added."""
 
@@ -76,36 +69,45 @@ class Push(NamedTuple):
 def run_steer(lm: LanguageModel, request: Steer) -> stores.Run:
     """Add a direction at many strengths and measure what comes of it: h <- h + strength * v (Turner et al. 2023, 2308.10248).
 
-    It is added at all positions of the place it was made at, if no other is named. What is measured after each prompt is the
-    log-prob of `answer` (less that of `against`), or, with `matching`, whether a greedy continuation of `generate` tokens
-    holds the regular expression. The random directions are isotropic. Every row is compared with strength 0 of its prompt,
-    which is run too.
+    It is added at all positions of the place it was made at, if no other is named. What is measured after each prompt (or
+    after its token `measure_at`) is the log-prob of `answer` (less that of `against`), or, with `matching`, whether a greedy
+    continuation of `generate` tokens holds the regular expression; of an answer with `generate`, its log-prob in the place of
+    each token that is written. What is written is read by the model without the direction too: what it costs there.
+    The random directions are isotropic. Every row is compared with strength 0 of its prompt, which is run too.
     Tables: `steering` (a row a prompt, direction and strength), `steering_means` (a row a strength, with a bootstrap interval
-    over prompts and the controls' spread). Raises `BadOption`, `BadEdit` (wrong size or model), `BadPrompt`, `NonFinite`.
+    over prompts and the controls' spread), `steering_tokens` (a row a token that was written). Raises `BadOption`, `BadEdit`
+    (wrong size or model), `BadPrompt`, `BadPlace`, `NonFinite`.
     """
     made = load_direction(request.direction, lm=lm)
     cell = _cell(lm, made, request.at)
     inputs = as_prompts(request.prompts, request)
     sequences = encode_each(lm, inputs, "prompt")
+    places = [_measured(sequence, request, several=len(sequences) > 1) for sequence in sequences]
     # what an answer's first token is, the prompt before it decides
     targets = [
-        contrast_after(lm, request, request.answer, request.against, after=s.ids, whole=request.whole_answer) for s in sequences
+        contrast_after(lm, request, request.answer, request.against, after=s.ids[: at + 1], whole=request.whole_answer)
+        for s, at in zip(sequences, places, strict=True)
     ]
     scale, controls = request.scale, request.controls
     pushes = [Push(number, strength) for number in range(controls + 1) for strength in scale if strength or not number]
     edits = _edits(cell, _vectors(made.vector, controls, request.seed), pushes)
+    texts = [
+        steered_text(lm, s, at, edits, more=request.written or max(map(len, target.tails if target else ((),))))
+        for s, at, (target, _) in zip(sequences, places, targets, strict=True)
+    ]
     came_to = {"prompt_ids": [s.ids for s in sequences], "vector": made.vector.tolist()}
     with running(request, lm, word=Path(request.direction).stem, resolved=came_to) as run:
         run.writer.extend("prompts", columns_of(inputs).types)
         units = ((f"prompt-{i}", i) for i in range(len(sequences)))
         for unit, i in run.missing("prompts", units, total=len(sequences)):
-            ids = sequences[i].ids
-            measured = (
-                _read(lm, ids, edits, target) if (target := targets[i][0]) is not None
-                else _written(lm, ids, edits, str(request.matching), request.generate)
-            )  # fmt: skip
+            with_each, target = texts[i], targets[i][0]
+            if request.written:
+                rows, tokens = write_steered(with_each, request.written, target, request.matching)
+            else:
+                assert target is not None, "an answer, or an expression"
+                rows, tokens = read_steered(with_each, target), []
             with unit:
-                _keep(run, sequences[i], pushes, measured)
+                _keep(run, sequences[i], pushes, rows, tokens)
         means = strengths_of(run.writer.read("steering").to_pylist(), scale, controls, seed=request.seed)
         with run.writer.unit("means", again=True):
             run.write("steering_means", {name: [row[name] for row in means] for name in means[0]})
@@ -116,14 +118,26 @@ def run_steer(lm: LanguageModel, request: Steer) -> stores.Run:
 steer = public(run_steer, Steer)
 
 
-def _keep(run: Running, sequence: TokenSequence, pushes: list[Push], measured: list[dict[str, Any]]) -> None:
-    """The prompt, and a row for each push."""
-    rows = [
-        {"prompt_id": sequence.prompt.prompt_id, "control": push.number, "strength": push.strength, **found}
-        for push, found in zip(pushes, measured, strict=True)
-    ]
+def _keep(
+    run: Running, sequence: TokenSequence, pushes: list[Push], measured: list[Row], written: list[dict[str, list[Any]]]
+) -> None:
+    """The prompt, a row for each push, and the tokens that each wrote, if they wrote."""
+    keys = [{"prompt_id": sequence.prompt.prompt_id, "control": push.number, "strength": push.strength} for push in pushes]
+    rows = [{**key, **found} for key, found in zip(keys, measured, strict=True)]
     run.write("prompts", prompt_columns([sequence], []))
     run.write("steering", {name: [row[name] for row in rows] for name in rows[0]})
+    for key, tokens in zip(keys, written, strict=False):
+        run.write("steering_tokens", {**key, **tokens})
+
+
+def _measured(sequence: TokenSequence, request: Steer, *, several: bool) -> int:
+    """After which token of the prompt something is measured."""
+    try:
+        return sequence.position(parse_where(str(request.measure_at or "last")))
+    except BadPlace as error:
+        if not several:
+            raise
+        raise BadOption(f"prompt {sequence.prompt.prompt_id}: {error.message}", hint=error.hint) from error
 
 
 def _cell(lm: LanguageModel, made: Direction, at: str | None) -> Cell:
@@ -157,61 +171,16 @@ def _edits(cell: Cell, vectors: Sequence[Tensor], pushes: Sequence[Push]) -> lis
     return [Add(cell, vectors[push.number], push.strength, rows=(row,)) for row, push in enumerate(pushes)]
 
 
-@torch.no_grad()
-def _read(lm: LanguageModel, ids: Sequence[int], edits: Sequence[Add], target: Contrast) -> list[dict[str, Any]]:
-    """The answer's log-prob after the text, KL(plain || steered) there, and what a token of the text costs more, in nats."""
-    found: list[dict[str, Any]] = []
-    plain: tuple[Tensor, float] | None = None
-    zero = next(i for i, edit in enumerate(edits) if edit.strength == 0)
-    order = [zero, *(i for i in range(len(edits)) if i != zero)]
-    tails, (own, other), n = target.tails, target.rows, len(ids)
-    if any(tails):
-        check_beginnings(lm)
-    size = max(1, HELD // ((n + max(map(len, tails))) * lm.anatomy.d_vocab))
-    for first in range(0, len(order), size):
-        some = [replace(edits[i], rows=(row,)) for row, i in enumerate(order[first : first + size])]
-        logits = [_steered(lm, ids, tail, some) for tail in tails]
-        scores = [one[:, n - 1 :].double().log_softmax(-1).cpu() for one in logits]
-        before = torch.tensor([list(ids)] * len(some), device=lm.device)[:, 1:, None]
-        texts = logits[0][:, : n - 1].gather(-1, before)[..., 0] - logits[0][:, : n - 1].logsumexp(-1)
-        losses = (-texts.double().mean(-1)).tolist() if n > 1 else [0.0] * len(some)
-        plain = plain or (scores[0][0, 0], losses[0])
-        values = target.answer.of(scores[own]) - (0.0 if target.against is None else target.against.of(scores[other]))
-        found += [
-            {"value": value, "kl": far, "lost": loss - plain[1], "text": ""}
-            for value, far, loss in zip(values.tolist(), kl(plain[0], scores[0][:, 0]).tolist(), losses, strict=True)
-        ]
-    return [found[order.index(i)] for i in range(len(edits))]
-
-
-def _steered(lm: LanguageModel, ids: Sequence[int], tail: Sequence[int], edits: Sequence[Add]) -> Tensor:
-    """Logits (row, pos, d_vocab) of a text and what is given after it, a row for each edit. Positions are the text's."""
-    batch = torch.tensor([[*ids, *tail]] * len(edits), device=lm.device)
-    with applying(lm, edits, ids=batch[:, : len(ids)], longest=batch.shape[1]):
-        logits: Tensor = lm.model(batch, use_cache=False).logits.float()
-    if bool((logits.isnan() | logits.isposinf()).any()):
-        raise NonFinite("logits are not finite numbers under the direction", hint="smaller --strengths")
-    return logits
-
-
-def _written(lm: LanguageModel, ids: Sequence[int], edits: Sequence[Add], matching: str, generate: int) -> list[dict[str, Any]]:
-    """Whether each greedy continuation holds the expression, and the continuation."""
-    longest = len(ids) + generate
-    with applying(lm, edits, ids=[list(ids)] * len(edits), longest=longest) as applied:
-        drawn = branch(lm, [ids] * len(edits), [0], max_new=generate, sampling=Sampling(), edits=applied)
-    texts = [lm.pieces(own[0].ids).text for own in drawn]
-    pattern = Pattern(matching, hint=MATCHING)
-    return [{"value": float(pattern.search(t) is not None), "kl": None, "lost": None, "text": t} for t in texts]
-
-
 def _summary(made: Direction, cell: Cell, request: Steer, prompts: int, means: list[dict[str, Any]]) -> dict[str, Any]:
     alone = (request.against, request.against_set) == (None, None)
     whole = "the whole " if request.whole_answer else "the "
     metric = f"log-prob of {whole}answer, nats" if alone else f"log-prob, {whole.removeprefix('the ')}answer - against, nats"
+    if request.written:
+        metric = metric.replace(", nats", f" in the place of each of {request.written} written tokens, mean, nats")
     return {
         "site": cell.site, "layer": cell.layer, "positions": str(cell.positions), "norm": made.norm, "made": made.made,
         "metric": metric if request.matching is None else f"share matching {request.matching!r}",
         "answer": request.answer_set or request.answer, "against": request.against_set or request.against,
-        "prompts": prompts, "controls": request.controls,
-        "strengths": means,
+        "prompts": prompts, "controls": request.controls, "measure_at": str(request.measure_at or "last"),
+        "written": request.written, "strengths": means,
     }  # fmt: skip

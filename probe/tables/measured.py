@@ -15,12 +15,24 @@ MEASURED = (
        example="select label, avg(projection) as mean from 'RUN/projections.parquet' group by label"),
     Table("steering", "a text with so much of a direction added", ("prompt_id", "control", "strength"), (
         PROMPT, i32("control", "0 the direction, else the number of a random one"), f64("strength", "times the vector"),
-        f64("value", "log-prob of the answer (less that of against), nats; or 1 where the continuation matches, else 0"),
-        f64("kl", "nats, KL(plain || steered) after the last token"),
-        f64("lost", "nats a token of the prompt, more than plain"),
+        f64("value", "log-prob of the answer (less that of against), nats, with a continuation its mean over what is written; "
+            "or 1 where the continuation matches, else 0"),
+        f64("kl", "nats, KL(plain || steered) after the measured token; of a continuation the mean over its tokens"),
+        f64("lost", "nats a token of the prompt, more than plain; with a continuation nats a token of it by the plain model, "
+            "more than the plain one has"),
         text("text", "the continuation, if one was written"),
     ), verbs=("steer",),
        example="select strength, avg(value) from 'RUN/steering.parquet' where control = 0 group by strength"),
+    Table("steering_tokens", "a token that was written under a direction", ("prompt_id", "control", "strength", "pos"), (
+        PROMPT._replace(since=4), i32("control", "0 the direction, else the number of a random one", since=4),
+        f64("strength", "times the vector", since=4), POS._replace(since=4), i32("token_id", "vocabulary id", since=4),
+        text("token", "its text", since=4), f64("logprob", "nats, by the steered model, given all before", since=4),
+        f64("plain_logprob", "nats, by the model without the direction, given the same tokens", since=4),
+        f64("kl", "nats, KL(plain || steered) of what could stand here", since=4),
+        f64("answer_logprob", "nats, of the answer in its place, by the steered model; null where none is asked for", since=4),
+        f64("against_logprob", "the same of what it is held against", since=4),
+    ), verbs=("steer",),
+       example="select strength, pos, token, plain_logprob from 'RUN/steering_tokens.parquet' where control = 0"),
     Table("steering_means", "one strength, over all texts", ("strength",), (
         f64("strength", "times the vector"), f64("value", "mean over texts"), f64("effect", "mean of value - value at 0"),
         f64("ci_low", "bootstrap over texts; null for one text"), f64("ci_high", "same"),

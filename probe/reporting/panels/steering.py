@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from probe.reporting.panels.context import Context, measured_columns, one_line
-from probe.reporting.views import Axis, Bars, Lines, Listing, Measure, Panel, ShownColumn
+from probe.reporting.views import Axis, Bars, Grid, Lines, Listing, Measure, Panel, ShownColumn
 
 TEXT = 48  # characters of a text that name it
 THE_DIRECTION = "the direction"
@@ -39,7 +39,10 @@ def _scan(context: Context) -> Iterator[Panel]:
     )  # fmt: skip
     costs = [name for name in ("kl", "lost") if rows[name].notna().any()]
     if costs:
-        words = {"kl": "KL(plain || steered) after the last token", "lost": "what a token of the text loses"}
+        words = {"kl": "KL(plain || steered) after the text", "lost": "what a token of the text loses"}
+        if about.get("written"):
+            words = {"kl": "KL(plain || steered), mean over what is written",
+                     "lost": "what a written token costs the plain model, more than one of its own"}  # fmt: skip
         yield Lines(
             "steering-cost", "What a direction costs, by strength", "steering_means", rows, axis=strength,
             measures=tuple(Measure(name, words[name], "nats") for name in costs),
@@ -75,8 +78,21 @@ def _of_prompt(context: Context) -> Iterator[Panel]:
         yield Listing(
             "steering-texts", "Continuations under the direction", "steering", rows, where=where, derived=("direction",),
             columns=(ShownColumn("strength", "strength"), ShownColumn("direction", "direction"),
-                     ShownColumn("value", "matches"), ShownColumn("text", "continuation")),
+                     ShownColumn("value", "value"), ShownColumn("text", "continuation")),
             text="text",
+        )  # fmt: skip
+    tokens = context.rows("steering_tokens")
+    if len(tokens := tokens[tokens["control"] == 0] if len(tokens) else tokens):
+        measures = (
+            Measure("plain_logprob", "log-probability by the plain model", "nats", high=0.0),
+            Measure("kl", "KL(plain || steered)", "nats", low=0.0),
+            Measure("answer_logprob", "log-probability of the answer in its place", "nats", high=0.0),
+            Measure("against_logprob", "log-probability of what it is held against", "nats", high=0.0),
+        )
+        yield Grid(
+            "steering-tokens", "What is written under the direction", "steering_tokens", tokens.reset_index(drop=True),
+            where={**where, "control": 0}, rows=Axis("strength", "strength"), columns=Axis("pos", "position"), text="token",
+            measures=tuple(one for one in measures if tokens[one.column].notna().any()),
         )  # fmt: skip
 
 
