@@ -57,7 +57,7 @@ def test_continuations_under_a_direction_are_listed(tmp_path: Path) -> None:
     run = probe.steer(lm, tmp_path / "v.safetensors", prompts=["abc"], matching="a", generate=4, strengths="0,2", controls=3)
     found = panels(run)
     assert found["steering-texts"].frame["text"].tolist() == run.steering.sort_values(["control", "strength"])["text"].tolist()
-    assert "over what is written" in found["steering-cost"].measures[0].label
+    assert "over what is written" in found["steering-cost"].measures[0].title
     drawn = found["steering-tokens"].frame
     assert drawn["token"].tolist() == run.steering_tokens[run.steering_tokens["control"] == 0]["token"].tolist()
 
