@@ -100,7 +100,7 @@ def read_steered(text: SteeredText, target: Contrast) -> list[Row]:
     return [found[i] for i in range(len(text.edits))]
 
 
-class Written(NamedTuple):
+class SteeredWriting(NamedTuple):
     """What the rows of a scan wrote: rows of `steering` and, in their order, columns of `steering_tokens` for each."""
 
     rows: list[Row]
@@ -108,7 +108,7 @@ class Written(NamedTuple):
 
 
 @torch.no_grad()
-def write_steered(text: SteeredText, generate: int, target: Contrast | None, matching: str | None) -> Written:
+def write_steered(text: SteeredText, generate: int, target: Contrast | None, matching: str | None) -> SteeredWriting:
     """Greedy continuations under the edits: whether each holds the expression, or the answer's log-prob in the place of each of
     its tokens, on average; KL(plain || steered) over them; what a token of it costs the plain model, more than one of its own.
     """
@@ -128,7 +128,7 @@ def write_steered(text: SteeredText, generate: int, target: Contrast | None, mat
     own = [tokens[i] for i in range(len(text.edits))]
     plainly = _mean(own[text.plain]["plain_logprob"])
     texts, pattern = [lm.pieces(ids).text for ids in written], Pattern(matching or "", hint=MATCHING)
-    return Written(
+    return SteeredWriting(
         [
             {
                 "value": float(pattern.search(said) is not None) if target is None else _value(found),
