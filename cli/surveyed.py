@@ -40,6 +40,17 @@ def show_weights(run: Run, *, quiet: bool) -> None:
             (_head(row), _word(row["token"]), _word(row["attends"]), _word(row["writes"])) for row in frame.to_dict("records")
         ]
         show_table(("head", "token", "attends to", "writes"), shown)
+    if "neurons" in summary:
+        typer.echo(
+            f"\n{summary['neurons']:,} neurons: {summary['along_tokens']:,} of {summary['directions']:,} directions lie nearer "
+            "to a token than random ones (q ≤ 0.05)"
+        )
+        near = [
+            (f"{row['layer']}.n{row['neuron']}", str(row["direction"]), _number(row["cosine"]), _word(row["up_token"]),
+             _word(row["down_token"]))
+            for row in summary["along_most"]
+        ]  # fmt: skip
+        show_table(("neuron", "direction", "cosine", "most along it", "most against it"), near)
     if "against" in summary:
         typer.echo(f"\n{summary['differ']} matrices differ from {summary['against']}")
         keys = ("relative", "spectral", "effective_rank")

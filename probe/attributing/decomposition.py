@@ -178,13 +178,13 @@ def split(model: nn.Module, layer: Layer, write: Write, z: Tensor | None, value:
         masked[:, head, head] = z.unflatten(-1, (layer.n_heads, -1))[:, head]
     bias = call(projection, torch.zeros(1, width))[0]
     heads = (call(projection, masked.flatten(2).flatten(0, 1)) - bias).unflatten(0, (n, layer.n_heads))
-    after = _after(model, write, heads.sum(1) + bias, value, next(projection.parameters()).dtype)
+    after = behind(model, write, heads.sum(1) + bias, value, next(projection.parameters()).dtype)
     if isinstance(after, str):
         return after
     return Split(after.forward(heads), after.forward(bias.expand(n, -1)) + after.bias, after)
 
 
-def _after(model: nn.Module, write: Write, out: Tensor, value: Tensor, dtype: torch.dtype) -> Frozen | str:
+def behind(model: nn.Module, write: Write, out: Tensor, value: Tensor, dtype: torch.dtype) -> Frozen | str:
     """What makes the write of the projection's output, (n, d): nothing, a number, or a norm, with its scale frozen."""
     if out.shape != value.shape:
         return "the projection does not give the write"

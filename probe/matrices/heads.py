@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from probe.anatomy import Layer, Tap
-from probe.anatomy.inside import is_leaf
+from probe.anatomy import Layer
 from probe.anatomy.mixing import values_at
 from probe.anatomy.tape import probe_tokens
 from probe.attributing.decomposition import split
-from probe.attributing.linear import Frozen, call, freeze, identity
-from probe.instrument import AttentionCall, attending, element, recording
+from probe.attributing.linear import Frozen, call, identity
+from probe.instrument import AttentionCall, attending
+from probe.matrices.calls import StreamNorm, norm_of, recorded_calls, to_stream
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -59,28 +58,13 @@ class HeadMaps(NamedTuple):
         return found.repeat_interleave(len(self.query) // len(found), 0)
 
 
-class _Call(NamedTuple):
-    module: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: Any
-
-    def at(self, tap: Tap) -> Tensor:
-        found: Tensor
-        if tap.side == "output":
-            found = element(self.output, tap.key)
-        else:
-            found = self.args[tap.key] if isinstance(tap.key, int) else self.kwargs[tap.key]
-        return found
-
-
 class HeadReader:
     """Reads the heads of any layer of a model. offset: the position of the query; keys are at 0."""
 
     def __init__(self, lm: LanguageModel, *, offset: int = 0) -> None:
         self._lm, self._model, self._anatomy = lm, lm.model, lm.anatomy
         ids = probe_tokens(self._model)
-        self._calls = {at: self._recorded(ids[:, :1], at) for at in {0, offset}}
+        self._calls = {at: recorded_calls(self._model, ids[:, :1], at) for at in {0, offset}}
         self._offset = offset
         taps = {layer.taps[s] for layer in self._anatomy.layers for s in ("resid_pre", "z", "attn_out") if s in layer.taps}
         self._results: dict[tuple[str, int], Tensor] = {}
@@ -89,20 +73,6 @@ class HeadReader:
             self._results[path, seen.visit] = output.detach().flatten(2)
 
         self._seen = values_at(self._model, ids, taps, observer=keep)
-
-    def _recorded(self, ids: Tensor, position: int) -> dict[tuple[str, int], _Call]:
-        """Every call of every module, with one token at that position."""
-        found: dict[tuple[str, int], _Call] = {}
-        visits: Counter[str] = Counter()
-
-        def record(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            found[path, visits[path]] = _Call(module, args, kwargs, output)
-            visits[path] += 1
-
-        where = {"position_ids": torch.full_like(ids, position)} if position else {}
-        with torch.no_grad(), recording(self._model, record):
-            self._model(input_ids=ids, use_cache=False, **where)
-        return found
 
     def layer(self, number: int) -> HeadMaps | str:
         """The heads of one layer, or why none can be read."""
@@ -121,15 +91,16 @@ class HeadReader:
         out = self._out(layer)
         if isinstance(out, str):
             absent.setdefault("OV", out)
-        norm, path = self._norm(layer)
+        norm = self._norm(layer)
         if norm is None:
             absent |= dict.fromkeys(("QK", "OV"), "what the attention reads is no norm of the stream")
+            norm = StreamNorm(identity(1, self._anatomy.d_model), None)
         d, heads = self._anatomy.d_model, layer.n_heads
         if isinstance(out, str):
             out = torch.zeros(heads, d, maps["value"][0].shape[1]).double()
         return HeadMaps(
             *maps["query"], *maps["key"], *maps["value"], out,
-            norm or identity(1, d), path, self._scaling, self._softcap, absent,
+            norm.norm, norm.path, self._scaling, self._softcap, absent,
         )  # fmt: skip
 
     def _projections(self, layer: Layer) -> tuple[dict[str, tuple[Tensor, Tensor]], set[str]]:
@@ -152,8 +123,8 @@ class HeadReader:
     def _projected(self, layer: Layer, position: int, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (n, head, d_head) of rows (n, d), each alone at that position."""
         assert layer.attention is not None, "a layer without an attention call has no heads here"
-        module, args, kwargs, _ = self._calls[position][layer.attention, layer.visit]
-        like = next(module.parameters())
+        one = self._calls[position][layer.attention, layer.visit]
+        like = next(one.module.parameters())
         caught: list[AttentionCall] = []
 
         def catch(seen: AttentionCall) -> Tensor:
@@ -162,9 +133,9 @@ class HeadReader:
             return seen.value.new_zeros(n, seen.query.shape[2], heads, seen.value.shape[-1])
 
         for part in rows.split(ROWS):
-            given, named = _with_input(args, kwargs, part[:, None].to(like.device, like.dtype))
+            given, named = one.with_rows(part[:, None].to(like.device, like.dtype))
             with torch.no_grad(), attending(self._model, attention=catch):
-                module(*given, **named)
+                one.module(*given, **named)
         self._scaling, self._softcap = caught[0].scaling, caught[0].softcap
         q, k, v = (torch.cat([getattr(one, f)[:, :, 0] for one in caught]) for f in ("query", "key", "value"))
         return q.double().cpu(), k.double().cpu(), v.double().cpu()
@@ -184,41 +155,13 @@ class HeadReader:
         basis = torch.eye(z.shape[1], dtype=torch.float64)
         projection = self._model.get_submodule(layer.taps["z"].path)
         images = call(projection, basis) - call(projection, torch.zeros(1, z.shape[1]))
-        after = found.after
-        scale = after.scale[0] if bool((after.scale == after.scale[0]).all()) else torch.ones(1).double()
-        images = scale * after.gain * (images - after.centre * images.mean(-1, keepdim=True))
-        unit = write.unit(self._model)
-        images = images * (unit.double().cpu() if isinstance(unit, Tensor) else unit)
+        images = to_stream(self._model, write, found.after, images)
         return images.unflatten(0, (layer.n_heads, -1)).transpose(1, 2)
 
-    def _norm(self, layer: Layer) -> tuple[Frozen | None, str | None]:
-        """What makes the attention's input of the stream, and the path of its module; None where it is no norm."""
-        calls, tap = self._calls[0], layer.taps.get("resid_pre")
+    def _norm(self, layer: Layer) -> StreamNorm | None:
+        """What makes the attention's input of the stream; None where it is no norm."""
+        tap = layer.taps.get("resid_pre")
         if tap is None or layer.attention is None:
-            return None, None
-        own = calls[layer.attention, layer.visit]
-        given = _input(own.args, own.kwargs)
-        pre = calls[tap.path, tap.call or 0].at(tap)
-        if torch.equal(given, pre):
-            return identity(1, self._anatomy.d_model), None
-        for (path, _), one in calls.items():
-            if is_leaf(one.module) and isinstance(one.output, Tensor) and one.output.shape == given.shape:
-                took = [value for value in (*one.args, *one.kwargs.values()) if isinstance(value, Tensor)]
-                if len(took) == 1 and torch.equal(one.output, given) and torch.equal(took[0], pre):
-                    return freeze(one.module, self._seen[tap][0].double().cpu(), self._lm.dtype), path
-        return None, None
-
-
-def _is_stream(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and value.dim() == 3 and value.shape[:2] == (1, 1)
-
-
-def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    found: Tensor = next(value for value in (*args, *kwargs.values()) if _is_stream(value))
-    return found
-
-
-def _with_input(args: tuple[Any, ...], kwargs: dict[str, Any], rows: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A call with rows (n, 1, d) in place of the one vector that it had."""
-    own = _input(args, kwargs)
-    return tuple(rows if a is own else a for a in args), {key: rows if v is own else v for key, v in kwargs.items()}
+            return None
+        given = self._calls[0][layer.attention, layer.visit].given
+        return norm_of(self._lm, self._calls[0], given, [tap], [self._seen[tap][0]])

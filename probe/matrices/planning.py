@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from probe.errors import BadOption
+from probe.matrices.memory import check_memory
 from probe.requests.groups import parse_memory
 from probe.sites import parse_places, resolve
 
@@ -18,16 +19,20 @@ FREQUENT = 5  # tokens, where none are named
 
 @dataclass(frozen=True)
 class ResolvedSurvey:
-    """own_layers: None for all of the model, its ends too. heads: by layer, of those whose tokens are followed."""
+    """own_layers: None for all of the model, its ends too. heads: by layer, of those whose tokens are followed. neurons: by
+    layer, none where it has none. memory: bytes, and `held` of them at once."""
 
     looks: tuple[str, ...]
     layers: list[int]
     own_layers: list[int] | None
     heads: dict[int, list[int]]
+    neurons: dict[int, list[int]]
     tokens: list[int]
     offset: int
     top: int
     against: LanguageModel | None
+    memory: int
+    held: int
     word: str
 
     @property
@@ -39,7 +44,8 @@ class ResolvedSurvey:
     def came_to(self) -> dict[str, Any]:
         """What a resume must come to again."""
         against = None if self.against is None else self.against.title
-        return {"survey_layers": self.layers, "survey_tokens": self.tokens, "survey_against": against}
+        return {"survey_layers": self.layers, "survey_tokens": self.tokens, "survey_against": against,
+                "survey_neurons": sum(map(len, self.neurons.values()))}  # fmt: skip
 
 
 def resolved(lm: LanguageModel, request: WeightSurvey) -> ResolvedSurvey:
@@ -53,8 +59,9 @@ def resolved(lm: LanguageModel, request: WeightSurvey) -> ResolvedSurvey:
         heads = {cell.layer: list(cell.heads or ()) for cell in cells if cell.layer in layers}
     if request.offset and not {"heads", "tokens"} & set(looks):
         raise BadOption("--offset turns queries, and no QK circuit is asked for", hint="add --what heads or tokens")
-    if "composition" in looks:
-        _check_memory(lm, layers, parse_memory(request.memory))
+    neurons = _neurons(lm, request, layers) if "neurons" in looks else {}
+    memory = parse_memory(request.memory)
+    held = check_memory(lm, [*looks, *(["differences"] if request.against is not None else [])], layers, memory)
     tokens = (lm.ids_of(request.tokens) if request.tokens else _frequent(lm)) if "tokens" in looks else []
     tokens = list(dict.fromkeys(tokens))
     against = request.against
@@ -63,22 +70,21 @@ def resolved(lm: LanguageModel, request: WeightSurvey) -> ResolvedSurvey:
 
         against = load(against, dtype=str(lm.dtype).removeprefix("torch."), progress=request.progress)
     own = None if request.layers == "all" else layers
-    return ResolvedSurvey(looks, layers, own, heads, tokens, request.offset, request.top, against, lm.name.rpartition("/")[2])
+    word = lm.name.rpartition("/")[2]
+    return ResolvedSurvey(looks, layers, own, heads, neurons, tokens, request.offset, request.top, against, memory, held, word)
 
 
-def _check_memory(lm: LanguageModel, layers: list[int], budget: int) -> None:
-    need = stacked_bytes(lm, layers)
-    if need > budget:
-        raise BadOption(
-            f"the heads of {len(layers)} layers take about {need / 1e9:.1f} GB, and --memory is {budget / 1e9:.1f} GB",
-            hint="fewer --layers, or more --memory",
-        )
-
-
-def stacked_bytes(lm: LanguageModel, layers: list[int]) -> int:
-    """About what all heads of these layers hold: four matrices of each, float64, and what they write, float32."""
+def _neurons(lm: LanguageModel, request: WeightSurvey, layers: list[int]) -> dict[int, list[int]]:
+    """The neurons that are meant, by layer."""
     anatomy = lm.anatomy
-    return sum(36 * anatomy.layers[n].n_heads * anatomy.layers[n].d_head * anatomy.d_model for n in layers)
+    if request.neurons in (None, "all"):
+        return {layer: list(range(anatomy.n_units("mlp_post", layer))) for layer in layers}
+    cells = anatomy.cells(parse_places(f"mlp_post@{request.neurons}"))
+    own = {cell.layer: list(cell.units or range(anatomy.n_units("mlp_post", cell.layer))) for cell in cells}
+    found = {layer: units for layer, units in own.items() if layer in layers}
+    if not found:
+        raise BadOption(f"--neurons {request.neurons} is in none of the --layers {request.layers}", hint="leave out --layers")
+    return found
 
 
 def _frequent(lm: LanguageModel) -> list[int]:
@@ -100,9 +106,9 @@ def plan_weights(lm: LanguageModel, request: WeightSurvey) -> dict[str, Any]:
         "matrices": (n, 160 + 4 * survey.top, "matrices"), "norm_gains": (2 * anatomy.n_layers + 1, 90, "norms"),
         "head_circuits": (sum(counts), 110, "heads"), "token_circuits": (followed, 60 + 24 * survey.top, "tokens"),
         "compositions": (pairs, 45, "composition"),
+        "neuron_weights": (3 * sum(map(len, survey.neurons.values())), 90 + 16 * survey.top, "neurons"),
     }  # fmt: skip
     tables = {name: {"rows": m, "bytes": m * size} for name, (m, size, look) in rows.items() if look in survey.looks}
     if survey.against is not None:
         tables["matrix_differences"] = {"rows": n, "bytes": 120 * n}
-    held = stacked_bytes(lm, survey.layers) if "composition" in survey.looks else 0
-    return {"model": lm.name, "layers": len(survey.layers), "heads_memory_bytes": held, "tables": tables}
+    return {"model": lm.name, "layers": len(survey.layers), "memory_bytes": survey.held, "tables": tables}

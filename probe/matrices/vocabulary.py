@@ -1,8 +1,9 @@
-"""Both ends of the stream as tables over the vocabulary, and single tokens seen through a head. Never holds V x V."""
+"""Both ends of the stream as tables over the vocabulary, and which tokens lie along a direction. Never holds V x V."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,13 +14,72 @@ from probe.anatomy.mixing import values_at
 from probe.anatomy.tape import probe_tokens
 from probe.attributing.linear import call, freeze
 from probe.errors import SiteAbsent
-from probe.matrices.heads import HeadMaps
+from probe.matrices.calls import StreamNorm
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 BLOCK = 4096  # tokens at once
 HINT = "--what matrices,norms,composition needs neither end"
+
+
+class TokenDirections(NamedTuple):
+    """A row a token, float32: unit (n, d) and by how much a direction meets it: direction . unit * size."""
+
+    unit: Tensor
+    size: Tensor
+
+
+def _unit(rows: Tensor, length: Tensor) -> Tensor:
+    return (rows / length.clamp_min(1e-300)[:, None]).float()
+
+
+class Ranked(NamedTuple):
+    """Of each direction (n, …): the tokens that lie most along it and against it, ids and numbers (n, top), strongest first;
+    the largest cosine with any token, by size, with its sign (n,)."""
+
+    up_ids: Tensor
+    up: Tensor
+    down_ids: Tensor
+    down: Tensor
+    cosine: Tensor
+
+
+def rank_tokens(directions: Tensor, tokens: Iterable[TokenDirections], top: int) -> Ranked:
+    """directions (n, d), float64, against blocks of tokens in their order. Holds n x block numbers."""
+    length = directions.norm(dim=-1)
+    unit = _unit(directions, length)
+    start, cosine = 0, torch.zeros(len(unit))
+    ups, downs = Best.none(cosine.shape), Best.none(cosine.shape)
+    for block in tokens:
+        cosines = unit @ block.unit.T
+        low, high = cosines.aminmax(dim=-1)
+        for end in (high, low):
+            cosine = torch.where(end.abs() > cosine.abs(), end, cosine)
+        scores = cosines.mul_(block.size)
+        ups, downs = strongest(ups, scores, start, top, largest=True), strongest(downs, scores, start, top, largest=False)
+        start += len(block.unit)
+    size = length[:, None]
+    return Ranked(ups.ids, ups.values * size, downs.ids, downs.values * size, cosine)
+
+
+class Best(NamedTuple):
+    """Numbers (…, top) and the ids of their tokens, the strongest first."""
+
+    values: Tensor
+    ids: Tensor
+
+    @classmethod
+    def none(cls, shape: Sequence[int]) -> Best:
+        return cls(torch.zeros(*shape, 0), torch.zeros(*shape, 0, dtype=torch.int64))
+
+
+def strongest(best: Best, scores: Tensor, start: int, top: int, *, largest: bool) -> Best:
+    """The best of those so far and of the next block: scores (…, v) of the tokens from `start` on."""
+    found = scores.topk(min(top, scores.shape[-1]), dim=-1, largest=largest)
+    values, ids = torch.cat([best.values, found.values], -1), torch.cat([best.ids, found.indices + start], -1)
+    kept = values.topk(min(top, values.shape[-1]), dim=-1, largest=largest)
+    return Best(kept.values, ids.gather(-1, kept.indices))
 
 
 class Vocabulary:
@@ -42,13 +102,13 @@ class Vocabulary:
             call(head, x) - zero, x @ self._head.double().cpu().T, atol=1e-2 * float(self._head.norm()) / len(self._head) ** 0.5
         ):
             raise SiteAbsent("the logits are not read by one matrix", hint=HINT)
-        self._gain, self._centre = torch.ones(anatomy.d_model).double(), 0.0
+        self._gain, self.centre = torch.ones(anatomy.d_model).double(), 0.0
         if anatomy.final_norm is not None:
             last = values_at(model, probe_tokens(model), [anatomy.layers[-1].taps["resid_post"]])
             found = freeze(model.get_submodule(anatomy.final_norm.path), next(iter(last.values()))[0].double().cpu(), lm.dtype)
             if found is None:
                 raise SiteAbsent("the final norm is no scaling of its input", hint=HINT)
-            self._gain, self._centre = found.gain, found.centre
+            self._gain, self.centre = found.gain, found.centre
 
     def __len__(self) -> int:
         return min(len(self._table), len(self._head))
@@ -73,7 +133,24 @@ class Vocabulary:
     def unembedded(self, rows: slice) -> Tensor:
         """What their logits are of the stream before the final norm (n, d), at a scale of 1 of that norm."""
         found = self._head[rows].double().cpu() * self._gain * self._lm.anatomy.readout.scale
-        return found - self._centre * found.mean(-1, keepdim=True)
+        return found - self.centre * found.mean(-1, keepdim=True)
+
+    def reading(self, rows: slice, norm: StreamNorm) -> TokenDirections:
+        """Tokens' embeddings as a layer reads them through its norm, whose gain stands in the direction that they meet."""
+        found = self.embedded(rows)
+        plain = found - norm.norm.centre * found.mean(-1, keepdim=True)
+        length = plain.norm(dim=-1)
+        if norm.path is None:
+            return TokenDirections(_unit(plain, length), length.float())
+        read = call(self._lm.model.get_submodule(norm.path), found) - norm.norm.bias
+        gained = (plain * norm.norm.gain).norm(dim=-1)
+        return TokenDirections(_unit(plain, length), (length * read.norm(dim=-1) / gained.clamp_min(1e-300)).float())
+
+    def writing(self, rows: slice) -> TokenDirections:
+        """Tokens' unembeddings through the final norm's gain."""
+        found = self.unembedded(rows)
+        length = found.norm(dim=-1)
+        return TokenDirections(_unit(found, length), length.float())
 
     def blocks(self) -> list[slice]:
         """The whole vocabulary, piece by piece."""
@@ -88,62 +165,3 @@ class Vocabulary:
             same.addmm_(e.T, e)
             across.addmm_(e.T, self.unembedded(rows))
         return same, across
-
-
-class Followed(NamedTuple):
-    """A token in a head's circuits; ids and numbers are the strongest first."""
-
-    attends: tuple[list[int], list[float]]
-    own_score: float
-    raises: tuple[list[int], list[float]]
-    lowers: tuple[list[int], list[float]]
-    own_logit: float
-
-
-def follow(lm: LanguageModel, words: Vocabulary, maps: HeadMaps, tokens: list[int], top: int) -> list[list[Followed]]:
-    """For each head and token: keys of the whole vocabulary that it attends to, and the tokens that attending to it raises and
-    lowers. The stream of a token is its embedding; the input norm is the model's own, with its real scale there."""
-    norm = None if maps.norm_path is None else lm.model.get_submodule(maps.norm_path)
-
-    def read(e: Tensor) -> Tensor:
-        return e if norm is None else call(norm, e)
-
-    x = read(words.embedded(tokens))
-    query = torch.einsum("nd,hed->hne", x, maps.query) + maps.query_bias[:, None]
-    key, bias = maps.per_head("key"), maps.per_head("key_bias")
-    looked = torch.einsum("hne,hed->hnd", query, key)
-    constant = torch.einsum("hne,he->hn", query, bias)
-    value = torch.einsum("nd,hed->hne", x, maps.per_head("value")) + maps.per_head("value_bias")[:, None]
-    wrote = torch.einsum("hne,hde->hnd", value, maps.out)
-    scores, logits = [], []
-    for rows in words.blocks():
-        score = maps.scaling * (torch.einsum("hnd,vd->hnv", looked, read(words.embedded(rows))) + constant[..., None])
-        scores.append((score if maps.softcap is None else maps.softcap * torch.tanh(score / maps.softcap)).float())
-        logits.append(torch.einsum("hnd,vd->hnv", wrote, words.unembedded(rows)).float())
-    score, logit = torch.cat(scores, -1), torch.cat(logits, -1)
-    if "QK" in maps.absent:
-        score = torch.full_like(score, torch.nan)
-    if "OV" in maps.absent:
-        logit = torch.full_like(logit, torch.nan)
-    k = min(top, len(words))
-
-    def strongest(row: Tensor) -> tuple[list[int], list[float]]:
-        if bool(row.isnan().any()):
-            return [], []
-        found: Any = row.topk(k)
-        return found.indices.tolist(), found.values.tolist()
-
-    return [
-        [
-            Followed(
-                strongest(score[h, i]), float(score[h, i, token]), strongest(logit[h, i]),
-                _negated(strongest(-logit[h, i])), float(logit[h, i, token]),
-            )
-            for i, token in enumerate(tokens)
-        ]
-        for h in range(len(score))
-    ]  # fmt: skip
-
-
-def _negated(found: tuple[list[int], list[float]]) -> tuple[list[int], list[float]]:
-    return found[0], [-value for value in found[1]]

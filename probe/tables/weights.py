@@ -57,6 +57,21 @@ WEIGHTS: tuple[Table, ...] = (
         text("attends", "the first of attends_ids", since=4), text("writes", "the first of raises_ids", since=4),
     ), verbs=("weights",),
        example="select layer, head, token, attends, writes from 'RUN/token_circuits.parquet'"),
+    Table("neuron_weights", "a direction that a neuron reads or writes", ("layer", "neuron", "direction"), (
+        _LAYER, i32("neuron", "entry of mlp_post", since=4),
+        Column("direction", words(), "in or gate: what it reads, act(gate . x) * (in . x), or act(in . x) where there is no "
+                                     "gate; out: what it writes", 4),
+        f64("norm", "Euclidean; of in and gate with the norm's gain folded in", since=4),
+        f64("with_out", "cosine of in (gate) and out; null of out", since=4),
+        f64("cosine", "with the token nearest to it or to its opposite: its embedding; of out its unembedding", since=4),
+        f64("p_value", "at most how probable so large a cosine with any token is for a random direction", since=4),
+        Column("up_ids", INTS, "tokens with the largest numbers in up", 4),
+        Column("up", FLOATS, "of in and gate: dot product with the token's embedding through the layer's norm, biases with it; "
+                             "of out: logits at a final norm's scale of 1", 4),
+        Column("down_ids", INTS, "tokens with the smallest", 4), Column("down", FLOATS, "likewise", 4),
+        text("up_token", "the first of up_ids", since=4), text("down_token", "the first of down_ids", since=4),
+    ), verbs=("weights",),
+       example="select layer, neuron, direction, cosine, up_token from 'RUN/neuron_weights.parquet' order by p_value limit 10"),
     Table("compositions", "a head that reads what an earlier one writes", ("kind", "layer", "head", "writer_layer", "writer"), (
         Column("kind", words(), "Q, K or V: through which of the reader's matrices", 4), _LAYER, _HEAD,
         i32("writer_layer", "layer of the head that writes", since=4), i32("writer", "the head that writes", since=4),

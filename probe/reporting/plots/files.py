@@ -61,7 +61,8 @@ def write_plots(
             tokens = tokens_of(view)
             for panel in view.panels:
                 key = panel.name, id(panel.frame)
-                if key in drawn or (not len(panel.frame) and panel.kind != "tree"):
+                plain = getattr(panel, "measures", None) == ()  # a text without a number: there is nothing to colour
+                if key in drawn or plain or (not len(panel.frame) and panel.kind != "tree"):
                     continue
                 drawn.add(key)
                 begin = prefix + (f"prompt{view.prompt_id}-" if len(views) > 1 and shared[key] == 1 else "")
