@@ -77,10 +77,16 @@ def _written(path: Path, begun: str) -> str:
 
 
 def _places(_: Any, begun: str) -> Iterable[str]:
-    """Sites, each of all layers where it has layers; after a comma too."""
+    """Sites, each of all layers where it has layers; after a comma too. After a layer's dot the letter of its neurons or
+    experts, where a site has any."""
     from probe.sites import SITES
 
-    before, comma, _ = begun.rpartition(",")
+    before, comma, place = begun.rpartition(",")
+    name, at, layers = place.partition("@")
+    if at and "." in layers and name in SITES:
+        unit = SITES[name].unit
+        yield from [f"{before}{comma}{name}@{layers.partition('.')[0]}.{unit[0]}"] if unit else []
+        return
     for site in SITES.values():
         yield from (f"{before}{comma}{site.name}", *([f"{before}{comma}{site.name}@all"] if site.per_layer else []))
 

@@ -122,6 +122,11 @@ def test_places_and_edits() -> None:
     assert edits == {site.name for site in SITES.values() if site.uses}
     assert completed("probe rewind r --edit z@5=z") == ["z@5=zero"]
     assert "z@5=scale:" in completed("probe rewind r --edit z@5=")
+    assert completed("probe trace x --capture router@3.") == ["router@3.e"]
+    assert (
+        completed("probe trace x --edit z@1,mlp_post@all.") == ["z@1,mlp_post@all.n"]
+        and completed("probe trace x --at z@1.") == []
+    )
     assert completed("probe trace x --edit router@3.e5=") == [f"router@3.e5={op}" for op in ("ablate", "force", "weigh:")]
 
 

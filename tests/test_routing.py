@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats as reference
 import torch
+from probe.cli.traced import show_trace
 from torch import Tensor
 
 import probe
@@ -88,7 +89,7 @@ def test_a_layer_without_routed_experts_says_so(family: str, why: str) -> None:
         probe.load(f"tiny:{family}").anatomy.tap("router", 0)
 
 
-def test_the_load_of_a_file_is_counted_from_its_tokens(tmp_path: Path) -> None:
+def test_the_load_of_a_file_is_counted_from_its_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Padding counts for nothing: the same rows as text by text; positions that were not asked for are left out."""
     lm = probe.load("tiny:mixtral")
     texts = ["abcdef Mary gh", "xy", "The quick brown fox"]
@@ -127,6 +128,10 @@ def test_the_load_of_a_file_is_counted_from_its_tokens(tmp_path: Path) -> None:
     assert route.chosen == " ".join(map(str, first.experts)) and route.first == str(first.experts[0])
     assert [float(one.split(":")[1]) for one in route.weighed.split()] == pytest.approx(list(first.weights), abs=0.0051)
     assert shown["expert-loads"].frame.relative.tolist() == (load.share / 0.5).tolist()
+    show_trace(run, quiet=False)
+    said = capsys.readouterr().out
+    assert f"load of experts over {len(rows)} tokens of 3 texts" in said
+    assert f"{counts.argmax()}: {counts.max() / len(rows):.1%} of the tokens" in said
     told = run.manifest["summary"]["experts"][0]
     assert told["most"] == int(counts.argmax()) and (told["texts"], told["tokens"]) == (3, len(rows))
 
