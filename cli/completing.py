@@ -146,6 +146,16 @@ def _head_sorts(*_: Any) -> Iterable[str]:
     return SORTS
 
 
+def _recipes(_: Any, begun: str) -> Iterable[str]:
+    """Those that come with probe, and folders like them."""
+    from importlib.resources import files
+
+    for folder in files("probe.recipes").iterdir():
+        if (folder / "recipe.py").is_file() and folder.name != "start":
+            yield folder.name.replace("_", "-")
+    yield from (_written(path, begun) for path in _beside(begun) if (path / "expected.json").is_file())
+
+
 def _orders_of_runs(*_: Any) -> Iterable[str]:
     from probe.store.listing import SORTED
 
@@ -154,7 +164,7 @@ def _orders_of_runs(*_: Any) -> Iterable[str]:
 
 FOUND: dict[str, Callable[[Any, str], Iterable[str]]] = {
     "answers": _answers, "commands": _commands, "edits": _edits, "head_sorts": _head_sorts, "methods": _methods,
-    "models": _models, "places": _places, "runs": _runs, "sorts": _orders_of_runs, "tables": _tables,
+    "models": _models, "places": _places, "recipes": _recipes, "runs": _runs, "sorts": _orders_of_runs, "tables": _tables,
     "tagger_languages": _tagger_languages,
 }  # fmt: skip
 """Kinds of values that are looked up."""

@@ -26,6 +26,7 @@ from . import (
     models,
     patch,
     printing,
+    recipe,
     rewind,
     runs,
     sample,
@@ -198,6 +199,7 @@ COMMANDS: dict[str, tuple[tuple[str, Any, str], ...]] = {
     "Compare and check": (
         ("compare", compare.command, 'probe compare smollm2 smollm2 "Hello there" --dtype-b bfloat16'),
         ("selftest", selftest.command, "probe selftest tiny:llama tiny:gemma2"),
+        ("recipe", recipe.app, "probe recipe run induction --quick"),
     ),
     "Runs, models and the manual": (
         ("runs", runs.app, "probe runs ls"),

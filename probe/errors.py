@@ -52,6 +52,10 @@ class BadExpectation(BadOption):
     """What is expected of a run cannot be read, or names a table or a column that such a run does not have."""
 
 
+class BadRecipe(ProbeError):
+    """A recipe that there is not, or whose files cannot be used."""
+
+
 class BadJudge(ProbeError):
     """A command that judges completions and does not start, does not answer, or answers with what is no outcome."""
 

@@ -30,7 +30,7 @@ LAYERS = (
     {"step_importance", "patching", "steering", "speculating", "comparing", "explaining", "lensing", "attributing", "sampling"}
     | {"corpora", "attention_heads"},
     {"relabelling", "reporting", "looking", "matrices"},
-    {"laws", "replaying"},
+    {"laws", "replaying", "reproducing"},
 )
 NEVER = {"cli", "recipes", "probe.cli", "probe.recipes", "typer", "rich", "click"}
 FILES = sorted(p for top in ("probe", "cli", "recipes") for p in (ROOT / top).rglob("*.py"))

@@ -1,0 +1,1 @@
+"""Which heads copy what followed the same token before, and what does the model lose without them?"""

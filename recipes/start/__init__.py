@@ -1,0 +1,1 @@
+"""What a new recipe is begun from: `probe recipe new`."""
