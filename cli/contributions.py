@@ -43,7 +43,7 @@ def show_attribute(run: Run, *, quiet: bool) -> None:
 
 
 def _where(row: dict[str, Any]) -> str:
-    head = "" if row["head"] < 0 else f".{row['head']}"
+    head = f".n{row['neuron']}" if row.get("neuron", -1) >= 0 else "" if row["head"] < 0 else f".{row['head']}"
     return row["component"] if row["layer"] < 0 else f"{row['component']}@{row['layer']}{head}"
 
 

@@ -41,6 +41,9 @@ def run_attribute(lm: LanguageModel | None, request: Attribute) -> stores.Run:
     log-sum-exp is taken apart, with the tokens' shares w of it frozen: logsumexp(z) = sum(w z) + H(w), and the entropy H is
     the part `set_entropy`.
 
+    by neuron: the parts of an MLP's write are h_i (W_outᵀ u)_i, u the direction there; the `top` of each layer by size, the sum
+    of the others is `mlp_others`, that of the last matrix's bias `mlp_bias`.
+
     source: as in `lens`. Without an answer the top token at the last chosen position is meant.
 
     Tables: `attribution`, `attribution_sources`. Raises `SiteAbsent` where head or final norm are not linear once the scale
@@ -53,9 +56,9 @@ def run_attribute(lm: LanguageModel | None, request: Attribute) -> stores.Run:
         if run.writer.whole:
             return run.writer.whole
         run.report("reading", 0, passes)
-        seen = record(lm, sequence.ids, positions)
+        seen = record(lm, sequence.ids, positions, hidden=request.neurons > 0)
         target = target or Contrast(token_target(lm, int(seen.logits[-1].argmax())))
-        logit, parts = _parts(lm, seen, target)
+        logit, parts = _parts(lm, seen, target, request.neurons)
         run.report("reading", 1, passes)
         found: list[HeadSources] = []
         if request.by_source:
@@ -75,7 +78,7 @@ def plan_attribute(lm: LanguageModel | None, request: Attribute) -> dict[str, An
     lm, sequence, positions, _, _ = _resolved(lm, request)
     n, anatomy = len(positions), lm.anatomy
     heads = sum(layer.n_heads for layer in anatomy.layers)
-    rows = n * (heads + 2 * anatomy.n_layers + 2)
+    rows = n * (heads + (2 + request.neurons) * anatomy.n_layers + 2)
     tables = {"attribution": {"rows": rows, "bytes": 20 * rows}}
     if request.by_source:
         rows = n * heads * len(sequence.ids)
@@ -96,7 +99,7 @@ def _resolved(
     return lm, sequence, positions, *contrast_after(lm, request, request.answer, request.against, after=after)
 
 
-def _parts(lm: LanguageModel, seen: Recording, target: Contrast) -> tuple[Logit, Decomposition]:
+def _parts(lm: LanguageModel, seen: Recording, target: Contrast, neurons: int) -> tuple[Logit, Decomposition]:
     """The logit as the model has it, and its parts."""
     anatomy = lm.anatomy
     last = seen.values[anatomy.layers[-1].taps["resid_post"]]
@@ -107,11 +110,12 @@ def _parts(lm: LanguageModel, seen: Recording, target: Contrast) -> tuple[Logit,
     sets = [one for one in target if one is not None and not one.is_token]
     if sets:
         weights, entropy = _shares(raw, target)
-        parts = decompose(lm.model, anatomy, seen, weighted_unembedding(lm.model, anatomy, hidden, weights), lm.dtype)
+        row = weighted_unembedding(lm.model, anatomy, hidden, weights)
+        parts = decompose(lm.model, anatomy, seen, row, lm.dtype, neurons=neurons)
         parts.components.append(Component("set_entropy", -1, -1, entropy))
     else:
         ids = target.answer.token, None if target.against is None else target.against.token
-        parts = decompose(lm.model, anatomy, seen, unembedded(lm.model, anatomy, hidden, ids), lm.dtype)
+        parts = decompose(lm.model, anatomy, seen, unembedded(lm.model, anatomy, hidden, ids), lm.dtype, neurons=neurons)
     return Logit(_followed(given, target), _followed(raw, target)), parts
 
 
@@ -160,6 +164,7 @@ def _keep(
         writer.write("attribution", {
             "prompt_id": [prompt] * n, "pos": [position] * n, "component": [part.component for part in parts.components],
             "layer": [part.layer for part in parts.components], "head": [part.head for part in parts.components],
+            "neuron": [part.neuron for part in parts.components],
             "contribution": values, "share": share,
         })  # fmt: skip
         for one in found:
@@ -197,5 +202,6 @@ def _summary(
 
 def _shown(part: Any) -> dict[str, Any]:
     return {
-        "component": part.component, "layer": part.layer, "head": part.head, "contribution": float(part.value[-1]),
+        "component": part.component, "layer": part.layer, "head": part.head, "neuron": part.neuron,
+        "contribution": float(part.value[-1]),
     }  # fmt: skip

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from probe.anatomy.inside import is_leaf, is_linear
 from probe.anatomy.parts import Layer, Write
-from probe.attributing.linear import Frozen, Unembedded, call, close, freeze, identity
+from probe.attributing.linear import Frozen, Unembedded, call, close, freeze, identity, transposed
 from probe.attributing.recording import Recording
 from probe.errors import SiteAbsent
 
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
 
 class Component(NamedTuple):
-    """One component's contribution (pos,), logits before the cap; layer and head -1 where it has none."""
+    """One component's contribution (pos,), logits before the cap; layer, head and neuron -1 where it has none."""
 
     component: str
     layer: int
     head: int
     value: Tensor
+    neuron: int = -1
 
 
 class LayerHeads(NamedTuple):
@@ -47,12 +48,16 @@ class Decomposition:
         return torch.stack([part.value for part in self.components]).sum(0)
 
 
-def decompose(model: nn.Module, anatomy: Anatomy, seen: Recording, logit: Unembedded, dtype: torch.dtype) -> Decomposition:
+def decompose(
+    model: nn.Module, anatomy: Anatomy, seen: Recording, logit: Unembedded, dtype: torch.dtype, *, neurons: int = 0
+) -> Decomposition:  # fmt: skip
     """logit = scale * (row . (norm'(embed + sum of writes) + b) + b'), with the final norm's scale frozen; see METHODS B5.
 
-    Raises `SiteAbsent` where the final norm is not a scaling of its input channel by channel.
+    neurons: so many of each layer are components of their own, those that wrote most at any of the positions.
+    Raises `SiteAbsent` where the final norm is not a scaling of its input channel by channel, and where neurons are asked for
+    and no layer's MLP is their sum.
     """
-    parts, walk = Decomposition(), _Walk(model, anatomy, seen)
+    parts, walk = Decomposition(), _Walk(model, anatomy, seen, neurons)
     last = seen.values[anatomy.layers[-1].taps["resid_post"]]
     n = len(last)
     norm = identity(*last.shape)
@@ -78,14 +83,17 @@ def decompose(model: nn.Module, anatomy: Anatomy, seen: Recording, logit: Unembe
         starts = seen.embeddings.items()
         backwards.append([Component(name, -1, -1, (value * direction).sum(-1)) for name, value in starts])
     parts.components = [part for own in reversed(backwards) for part in own] + ends
+    if neurons and not any(part.neuron >= 0 for part in parts.components):
+        raise SiteAbsent(f"no MLP can be taken apart: {walk.whole or 'none is found'}", hint="leave out --by neuron")
     return parts
 
 
 class _Walk:
     """Layers from the last to the first."""
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy, seen: Recording) -> None:
-        self._model, self._anatomy, self._seen = model, anatomy, seen
+    def __init__(self, model: nn.Module, anatomy: Anatomy, seen: Recording, neurons: int) -> None:
+        self._model, self._anatomy, self._seen, self._neurons = model, anatomy, seen, neurons
+        self.whole = ""  # why an MLP was not taken apart
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
 
     def layer(self, number: int, direction: Tensor, parts: Decomposition) -> tuple[list[Component], Tensor]:
@@ -103,6 +111,8 @@ class _Walk:
 
     def _write(self, number: int, layer: Layer, write: Write, along: Tensor, parts: Decomposition) -> list[Component]:
         value = self._value(write)
+        if write.kind == "mlp" and self._neurons and (own := self._by_neuron(number, layer, write, along, parts)):
+            return own
         if write.kind != "attn":
             whole = (value * along).sum(-1)
             if write.kind == "mlp" and "routed_out" in layer.taps:
@@ -120,6 +130,24 @@ class _Walk:
         own = [Component("attn", number, head, by_head[:, head]) for head in range(layer.n_heads)]
         if bool(found.bias.any()):
             own.append(Component("attn_bias", number, -1, (found.bias * along).sum(-1)))
+        return own
+
+    def _by_neuron(self, number: int, layer: Layer, write: Write, along: Tensor, parts: Decomposition) -> list[Component]:
+        """The neurons that wrote most, all others together, and the bias of the last matrix; nothing where the write is not
+        their sum."""
+        hidden = self._seen.values.get(layer.taps["mlp_post"]) if "mlp_post" in layer.taps else None
+        found = neuron_writes(self._model, layer, write, hidden, self._value(write), along)
+        if isinstance(found, str):
+            self.whole = found
+            parts.notes.append(f"layer {number}: the MLP's write is not by neurons: {found}")
+            return []
+        order = found.neurons.abs().amax(0).argsort(descending=True, stable=True)
+        some, rest = order[: self._neurons].tolist(), order[self._neurons :]
+        own = [Component("mlp", number, -1, found.neurons[:, neuron], neuron) for neuron in sorted(some)]
+        if len(rest):
+            own.append(Component("mlp_others", number, -1, found.neurons[:, rest].sum(-1)))
+        if bool(found.bias.any()):
+            own.append(Component("mlp_bias", number, -1, found.bias))
         return own
 
     def _unsolved(self, number: int, layer: Layer, direction: Tensor, parts: Decomposition) -> tuple[list[Component], Tensor]:
@@ -184,6 +212,31 @@ def split(model: nn.Module, layer: Layer, write: Write, z: Tensor | None, value:
     return Split(after.forward(heads), after.forward(bias.expand(n, -1)) + after.bias, after)
 
 
+class NeuronWrites(NamedTuple):
+    """What each neuron of a layer, and the bias of its MLP's last matrix, wrote along a direction: (pos, neuron), (pos,)."""
+
+    neurons: Tensor
+    bias: Tensor
+
+
+def neuron_writes(
+    model: nn.Module, layer: Layer, write: Write, hidden: Tensor | None, value: Tensor, along: Tensor
+) -> NeuronWrites | str:  # fmt: skip
+    """What the hidden layer (n, d_mlp) of an MLP, whose write is `value` (n, d), wrote along directions (n, d), neuron by
+    neuron, float64: h_i (W_outᵀ u)_i with u the direction before what stands behind the matrix; or why that is not its sum."""
+    if hidden is None:
+        return layer.absent.get("mlp_post", "its hidden layer is not found")
+    projection = model.get_submodule(layer.taps["mlp_post"].path)
+    if not is_linear(projection):
+        return "what reads its hidden layer is not one matrix"
+    after = behind(model, write, call(projection, hidden), value, next(projection.parameters()).dtype)
+    if isinstance(after, str):
+        return after
+    bias = call(projection, torch.zeros(1, hidden.shape[-1]))
+    constant = (after.forward(bias.expand(value.shape)) + after.bias) * along
+    return NeuronWrites(hidden * transposed(projection, after.back(along), hidden.shape[-1]), constant.sum(-1))
+
+
 def behind(model: nn.Module, write: Write, out: Tensor, value: Tensor, dtype: torch.dtype) -> Frozen | str:
     """What makes the write of the projection's output, (n, d): nothing, a number, or a norm, with its scale frozen."""
     if out.shape != value.shape:
@@ -197,4 +250,4 @@ def behind(model: nn.Module, write: Write, out: Tensor, value: Tensor, dtype: to
         norm = freeze(module, out, dtype)
         if norm is not None and close(value, norm.forward(out) + norm.bias, dtype):
             return norm
-    return "between the heads and the write is more than a norm"
+    return "between the last matrix and the write is more than a norm"

@@ -41,6 +41,17 @@ def call(module: nn.Module, value: Tensor) -> Tensor:
     return found.double().cpu()
 
 
+def transposed(projection: nn.Module, direction: Tensor, width: int) -> Tensor:
+    """direction (n, d) on what a linear module gives -> (n, width) on what it is given, float64; its bias has no part."""
+    like = next(projection.parameters())
+    size = direction.norm(dim=-1, keepdim=True).clamp_min(1e-300)
+    with torch.inference_mode(False), torch.enable_grad():
+        given = torch.zeros(1, len(direction), width, device=like.device, dtype=like.dtype).requires_grad_()
+        out = projection(given)
+        (found,) = torch.autograd.grad(out, given, (direction / size)[None].to(out))
+    return found[0].double().cpu() * size
+
+
 def freeze(module: nn.Module, x: Tensor, dtype: torch.dtype) -> Frozen | None:
     """A norm at x (n, d), float64 but of values that a model in `dtype` computed; None where it is no such map.
 

@@ -36,8 +36,10 @@ class Recording:
         return self.values[LOGITS]
 
 
-def record(lm: LanguageModel, ids: Sequence[int], positions: Sequence[int]) -> Recording:
-    """Raises `SiteAbsent` where the stream's ends are not known, `NonFinite` for logits that are not numbers."""
+def record(lm: LanguageModel, ids: Sequence[int], positions: Sequence[int], *, hidden: bool = False) -> Recording:
+    """hidden: the MLPs' hidden layers too.
+
+    Raises `SiteAbsent` where the stream's ends are not known, `NonFinite` for logits that are not numbers."""
     anatomy = lm.anatomy
     if not anatomy.layers or anatomy.head is None or not anatomy.readout_exact or anatomy.embed is None:
         why = anatomy.absent.get("blocks") or anatomy.absent.get("head") or anatomy.reason("final_norm")
@@ -55,7 +57,7 @@ def record(lm: LanguageModel, ids: Sequence[int], positions: Sequence[int]) -> R
 
         return read
 
-    taps = {tap: reader(tap) for tap in _taps(anatomy)}
+    taps = {tap: reader(tap) for tap in _taps(anatomy, (*READ, "mlp_post") if hidden else READ)}
     with torch.inference_mode(False), torch.no_grad(), tapping(lm.model, taps), recording(lm.model, outer.record):
         lm.model(torch.tensor([list(ids)], device=lm.device), use_cache=False)
     if bool((seen.logits.isnan() | seen.logits.isposinf()).any()):
@@ -64,11 +66,11 @@ def record(lm: LanguageModel, ids: Sequence[int], positions: Sequence[int]) -> R
     return seen
 
 
-def _taps(anatomy: Anatomy) -> set[Tap]:
+def _taps(anatomy: Anatomy, sites: Sequence[str]) -> set[Tap]:
     found = {LOGITS, anatomy.embed, anatomy.final_norm, anatomy.layers[-1].taps.get("resid_post")}
     for layer in anatomy.layers:
         found |= {write.tap for write in layer.writes}
-        found |= {layer.taps[site] for site in READ if site in layer.taps}
+        found |= {layer.taps[site] for site in sites if site in layer.taps}
     return {tap for tap in found if tap is not None}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from probe.anatomy.parts import Location
 from probe.attributing.decomposition import Decomposition
-from probe.attributing.linear import Frozen
+from probe.attributing.linear import Frozen, transposed
 from probe.capturing import MemorySink, read
 from probe.sites import parse_places
 
@@ -81,11 +81,4 @@ def head_sources(
 def _values_direction(model: nn.Module, after: Frozen, direction: Tensor, z: Location) -> Tensor:
     """direction (n, d) on the write -> (n, head, d_head) on z, float64: back through norm and projection."""
     projection = model.get_submodule(z.tap.path)
-    like = next(projection.parameters())
-    behind = after.back(direction)
-    size = behind.norm(dim=-1, keepdim=True).clamp_min(1e-300)
-    with torch.inference_mode(False), torch.enable_grad():
-        given = torch.zeros(1, len(direction), z.n_heads * z.width, device=like.device, dtype=like.dtype).requires_grad_()
-        out = projection(given)
-        (found,) = torch.autograd.grad(out, given, (behind / size)[None].to(out))
-    return z.by_head(found[0].double().cpu() * size)
+    return z.by_head(transposed(projection, after.back(direction), z.n_heads * z.width))

@@ -41,8 +41,10 @@ MEASURED = (
         f64("kl", "nats, mean"), f64("lost", "nats a token, mean"), i32("n", "texts"),
     ), verbs=("steer",),
        example="select strength, effect, control_low, control_high from 'RUN/steering_means.parquet'"),
-    Table("attribution", "one component's write towards the answer", ("prompt_id", "pos", "component", "layer", "head"), (
-        PROMPT, POS, Column("component", words(), "embed, attn, mlp, mlp_shared, attn_bias, …: what wrote"), LAYER, HEAD,
+    Table("attribution", "one component's write towards the answer",
+          ("prompt_id", "pos", "component", "layer", "head", "neuron"), (
+        PROMPT, POS, Column("component", words(), "embed, attn, mlp, mlp_others, mlp_shared, attn_bias, …: what wrote"),
+        LAYER, HEAD, NEURON,
         f64("contribution", "logits before the cap, of the answer or of answer - against"),
         f64("share", "of their sum; null where that is 0"),
     ), verbs=("attribute",),

@@ -32,7 +32,8 @@ def attributed(context: Context) -> Iterator[Panel]:
     by = _positions(frame)
     where = {"prompt_id": context.prompt_id}
     heads = frame[frame["head"] >= 0].reset_index(drop=True)
-    others = frame[frame["head"] < 0].reset_index(drop=True)
+    single = bool((frame["neuron"] >= 0).any())
+    others = frame[(frame["head"] < 0) & ~(frame["neuron"] >= 0)].reset_index(drop=True)
     note = _note(context)
     if len(heads):
         yield Grid(
@@ -43,7 +44,8 @@ def attributed(context: Context) -> Iterator[Panel]:
     if len(others):
         yield Bars(
             "attribution-layers", "Contribution of the other parts, by layer", "attribution", others,
-            where={**where, "head": -1}, follows=by, axis=Axis("layer", "layer", "layer", labels={-1: "no layer"}),
+            where={**where, "head": -1, **({"neuron": -1} if single else {})}, follows=by,
+            axis=Axis("layer", "layer", "layer", labels={-1: "no layer"}),
             measure=CONTRIBUTION, series="component", note=note,
         )  # fmt: skip
     order = frame["contribution"].abs().sort_values(ascending=False, kind="stable").index
@@ -52,7 +54,8 @@ def attributed(context: Context) -> Iterator[Panel]:
         where=where, follows=by, note=note,
         columns=(
             ShownColumn("component", "part"), ShownColumn("layer", "layer", cursor="layer"),
-            ShownColumn("head", "head", cursor="head"), ShownColumn("contribution", "contribution, logits", 4),
+            ShownColumn("head", "head", cursor="head"), *([ShownColumn("neuron", "neuron")] if single else []),
+            ShownColumn("contribution", "contribution, logits", 4),
             ShownColumn("share", "share of the sum", 4),
         ),
     )  # fmt: skip
