@@ -79,6 +79,28 @@ def test_what_is_chosen_is_what_the_family_computes(family: str) -> None:
     assert reading.capturing_changes_nothing(lm, IDS) == 0 and reading.no_hook_is_left(lm, IDS) == 0
 
 
+def test_a_choice_outside_the_router_is_read_and_weighed() -> None:
+    """DBRX: its experts stand in one matrix, and its block takes the largest of what the router's module gives."""
+    lm = probe.load("tiny:dbrx")
+    layer = lm.anatomy.n_layers - 1
+    block = lm.model.get_submodule(lm.anatomy.layers[layer].block)
+    sink, _ = reading.captured(lm, [IDS], [f"router@{layer}", f"mlp_out@{layer}"])
+    logits, (experts, weights, _) = sink.activations["router", layer, None][0], (one[0] for one in sink.routed[layer])
+    top = logits.softmax(-1).topk(experts.shape[-1])
+    assert torch.equal(experts, top.indices)
+    torch.testing.assert_close(
+        weights, top.values / top.values.norm(p=block.ffn.moe_normalize_expert_weights, dim=-1, keepdim=True)
+    )
+    with (
+        pytest.raises(probe.ProbeError, match="takes no largest few"),
+        applying(lm, parse_edits(lm, [f"router@{layer}.e0=ablate"])),
+    ):
+        pass
+    with torch.no_grad(), applying(lm, parse_edits(lm, [f"router@{layer}=weigh:0.5"]), ids=IDS):
+        half, _ = reading.captured(lm, [IDS], [f"mlp_out@{layer}"])
+    torch.testing.assert_close(2 * half.activations["mlp_out", layer, None], sink.activations["mlp_out", layer, None])
+
+
 @pytest.mark.parametrize(
     ("family", "why"), [("llama", "is handed each token's experts"), ("llama4_text", "is handed each token's experts"),
                         ("deepseek_v3", "is handed each token's experts")],

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from probe.anatomy.inside import Inside
@@ -78,23 +79,26 @@ def _handed(inside: Inside) -> Iterator[tuple[Event, Port, Port]]:
 
 
 def _logits(inside: Inside, event: Event, chosen: Port, weights: Port) -> Port | None:
-    """The latest output before the call with a number for each expert."""
+    """The latest output before the call with a number for each expert.
+
+    How many experts there are is seen where each has a matrix or a module of its own; where all stand in one matrix, one
+    below another, their number divides its rows, and those that are chosen must be the largest."""
     experts, given = (inside.tape.values[p.fingerprint].reshape(p.shape) for p in (chosen, weights))
-    sizes = {p.shape[0] for p in event.module.parameters() if p.dim() > 1} | {sum(1 for _ in event.module.children())}
+    rows = {p.shape[0] for p in event.module.parameters() if p.dim() > 1}
+    sizes, k = rows | {sum(1 for _ in event.module.children())}, chosen.shape[-1]
     for before in reversed([e for e in inside.events if e.seq < event.seq]):
         for port in before.outputs:
             width = port.shape[-1]
-            if (
-                width in sizes
-                and int(experts.max()) < width
-                and port.shape[:-1] == chosen.shape[:-1]
-                and width >= chosen.shape[-1]
-            ):
-                own = inside.tape.values[port.fingerprint].reshape(port.shape).gather(-1, experts.long())
-                order = own.argsort(-1)
-                by_logit = given.gather(-1, order).diff(dim=-1)
-                if bool((by_logit >= -1e-6).all()):
-                    return port
+            if port.shape[:-1] != chosen.shape[:-1] or width < k or int(experts.max()) >= width:
+                continue
+            value = inside.tape.values[port.fingerprint].reshape(port.shape)
+            largest = any(n % width == 0 for n in rows) and torch.equal(
+                value.topk(k).indices.sort(-1).values, experts.long().sort(-1).values
+            )
+            own = value.gather(-1, experts.long())
+            by_logit = given.gather(-1, own.argsort(-1)).diff(dim=-1)
+            if (width in sizes or largest) and bool((by_logit >= -1e-6).all()):
+                return port
     return None
 
 
