@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from probe.store import Run
 
 SHOWN = 20  # answers of one prompt
+TOKENS = 12  # of an answer, or of a set
 NAMES = {
     "total": "log-prob", "per_token": "log-prob a token", "per_character": "log-prob a character",
     "per_byte": "log-prob a byte", "calibrated": "calibrated log-prob",
@@ -33,8 +34,11 @@ def show_answers(run: Run) -> None:
         ]
         typer.echo(f"the most probable answer is right (chance {about['chance']:.3f})")
         show_table(("by", "right", "accuracy (95 %)"), rows)
+    if about["problems"] > 1 and about.get("sets"):
+        rows = [(visible(row["text"]), f"{row['n']:,}", f"{row['logprob']:.3f} {_interval(row)}") for row in about["sets"]]
+        show_table(("any of these tokens", "prompts", "mean log-prob (95 %)"), rows)
     left = about["problems"] - about["counted"]
-    if about["problems"] > 1 and left:
+    if about["problems"] > 1 and left and about.get("texts", True):
         typer.echo(
             f"{left:,} of {about['problems']:,} problems are not counted: no right answer is known, or one was not scored"
         )
@@ -61,7 +65,8 @@ def _show_rows(run: Run) -> None:
     shown = []
     for row in rows[:SHOWN]:
         numbers = [_number(row[name]) for name in (*COLUMNS, *(["prior", "calibrated"] if calibrated else []))]
-        tokens = " ".join(f"{value:.3f}" for value in row["logprobs"] or ())
+        tokens = " ".join(f"{value:.3f}" for value in (row["logprobs"] or ())[:TOKENS])
+        tokens += " …" if len(row["logprobs"] or ()) > TOKENS else ""
         right = {True: "right", False: "", None: ""}[row["correct"]]
         shown.append((visible(row["text"]), *numbers, f"error: {row['error']}" if row["error"] else tokens, right))
     more = ("prior", "calibrated") if calibrated else ()

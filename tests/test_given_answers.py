@@ -298,3 +298,81 @@ def test_the_command(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in problems(3)))
     plan = run(app, ["trace", "--file", str(file), *tiny, "--dry-run", "--json"])
     assert json.loads(plan.stdout)["tables"]["answers"]["rows"] == 12
+
+
+TEXTS, DIGITS, LETTERS = ("abc def", "1+1=2, a b c d"), "re:^[5-9]$", "a|b"
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_set_is_scored_after_the_prompt_and_in_the_place_of_every_token(family: str) -> None:
+    """A batch of two lengths, each continued: log-sum-exp over the set, by plain forwards in float64; and by the layers."""
+    lm = probe.load(f"tiny:{family}")
+    run = probe.trace(
+        lm, list(TEXTS), answer_set=DIGITS, against_set=LETTERS, answers=" 57", generate=3, lens=True, calibrate=True
+    )  # fmt: skip
+    sets = {"answer_logprob": [lm.ids_of(c)[0] for c in "56789"], "against_logprob": [lm.ids_of(c)[0] for c in "ab"]}
+    with torch.no_grad():
+        neutral = lm.model(torch.tensor([[lm.bos_id]])).logits[0, -1].double().log_softmax(-1)
+    found = []
+    for prompt, text in enumerate(TEXTS):
+        tokens = run.tokens[run.tokens["prompt_id"] == prompt]
+        n, ids = len(lm.encode(text).ids), tokens["token_id"].tolist()
+        with torch.no_grad():
+            logprobs = lm.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        rows = run.answers[run.answers["prompt_id"] == prompt].set_index("answer")
+        assert len(ids) == n + 3 and rows["set"].tolist() == [False, True, True]
+        assert rows["text"].tolist() == [" 57", DIGITS, LETTERS]
+        for number, (column, own) in enumerate(sets.items(), 1):
+            wanted = logprobs[:, own].exp().sum(-1).log()
+            np.testing.assert_allclose(tokens[column].iloc[1:], wanted[:-1], atol=2e-5)
+            assert np.isnan(tokens[column].iloc[0])
+            row = rows.loc[number]
+            assert row["logprob"] == pytest.approx(float(wanted[n - 1]), abs=2e-5) and row["start"] == n
+            assert list(row["token_ids"]) == sorted(own)
+            np.testing.assert_allclose(row["logprobs"], logprobs[n - 1, sorted(own)], atol=2e-5)
+            prior = float(neutral[own].exp().sum().log())
+            assert row["prior"] == pytest.approx(prior, abs=2e-5)
+            assert row["calibrated"] == pytest.approx(float(wanted[n - 1]) - prior, abs=5e-5)
+            last = run.lens[(run.lens["prompt_id"] == prompt) & (run.lens["layer"] == lm.anatomy.n_layers - 1)]
+            np.testing.assert_allclose(last.sort_values("pos")[column], wanted, atol=2e-5)
+        found.append(rows["logprob"].tolist()[1:])
+    about, means = run.summary["answers"], np.mean(found, axis=0)
+    assert [row["logprob"] for row in about["sets"]] == pytest.approx([*means, means[0] - means[1]], abs=1e-5)
+    assert about["texts"] == 2 and about["answers"] == 6 and about["accuracy"] == []
+    replayed = replay(lm, run)
+    pd.testing.assert_frame_equal(run.answers.drop(columns="run_id"), replayed.answers.drop(columns="run_id"))
+
+
+def test_a_set_that_cannot_be_written_is_a_row_that_says_so_and_an_edit_is_at_work() -> None:
+    lm = probe.load("tiny:llama")
+    run = probe.trace(lm, "abc", answer_set="a|bc", answers="d")
+    row = run.answers.iloc[1]
+    assert "tokens there, not one" in row["error"] and np.isnan(row["logprob"]) and run.answers["error"].iloc[0] == ""
+    assert run.tokens["answer_logprob"].isna().all() and run.summary["answers"]["errors"] == 1
+    plain, edited = (
+        probe.trace(lm, "abc", answer_set="a", edit=edit).answers["logprob"].iloc[0] for edit in ((), "mlp_out@0=zero")
+    )
+    handle = lm.model.model.layers[0].mlp.register_forward_hook(lambda _, args, out: torch.zeros_like(out))
+    wanted = sums(lm, [*lm.encode("abc").ids, lm.ids_of("a")[0]], len(lm.encode("abc").ids))
+    handle.remove()
+    assert edited == pytest.approx(wanted, abs=2e-5) and abs(edited - plain) > 1e-3
+    for options, why in (({"against_set": "a"}, "against which set"), ({"answer_set": "a||b"}, "is empty")):
+        with pytest.raises(BadOption, match=why) as told:
+            probe.trace(lm, "abc", **options)
+        assert told.value.hint
+
+
+@pytest.mark.slow
+def test_greater_than_is_asked_of_a_real_model(smol: LanguageModel, tmp_path: Path) -> None:
+    """Of the last digits of a year, the later ones have the odds; the command says so."""
+    text = "The war lasted from the year 1732 to the year 17"
+    run = probe.trace(smol, text, answer_set="re:^[4-9]$", against_set="re:^[0-2]$", attention="none")
+    with torch.no_grad():
+        logits = smol.model(torch.tensor([smol.encode(text).ids])).logits[0, -1].double()
+    wanted = [float(logits.log_softmax(-1)[[smol.ids_of(c)[0] for c in some]].exp().sum().log()) for some in ("456789", "012")]
+    assert run.answers["logprob"].tolist() == pytest.approx(wanted, abs=1e-4) and wanted[0] - wanted[1] > 1
+    done = CliRunner().invoke(
+        app, ["trace", text, "--answer-set", "re:^[4-9]$", "--against-set", "re:^[0-2]$", "--no-progress", "--out",
+              str(tmp_path / "run")],
+    )  # fmt: skip
+    assert done.exit_code == 0 and "re:^[4-9]$" in done.stdout and f"{wanted[0]:.3f}" in done.stdout

@@ -132,17 +132,21 @@ ELEMENTS = 2**23  # logits held at a time of one layer; of the last one twice as
 
 def guesses(
     model: nn.Module, anatomy: Anatomy, unembed: Unembed | None, resid: Sequence[Tensor], ids: Tensor,
-    lengths: Sequence[int], *, top: int, sink: Sink,
+    lengths: Sequence[int], *, top: int, sink: Sink, sets: Sequence[Mapping[str, Sequence[int]]] = (),
 ) -> None:  # fmt: skip
     """Hand `sink.lens` the guesses of every layer from its resid_post (batch, pos, d_model), in order of layers.
 
     `target_id` is the token that follows; a prompt's last position has none: -1, with rank and log-prob of no meaning.
+    sets: of each prompt, as in `row_guesses`; left out where one has not the columns of the others.
     Raises `SiteAbsent` where the replay of norm and head was not verified.
     """
+    alike = bool(sets) and all(own.keys() == sets[0].keys() for own in sets)
     tables: list[list[Columns]] = [[] for _ in resid]
     for b, n in enumerate(lengths):
         targets = torch.cat([ids[b, 1:n], ids.new_tensor([-1])])
-        own = row_guesses(model, anatomy, unembed, [stream[b, :n] for stream in resid], targets, top=top)
+        own = row_guesses(
+            model, anatomy, unembed, [stream[b, :n] for stream in resid], targets, top=top, sets=sets[b] if alike else NO_SETS
+        )
         for layer, columns in enumerate(own):
             tables[layer].append(columns)
     for layer, pieces in enumerate(tables):

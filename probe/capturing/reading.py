@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -48,18 +48,19 @@ class Reading(NamedTuple):
 def read(
     lm: LanguageModel, ids: Tensor, lengths: Sequence[int], *, sink: Sink, cells: Sequence[Cell] = (),
     attention: AttentionSpec = NOTHING, calls: CallReader | None = None, top: int = 5, lens: bool = False, whole: bool = False,
+    sets: Sequence[Mapping[str, Sequence[int]]] = (),
 ) -> Reading:  # fmt: skip
     """One forward over ids (batch, pos), right-padded to their `lengths`; what was asked goes to `sink` while it runs.
 
     cells: sites to record, at all positions (which of them to keep is the sink's business). attention: how much of every
     layer's pattern. calls: hears of each attention call whose pattern was read. top: alternatives a position. lens: what each
-    layer would answer. whole: hold the model's own logits of all positions, as is done where they can't be replayed in
-    blocks, or are changed.
+    layer would answer, and of each prompt's `sets` (a column's name -> tokens) how probable it finds any token of one.
+    whole: hold the model's own logits of all positions, as is done where they can't be replayed in blocks, or are changed.
     Raises `SiteAbsent` for a cell that the model doesn't have, `NonFinite` for logits that are not numbers.
     """
     with torch.inference_mode(False), torch.no_grad():
         return _Read(lm.model, lm.anatomy, ids.to(lm.device), list(lengths), sink, cells, attention, calls).run(
-            top, lens=lens, whole=whole
+            top, lens=lens, whole=whole, sets=sets
         )
 
 
@@ -91,7 +92,7 @@ class _Read:
             patterns=_heads_of(cells, "pattern", anatomy), scores=_heads_of(cells, "scores", anatomy),
         )  # fmt: skip
 
-    def run(self, top: int, *, lens: bool, whole: bool) -> Reading:
+    def run(self, top: int, *, lens: bool, whole: bool, sets: Sequence[Mapping[str, Sequence[int]]]) -> Reading:
         """The forward, then what can only be told after it."""
         start_over(self.model)
         unembed = unembedding(self.model, self.anatomy)
@@ -122,7 +123,7 @@ class _Read:
         _check_finite(scores)
         if lens:
             resid = [kept[self.anatomy.tap("resid_post", layer)][-1] for layer in range(self.anatomy.n_layers)]
-            guesses(self.model, self.anatomy, unembed, resid, self.ids, self.lengths, top=top, sink=self.sink)
+            guesses(self.model, self.anatomy, unembed, resid, self.ids, self.lengths, top=top, sets=sets, sink=self.sink)
         readout = partial(_read_out, logits if every or hidden is None else hidden, None if every else unembed)
         return Reading(scores, self.attention.messages(), readout)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 from probe.errors import BadOption
 from probe.registries.edit_operations import edit_help
+from probe.requests.answering import AnswerOptions
 from probe.requests.base import Request
 from probe.requests.given_answers import GivenAnswers
 from probe.requests.groups import ChatOptions, FileOptions, Prompts, Split
@@ -18,7 +19,7 @@ from probe.spans import check_split
 
 
 @dataclass(frozen=True)
-class Trace(GivenAnswers, ChatOptions, FileOptions, SamplingOptions, Request):
+class Trace(GivenAnswers, AnswerOptions, ChatOptions, FileOptions, SamplingOptions, Request):
     """Which prompts are run, how far each is continued, and what of it is recorded."""
 
     command: ClassVar[str] = "trace"
@@ -69,6 +70,9 @@ class Trace(GivenAnswers, ChatOptions, FileOptions, SamplingOptions, Request):
         for text in self.capture:
             parse_places(text)
         self.check_answers()
+        if self.against_set is not None and self.answer_set is None:
+            raise BadOption("against which set?", hint="give --answer-set too")
+        self.check_answer(None, None)
         if self.calibrate and self.edit:
             raise BadOption(
                 "an edit's places are the prompt's, not the neutral prompt's", hint="leave out --calibrate or --edit"

@@ -23,6 +23,8 @@ ANSWERED = (
         f64("per_byte", "nats, logprob / bytes", since=3),
         f64("prior", "nats, the answer after the neutral prompt; null unless calibrated", since=3),
         f64("calibrated", "nats, logprob + before - prior (Holtzman et al. 2021)", since=3),
+        Column("set", pa.bool_(), "any of token_ids will do: logprobs are theirs after the prompt, logprob their log-sum-exp",
+            since=4),
         Column("correct", pa.bool_(), "it is the right one; null where that is not known", since=3),
         text("error", "why it was not scored; empty if it was", since=3),
     ), verbs=("trace",),

@@ -75,6 +75,8 @@ OBSERVED = (
         f32("sample_logprob", "nats, after temperature and filters; null unless sampled here"),
         i32("kept", "tokens left after the filters; null unless generated here"),
         f32("noise", "the exponential that decided the race; null unless sampled here"),
+        f32("answer_logprob", "nats, that any of --answer-set stands here, given all before; null unless asked for", since=4),
+        f32("against_logprob", "the same of --against-set", since=4),
     ), verbs=("trace", "sample", "rewind", "importance", "speculate", "patch", "lens", "look", "heads"),
        example="select pos, token, surprisal, rank from 'RUN/tokens.parquet' order by surprisal desc limit 10"),
     Table("steps", "a reasoning step", ("prompt_id", "branch", "step"), (

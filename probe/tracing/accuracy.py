@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from probe.stats import wilson
+import numpy as np
+
+from probe.stats import bootstrap_mean, wilson
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,15 +34,18 @@ def answers_summary(answers: pa.Table) -> dict[str, Any]:
 
     A problem's choice is the answer with the largest measure; the first of equals (as lm-eval has it, whose acc is `total`,
     and acc_norm `per_character`). With Wilson's 95 % interval, each problem counted once. A problem of which an answer
-    could not be scored is not counted. chance: the mean of 1 / answers.
+    could not be scored is not counted. chance: the mean of 1 / answers. Sets of tokens have means of their own.
     """
 
     frame = answers.to_pandas()
-    errors = frame["error"] != ""
     about: dict[str, Any] = {
-        "answers": len(frame), "problems": int(frame["prompt_id"].nunique()), "errors": int(errors.sum()),
+        "answers": len(frame), "problems": int(frame["prompt_id"].nunique()), "errors": int((frame["error"] != "").sum()),
         "first": answers.select(_COLUMNS).slice(0, SHOWN).to_pylist(),
     }  # fmt: skip
+    sets = frame["set"].fillna(False).astype(bool) if "set" in frame else np.zeros(len(frame), bool)
+    about["sets"], frame = _sets(frame[sets]), frame[~sets]
+    about["texts"] = len(frame)
+    errors = frame["error"] != ""
     several = frame.groupby("prompt_id")["answer"].transform("size") > 1
     known = frame["correct"].fillna(False).astype(bool).groupby(frame["prompt_id"]).transform("any")
     whole = ~errors.groupby(frame["prompt_id"]).transform("any")
@@ -50,6 +55,26 @@ def answers_summary(answers: pa.Table) -> dict[str, Any]:
     sizes = counted.groupby("prompt_id")["answer"].size()
     rows = [_accuracy(counted, name, values) for name, values in _measured(counted).items() if not values.isna().any()]
     return {**about, "counted": len(sizes), "chance": float((1 / sizes).mean()), "accuracy": rows}
+
+
+def _sets(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The set that is asked for, what it is held against, and the difference of both within a prompt: the mean over prompts of
+    the log-prob, with a bootstrap interval if there are several."""
+    scored = frame[frame["error"] == ""].sort_values(["prompt_id", "answer"], kind="stable")
+    texts = list(dict.fromkeys(frame.sort_values("answer", kind="stable")["text"]))
+    values = {text: scored[scored["text"] == text].set_index("prompt_id")["logprob"].astype(float) for text in texts}
+    if len(texts) == 2:
+        values["difference"] = (values[texts[0]] - values[texts[1]]).dropna()
+    found = []
+    for text, own in values.items():
+        if len(own):
+            mean = bootstrap_mean(own.to_numpy(), seed=0)
+            several = len(own) > 1
+            found.append({
+                "text": text, "n": len(own), "logprob": mean.estimate, "ci_low": mean.low if several else None,
+                "ci_high": mean.high if several else None,
+            })  # fmt: skip
+    return found
 
 
 def _measured(frame: pd.DataFrame) -> dict[str, pd.Series]:

@@ -15,6 +15,7 @@ from probe.language_model.following import ids_after
 from probe.requests import Trace
 from probe.store import Writer
 from probe.texts import Prompt, TokenSequence, encode
+from probe.tracing.sets import SetScorer
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
@@ -42,6 +43,7 @@ class AnswerScorer:
         self.lm, self.request, self._edits = lm, request, edits
         self._premise = premise_of(lm, request) if request.calibrate else None
         self._neutral: Prefix | None = None
+        self.sets = SetScorer(lm, request, self._premise)
 
     def answers(self, sequence: TokenSequence) -> list[tuple[str, str]]:
         """(lead, text) of each answer to a prompt."""
@@ -58,8 +60,8 @@ class AnswerScorer:
         """The rows of all answers to the prompts of a batch."""
         for sequence in batch:
             rows = list(self.rows(sequence))
-            if rows:
-                writer.write("answers", {name: [row[name] for row in rows] for name in rows[0]})
+            if every := [*rows, *self.sets.rows(sequence, len(rows))]:
+                writer.write("answers", {name: [row.get(name) for row in every] for name in _COLUMNS})
             if any(not row["error"] and row["start"] < sequence.n_prompt for row in rows):
                 writer.warn(CUT_ANEW)
             if len(rows) > 1 and sequence.prompt.expect is not None and rows[0]["correct"] is None:
@@ -77,6 +79,7 @@ class AnswerScorer:
             row = {
                 "prompt_id": sequence.prompt.prompt_id, "answer": i, "text": text, "lead": lead,
                 "characters": len(text), "bytes": len(text.encode()), "correct": None if right is None else i == right,
+                "set": False,
             }  # fmt: skip
             if i in found and i not in errors and not np.isnan(found[i]).any():
                 own = _numbers(laid[i], found[i], base, prior.get(i))
@@ -142,6 +145,9 @@ _NUMBERS = (
     "start", "token_ids", "logprobs", "logprob", "before", "tokens", "per_token", "per_character", "per_byte", "prior",
     "calibrated",
 )  # fmt: skip
+
+
+_COLUMNS = ("prompt_id", "answer", "text", "lead", "characters", "bytes", "correct", "set", *_NUMBERS, "error")
 
 
 def _numbers(laid: LaidAnswer, found: np.ndarray, base: int, prior: float | None) -> dict[str, Any]:

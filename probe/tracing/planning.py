@@ -95,7 +95,8 @@ def estimate(lm: LanguageModel, tracing: Tracing, sequences: list[TokenSequence]
             tracing.explain.orders
         )
         rows |= {"stages": (explained * STAGES, 0), "candidates": (explained * CANDIDATES, 0)}
-    if answers := sum(len(tuple(tracing.request.answers) or s.prompt.choices or ()) for s in sequences):
+    sets = sum(one is not None for one in (tracing.request.answer_set, tracing.request.against_set))
+    if answers := sum(sets + len(tuple(tracing.request.answers) or s.prompt.choices or ()) for s in sequences):
         rows["answers"] = (answers, 0)
     weights = sum(p.numel() * p.element_size() for p in lm.model.parameters())
     return {

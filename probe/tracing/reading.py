@@ -18,24 +18,30 @@ from probe.sites import Cell, units_read
 from probe.store import Writer
 from probe.texts import TokenSequence, padded, scored_columns, scored_step_columns
 from probe.texts.explaining import ExplainedTokens, explain_sequence
+from probe.tracing.sets import SetScorer
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
     from probe.tracing.planning import Tracing
 
 
-def read_sequences(lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing, writer: Writer) -> None:
+def read_sequences(
+    lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing, writer: Writer, answers: SetScorer | None = None
+) -> None:
     """Read a batch of finished sequences in one forward; write everything that was asked for, and their tokens and steps."""
     ids, lengths = padded(batch)
     sink = RunSink(batch, tracing, writer, lm.anatomy.n_units)
+    sets = [answers.tokens(sequence) for sequence in batch] if answers else []
     reading = read(
         lm, ids.to(lm.device), lengths, cells=tracing.cells, attention=tracing.attention, top=tracing.request.top,
-        lens=tracing.request.lens, sink=sink,
+        lens=tracing.request.lens, sets=[own for own, _ in sets], sink=sink,
     )  # fmt: skip
-    for warning in reading.warnings:
+    for warning in (*reading.warnings, *(note for _, notes in sets for note in notes)):
         writer.warn(warning)
     for row, (sequence, own) in enumerate(zip(batch, reading.scores, strict=True)):
         columns = scored_columns(sequence, own)
+        if answers is not None:
+            columns |= answers.read(sequence, partial(reading.logits, row))
         writer.write("tokens", columns)
         logprob, entropy, rank = (
             columns[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in ("logprob", "entropy", "rank")

@@ -107,7 +107,7 @@ def _record(
                 _decode(lm, batch, tracing)
                 for note in changed_frequencies(lm, batch):
                     writer.warn(note)
-                read_sequences(lm, batch, tracing, writer)
+                read_sequences(lm, batch, tracing, writer, scorer.sets)
             writer.write("prompts", prompt_columns(batch, []))
             scorer.write(batch, writer)
     except NonFinite as error:
