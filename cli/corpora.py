@@ -98,5 +98,12 @@ def show_means(run: Run, *, quiet: bool) -> None:
 
 
 def _place(row: dict[str, Any]) -> str:
+    """As it is written on the command line."""
+    from probe.sites import SITES
+    from probe.sites.positions import listed
+
+    if row.get("units"):
+        letter = SITES[row["site"]].unit[0]
+        return f"{row['site']}@" + ",".join(f"{row['layer']}.{letter}{some}" for some in listed(row["units"]).split(","))
     layer = "" if row["layer"] < 0 else f"@{row['layer']}"
     return f"{row['site']}{layer}{'' if row['head'] < 0 else '.' + str(row['head'])}"

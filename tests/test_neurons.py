@@ -195,11 +195,30 @@ def test_texts_of_edits_read_the_neurons_that_a_run_has(lm: LanguageModel, tmp_p
         pass
 
 
-def test_what_is_of_whole_vectors_refuses_neurons(lm: LanguageModel) -> None:
-    with pytest.raises(BadPlace, match="all neurons"):
-        probe.means(lm, [TEXT], at=["mlp_post@1.n3"])
+def test_paths_are_of_whole_layers(lm: LanguageModel) -> None:
     with pytest.raises(BadOption, match="single neurons"):
         probe.patch(lm, clean=TEXT, corrupt="the dog sat on", answer="a", against="b", path="mlp_post@1.n3->logits")
+
+
+def test_means_of_single_neurons_are_those_of_the_layer_and_put_in_alone(lm: LanguageModel, tmp_path: Path) -> None:
+    texts = [TEXT, "a dog ran"]
+    some, whole = (
+        probe.means(lm, texts, at=[place], out=tmp_path / name)
+        for name, place in (("some", "mlp_post@1.n3..4,1.n7"), ("whole", "mlp_post@1"))
+    )
+    one, other = (run.table("means").iloc[0] for run in (some, whole))
+    assert list(one["units"]) == [3, 4, 7] and other["units"] is None
+    for name in ("mean", "variance", "minimum", "maximum"):
+        np.testing.assert_array_equal(one[name], other[name][[3, 4, 7]])
+    brief = some.summary["means"][0]
+    assert brief["largest_entry"] == [3, 4, 7][int(np.abs(one["mean"]).argmax())]
+    for name in ("some", "whole"):
+        (edit,) = parse_edits(lm, [f"mlp_post@1.n4,1.n7=mean:{tmp_path / name}"])
+        assert isinstance(edit, Mean)
+        np.testing.assert_array_equal(edit.vector, other["mean"][[4, 7]])
+    for place in ("mlp_post@1", "mlp_post@1.n5"):
+        with pytest.raises(BadEdit, match=f"no mean of {place}$"):
+            parse_edits(lm, [f"{place}=mean:{tmp_path / 'some'}"])
 
 
 def test_an_edited_neuron_generates_what_a_hook_generates(lm: LanguageModel) -> None:

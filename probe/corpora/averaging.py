@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from probe import store as stores
-from probe.corpora.measures import Key, whole_cells
+from probe.corpora.measures import Key, read_cells
 from probe.corpora.moments import Moments
 from probe.corpora.reading import BatchSink, read_corpus
 from probe.corpora.windows import Window, surveyed
@@ -26,15 +26,16 @@ if TYPE_CHECKING:
 def run_means(lm: LanguageModel, request: CorpusMeans) -> stores.Run:
     """Mean, variance, least and greatest of each entry of a site over all tokens of a file of texts, and the mean norm.
 
-    Of heads each has its own. The first tokens of a text (`skip`, 1 if nothing else is said) do not count: what stands at
-    position 0 is often hundreds of times as large. The sums are float64, put together by Chan, Golub & LeVeque (1983). The
-    edit `PLACE=mean:RUN` puts the mean in the place of an activation. The files are read once, in bounded memory beside their
-    text.
+    Of heads each has its own; where a place names neurons, these alone are read. The first tokens of a text (`skip`, 1 if
+    nothing else is said) do not count: what stands at position 0 is often hundreds of times as large. The sums are float64,
+    put together by Chan, Golub & LeVeque (1983). The edit `PLACE=mean:RUN` puts the mean in the place of an activation. The
+    files are read once, in bounded memory beside their text.
 
     Tables: `means`, `prompts` (the first text, and those that could not be read). Raises `BadPrompt`, `BadPlace`, `SiteAbsent`,
     `BadOption`, `NonFinite`, `RunError`.
     """
-    cells = whole_cells(lm, request.at)
+    cells = read_cells(lm, request.at)
+    units = {(cell.site, cell.layer): cell.units for cell in cells}
     corpus = surveyed(lm, request.texts, request)
     came_to = {"texts": len(corpus.prompts), "texts_sha256": hash_of(corpus.prompts)}
     with running(request, lm, word=cells[0].site, resolved=came_to) as run:
@@ -46,7 +47,7 @@ def run_means(lm: LanguageModel, request: CorpusMeans) -> stores.Run:
         failed = found.failed(corpus)
         run.warn(*corpus.notes, *corpus.remarks)
         with run.writer.unit("found", again=True):
-            rows = [_row(key, *found.state.of(key)) for key in widths]
+            rows = [_row(key, units[key[:2]], *found.state.of(key)) for key in widths]
             for row in rows:
                 run.write("means", {name: [value] for name, value in row.items()})
             bad = {one.prompt.prompt_id for one in failed}
@@ -61,7 +62,7 @@ means = public(run_means, CorpusMeans)
 
 def plan_means(lm: LanguageModel, request: CorpusMeans) -> dict[str, Any]:
     """What `means` would compute and write. Reads the texts, runs no model."""
-    widths = {key: width for cell in whole_cells(lm, request.at) for key, width in _widths(lm, cell).items()}
+    widths = {key: width for cell in read_cells(lm, request.at) for key, width in _widths(lm, cell).items()}
     corpus = surveyed(lm, request.texts, request)
     rows, values = len(widths), sum(widths.values())
     return corpus.plan(state=32 * values) | {"tables": {"means": {"rows": rows, "bytes": 60 * rows + 16 * values}}}
@@ -69,7 +70,8 @@ def plan_means(lm: LanguageModel, request: CorpusMeans) -> dict[str, Any]:
 
 def _widths(lm: LanguageModel, cell: Cell) -> dict[Key, int]:
     """How many values each vector of a cell has."""
-    return {(cell.site, cell.layer, head): lm.width(cell.site, cell.layer) for head in cell.heads or (None,)}
+    width = lm.width(cell.site, cell.layer) if cell.units is None else len(cell.units)
+    return {(cell.site, cell.layer, head): width for head in cell.heads or (None,)}
 
 
 class MomentSink(BatchSink):
@@ -128,11 +130,11 @@ class Sums:
         return own, float(self.norms[list(self.widths).index(key)] / own.n)
 
 
-def _row(key: Key, moments: Moments, norm: float) -> dict[str, Any]:
+def _row(key: Key, units: Sequence[int] | None, moments: Moments, norm: float) -> dict[str, Any]:
     site, layer, head = key
     vectors = {name: np.asarray(getattr(moments, name), np.float32) for name in ("mean", "variance", "minimum", "maximum")}
     return {
-        "site": site, "layer": layer, "head": -1 if head is None else head, "units": None, "n": int(moments.n), **vectors,
+        "site": site, "layer": layer, "head": -1 if head is None else head, "units": units, "n": int(moments.n), **vectors,
         "mean_norm": norm, "norm_of_mean": float(np.linalg.norm(moments.mean)),
     }  # fmt: skip
 
@@ -141,7 +143,8 @@ def _brief(row: dict[str, Any]) -> dict[str, Any]:
     """A row without its vectors: what is told of it, with the total variance and the entry that is largest on average."""
     largest = int(np.abs(row["mean"]).argmax())
     return {
-        **{name: row[name] for name in ("site", "layer", "head", "n", "mean_norm", "norm_of_mean")},
-        "total_variance": float(row["variance"].sum(dtype=np.float64)), "largest_entry": largest,
+        **{name: row[name] for name in ("site", "layer", "head", "units", "n", "mean_norm", "norm_of_mean")},
+        "total_variance": float(row["variance"].sum(dtype=np.float64)),
+        "largest_entry": largest if row["units"] is None else row["units"][largest],
         "largest_mean": float(row["mean"][largest]),
     }  # fmt: skip

@@ -68,15 +68,6 @@ def read_cells(lm: LanguageModel, places: Iterable[str]) -> tuple[Cell, ...]:
     return found
 
 
-def whole_cells(lm: LanguageModel, places: Iterable[str]) -> tuple[Cell, ...]:
-    """The same of vectors in their whole width. Raises `BadPlace` for single neurons."""
-    found = read_cells(lm, places)
-    if part := next((cell for cell in found if cell.units is not None), None):
-        where = f"{part.site}@{part.layer}"
-        raise BadPlace(f"means are of all {SITES[part.site].unit}s of {where} at once", hint=f"write {where}")
-    return found
-
-
 def measured(
     lm: LanguageModel, places: Iterable[str], project: str | Path | None
 ) -> tuple[tuple[ScalarPlace, ...], tuple[Cell, ...]]:

@@ -19,7 +19,7 @@ from probe.interventions.edits import Add, Cut, Edit, Mean, Noise, Patch, Projec
 from probe.interventions.experts import AblateExperts, ForceExperts, WeighExperts
 from probe.language_model.model import title_of
 from probe.registries.edit_operations import OPERATIONS
-from probe.sites import Cell, Positions, parse_place, split_edit
+from probe.sites import SITES, Cell, Positions, parse_place, split_edit
 from probe.store import Run, open_run
 from probe.store.activations import vectors
 
@@ -208,16 +208,22 @@ def every_value(run: Run, cell: Cell) -> Tensor:
 
 
 def corpus_mean(run: Run, cell: Cell, *, name: str) -> Tensor:
-    """([head,] d): the mean that a run of `means` has of a place. Raises `BadEdit` where it has none."""
-    rows = run.scan("means", columns=["head", "mean"], site=cell.site, layer=cell.layer).to_pylist()
-    means = {row["head"]: torch.tensor(row["mean"], dtype=torch.float32) for row in rows}
-    heads = [-1] if cell.heads is None else list(cell.heads)
-    if missing := [head for head in heads if head not in means]:
-        place = f"{cell.site}@{cell.layer}{'' if missing[0] < 0 else f'.{missing[0]}'}"
-        raise BadEdit(f"'{name}' holds no mean of {place}", hint=f"take it there: probe means FILE --at {place}")
-    found = torch.stack([means[head] for head in heads])
-    found = found if cell.units is None else found[..., list(cell.units)]
-    return found[0] if cell.heads is None else found
+    """([head,] d): the mean that a run of `means` has of a place, of the cell's neurons where it names some. Raises `BadEdit`
+    where the run has none."""
+    rows = run.scan("means", columns=["head", "units", "mean"], site=cell.site, layer=cell.layer).to_pylist()
+    by_head, found = {row["head"]: row for row in rows}, []
+    for head in [-1] if cell.heads is None else cell.heads:
+        row = by_head.get(head, {"units": [], "mean": []})
+        held = list(range(len(row["mean"]))) if row["units"] is None else row["units"]
+        wanted = held if cell.units is None and row["units"] is None else list(cell.units or ())
+        if not wanted or not set(wanted) <= set(held):
+            missing = next((unit for unit in wanted if unit not in held), None)
+            member = f".{head}" if head >= 0 else "" if missing is None else f".{SITES[cell.site].unit[0]}{missing}"
+            place = f"{cell.site}@{cell.layer}{member}"
+            raise BadEdit(f"'{name}' holds no mean of {place}", hint=f"take it there: probe means FILE --at {place}")
+        mean = torch.tensor(row["mean"], dtype=torch.float32)
+        found.append(mean[[held.index(unit) for unit in wanted]])
+    return found[0] if cell.heads is None else torch.stack(found)
 
 
 def activation(run: Run, cell: Cell, prompt: int) -> tuple[list[int], Tensor]:
