@@ -280,19 +280,3 @@ def test_the_command_a_replay_and_the_model_as_it_was(models: dict[str, Any], tm
     assert done.exit_code == 0 and json.loads(done.stdout)["summary"]["heads"] == 12
     plan = shell.invoke(app, ["weights", "tiny:llama", "--dry-run", "--json", "--what", "composition"])
     assert json.loads(plan.stdout)["tables"]["compositions"]["rows"] == len(run.table("compositions"))
-
-
-@pytest.mark.slow
-def test_smollm2_against_numpy() -> None:
-    lm = probe.load("smollm2")
-    found = probe.weights(lm, what="heads,composition", layers="16,18").table("head_circuits")
-    p = {k: v.double().numpy() for k, v in lm.model.named_parameters() if "layers.18." in k or "layers" not in k}
-    block, embedding = "model.layers.18", p["model.embed_tokens.weight"]
-    gain = p[f"{block}.input_layernorm.weight"]
-    value = (p[f"{block}.self_attn.v_proj.weight"] * gain).reshape(3, 64, 576)[6 // 3]
-    out = p[f"{block}.self_attn.o_proj.weight"].reshape(576, 9, 64)[:, 6]
-    small = value @ (embedding.T @ (embedding * p["model.norm.weight"])) @ out
-    values = np.linalg.eigvals(small)
-    row = found.query("layer == 18 and head == 6").iloc[0]
-    assert row["copying"] == pytest.approx(values.real.sum() / np.abs(values).sum(), abs=1e-3)
-    assert row["ov_norm"] == pytest.approx(np.linalg.norm(out @ value), rel=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -26,13 +27,13 @@ class Spectrum(NamedTuple):
     condition: float
 
 
-def singular_values(matrix: Tensor) -> Tensor:
-    """matrix (m, n) -> its min(m, n) singular values, float64, the largest first: roots of the eigenvalues of the smaller Gram
-    matrix, summed in float64 by blocks of rows. Those below 1e-7 of the largest are rounding, and 0 here."""
-    wide = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
-    gram = torch.zeros(wide.shape[1], wide.shape[1], dtype=torch.float64)
-    for rows in wide.split(ROWS):
-        rows = rows.detach().cpu().double()
+def singular_values(matrix: Tensor, less: Tensor | None = None) -> Tensor:
+    """matrix (m, n), less another if there is one -> its min(m, n) singular values, float64, the largest first: roots of the
+    eigenvalues of the smaller Gram matrix, summed in float64 by blocks of rows. Those below 1e-7 of the largest are rounding,
+    and 0 here."""
+    tall = matrix.shape[0] >= matrix.shape[1]
+    gram = torch.zeros(min(matrix.shape), min(matrix.shape), dtype=torch.float64)
+    for rows in _blocks(matrix if tall else matrix.T, less if less is None or tall else less.T):
         gram.addmm_(rows.T, rows)
     values = torch.linalg.eigvalsh(gram).flip(0).clamp_min(0.0).sqrt()
     return torch.where(values > RELATIVE * values[0], values, 0.0)
@@ -46,6 +47,29 @@ def spectrum(values: Tensor) -> Spectrum:
     smallest = float(values[-1])
     condition = largest / smallest if smallest else float("inf")
     return Spectrum(values, float(values.pow(2).sum()) / largest**2, float(rank_of(values)), condition)
+
+
+def _blocks(matrix: Tensor, less: Tensor | None = None) -> Iterator[Tensor]:
+    """Rows of a matrix, less those of another, float64 on the CPU."""
+    for i in range(0, len(matrix), ROWS):
+        rows = matrix[i : i + ROWS].detach().cpu().double()
+        yield rows if less is None else rows - less[i : i + ROWS].detach().cpu().double()
+
+
+class Change(NamedTuple):
+    """Of a difference of two matrices: its Frobenius norm, and the share of entries that differ."""
+
+    frobenius: float
+    changed: float
+
+
+def change(matrix: Tensor, less: Tensor) -> Change:
+    """matrix - less, both (m, n), by blocks of rows."""
+    squares = changed = 0.0
+    for rows in _blocks(matrix, less):
+        squares += float(rows.square().sum())
+        changed += int(rows.count_nonzero())
+    return Change(squares**0.5, changed / matrix.numel())
 
 
 class EntryStatistics(NamedTuple):
@@ -62,12 +86,12 @@ def entries(matrix: Tensor) -> EntryStatistics:
     """matrix (m, n), read by blocks of rows, summed in float64. The sd is that of a population."""
     total = squares = zeros = 0.0
     largest = 0.0
-    for rows in matrix.split(ROWS):
-        rows = rows.detach().cpu().double()
-        total += float(rows.sum())
-        squares += float(rows.pow(2).sum())
-        zeros += int((rows == 0).sum())
-        largest = max(largest, float(rows.abs().max()))
+    for rows in _blocks(matrix):
+        flat = rows.flatten()
+        total += float(flat.sum())
+        squares += float(flat @ flat)
+        zeros += len(flat) - int(flat.count_nonzero())
+        largest = max(largest, *(abs(float(end)) for end in flat.aminmax()))
     n = matrix.numel()
     mean = total / n
     return EntryStatistics(mean, max(squares / n - mean**2, 0.0) ** 0.5, largest, zeros / n, squares**0.5)

@@ -14,7 +14,7 @@ from probe.matrices.head_rows import write_heads
 from probe.matrices.naming import Matrix, gains, matrices
 from probe.matrices.neuron_rows import write_neurons
 from probe.matrices.planning import ResolvedSurvey, resolved
-from probe.matrices.spectra import entries, singular_values, spectrum
+from probe.matrices.spectra import change, entries, singular_values, spectrum
 from probe.requests import WeightSurvey, public
 from probe.running import Running, running
 from probe.stats.clusters import q_values
@@ -117,14 +117,14 @@ def _differences(run: Running, survey: ResolvedSurvey) -> None:
         with unit:
             there = theirs[one.name].detach()
             there = there[one.expert] if one.expert >= 0 else there.flatten(1)
-            gap = there.cpu().double() - one.value.cpu().double()
-            size, norm = float(one.value.double().norm()), float(gap.norm())
-            values = singular_values(gap) if norm > SMALLEST * size else torch.zeros(1).double()
+            size, moved = entries(one.value).frobenius, change(there, one.value)
+            some = moved.frobenius > SMALLEST * size
+            values = singular_values(there, one.value) if some else torch.zeros(1).double()
             s = spectrum(values)
             run.write("matrix_differences", {
-                **_named(one), "relative": [norm / size if size else None], "frobenius": [norm], "spectral": [float(values[0])],
-                "effective_rank": [s.effective_rank], "rank": [int((values > ALIKE * values[0]).sum())],
-                "changed": [float((gap != 0).double().mean())],
+                **_named(one), "relative": [moved.frobenius / size if size else None], "frobenius": [moved.frobenius],
+                "spectral": [float(values[0])], "effective_rank": [s.effective_rank], "changed": [moved.changed],
+                "rank": [int((values > ALIKE * values[0]).sum())],
             })  # fmt: skip
 
 
