@@ -56,20 +56,20 @@ def _blocks(matrix: Tensor, less: Tensor | None = None) -> Iterator[Tensor]:
         yield rows if less is None else rows - less[i : i + ROWS].detach().cpu().double()
 
 
-class Change(NamedTuple):
+class EntryChange(NamedTuple):
     """Of a difference of two matrices: its Frobenius norm, and the share of entries that differ."""
 
     frobenius: float
     changed: float
 
 
-def change(matrix: Tensor, less: Tensor) -> Change:
+def change(matrix: Tensor, less: Tensor) -> EntryChange:
     """matrix - less, both (m, n), by blocks of rows."""
     squares = changed = 0.0
     for rows in _blocks(matrix, less):
         squares += float(rows.square().sum())
         changed += int(rows.count_nonzero())
-    return Change(squares**0.5, changed / matrix.numel())
+    return EntryChange(squares**0.5, changed / matrix.numel())
 
 
 class EntryStatistics(NamedTuple):
