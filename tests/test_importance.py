@@ -279,8 +279,11 @@ def test_the_chain_is_what_it_says(markov) -> None:
 
 @pytest.mark.slow
 def test_intervals_cover_and_p_values_hold_on_a_known_chain(markov) -> None:
-    """a -> b changes P("1") by -0.3; a -> c changes nothing, with noise of its own (METHODS V8)."""
-    hits, rejected, trials = 0, 0, 150
+    """a -> b changes P("1") by -0.3; a -> c changes nothing, with noise of its own (METHODS V8).
+
+    tests/test_stats.py has the intervals' coverage exactly; this is that of what `rewind` draws and puts into them.
+    """
+    hits, rejected, trials = 0, 0, 50
     for edit, truth in (("b", -0.3), ("c", 0.0)):
         for seed in range(trials):
             done = probe.rewind(
@@ -291,8 +294,8 @@ def test_intervals_cover_and_p_values_hold_on_a_known_chain(markov) -> None:
             assert row["n"] == 40 and {r["outcome"] for r in done.summary["arms"]["edited"]["outcomes"]} <= {"0", "1"}
             hits += row["ci_low"] <= truth <= row["ci_high"]
             rejected += edit == "c" and row["p_value"] <= 0.05
-    assert 0.92 <= hits / (2 * trials) <= 0.985
-    assert rejected / trials <= 0.08
+    assert 0.9 <= hits / (2 * trials) <= 0.99
+    assert rejected / trials <= 0.1
 
 
 @pytest.mark.slow

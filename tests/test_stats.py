@@ -100,6 +100,19 @@ def test_interval_and_p_of_arms_are_one_rule(n1: int, n2: int) -> None:
                     assert abs(score(k1, n1, k2, n2, bound)) == pytest.approx(1.96, abs=0.01)
 
 
+@pytest.mark.parametrize(("n", "p", "q"), [(40, 0.7, 0.4), (40, 0.7, 0.7)])
+def test_the_interval_of_arms_covers_and_the_test_keeps_its_level(n: int, p: float, q: float) -> None:
+    """Exactly, over all tables of two arms but those that are all but impossible."""
+    ours, theirs = (reference.binom.pmf(range(n + 1), n, share) for share in (p, q))
+    covered = rejected = 0.0
+    for k1, k2 in zip(*np.nonzero(np.outer(ours, theirs) > 1e-6), strict=True):
+        found = stats.independent(int(k1), n, int(k2), n)
+        covered += ours[k1] * theirs[k2] * (found.low <= q - p <= found.high)
+        rejected += ours[k1] * theirs[k2] * (found.p_value <= 0.05)
+    assert 0.94 <= covered <= 0.97
+    assert rejected <= 0.055 or p != q
+
+
 def score(k1: int, n1: int, k2: int, n2: int, d: float) -> float:
     """Miettinen and Nurminen's statistic with the most likely share looked for on a grid."""
     p = np.linspace(max(0, -d), min(1, 1 - d), 20001)
