@@ -281,7 +281,7 @@ def test_the_chain_is_what_it_says(markov) -> None:
 def test_intervals_cover_and_p_values_hold_on_a_known_chain(markov) -> None:
     """a -> b changes P("1") by -0.3; a -> c changes nothing, with noise of its own (METHODS V8).
 
-    tests/test_stats.py has the intervals' coverage exactly; this is that of what `rewind` draws and puts into them.
+    tests/test_stats.py has the coverage of these intervals exactly; this is that of what `rewind` draws and puts into them.
     """
     hits, rejected, trials = 0, 0, 50
     for edit, truth in (("b", -0.3), ("c", 0.0)):
@@ -292,9 +292,13 @@ def test_intervals_cover_and_p_values_hold_on_a_known_chain(markov) -> None:
             )  # fmt: skip
             row = done.summary["difference"]
             assert row["n"] == 40 and {r["outcome"] for r in done.summary["arms"]["edited"]["outcomes"]} <= {"0", "1"}
+            drawn = done.branches.sort_values("sample").astype({"arm": str, "outcome": str}).groupby("arm")["outcome"]
+            arms = (drawn.get_group(arm).to_numpy() == "1" for arm in ("control", "edited"))
+            found = stats.compare(*arms, paired=done.summary["paired"])
+            assert (row["ci_low"], row["ci_high"], row["p_value"]) == pytest.approx((found.low, found.high, found.p_value))
             hits += row["ci_low"] <= truth <= row["ci_high"]
             rejected += edit == "c" and row["p_value"] <= 0.05
-    assert 0.9 <= hits / (2 * trials) <= 0.99
+    assert hits / (2 * trials) >= 0.9
     assert rejected / trials <= 0.1
 
 

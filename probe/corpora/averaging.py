@@ -84,11 +84,12 @@ class MomentSink(BatchSink):
 
     def activation(self, site: str, layer: int, head: int | None, values: Tensor) -> None:
         """Take the moments of what counts, values (batch, pos, d)."""
-        self.check(values)
+        norms = torch.linalg.vector_norm(values, dim=-1, dtype=torch.float64).cpu()
+        self.check(norms)  # finite where all that it is of are
         if not self.bad.any():
             own = values[self.counted.to(values.device)].double().cpu()  # (n, d)
             self.moments[site, layer, head] = Moments.of(own.numpy())
-            self.norms[site, layer, head] = float(torch.linalg.vector_norm(own, dim=-1).sum())
+            self.norms[site, layer, head] = float(norms[self.counted].sum())
 
 
 class Sums:

@@ -25,7 +25,8 @@ class Moments:
     def of(cls, values: np.ndarray) -> Self:
         """Of values (n, k) float64, n of them at least one."""
         mean = values.mean(0)
-        return cls(np.asarray(len(values)), mean, np.square(values - mean).sum(0), values.min(0), values.max(0))
+        apart = values - mean
+        return cls(np.asarray(len(values)), mean, np.einsum("nk,nk->k", apart, apart), values.min(0), values.max(0))
 
     @classmethod
     def nothing(cls, k: int) -> Self:

@@ -34,10 +34,8 @@ class BatchSink(MemorySink):
         self.bad = np.zeros(len(batch), bool)
 
     def check(self, values: Tensor) -> None:
-        """Look for what is not finite in values (batch, pos, …)."""
-        finite = values.isfinite()
-        finite = finite.flatten(2).all(-1).cpu() if finite.ndim > 2 else finite.cpu()
-        self.bad |= (~finite & self.counted).any(-1).numpy()
+        """Look for what is not finite in values (batch, pos)."""
+        self.bad |= (~values.isfinite().cpu() & self.counted).any(-1).numpy()
 
 
 class PartState(Protocol):
