@@ -215,7 +215,7 @@ def test_what_cannot_be_followed_is_said() -> None:
     lm = loaded("llama")
     for options, why in (
         ({"answer": "a", "target": "b"}, "two answers"), ({"against": "a"}, "against which"),
-        ({"answer_set": "a", "whole_answer": True}, "single"), ({"answer": "a", "answer_set": "b"}, "twice"),
+        ({"answer_set": "a", "whole_answer": True}, "followed whole"), ({"answer": "a", "answer_set": "b"}, "twice"),
         ({"answer": "a", "measure_at": "3..4"}, "2 positions"), ({"answer": "a", "measure_at": 99}, "no position 99"),
         ({"answer": "a", "measure_at": "here"}, "is no position"), ({"answer_set": "re:^qq$"}, "no token matches"),
         ({"answer": " 5" * 600, "whole_answer": True}, "longer than the context"),
