@@ -216,18 +216,15 @@ class PromptSource:
 
     def prompts(self, said: Mapping[str, Any], *, transcripts: bool = False) -> Any:
         """The prompt's text, the path of the file, or the prompts of standard input. said: the options of `FileOptions`."""
-        form, column, expect = (said[name] for name in ("format", "column", "expect_column"))
         if (self.prompt is None) == (self.file is None):
             raise typer.BadParameter("give a prompt, or a file of prompts with --file")
         if self.prompt is not None and self.prompt != "-":
-            if (form, column, expect) != (None, None, None):
+            if any(said[name] is not None for name in ("format", "column", "expect_column")):
                 raise typer.BadParameter("--format, --column and --expect-column are for --file and for standard input")
             return self.prompt
         if self.file is not None and str(self.file) != "-":
             return self.file
-        from probe.texts import read_prompts
-
-        return read_prompts(sys.stdin.buffer, kind=form, column=column, expect_column=expect, transcripts=transcripts)
+        return _piped(said, transcripts=transcripts)
 
 
 def texts_of(said: Mapping[str, Any]) -> list[Any]:
@@ -239,11 +236,23 @@ def texts_of(said: Mapping[str, Any]) -> list[Any]:
         raise typer.BadParameter("standard input can be read once")
     if "-" not in named:
         return [Path(one) for one in named]
+    given = _piped(said)
+    return [given if one == "-" else Path(one) for one in named]
+
+
+def source_of(said: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands in place of a command line's [RUN|PROMPT] and --file where one of them is -, for standard input."""
+    if "-" not in (said["source"], str(said["file"])) or None not in (said["source"], said["file"]):
+        return {}
+    return {"source": _piped(said), "file": None}
+
+
+def _piped(said: Mapping[str, Any], *, transcripts: bool = False) -> Any:
+    """The prompts of standard input."""
     from probe.texts import read_prompts
 
-    form, column, expect = (said[name] for name in ("format", "column", "expect_column"))
-    given = read_prompts(sys.stdin.buffer, kind=form, column=column, expect_column=expect)
-    return [given if one == "-" else Path(one) for one in named]
+    kind, column, expect = (said[name] for name in ("format", "column", "expect_column"))
+    return read_prompts(sys.stdin.buffer, kind=kind, column=column, expect_column=expect, transcripts=transcripts)
 
 
 @dataclass(frozen=True)

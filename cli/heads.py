@@ -7,13 +7,13 @@ from dataclasses import replace
 from probe.requests import AttentionHeads
 
 from .command import Begun, with_options
-from .groups import Planning, Showing, SourceLoading
+from .groups import Planning, Showing, SourceLoading, source_of
 
 
 @with_options
 def command(begun: Begun[AttentionHeads], loading: SourceLoading, planning: Planning, showing: Showing) -> None:
     """What does each attention head do? Kinds by stated thresholds, on a text and on repeated random tokens."""
-    request = begun.build(other_model=loading.model is not None)  # checked before a model is loaded
+    request = begun.build(other_model=loading.model is not None, **source_of(begun.said))  # checked before a model is loaded
     from probe.attention_heads import plan_heads, run_heads
 
     from .listed_heads import show_heads

@@ -285,6 +285,12 @@ def test_the_command_tells_plans_and_shows_a_page(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, [*words, "--memory", "elu", "-o", str(tmp_path / "r")])
     assert shown.exit_code == 3 and "clusters of keys" in shown.stdout  # a row could not be read
     assert "by the least excess of tag, before rotation" in shown.stdout and "as memories" in shown.stdout
+    piped = CliRunner().invoke(app, ["heads", "-f", "-", *words[3:], "-o", str(tmp_path / "piped")], input=file.read_text())
+    assert piped.exit_code == 3
+    for table in ("heads", "head_key_tokens", "head_keys"):
+        pd.testing.assert_frame_equal(
+            *(probe.open_run(tmp_path / name).table(table).drop(columns="run_id") for name in ("r", "piped"))
+        )
     planned = json.loads(CliRunner().invoke(app, [*words, "--dry-run", "--json"]).stdout)
     rows = {name: len(probe.open_run(tmp_path / "r").table(name)) for name in planned["tables"] if name.startswith("head_key")}
     assert {name: planned["tables"][name]["rows"] for name in rows} == rows and len(rows) == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,10 +50,9 @@ class HeadSums(NamedTuple):
         return np.where(self.texts > 1, width, np.nan)
 
 
-def mean_tables(run: Running) -> dict[str, dict[str, Any]]:
-    """The tables `head_kinds` and `head_means`, of all rows that the run has of tables with a row a head in a text."""
-    anatomy = run.lm.anatomy
-    heads = [anatomy.n_heads("pattern", layer) for layer in range(anatomy.n_layers)]
+def mean_tables(run: Running, heads: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """The tables `head_kinds` and `head_means`, of all rows that the run has of tables with a row a head in a text. heads: how
+    many each layer has."""
     shape = len(heads), max(heads, default=0)
     kinds: list[dict[str, Any]] = []
     means: list[dict[str, Any]] = []

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from probe import store as stores
+from probe.attention_heads.counting import head_counts
 from probe.attention_heads.features import FeatureMap
 from probe.attention_heads.inputs import Inputs, inputs_of
 from probe.attention_heads.kernel import KernelView
@@ -45,7 +46,7 @@ def run_heads(lm: LanguageModel | None, request: AttentionHeads) -> stores.Run:
     """
     inputs = inputs_of(lm, request)
     lm, repeated = inputs.lm, inputs.repeated()
-    check_heads(lm)
+    counts = head_counts(lm, views=bool(request.views))
     views, keys = views_of(request), KeyRecorder(inputs) if request.keys else None
     with running(request, lm, word=_word(inputs), resolved=inputs.came_to) as run:
         if run.writer.whole:
@@ -63,7 +64,7 @@ def run_heads(lm: LanguageModel | None, request: AttentionHeads) -> stores.Run:
         if keys is not None:
             run.warn(*keys.notes(lm))
             cluster_keys(run, keys, request)
-        _gather(run, views)
+        _gather(run, views, counts)
         parent = inputs.one.parent if inputs.one is not None else None
         return run.finish(summarize(run, request), seed=request.seed, parent=parent)
 
@@ -75,8 +76,7 @@ def plan_heads(lm: LanguageModel | None, request: AttentionHeads) -> dict[str, A
     """What `heads` would compute and write. Runs nothing."""
     inputs = inputs_of(lm, request)
     lm, repeated = inputs.lm, inputs.repeated()
-    check_heads(lm)
-    n_heads = sum(lm.anatomy.n_heads("pattern", layer) for layer in range(lm.anatomy.n_layers))
+    n_heads = sum(head_counts(lm, views=bool(request.views)))
     tokens = sum(len(one.ids) for one in inputs.texts())
     texts, random = inputs.readable, len(repeated)
     inputs_read = (texts > 0) + (random > 0)
@@ -107,14 +107,6 @@ def views_of(request: AttentionHeads) -> tuple[HeadView, ...]:
     if request.memory:
         found.append(MemoryView(FeatureMap.parse(request.memory, seed=request.seed)))
     return tuple(found)
-
-
-def check_heads(lm: LanguageModel) -> None:
-    """Raises `SiteAbsent` for a model that has no attention heads at all."""
-    anatomy = lm.anatomy
-    if not any(anatomy.n_heads("pattern", layer) for layer in range(anatomy.n_layers)):
-        why = anatomy.reason("pattern", 0) if anatomy.n_layers else anatomy.reason("blocks")
-        raise SiteAbsent(f"{lm.name} has no attention heads to read: {why}", hint="probe models sites MODEL says what it has")
 
 
 def _batch_tokens(inputs: Inputs) -> int:
@@ -202,7 +194,7 @@ def _record_failed(run: Running, failed: list[Failed]) -> None:
             run.write("prompts", prompt_columns([], [f.prompt for f in failed]))
 
 
-def _gather(run: Running, views: Sequence[HeadView]) -> None:
+def _gather(run: Running, views: Sequence[HeadView], counts: Sequence[int]) -> None:
     """What all texts come to, as one unit."""
     if run.writer.done("means"):
         return
@@ -210,7 +202,7 @@ def _gather(run: Running, views: Sequence[HeadView]) -> None:
         for view in views:
             for table, columns in view.finished():
                 run.write(table, columns)
-        for table, columns in mean_tables(run).items():
+        for table, columns in mean_tables(run, counts).items():
             run.write(table, columns)
 
 

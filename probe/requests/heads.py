@@ -32,8 +32,8 @@ class AttentionHeads(SourceOptions, FileOptions, Request):
     _: KW_ONLY
     file: Annotated[
         str | Path | None,
-        Option("Many prompts: .txt (one a line), .jsonl, .json, .csv, .parquet; means over them.", ("--file", "-f"),
-               shell=Path | None),
+        Option("Many prompts: .txt (one a line), .jsonl, .json, .csv, .parquet; - for stdin; means over them.",
+               ("--file", "-f"), shell=Path | None),
     ] = None  # fmt: skip
     kernel: Annotated[bool, Option("Each head as a kernel smoother: similarity, popularity, bandwidth.")] = False
     rows: Annotated[int, Option("Positions of a text, evenly spaced, at which --kernel looks.", minimum=1)] = 32
