@@ -40,13 +40,13 @@ def head_counts(lm: LanguageModel, *, views: bool) -> list[int]:
 
 def _returned(lm: LanguageModel) -> list[int]:
     """Heads of the weights that the model itself returns, by layer."""
-    sink = _Counts([0] * lm.anatomy.n_layers)
+    sink = _HeadCounts([0] * lm.anatomy.n_layers)
     ids = lm.encode(TEXT).ids
     read(lm, torch.tensor([ids]), [len(ids)], sink=sink, attention=AttentionSpec("heads"), top=1)
     return sink.counts
 
 
-class _Counts(MemorySink):
+class _HeadCounts(MemorySink):
     def __init__(self, counts: list[int]) -> None:
         super().__init__()
         self.counts = counts
