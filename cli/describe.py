@@ -149,7 +149,8 @@ def _show_absent(anatomy: Anatomy) -> None:
 
 def _tap(tap: Tap, block: str | None) -> str:
     key = "" if tap.key == 0 else f"[{tap.key!r}]"
-    less = "" if tap.less is None else f" without the {_tap(tap.less, block)}"
+    times = "" if tap.times == 1 else f"{tap.times:.4g} times "
+    less = "" if tap.less is None else f" without {times}the {_tap(tap.less, block)}"
     return f"{tap.side} of {_inside(tap.path, block)}{key}{less}"
 
 

@@ -258,13 +258,19 @@ def test_a_block_with_edited_experts_is_the_block_computed_anew(family: str) -> 
             torch.testing.assert_close(sink.activations[site, layer, None][0].double(), parts[site], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("family", SHARED)
+@pytest.mark.parametrize("family", [*SHARED, "minimax_m3_vl_text"])
 def test_routed_and_shared_experts_are_changed_apart(family: str) -> None:
-    """Against plain hooks on the modules that compute them; both at once, in one context and in one within the other."""
+    """Against plain hooks on the modules that compute them; both at once, in one context and in one within the other. The last
+    family multiplies what its routed experts give by a number."""
     lm = probe.load(f"tiny:{family}")
     layer, plain = lm.anatomy.n_layers - 1, reading.plain(lm, IDS)
     mlp = f"{lm.anatomy.layers[layer].block}.mlp"
-    modules = {"routed_out": f"{mlp}.experts", "shared_out": f"{mlp}.shared_expert{'s' if family == 'deepseek_v3' else ''}"}
+    modules = {"routed_out": f"{mlp}.experts", "shared_out": f"{mlp}.shared_expert{'' if family == 'qwen2_moe' else 's'}"}
+    whole = reading.captured(lm, [IDS], [f"{site}@{layer}" for site in ("mlp_out", *modules)])[0].activations
+    routed, shared = (whole[site, layer, None] for site in modules)
+    torch.testing.assert_close(routed + shared, whole["mlp_out", layer, None], rtol=0, atol=1e-6)
+    tap = lm.anatomy.tap("shared_out", layer)
+    assert (tap.times != 1.0) == (family == "minimax_m3_vl_text") and Anatomy.from_dict(lm.anatomy.to_dict()) == lm.anatomy
     edits = {site: parse_edits(lm, [f"{site}@{layer}:3..=scale:0.5"]) for site in modules}
 
     def halve(_m: Any, _a: Any, output: Tensor) -> Tensor:
@@ -287,7 +293,7 @@ def test_routed_and_shared_experts_are_changed_apart(family: str) -> None:
     assert torch.equal(reading.plain(lm, IDS), plain) and reading.no_hook_is_left(lm, IDS) == 0
 
 
-@pytest.mark.parametrize("family", SHARED)
+@pytest.mark.parametrize("family", [*SHARED, "minimax_m3_vl_text"])
 def test_shares_of_a_write_sum_to_it_in_attribution_and_in_slopes(family: str, tmp_path: Path) -> None:
     lm = probe.load(f"tiny:{family}")
     layer = lm.anatomy.n_layers - 1
@@ -301,6 +307,10 @@ def test_shares_of_a_write_sum_to_it_in_attribution_and_in_slopes(family: str, t
         without = probe.attribute(lm, "abcdef Mary gh", answer="J", against="M", out=tmp_path / "b").table("attribution")
     gone = without.set_index(["component", "layer"]).contribution
     assert abs(gone["mlp_shared", layer]) < 1e-6 < abs(parts["mlp_shared", layer])
+    with applying(lm, parse_edits(lm, [f"routed_out@{layer}=zero"]), ids=lm.encode("abcdef Mary gh").ids):
+        without = probe.attribute(lm, "abcdef Mary gh", answer="J", against="M", out=tmp_path / "d").table("attribution")
+    gone = without.set_index(["component", "layer"]).contribution
+    assert gone["mlp_routed", layer] == 0.0 != parts["mlp_routed", layer]
     patched = probe.patch(
         lm, clean="abcdef Mary gh", corrupt="abXdef John gh", answer="J", against="M", metric="logit-diff",
         method="attribution", sites="mlp_out,routed_out,shared_out", out=tmp_path / "c",

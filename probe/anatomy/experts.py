@@ -45,28 +45,32 @@ def find_router(inside: Inside, model: nn.Module, ids: Tensor, tried: dict[tuple
 
 
 def find_shared(
-    inside: Inside, model: nn.Module, ids: Tensor, routed: Port, write: Port, tried: dict[tuple[str, ...], str]
+    inside: Inside, model: nn.Module, ids: Tensor, routed: Port, write: Port, tried: dict[tuple[str, ...], float | str]
 ) -> Port | str:
     """What of a write is not the routed experts', or why the two are no terms of it: the write grows by what is added to
-    theirs, and is more than theirs."""
+    theirs, times a number, and is more than theirs."""
     key = inside.relative(routed.tap.path), inside.relative(write.tap.path), str(write.shape)
     if key not in tried:
-        tried[key] = _why_not_a_term(model, ids, routed, write)
-    return tried[key] or write._replace(tap=write.tap._replace(less=routed.tap))
+        tried[key] = _times(model, ids, routed, write)
+    times = tried[key]
+    return times if isinstance(times, str) else write._replace(tap=write.tap._replace(less=routed.tap, times=times))
 
 
-def _why_not_a_term(model: nn.Module, ids: Tensor, routed: Port, write: Port) -> str:
-    """ "" where twice the routed experts' output is once more of it in the write, which holds other things too."""
+def _times(model: nn.Module, ids: Tensor, routed: Port, write: Port) -> float | str:
+    """By how many times what the routed experts' output grows by the write grows, where it holds other things too."""
     taps = [routed.tap, write.tap]
     one = values_at(model, ids, taps)
     two = values_at(model, ids, [write.tap], edits={routed.tap: lambda value: value * 2})
     added = (two[write.tap] - one[write.tap]).double().flatten()
     theirs, whole = (one[tap].double().flatten() for tap in taps)
-    if theirs.shape != whole.shape or float((added - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30)) > 1e-3:
-        return "what the routed experts give is not added as it is to what the MLP writes"
-    if float((whole - theirs).abs().max() / whole.abs().max().clamp_min(1e-30)) < 1e-5:
+    size = theirs.abs().max().clamp_min(1e-30)
+    exact = float(added @ theirs / (theirs @ theirs).clamp_min(1e-30)) if theirs.shape == whole.shape else 0.0
+    if abs(exact) < 1e-3 or float((added - exact * theirs).abs().max() / size) > 1e-3 * abs(exact):
+        return "what the routed experts give is no term of what the MLP writes"
+    times = next((short for short in (round(exact, n) for n in range(5)) if abs(short / exact - 1) < 1e-5), exact)
+    if float((whole - times * theirs).abs().max() / whole.abs().max().clamp_min(1e-30)) < 1e-5:
         return "the routed experts make all of what the MLP writes: mlp_out is theirs"
-    return ""
+    return times
 
 
 def _handed(inside: Inside) -> Iterator[tuple[Event, Port, Port]]:

@@ -212,9 +212,14 @@ class Anatomy:
         return Location(
             site, layer, read, changed,
             call=(here.attention, here.visit) if site.source == "call" and here.attention is not None else None,
-            coefficient=write.coefficient if write else 1.0, gains=write.gains if write else (),
+            coefficient=self._factor(here, name) * (write.coefficient if write else 1.0), gains=write.gains if write else (),
             n_heads=self.n_heads(name, layer), width=here.widths.get(name, 0), entries=here.entries.get(name),
         )  # fmt: skip
+
+    @staticmethod
+    def _factor(here: Layer, name: str) -> float:
+        """By what a tensor is multiplied within the write that it is a term of."""
+        return here.taps["shared_out"].times if name == "routed_out" else 1.0
 
     def tap(self, site: str, layer: int = -1) -> Tap:
         """Where the site is read. Raises as `site` does."""
@@ -279,8 +284,8 @@ class Anatomy:
 
 
 def _tap_from(plain: Sequence[Any]) -> Tap:
-    path, side, key, call, less = plain
-    return Tap(path, side, key, call, None if less is None else _tap_from(less))
+    path, side, key, call, less, times = plain
+    return Tap(path, side, key, call, None if less is None else _tap_from(less), times)
 
 
 def _layer_from(plain: Mapping[str, Any]) -> Layer:

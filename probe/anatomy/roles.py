@@ -35,7 +35,7 @@ class Trials:
     fed: dict[tuple[str, ...], list[bool]] = field(default_factory=dict)
     unrotated: dict[tuple[str, ...], Tried] = field(default_factory=dict)
     experts: dict[tuple[str, ...], float] = field(default_factory=dict)
-    shared: dict[tuple[str, ...], str] = field(default_factory=dict)
+    shared: dict[tuple[str, ...], float | str] = field(default_factory=dict)
 
 
 @dataclass

@@ -116,7 +116,8 @@ class _Walk:
         if write.kind != "attn":
             whole = (value * along).sum(-1)
             if write.kind == "mlp" and "routed_out" in layer.taps:
-                routed = (self._seen.values[layer.taps["routed_out"]] * along).sum(-1)
+                times = layer.taps["shared_out"].times
+                routed = times * (self._seen.values[layer.taps["routed_out"]] * along).sum(-1)
                 shares = {"mlp_routed": routed, "mlp_shared": whole - routed}
                 return [Component(name, number, -1, share) for name, share in shares.items()]
             return [Component(_name(layer, write), number, -1, whole)]

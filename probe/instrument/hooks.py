@@ -16,8 +16,8 @@ class Tap(NamedTuple):
     `key` is the place of the tensor: a positional argument (int) or a keyword (str) of the call, or an element of a
     tuple (int) or a field of a dict-like (str) that it returns; 0 for an output that is itself a tensor.
     One forward may visit a block several times: `call` picks the visit, None is all of them.
-    less: what is read is the tensor without that of another module, computed before it; a change of what is read is a change
-    of the tensor.
+    less: what is read is the tensor without that of another module, computed before it, so many times; a change of what is
+    read is a change of the tensor.
     """
 
     path: str
@@ -25,6 +25,7 @@ class Tap(NamedTuple):
     key: int | str = 0
     call: int | None = None
     less: Tap | None = None
+    times: float = 1.0
 
 
 Reader = Callable[[Tensor], Tensor | None]
@@ -37,13 +38,13 @@ Recorder = Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any], Any], None
 class _Rest:
     """Reads and changes what is left of a tensor without another one."""
 
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
+    def __init__(self, reader: Reader, times: float) -> None:
+        self._reader, self._times = reader, times
         self._part: Tensor | None = None
 
     def keep(self, part: Tensor) -> None:
-        """The other tensor; a copy, for a model may add the rest to it in place."""
-        self._part = part.clone()
+        """The other tensor, so many times; a copy, for a model may add the rest to it in place."""
+        self._part = part * self._times
 
     def __call__(self, value: Tensor) -> Tensor | None:
         assert self._part is not None, "it is computed before"
@@ -76,7 +77,7 @@ def tapping(model: nn.Module, taps: Mapping[Any, Reader]) -> Iterator[None]:
     for tap, reader in taps.items():
         less = getattr(tap, "less", None)
         if less is not None:
-            rests.append((less, _Rest(reader)))
+            rests.append((less, _Rest(reader, tap.times)))
         grouped[tap.path, tap.side].append((tap, reader if less is None else rests[-1][1]))
     visits = _Visits()
     with ExitStack() as undo:
