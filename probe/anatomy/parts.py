@@ -208,18 +208,14 @@ class Anatomy:
         if name == "resid_pre" and layer > 0 and self.has("resid_post", layer - 1):
             changed = self.layers[layer - 1].taps["resid_post"]
         added = site.source in ("write", "share")
+        times = here.taps["shared_out"].times if name == "routed_out" else 1.0
         write = next((w for w in here.writes if w.kind == site.part), None) if added else None
         return Location(
             site, layer, read, changed,
             call=(here.attention, here.visit) if site.source == "call" and here.attention is not None else None,
-            coefficient=self._factor(here, name) * (write.coefficient if write else 1.0), gains=write.gains if write else (),
+            coefficient=times * write.coefficient if write else 1.0, gains=write.gains if write else (),
             n_heads=self.n_heads(name, layer), width=here.widths.get(name, 0), entries=here.entries.get(name),
         )  # fmt: skip
-
-    @staticmethod
-    def _factor(here: Layer, name: str) -> float:
-        """By what a tensor is multiplied within the write that it is a term of."""
-        return here.taps["shared_out"].times if name == "routed_out" else 1.0
 
     def tap(self, site: str, layer: int = -1) -> Tap:
         """Where the site is read. Raises as `site` does."""
