@@ -19,6 +19,7 @@ from probe.language_model import LanguageModel
 from probe.patching import plan_patch
 from probe.requests import PatchSweep
 from tests.planted import lookup
+from tests.test_panels import panels, same_as_the_table
 
 CLEAN, CORRUPT = "abcdef Mary gh", "abXdef John gh"
 ASKED: dict[str, Any] = {"clean": CLEAN, "corrupt": CORRUPT, "answer": "a", "against": "b"}
@@ -275,3 +276,14 @@ def test_the_planted_facts_are_found_and_no_other(way: dict[str, Any]) -> None:
     assert set(zip(strong["layer"], strong["neuron"], strict=True)) == {(1, 0), (1, 2)} and not strong["control"].any()
     assert strong["effect"].tolist() == pytest.approx([0.5, 0.5], abs=0.02)
     assert run.summary["neurons"]["control_effect"] < 0.005
+    listing = panels(run)["patch-mlp-post-neuron"]
+    same_as_the_table(run, listing)
+    assert set(listing.frame["neuron"][:2]) == {0, 2}
+
+
+def test_heads_beside_neurons_are_not_counted_among_them() -> None:
+    circuit = lookup()
+    asked = {"clean": circuit.clean, "corrupt": circuit.corrupt, "answer": circuit.answer, "against": circuit.against}
+    run = probe.patch(circuit.lm, **asked, sites="mlp_post,z", by="neuron,head", top=3, sample=2)
+    assert (run.summary["neurons"]["chosen"], run.summary["neurons"]["control"], run.summary["agreement"]["n"]) == (3, 2, 5)
+    assert run.patches.loc[run.patches["head"] >= 0, "estimate"].isna().all()

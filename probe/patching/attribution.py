@@ -194,7 +194,7 @@ class Attribution:
 
 
 class EstimatedAndExact(Attribution):
-    """The same estimates, and every cell is run besides."""
+    """The same estimates of neurons, and every cell is run besides."""
 
     def __init__(self, lm: LanguageModel, pair: Pair, patching: Patching, wheres: Sequence[SiteLayer]) -> None:
         super().__init__(lm, pair, patching, wheres)
@@ -205,7 +205,8 @@ class EstimatedAndExact(Attribution):
     ) -> list[tuple[str, LayerCells, CellMetrics]]:
         """Metrics with each cell patched, and what was estimated of them. Nothing is sampled: all is exact."""
         assert isinstance(part, LayerCells)
-        return [("", part, self._run(part, old, new, report)._replace(estimated=self.estimates(part, new)))]
+        estimated = None if part.locations[0].unit is None else self.estimates(part, new)
+        return [("", part, self._run(part, old, new, report)._replace(estimated=estimated))]
 
 
 def sample(patching: Patching) -> dict[tuple[int, int], set[int]]:

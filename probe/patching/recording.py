@@ -154,6 +154,7 @@ def _chosen(patching: Patching, cells: pd.DataFrame) -> dict[str, Any] | None:
     """How many neurons were chosen of how many, and what those do that were drawn beside; None where none was chosen."""
     if not patching.neurons:
         return None
+    cells = cells[cells["neuron"] >= 0]
     control = cells.loc[cells["control"].astype(bool), ["effect", "change"]].abs()
     return {
         "of": sum(map(len, patching.neurons[0])), "chosen": len(cells) - len(control), "control": len(control),
