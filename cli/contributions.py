@@ -22,7 +22,8 @@ def show_attribute(run: Run, *, quiet: bool) -> None:
     summary = run.summary
     last = summary["positions"][-1]
     what = visible(summary["answer"]) + (f" against {visible(summary['against'])}" if summary["against"] else "")
-    typer.echo(f"the logit of {what} after {visible(last['token'])} at {last['pos']}")
+    of = summary.get("of", "logit")
+    typer.echo(f"the {of} of {'the whole ' if of == 'log-prob' else ''}{what} after {visible(last['token'])} at {last['pos']}")
     both = [*summary["up"], *summary["down"][::-1]]
     largest = max((abs(row["contribution"]) for row in both), default=1.0) or 1.0
     rows = [
@@ -37,7 +38,7 @@ def show_attribute(run: Run, *, quiet: bool) -> None:
         capped = f"; {row['logit']:+.4f} after the cap" if summary["cap"] is not None else ""
         typer.echo(
             f"{summary['components']} parts at {row['pos']} sum to {row['sum']:+.4f}; "
-            f"the model's logit {row['before_cap']:+.4f}{capped}; residual {row['residual']:.1e}"
+            f"the model's {of} {row['before_cap']:+.4f}{capped}; residual {row['residual']:.1e}"
         )
     typer.echo(f"\nrun: {run_path(run)}")
 

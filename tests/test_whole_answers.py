@@ -13,6 +13,8 @@ from torch import Tensor
 import probe
 from probe.errors import BadOption, BadPlace, BadPrompt, OutOfRange
 from probe.patching import plan_patch
+from probe.patching.exact import prepare_pair
+from probe.patching.pairs import PairTexts, make_pair
 from tests.planted import naming
 
 CLEAN, CORRUPT = "abcdef Mary gh", "abXdef John gh"
@@ -88,7 +90,7 @@ def both(lm, text: Sequence[int], module, change: Change, **side) -> tuple[float
 def test_cells_are_measured_over_the_whole_answer(lm):
     """The stream position by position, and heads: each of the metrics, and the same with little memory."""
     clean, corrupt = ids(lm, CLEAN), ids(lm, CORRUPT)
-    run = probe.patch(lm, **ASKED, sites=["resid_pre", "z@1"], positions="2,9..12,last", by=None)
+    run = probe.patch(lm, **ASKED, sites=["resid_pre", "z@1", "resid_post@2"], positions="2,9..12,last", by=None)
     checked = 0
     for row in run.patches.itertuples():
         layer = lm.anatomy.layers[row.layer]
@@ -96,8 +98,9 @@ def test_cells_are_measured_over_the_whole_answer(lm):
         if row.site == "z":
             module, own = block.self_attn.o_proj, slice(row.head * layer.d_head, (row.head + 1) * layer.d_head)
             where = [2, 9, 10, 11, 12, len(clean) - 1]
-        else:
-            module, own, where = block, slice(None), [row.pos]
+        else:  # what comes out of the last block is what goes into the norm behind it
+            module = block if row.site == "resid_pre" else lm.model.model.norm
+            own, where = slice(None), [row.pos]
         one, other = both(lm, corrupt, module, put(where, seen(lm, clean, module), own))
         assert [row.logprob, row.prob, row.logit_diff] == pytest.approx([one, np.exp(one), one - other], abs=1e-5)
         first = plain(lm, corrupt, module, put(where, seen(lm, clean, module), own))[-1].log_softmax(-1)
@@ -106,7 +109,7 @@ def test_cells_are_measured_over_the_whole_answer(lm):
         checked += abs(row.change) > 1e-3
     assert checked > 10
     assert run.summary["unit"] == "nats, log-prob of the whole answer - against"
-    tight = probe.patch(lm, **ASKED, sites=["resid_pre", "z@1"], positions="2,9..12,last", memory="1KB").patches
+    tight = probe.patch(lm, **ASKED, sites=["resid_pre", "z@1", "resid_post@2"], positions="2,9..12,last", memory="1KB").patches
     np.testing.assert_allclose(tight["patched"], run.patches["patched"], atol=1e-5)
 
 
@@ -122,6 +125,20 @@ def test_what_is_put_in_is_of_the_texts_alone(lm, source):
     for row in run.patches.itertuples():
         wanted = logprob(lm, clean, tokens(lm, ANSWER), module, put([row.pos], new), side="out")
         assert row.patched == pytest.approx(wanted, abs=1e-5) and abs(row.change) > 1e-4
+
+
+def test_edits_are_of_the_text(lm):
+    """Its last position is not that of what is given after it."""
+    clean, module = ids(lm, CLEAN), lm.model.get_submodule(lm.anatomy.tap("mlp_out", 1).path)
+    asked = {**ASKED, "layers": "0", "positions": "3", "edit": "mlp_out@1:last=zero"}
+    change = put([len(clean) - 1], torch.zeros(len(clean), lm.anatomy.d_model))
+    one, other = both(lm, clean, module, change, side="out")
+    for method in ("exact", "attribution"):
+        found = probe.patch(lm, **asked, method=method, sample=None if method == "exact" else 0)
+        assert found.summary["clean"] == pytest.approx(one - other, abs=1e-5)
+    pair = make_pair(lm, PairTexts(CLEAN, CORRUPT, ANSWER, AGAINST), whole=True)
+    shortcuts = [base.shortcut for base in prepare_pair(lm, pair, "denoise").bases]
+    assert shortcuts == [(True, True)] * 2  # neither takes whole forwards
 
 
 def test_an_estimate_is_the_slope_of_the_whole_answer(lm):
@@ -291,3 +308,104 @@ def test_a_plan_counts_both_continuations(lm):
         for against in (None, AGAINST)
     )
     assert two["passes"] == 2 * one["passes"] and two["pass_memory_bytes"] > one["pass_memory_bytes"]
+
+
+# ---- attribute
+
+
+@torch.no_grad()
+def by_hand(lm, answer: str, layer: int) -> tuple[float, float, float]:
+    """What the MLP of a layer wrote towards the whole answer's logits, with the final norm's scale at its real value; the
+    normalizers; and the log-prob before the cap: from what plain hooks see on the model's own modules."""
+    text, following = ids(lm, CLEAN), tokens(lm, answer)
+    kept: dict[str, Tensor] = {}
+    model, where = lm.model, slice(len(text) - 1, None)
+    modules = {"mlp": lm.anatomy.tap("mlp_out", layer).path, "norm": "model.norm", "head": "lm_head"}
+
+    def keep(name: str):
+        def hook(_, args, out):
+            kept[name], kept[f"{name} reads"] = out[0, where].double(), args[0][0, where].double()
+
+        return hook
+
+    handles = [model.get_submodule(path).register_forward_hook(keep(name)) for name, path in modules.items()]
+    plain(lm, [*text, *following[:-1]])
+    for handle in handles:
+        handle.remove()
+    gained = kept["norm"] / kept["norm reads"]  # scale x gain, as it was there
+    part = (kept["mlp"] * gained * model.lm_head.weight.double()[following]).sum()
+    total = kept["head"].log_softmax(-1)[range(len(following)), following].sum()
+    return float(part), float(kept["head"].logsumexp(-1).sum()), float(total)
+
+
+def test_the_parts_of_a_whole_answer_sum_to_its_log_prob(lm):
+    """Both answers, two continuations; each part by hand."""
+    run = probe.attribute(
+        lm, CLEAN, answer=ANSWER, against=AGAINST, whole_answer=True, by_source=True, out=None
+    )  # fmt: skip
+    frame, (at,) = run.attribution, run.summary["positions"]
+    one, other = (by_hand(lm, answer, 1) for answer in (ANSWER, AGAINST))
+    found = frame.set_index(["component", "layer"])["contribution"]
+    assert found["mlp", 1].item() == pytest.approx(one[0] - other[0], abs=1e-5) and abs(one[0] - other[0]) > 1e-3
+    assert found["log_normalizer", -1].item() == pytest.approx(other[1] - one[1], abs=1e-5)
+    assert frame["contribution"].sum() == pytest.approx(at["before_cap"], abs=1e-5)
+    assert at["before_cap"] == pytest.approx(one[2] - other[2], abs=1e-5)
+    text = ids(lm, CLEAN)
+    assert at["logit"] == pytest.approx(
+        logprob(lm, text, tokens(lm, ANSWER)) - logprob(lm, text, tokens(lm, AGAINST)), abs=1e-5
+    )
+    assert (frame["pos"] == len(text) - 1).all() and run.summary["of"] == "log-prob"
+    read = run.attribution_sources.groupby(["layer", "head"])["contribution"].sum()
+    heads = frame[frame["head"] >= 0].set_index(["layer", "head"])["contribution"]
+    assert len(read) == 12 and run.attribution_sources["source"].max() == len(text) + len(tokens(lm, ANSWER)) - 2
+    np.testing.assert_allclose(heads.loc[read.index], read, atol=1e-5)
+
+
+def test_whole_answers_of_one_token_are_their_logits(lm):
+    """The normalizer cancels; alone, an answer has the log-prob of its one token."""
+    for against in ("b", None):
+        asked = {"answer": "a", "against": against, "out": None}
+        logits, whole = (probe.attribute(lm, CLEAN, **asked, whole_answer=one).attribution for one in (False, True))
+        same = logits.merge(whole, on=["component", "layer", "head"])
+        np.testing.assert_allclose(same["contribution_x"], same["contribution_y"], atol=1e-9)
+        assert len(same) == len(logits) == len(whole) - (against is None)
+    asked = {"answer": ANSWER, "whole_answer": True, "by": "neuron", "top": 2, "out": None}
+    single = probe.attribute(lm, CLEAN, **asked)
+    wanted = by_hand(lm, ANSWER, 1)[2]
+    assert single.attribution["contribution"].sum() == pytest.approx(wanted, abs=1e-5)
+    assert (single.attribution["neuron"] >= 0).sum() == 2 * lm.anatomy.n_layers
+    with pytest.raises(BadOption, match="chosen in one continuation"):
+        probe.attribute(lm, CLEAN, **asked, against=AGAINST)
+    with pytest.raises(BadOption, match="one position"):
+        probe.attribute(lm, CLEAN, answer="ab", whole_answer=True, position="all", out=None)
+
+
+def test_heads_that_name_are_found_in_the_whole_answer():
+    circuit, found = naming(), {}
+    for whole in (False, True):
+        run = probe.attribute(circuit.lm, circuit.clean, answer=circuit.answer, whole_answer=whole, out=None)
+        rows = run.attribution[run.attribution["head"] >= 0]
+        found[whole] = {(row.layer, row.head) for row in rows.itertuples() if row.contribution > 2}
+    assert found == {False: {(1, 3)}, True: {(1, 3), (1, 1)}}
+
+
+@pytest.mark.slow
+def test_a_real_answer_of_two_words(smollm2):
+    """Both cities are two tokens: the same sums by plain forwards with hooks, and parts that sum to them."""
+    lm = smollm2
+    texts = [f"He was born in {place}, and so he grew up in the city of" for place in ("Manhattan", "Hollywood")]
+    cities = [lm.ids_of(city) for city in (" New York", " Los Angeles")]
+    assert list(map(len, cities)) == [2, 2]
+    asked = {"answer": " New York", "against": " Los Angeles", "whole_answer": True, "out": None}
+    run = probe.patch(lm, clean=texts[0], corrupt=texts[1], **asked, layers="0,15", positions="4,last")
+    clean, corrupt = (ids(lm, text) for text in texts)
+    for row in run.patches.itertuples():
+        block = lm.model.model.layers[row.layer]
+        change = put([row.pos], seen(lm, clean, block))
+        one, other = (logprob(lm, corrupt, city, block, change) for city in cities)
+        assert row.patched == pytest.approx(one - other, abs=2e-3)
+    moved = run.patches.set_index(["layer", "pos"])["effect"]
+    assert moved[0, 4] == pytest.approx(1, abs=1e-3) and moved[15, 4] > 0.5 > moved[15, 14]
+    parts = probe.attribute(lm, texts[0], **asked)
+    wanted = logprob(lm, clean, cities[0]) - logprob(lm, clean, cities[1])
+    assert parts.attribution["contribution"].sum() == pytest.approx(wanted, abs=1e-3)

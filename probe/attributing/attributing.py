@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
 
 from probe import store as stores
-from probe.attributing.decomposition import Component, Decomposition, decompose
-from probe.attributing.linear import call, unembedded, weighted_unembedding
-from probe.attributing.recording import Recording, record
-from probe.attributing.sources import HeadSources, head_sources
+from probe.attributing.contributions import Contributions, of_logits, of_whole_answer
+from probe.decoding.teacher_forced import check_beginnings
+from probe.errors import BadOption
 from probe.requests import Attribute, public
 from probe.running import running
 from probe.sites import parse_where
-from probe.targets import AnswerTarget, Contrast, contrast_after, token_target
+from probe.targets import Contrast, contrast_after
 from probe.texts import TokenSequence, read_source
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 SHOWN = 8
-
-
-class Logit(NamedTuple):
-    """Of the answer, or of answer - against, (pos,): as the model gave it, and before the cap (the same without one). Of a set:
-    the log-sum-exp of its logits."""
-
-    given: Tensor
-    before_cap: Tensor
 
 
 def run_attribute(lm: LanguageModel | None, request: Attribute) -> stores.Run:
@@ -44,30 +33,34 @@ def run_attribute(lm: LanguageModel | None, request: Attribute) -> stores.Run:
     by neuron: the parts of an MLP's write are h_i (W_outᵀ u)_i, u the direction there; the `top` of each layer by size, the sum
     of the others is `mlp_others`, that of the last matrix's bias `mlp_bias`.
 
+    Of a whole answer its log-prob is taken apart, the sum over its tokens of logit - logsumexp(all logits), each at the
+    position before the token, teacher-forced: a part is the sum of what it wrote towards each token's logit at that token's
+    position. The normalizer is not linear in what was written: it is a part by itself, `log_normalizer`, so that the parts
+    sum to the log-prob (before any cap), or to the difference of two. Where both answers are read at one place, it cancels.
+
     source: as in `lens`. Without an answer the top token at the last chosen position is meant.
 
     Tables: `attribution`, `attribution_sources`. Raises `SiteAbsent` where head or final norm are not linear once the scale
     is frozen, `BadPrompt`, `BadPlace`, `BadOption`, `RunError`, `NonFinite`.
     """
     lm, sequence, positions, target, notes = _resolved(lm, request)
-    passes = 2 if request.by_source else 1
+    passes = _passes(request, target)
     source = sequence.run.run_id if sequence.run else None
     with running(request, lm, word=(request.answer or "").strip(), resolved={"source_run": source, "ids": sequence.ids}) as run:
         if run.writer.whole:
             return run.writer.whole
         run.report("reading", 0, passes)
-        seen = record(lm, sequence.ids, positions, hidden=request.neurons > 0)
-        target = target or Contrast(token_target(lm, int(seen.logits[-1].argmax())))
-        logit, parts = _parts(lm, seen, target, request.neurons)
-        run.report("reading", 1, passes)
-        found: list[HeadSources] = []
-        if request.by_source:
-            found, more = head_sources(lm, sequence.ids, positions, parts)
-            parts.notes += more
-        run.warn(*sequence.notes, *notes, *_grouped(parts.notes))
+        if request.whole_answer and target is not None:
+            found = of_whole_answer(
+                lm, sequence.ids[: positions[0] + 1], target, by_source=request.by_source, neurons=request.neurons
+            )
+        else:
+            found = of_logits(lm, sequence.ids, positions, target, by_source=request.by_source, neurons=request.neurons)
+        run.report("reading", passes, passes)
+        run.warn(*sequence.notes, *notes, *_grouped(found.parts.notes))
         with run.writer.unit("attribution", again=True):
-            _keep(run.writer, sequence, positions, parts, found)
-        return run.finish(_summary(lm, sequence, positions, target, logit, parts), parent=sequence.parent)
+            _keep(run.writer, sequence, positions, found)
+        return run.finish(_summary(lm, sequence, positions, found, whole=request.whole_answer), parent=sequence.parent)
 
 
 attribute = public(run_attribute, Attribute)
@@ -75,7 +68,7 @@ attribute = public(run_attribute, Attribute)
 
 def plan_attribute(lm: LanguageModel | None, request: Attribute) -> dict[str, Any]:
     """What `attribute` would compute and write. Runs nothing."""
-    lm, sequence, positions, _, _ = _resolved(lm, request)
+    lm, sequence, positions, target, _ = _resolved(lm, request)
     n, anatomy = len(positions), lm.anatomy
     heads = sum(layer.n_heads for layer in anatomy.layers)
     rows = n * (heads + (2 + request.neurons) * anatomy.n_layers + 2)
@@ -84,9 +77,14 @@ def plan_attribute(lm: LanguageModel | None, request: Attribute) -> dict[str, An
         rows = n * heads * len(sequence.ids)
         tables["attribution_sources"] = {"rows": rows, "bytes": 10 * rows}
     return {
-        "model": lm.name, "tokens": len(sequence.ids), "positions": n, "read_passes": 1 + request.by_source,
+        "model": lm.name, "tokens": len(sequence.ids), "positions": n, "read_passes": _passes(request, target),
         "tables": tables,
     }  # fmt: skip
+
+
+def _passes(request: Attribute, target: Contrast | None) -> int:
+    """Forwards: of each continuation one, and one more for sources."""
+    return (1 + request.by_source) * (1 if target is None else len(target.tails))
 
 
 def _resolved(
@@ -95,46 +93,17 @@ def _resolved(
     """The model, the text, the positions, what is followed (None for the model's own answer), and notes on them."""
     lm, sequence = read_source(lm, request.source, request)
     positions = sequence.positions(parse_where(request.position))
+    if request.whole_answer and len(positions) > 1:
+        raise BadOption(f"a whole answer follows one position, not {len(positions)}", hint="as --position last")
     after = sequence.ids[: positions[-1] + 1]
-    return lm, sequence, positions, *contrast_after(lm, request, request.answer, request.against, after=after)
-
-
-def _parts(lm: LanguageModel, seen: Recording, target: Contrast, neurons: int) -> tuple[Logit, Decomposition]:
-    """The logit as the model has it, and its parts."""
-    anatomy = lm.anatomy
-    last = seen.values[anatomy.layers[-1].taps["resid_post"]]
-    hidden = seen.values[anatomy.final_norm] if anatomy.final_norm is not None else last
-    given = raw = seen.logits.reshape(len(last), -1)
-    if anatomy.readout.cap is not None:
-        raw = anatomy.readout.scale * call(lm.model.get_submodule(anatomy.head or ""), hidden)
-    sets = [one for one in target if one is not None and not one.is_token]
-    if sets:
-        weights, entropy = _shares(raw, target)
-        row = weighted_unembedding(lm.model, anatomy, hidden, weights)
-        parts = decompose(lm.model, anatomy, seen, row, lm.dtype, neurons=neurons)
-        parts.components.append(Component("set_entropy", -1, -1, entropy))
-    else:
-        ids = target.answer.token, None if target.against is None else target.against.token
-        parts = decompose(lm.model, anatomy, seen, unembedded(lm.model, anatomy, hidden, ids), lm.dtype, neurons=neurons)
-    return Logit(_followed(given, target), _followed(raw, target)), parts
-
-
-def _followed(logits: Tensor, target: Contrast) -> Tensor:
-    """logits (pos, d_vocab) -> (pos,): of the answer, less that of the other."""
-    return target.difference([logits[:, None]], []) if target.against is not None else target.answer.of(logits[:, None])
-
-
-def _shares(logits: Tensor, target: Contrast) -> tuple[Tensor, Tensor]:
-    """How much of its set's log-sum-exp each token is, answer's less the other's, (pos, d_vocab); and likewise the entropies
-    (pos,) of these shares, in nats. logits (pos, d_vocab) float64."""
-    weights, entropy = torch.zeros_like(logits), logits.new_zeros(len(logits))
-    for sign, one in zip((1.0, -1.0), target, strict=True):
-        if isinstance(one, AnswerTarget):
-            ids = list(one.steps[0])
-            logs = logits[:, ids].log_softmax(-1)
-            weights[:, ids] += sign * logs.exp()
-            entropy += sign * torch.special.entr(logs.exp()).sum(-1)
-    return weights, entropy
+    target, notes = contrast_after(
+        lm, request, request.answer, request.against, after=after, whole=request.whole_answer
+    )  # fmt: skip
+    if target is not None and any(target.tails):
+        check_beginnings(lm)
+        if request.neurons and len(target.tails) > 1:
+            raise BadOption("neurons are chosen in one continuation, and these answers need two", hint="leave --against out")
+    return lm, sequence, positions, target, notes
 
 
 def _grouped(notes: list[str]) -> list[str]:
@@ -149,9 +118,8 @@ def _grouped(notes: list[str]) -> list[str]:
     ]  # fmt: skip
 
 
-def _keep(
-    writer: stores.Writer, sequence: TokenSequence, positions: list[int], parts: Decomposition, found: list[HeadSources]
-) -> None:
+def _keep(writer: stores.Writer, sequence: TokenSequence, positions: list[int], found: Contributions) -> None:
+    parts = found.parts
     prompt, total = sequence.prompt.prompt_id, parts.total().numpy()
     writer.write("prompts", {
         "prompt_id": [prompt], "text": [sequence.prompt.text], "rendered": [sequence.rendered],
@@ -167,8 +135,8 @@ def _keep(
             "neuron": [part.neuron for part in parts.components],
             "contribution": values, "share": share,
         })  # fmt: skip
-        for one in found:
-            heads, keys = one.value.shape[1], position + 1
+        for one in found.sources:
+            heads, keys = one.value.shape[1], found.ends[i]
             writer.write("attribution_sources", {
                 "prompt_id": [prompt] * heads * keys, "pos": [position] * heads * keys, "layer": [one.layer] * heads * keys,
                 "head": np.repeat(np.arange(heads), keys), "source": np.tile(np.arange(keys), heads),
@@ -177,9 +145,10 @@ def _keep(
 
 
 def _summary(
-    lm: LanguageModel, sequence: TokenSequence, positions: list[int], target: Contrast, logit: Logit, parts: Decomposition
+    lm: LanguageModel, sequence: TokenSequence, positions: list[int], found: Contributions, *, whole: bool
 ) -> dict[str, Any]:
     """The sum at each position, and the strongest parts at the last one."""
+    target, logit, parts = found.target, found.value, found.parts
     total = parts.total()
     at = [
         {
@@ -196,7 +165,7 @@ def _summary(
     }
     return {
         "tokens": len(sequence.ids), "answer": target.names[0], "against": target.names[1], "cap": lm.anatomy.readout.cap,
-        "components": len(parts.components), "positions": at, **strongest,
+        "components": len(parts.components), "positions": at, "of": "log-prob" if whole else "logit", **strongest,
     }  # fmt: skip
 
 

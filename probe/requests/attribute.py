@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Annotated, ClassVar
 
 from probe.errors import BadOption
-from probe.requests.answering import AnswerOptions
+from probe.requests.answering import WholeAnswerOptions
 from probe.requests.base import Request
 from probe.requests.groups import Position, Source, SourceOptions
 from probe.requests.options import Option
@@ -16,7 +16,7 @@ TOP = 10  # neurons of a layer
 
 
 @dataclass(frozen=True)
-class Attribute(AnswerOptions, SourceOptions, Request):
+class Attribute(WholeAnswerOptions, SourceOptions, Request):
     """Which text is read, whose logit is taken apart, and where."""
 
     command: ClassVar[str] = "attribute"
@@ -40,6 +40,7 @@ class Attribute(AnswerOptions, SourceOptions, Request):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_answer(self.answer, self.against)
+        self.check_whole(self.answer, self.against)
         if self.by not in (None, NEURON):
             raise BadOption(f"unknown part '{self.by}'", hint="--by takes neuron; heads are apart in any case")
         if self.top is not None and self.by is None:

@@ -43,14 +43,14 @@ MEASURED = (
        example="select strength, effect, control_low, control_high from 'RUN/steering_means.parquet'"),
     Table("attribution", "one component's write towards the answer",
           ("prompt_id", "pos", "component", "layer", "head", "neuron"), (
-        PROMPT, POS, Column("component", words(), "embed, attn, mlp, mlp_others, mlp_shared, attn_bias, …: what wrote"),
+        PROMPT, POS, Column("component", words(), "embed, attn, mlp, mlp_others, mlp_shared, log_normalizer, …: what wrote"),
         LAYER, HEAD, NEURON,
-        f64("contribution", "logits before the cap, of the answer or of answer - against"),
+        f64("contribution", "logits before the cap, of the answer or of answer - against; of a whole answer summed"),
         f64("share", "of their sum; null where that is 0"),
     ), verbs=("attribute",),
        example="select component, layer, head, contribution from 'RUN/attribution.parquet' order by 4 desc"),
     Table("attribution_sources", "where a head's write came from", ("prompt_id", "pos", "layer", "head", "source"), (
-        PROMPT, POS, LAYER, HEAD, i32("source", "position whose value the head read"),
+        PROMPT, POS, LAYER, HEAD, i32("source", "position whose value the head read; after the text: of the answer itself"),
         f64("contribution", "logits before the cap; a head's sources sum to its contribution"),
     ), verbs=("attribute",),
        example="select source, sum(contribution) from 'RUN/attribution_sources.parquet' group by source"),

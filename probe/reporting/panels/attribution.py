@@ -10,7 +10,15 @@ from probe.reporting.panels.context import Context, noted
 from probe.reporting.views import Axis, Bars, Coordinate, Grid, Listing, Measure, Panel, ShownColumn
 
 LAYERS, HEADS = Axis("layer", "layer", "layer"), Axis("head", "head", "head")
-CONTRIBUTION = Measure("contribution", "contribution to the logit", "logits", scaling="diverging")
+
+
+def _contribution(context: Context) -> Measure:
+    of = context.summary.get("of", "logit")
+    return Measure("contribution", f"contribution to the {of}", _unit(context), scaling="diverging")
+
+
+def _unit(context: Context) -> str:
+    return "nats" if context.summary.get("of") == "log-prob" else "logits"
 
 
 def sources(context: Context) -> tuple[pd.DataFrame, tuple[Measure, ...]]:
@@ -21,7 +29,7 @@ def sources(context: Context) -> tuple[pd.DataFrame, tuple[Measure, ...]]:
     last = int(frame["pos"].max())
     found = frame[frame["pos"] == last].groupby("source")["contribution"].sum().rename("read_here").to_frame()
     title = f"what heads at {last} read here"
-    return found, (Measure("read_here", title, "logits", scaling="diverging"),)
+    return found, (Measure("read_here", title, _unit(context), scaling="diverging"),)
 
 
 def attributed(context: Context) -> Iterator[Panel]:
@@ -34,19 +42,19 @@ def attributed(context: Context) -> Iterator[Panel]:
     heads = frame[frame["head"] >= 0].reset_index(drop=True)
     single = bool((frame["neuron"] >= 0).any())
     others = frame[(frame["head"] < 0) & ~(frame["neuron"] >= 0)].reset_index(drop=True)
-    note = _note(context)
+    note, contribution = _note(context), _contribution(context)
     if len(heads):
         yield Grid(
             "attribution-heads", "Contribution of each head", "attribution", heads,
             where={**where, "head": _distinct(heads["head"])}, follows=by, rows=LAYERS, columns=HEADS,
-            measures=(CONTRIBUTION,), upwards=True, note=note,
+            measures=(contribution,), upwards=True, note=note,
         )  # fmt: skip
     if len(others):
         yield Bars(
             "attribution-layers", "Contribution of the other parts, by layer", "attribution", others,
             where={**where, "head": -1, **({"neuron": -1} if single else {})}, follows=by,
             axis=Axis("layer", "layer", "layer", labels={-1: "no layer"}),
-            measure=CONTRIBUTION, series="component", note=note,
+            measure=contribution, series="component", note=note,
         )  # fmt: skip
     order = frame["contribution"].abs().sort_values(ascending=False, kind="stable").index
     yield Listing(
@@ -55,7 +63,7 @@ def attributed(context: Context) -> Iterator[Panel]:
         columns=(
             ShownColumn("component", "part"), ShownColumn("layer", "layer", cursor="layer"),
             ShownColumn("head", "head", cursor="head"), *([ShownColumn("neuron", "neuron")] if single else []),
-            ShownColumn("contribution", "contribution, logits", 4),
+            ShownColumn("contribution", f"contribution, {_unit(context)}", 4),
             ShownColumn("share", "share of the sum", 4),
         ),
     )  # fmt: skip
@@ -63,7 +71,7 @@ def attributed(context: Context) -> Iterator[Panel]:
         yield Grid(
             "attribution-sources", "Where the heads of a layer read what they wrote", "attribution_sources", read,
             where=where, follows={"layer": "layer", **_positions(read)},
-            rows=HEADS, columns=Axis("source", "position read", "token"), measures=(CONTRIBUTION,), upwards=True,
+            rows=HEADS, columns=Axis("source", "position read", "token"), measures=(contribution,), upwards=True,
             note=noted("Of one layer.", note),
         )  # fmt: skip
 
@@ -85,5 +93,6 @@ def _note(context: Context) -> str:
     total = ""
     if len(at) == 1:
         total = f"At {at[0]['pos']} the parts sum to {at[0]['sum']:.3f}; the model's is {at[0]['before_cap']:.3f}."
-    logit = f"The logit of {about.get('answer')!r}{against}, before any cap."
+    of = "log-prob of the whole" if about.get("of") == "log-prob" else "logit of"
+    logit = f"The {of} {about.get('answer')!r}{against}, before any cap."
     return noted(logit, "Above 0: towards the answer; below: away from it.", total)

@@ -230,6 +230,8 @@ def _note(context: Context, ends: pd.Series) -> str:
     named = context.run.manifest.get("resolved", {}).get("pairs") or []
     *_, answer, against = named[pair] if pair < len(named) else (about["answer"], about["against"])
     followed = f"{about['metric']} of {answer!r}" + ("" if against is None else f" against {against!r}")
+    if about.get("at"):
+        followed += f" after {about['at']['measure_at']} of the clean text"
     values = f"{followed} ({about['unit']}): clean {ends['clean']:+.3f}, corrupt {ends['corrupt']:+.3f}."
     floor = ends["floor"]
     chance = f" Floor: 95 % of random patches of the same norm change it by less than {floor:.3f}." if floor == floor else ""
