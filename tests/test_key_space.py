@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -296,3 +297,21 @@ def test_the_command_tells_plans_and_shows_a_page(tmp_path: Path) -> None:
     assert {name: planned["tables"][name]["rows"] for name in rows} == rows and len(rows) == 4
     CliRunner().invoke(app, ["view", str(tmp_path / "r"), "-o", str(tmp_path / "page.html")])
     assert "Keys before rotation and parts of speech" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.slow
+def test_keys_of_smollm2_go_with_parts_of_speech_before_rotation_and_with_positions_after_it(tmp_path: Path) -> None:
+    pytest.importorskip("HanTa")
+    lines = (Path(__file__).parent / "texts" / "steps.txt").read_text().splitlines()[1:61]
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join(re.sub("[¦⏎]", "", line.partition(": ")[2]) for line in lines))
+    run = probe.heads(
+        probe.load("smollm2"), file=file, keys=True, tagger="en", clusters=12, key_tokens=400, shuffles=20, sequences=0
+    )
+    table = run.table("head_key_agreement")
+    found = table.set_index(["space", "labels", "shuffled", "layer", "head"]).sort_index()
+    assert found.loc[("before", "tag", "type", 1, 3), "low"] > 0.15
+    means = table.groupby(["space", "labels", "shuffled"], observed=True)["excess"].mean()
+    assert means["before", "tag", "type"] > 0.15 and means["before", "position", "tag"] < 0.06, means
+    assert means["after", "tag", "type"] < means["before", "tag", "type"], means
+    assert means["after", "position", "tag"] > 2 * means["before", "position", "tag"], means
