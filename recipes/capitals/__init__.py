@@ -1,0 +1,1 @@
+"""Where is a fact read: from which layer on does the last token know the capital?"""
