@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from probe.rewinding import rewind
     from probe.sampling import sample
     from probe.speculating import speculate
+    from probe.stats import student_mean
     from probe.steering import make_direction, steer
     from probe.step_importance import importance
     from probe.store import Run, list_runs, open_run
@@ -57,6 +58,7 @@ _HOME = {
     "sample": "probe.sampling",
     "speculate": "probe.speculating",
     "steer": "probe.steering",
+    "student_mean": "probe.stats",
     "top": "probe.corpora",
     "trace": "probe.tracing",
     "view": "probe.reporting.viewing",
@@ -90,6 +92,7 @@ __all__ = [
     "sample",
     "speculate",
     "steer",
+    "student_mean",
     "top",
     "trace",
     "view",

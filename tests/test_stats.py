@@ -239,3 +239,10 @@ def test_a_mean_by_bootstrap() -> None:
     assert stats.bootstrap_mean(np.array([0.25]), seed=0) == (0.25, 0.25, 0.25)
     mean = stats.bootstrap_mean(np.arange(100.0), seed=0)
     assert mean.estimate == 49.5 and mean.low == pytest.approx(43.9, abs=0.5) and mean.high == pytest.approx(55.1, abs=0.5)
+
+
+def test_student_mean_is_scipys_interval() -> None:
+    values = np.random.default_rng(0).normal(3, 2, 7)
+    low, high = reference.t.interval(0.95, 6, loc=values.mean(), scale=reference.sem(values))
+    assert stats.student_mean(values) == pytest.approx((values.mean(), low, high))
+    assert stats.student_mean([2.5])[0] == 2.5 and np.isnan(stats.student_mean([2.5])[1:]).all()

@@ -24,7 +24,7 @@ from probe.stats.clusters import (
     q_values,
 )
 from probe.stats.distributions import Shift, cochran, entropy, homogeneous, jensen_shannon, kl_jeffreys, shift, tv
-from probe.stats.intervals import Interval, bootstrap_mean, bootstrap_means, wilson
+from probe.stats.intervals import Interval, bootstrap_mean, bootstrap_means, student_mean, wilson
 from probe.stats.ranks import kendall_tau, pearson, spearman
 from probe.stats.sequential import StoppingRule, anytime, anytime_half_width, anytime_independent, anytime_mean, anytime_share
 from probe.stats.series import Means, how, mean_of
@@ -36,5 +36,5 @@ __all__ = [
     "cochran", "compare", "entropy", "half_width",
     "homogeneous", "how", "independent", "jensen_shannon", "kendall_tau", "kl_jeffreys", "majority", "mean_half_width",
     "mean_of", "paired", "pairs_to_tell", "pass_at_k", "pearson", "power", "q_values", "resolution", "shift", "size_told",
-    "spearman", "tv", "wilson",
+    "spearman", "student_mean", "tv", "wilson",
 ]  # fmt: skip

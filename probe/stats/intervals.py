@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +34,16 @@ def wilson(k: float, n: int, *, z: float = Z95) -> Interval:
     half = z / shrink * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     low, high = max(0.0, centre - half), min(1.0, centre + half)
     return Interval(p, 0.0 if k == 0 else low, 1.0 if k == n else high)
+
+
+def student_mean(values: Iterable[float]) -> Interval:
+    """The mean of values (n,) with the interval of Student's t; of fewer than two values its ends are NaN."""
+    from scipy.special import stdtrit
+
+    values = np.asarray(list(values), np.float64)
+    mean, n = float(values.mean()), len(values)
+    half = float(stdtrit(n - 1, 0.975) * values.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+    return Interval(mean, mean - half, mean + half)
 
 
 def bootstrap_mean(values: np.ndarray, *, seed: int, draws: int = DRAWS) -> Interval:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t
 
 import probe
 
@@ -57,11 +56,12 @@ def measure(lm: probe.LanguageModel, *, quick: bool, seed: int, out: Path | None
     plain, n = answered("plain"), lm.anatomy.n_layers
     windows = [(first, min(first + WINDOW, n) - 1) for first in range(0, n, WINDOW)]
     lost = {
-        f"{first}-{end}": mean(plain - answered(f"cut-{first}", f"pattern@{first}..{end}:-1=cut:-2")) for first, end in windows
+        f"{first}-{end}": probe.student_mean(plain - answered(f"cut-{first}", f"pattern@{first}..{end}:-1=cut:-2"))._asdict()
+        for first, end in windows
     }
-    costs = {name: found["value"] for name, found in lost.items()}
+    costs = {name: found["estimate"] for name, found in lost.items()}
     return {
-        "logprob": mean(plain),
+        "logprob": probe.student_mean(plain)._asdict(),
         "known": float(np.mean(plain > np.log(0.5))),
         "country": effects["country"],
         "last": effects["last"],
@@ -69,7 +69,7 @@ def measure(lm: probe.LanguageModel, *, quick: bool, seed: int, out: Path | None
         "late_at_last": effects["last"][str(n - 1)],
         "early_at_country": effects["country"]["0"],
         "cut": lost,
-        "cut_everywhere": mean(plain - answered("cut-all", "pattern@all:-1=cut:-2")),
+        "cut_everywhere": probe.student_mean(plain - answered("cut-all", "pattern@all:-1=cut:-2"))._asdict(),
         "most_needed": max(costs, key=lambda name: costs[name]),
     }
 
@@ -82,9 +82,3 @@ def ends(sweep: Any) -> tuple[int, int]:
 def interval(row: Any) -> dict[str, float]:
     """A cell's mean effect over pairs."""
     return {"value": row.effect, "low": row.ci_low, "high": row.ci_high}
-
-
-def mean(values: np.ndarray) -> dict[str, float]:
-    """The mean over countries with its 95 % interval, Student's t."""
-    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return {"value": values.mean(), "low": values.mean() - half, "high": values.mean() + half}

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t
 
 import probe
 
@@ -48,12 +47,12 @@ def measure(lm: probe.LanguageModel, *, quick: bool, seed: int, out: Path | None
         lambda decade: [earlier[one] for one in others[decade]]
     )
     return {
-        "later": mean(by_noun(lambda decade: [later[decade]])),
-        "same": mean(by_noun(lambda decade: [np.arange(10) == decade])),
-        "earlier": mean(by_noun(lambda decade: [earlier[decade]])),
-        "later_less_earlier": mean(real),
-        "with_another_year": mean(swapped),
-        "due_to_the_year": mean(real - swapped),
+        "later": probe.student_mean(by_noun(lambda decade: [later[decade]]))._asdict(),
+        "same": probe.student_mean(by_noun(lambda decade: [np.arange(10) == decade]))._asdict(),
+        "earlier": probe.student_mean(by_noun(lambda decade: [earlier[decade]]))._asdict(),
+        "later_less_earlier": probe.student_mean(real)._asdict(),
+        "with_another_year": probe.student_mean(swapped)._asdict(),
+        "due_to_the_year": probe.student_mean(real - swapped)._asdict(),
         **patched(lm, nouns[: 2 if quick else 8], out=out, progress=progress),
     }
 
@@ -79,9 +78,3 @@ def patched(lm: probe.LanguageModel, nouns: list[str], *, out: Path | None, prog
 def interval(row: Any) -> dict[str, float]:
     """A cell's mean effect over pairs."""
     return {"value": row.effect, "low": row.ci_low, "high": row.ci_high}
-
-
-def mean(values: np.ndarray) -> dict[str, float]:
-    """The mean over nouns with its 95 % interval, Student's t."""
-    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return {"value": values.mean(), "low": values.mean() - half, "high": values.mean() + half}

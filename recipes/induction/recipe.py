@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t
 
 import probe
 
@@ -46,13 +45,15 @@ def measure(lm: probe.LanguageModel, *, quick: bool, seed: int, out: Path | None
         "strongest": [f"{layer}.{head}" for layer, head in strongest],
         "score": scores(heads),
         "top_score": scores(heads)[f"{strongest[0][0]}.{strongest[0][1]}"],
-        "first_half": mean(first_half["plain"]),
-        "second_half": mean(plain),
-        "repeating_helps": mean(plain - first_half["plain"]),
-        "lost": mean(plain - without),
-        "lost_on_first_half": mean(first_half["plain"] - first_half["without-induction"]),
-        "lost_at_random": mean(np.mean(plain - np.stack(random_heads), axis=1)),  # over the draws of heads
-        "lost_more_than_random": mean(np.mean(random_heads, axis=0) - without),
+        "first_half": probe.student_mean(first_half["plain"])._asdict(),
+        "second_half": probe.student_mean(plain)._asdict(),
+        "repeating_helps": probe.student_mean(plain - first_half["plain"])._asdict(),
+        "lost": probe.student_mean(plain - without)._asdict(),
+        "lost_on_first_half": probe.student_mean(first_half["plain"] - first_half["without-induction"])._asdict(),
+        "lost_at_random": probe.student_mean(
+            np.mean(plain - np.stack(random_heads), axis=1)
+        )._asdict(),  # over the draws of heads
+        "lost_more_than_random": probe.student_mean(np.mean(random_heads, axis=0) - without)._asdict(),
     }
 
 
@@ -82,9 +83,3 @@ def repeated_words(lm: probe.LanguageModel, *, n: int, seed: int) -> list[str]:
         words = list("abcdefghijklmnopqrstuvwxyz")
     draw = random.Random(seed)
     return [2 * "".join(draw.choices(words, k=LENGTH)) for _ in range(n)]
-
-
-def mean(values: np.ndarray) -> dict[str, float]:
-    """The mean over values with its 95 % interval, Student's t."""
-    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return {"value": values.mean(), "low": values.mean() - half, "high": values.mean() + half}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t
 
 import probe
 
@@ -42,7 +41,7 @@ def measure(lm: probe.LanguageModel, *, quick: bool, seed: int, out: Path | None
         "neither": share(~gaussian & ~popular),
         "opposed": share((found["similarity"] > 1) & (found["popularity"] > 1)),
         "gaussian_on_all_texts": float(gaussian.all(axis=0).mean()),
-        **{name: mean(np.nanmedian(values, axis=1)) for name, values in found.items()},
+        **{name: probe.student_mean(np.nanmedian(values, axis=1))._asdict() for name, values in found.items()},
         "most_gaussian": named(tables[0], found["gaussian_r2"].mean(axis=0)),
         "least_gaussian": named(tables[0], -found["gaussian_r2"].mean(axis=0)),
     }
@@ -55,10 +54,4 @@ def named(table: Any, values: np.ndarray) -> list[str]:
 
 def share(heads: np.ndarray) -> dict[str, float]:
     """The share of heads, by text."""
-    return mean(heads.mean(axis=1))
-
-
-def mean(values: np.ndarray) -> dict[str, float]:
-    """The mean over texts with its 95 % interval, Student's t."""
-    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return {"value": values.mean(), "low": values.mean() - half, "high": values.mean() + half}
+    return probe.student_mean(heads.mean(axis=1))._asdict()

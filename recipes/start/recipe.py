@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t
 
 import probe
 
@@ -29,11 +28,4 @@ def measure(
     plain = probe.trace(lm, texts, out=out and out / "plain", progress=progress)
     ablated = probe.trace(lm, texts, edit=f"attn_out@{layer}=zero", out=out and out / "ablated", progress=progress)
     by_text = [run.tokens.groupby("prompt_id").logprob.mean() for run in (plain, ablated)]
-    return {"layer": layer, "lost": mean(by_text[0] - by_text[1])}
-
-
-def mean(values: Any) -> dict[str, float]:
-    """The mean with its 95 % interval, Student's t over values."""
-    values = np.asarray(values, dtype=float)
-    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return {"value": values.mean(), "low": values.mean() - half, "high": values.mean() + half}
+    return {"layer": layer, "lost": probe.student_mean(by_text[0] - by_text[1])._asdict()}
