@@ -94,7 +94,10 @@ class Recipe:
         if not path.is_file() or spec is None or spec.loader is None:
             raise BadRecipe(f"there is no '{path}'", hint="it defines measure(lm, *, quick, seed, out, progress)")
         module = util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except SyntaxError as error:
+            raise BadRecipe(f"'{path}' cannot be read: {error.msg}, line {error.lineno}", hint="mend it") from error
         if not callable(found := getattr(module, "measure", None)):
             raise BadRecipe(f"'{path}' defines no function measure", hint="measure(lm, *, quick, seed, out, progress)")
         return found

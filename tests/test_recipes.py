@@ -68,7 +68,8 @@ def test_a_value_that_is_gone_disagrees_and_a_broken_recipe_is_said(lm: Any, tmp
     code = recipe.folder / "recipe.py"
     code.write_text(TEXT.replace("'x'", "'z'"))
     assert not reproduce(recipe, lm).agrees
-    for text, message in (("x = 1", "no function measure"), ("def measure(lm, **k): return 3", "returned int")):
+    broken = ("def measure(", r"cannot be read: .*, line 1")
+    for text, message in (broken, ("x = 1", "no function measure"), ("def measure(lm, **k): return 3", "returned int")):
         code.write_text(text)
         with pytest.raises(BadRecipe, match=message):
             reproduce(recipe, lm)
