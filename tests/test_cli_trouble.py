@@ -30,7 +30,7 @@ def started(tmp_path: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def until(condition, process: subprocess.Popen[str]) -> None:
-    for _ in range(600):
+    for _ in range(2400):  # two minutes: on a busy machine imports alone take half of one
         if condition():
             return
         assert process.poll() is None, process.communicate()

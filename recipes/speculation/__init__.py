@@ -1,1 +1,0 @@
-"""Speculative decoding: which tokens of a model does a cheap draft have right, and does it pay?"""
