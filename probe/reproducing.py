@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from probe.durable import jsonable, write_json
+from probe import durable
 from probe.errors import BadOption, BadRecipe, ProbeError
 from probe.expecting import FAILED, HELD, UNRESOLVED, Verdict, checked, verdict_of
 from probe.requests import Progress
@@ -178,13 +178,13 @@ def reproduce(
     summary = measure(lm, quick=quick, seed=recipe.about.seed if seed is None else seed, out=out, progress=progress)
     if not isinstance(summary, Mapping):
         raise BadRecipe(f"measure of '{recipe.folder / CODE}' returned {type(summary).__name__}", hint="it returns a dict")
-    summary, seconds = jsonable(summary), perf_counter() - begun
+    summary, seconds = durable.jsonable(summary), perf_counter() - begun
     own = lm.name == recipe.about.model
     compare = partial(_compared, summary=summary, own=own, size="quick" if quick else "whole")
     made = Reproduction(recipe, summary, [found for one in recipe.about.values if (found := compare(one))], own, seconds)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "found.json", {"model": lm.name, "quick": quick, "summary": summary})
+        durable.write_json(out / "found.json", {"model": lm.name, "quick": quick, "summary": summary})
     return made
 
 
@@ -223,7 +223,7 @@ def record(made: Reproduction, *, quick: bool, seed: int | None = None) -> None:
         "seed": recipe.about.seed if seed is None else seed,
         "seconds": {**recipe.about.seconds, size: round(made.seconds, 1)},
     }  # fmt: skip
-    write_json(recipe.folder / ABOUT, recipe.about.model_copy(update=more).model_dump(exclude_none=True))
+    durable.write_json(recipe.folder / ABOUT, recipe.about.model_copy(update=more).model_dump(exclude_none=True))
 
 
 def start(folder: Path, template: Path) -> list[Path]:
@@ -234,7 +234,7 @@ def start(folder: Path, template: Path) -> list[Path]:
         folder.mkdir(parents=True)
         for name in (README, CODE, ABOUT):
             text = (template / name).read_text(encoding="utf-8")
-            (folder / name).write_text(text.replace("NAME", folder.name), encoding="utf-8")
+            durable.write_bytes(folder / name, text.replace("NAME", folder.name).encode())
     except OSError as error:
         raise ProbeError(f"cannot write '{folder}': {error.strerror}", hint="choose another place") from error
     return [folder / name for name in (README, CODE, ABOUT)]
