@@ -147,12 +147,12 @@ def _head_sorts(*_: Any) -> Iterable[str]:
 
 
 def _recipes(_: Any, begun: str) -> Iterable[str]:
-    """Those that come with probe, and folders like them."""
+    """Those that come with probe, and folders like them; as `reproducing.list_recipes`, which waits for NumPy."""
     from importlib.resources import files
 
-    for folder in files("probe.recipes").iterdir():
-        if (folder / "recipe.py").is_file() and folder.name != "start":
-            yield folder.name.replace("_", "-")
+    for path in Path(str(files("probe.recipes"))).glob("*/expected.json"):
+        if json.loads(path.read_text(encoding="utf-8")).get("question"):
+            yield path.parent.name.replace("_", "-")
     yield from (_written(path, begun) for path in _beside(begun) if (path / "expected.json").is_file())
 
 

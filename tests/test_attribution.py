@@ -15,7 +15,7 @@ import probe
 from probe.errors import BadModel, BadOption, SiteAbsent
 from probe.interventions import Patch, Scale, applying, cells
 from probe.language_model import LanguageModel
-from probe.patching.attribution import estimated, slopes
+from probe.patching.attribution import products, slopes
 from probe.patching.reading import SiteLayer, values
 from probe.sites import Cell, Positions
 from tests.planted import copying
@@ -92,7 +92,7 @@ def test_slopes_are_finite_differences(family: str) -> None:
     ids = torch.tensor([corrupt])
     checked = 0
     for site, layer in wheres:
-        change = estimated(read, (site, layer), other[site, layer])
+        change = products(read, (site, layer), other[site, layer]).sum(-1)
         for p in (2, len(corrupt) - 1):
             moved = []
             for sign in (step, -step):
@@ -170,7 +170,7 @@ def test_each_metric_is_estimated_by_its_own_slope(metric: str) -> None:
     for sign in (1, -1):
         with torch.no_grad(), applying(lm, [Patch(cell, read.values["resid_pre", 1] + sign * step)], ids=ids):
             ends.append(read_out(lm.model(ids).logits[:, -1:], target, far).of(metric)[0])
-    estimated_change = float(estimated(read, ("resid_pre", 1), read.values["resid_pre", 1] + step).sum())
+    estimated_change = float(products(read, ("resid_pre", 1), read.values["resid_pre", 1] + step).sum())
     assert (ends[0] - ends[1]) / 2 == pytest.approx(estimated_change, rel=0.02)
     assert abs(estimated_change) > 0
 

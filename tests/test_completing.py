@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -111,6 +112,12 @@ def test_words() -> None:
     assert completed("probe help rew") == ["rewind"]
 
 
+def test_recipes_are_those_that_are_listed(here: Path) -> None:
+    listed = CliRunner().invoke(app, ["recipe", "ls", "--json"])
+    names = {one["name"] for one in json.loads(listed.stdout)["summary"]["recipes"]}
+    assert {"induction", "ioi"} <= names == set(completed("probe recipe run "))
+
+
 def test_places_and_edits() -> None:
     for line in ("probe trace x --capture ", "probe trace x --at ", "probe patch --sites "):
         found = completed(line)
@@ -138,7 +145,14 @@ def test_every_kind_that_is_declared_is_known() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["probe trace -m smol", "probe rewind runs/", "probe trace x --edit z@1=", "probe importance r --method "]
+    "line",
+    [
+        "probe trace -m smol",
+        "probe rewind runs/",
+        "probe trace x --edit z@1=",
+        "probe importance r --method ",
+        "probe recipe run ",
+    ],
 )
 def test_a_shell_does_not_wait_for_torch(line: str, here: Path) -> None:
     program = "import sys; sys.argv[:] = ['probe']; from probe.cli.main import main; main()"

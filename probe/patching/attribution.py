@@ -101,11 +101,6 @@ def products(read: TextValues, where: SiteLayer, new: Tensor, slope: Tensor | No
     return (new.to(slope.device).double() - read.values[where].double()) * slope.double()
 
 
-def estimated(read: TextValues, where: SiteLayer, new: Tensor, slope: Tensor | None = None) -> Tensor:
-    """The same of a whole position, or a head of it: the sum over its entries (pos, [head])."""
-    return products(read, where, new, slope).sum(-1)
-
-
 @torch.no_grad()
 def _embedding(lm: LanguageModel, ids: Sequence[int]) -> Tensor:
     """(pos, d_model)."""
