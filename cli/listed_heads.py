@@ -26,7 +26,8 @@ def show_heads(run: Run, *, quiet: bool) -> None:
         typer.echo(run_path(run))
         return
     found, sort = run.summary, run.summary["sort"]
-    measure = sort if sort in STATISTICS else "kind"
+    known = any(row.get(sort) is not None for row in found["listed"])  # texts in which nothing repeats have no induction
+    measure = sort if known and sort in STATISTICS else "kind" if any(found["kinds"].values()) else None
     show_pictures(run, tables=("head_kinds",), kinds=("grid",), measure=measure, notes=False)
     for which, kinds in found["kinds"].items():
         listed = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items(), key=lambda one: -one[1]))

@@ -166,6 +166,14 @@ def test_the_command_prints_and_plans(tmp_path: Path) -> None:
     assert planned.exit_code == 0 and '"head_kernels"' in planned.stdout
 
 
+@pytest.mark.parametrize("sort", ["induction", "layer"])
+def test_a_text_in_which_nothing_repeats_has_no_induction_and_is_shown_all_the_same(sort: str, tmp_path: Path) -> None:
+    """It has no kinds either: this ended in an error after the run was written."""
+    words = ["heads", "abcdefghij", "--sequences", "0", "--sort", sort, "--model", "tiny:llama", "-o", str(tmp_path / "r")]
+    shown = CliRunner().invoke(app, words)
+    assert shown.exit_code == 0 and "too short to tell kinds" in shown.stdout and "Heads on all texts" in shown.stdout
+
+
 @pytest.mark.slow
 def test_induction_heads_of_smollm2() -> None:
     """Measured by other scripts: which heads, their scores, and what zeroing them costs on repeated random tokens."""
