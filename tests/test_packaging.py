@@ -37,7 +37,7 @@ def installed_files() -> Iterator[str]:
         for path in sorted((ROOT / top).rglob("*")):
             if "web" in path.parts:  # what the built page is made of: for who builds it
                 continue
-            if path.suffix in {".py", ".md", ".json", ".jsonl", ".txt", ".typed", ".sql", ".html", ".css", ".js"}:
+            if path.suffix in {".py", ".md", ".png", ".json", ".jsonl", ".txt", ".typed", ".sql", ".html", ".css", ".js"}:
                 yield f"{place}/{path.relative_to(ROOT / top).as_posix()}"
 
 

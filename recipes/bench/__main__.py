@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import branches, budget, engine, inside, patch, problems, speculate, trace, view
+from . import branches, budget, engine, inside, patch, peers, problems, speculate, trace, view
 
 BENCHES = {
     "branches": branches.main,
@@ -12,6 +12,7 @@ BENCHES = {
     "engine": engine.main,
     "inside": inside.main,
     "patch": patch.main,
+    "peers": peers.main,
     "problems": problems.main,
     "speculate": speculate.main,
     "trace": trace.main,

@@ -71,7 +71,9 @@ def rollouts(
 
 def chains(random: np.random.Generator, problems: int) -> Chains:
     """Problems of STEPS steps each, told by whether the likeliest answer of the first state comes out."""
-    hits, tokens, ends, true = [], [], [], []
+    hits: list[np.ndarray] = []
+    tokens: list[np.ndarray] = []
+    ends, true = [], []
     for _ in range(problems):
         move, final = chain(random)
         path = [(int(random.integers(STATES)), 0)]

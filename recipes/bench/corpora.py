@@ -20,7 +20,8 @@ LENGTHS = (40, 200, 90, 350, 20)  # tokens of a text, in turn
 def texts_of(lm: probe.LanguageModel, tokens: int) -> list[str]:
     """Texts of different lengths, about so many tokens in all."""
     ids = lm.encode(text_of(lm, tokens)).ids
-    texts, at = [], 0
+    texts: list[str] = []
+    at = 0
     while at < len(ids):
         n = LENGTHS[len(texts) % len(LENGTHS)]
         texts.append(lm.pieces(ids[at : at + n]).text)

@@ -16,7 +16,7 @@ import torch
 import probe
 from probe.instrument import tapping
 from probe.interventions import applying
-from probe.patching.attribution import estimated, slopes
+from probe.patching.attribution import products, slopes
 from probe.patching.cells import CellPositions, LayerCells, batch_patch, cells_of
 from probe.patching.exact import PreparedPair, exact, prepare_pair
 from probe.patching.metrics import measure_of
@@ -101,7 +101,7 @@ def gradient(lm: probe.LanguageModel, n: int, rounds: int) -> None:
         other = values(lm, pair.clean, wheres).values
         read = slopes(lm, pair.corrupt, wheres, measure)
         for where in wheres:
-            estimated(read, where, other[where])
+            products(read, where, other[where])
 
     def plain() -> None:
         values(lm, pair.corrupt, ())

