@@ -121,7 +121,7 @@ def test_a_recipe_runs_on_a_model_that_knows_nothing(name: str, lm: Any) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["kernel"])  # the quickest: the others take a minute
+@pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_agrees_with_itself_on_the_model_it_was_recorded_on(name: str, smollm2: Any) -> None:
     made = reproduce(RECIPES[name], smollm2, quick=True)
     assert made.agrees, [one for one in made.comparisons if one.found.verdict == "failed"]

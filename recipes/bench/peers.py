@@ -35,14 +35,15 @@ def main(model: str, *, repeat: int, quick: bool, only: str | None = None) -> No
     lm = probe.load(model)
     print(f"{lm}  torch threads: {torch.get_num_threads()}; {', '.join(f'{one} {metadata.version(one)}' for one in PEERS)}")
     long, short, pair, new = (32, 16, 6, 8) if quick else (512, 128, 12, 64)
+    long_ids, short_ids = (torch.tensor([lm.encode(text_of(lm, n)).ids]) for n in (long, short))
+    works: dict[str, tuple[str, Callable[[Tool], Any]]] = {
+        "capture": (f"the stream after each block, {long} tokens", lambda tool: tool.residuals(long_ids)),
+        "sweep": (f"the stream patched, all layers, a text of about {pair} tokens", swept(lm, pair)),
+        "lens": (f"what each layer says, {short} tokens", lambda tool: tool.lens(short_ids)),
+        "generation": (f"{new} tokens after {short}", lambda tool: tool.generate(short_ids, new)),
+    }
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         tools = tools_of(lm, Path(folder))
-        works: dict[str, tuple[str, Callable[[Tool], Any]]] = {
-            "capture": (f"the stream after each block, {long} tokens", of(lambda one, ids: one.residuals(ids), lm, long)),
-            "sweep": (f"the stream patched, all layers x {pair} positions", swept(lm, pair)),
-            "lens": (f"what each layer says, {short} tokens", of(lambda one, ids: one.lens(ids), lm, short)),
-            "generation": (f"{new} tokens after {short}", of(lambda one, ids: one.generate(ids, new), lm, short)),
-        }
         for name, (title, work) in works.items():
             if only in (None, name):
                 time_all(lm, title, tools, work, repeat=1 if name == "sweep" else repeat)
@@ -63,12 +64,6 @@ def tools_of(lm: probe.LanguageModel, folder: Path) -> list[Tool]:
         Plain(copy()), Probe(lm), TransformerLens(copy("eager"), tokenizer, folder), NNsight(folder, copy()),
         Interpkit(copy(), tokenizer),
     ]  # fmt: skip
-
-
-def of(do: Callable[[Tool, torch.Tensor], Any], lm: probe.LanguageModel, n: int) -> Callable[[Tool], Any]:
-    """A work on a text of about n tokens."""
-    ids = torch.tensor([lm.encode(text_of(lm, n)).ids])
-    return lambda tool: do(tool, ids)
 
 
 def swept(lm: probe.LanguageModel, n: int) -> Callable[[Tool], Any]:
