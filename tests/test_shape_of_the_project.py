@@ -103,7 +103,9 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 
 def test_only_the_instrument_registers_hooks() -> None:
     for module, path in MODULES.items():
-        if unit(module) != "instrument":
+        if (
+            unit(module) != "instrument" and module != "recipes.bench.peer_tools"
+        ):  # which has what a notebook does, as a baseline
             text = path.read_text()
             assert "_hook(" not in text, module
             assert "ALL_ATTENTION_FUNCTIONS" not in text, module
