@@ -34,7 +34,7 @@ class Tool(Protocol):
         """The ids of n tokens, greedy."""
 
 
-class Plain:
+class Notebook:
     """transformers, with one hook of PyTorch a block: what a notebook does."""
 
     name = "plain transformers"
@@ -75,7 +75,7 @@ class Plain:
         return self.model.model.layers
 
 
-class Probe:
+class Ours:
     """This program, through its public functions, runs in memory."""
 
     name = "probe"

@@ -21,7 +21,7 @@ import probe
 
 from ..environments import Unavailable, make_environment
 from .measure import Case, compare, once, show
-from .peer_tools import Interpkit, NNsight, Plain, Probe, Tool, TransformerLens
+from .peer_tools import Interpkit, NNsight, Notebook, Ours, Tool, TransformerLens
 from .trace import text_of
 
 PEERS = ("transformer-lens", "nnsight", "interpkit")
@@ -61,7 +61,7 @@ def tools_of(lm: probe.LanguageModel, folder: Path) -> list[Tool]:
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return [
-        Plain(copy()), Probe(lm), TransformerLens(copy("eager"), tokenizer, folder), NNsight(folder, copy()),
+        Notebook(copy()), Ours(lm), TransformerLens(copy("eager"), tokenizer, folder), NNsight(folder, copy()),
         Interpkit(copy(), tokenizer),
     ]  # fmt: skip
 
