@@ -19,6 +19,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "attention": ("none", "heads", "summary", "topk:8", "full"),
     "devices": ("auto", "cpu", "cuda", "mps"),
     "dtypes": ("auto", "float32", "bfloat16", "float16"),
+    "engines": ("local", "ray"),
     "formats": ("csv", "jsonl", "parquet", "safetensors"),
     "inputs": ("txt", "jsonl", "json", "csv", "tsv", "parquet"),
     "metrics": ("logit-diff", "logprob", "prob", "kl"),

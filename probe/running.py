@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from probe import store as stores
+from probe.errors import ProbeError
 from probe.expecting import judged
 from probe.requests import Request
+from probe.requests.workers import shared
+from probe.sharding import Walk, Workers, at_work
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,19 +28,27 @@ def running(request: Request, lm: LanguageModel | None, *, word: str = "", resol
 
     word: what a new run's directory is called after. resolved: what the request came to; a resume must come to the same.
     """
-    path = stores.place_for(request.command, request.out, word=word, resume=request.resume)
     about = {} if lm is None else {"model": lm.name, "dtype": str(lm.dtype)}
+    resolved = {**about, **resolved}
+    if (walk := at_work()) is not None:  # a worker's part of a run that another process has begun
+        yield Running(request, lm, walk.writer(request, resolved), walk)
+        return
+    path = stores.place_for(request.command, request.out, word=word, resume=request.resume)
     with stores.create(
-        path, command=request.command, arguments=request.arguments(), resolved={**about, **resolved}, resume=request.resume
+        path, command=request.command, arguments=request.arguments(), resolved=resolved, resume=request.resume
     ) as writer:
-        yield Running(request, lm, writer)
+        workers = Workers(request, lm, writer) if lm is not None and shared(request) else None
+        yield Running(request, lm, writer, workers)
 
 
 class Running:
     """One run while it is made: its writer, and who watches."""
 
-    def __init__(self, request: Request, lm: LanguageModel | None, writer: stores.Writer) -> None:
-        self.request, self.writer, self._lm = request, writer, lm
+    def __init__(
+        self, request: Request, lm: LanguageModel | None, writer: stores.Writer, sharing: Workers | Walk | None = None
+    ) -> None:
+        self.request, self.writer, self._lm, self._sharing = request, writer, lm, sharing
+        self._told: set[str] = set()
 
     @property
     def lm(self) -> LanguageModel:
@@ -47,7 +58,7 @@ class Running:
 
     def report(self, what: str, done: int, total: int) -> None:
         """Tell who watches how far it is."""
-        if self.request.progress is not None:
+        if self.request.progress is not None and what not in self._told:
             self.request.progress(what, done, total)
 
     def missing(
@@ -61,6 +72,26 @@ class Running:
             if not self.writer.done(name):
                 yield self.writer.unit(name), item
             self.report(what, done, total)
+
+    def share(
+        self, what: str, items: Iterable[T], *, total: int, size: Callable[[T], int], lost: Callable[[T, ProbeError], None],
+        together: int = 1,
+    ) -> Iterator[T]:  # fmt: skip
+        """The items, each of which is worked at by one process: this one, or with `--engine ray` one of several.
+
+        What comes before and after belongs to the process that makes the run, and so does what all items together come to: when
+        this one is given an item that a worker has done, its units are done. An item's units are no other's, and none of its
+        numbers depends on another item. together: how many a worker is given at once, if nobody says. lost(item, why): writes
+        that an item came to nothing, under a unit that it would have had. what, total, size: what is said of how far it is.
+        """
+        together = getattr(self.request, "shard_size", None) or together
+        if isinstance(self._sharing, Walk):
+            return self._sharing.share(items, together, size)
+        if isinstance(self._sharing, Workers):
+            told = self.request.progress or (lambda *how_far: None)
+            self._told.add(what)  # by workers; what this process finds done is no news
+            return self._sharing.share(items, together, lost, lambda done: told(what, done, total))
+        return iter(items)
 
     def write(self, table: str, columns: Mapping[str, Any], *, store: str = "exact") -> None:
         """Append rows to a table, inside a unit."""

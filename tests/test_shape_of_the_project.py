@@ -23,7 +23,7 @@ LAYERS = (
     {"requests", "anatomy", "over_problems", "transcripts", "trees"},
     {"language_model"},
     {"decoding", "interventions", "capturing", "weight_edits", "targets"},
-    {"texts", "serving"},
+    {"texts", "serving", "sharding"},
     {"running"},
     {"labelling"},
     {"tracing", "rewinding"},  # the verbs that others are made of

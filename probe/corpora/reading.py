@@ -11,7 +11,7 @@ from torch import Tensor
 
 from probe.capturing import MemorySink, observe
 from probe.corpora.windows import MOST, Corpus, Window, padded_windows
-from probe.errors import NonFinite
+from probe.errors import NonFinite, ProbeError
 from probe.running import Running
 from probe.texts import Failed
 
@@ -57,10 +57,12 @@ S = TypeVar("S", bound=PartState)
 
 
 class Pass(NamedTuple, Generic[S]):
-    """The state of all windows, and those that came to numbers that are not finite: (prompt, window)."""
+    """The state of all windows, those that came to numbers that are not finite, (prompt, window), and the windows of parts of
+    which nothing came: why."""
 
     state: S
     broken: list[tuple[int, int]]
+    lost: dict[tuple[int, int], str]
 
     def failed(self, corpus: Corpus) -> list[Failed]:
         """The texts that could not be read, or of which a window had to be left out, in their order."""
@@ -68,8 +70,10 @@ class Pass(NamedTuple, Generic[S]):
         first = dict(sorted(self.broken, reverse=True))
         for prompt in corpus.prompts if first else ():
             if prompt.prompt_id in first:
+                window = first[prompt.prompt_id]
+                why = self.lost.get((prompt.prompt_id, window), "its activations are not finite numbers")
                 error = NonFinite(
-                    f"its activations are not finite numbers in window {first[prompt.prompt_id]}, which is left out",
+                    f"{why} in window {window}, which is left out",
                     hint="try --dtype float32; if they stay so, the weights are damaged",
                 )
                 found[prompt.prompt_id] = Failed(prompt._replace(error=error.message), error)
@@ -81,14 +85,27 @@ def read_corpus(run: Running, corpus: Corpus, cells: Sequence[Cell], empty: Call
 
     Raises `NonFinite` where every window came to numbers that are not finite.
     """
-    total, broken = empty(), list[tuple[int, int]]()
-    for arrays in _before(run):
-        broken += map(tuple, arrays.pop("broken").tolist())
-        total.merge(total.restored(arrays))
+    total, broken, lost = empty(), list[tuple[int, int]](), dict[tuple[int, int], str]()
     done, most = 0, max(8, min(MOST, HELD // max(size, 1)))
-    for name, part in corpus.parts(most):
+    before: dict[str, dict[str, np.ndarray]] | None = None
+
+    def lose(named: tuple[str, list[Window]], error: ProbeError) -> None:
+        """Of a part nothing came: all of its windows are left out."""
+        name, part = named
+        own = [(window.prompt_id, window.number) for window in part]
+        broken.extend(own)
+        lost.update(dict.fromkeys(own, error.message))
+        if not run.writer.done(name):
+            _keep(run, name, empty(), own)
+
+    parts = run.share("reading tokens", corpus.parts(most), total=corpus.counted, size=_counted, lost=lose)
+    for name, part in parts:
         if run.writer.done(name):
             done += sum(window.counted for window in part)
+            before = before or _before(run)
+            arrays = before[name]
+            broken += map(tuple, arrays.pop("broken").tolist())
+            total.merge(total.restored(arrays))
             continue
         state, own = empty(), list[tuple[int, int]]()
         for batch in corpus.batches(part):
@@ -97,13 +114,22 @@ def read_corpus(run: Running, corpus: Corpus, cells: Sequence[Cell], empty: Call
             run.report("reading tokens", done, corpus.counted)
         broken += own
         total.merge(state)
-        with run.writer.unit(name):
-            arrays = {**state.arrays(), "broken": np.asarray(own, np.int64).reshape(-1, 2)}
-            run.write(TABLE, {"part": [name], "state": [_packed(arrays)]})
+        _keep(run, name, state, own)
         run.writer.flush()
     if len(broken) == corpus.windows:
         raise NonFinite("no text comes to finite numbers there", hint="try --dtype float32")
-    return Pass(total, broken)
+    return Pass(total, broken, lost)
+
+
+def _counted(named: tuple[str, list[Window]]) -> int:
+    return sum(window.counted for window in named[1])
+
+
+def _keep(run: Running, name: str, state: PartState, broken: list[tuple[int, int]]) -> None:
+    """Write what a part came to."""
+    with run.writer.unit(name):
+        arrays = {**state.arrays(), "broken": np.asarray(broken, np.int64).reshape(-1, 2)}
+        run.write(TABLE, {"part": [name], "state": [_packed(arrays)]})
 
 
 def _read(corpus: Corpus, batch: list[Window], cells: Sequence[Cell], state: PartState) -> list[tuple[int, int]]:
@@ -125,10 +151,10 @@ def _packed(arrays: dict[str, np.ndarray]) -> bytes:
     return file.getvalue()
 
 
-def _before(run: Running) -> list[dict[str, np.ndarray]]:
-    """What the parts that are done came to, in their order."""
-    found = []
-    for packed in run.writer.read(TABLE)["state"].to_pylist():
-        with np.load(io.BytesIO(packed)) as arrays:
-            found.append(dict(arrays))
+def _before(run: Running) -> dict[str, dict[str, np.ndarray]]:
+    """What the parts that are done came to, by their names."""
+    found = {}
+    for row in run.writer.read(TABLE).to_pylist():
+        with np.load(io.BytesIO(row["state"])) as arrays:
+            found[row["part"]] = dict(arrays)
     return found

@@ -69,7 +69,13 @@ def load(
         check_extends(named.name, model, context_length)
         identity["context_length"] = context_length
     lm = LanguageModel(model, tokenizer, name=named.name, identity=identity)
-    put_on(lm, [weights_patch] if isinstance(weights_patch, str | Path) else weights_patch)
+    patches = [weights_patch] if isinstance(weights_patch, str | Path) else list(weights_patch)
+    put_on(lm, patches)
+    lm.loaded = {
+        "name": named.name, "revision": revision, "device": device, "dtype": dtype, "device_map": device_map,
+        "trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "adapter": adapter, "weights_patch": patches,
+        "context_length": context_length, "fetch": fetch,
+    }  # fmt: skip
     return lm
 
 

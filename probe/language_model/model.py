@@ -63,6 +63,7 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.name = name
         self._origin = dict(identity or {})
+        self.loaded: Mapping[str, Any] | None = None  # the keywords of `load` that made it, where that made it
         self._patches: tuple[dict[str, Any], ...] = ()
         self._alone: dict[int, str] = {}
         self._spelled: dict[int, str | None] = {}

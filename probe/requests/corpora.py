@@ -11,6 +11,7 @@ from probe.errors import BadOption, RunError
 from probe.requests.base import Request
 from probe.requests.groups import KEPT, ChatOptions, FileOptions, Seed
 from probe.requests.options import Option, plain
+from probe.requests.workers import SharedWork
 
 LARGEST = 1024  # of a window that nobody names
 
@@ -56,7 +57,7 @@ At = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorpusOptions(ChatOptions, FileOptions):
+class CorpusOptions(SharedWork, ChatOptions, FileOptions):
     """How texts are cut, which of their tokens count, and how many are read at once."""
 
     window: Annotated[

@@ -18,6 +18,7 @@ from probe.requests.groups import Split, plain_run
 from probe.requests.options import Option
 from probe.requests.outcomes import OutcomeOptions
 from probe.requests.sampling import ContinuedSamplingOptions
+from probe.requests.workers import WorkerOptions, plain_engine
 from probe.spans import check_split
 
 RUN = Option(
@@ -63,7 +64,7 @@ def parse_prompts(text: int | str | None) -> tuple[range, ...] | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Continuations(BudgetOptions, OutcomeOptions, ContinuedSamplingOptions):
+class Continuations(WorkerOptions, BudgetOptions, OutcomeOptions, ContinuedSamplingOptions):
     """How continuations are drawn, and how their outcomes are read."""
 
     samples: Annotated[
@@ -73,7 +74,11 @@ class Continuations(BudgetOptions, OutcomeOptions, ContinuedSamplingOptions):
         int | None,
         Option("Tokens of a continuation.", ("--max-new", "--max-new-tokens"), minimum=1, default="1.5 x what was left"),
     ] = None  # fmt: skip
-    engine: Annotated[str, Option("What draws: local, or the address of a server: http://HOST:PORT.")] = "local"
+    engine: Annotated[
+        str,
+        Option("What draws: local, ray (many processes, here or on a cluster), or the address of a server: http://HOST:PORT.",
+               complete="engines", to_plain=plain_engine),
+    ] = "local"  # fmt: skip
 
     def check_continuations(self) -> None:
         """Raises `BadOption` for numbers that mean nothing."""
@@ -82,6 +87,11 @@ class Continuations(BudgetOptions, OutcomeOptions, ContinuedSamplingOptions):
                 raise BadOption(f"{name} is {value}", hint="it is at least 1")
         self.check_outcomes()
         self.check_budget()
+        if self.shared and self.in_rounds:
+            raise BadOption(
+                "--until and --budget look at all problems before each round, and workers see one after the other",
+                hint="leave them out, or --engine local",
+            )
         if self.labelled and self.in_rounds:
             raise BadOption(
                 "--until and --budget look at outcomes while they draw, and labels come when all is drawn",

@@ -14,6 +14,7 @@ from probe.requests.groups import ChatOptions, FileOptions, plain_prompts, plain
 from probe.requests.options import Option
 from probe.requests.outcomes import OutcomeOptions, plain_path
 from probe.requests.sampling import ContinuedSamplingOptions
+from probe.requests.workers import WorkerOptions, plain_engine
 
 MAX_NEW = 512
 PASS_AT = (1, 4, 16)
@@ -53,7 +54,7 @@ def parse_percents(text: str) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Sample(OutcomeOptions, ContinuedSamplingOptions, ChatOptions, FileOptions, Request):
+class Sample(WorkerOptions, OutcomeOptions, ContinuedSamplingOptions, ChatOptions, FileOptions, Request):
     """Which problems, how many answers of each, and what is said of them."""
 
     command: ClassVar[str] = "sample"
@@ -79,7 +80,11 @@ class Sample(OutcomeOptions, ContinuedSamplingOptions, ChatOptions, FileOptions,
         str | tuple[int, ...] | None,
         Option("Attempts that pass@k is of.", ("--pass-at",), shell=str | None, default="those of 1,4,16 that were drawn"),
     ] = None  # fmt: skip
-    engine: Annotated[str, Option("What draws: local, or the address of a server: http://HOST:PORT.")] = "local"
+    engine: Annotated[
+        str,
+        Option("What draws: local, ray (many processes, here or on a cluster), or the address of a server: http://HOST:PORT.",
+               complete="engines", to_plain=plain_engine),
+    ] = "local"  # fmt: skip
     keep: Annotated[
         str | Path | None,
         Option(

@@ -14,12 +14,13 @@ from probe.requests.given_answers import GivenAnswers
 from probe.requests.groups import ChatOptions, FileOptions, Prompts, Split
 from probe.requests.options import Option
 from probe.requests.sampling import SamplingOptions
+from probe.requests.workers import SharedWork
 from probe.sites import parse_places
 from probe.spans import check_split
 
 
 @dataclass(frozen=True)
-class Trace(GivenAnswers, AnswerOptions, ChatOptions, FileOptions, SamplingOptions, Request):
+class Trace(SharedWork, GivenAnswers, AnswerOptions, ChatOptions, FileOptions, SamplingOptions, Request):
     """Which prompts are run, how far each is continued, and what of it is recorded."""
 
     command: ClassVar[str] = "trace"

@@ -14,13 +14,14 @@ from probe import store as stores
 from probe.decoding import differences
 from probe.decoding.rollouts import Engine
 from probe.decoding.teacher_forced import suffix_logprobs
+from probe.errors import ProbeError
 from probe.interventions import parse_all
 from probe.labelling import counted, label, labellers
 from probe.requests import Rewind, public
 from probe.rewinding import results
 from probe.rewinding.drawing import RewindRounds, Samples, draw_samples
 from probe.rewinding.effects import cut_off_between, effect_rows, merged_outcomes
-from probe.rewinding.preparing import OpenedRun, Problems, RewindPlan, opened_for, plans_of
+from probe.rewinding.preparing import LeftOut, OpenedRun, Problems, RewindPlan, opened_for, plans_of
 from probe.rewinding.rollouts import blocks, changing
 from probe.rewinding.teacher_forced import after, off_policy, rescore
 from probe.running import Running, running
@@ -54,7 +55,7 @@ def run_rewind(request: Rewind) -> stores.Run:
         run.warn(*differences(opened.lm, opened.sampling), *remarks(engine, opened.sampling))
         given = _labels(run, engine, problems, request)
         found: list[results.MeasuredPlace] = []
-        for some in blocks(_with_sizes(problems, request)) if rounds is None else [rounds.plans]:
+        for some in _shared(run, problems, request) if rounds is None else [rounds.plans]:
             for plans in some:
                 results.write_original(run.writer, plans[0].origin, request.branch)
             places = [plan for plans in some for plan in plans]
@@ -81,6 +82,16 @@ def _changes(opened: OpenedRun, request: Rewind) -> list[str]:
     return [str(one) for one in parse_all(opened.lm, request.edit, seed=opened.sampling.seed)]
 
 
+def _shared(run: Running, problems: Problems[list[RewindPlan]], request: Rewind) -> Iterator[list[list[RewindPlan]]]:
+    """The places of problems whose continuations are drawn together; a worker draws and measures them."""
+
+    def lose(some: list[list[RewindPlan]], error: ProbeError) -> None:
+        problems.failed += [LeftOut(plans[0].origin.original.prompt_id, error) for plans in some]
+
+    some, total = blocks(_with_sizes(problems, request)), len(problems.opened.prompts)
+    return run.share("problems", some, total=total, size=len, lost=lose)
+
+
 def _with_sizes(problems: Problems[list[RewindPlan]], request: Rewind) -> Iterator[tuple[int, list[RewindPlan]]]:
     """The places of each problem, and how many continuations they need at first."""
     return ((request.samples * sum(len(plan.named) for plan in plans), plans) for plans in problems)
@@ -90,7 +101,7 @@ def _labels(run: Running, engine: Engine, problems: Problems[list[RewindPlan]], 
     """Outcomes that others give: they are asked once, when everything is drawn. Those that were given."""
     if not request.labelled:
         return set()
-    for some in blocks(_with_sizes(problems, request)):
+    for some in _shared(run, problems, request):
         for plans in some:
             results.write_original(run.writer, plans[0].origin, request.branch)
         draw_samples(run, engine, [plan for plans in some for plan in plans])

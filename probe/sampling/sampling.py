@@ -11,7 +11,7 @@ from probe import store as stores
 from probe.decoding import differences
 from probe.decoding.costs import DrawingSource, cost_of, pace_of
 from probe.decoding.rollouts import Engine
-from probe.errors import NonFinite
+from probe.errors import NonFinite, ProbeError
 from probe.labelling import label, labellers
 from probe.outcomes import SILENT
 from probe.requests import OutcomeOptions, Sample, public
@@ -104,8 +104,11 @@ def _draw_all(run: Running, source: ProblemSource, engine: Engine) -> int:
             else:
                 yield source.request.samples, one
 
+    def lose(some: list[TokenSequence], error: ProbeError) -> None:
+        failed.extend(Failed(one.prompt, error) for one in some)
+
     some_ran = False
-    for some in blocks(sequences()):
+    for some in run.share("problems", blocks(sequences()), total=len(source), size=len, lost=lose):
         broken = _draw_block(run, source, engine, some)
         failed += broken
         ran = [one for one in some if one.prompt.prompt_id not in {f.prompt.prompt_id for f in broken}]

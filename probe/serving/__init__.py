@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from probe.errors import BadOption
+from probe.requests.workers import LOCAL, RAY
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,9 +21,10 @@ __all__ = ["engine_of", "in_process", "remarks", "suffix_logprobs"]
 def engine_of(lm: LanguageModel, name: str) -> Engine:
     """The engine that is asked for by this name: `local`, or the address of a server, which is compared with the model here.
 
-    Raises `BadOption` for one that there is not, `EngineError` for a server that cannot be used.
+    `ray` is many processes, of which each draws as this one would. Raises `BadOption` for one that there is not, `EngineError`
+    for a server that cannot be used.
     """
-    if name == "local":
+    if name in (LOCAL, RAY):
         from probe.decoding.rollouts import LocalEngine
 
         return LocalEngine(lm)
@@ -32,7 +34,7 @@ def engine_of(lm: LanguageModel, name: str) -> Engine:
         if lm.patches:  # one that changes little would pass as rounding
             raise BadOption("a server has the weights without the patch", hint="--engine local")
         return ServerEngine(lm, name)
-    raise BadOption(f"unknown engine '{name}'", hint="local, or the address of a server: http://127.0.0.1:8000")
+    raise BadOption(f"unknown engine '{name}'", hint="local, ray, or the address of a server: http://127.0.0.1:8000")
 
 
 def in_process(engine: Engine, what: str) -> None:

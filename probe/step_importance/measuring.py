@@ -77,7 +77,7 @@ def run_importance(request: Importance) -> stores.Run:
         run.warn(*differences(opened.lm, opened.sampling), *remarks(engine, opened.sampling))
         given = _labels(run, engine, problems, request)
         found: dict[int, dict[str, Any]] = {}
-        for some in [prepared] if rounds else _blocks(problems, request):
+        for some in [prepared] if rounds else _blocks(run, problems, request):
             for plan in some:
                 write_original(run.writer, plan.origin, request.branch)
             for plan in _drawn(run, engine, some, rounds):
@@ -153,7 +153,7 @@ def _labels(run: Running, engine: Engine, problems: Problems[ImportancePlan], re
     """Outcomes that others give: they are asked once, when everything is drawn. Those that were given."""
     if not request.labelled:
         return set()
-    for some in _blocks(problems, request):
+    for some in _blocks(run, problems, request):
         for plan in some:
             write_original(run.writer, plan.origin, request.branch)
         _drawn(run, engine, some, None)
@@ -168,8 +168,13 @@ def _counting(run: Running, plan: ImportancePlan, given: set[str]) -> Importance
     return plan._replace(task=replace(plan.task, reference=reference))
 
 
-def _blocks(problems: Problems[ImportancePlan], request: Importance) -> Iterator[list[ImportancePlan]]:
-    return blocks((request.samples * len(plan.arms) * plan.sampled, plan) for plan in problems)
+def _blocks(run: Running, problems: Problems[ImportancePlan], request: Importance) -> Iterator[list[ImportancePlan]]:
+    """Problems whose continuations are drawn together; a worker draws and measures them."""
+    return run.share(
+        "problems", blocks((request.samples * len(plan.arms) * plan.sampled, plan) for plan in problems),
+        total=len(problems.opened.prompts), size=len,
+        lost=lambda some, error: problems.failed.extend(LeftOut(plan.prompt_id, error) for plan in some),
+    )  # fmt: skip
 
 
 def _drawn(

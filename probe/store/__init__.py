@@ -6,12 +6,14 @@ from probe.store.catalog import check, is_run, names_run, place_for, remove, run
 from probe.store.exporting import export
 from probe.store.listing import Listed, describe, list_runs
 from probe.store.run import Run, open_run
+from probe.store.sharing import ShardWriter, shard_unit, shard_writer
 from probe.store.writer import Writer
 
 __all__ = [
     "Limits",
     "Listed",
     "Run",
+    "ShardWriter",
     "Writer",
     "check",
     "create",
@@ -25,4 +27,6 @@ __all__ = [
     "place_for",
     "remove",
     "run_of",
+    "shard_unit",
+    "shard_writer",
 ]

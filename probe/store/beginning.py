@@ -101,7 +101,7 @@ def _begin(path: Path, state: dict[str, Any], *, resume: bool, lock: layout.Lock
         hint = f"add --resume to go on with it, or remove it: probe runs rm {folder}"
         raise RunError(f"'{path}' was begun and not finished", hint=hint)
     before = manifest.intact(folder / STATE, manifest.State)
-    _same(before, state, path=folder)
+    same_run(before, state, path=folder)
     if (folder / MANIFEST).exists():
         finishing.conclude(path, folder)
         lock.release()
@@ -112,7 +112,7 @@ def _begin(path: Path, state: dict[str, Any], *, resume: bool, lock: layout.Lock
 def _whole(path: Path, state: dict[str, Any], *, resume: bool) -> Writer:
     if not resume or not (path / MANIFEST).exists():
         raise _in_the_way(path)
-    _same(manifest.intact(path / MANIFEST, manifest.Manifest), state, path=path)
+    same_run(manifest.intact(path / MANIFEST, manifest.Manifest), state, path=path)
     run = open_run(path)
     return Writer(path, Memory(), run.manifest, whole=run)
 
@@ -122,7 +122,7 @@ def _in_the_way(path: Path) -> RunError:
     return RunError(f"cannot write '{path}': {what}", hint="choose another --out, or remove it: probe runs rm")
 
 
-def _same(before: Mapping[str, Any], now: Mapping[str, Any], *, path: Path) -> None:
+def same_run(before: Mapping[str, Any], now: Mapping[str, Any], *, path: Path) -> None:
     """Refuse to go on with a run of another command, other arguments or another format."""
     hint = "give the same arguments, or choose another --out"
     for key in ("schema_version", "command"):

@@ -48,7 +48,7 @@ def check(path: Path | str) -> list[str]:
     problems += [f"{file['path']}: {what}" for file in found if (what := layout.wrong(path, file))]
     named = {file["path"] for file in found}
     ours = {*layout.DOCUMENTS, *(p.relative_to(path).as_posix() for p in layout.records(path) if partial)}
-    extra = sorted(set(layout.files(path)) - named - ours)
+    extra = sorted(set(layout.files(path)) - named - ours - set(layout.in_shards(path) if partial else ()))
     return problems + [f"{name}: extra, not of this run" for name in extra]
 
 
@@ -107,7 +107,7 @@ def _own_files(path: Path) -> dict[str, Any]:
         return {"run_id": about["run_id"], "files": names}
     about = manifest.read(path / STATE, manifest.State)
     parts = [part for record in read_records(path) for part in record["parts"]]
-    names = [part["path"] for part in parts] + layout.unfinished(path, parts)
+    names = [part["path"] for part in parts] + layout.unfinished(path, parts) + layout.in_shards(path)
     if (path / MANIFEST).is_file():  # killed at its very end
         whole = manifest.read(path / MANIFEST, manifest.Manifest)
         names += [file["path"] for table in whole["tables"].values() for file in table["files"]]

@@ -41,7 +41,7 @@ def conclude(path: Path, folder: Path) -> None:
     small = [
         part["path"] for record in read_records(folder) for part in record["parts"] if not tables.TABLES[part["table"]].large
     ]
-    layout.clear(folder, small)  # before the journal, which names them
+    layout.clear(folder, [*small, *layout.in_shards(folder)])  # before the journal, which names the former
     layout.clear(folder, [path.relative_to(folder).as_posix() for path in reversed(layout.records(folder))])
     layout.remove_empty(folder)
     durable.sync(folder)
@@ -52,7 +52,7 @@ def conclude(path: Path, folder: Path) -> None:
 
 def discard(folder: Path) -> None:
     """Remove a partial run in which nothing was finished. Its state goes last: without it the folder is not ours."""
-    layout.clear(folder, [*layout.unfinished(folder, []), layout.LOCK])
+    layout.clear(folder, [*layout.unfinished(folder, []), *layout.in_shards(folder), layout.LOCK])
     (folder / STATE).unlink(missing_ok=True)
     layout.remove_empty(folder)
     with suppress(OSError):  # something of the user's is in it

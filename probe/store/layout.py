@@ -21,12 +21,14 @@ LOCK = "lock"
 MANIFEST, STATE, JOURNAL, README = "manifest.json", "state.json", "journal", "README.md"
 REMOVING = "removing.json"  # what is being deleted: a kill in between leaves the list of the rest
 PARTIAL = ".partial"
+SHARDS = "shards"  # of a partial run: what workers write, each shard in a folder of its own until it is part of the run
 DOCUMENTS = (MANIFEST, STATE, README, REMOVING, LOCK)
 _TABLE = "|".join(tables.TABLES)
 _PART = re.compile(rf"({_TABLE})(?:\.parquet|/part-(\d{{5,9}})\.parquet)")
 _FILE = re.compile(r"([a-z][a-z0-9_]{0,60})(?:\.parquet|/part-\d{5,9}\.parquet)")  # of a later schema's tables, too
 _RECORD = re.compile(rf"{JOURNAL}/\d{{6,9}}\.json")
 _KEPT = re.compile(rf"({_TABLE})/kept-part-\d{{5,9}}\.parquet")
+_SHARD = re.compile(rf"{SHARDS}/(\d+)-(\d{{6}})(-[0-9a-f]{{8}})?/")  # with a tail: of a worker that has not finished it
 
 
 def partial(path: Path) -> Path:
@@ -41,12 +43,13 @@ def table_of(name: str) -> str | None:
     return found[1] if found else None
 
 
-def files(folder: Path) -> list[str]:
-    """Everything but folders under a folder, links and pipes too; links are not followed."""
+def files(folder: Path, within: Path | None = None) -> list[str]:
+    """Everything but folders under a folder, links and pipes too, by its place there (or `within` one above); links are not
+    followed."""
     found = []
     for where, folders, names in os.walk(folder):
         links = [name for name in folders if (Path(where) / name).is_symlink()]
-        found += [(Path(where) / name).relative_to(folder).as_posix() for name in [*names, *links]]
+        found += [(Path(where) / name).relative_to(within or folder).as_posix() for name in [*names, *links]]
     return sorted(found)
 
 
@@ -57,6 +60,8 @@ def records(folder: Path) -> list[Path]:
 
 def writes(name: str) -> bool:
     """Whether a writer ever gives a file such a name."""
+    if of := _SHARD.match(name):
+        return writes(name[of.end() :]) and not _SHARD.match(name[of.end() :])
     stem = name.removesuffix(durable.TEMPORARY)
     found = stem in DOCUMENTS or _PART.fullmatch(stem) or _RECORD.fullmatch(stem)
     return bool(found or (stem != name and _KEPT.fullmatch(stem)))
@@ -75,6 +80,27 @@ def unfinished(folder: Path, parts: Iterable[Mapping[str, Any]]) -> list[str]:
         if temporary or newer:
             found.append(name)
     return found
+
+
+def shard_name(size: int, number: int) -> str:
+    """The name of a shard: that of its folder, under `SHARDS`, when it is finished."""
+    return f"{size}-{number:06d}"
+
+
+def shards(folder: Path) -> list[str]:
+    """The names of the finished shards whose rows are not part of the run yet, in their order."""
+    found = [_SHARD.fullmatch(f"{SHARDS}/{path.name}/") for path in (folder / SHARDS).glob("*")]
+    return [shard_name(*own) for own in sorted((int(one[1]), int(one[2])) for one in found if one and not one[3])]
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a folder is a shard's, finished or not."""
+    return _SHARD.fullmatch(f"{SHARDS}/{path.name}/") is not None and path.is_dir() and not path.is_symlink()
+
+
+def in_shards(folder: Path) -> list[str]:
+    """The files that workers wrote and that are not part of the run."""
+    return [name for name in files(folder / SHARDS, folder) if writes(name)]
 
 
 def own(folder: Path, name: str) -> Path:
@@ -131,6 +157,14 @@ def remove_empty(folder: Path, names: Iterable[str] = ()) -> None:
         if not (folder / name).is_symlink():
             with suppress(OSError):
                 (folder / name).rmdir()
+    if (folder / SHARDS).is_dir() and not (folder / SHARDS).is_symlink():
+        for one in (folder / SHARDS).iterdir():
+            if is_shard(one):
+                remove_empty(one)
+                with suppress(OSError):
+                    one.rmdir()
+        with suppress(OSError):
+            (folder / SHARDS).rmdir()
 
 
 def read_json(path: Path) -> Any:

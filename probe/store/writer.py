@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from probe import durable, tables
 from probe.errors import ProbeError, RunError
-from probe.store import columns, finishing, layout
+from probe.store import columns, finishing, joining, layout
 from probe.store.backends import Change, Disk, Memory
 from probe.store.run import MemoryReader, Run, open_run
 
@@ -132,6 +132,28 @@ class Writer:
         found = self.whole.batches(table) if table in self.whole.tables else iter(())
         return (piece.select(list(columns)) for piece in found)
 
+    def share(self) -> Path | None:
+        """The folder of this run, of which workers may write shards from now on (`sharing.shard_writer`); None in memory."""
+        if not isinstance(self._backend, Disk):
+            return None
+        joining.prepare(self._backend.folder)
+        return self._backend.folder
+
+    @property
+    def shards(self) -> list[str]:
+        """The names of the shards that workers have finished and that are not part of the run yet."""
+        return layout.shards(self._backend.folder) if isinstance(self._backend, Disk) else []
+
+    def join(self, name: str) -> bool:
+        """Make a finished shard part of the run; False where it was not whole, and is gone."""
+        assert self._unit is None and isinstance(self._backend, Disk), "shards are joined between units, on a disk"
+        if not joining.join(self._backend, name):
+            return False
+        record = self._backend.journal.records[-1]
+        self._done.update(record["units"])
+        self.warnings = list(dict.fromkeys([*self.warnings, *record["warnings"]]))
+        return True
+
     def flush(self) -> None:
         """Put the finished units on the disk now."""
         if isinstance(self._backend, Disk):
@@ -171,7 +193,7 @@ class Writer:
                 self._backend.flush()
             with suppress(OSError):
                 self._backend.abandon()
-                if not self._backend.journal.records:
+                if not self._backend.journal.records and not layout.shards(self._backend.folder):
                     finishing.discard(self._backend.folder)
         lock.release()
         if self._finished is not None and self.path is not None:

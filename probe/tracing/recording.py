@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from probe import store as stores
 from probe.decoding import decode, differences
-from probe.errors import BadOption, NonFinite
+from probe.errors import BadOption, NonFinite, ProbeError
 from probe.interventions import applying
 from probe.requests import Trace, public
 from probe.running import running
@@ -62,7 +63,10 @@ def run_trace(lm: LanguageModel, request: Trace) -> stores.Run:
         tokens = 1 if tracing.edits or lm.sets_frequencies(seen.longest + request.generate) else request.batch_tokens
         sequences = (one for one in encoded(lm, inputs, request) if isinstance(one, TokenSequence))
         done = 0
-        for batch in batches(sequences, generate=request.generate, tokens=tokens):
+        some = batches(sequences, generate=request.generate, tokens=tokens)
+        for batch in run.share(
+            "tracing", some, total=seen.runnable, size=len, lost=partial(_lose, run.writer), together=TOGETHER
+        ):  # fmt: skip
             _record(lm, batch, tracing, scorer, run.writer, alone=len(inputs) == 1)
             done += len(batch)
             run.report("tracing", done, seen.runnable)
@@ -70,6 +74,7 @@ def run_trace(lm: LanguageModel, request: Trace) -> stores.Run:
 
 
 trace = public(run_trace, Trace)
+TOGETHER = 8  # batches that a worker is given at once
 
 
 def plan_trace(lm: LanguageModel, request: Trace) -> dict[str, Any]:
@@ -98,7 +103,7 @@ def _record(
     lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing, scorer: AnswerScorer, writer: stores.Writer, *, alone: bool
 ) -> None:  # fmt: skip
     """Decode, read and write one batch as one unit. If a prompt of it makes NaN logits, each is run by itself."""
-    key = f"prompts-{batch[0].prompt.prompt_id}-{batch[-1].prompt.prompt_id}"
+    key = _unit(batch)
     if writer.done(key):
         return
     try:
@@ -140,6 +145,17 @@ def _decode(lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing) -> 
         )  # fmt: skip
     for sequence, continuation in zip(batch, continuations, strict=True):
         sequence.finish(lm, continuation, tracing.request.split)
+
+
+def _unit(batch: list[TokenSequence]) -> str:
+    return f"prompts-{batch[0].prompt.prompt_id}-{batch[-1].prompt.prompt_id}"
+
+
+def _lose(writer: stores.Writer, batch: list[TokenSequence], error: ProbeError) -> None:
+    """Write that a batch came to nothing."""
+    if not writer.done(_unit(batch)):
+        with writer.unit(_unit(batch)):
+            writer.write("prompts", prompt_columns([], [one.prompt._replace(error=error.message) for one in batch]))
 
 
 def _record_failed(failed: list[Failed], writer: stores.Writer) -> None:
