@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import torch
 
 import probe
 from probe import store, tables
 from probe.errors import BadOption, EngineError, OutOfRange, StorageFull
-from probe.requests import workers
+from probe.requests import Trace, workers
 from probe.sharding import dispatching
-from probe.sharding.jobs import Job, ShardResult, failure
+from probe.sharding.jobs import Job, ShardResult, failure, job_of
 from probe.sharding.pools import Heard, InProcess
 from probe.sharding.shards import LEAST, TRIES, Shards
 from probe.store.journal import read_records
@@ -283,3 +289,72 @@ def test_shards_are_given_out_in_order_and_again_where_they_failed() -> None:
         assert lost.give(0, 0.0) == 0
         lost.fail(0, 0, "why")
     assert lost.lost == {0: "why"} and lost.give(0, 0.0) == 1
+
+
+try:
+    import ray
+except ImportError:
+    ray = None  # type: ignore[assignment]
+needs_ray = pytest.mark.skipif(ray is None, reason='Ray is not installed: pip install "mechprobe[ray]"')
+
+DRIVER = """
+import sys, probe
+from pathlib import Path
+file, out, resume = sys.argv[1:]
+lm = probe.load("tiny:llama")
+print("begun", flush=True)
+probe.trace(
+    lm, Path(file), capture="resid_post@1", batch_tokens=200, generate=3, temperature=1.0, seed=3, out=out, engine="ray",
+    workers=2, shard_size=1, resume=bool(resume), progress=lambda what, done, total: print(what, done, flush=True),
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A Ray of this machine that this process has joined: so it is started once."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(address="local", num_cpus=2 * torch.get_num_threads(), include_dashboard=False, log_to_driver=False)
+        yield ray
+        ray.shutdown()
+
+
+@needs_ray
+@pytest.mark.slow
+def test_ray_and_a_worker_that_is_killed(
+    lm: Any, cluster: Any, problems: Path, alone: dict[str, store.Run], tmp_path: Path
+) -> None:
+    """A worker is killed when the first shard is done; whatever the others were doing, the tables are those of one process."""
+    from probe.sharding.ray_pool import RayPool
+
+    pids: list[int] = []
+
+    def kill(what: str, done: int, total: int) -> None:
+        if not pids:
+            pids.extend(one.pid for one in psutil.process_iter() if one.name().startswith("ray::Worker"))
+            os.kill(pids[0], signal.SIGKILL)
+
+    same(VERBS["trace"](lm, problems, out=tmp_path / "r", engine="ray", workers=2, shard_size=1, progress=kill), alone["trace"])
+    assert pids and not psutil.pid_exists(pids[0])
+    assert RayPool(job_of(Trace("a", engine="ray"), lm, tmp_path)).room == 2
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_process_that_is_killed_with_its_workers_is_gone_on_with(
+    problems: Path, alone: dict[str, store.Run], tmp_path: Path
+) -> None:
+    words = [sys.executable, "-c", DRIVER, str(problems), str(tmp_path / "r")]
+    started = subprocess.Popen([*words, ""], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert started.stdout is not None
+    for line in started.stdout:
+        if line.startswith("tracing"):
+            break
+    os.kill(started.pid, signal.SIGKILL)
+    started.wait()
+    units = [unit for record in read_records(tmp_path / "r.partial") for unit in record["units"]]
+    assert any(unit.startswith("shard-") for unit in units)
+    done = subprocess.run([*words, "resume"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    same(store.open_run(tmp_path / "r"), alone["trace"])
