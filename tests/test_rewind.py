@@ -361,6 +361,15 @@ def test_own_words_of_the_edits_length_are_what_an_edit_is_compared_with(tiny) -
     assert off_policy(stem, before, edit, drawn[:19]) is None
 
 
+def test_greedy_arms_are_drawn_once(run, tiny) -> None:
+    """A z-score of the edit needs continuations that differ: greedy ones are all the same, and none is drawn for it."""
+    done = probe.rewind(run, lm=tiny, to="step1", numbers=True, samples=1, max_new=4, temperature=0)
+    assert done.branches.arm.astype(str).value_counts().to_dict() == dict.fromkeys(
+        ("original", "before", "control", "edited"), 1
+    )
+    assert done.summary["off_policy"] is None
+
+
 def test_the_room_of_a_continuation(run, tiny) -> None:
     """Half as many tokens again as the original still needed from the step on, in every arm; cut-off ones are counted."""
     done = probe.rewind(run, lm=tiny, to="step0", delete=True, samples=2)

@@ -29,11 +29,12 @@ class Samples(NamedTuple):
 
 
 def draw_samples(run: Running, engine: Engine, plans: Sequence[RewindPlan]) -> list[Samples]:
-    """Draw `samples` of every arm, but of the arm that is drawn from before the step as many as a z-score of the edit needs."""
+    """Draw `samples` of every arm, but of the arm that is drawn from before the step as many as a z-score of the edit needs:
+    where they differ, which greedy ones do not."""
     draw(run, engine, [_wanted(plan, plan.named, range(plan.request.samples)) for plan in plans])
     draw(run, engine, [
         _wanted(plan, [arm for arm in plan.named if arm.prefix == plan.arms.before], range(plan.request.samples, LEAST))
-        for plan in plans if plan.arms.new and plan.request.samples < LEAST
+        for plan in plans if plan.arms.new and plan.request.samples < LEAST and plan.rollout.sampling.temperature
     ])  # fmt: skip
     return [Samples(plan.request.samples) for plan in plans]
 

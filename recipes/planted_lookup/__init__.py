@@ -1,0 +1,1 @@
+"""Which methods put the step that is known to matter first?"""
