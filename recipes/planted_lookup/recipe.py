@@ -28,9 +28,9 @@ def measure(lm: probe.LanguageModel, *, quick: bool, seed: int, out: Path | None
     scores = scored(lm, texts, "asked", out and out / "asked", how)
     again = scored(lm, texts[:few], "other", out and out / "other", how)
     heads, others, at = scores.pop("heads"), again.pop("heads"), (np.arange(len(texts)), asked)
-    even = at[0] % 2 == 0  # a head is chosen on one half and held to account on the other
-    looked = {head: (own.argmax(axis=1) == asked, own[at] / own.sum(axis=1)) for head, own in heads.items()}
-    best = [max(heads, key=lambda head, of=half: [own[of].mean() for own in looked[head]]) for half in (even, ~even)]
+    even = at[0] % 2 == 0  # a head is chosen on one half, by hits, then by share of weight; judged on the other
+    looked = {head: (own.argmax(axis=1) == asked) + own[at] / own.sum(axis=1) / 100 for head, own in heads.items()}
+    best = [max(looked, key={head: own[half].mean() for head, own in looked.items()}.__getitem__) for half in (even, ~even)]
     for kind, by in ((scores, heads), (again, others)):
         kind["attention_one_head"] = np.where(even[: len(by[best[0]]), None], by[best[1]], by[best[0]])
     return {
