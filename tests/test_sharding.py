@@ -86,7 +86,9 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+PAIRS = [(f"{i} and one", f"{i} but one", "a", "b") for i in range(7)]
 CUT = "regex:.{5}"
+SHARED = ("tracing", "reading tokens", "problems", "patching")  # what workers are heard of
 
 
 def traced(lm: Any, file: Path) -> Path:
@@ -110,6 +112,8 @@ VERBS: dict[str, Callable[..., store.Run]] = {
     "importance": lambda lm, file, **more: probe.importance(
         traced(lm, file), lm=lm, method="resampling,rescore", samples=2, max_new=4, split=CUT, **more
     ),
+    "patch": lambda lm, file, **more: probe.patch(lm, pairs=PAIRS, sites=["resid_pre", "z"], source="resample", **more),
+    "neurons": lambda lm, file, **more: probe.patch(lm, pairs=PAIRS[:3], sites=["mlp_post"], by="neuron", top=3, **more),
     "sample": lambda lm, file, **more: probe.sample(lm, file, samples=3, max_new=4, temperature=1.0, **more),
 }
 
@@ -159,7 +163,7 @@ def test_what_workers_make_is_what_one_process_makes(
     same(run, alone[verb])
     assert run.manifest["warnings"] == alone[verb].manifest["warnings"]
     assert len(pools[0].workers) == 0 and sum(a.only is None for a in pools[0].heard) >= (1 if size is None else 3)
-    shared = [(done, total) for what, done, total in told if what in ("tracing", "reading tokens", "problems")]
+    shared = [(done, total) for what, done, total in told if what in SHARED]
     assert [done for done, _ in shared] == sorted(done for done, _ in shared)
     assert shared[-1][0] == shared[-1][1] - (verb == "sample"), "the problem that cannot be run is not shared"
 
@@ -171,7 +175,7 @@ def test_an_interrupted_run_is_completed_by_other_workers_or_by_one_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     def stop(what: str, done: int, total: int) -> None:
-        seen.append(done)
+        seen.extend([done] if what in SHARED else [])
         if len(seen) == 2:
             raise KeyboardInterrupt
 

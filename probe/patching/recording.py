@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +37,18 @@ def write_texts(writer: Writer, lm: LanguageModel, pairs: Sequence[Pair]) -> Non
             writer.write("tokens", token_columns(prompt, ids, pieces, len(ids)))
         if pair.steps:
             writer.write("steps", step_columns(2 * i, pair.steps))
+
+
+def write_lost(writer: Writer, lost: Mapping[int, str]) -> None:
+    """Say why pairs came to nothing, in the rows of their texts."""
+
+    def told(rows: pa.Table) -> pa.Table:
+        at = rows.schema.get_field_index("error")
+        found = zip(rows["prompt_id"].to_pylist(), rows["error"].to_pylist(), strict=True)
+        errors = [lost.get(prompt // 2, error) for prompt, error in found]
+        return rows.set_column(at, rows.schema.field(at), pa.array(errors, pa.string()))
+
+    writer.amend("prompts", told)
 
 
 def write_cells(

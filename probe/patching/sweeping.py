@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import TYPE_CHECKING
 
 from probe.patching.attribution import Attribution, EstimatedAndExact, sample
@@ -14,7 +15,7 @@ from probe.patching.path_patching import PathPatching
 from probe.patching.paths import PathGroup
 from probe.patching.planning import Patching, portions, resolved
 from probe.patching.reading import SiteLayer
-from probe.patching.recording import summarize, write_cells, write_means, write_texts
+from probe.patching.recording import summarize, write_cells, write_lost, write_means, write_texts
 from probe.patching.sources import Replacements
 from probe.requests import PatchSweep, public
 from probe.running import Running, running
@@ -85,17 +86,31 @@ class _Sweep:
     def run(self) -> None:
         parts = self._patching.parts
         wheres = list(dict.fromkeys((part.site, part.layer) for own in parts for part in own))
-        missing = {(n, i) for n, own in enumerate(parts) for i in range(len(own)) if not self._run.writer.done(_unit(n, i))}
-        self._done = sum(len(part) for n, own in enumerate(parts) for i, part in enumerate(own) if (n, i) not in missing)
-        self._report(0)
-        for share in portions(self._patching, wheres) if self._patching.neurons else [wheres]:
-            replacements: Replacements | None = None
-            for number, pair in enumerate(self._patching.pairs):
-                self._run.warn(*pair.notes)
-                here = [i for i, part in enumerate(parts[number]) if (number, i) in missing and _where(part) in share]
-                if here:
-                    replacements = replacements or Replacements(self._lm, self._patching, share)
-                    self._pair(number, pair, here, replacements)
+        some = portions(self._patching, wheres) if self._patching.neurons else [wheres]
+        items = list(product(range(len(some)), range(len(self._patching.pairs))))  # of a portion of the layers each pair
+        replacements: Replacements | None = None
+        of, lost = -1, dict[int, str]()
+        for portion, number in self._run.share(
+            "patching", items, total=self._total,
+            size=lambda item: sum(map(len, self._cells(some[item[0]], item[1]).values())),
+            lost=lambda item, error: lost.update({item[1]: error.message}),
+        ):  # fmt: skip
+            pair = self._patching.pairs[number]
+            self._run.warn(*pair.notes)
+            own = self._cells(some[portion], number)
+            here = [i for i, part in own.items() if not self._run.writer.done(_unit(number, i))]
+            self._done += sum(len(part) for i, part in own.items() if i not in here)
+            self._report(0)
+            if here:
+                if of != portion or replacements is None:
+                    replacements, of = Replacements(self._lm, self._patching, some[portion]), portion
+                self._pair(number, pair, here, replacements)
+        if lost:
+            write_lost(self._run.writer, lost)
+
+    def _cells(self, wheres: Sequence[SiteLayer], number: int) -> dict[int, LayerCells | PathGroup]:
+        """The cells of one pair at some sites of layers, by their number."""
+        return {i: part for i, part in enumerate(self._patching.parts[number]) if _where(part) in wheres}
 
     def _pair(self, number: int, pair: Pair, missing: Sequence[int], replacements: Replacements) -> None:
         request, parts = self._patching.request, self._patching.parts[number]

@@ -12,6 +12,7 @@ from probe.requests.answering import MEASURED, WholeAnswerOptions
 from probe.requests.base import Request
 from probe.requests.groups import ChatOptions, Seed, plain_run, plain_texts, prompts_of
 from probe.requests.options import Option
+from probe.requests.workers import SharedWork
 from probe.sites import parse_where
 
 METRICS = {
@@ -36,7 +37,7 @@ TOP = 20  # neurons
 
 
 @dataclass(frozen=True)
-class PatchSweep(WholeAnswerOptions, ChatOptions, Request):
+class PatchSweep(SharedWork, WholeAnswerOptions, ChatOptions, Request):
     """Which texts, which places of them are patched with what, and what is measured."""
 
     command: ClassVar[str] = "patch"

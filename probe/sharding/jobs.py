@@ -7,6 +7,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any, NamedTuple
 
 from probe import errors
@@ -58,7 +59,9 @@ def failure(shard: int, error: BaseException) -> ShardResult:
     """What a worker answers where an exception came out of a shard."""
     if isinstance(error, ProbeError):
         return ShardResult(shard, kind=type(error).__name__, message=error.message, hint=error.hint)
-    return ShardResult(shard, message=f"{type(error).__name__}: {error}"[:500])
+    frames = extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return ShardResult(shard, message=f"{type(error).__name__}: {error}"[:500] + where)
 
 
 def job_of(request: Request, lm: LanguageModel, run: Path) -> Job:

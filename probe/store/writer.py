@@ -136,6 +136,7 @@ class Writer:
         """The folder of this run, of which workers may write shards from now on (`sharing.shard_writer`); None in memory."""
         if not isinstance(self._backend, Disk):
             return None
+        self.flush()  # what workers may ask for
         joining.prepare(self._backend.folder)
         return self._backend.folder
 
