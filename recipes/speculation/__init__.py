@@ -1,0 +1,1 @@
+"""Which tokens of a model does a cheap draft have right, and does drafting pay?"""
