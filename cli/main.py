@@ -31,6 +31,7 @@ from . import (
     runs,
     sample,
     selftest,
+    serve,
     speculate,
     steer,
     steps,
@@ -205,6 +206,7 @@ COMMANDS: dict[str, tuple[tuple[str, Any, str], ...]] = {
         ("runs", runs.app, "probe runs ls"),
         ("models", models.app, "probe models sites smollm2"),
         ("tables", tables.command, "probe tables tokens"),
+        ("serve", serve.command, "probe serve --model smollm2 --idle 2h"),
         ("help", help.command, "probe help rewind"),
     ),
 }
@@ -236,7 +238,12 @@ def _version(asked: bool) -> None:
 
 
 @app.callback()
-def _root(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version.")) -> None:
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+    no_server: bool = typer.Option(
+        False, "--no-server", help="Run without the server that is there (probe serve); also after a command."
+    ),
+) -> None:
     """A microscope and a scalpel for open-weight language models."""
 
 

@@ -1,5 +1,5 @@
 """`python -m probe`: the command line."""
 
-from probe.cli.main import main
+from probe.cli.staying.client import main
 
 main()

@@ -10,6 +10,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two workers share two cores
 os.environ["NO_COLOR"] = "1"
+os.environ["PROBE_NO_SERVER"] = "1"  # a user's server is no part of a test
 os.environ.pop("PROBE_MODEL", None)
 
 import pytest

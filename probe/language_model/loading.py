@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from probe.errors import BadModel, BadOption, UnknownModel
-from probe.language_model import gguf, hub, wheel
+from probe.language_model import gguf, hub, keeping, wheel
 from probe.language_model.adapters import merged
 from probe.language_model.checkpoint import Checkpoint, check_all_there, check_all_used, check_directory, refusals, shape_in
 from probe.language_model.hashes import remembered
@@ -54,21 +54,15 @@ def load(
     if context_length is not None and context_length < 1:
         raise BadOption(f"context-length is {context_length}", hint="it is at least 1")
     with quiet():
-        if named.kind == "tiny":
-            model, tokenizer, identity = _tiny(named, placement)
-        else:
+        found = None
+        if named.kind != "tiny":
             found = find(
                 named, revision=revision, allow_pickle=allow_pickle, code=trust_remote_code, fetch=fetch, progress=progress
             )
-            model, tokenizer, identity = _loaded(
-                found, placement, code=trust_remote_code, allow_pickle=allow_pickle, progress=progress
-            )
-        if adapter is not None:
-            model, identity["adapter"] = merged(model, adapter)
-    if context_length is not None:
-        check_extends(named.name, model, context_length)
-        identity["context_length"] = context_length
-    lm = LanguageModel(model, tokenizer, name=named.name, identity=identity)
+        origin = keeping.LoadedFrom(named, found, placement, allow_pickle)
+        read = partial(_read, origin, adapter, context_length, code=trust_remote_code, progress=progress)
+        as_it_is = adapter is None and context_length is None and placement.device_map is None and not trust_remote_code
+        lm = keeping.loaded(origin, read) if as_it_is else read()
     patches = [weights_patch] if isinstance(weights_patch, str | Path) else list(weights_patch)
     put_on(lm, patches)
     lm.loaded = {
@@ -77,6 +71,23 @@ def load(
         "context_length": context_length, "fetch": fetch,
     }  # fmt: skip
     return lm
+
+
+def _read(
+    origin: keeping.LoadedFrom, adapter: str | Path | None, context_length: int | None, *, code: bool, progress: Progress | None
+) -> LanguageModel:
+    """The model, read from its files, with what is put on it before anything is asked of it."""
+    named, found, placement, allow_pickle = origin
+    if found is None:
+        model, tokenizer, identity = _tiny(named, placement)
+    else:
+        model, tokenizer, identity = _loaded(found, placement, code=code, allow_pickle=allow_pickle, progress=progress)
+    if adapter is not None:
+        model, identity["adapter"] = merged(model, adapter)
+    if context_length is not None:
+        check_extends(named.name, model, context_length)
+        identity["context_length"] = context_length
+    return LanguageModel(model, tokenizer, name=named.name, identity=identity)
 
 
 def find(
