@@ -1,0 +1,1 @@
+"""Does the answer need the reasoning, and is a wrong number in it repaired?"""
