@@ -7,6 +7,7 @@ A recipe's `expected.json` holds values with intervals, and for each what is exp
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -88,16 +89,21 @@ class Recipe:
             raise BadRecipe(f"'{self.folder}' has no {README}", hint="question, method, what was found, sources") from error
 
     def measure(self) -> Callable[..., Any]:
-        """The function of its recipe.py. Raises `BadRecipe` if there is none."""
+        """The function of its recipe.py, which may import modules beside it (`from .texts import drawn`). Raises `BadRecipe`
+        if there is none."""
         path = self.folder / CODE
-        spec = util.spec_from_file_location(f"probe_recipe_{self.folder.name}", path)
+        name = f"probe_recipe_{self.folder.name}"
+        spec = util.spec_from_file_location(name, path, submodule_search_locations=[str(self.folder)])  # modules beside it
         if not path.is_file() or spec is None or spec.loader is None:
             raise BadRecipe(f"there is no '{path}'", hint="it defines measure(lm, *, quick, seed, out, progress)")
-        module = util.module_from_spec(spec)
+        module = sys.modules[name] = util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
         except SyntaxError as error:
             raise BadRecipe(f"'{path}' cannot be read: {error.msg}, line {error.lineno}", hint="mend it") from error
+        finally:  # another folder may have the same name
+            for one in [one for one in sys.modules if one == name or one.startswith(f"{name}.")]:
+                del sys.modules[one]
         if not callable(found := getattr(module, "measure", None)):
             raise BadRecipe(f"'{path}' defines no function measure", hint="measure(lm, *, quick, seed, out, progress)")
         return found

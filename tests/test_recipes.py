@@ -81,6 +81,16 @@ def test_a_value_that_is_gone_disagrees_and_a_broken_recipe_is_said(lm: Any, tmp
     assert "induction" in unknown.value.hint
 
 
+def test_a_recipe_imports_modules_beside_it_and_not_those_of_another_of_its_name(lm: Any, tmp_path: Path) -> None:
+    for n in (1.0, 2.0):
+        recipe = written(tmp_path / str(n), lm.name)
+        (recipe.folder / "drawn.py").write_text(f"N = {n}\n")
+        (recipe.folder / "recipe.py").write_text("from .drawn import N\n" + TEXT.replace("1.0 + quick", "N"))
+        named = recipe.folder.rename(tmp_path / "a")
+        assert reproduce(read_recipe(named), lm).summary["x"]["value"] == n
+        named.rename(tmp_path / f"was-{n}")
+
+
 def test_a_recipe_is_begun_and_runs_at_once(lm: Any, tmp_path: Path) -> None:
     start(tmp_path / "mine", root() / "start")
     made = reproduce(find_recipe(str(tmp_path / "mine"), root()), lm, quick=True)
