@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -85,7 +86,7 @@ class Ours:
 
     def residuals(self, ids: Tensor) -> Tensor:
         run = probe.trace(self.lm, self._text(ids), capture="resid_post@all", attention="none", top=0)
-        return torch.stack([torch.from_numpy(run.activation("resid_post", i)) for i in range(self.lm.anatomy.n_layers)])
+        return torch.tensor(np.stack([run.activation("resid_post", i) for i in range(self.lm.anatomy.n_layers)]))
 
     def sweep(self, clean: Tensor, corrupt: Tensor, answer: int, against: int) -> Tensor:
         words = [self.lm.tokenizer.decode([one]) for one in (answer, against)]

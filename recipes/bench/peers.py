@@ -1,6 +1,7 @@
 """The same work by this program and by others, in one process and in turn: captures, a sweep, a lens, a continuation.
 
-The others are installed into an environment of their own, which is kept in the cache folder, and this bench runs again in it.
+The others are installed into an environment of their own, `bench-peers` in the cache folder, and this bench runs again in
+it: this checkout, with the same torch and transformers.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from platformdirs import user_cache_path
 
 import probe
+from probe.language_model.home import home
 
 from ..environments import Unavailable, make_environment
 from .measure import Case, compare, once, show
@@ -74,18 +75,18 @@ def swept(lm: probe.LanguageModel, n: int) -> Callable[[Tool], Any]:
 
 
 def time_all(lm: probe.LanguageModel, title: str, tools: Sequence[Tool], work: Callable[[Tool], Any], *, repeat: int) -> None:
-    """One table: all in turn, and in each name how far its result is from that of plain transformers."""
+    """One table: all in turn, and with each name how far its result is from that of plain transformers."""
     found: dict[str, Any] = {}
 
-    def case(tool: Tool, name: str) -> Case:
-        return Case(name, lambda: found.__setitem__(tool.name, work(tool)))
+    def case(tool: Tool) -> Case:
+        return Case(tool.name, lambda: found.__setitem__(tool.name, work(tool)))
 
-    plain, *others = tools
-    for tool in tools:  # what each says, before it is timed
-        case(tool, tool.name).run()
-    cases = [case(tool, f"{tool.name} ({apart(lm, found[plain.name], found[tool.name])})") for tool in others]
-    baseline = case(plain, plain.name)
-    show(title, once(baseline, cases) if repeat == 1 else compare(baseline, cases, repeat=repeat))
+    plain, *others = map(case, tools)
+    rows = once(plain, others) if repeat == 1 else compare(plain, others, repeat=repeat)
+    show(
+        title,
+        [rows[0], *(row._replace(name=f"{row.name} ({apart(lm, found[plain.name], found[row.name])})") for row in rows[1:])],
+    )
 
 
 def apart(lm: probe.LanguageModel, plain: Any, other: Any) -> str:
@@ -105,12 +106,14 @@ def _texts(lm: probe.LanguageModel, found: Any) -> list[str]:
 
 def _again() -> int:
     """The same command in the environment that has the others; its exit code."""
-    source = str(SOURCE) if (SOURCE / "pyproject.toml").is_file() else f"mechprobe=={probe.__version__}"
+    checkout = (SOURCE / "pyproject.toml").is_file()
+    ours = ["-e", f"{SOURCE}[fast]"] if checkout else [f"mechprobe[fast]=={probe.__version__}"]
     same = [f"{name}=={metadata.version(name).partition('+')[0]}" for name in ("torch", "transformers")]
     try:
-        python = make_environment(user_cache_path("probe") / "bench-peers", [source, *same, *PEERS])
+        python = make_environment(home() / "bench-peers", [*ours, *same, *PEERS])
     except Unavailable as error:
-        return print(error, file=sys.stderr) or 1
+        print(error, file=sys.stderr)
+        return 1
     own = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     return subprocess.run(
         [str(python), "-m", "probe.recipes.bench", *sys.argv[1:]], env=own, cwd=tempfile.gettempdir()
