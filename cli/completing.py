@@ -6,6 +6,8 @@ A value ends where the shell says that a word ends: bash ends one at `:`, `=` an
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -120,6 +122,18 @@ def _answers(*_: Any) -> Iterable[str]:
     return [how.replace("PATTERN", "") for how in HOWS]
 
 
+def _steps(*_: Any) -> Iterable[str]:
+    """Those of the run that stands before, and all. (The parser has not read it: it waits for this option's value.)"""
+    import pyarrow.parquet as pq
+
+    words = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")
+    for word in shlex.split(words):
+        if (file := Path(word) / "steps.parquet").is_file():
+            steps = pq.read_table(file, columns=["step"], use_threads=False)["step"].unique()
+            return [*(f"step{n}" for n in steps.to_pylist()), "all"]
+    return ["all"]
+
+
 def _tables(ctx: Any, _: str) -> Iterable[str]:
     """Those of the run that stands before, or all that there can be."""
     if (run := ctx.params.get("run")) is not None:
@@ -165,7 +179,7 @@ def _orders_of_runs(*_: Any) -> Iterable[str]:
 
 FOUND: dict[str, Callable[[Any, str], Iterable[str]]] = {
     "answers": _answers, "commands": _commands, "edits": _edits, "head_sorts": _head_sorts, "methods": _methods,
-    "models": _models, "places": _places, "recipes": _recipes, "runs": _runs, "sorts": _orders_of_runs, "tables": _tables,
-    "tagger_languages": _tagger_languages,
+    "models": _models, "places": _places, "recipes": _recipes, "runs": _runs, "sorts": _orders_of_runs, "steps": _steps,
+    "tables": _tables, "tagger_languages": _tagger_languages,
 }  # fmt: skip
 """Kinds of values that are looked up."""

@@ -32,6 +32,7 @@ from . import (
     sample,
     selftest,
     serve,
+    shell,
     speculate,
     steer,
     steps,
@@ -207,6 +208,7 @@ COMMANDS: dict[str, tuple[tuple[str, Any, str], ...]] = {
         ("models", models.app, "probe models sites smollm2"),
         ("tables", tables.command, "probe tables tokens"),
         ("serve", serve.command, "probe serve --model smollm2 --idle 2h"),
+        ("shell", shell.command, "probe shell --model smollm2"),
         ("help", help.command, "probe help rewind"),
     ),
 }

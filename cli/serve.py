@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -20,8 +20,8 @@ _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 @dataclass(frozen=True)
-class Staying:
-    """Which models stay loaded, and for how long."""
+class StayingModels:
+    """Which models stay loaded."""
 
     model: Annotated[
         tuple[str, ...],
@@ -30,6 +30,12 @@ class Staying:
             shell=list[str] | None, default="$PROBE_MODEL, or smollm2", complete="models",
         ),
     ] = ()  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Staying(StayingModels):
+    """Which models stay loaded, and for how long."""
+
     idle: Annotated[str, Option("End after so long without a command: 90s, 30m, 2h, or never.")] = "30m"
 
     @property
@@ -54,46 +60,54 @@ class There:
 @with_options
 def command(context: typer.Context, staying: Staying, placement: PlacementOptions, there: There, output: Output) -> None:
     """Keep models loaded, so that no command waits for imports and weights: each finds the server by itself."""
-    if sys.platform != "linux":
-        raise ProbeError("probe serve needs Linux", hint="every command runs without it")
+    check_system("serve")
     if there.status or there.stop:
         _ask("stop" if there.stop else "status", as_json=output.as_json)
         return
     patience = staying.patience
-    from probe.language_model.names import default_name
-
     from .staying.server import Server
-    from .staying.warming import warmed
 
-    run = context.find_root().command
-    server = Server(run, idle=patience)
-    names = staying.model or (default_name(),)
-    options = ("--device", placement.device, "--dtype", placement.dtype)
-    server.models = warmed(lambda: _load(names, placement), options, run)
+    server = Server(context.find_root().command, idle=patience)
+    server.models = warmed_up(context, staying, placement)
     server.listen()
-    typer.echo(f"{', '.join(_shown(one) for one in server.models)}: commands find it at {server.address}")
+    typer.echo(f"{in_words(server.models)}: commands find it at {server.address}")
     typer.echo(f"it ends {_ending(staying.idle)}by Ctrl-C or probe serve --stop")
     sys.stdout.flush()
     if server.serve():
         typer.echo(f"nothing came for {staying.idle}: the server has ended")
 
 
-def _load(names: Sequence[str], placement: PlacementOptions) -> None:
-    """The models, on the CPU. Raises `BadOption` for an accelerator."""
-    from probe.language_model.names import place
+def check_system(name: str) -> None:
+    """Raises `ProbeError` where processes can't be forked as this takes it."""
+    if sys.platform != "linux":
+        raise ProbeError(f"probe {name} needs Linux", hint="every other command runs without it")
 
-    if place(device=placement.device, dtype=placement.dtype).device_map is not None:
-        raise BadOption("a model on an accelerator can't be shared with a command", hint="--device cpu, for commands with it")
-    for name in names:
-        load(name, placement)
+
+def warmed_up(context: typer.Context, staying: StayingModels, placement: PlacementOptions) -> list[dict[str, Any]]:
+    """Load the models and have them read a text; what they are. Raises `BadOption` for an accelerator."""
+    from probe.language_model.names import default_name, place
+
+    from .staying.warming import warmed
+
+    def load_all() -> None:
+        if place(device=placement.device, dtype=placement.dtype).device_map is not None:
+            raise BadOption(
+                "a model on an accelerator can't be shared with a command", hint="--device cpu, for commands with it"
+            )
+        for name in staying.model or (default_name(),):
+            load(name, placement)
+
+    options = ("--device", placement.device, "--dtype", placement.dtype)
+    return warmed(load_all, options, context.find_root().command)
+
+
+def in_words(models: Sequence[Mapping[str, Any]]) -> str:
+    """Names of models, with how they are loaded."""
+    return ", ".join(f"{model['name']} ({model['dtype']}, {model['device']})" for model in models)
 
 
 def _ending(idle: str) -> str:
     return "" if idle == "never" else f"after {idle} without a command, "
-
-
-def _shown(model: dict[str, Any]) -> str:
-    return f"{model['name']} ({model['dtype']}, {model['device']})"
 
 
 def _ask(what: str, *, as_json: bool) -> None:
@@ -113,5 +127,4 @@ def _ask(what: str, *, as_json: bool) -> None:
         show_document({"command": "serve", "summary": said})
         return
     for name, value in said.items():
-        shown = ", ".join(map(_shown, value)) if name == "models" else value
-        typer.echo(f"{name}: {shown}")
+        typer.echo(f"{name}: {in_words(value) if name == 'models' else value}")

@@ -136,7 +136,10 @@ class Rewind(EditOptions, Continuations, Generation, Request):
 
     run: Annotated[Any, RUN]
     _: KW_ONLY
-    to: Annotated[str, Option("Where to: step4, 50%, all (every step), 57 (a position), tok=TEXT[#2] or regex=/PATTERN/.")]
+    to: Annotated[
+        str,
+        Option("Where to: step4, 50%, all (every step), 57 (a position), tok=TEXT[#2] or regex=/PATTERN/.", complete="steps"),
+    ]
     swap_prompt: Annotated[int | None, Option("Which prompt of the run that --swap names.", minimum=0)] = None
     swap_branch: Annotated[int | None, Option("Which branch of the run that --swap names.", minimum=0)] = None
     swap_split: Annotated[str | None, Option("How that run is cut.", default="as --split")] = None
