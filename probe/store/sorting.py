@@ -100,15 +100,19 @@ class _Stream:
         self._path = path
         self._file: pq.ParquetFile | None = None
         self._tables: list[pa.Table] = []
+        self._left = 0
 
     def take(self, n: int) -> pa.Table:
         if self._file is None:
             self._file = pq.ParquetFile(self._path, page_checksum_verification=True)
             self._batches = self._file.iter_batches(_BATCH)
+            self._left = self._file.metadata.num_rows
         while sum(table.num_rows for table in self._tables) < n:
             self._tables.append(pa.Table.from_batches([next(self._batches)]))
         table = pa.concat_tables(self._tables)
-        self._tables = [table.slice(n)]
+        self._tables, self._left = [table.slice(n)], self._left - n
+        if not self._left:
+            self._file.close()  # there may be more files than a process may have open
         return table.slice(0, n)
 
     def close(self) -> None:

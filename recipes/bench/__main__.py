@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import branches, budget, engine, inside, patch, peers, problems, serve, speculate, trace, view
+from . import branches, budget, engine, inside, patch, peers, problems, scale, serve, speculate, trace, view
 
 BENCHES = {
     "branches": branches.main,
@@ -14,6 +14,7 @@ BENCHES = {
     "patch": patch.main,
     "peers": peers.main,
     "problems": problems.main,
+    "scale": scale.main,
     "serve": serve.main,
     "speculate": speculate.main,
     "trace": trace.main,
