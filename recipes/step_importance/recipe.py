@@ -26,7 +26,7 @@ def measure(lm: probe.LanguageModel, *, quick: bool, seed: int, out: Path | None
     """Rank correlations over the steps of a solution, means over problems: of methods with each other, and with the entropy of
     the outcome before a step, its place and its length. Both sides of each come from other draws. seed: seeds the draws."""
     given = problems(lm)
-    chosen, screening = [row for row in given if row.get("quick")], {"chosen": "as they are"}
+    chosen, screening = [row for row in given if row.get("quick")], dict[str, Any](chosen="as they are")
     with tempfile.TemporaryDirectory() as folder:
 
         def written(rows: list[dict[str, Any]], *columns: str) -> Path:
@@ -51,7 +51,7 @@ def measure(lm: probe.LanguageModel, *, quick: bool, seed: int, out: Path | None
     found = [of_problem(run, looks, prompt) for prompt in sorted(run.importance.prompt_id.unique())]
     pairs = combinations_with_replacement((*METHODS, *RIVALS), 2)
     rivals = {name: [correlation(one, METHODS[0], name) for one in found] for name in RIVALS}
-    others = [np.nanmean([correlation(one, METHODS[0], name) for name in METHODS[2:]]) for one in found]
+    others = [float(np.nanmean([correlation(one, METHODS[0], name) for name in METHODS[2:]])) for one in found]
     known = run.covariates.rename(columns={"coefficient": "estimate", "ci_low": "low", "ci_high": "high"}).set_index("term")
     known = known[(known.method == METHODS[0]) & (known.design == "covariates")]
     return {
