@@ -26,11 +26,10 @@ class RayPool:
 
         self._ray: Any = imported
         ray: Any = imported
+        logging.getLogger("ray").setLevel(logging.ERROR)  # before it starts it tells of its own defaults
         self._own = not ray.is_initialized()
         if self._own:
             here = ADDRESS not in os.environ
-            if here:  # Ray's own default, which it warns of where nobody says it
-                os.environ.setdefault("RAY_AUTH_MODE", "token")
             more = {"include_dashboard": False, "object_store_memory": STORE_BYTES} if here else {}
             try:
                 ray.init(
