@@ -155,9 +155,9 @@ class Server:
                     finish(self.run, connection)
                     sys.exit(0)
             elif asked is not None:
-                sockets.send(connection, self._state())
-                if asked["do"] == "stop":
+                if asked["do"] == "stop":  # first: who has its answer goes, and a fork whose client has gone is ended
                     os.kill(self.process, signal.SIGTERM)
+                sockets.send(connection, self._state())
         except OSError:
             pass  # the client has gone
         os._exit(0)
