@@ -14,7 +14,8 @@ from probe.anatomy.rotation import rotation_error
 from probe.anatomy.sums import misfit, tolerance
 from probe.anatomy.tape import probe_tokens
 from probe.anatomy.units import in_units
-from probe.instrument import AttentionCall, Tap
+from probe.anatomy.writes import UNNAMED
+from probe.instrument import AttentionCall, Tap, weight_of
 
 
 def verify(model: nn.Module, anatomy: Anatomy) -> list[str]:
@@ -73,14 +74,13 @@ def _rotation_problems(
 
 def sum_error(model: nn.Module, layer: Layer, *, pre: Tensor, post: Tensor, writes: Sequence[Tensor]) -> float:
     """By how much resid_post is not what the layer's equation makes of resid_pre and its writes, in units of their sites."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
     total = layer.carry * pre.double()
     for name in layer.carry_gains:
-        total = total * parameters[name].double().flatten().to(total.device)
+        total = total * weight_of(model, name).double().flatten().to(total.device)
     for write in writes:
         total = total + write.double().reshape(total.shape).to(total.device)
-    if layer.offset in parameters:
-        total = total + parameters[layer.offset].double().flatten().to(total.device)
+    if layer.offset and layer.offset != UNNAMED:
+        total = total + weight_of(model, layer.offset).double().flatten().to(total.device)
     elif layer.offset:
         total = total + (post.double().to(total.device) - total).mean(dim=(0, 1))
     return misfit(post, total.to(post.device))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from probe.errors import NonFinite
-from probe.instrument import AttentionCall, Tap, attending, recording
+from probe.instrument import AttentionCall, Tap, attending, device_of, recording
 
 N_TOKENS = (13, 11, 17, 19, 23, 29)
 
@@ -179,5 +179,4 @@ def probe_tokens(model: nn.Module, *, seed: int = 0) -> Tensor:
     n_vocab = getattr(embedding, "num_embeddings", 256)
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, max(4, min(n_vocab - 16, 30_000)), (1, n_tokens(model)), generator=generator)
-    device = next((p.device for p in embedding.parameters()), next(model.parameters()).device)
-    return ids.to(device)
+    return ids.to(device_of(embedding if any(True for _ in embedding.parameters()) else model))

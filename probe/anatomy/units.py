@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from probe.instrument import weight_of
+
 Unit = float | Tensor
 """A number, or one for each of d_model."""
 
@@ -29,7 +31,7 @@ class Entries(NamedTuple):
 def unit_of(model: nn.Module, coefficient: float, gains: tuple[str, ...]) -> Unit:
     unit: Unit = coefficient
     for name in gains:
-        unit = model.get_parameter(name).detach().flatten() * unit
+        unit = weight_of(model, name).flatten() * unit
     return unit
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from probe.anatomy.inside import Inside, is_leaf
 from probe.anatomy.sums import Sum, channelwise_sum, shortest_sum
 from probe.anatomy.tape import Port
+from probe.instrument import weight_of
 
 MAX_POOL = 24
 UNNAMED = "a constant vector"
@@ -131,7 +132,7 @@ def _parameters(inside: Inside) -> dict[str, Tensor]:
     for path, module in modules:
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.numel() == width:
-                found.setdefault(f"{path}.{name}", parameter.detach().double().flatten())
+                found.setdefault(f"{path}.{name}", weight_of(module, name).double().flatten())
     return found
 
 

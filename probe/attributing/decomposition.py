@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from probe.anatomy.inside import is_leaf, is_linear
 from probe.anatomy.parts import Layer, Write
+from probe.anatomy.writes import UNNAMED
 from probe.attributing.linear import Frozen, Unembedded, call, close, freeze, identity, transposed
 from probe.attributing.recording import Recording
 from probe.errors import SiteAbsent
+from probe.instrument import weight_of
 
 if TYPE_CHECKING:
     from probe.anatomy import Anatomy
@@ -94,7 +96,6 @@ class _Walk:
     def __init__(self, model: nn.Module, anatomy: Anatomy, seen: Recording, neurons: int) -> None:
         self._model, self._anatomy, self._seen, self._neurons = model, anatomy, seen, neurons
         self.whole = ""  # why an MLP was not taken apart
-        self._parameters = dict(model.named_parameters(remove_duplicate=False))
 
     def layer(self, number: int, direction: Tensor, parts: Decomposition) -> tuple[list[Component], Tensor]:
         """The parts of one layer, and the direction (pos, d_model) on its resid_pre."""
@@ -161,8 +162,8 @@ class _Walk:
 
     def _offset(self, layer: Layer, direction: Tensor) -> Tensor:
         """A constant vector: the parameter, or, where it is none, what is left of the equation."""
-        if layer.offset in self._parameters:
-            return direction @ self._parameters[layer.offset].detach().double().flatten().cpu()
+        if layer.offset != UNNAMED:
+            return direction @ weight_of(self._model, layer.offset).double().flatten().cpu()
         left = self._seen.values[layer.taps["resid_post"]]
         left = left - layer.carry * self._gains(layer.carry_gains) * self._seen.values[layer.taps["resid_pre"]]
         for write in layer.writes:
@@ -175,7 +176,7 @@ class _Walk:
     def _gains(self, names: tuple[str, ...]) -> Tensor:
         found = torch.ones(self._anatomy.d_model, dtype=torch.float64)
         for name in names:
-            found = found * self._parameters[name].detach().double().flatten().cpu()
+            found = found * weight_of(self._model, name).double().flatten().cpu()
         return found
 
 

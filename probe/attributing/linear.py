@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from probe.anatomy import Anatomy
 from probe.errors import SiteAbsent
+from probe.instrument import device_of
 
 ROOM = 16  # what rounding may leave, in units of the last place
 
@@ -35,7 +36,7 @@ class Frozen(NamedTuple):
 def call(module: nn.Module, value: Tensor) -> Tensor:
     """The module of value (n, d), in its own precision and place -> float64 (n, d') on the CPU."""
     like = next(module.parameters(), None)
-    given = value[None].float() if like is None else value[None].to(like.device, like.dtype)
+    given = value[None].float() if like is None else value[None].to(device_of(module), like.dtype)
     with torch.no_grad():
         found: Tensor = module(given)[0]
     return found.double().cpu()
@@ -46,7 +47,7 @@ def transposed(projection: nn.Module, direction: Tensor, width: int) -> Tensor:
     like = next(projection.parameters())
     size = direction.norm(dim=-1, keepdim=True).clamp_min(1e-300)
     with torch.inference_mode(False), torch.enable_grad():
-        given = torch.zeros(1, len(direction), width, device=like.device, dtype=like.dtype).requires_grad_()
+        given = torch.zeros(1, len(direction), width, device=device_of(projection), dtype=like.dtype).requires_grad_()
         out = projection(given)
         (found,) = torch.autograd.grad(out, given, (direction / size)[None].to(out))
     return found[0].double().cpu() * size
@@ -116,7 +117,7 @@ def weighted_unembedding(model: nn.Module, anatomy: Anatomy, hidden: Tensor, wei
     head = model.get_submodule(anatomy.head)
     like = next(head.parameters())
     with torch.inference_mode(False), torch.enable_grad():
-        origin = torch.zeros(1, len(weights), hidden.shape[-1], device=like.device, dtype=like.dtype).requires_grad_()
+        origin = torch.zeros(1, len(weights), hidden.shape[-1], device=device_of(head), dtype=like.dtype).requires_grad_()
         given = head(origin)
         (found,) = torch.autograd.grad(given, origin, weights[None].to(given))
     row, bias = found[0].double().cpu(), _weighted(given.detach()[0].double().cpu(), weights)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from probe.instrument import bypassing, element, emptied, filled, recording
+from probe.instrument import bypassing, element, emptied, filled, recording, wrapped
 from probe.sites import SITES
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _without(model: nn.Module, anatomy: Anatomy, forms: dict[str, Any], ids: Ten
 def _tried(model: nn.Module, anatomy: Anatomy, last: int, ids: Tensor, inputs: dict[str, Any]) -> dict[str, Any]:
     """What each block above returns beside the stream; nothing where a forward cannot be ended there."""
     paths = [layer.block for layer in anatomy.layers]
-    if len(set(paths)) < len(paths) or any("forward" in vars(model.get_submodule(path)) for path in paths):
+    if len(set(paths)) < len(paths) or any(wrapped(model.get_submodule(path)) for path in paths):
         return {}
     if not all(anatomy.has("resid_post", i) and anatomy.tap("resid_post", i).path == path for i, path in enumerate(paths)):
         return {}

@@ -7,6 +7,7 @@ leaves the model as it was, in the middle of an exception too.
 from probe.instrument.attention import AttentionCall, Observer, attended, attending
 from probe.instrument.choosing import ChangedChoice, choosing
 from probe.instrument.hooks import Reader, Tap, bypassing, element, emptied, entering, filled, recording, tapping
+from probe.instrument.offloading import device_of, devices, in_memory, parameters, weight_of, wrapped
 
 __all__ = [
     "AttentionCall",
@@ -18,10 +19,16 @@ __all__ = [
     "attending",
     "bypassing",
     "choosing",
+    "device_of",
+    "devices",
     "element",
     "emptied",
     "entering",
     "filled",
+    "in_memory",
+    "parameters",
     "recording",
     "tapping",
+    "weight_of",
+    "wrapped",
 ]

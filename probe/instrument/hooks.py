@@ -179,11 +179,14 @@ def filled(form: Any, value: Tensor) -> Any:
 
 @contextmanager
 def bypassing(model: nn.Module, outputs: Mapping[str, Any]) -> Iterator[None]:
-    """While active, each of these modules (by path), whose `forward` is its class's, only returns what stands here."""
+    """While active, each of these modules (by path) only returns what stands here."""
     with ExitStack() as undo:
         for path, output in outputs.items():
             own = vars(model.get_submodule(path))
-            undo.callback(own.pop, "forward", None)
+            if "forward" in own:
+                undo.callback(own.update, forward=own["forward"])
+            else:
+                undo.callback(own.pop, "forward", None)
             own["forward"] = lambda *_, output=output, **__: output
         yield
 

@@ -13,6 +13,7 @@ from transformers.generation.utils import ALL_CACHE_NAMES
 
 from probe.anatomy.units import Unit, in_units, out_of_units
 from probe.errors import BadEdit
+from probe.instrument import device_of
 from probe.interventions.edits import AbsolutePositions, At, Edit
 
 Start = int | Sequence[int] | Tensor
@@ -46,7 +47,7 @@ class ForwardPositions:
         self.start = start
         self.current: Forward | None = None
         self._signature = inspect.signature(model.forward)
-        self._device = next(model.parameters()).device
+        self._device = device_of(model)
         self._end: int | None = None  # of the last forward
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Forward:

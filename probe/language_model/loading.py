@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -153,6 +155,8 @@ def quiet() -> Iterator[None]:
 def _tiny(named: Named, placement: Placement) -> tuple[Any, Any, dict[str, Any]]:
     from probe.tiny import tiny
 
+    if isinstance(placement.device_map, dict) and placement.device_map.keys() != {""}:
+        raise BadOption(f"'{named.name}' stands on one device", hint="save it into a folder to spread it over several")
     model: Any
     model, tokenizer = tiny(named.where)
     target = (placement.device_map or {}).get("") if not isinstance(placement.device_map, str) else None
@@ -237,10 +241,15 @@ def _model(found: Checkpoint, config: Any, placement: Placement, *, code: bool, 
     quantised = getattr(config, "quantization_config", None) is not None
     dtype = "auto" if placement.dtype is None or (quantised and not placement.chosen) else placement.dtype
     loader: Any = AutoModelForCausalLM
-    return loader.from_pretrained(
-        found.directory, config=config, dtype=dtype, local_files_only=True, trust_remote_code=code,
-        use_safetensors=None if allow_pickle else True, output_loading_info=True, **options,
-    )  # fmt: skip
+    with ExitStack() as undo:
+        if "device_map" in options:  # for what lies on disk otherwise than in the checkpoint, as merged experts do
+            options["offload_folder"] = undo.enter_context(tempfile.TemporaryDirectory(prefix="probe-offloaded-"))
+        model, report = loader.from_pretrained(
+            found.directory, config=config, dtype=dtype, local_files_only=True, trust_remote_code=code,
+            use_safetensors=None if allow_pickle else True, output_loading_info=True, **options,
+        )  # fmt: skip
+        weakref.finalize(model, undo.pop_all().close)
+    return model, report
 
 
 def load_tokenizer(found: Checkpoint, *, code: bool) -> Any:

@@ -89,12 +89,10 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where token ids go in."""
-        import torch
 
-        embedding = self.model.get_input_embeddings()
-        # what accelerate keeps elsewhere until it is needed lies on no device meanwhile
-        needed = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
-        return embedding.weight.device if needed is None else torch.device(needed)
+        from probe.instrument import device_of
+
+        return device_of(self.model.get_input_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -118,8 +116,9 @@ class LanguageModel:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """The manifest's `model`: JSON-able, the same for the same weights, tokenizer and placement."""
+        from probe.instrument import devices, parameters
+
         model, template = self.model, self.tokenizer.chat_template
-        devices = {str(parameter.device) for parameter in model.parameters()}
         return {
             "name": self.name,
             "revision": None,
@@ -130,10 +129,10 @@ class LanguageModel:
             **self._origin,
             **({"weights_patch": list(self._patches)} if self._patches else {}),
             "class": type(model).__name__,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "parameters": sum(parameter.numel() for parameter in parameters(model)),
             "chat_template_sha256": _text_sha256(str(template)) if template else None,
             "dtype": str(self.dtype).removeprefix("torch."),
-            "device": ",".join(sorted(devices)),
+            "device": ",".join(devices(model)),
             "attention": getattr(model.config, "_attn_implementation", None),
         }
 

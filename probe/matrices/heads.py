@@ -12,7 +12,7 @@ from probe.anatomy.mixing import values_at
 from probe.anatomy.tape import probe_tokens
 from probe.attributing.decomposition import split
 from probe.attributing.linear import Frozen, call, identity
-from probe.instrument import AttentionCall, attending
+from probe.instrument import AttentionCall, attending, device_of
 from probe.matrices.calls import StreamNorm, norm_of, recorded_calls, to_stream
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class HeadReader:
             return seen.value.new_zeros(n, seen.query.shape[2], heads, seen.value.shape[-1])
 
         for part in rows.split(ROWS):
-            given, named = one.with_rows(part[:, None].to(like.device, like.dtype))
+            given, named = one.with_rows(part[:, None].to(device_of(one.module), like.dtype))
             with torch.no_grad(), attending(self._model, attention=catch):
                 one.module(*given, **named)
         self._scaling, self._softcap = caught[0].scaling, caught[0].softcap

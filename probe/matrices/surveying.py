@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from probe import store as stores
 from probe.errors import BadOption, SiteAbsent
+from probe.instrument import in_memory
 from probe.matrices.head_rows import write_heads
 from probe.matrices.naming import Matrix, gains, matrices
 from probe.matrices.neuron_rows import write_neurons
@@ -40,7 +42,10 @@ def run_weights(lm: LanguageModel, request: WeightSurvey) -> stores.Run:
     `neuron_weights`, `matrix_differences`. Raises `BadOption`, `SiteAbsent` where no head can be read, `OutOfRange`.
     """
     survey = resolved(lm, request)
-    with running(request, lm, word=survey.word, resolved=survey.came_to) as run:
+    with running(request, lm, word=survey.word, resolved=survey.came_to) as run, ExitStack() as held:
+        for one in (lm, survey.against):
+            if one is not None:
+                held.enter_context(in_memory(one.model))
         if run.writer.whole:
             return run.writer.whole
         run.write_all({"prompts": {"prompt_id": [0], "text": [f"the weights of {lm.title}"], "error": [""]}}, unit="subject")

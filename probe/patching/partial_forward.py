@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from probe.anatomy.sums import apart, loudest
 from probe.anatomy.tape import probe_tokens
 from probe.decoding.caches import FilledLayer, expected, held, pads, slot
-from probe.instrument import Tap, bypassing, emptied, filled, recording, tapping
+from probe.instrument import Tap, bypassing, emptied, filled, recording, tapping, wrapped
 from probe.interventions import Edit, applying
 from probe.interventions.edits import AbsolutePositions
 from probe.language_model.stepping import plain_kwargs, stepped, uncached_kwargs
@@ -176,7 +176,7 @@ def _no_stream(lm: LanguageModel) -> str:
     ends = [anatomy.tap("resid_post", i) for i in layers]
     if any(tap.side != "output" or tap.path != path for tap, path in zip(ends, paths, strict=True)):
         return "the stream is not what its blocks return"
-    if any("forward" in vars(lm.model.get_submodule(path)) for path in paths):
+    if any(wrapped(lm.model.get_submodule(path)) for path in paths):
         return "its blocks are wrapped already"
     return ""
 

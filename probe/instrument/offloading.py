@@ -1,0 +1,96 @@
+"""Weights that accelerate keeps on disk or in main memory until a module runs: where it computes, and what they are.
+
+Between the calls of its module such a parameter lies on `meta`, without numbers, and is no longer the object that it was tied
+to (seen in accelerate 1.15).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes: its weights' device, or the one that they are brought to; the CPU for one without weights."""
+    for part in module.modules():
+        for parameter in part.parameters(recurse=False):
+            hook = _offloading(part) if parameter.is_meta else None
+            return parameter.device if hook is None else torch.device(hook.execution_device)
+    return torch.device("cpu")
+
+
+def devices(model: nn.Module) -> list[str]:
+    """Where a model's weights are kept, in order: devices, and `disk`."""
+    found = {str(parameter.device) for parameter in model.parameters()}
+    if "meta" in found:
+        found = (found - {"meta"}) | {str(where) for where in _places(model).values() if where in ("cpu", "disk")}
+    return sorted(found)
+
+
+def parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Every parameter once; of tied ones that are kept apart, one."""
+    apart = dict(_apart(model))
+    return (parameter for name, parameter in model.named_parameters() if name not in apart)
+
+
+def weight_of(module: nn.Module, name: str) -> Tensor:
+    """The numbers of a parameter within a module, read from where they are kept."""
+    parameter = module.get_parameter(name).detach()
+    path, _, own = name.rpartition(".")
+    hook = _offloading(module.get_submodule(path)) if parameter.is_meta else None
+    if hook is None:
+        return parameter
+    found: Tensor = hook.weights_map[own]
+    return found.to(parameter.dtype)
+
+
+@contextmanager
+def in_memory(model: nn.Module) -> Iterator[None]:
+    """While active, every weight stands on the device where its module computes, and tied ones are one again."""
+    with ExitStack() as undo:
+        for part in model.modules():
+            hook = _offloading(part)
+            if hook is not None:
+                hook.pre_forward(part)
+                hook.offload = False  # a call in the meantime neither reads them again nor lets them go
+                undo.callback(_let_go, hook, part)
+        for target, source in _apart(model):
+            path, _, name = target.rpartition(".")
+            held, own = model.get_submodule(path)._parameters, model.get_parameter(target)
+            if own.device == model.get_parameter(source).device:
+                undo.callback(held.__setitem__, name, own)
+                held[name] = model.get_parameter(source)
+        yield
+
+
+def wrapped(module: nn.Module) -> bool:
+    """Whether something else than accelerate stands in for the module's own `forward`."""
+    return "forward" in vars(module) and not hasattr(module, "_hf_hook")
+
+
+def _let_go(hook: Any, module: nn.Module) -> None:
+    hook.offload = True
+    hook.post_forward(module, None)
+
+
+def _apart(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """(target, source) of tied parameters that are two objects since accelerate keeps one of them elsewhere."""
+    for target, source in getattr(model, "all_tied_weights_keys", {}).items() if _places(model) else ():
+        if model.get_parameter(target) is not model.get_parameter(source):
+            yield target, source
+
+
+def _places(model: nn.Module) -> dict[str, Any]:
+    """Where accelerate was told to keep each part."""
+    found: dict[str, Any] = getattr(model, "hf_device_map", {})
+    return found
+
+
+def _offloading(module: nn.Module) -> Any:
+    """The hook of accelerate that brings this module's own weights in; None where they are there."""
+    hook = getattr(module, "_hf_hook", None)
+    return next((one for one in getattr(hook, "hooks", (hook,)) if getattr(one, "offload", False)), None)

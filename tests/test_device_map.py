@@ -1,0 +1,138 @@
+"""A model that is partly kept on disk gives what it gives whole: every verb, on some families, to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+import probe
+from probe.anatomy import find
+from probe.errors import BadModel, BadOption, SiteAbsent
+from probe.instrument import in_memory, weight_of
+from probe.language_model import LanguageModel
+from probe.language_model.weights_patch import parameter_of
+from probe.tiny import tiny
+from tests.test_left_as_found import PAIR
+from tests.test_rewind import TEXT, written
+
+FAMILIES = ["llama", "gpt2", "qwen3", "gemma2", "mixtral"]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("models") / request.param
+    model, tokenizer = tiny(request.param)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> LanguageModel:
+    return probe.load(str(folder), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def split(folder: Path, whole: LanguageModel) -> LanguageModel:
+    """A block, the embedding, the final norm and the head are on disk, the rest in memory."""
+    anatomy, model = whole.anatomy, whole.model
+    blocks = [layer.block for layer in anatomy.layers]
+    others = [path for path, module in model.named_modules() if [*module.parameters(False), *module.buffers(False)]]
+    where = dict.fromkeys([*blocks, *(p for p in others if not p.startswith(tuple(f"{b}." for b in blocks)))], "cpu")
+    embedding = next(path for path, module in model.named_modules() if module is model.get_input_embeddings())
+    where |= dict.fromkeys([anatomy.layers[1].block, embedding, anatomy.final_norm.path, anatomy.head], "disk")
+    return probe.load(str(folder), device_map=where)
+
+
+VERBS: dict[str, Callable[[LanguageModel, Path], Any]] = {
+    "trace": lambda lm, made: probe.trace(
+        lm, [TEXT, "ab"], generate=4, attention="full", capture="z@1,resid_post@all,mlp_out@1,q@1", lens=True,
+        edit=["z@1.0=zero", "mlp_out@1=scale:0.5", "pattern@1.1:3..=cut:1"], temperature=1.0, seed=3,
+    ),
+    "lens": lambda lm, made: probe.lens(lm, TEXT, answer="a"),
+    "attribute": lambda lm, made: probe.attribute(lm, TEXT, position="all"),
+    "attribute by source": lambda lm, made: probe.attribute(lm, "a b c", by_source=True),
+    "attribute by neuron": lambda lm, made: probe.attribute(lm, "a b c", by="neuron"),
+    "heads": lambda lm, made: probe.heads(lm, TEXT, sequences=1, length=8),
+    "head kernels": lambda lm, made: probe.heads(lm, TEXT, sequences=0, kernel=True),
+    "compare": lambda lm, made: probe.compare(lm, lm, TEXT),
+    "look": lambda lm, made: probe.look(lm, "a b c", controls=8),
+    "explain": lambda lm, made: probe.explain(probe.trace(lm, "ab", generate=3), -1, lm=lm),
+    "patch": lambda lm, made: probe.patch(lm, **PAIR, sites=["resid_pre", "z", "q"]),
+    "patch by gradients": lambda lm, made: probe.patch(lm, **PAIR, sites=["k", "mlp_out"], method="attribution", sample=3),
+    "patch a path": lambda lm, made: probe.patch(lm, **PAIR, path="z@0->q@1", edit=["mlp_out@2=scale:0.5"]),
+    "sample": lambda lm, made: probe.sample(lm, TEXT, samples=3, max_new=4, temperature=1.0),
+    "rewind": lambda lm, made: probe.rewind(
+        written(lm, TEXT), to="step1", lm=lm, samples=2, max_new=4, replace="There are 21 apples. "
+    ),
+    "importance": lambda lm, made: probe.importance(written(lm, TEXT), lm=lm, method="suppression"),
+    "make_direction": lambda lm, made: probe.make_direction(lm, ["a b", "a c"], ["b a", "c a"], at="resid_post@1", to=made),
+    "steer": lambda lm, made: probe.steer(lm, str(made), "a b", answer="a", controls=2),
+    "top": lambda lm, made: probe.top(lm, [TEXT, "a b c"], at=["resid_post@1", "z@1.0"], top=2),
+    "means": lambda lm, made: probe.means(lm, [TEXT, "a b c"], at=["resid_post@1", "mlp_out@1"]),
+    "speculate": lambda lm, made: probe.speculate(lm, TEXT, draft="layers:2", generate=8),
+    "weights": lambda lm, made: probe.weights(lm, what="matrices,norms,heads,composition"),
+    "weights by tokens": lambda lm, made: probe.weights(lm, what="heads", layers="1", tokens="a"),
+    "neurons": lambda lm, made: probe.weights(lm, what="neurons", neurons="all.n3,all.n5"),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_gives_the_same_tables(verb: str, whole: LanguageModel, split: LanguageModel, tmp_path: Path) -> None:
+    """Or the same error, where a family does not have what is asked for."""
+    made = tmp_path / "direction.safetensors"
+    if verb == "steer":
+        VERBS["make_direction"](split, made)  # it goes on the model, wherever that is kept
+    try:
+        one = VERBS[verb](whole, made)
+    except (SiteAbsent, BadModel) as error:
+        with pytest.raises(type(error)) as caught:
+            VERBS[verb](split, made)
+        assert caught.value.message == error.message
+        return
+    other = VERBS[verb](split, made)
+    assert one.tables == other.tables
+    for name in one.tables:
+        frames = (run.table(name).drop(columns="run_id") for run in (one, other))
+        pd.testing.assert_frame_equal(*frames, check_exact=True)
+
+
+def test_it_is_the_same_model(whole: LanguageModel, split: LanguageModel) -> None:
+    """Its identity but for the place, its anatomy, found anew, and its logits; and weights are on disk again afterwards."""
+    assert find(split.model).to_dict() == find(whole.model).to_dict()
+    ids = torch.tensor([whole.encode(TEXT).ids])
+    with torch.no_grad():
+        assert torch.equal(whole.model(ids).logits, split.model(ids).logits)
+    assert split.identity == {**whole.identity, "device": "cpu,disk"}
+    assert split.device == whole.device
+    assert all(parameter.is_meta for parameter in split.model.get_submodule(split.anatomy.layers[1].block).parameters())
+
+
+def test_weights_are_read_from_where_they_are_kept(whole: LanguageModel, split: LanguageModel) -> None:
+    kept = dict(split.model.named_parameters(remove_duplicate=False))
+    for name, parameter in whole.model.named_parameters(remove_duplicate=False):
+        assert torch.equal(weight_of(split.model, name), parameter)
+    with in_memory(split.model):
+        live = dict(split.model.named_parameters())
+        assert live.keys() == dict(whole.model.named_parameters()).keys()
+        assert all(torch.equal(live[name], parameter) for name, parameter in whole.model.named_parameters())
+    after = dict(split.model.named_parameters(remove_duplicate=False))
+    assert {name: p.is_meta for name, p in kept.items()} == {name: p.is_meta for name, p in after.items()}
+
+
+def test_what_is_on_disk_is_not_changed(split: LanguageModel) -> None:
+    name = next(name for name, parameter in split.model.named_parameters() if parameter.is_meta and parameter.dim() == 2)
+    with pytest.raises(BadModel, match="kept elsewhere until it is needed") as caught:
+        parameter_of(split.model, name)
+    assert caught.value.hint == "leave out --device-map"
+
+
+def test_a_tiny_model_is_not_spread() -> None:
+    with pytest.raises(BadOption, match="'tiny:llama' stands on one device"):
+        probe.load("tiny:llama", device_map={"model": "cpu", "lm_head": "disk"})
