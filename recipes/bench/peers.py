@@ -35,7 +35,7 @@ def main(model: str, *, repeat: int, quick: bool, only: str | None = None) -> No
         sys.exit(_again())
     lm = probe.load(model)
     print(f"{lm}  torch threads: {torch.get_num_threads()}; {', '.join(f'{one} {metadata.version(one)}' for one in PEERS)}")
-    long, short, pair, new = (32, 16, 6, 8) if quick else (512, 128, 12, 64)
+    long, short, pair, new = (32, 16, 3, 8) if quick else (512, 128, 6, 64)
     long_ids, short_ids = (torch.tensor([lm.encode(text_of(lm, n)).ids]) for n in (long, short))
     works: dict[str, tuple[str, Callable[[Tool], Any]]] = {
         "capture": (f"the stream after each block, {long} tokens", lambda tool: tool.residuals(long_ids)),
