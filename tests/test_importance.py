@@ -321,6 +321,28 @@ def test_resampling_finds_the_step_that_decides(markov) -> None:
     assert rows.loc[at, "ci_low"] > 0.1
 
 
+@pytest.mark.slow
+def test_steps_are_ranked_by_what_is_above_the_floor(markov) -> None:
+    """A distance of two samples is not 0 where nothing differs, and what it is then is another number at each step."""
+    from scipy.stats import spearmanr
+
+    done = probe.importance(
+        written(markov, "Then b.\n a. a. b"), lm=markov, samples=8, max_new=4, sampling=Sampling(temperature=1.0),
+        answer="regex=[01]", expect="1", split="token",
+    )  # fmt: skip
+    rows = done.importance.assign(size=lambda x: x.estimate.abs() - x.floor.fillna(0.0))
+    rows["raw"] = rows.estimate.abs()
+    sizes, raw = (rows.pivot(index="step", columns="method", values=name) for name in ("size", "raw"))
+    other = 0
+    for pair in done.summary["agreement"]:
+        if pair["spearman"] is not None:
+            both = sizes[[pair["a"], pair["b"]]].dropna()
+            assert pair["steps"] == len(both) and pair["spearman"] == pytest.approx(spearmanr(both).statistic)
+            other += not np.isclose(spearmanr(raw[[pair["a"], pair["b"]]].dropna()).statistic, pair["spearman"])
+    assert other, "no floor was there to take away"
+    assert done.summary["most_important"] == {name: sizes[name].idxmax() for name in done.summary["methods"]}
+
+
 def test_what_says_something_else() -> None:
     own = np.array([[1.0, 0.0], [0.0, 1.0]])
     vectors = [np.array([[1.0, 0.1], [0.0, 1.0]]), np.array([[0.1, 1.0], [1.0, 0.2]])]

@@ -284,17 +284,17 @@ def _summary(plan: ImportancePlan, rows: list[StepImportance]) -> dict[str, Any]
 
 
 def _top(rows: list[StepImportance]) -> int | None:
-    measured = [row for row in rows if row.estimate is not None]
-    return max(measured, key=lambda row: abs(row.estimate or 0.0)).step if measured else None
+    measured = {row.step: row.size for row in rows if row.size is not None}
+    return max(measured, key=lambda step: measured[step]) if measured else None
 
 
 def _agreement(by: dict[str, dict[int, StepImportance]]) -> list[dict[str, Any]]:
-    """Rank correlation of |estimate| over the steps that both methods measured; None where one of them says one thing only."""
+    """Rank correlation of the sizes over the steps that both methods measured; None where one of them says one thing only."""
     found = []
     for a, b in combinations(by, 2):
-        both = [s for s in by[a] if s in by[b] and by[a][s].estimate is not None and by[b][s].estimate is not None]
-        x, y = (np.abs([by[m][s].estimate or 0.0 for s in both]) for m in (a, b))
-        rho, tau = (stats.spearman(x, y), stats.kendall_tau(x, y)) if len(both) > 2 else (np.nan, np.nan)
+        sizes = [(by[a][s].size, by[b][s].size) for s in by[a] if s in by[b]]
+        both = np.array([pair for pair in sizes if None not in pair], np.float64).reshape(-1, 2)
+        rho, tau = (stats.spearman(*both.T), stats.kendall_tau(*both.T)) if len(both) > 2 else (np.nan, np.nan)
         clean = [None if np.isnan(v) else float(v) for v in (rho, tau)]
         found.append({"a": a, "b": b, "steps": len(both), "spearman": clean[0], "kendall": clean[1]})
     return found

@@ -88,6 +88,11 @@ class StepImportance:
     n: int | None = None
     stopped: str | None = None
 
+    @property
+    def size(self) -> float | None:
+        """What steps are ranked by: |estimate|, less what it would be if nothing differed, where a method knows that."""
+        return None if self.estimate is None else abs(self.estimate) - (self.floor or 0.0)
+
 
 @dataclass(frozen=True)
 class Measured:
