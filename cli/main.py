@@ -20,6 +20,7 @@ from . import (
     heads,
     help,
     importance,
+    importing,
     lens,
     look,
     means,
@@ -186,6 +187,7 @@ COMMANDS: dict[str, tuple[tuple[str, Any, str], ...]] = {
         ("attribute", attribute.command, 'probe attribute "The capital of France is" --answer " Paris"'),
         ("top", top.command, "probe top texts.txt --at mlp_post@5.n1234 --at z@5.3"),
         ("means", means.command, "probe means texts.txt --at z@all"),
+        ("import", importing.command, "probe import hidden_states --layers 1,5,9 -m smollm2"),
     ),
     "Change and measure": (
         ("patch", patch.command, 'probe patch --clean "2 + 3 =" --corrupt "2 + 4 =" --answer " 5" --against " 6"'),

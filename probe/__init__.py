@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from probe.errors import ProbeError
     from probe.expecting import expect
     from probe.explaining import explain
+    from probe.importing import import_states
     from probe.language_model import LanguageModel, load
     from probe.lensing import lens
     from probe.looking import look
@@ -43,6 +44,7 @@ _HOME = {
     "expect": "probe.expecting",
     "explain": "probe.explaining",
     "heads": "probe.attention_heads",
+    "import_states": "probe.importing",
     "importance": "probe.step_importance",
     "lens": "probe.lensing",
     "list_runs": "probe.store",
@@ -77,6 +79,7 @@ __all__ = [
     "expect",
     "explain",
     "heads",
+    "import_states",
     "importance",
     "lens",
     "list_runs",

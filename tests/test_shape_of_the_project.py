@@ -28,7 +28,7 @@ LAYERS = (
     {"labelling"},
     {"tracing", "rewinding"},  # the verbs that others are made of
     {"step_importance", "patching", "steering", "speculating", "comparing", "explaining", "lensing", "attributing", "sampling"}
-    | {"corpora", "attention_heads"},
+    | {"corpora", "attention_heads", "importing"},
     {"relabelling", "reporting", "looking", "matrices"},
     {"laws", "replaying", "reproducing"},
 )

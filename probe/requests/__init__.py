@@ -8,6 +8,7 @@ from probe.requests.corpora import CorpusMeans, CorpusOptions, Top
 from probe.requests.explain import Explain
 from probe.requests.groups import FROM_TABLE, ChatOptions, FileOptions, SourceOptions, plain_prompts, prompts_of  # fmt: skip
 from probe.requests.heads import AttentionHeads
+from probe.requests.import_states import ImportStates
 from probe.requests.lens import Lens
 from probe.requests.look import Look
 from probe.requests.options import Option, options_of, plain
@@ -26,8 +27,8 @@ from probe.requests.weights import WeightSurvey
 REQUESTS: dict[str, type[Request]] = {
     kind.command: kind
     for kind in (
-        AttentionHeads, Attribute, Compare, CorpusMeans, Explain, Importance, Lens, Look, MakeDirection, PatchSweep, Relabel,
-        Rewind, Sample, Speculate, Steer, Top, Trace, WeightSurvey,
+        AttentionHeads, Attribute, Compare, CorpusMeans, Explain, Importance, ImportStates, Lens, Look, MakeDirection,
+        PatchSweep, Relabel, Rewind, Sample, Speculate, Steer, Top, Trace, WeightSurvey,
     )
 }  # fmt: skip
 
@@ -45,6 +46,7 @@ __all__ = [
     "CorpusOptions",
     "Explain",
     "FileOptions",
+    "ImportStates",
     "Importance",
     "Lens",
     "Look",

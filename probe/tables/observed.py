@@ -57,7 +57,7 @@ OBSERVED = (
         Column("choices", list_of(pa.string()), "the options to choose from, likewise", since=3),
         text("error", "why this prompt was not run; empty if it was"),
     ), verbs=("trace", "sample", "rewind", "importance", "answers", "speculate", "patch", "compare", "lens", "attribute",
-             "steer", "top", "means", "look", "heads", "weights"),
+             "steer", "top", "means", "look", "heads", "weights", "import"),
        example="select prompt_id, n_tokens, perplexity, error from 'RUN/prompts.parquet'"),
     Table("tokens", "a position of a sequence", ("prompt_id", "branch", "pos"), (
         PROMPT, BRANCH, POS,
@@ -77,7 +77,7 @@ OBSERVED = (
         f32("noise", "the exponential that decided the race; null unless sampled here"),
         f32("answer_logprob", "nats, that any of --answer-set stands here, given all before; null unless asked for", since=4),
         f32("against_logprob", "the same of --against-set", since=4),
-    ), verbs=("trace", "sample", "rewind", "importance", "speculate", "patch", "lens", "look", "heads"),
+    ), verbs=("trace", "sample", "rewind", "importance", "speculate", "patch", "lens", "look", "heads", "import"),
        example="select pos, token, surprisal, rank from 'RUN/tokens.parquet' order by surprisal desc limit 10"),
     Table("steps", "a reasoning step", ("prompt_id", "branch", "step"), (
         PROMPT, BRANCH, i32("step", "from 0"),
@@ -87,14 +87,23 @@ OBSERVED = (
         Column("mid_token", pa.bool_(), "the boundary fell inside a token"),
         Column("logprob", pa.float64(), "nats, summed over its tokens"),
         f32("mean_entropy", "nats"), f32("max_entropy", "nats"),
-    ), verbs=("trace", "rewind", "importance", "answers", "speculate"),
+    ), verbs=("trace", "rewind", "importance", "answers", "speculate", "import"),
        example="select step, kind, logprob, mean_entropy, text from 'RUN/steps.parquet' order by step"),
     Table("activations", "one site at one position", ("prompt_id", "branch", "site", "layer", "head", "pos"), (
         PROMPT, BRANCH, Column("site", words(), "see sites.py"), LAYER, HEAD, POS,
         Column("vector", FLOATS, "the activation"), f32("norm", "its Euclidean norm"),
         Column("units", INTS, "the neurons (experts) whose values these are, in their order; null where all are", since=4),
-    ), large=True, verbs=("trace",),
+    ), large=True, verbs=("trace", "import"),
        example="select layer, pos, norm from 'RUN/activations/*.parquet' where site = 'resid_post'"),
+    Table("imported", "a layer that a server wrote", ("prompt_id", "site", "layer"), (
+        PROMPT, Column("site", words(), "resid_pre of the layer, or resid_post of the last", since=4),
+        Column("layer", pa.int16(), "layer, from 0", since=4),
+        f32("difference", "|server - own| / |own|, mean over tokens: own is this model's read of the same ids", since=4),
+        f32("largest", "the largest over tokens", since=4), i32("largest_pos", "the token where it is that", since=4),
+        text("other", "the nearest other place", since=4),
+        f32("other_difference", "how far the server's vectors are from that, likewise; mean over the first 64 tokens", since=4),
+    ), verbs=("import",),
+       example="select site, layer, avg(difference), max(largest) from 'RUN/imported.parquet' group by all"),
     Table("heads", "a head's summary", ("prompt_id", "branch", "layer", "head"), (
         PROMPT, BRANCH, LAYER, HEAD, i32("rows", "query positions averaged"), *HEAD_STATISTICS, INPUT,
     ), verbs=("trace", "look", "heads"),
