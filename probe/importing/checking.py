@@ -20,7 +20,7 @@ ONE_TOKEN = 10  # times the tolerance of a layer's mean: what rounding does to o
 TOLD = "as the server was told: its eagle_aux_hidden_state_layer_ids"
 
 
-class Stream(NamedTuple):
+class StreamPlace(NamedTuple):
     """Where a server's layer id stands here: id N is what goes into layer N, and n_layers what leaves the last block."""
 
     site: str
@@ -36,18 +36,18 @@ class Check(NamedTuple):
     mean and largest over all tokens, and where that is; over the first tokens, the nearest of the other streams.
     """
 
-    stream: Stream
+    stream: StreamPlace
     mean: float
     largest: float
     position: int
-    other: Stream | None
+    other: StreamPlace | None
     other_mean: float | None
 
 
-def streams_of(lm: LanguageModel) -> list[Stream]:
+def streams_of(lm: LanguageModel) -> list[StreamPlace]:
     """By a server's layer id, from 0 to n_layers."""
     last = lm.anatomy.n_layers - 1
-    return [*(Stream("resid_pre", layer) for layer in range(last + 1)), Stream("resid_post", last)]
+    return [*(StreamPlace("resid_pre", layer) for layer in range(last + 1)), StreamPlace("resid_post", last)]
 
 
 def cells_of(lm: LanguageModel) -> tuple[Cell, ...]:
@@ -55,20 +55,20 @@ def cells_of(lm: LanguageModel) -> tuple[Cell, ...]:
     return lm.anatomy.cells([place for stream in streams_of(lm) for place in parse_places(str(stream))])
 
 
-class StreamSink(MemorySink):
+class ComparisonSink(MemorySink):
     """Compares while the model runs; keeps no stream. layers: by column of the file the id that it is said to be of."""
 
-    def __init__(self, streams: list[Stream], states: Tensor, layers: tuple[int, ...]) -> None:
+    def __init__(self, streams: list[StreamPlace], states: Tensor, layers: tuple[int, ...]) -> None:
         """states (pos, layer, d_model)"""
         super().__init__()
         self._states, self._streams = states, streams
         self._columns = {streams[layer]: column for column, layer in enumerate(layers)}
-        self._first: dict[Stream, Tensor] = {}
-        self.whole: dict[Stream, Tensor] = {}  # differences at all positions (pos,)
+        self._first: dict[StreamPlace, Tensor] = {}
+        self.whole: dict[StreamPlace, Tensor] = {}  # differences at all positions (pos,)
 
     def activation(self, site: str, layer: int, head: int | None, values: Tensor) -> None:
         """The differences of one layer's stream (1, pos, d_model) from the file's."""
-        stream, own = Stream(site, layer), values[0].float()
+        stream, own = StreamPlace(site, layer), values[0].float()
         some = self._states[:SAMPLE].to(own.device)
         self._first[stream] = _difference(some.float(), own[:SAMPLE, None]).mean(0).cpu()
         if (column := self._columns.get(stream)) is not None:
@@ -97,7 +97,7 @@ def settled_layers(lm: LanguageModel, found: States, given: tuple[int, ...] | No
         raise BadOption(f"the file has {width} layers, and {len(given)} are named", hint=TOLD)
     whole = not lm.anatomy.causal or lm.sets_frequencies(len(found.ids))  # what comes later changes the first tokens
     ids = found.ids if whole else found.ids[:SAMPLE]
-    sink = StreamSink(streams_of(lm), found.states, ())
+    sink = ComparisonSink(streams_of(lm), found.states, ())
     observe(lm, torch.tensor([ids]), [len(ids)], sink=sink, cells=cells_of(lm))
     first = sink.first()
     if given is None:
@@ -143,7 +143,7 @@ def _check_first(lm: LanguageModel, first: Tensor, layers: tuple[int, ...], tole
     )  # fmt: skip
 
 
-def checked(lm: LanguageModel, sink: StreamSink, layers: tuple[int, ...], tolerance: float) -> list[Check]:
+def checked(lm: LanguageModel, sink: ComparisonSink, layers: tuple[int, ...], tolerance: float) -> list[Check]:
     """What a whole read says of each layer, in the order of the file. Raises `BadPrompt` where it is too far, at any token."""
     streams, first = streams_of(lm), sink.first()
     found = []

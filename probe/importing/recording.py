@@ -13,7 +13,7 @@ import torch
 from probe import store as stores
 from probe.capturing import read
 from probe.errors import BadPrompt, ProbeError
-from probe.importing.checking import Check, StreamSink, cells_of, checked, settled_layers, streams_of
+from probe.importing.checking import Check, ComparisonSink, cells_of, checked, settled_layers, streams_of
 from probe.importing.files import States, hash_of_files, read_states, state_files
 from probe.requests import ImportStates, public
 from probe.running import Running, running
@@ -76,7 +76,7 @@ def _import(run: Running, request: ImportStates, i: int, path: Path, layers: tup
         sequence = _sequence(lm, i, path, found, request.split)
         if found.states.shape[1] != len(layers):
             raise _other_width(path, found, layers)
-        sink = StreamSink(streams_of(lm), found.states, layers)
+        sink = ComparisonSink(streams_of(lm), found.states, layers)
         reading = read(lm, torch.tensor([found.ids]), [len(found.ids)], sink=sink, cells=cells_of(lm))
         checks = checked(lm, sink, layers, request.tolerance)
     except ProbeError as error:
