@@ -15,6 +15,7 @@ from probe.anatomy import find
 from probe.errors import BadModel, BadOption, SiteAbsent
 from probe.instrument import in_memory, weight_of
 from probe.language_model import LanguageModel
+from probe.language_model.adapters import merged
 from probe.language_model.weights_patch import parameter_of
 from probe.tiny import tiny
 from tests.test_left_as_found import PAIR
@@ -133,6 +134,27 @@ def test_what_is_on_disk_is_not_changed(split: LanguageModel) -> None:
     assert caught.value.hint == "leave out --device-map"
 
 
-def test_a_tiny_model_is_not_spread() -> None:
+def test_an_adapter_is_not_merged_into_what_is_on_disk(split: LanguageModel, tmp_path: Path) -> None:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).touch()
+    with pytest.raises(BadModel, match="cannot be merged into weights that are kept on disk") as caught:
+        merged(split.model, tmp_path)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("where", [{"model": "cpu", "lm_head": "disk"}, {"": "disk"}])
+def test_a_tiny_model_is_not_spread(where: dict[str, str]) -> None:
     with pytest.raises(BadOption, match="'tiny:llama' stands on one device"):
-        probe.load("tiny:llama", device_map={"model": "cpu", "lm_head": "disk"})
+        probe.load("tiny:llama", device_map=where)
+
+
+def test_a_device_map_names_every_part(folder: Path, split: LanguageModel, caplog: pytest.LogCaptureFixture) -> None:
+    """And what the libraries say of weights on disk is not passed on."""
+    assert split.loaded is not None
+    where = split.loaded["device_map"]
+    block = split.anatomy.layers[2].block
+    with pytest.raises(BadModel, match=f"the device map leaves out {block}") as caught:
+        probe.load(str(folder), device_map={path: place for path, place in where.items() if path != block})
+    assert caught.value.hint
+    probe.load(str(folder), device_map=where)
+    assert not caplog.records

@@ -150,6 +150,10 @@ def test_accelerates_device_map(checkpoint: Path) -> None:
         ({"device": "cpu", "device_map": "auto"}, "both a device and a device map"),
         ({"device_map": "everywhere"}, "unknown device map 'everywhere'"),
         ({"device_map": "[1]"}, "unknown device map"),
+        ({"device_map": "{}"}, "unknown device map"),
+        ({"device_map": {"model": "gpu"}}, "no device 'gpu' here"),
+        ({"device_map": {"model": "meta"}}, "no device 'meta' here"),
+        ({"device_map": '{"model": 99}'}, "no device '.*99' here"),
     ],
 )
 def test_options_are_checked_before_anything_is_fetched(words: dict[str, str], says: str) -> None:

@@ -19,6 +19,11 @@ def merged(model: Any, given: str | Path) -> tuple[Any, dict[str, Any]]:
     """
     directory = Path(given).expanduser().absolute()
     _check(directory, str(given))
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise BadModel(
+            f"'{given}' cannot be merged into weights that are kept on disk until they are needed",
+            hint="leave out --device-map, or give the merged model",
+        )
     try:
         import peft
     except ImportError as error:

@@ -148,6 +148,9 @@ def refusals(name: str) -> Iterator[None]:
             raise BadModel(f"'{name}' comes with code of its own", hint=hint) from error
         if "out of memory" in message.lower():
             raise BadModel(f"'{name}' does not fit into memory", hint="try --dtype bfloat16 or --device-map auto") from error
+        if message.startswith("The device_map provided does not give any device"):
+            parts = message.partition("parameters: ")[2].split(", ")
+            raise BadModel(f"the device map leaves out {_shown(parts)}", hint="name every part of the model in it") from error
         if isinstance(error, ImportError):
             raise BadModel(f"'{name}' needs a package that is not installed: {message[:200]}", hint="install it") from error
         first = message if len(message) <= 200 else f"{message[:199]}…"

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +140,11 @@ def quiet() -> Iterator[None]:
         yield
         return
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    accelerate = getLogger("accelerate")
+    threshold = accelerate.level
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    accelerate.setLevel(ERROR)
     try:
         with warnings.catch_warnings():
             for module in ("transformers", "huggingface_hub", "accelerate", "torch", "peft"):
@@ -148,6 +152,7 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(level)
+        accelerate.setLevel(threshold)
         if bars:
             logging.enable_progress_bar()
 
@@ -155,13 +160,13 @@ def quiet() -> Iterator[None]:
 def _tiny(named: Named, placement: Placement) -> tuple[Any, Any, dict[str, Any]]:
     from probe.tiny import tiny
 
-    if isinstance(placement.device_map, dict) and placement.device_map.keys() != {""}:
+    where = placement.device_map if isinstance(placement.device_map, dict) else {"": None}
+    if where.keys() != {""} or where[""] == "disk":
         raise BadOption(f"'{named.name}' stands on one device", hint="save it into a folder to spread it over several")
     model: Any
     model, tokenizer = tiny(named.where)
-    target = (placement.device_map or {}).get("") if not isinstance(placement.device_map, str) else None
     files = {"weights": _weights_sha256(model)}
-    model.to(device=target, dtype=placement.dtype)
+    model.to(device=where[""], dtype=placement.dtype)
     return model, tokenizer, {"source": "tiny", "files": files}
 
 

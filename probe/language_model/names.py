@@ -137,14 +137,26 @@ def _device(name: str) -> torch.device:
 
 
 def _device_map(given: Any) -> Any:
-    if not isinstance(given, str):
-        return given
-    if given in {"auto", "balanced", "balanced_low_0", "sequential"}:
-        return given
-    try:
-        parsed = json.loads(given)
-    except ValueError as error:
-        raise BadOption(f"unknown device map '{given}'", hint="auto, balanced, sequential, or a JSON object") from error
-    if not isinstance(parsed, dict):
-        raise BadOption(f"unknown device map '{given}'", hint="auto, balanced, sequential, or a JSON object")
-    return parsed
+    unknown = BadOption(f"unknown device map '{given}'", hint="auto, balanced, sequential, or a JSON object")
+    found = given
+    if isinstance(given, str):
+        if given in {"auto", "balanced", "balanced_low_0", "sequential"}:
+            return given
+        try:
+            found = json.loads(given)
+        except ValueError as error:
+            raise unknown from error
+    if not isinstance(found, dict) or not found:
+        raise unknown
+    for where in found.values():
+        if where != "disk":
+            _device(_numbered(where) if isinstance(where, int) else str(where))
+    return found
+
+
+def _numbered(i: int) -> str:
+    """accelerate's number of a device as its name; the number alone where there is no accelerator."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return str(i) if accelerator is None else f"{accelerator.type}:{i}"
