@@ -35,10 +35,10 @@ def command(begun: Begun[ImportStates], loading: Loading, showing: Showing) -> N
 
 def show_imported(run: Run, *, quiet: bool) -> None:
     """Print a layer a line: how far it is from the model's own read, at worst where, and how far the nearest other layer is."""
-    if quiet:
+    summary, found = run.summary, run.summary["imported"]
+    if quiet or not found["layers"]:
         typer.echo(run_path(run))
         return
-    summary, found = run.summary, run.summary["imported"]
     n = summary["prompts"] - summary["errors"]
     typer.echo(
         f"{n:,} text{'s' if n != 1 else ''}, {summary['tokens']:,} tokens; the server's {' and '.join(found['dtypes'])} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,21 @@ def test_compressed_files_and_folders_without_any(tmp_path: Path) -> None:
     assert str(tmp_path / "base") in refused.value.hint
     with pytest.raises(BadOption, match="there is no"):
         files.state_files(tmp_path / "nowhere")
+
+
+def test_files_of_which_none_can_be_imported_and_a_name_that_is_no_text(shell: Any, tmp_path: Path) -> None:
+    given, source = tensors("ab " * 100, [1]), tmp_path / "s"
+    given["hidden_states"][200] = 0
+    source.mkdir()
+    for name in ("0", "1"):
+        save_file(given, source / f"{name}.safetensors")
+    done = shell("import", "s", "--layers", "1", "-m", "tiny:llama", "--out", "r")
+    assert (done.returncode, done.stdout) == (1, "r\n") and "2 of 2 files could not be imported" in done.stderr
+    with Path(os.fsdecode(bytes(source) + b"/\xff.safetensors")).open("wb") as file:
+        file.write(b"x")
+    saved(source / "2.safetensors", TEXTS[0], [1])
+    run = probe.import_states(model(), source, layers="1", out=tmp_path / "q")
+    assert run.prompts["source"].tolist()[-1] == "\\udcff.safetensors" and run.summary["errors"] == 3
 
 
 def test_what_was_interrupted_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

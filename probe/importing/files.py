@@ -55,6 +55,11 @@ def state_files(source: str | Path) -> list[Path]:
     return found
 
 
+def name_of(path: Path) -> str:
+    """The file's name as a table can hold it: what is no UTF-8 is escaped."""
+    return path.name.encode("utf-8", "backslashreplace").decode()
+
+
 def hash_of_files(files: Sequence[Path]) -> str:
     """Of their names and sizes: a resume must be asked for the same."""
     told = "\n".join(f"{path.name}\t{path.stat().st_size}" for path in files)
@@ -66,22 +71,22 @@ def read_states(lm: LanguageModel, path: Path) -> States:
     tensors = _tensors(path)
     if missing := {IDS, STATES} - tensors.keys():
         there = ", ".join(sorted(tensors)[:3]) or "nothing"
-        raise BadPrompt(f"'{path.name}' has no {min(missing)} (it has {there})", hint=CONNECTOR)
+        raise BadPrompt(f"'{name_of(path)}' has no {min(missing)} (it has {there})", hint=CONNECTOR)
     ids, states = tensors[IDS], tensors[STATES]
     if ids.ndim != 1 or ids.dtype not in INTEGERS:
-        raise BadPrompt(f"the token_ids of '{path.name}' are {_shape(ids)}, not a list of ids", hint=CONNECTOR)
+        raise BadPrompt(f"the token_ids of '{name_of(path)}' are {_shape(ids)}, not a list of ids", hint=CONNECTOR)
     if states.ndim != 3 or states.dtype not in FLOATS:
         raise BadPrompt(
-            f"the hidden_states of '{path.name}' are {_shape(states)}, not (token, layer, d_model) in bf16, fp16 or fp32",
+            f"the hidden_states of '{name_of(path)}' are {_shape(states)}, not (token, layer, d_model) in bf16, fp16 or fp32",
             hint=CONNECTOR,
         )
     if not len(ids) or not states.shape[1]:
         raise BadPrompt(
-            f"'{path.name}' is empty", hint="a prompt that was given as embeddings has no ids, and cannot be checked"
+            f"'{name_of(path)}' is empty", hint="a prompt that was given as embeddings has no ids, and cannot be checked"
         )
     if len(ids) != len(states):
         raise BadPrompt(
-            f"'{path.name}' has {len(ids):,} ids, and hidden states of {len(states):,} tokens", hint=UNREADABLE
+            f"'{name_of(path)}' has {len(ids):,} ids, and hidden states of {len(states):,} tokens", hint=UNREADABLE
         )  # fmt: skip
     found = States(ids.tolist(), states)
     _check_model(lm, path, found)
@@ -99,7 +104,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         said = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise BadPrompt(f"cannot read '{path.name}': {said}", hint=UNREADABLE) from error
+        raise BadPrompt(f"cannot read '{name_of(path)}': {said}", hint=UNREADABLE) from error
 
 
 def _check_model(lm: LanguageModel, path: Path, found: States) -> None:
@@ -107,21 +112,22 @@ def _check_model(lm: LanguageModel, path: Path, found: States) -> None:
     width, other = lm.anatomy.d_model, "are they of another model? name it with --model"
     if found.states.shape[2] != width:
         raise BadPrompt(
-            f"the vectors of '{path.name}' have {found.states.shape[2]:,} entries, and those of {lm.name} {width:,}", hint=other
+            f"the vectors of '{name_of(path)}' have {found.states.shape[2]:,} entries, and those of {lm.name} {width:,}",
+            hint=other,
         )
     wrong = next((i for i in found.ids if i < 0), lm.lacks(found.ids))
     if wrong is not None:
-        raise BadPrompt(f"'{path.name}' holds the id {wrong:,}, and {lm.name} reads {lm.n_ids or 0:,} ids", hint=other)
+        raise BadPrompt(f"'{name_of(path)}' holds the id {wrong:,}, and {lm.name} reads {lm.n_ids or 0:,} ids", hint=other)
     if lm.context_length is not None and len(found.ids) > lm.context_length:
         raise BadPrompt(
-            f"'{path.name}' has {len(found.ids):,} tokens, and the context of {lm.name} holds {lm.context_length:,}",
+            f"'{name_of(path)}' has {len(found.ids):,} tokens, and the context of {lm.name} holds {lm.context_length:,}",
             hint="if the server was told of a longer one, so must be the model: --context-length",
         )
     bad = ~torch.isfinite(found.states).all(-1)  # (pos, layer)
     if bool(bad.any()):
         position, column = bad.nonzero()[0].tolist()
         raise BadPrompt(
-            f"'{path.name}' has numbers that are none, the first at token {position} in layer {column} of the file",
+            f"'{name_of(path)}' has numbers that are none, the first at token {position} in layer {column} of the file",
             hint="the server read them from memory that it had not written: try it without prefix caching",
         )
 

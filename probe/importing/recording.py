@@ -14,7 +14,7 @@ from probe import store as stores
 from probe.capturing import read
 from probe.errors import BadPrompt, ProbeError
 from probe.importing.checking import Check, ComparisonSink, cells_of, checked, settled_layers, streams_of
-from probe.importing.files import States, hash_of_files, read_states, state_files
+from probe.importing.files import States, hash_of_files, name_of, read_states, state_files
 from probe.requests import ImportStates, public
 from probe.running import Running, running
 from probe.texts import Prompt, TokenSequence, prompt_columns, scored_columns, scored_step_columns
@@ -82,7 +82,7 @@ def _import(run: Running, request: ImportStates, i: int, path: Path, layers: tup
     except ProbeError as error:
         if alone:
             raise
-        failed = Prompt(i, "", error.message, columns={"source": path.name, "state_dtype": None})
+        failed = Prompt(i, "", error.message, columns={"source": name_of(path), "state_dtype": None})
         run.write("prompts", prompt_columns([], [failed]))
         return
     run.warn(*reading.warnings)
@@ -92,7 +92,7 @@ def _import(run: Running, request: ImportStates, i: int, path: Path, layers: tup
 
 def _other_width(path: Path, found: States, layers: tuple[int, ...]) -> ProbeError:
     return BadPrompt(
-        f"'{path.name}' has {found.states.shape[1]} layers, and the first file {len(layers)}",
+        f"'{name_of(path)}' has {found.states.shape[1]} layers, and the first file {len(layers)}",
         hint="import what was written with other layers by itself",
     )
 
@@ -100,7 +100,7 @@ def _other_width(path: Path, found: States, layers: tuple[int, ...]) -> ProbeErr
 def _sequence(lm: LanguageModel, i: int, path: Path, found: States, split: str) -> TokenSequence:
     """The ids as a prompt, finished: where in them a server began to write, the file does not say."""
     text = lm.pieces(found.ids).text
-    prompt = Prompt(i, text, columns={"source": path.name, "state_dtype": found.dtype})
+    prompt = Prompt(i, text, columns={"source": name_of(path), "state_dtype": found.dtype})
     sequence = TokenSequence(prompt, text, found.ids, len(found.ids))
     sequence.finish(lm, None, split)
     return sequence
