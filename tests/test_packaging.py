@@ -21,6 +21,7 @@ import probe
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PLACES = {"probe": "probe", "cli": "probe/cli", "recipes": "probe/recipes"}  # top folder -> where it is installed
+INSTALLED = {".py", ".md", ".png", ".json", ".jsonl", ".txt", ".yaml", ".typed", ".sql", ".html", ".css", ".js"}
 CHECKS = f"""
 import importlib.util, subprocess, sys
 import probe, probe.cli.main, probe.recipes.bench, probe.recipes.survey
@@ -37,7 +38,7 @@ def installed_files() -> Iterator[str]:
         for path in sorted((ROOT / top).rglob("*")):
             if "web" in path.parts:  # what the built page is made of: for who builds it
                 continue
-            if path.suffix in {".py", ".md", ".png", ".json", ".jsonl", ".txt", ".typed", ".sql", ".html", ".css", ".js"}:
+            if path.suffix in INSTALLED or path.name == "Dockerfile":
                 yield f"{place}/{path.relative_to(ROOT / top).as_posix()}"
 
 

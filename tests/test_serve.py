@@ -210,10 +210,12 @@ def test_two_at_once(served: Place, tmp_path: Path) -> None:
 
 @pytest.fixture
 def long_run(served: Place, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A trace of many prompts, at work in the server on `run`."""
+    """A trace of many prompts, at work in the server on `run`; it hears of every signal, whatever these tests are started under."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     (tmp_path / "p.txt").write_text(PROMPTS)
     words = ["trace", "--file", "p.txt", *TINY, "--out", "run", "--batch-tokens", "80", "--attention", "summary"]
     process = served.start(*words, cwd=tmp_path)
+    signal.signal(signal.SIGHUP, before)
     until(lambda: (tmp_path / "run.partial").exists() or process.poll() is not None)
     yield process
     process.kill()

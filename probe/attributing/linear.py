@@ -121,8 +121,10 @@ def weighted_unembedding(model: nn.Module, anatomy: Anatomy, hidden: Tensor, wei
         given = head(origin)
         (found,) = torch.autograd.grad(given, origin, weights[None].to(given))
     row, bias = found[0].double().cpu(), _weighted(given.detach()[0].double().cpu(), weights)
-    real = _weighted(call(head, hidden), weights)
-    size = hidden.norm(dim=-1) * row.norm(dim=-1) + bias.abs()
+    logits = call(head, hidden)
+    real = _weighted(logits, weights)
+    # each logit is rounded, and of rows that are nearly one the difference is small beside that
+    size = hidden.norm(dim=-1) * row.norm(dim=-1) + bias.abs() + _weighted(logits.abs(), weights.abs())
     room = max(2e-5, ROOM * torch.finfo(like.dtype).eps)
     if bool((((hidden * row).sum(-1) + bias - real).abs() > room * size).any()):
         raise SiteAbsent("no logit can be taken apart: this model's head is not one matrix", hint="see probe models check")
