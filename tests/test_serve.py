@@ -210,7 +210,7 @@ def test_two_at_once(served: Place, tmp_path: Path) -> None:
 
 @pytest.fixture
 def long_run(served: Place, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A trace of many prompts, at work in the server on `run`; it hears of every signal, whatever these tests are started under."""
+    """A trace of many prompts, at work in the server on `run`, which hears of each signal under nohup too."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     (tmp_path / "p.txt").write_text(PROMPTS)
     words = ["trace", "--file", "p.txt", *TINY, "--out", "run", "--batch-tokens", "80", "--attention", "summary"]
