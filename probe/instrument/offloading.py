@@ -60,10 +60,10 @@ def in_memory(model: nn.Module) -> Iterator[None]:
                 undo.callback(_let_go, hook, part)
         for target, source in _apart(model):
             path, _, name = target.rpartition(".")
-            held, own = model.get_submodule(path)._parameters, model.get_parameter(target)
-            if own.device == model.get_parameter(source).device:
-                undo.callback(held.__setitem__, name, own)
-                held[name] = model.get_parameter(source)
+            part, own, one = model.get_submodule(path), model.get_parameter(target), model.get_parameter(source)
+            if own.device == one.device:
+                undo.callback(setattr, part, name, own)
+                setattr(part, name, one)
         yield
 
 
