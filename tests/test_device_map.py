@@ -13,11 +13,13 @@ import torch
 import probe
 from probe.anatomy import find
 from probe.errors import BadModel, BadOption, SiteAbsent
-from probe.instrument import in_memory, weight_of
+from probe.instrument import held_bytes, in_memory, weight_of
 from probe.language_model import LanguageModel
 from probe.language_model.adapters import merged
 from probe.language_model.weights_patch import parameter_of
+from probe.requests import Trace
 from probe.tiny import tiny
+from probe.tracing import plan_trace
 from tests.test_left_as_found import PAIR
 from tests.test_rewind import TEXT, written
 
@@ -158,3 +160,24 @@ def test_a_device_map_names_every_part(folder: Path, split: LanguageModel, caplo
     assert caught.value.hint
     probe.load(str(folder), device_map=where)
     assert not caplog.records
+
+
+@pytest.mark.parametrize(("part", "hint"), [("{block}x", "did you mean '{block}'?"), ("nothing like it", "its parts: ")])
+def test_a_device_map_names_nothing_else(part: str, hint: str, folder: Path, split: LanguageModel) -> None:
+    assert split.loaded is not None
+    block = split.anatomy.layers[2].block
+    part, hint = part.format(block=block), hint.format(block=block)
+    with pytest.raises(BadOption, match=f"the device map names '{part}', which the model does not have") as caught:
+        probe.load(str(folder), device_map={**split.loaded["device_map"], part: "cpu"})
+    assert caught.value.hint.startswith(hint)
+
+
+def test_what_a_model_holds_in_memory(whole: LanguageModel, split: LanguageModel) -> None:
+    """Its weights, but those on disk only as much as the largest module of them has."""
+    own = {name: 4 * p.numel() for name, p in whole.model.named_parameters()}
+    assert held_bytes(whole.model) == sum(own.values())
+    away = {name: 4 * p.numel() for name, p in split.model.named_parameters() if p.is_meta}
+    comes = held_bytes(split.model) - (sum(own.values()) - sum(away.values()))
+    assert away and max(away.values()) <= comes < sum(away.values())
+    plans = [plan_trace(lm, Trace(TEXT))["peak_memory_bytes"] for lm in (whole, split)]
+    assert plans[0] - plans[1] == held_bytes(whole.model) - held_bytes(split.model)

@@ -9,6 +9,7 @@ from probe import store as stores
 from probe.comparing import aligning, residuals, sides, summary
 from probe.comparing.sides import ComparedModels, Side
 from probe.errors import BadOption, BadPlace, BadPrompt, NonFinite
+from probe.instrument import held_bytes
 from probe.interventions import edit_texts, parse_all
 from probe.requests import Compare, public
 from probe.running import Running, running
@@ -79,7 +80,7 @@ def plan_compare(request: Compare) -> dict[str, Any]:
         raise failed[0].error
     tokens = sum(len(s.ids) for s in sequences)
     table, size = ("comparison", 110) if pair.by_tokens else ("segments", 60)
-    weights = sum(p.numel() * p.element_size() for lm in {a, b} for p in lm.model.parameters())
+    weights = sum(held_bytes(lm.model) for lm in {a, b})
     layers = 0 if pair.why_no_similarity else a.anatomy.n_layers + 1
     return {
         "a": a.title, "b": b.title, "prompts": len(sequences), "tokens": tokens, "passes": 2 * len(sequences),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from probe.errors import BadOption, BadPrompt, ProbeError
+from probe.instrument import held_bytes
 from probe.requests import CorpusOptions
 from probe.requests.corpora import LARGEST
 from probe.texts import Failed, Packed, Prompt, TokenSequence, as_prompts, encode_whole
@@ -123,13 +124,12 @@ class Corpus:
 
     def plan(self, *, state: int) -> dict[str, Any]:
         """What would be read. state: bytes that are kept of all that was read so far."""
-        weights = sum(p.numel() * p.element_size() for p in self.lm.model.parameters())
         held = 4 * HELD * self.options.batch_tokens * self.lm.anatomy.d_model
         passes = sum(1 for _, part in self.parts() for _ in self.batches(part))
         return {
             "model": self.lm.name, "texts": len(self.prompts), "cannot_be_read": len(self.failed), "windows": self.windows,
             "tokens": self.tokens, "counted": self.counted, "read_passes": passes,
-            "peak_memory_bytes": PROCESS_BYTES + weights + held + 2 * state,
+            "peak_memory_bytes": PROCESS_BYTES + held_bytes(self.lm.model) + held + 2 * state,
         }  # fmt: skip
 
     def parts(self, most: int = MOST) -> Iterator[tuple[str, list[Window]]]:

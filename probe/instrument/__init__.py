@@ -7,7 +7,7 @@ leaves the model as it was, in the middle of an exception too.
 from probe.instrument.attention import AttentionCall, Observer, attended, attending
 from probe.instrument.choosing import ChangedChoice, choosing
 from probe.instrument.hooks import Reader, Tap, bypassing, element, emptied, entering, filled, recording, tapping
-from probe.instrument.offloading import device_of, devices, in_memory, parameters, weight_of, wrapped
+from probe.instrument.offloading import device_of, devices, held_bytes, in_memory, parameters, weight_of, wrapped
 
 __all__ = [
     "AttentionCall",
@@ -25,6 +25,7 @@ __all__ = [
     "emptied",
     "entering",
     "filled",
+    "held_bytes",
     "in_memory",
     "parameters",
     "recording",

@@ -37,6 +37,13 @@ def parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     return (parameter for name, parameter in model.named_parameters() if name not in apart)
 
 
+def held_bytes(model: nn.Module) -> int:
+    """Bytes of a model's weights that are in memory at once: those that stay, and of the others the largest module's."""
+    stay = sum(p.numel() * p.element_size() for p in parameters(model) if not p.is_meta)
+    comes = (sum(p.numel() * p.element_size() for p in m.parameters(recurse=False) if p.is_meta) for m in model.modules())
+    return stay + max(comes, default=0)
+
+
 def weight_of(module: nn.Module, name: str) -> Tensor:
     """The numbers of a parameter within a module, read from where they are kept."""
     parameter = module.get_parameter(name).detach()

@@ -21,7 +21,7 @@ from probe.language_model.checkpoint import Checkpoint, check_all_there, check_a
 from probe.language_model.hashes import remembered
 from probe.language_model.home import Progress
 from probe.language_model.model import LanguageModel
-from probe.language_model.names import DEFAULT, Named, Placement, default_name, name_kind, place
+from probe.language_model.names import DEFAULT, Named, Placement, check_parts, default_name, name_kind, place
 from probe.language_model.patched_weights import put_on
 from probe.language_model.rotary import check_extends
 
@@ -241,11 +241,15 @@ def _class_names() -> tuple[set[str], set[str]]:
 
 def _model(found: Checkpoint, config: Any, placement: Placement, *, code: bool, allow_pickle: bool, **options: Any) -> Any:
     """The model, and transformers' report on its weights."""
+    import torch
     from transformers import AutoModelForCausalLM
 
     quantised = getattr(config, "quantization_config", None) is not None
     dtype = "auto" if placement.dtype is None or (quantised and not placement.chosen) else placement.dtype
     loader: Any = AutoModelForCausalLM
+    if isinstance(placement.device_map, dict):
+        with torch.device("meta"):
+            check_parts(placement.device_map, loader.from_config(config, trust_remote_code=code))
     with ExitStack() as undo:
         if "device_map" in options:  # for what lies on disk otherwise than in the checkpoint, as merged experts do
             options["offload_folder"] = undo.enter_context(tempfile.TemporaryDirectory(prefix="probe-offloaded-"))

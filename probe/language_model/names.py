@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -152,6 +153,17 @@ def _device_map(given: Any) -> Any:
         if where != "disk":
             _device(_numbered(where) if isinstance(where, int) else str(where))
     return found
+
+
+def check_parts(where: Mapping[str, Any], model: Any) -> None:
+    """Raises `BadOption` for what a device map names and the model does not have: neither a module nor a parameter."""
+    parts = {name for named in (model.named_modules, model.named_parameters, model.named_buffers) for name, _ in named()}
+    for part in where:
+        if part not in parts:
+            near = difflib.get_close_matches(part, sorted(parts), n=1)
+            own = ", ".join(name for name, _ in model.named_children())
+            hint = f"did you mean '{near[0]}'?" if near else f"its parts: {own}, and what is in them"
+            raise BadOption(f"the device map names '{part}', which the model does not have", hint=hint)
 
 
 def _numbered(i: int) -> str:

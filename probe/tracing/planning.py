@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from probe.capturing import AttentionSpec
+from probe.instrument import held_bytes
 from probe.interventions import Edit, parse_all
 from probe.requests import Sampling, Trace
 from probe.sites import Cell, parse_places
@@ -98,11 +99,10 @@ def estimate(lm: LanguageModel, tracing: Tracing, sequences: list[TokenSequence]
     sets = sum(one is not None for one in (tracing.request.answer_set, tracing.request.against_set))
     if answers := sum(sets + len(tuple(tracing.request.answers) or s.prompt.choices or ()) for s in sequences):
         rows["answers"] = (answers, 0)
-    weights = sum(p.numel() * p.element_size() for p in lm.model.parameters())
     return {
         "model": lm.name, "prompts": len(sequences), "tokens": tokens,
         "decode_steps": tracing.request.generate * len(sequences), "read_passes": len(sequences), "attention_layers": layers,
-        "peak_memory_bytes": PROCESS_BYTES + weights
+        "peak_memory_bytes": PROCESS_BYTES + held_bytes(lm.model)
         + 4 * (vectors["values"] + longest * (anatomy.d_vocab // 8 + 16 * anatomy.d_model)),
         "tables": {name: {"rows": n, "bytes": n * (ROW_BYTES[name] + bits // 8)} for name, (n, bits) in rows.items()},
     }  # fmt: skip
