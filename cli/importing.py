@@ -10,7 +10,7 @@ import typer
 from probe.requests import ImportStates
 
 from .command import Begun, with_options
-from .groups import Loading, Showing
+from .groups import Loading, Planning, Showing
 from .terminal import run_path, show_table
 
 if TYPE_CHECKING:
@@ -18,15 +18,18 @@ if TYPE_CHECKING:
 
 
 @with_options
-def command(begun: Begun[ImportStates], loading: Loading, showing: Showing) -> None:
+def command(begun: Begun[ImportStates], loading: Loading, planning: Planning, showing: Showing) -> None:
     """Read the hidden states that a vLLM server wrote into a run, checked against the model's own."""
     request = begun.build()
-    from probe.importing import run_import_states
+    from probe.importing import plan_import_states, run_import_states
 
-    from .terminal import end_with_failed, show_run, show_warnings
+    from .terminal import end_with_failed, show_plan, show_run, show_warnings
 
     with showing.progress() as report:
         lm = loading.load(report)
+        if planning.dry_run:
+            show_plan(plan_import_states(lm, request), as_json=showing.as_json)
+            return
         run = run_import_states(lm, replace(request, out=request.out or "auto", progress=report))
     show_run(run, "import", showing, show_imported)
     show_warnings(run)

@@ -22,6 +22,7 @@ from probe.errors import BadOption, BadPrompt, ProbeError
 from probe.importing import files, recording
 from probe.replaying import replay
 from probe.requests import ImportStates
+from probe.tiny import tiny
 from tests.test_cli_trace import failed
 
 TEXTS = ("The cat sat. It was there.", "Two and three make five.", "a b c d e f g")
@@ -71,6 +72,24 @@ def test_layer_n_of_a_server_is_what_goes_into_layer_n(family: str, tmp_path: Pa
         assert np.array_equal(found, own[:, layer])
     assert run.imported["difference"].max() < 1e-5 and run.imported["other_difference"].min() > 0.05
     assert [one["id"] for one in run.summary["imported"]["layers"]] == list(range(n + 1))
+
+
+def test_a_file_that_vllm_wrote(tmp_path: Path) -> None:
+    """Real: see `tests/vllm/README.md`. In the order of the layers, not of the server's list; what it wrote is in it."""
+    tiny_model, tokenizer = tiny("llama", head_dim=32)
+    tiny_model.save_pretrained(tmp_path / "m"), tokenizer.save_pretrained(tmp_path / "m")
+    lm, path = probe.load(str(tmp_path / "m")), Path(__file__).parent / "vllm" / "0-9606f878.safetensors"
+    run = probe.import_states(lm, path, layers="1,3")
+    prompt = list(lm.encode("The cat sat.").ids)
+    ids = run.tokens["token_id"].tolist()
+    assert ids[: len(prompt)] == prompt and len(ids) == len(prompt) + 6 - 1
+    own = streams(lm, ids, "model.norm")[:, [1, 3]].numpy()
+    found = np.stack([run.activation("resid_pre", 1), run.activation("resid_post", 2)], axis=1)
+    relative = np.linalg.norm(found - own, axis=-1) / np.linalg.norm(own, axis=-1)
+    assert relative.max() < 0.03 and run.imported["other_difference"].min() > 0.5
+    with pytest.raises(BadOption, match="is not resid_pre@1") as refused:
+        probe.import_states(lm, path, layers="3,1")
+    assert refused.value.hint == "these fit: --layers 1,3"
 
 
 def test_it_is_the_run_that_trace_makes_with_the_servers_numbers_in_it(tmp_path: Path) -> None:
@@ -290,6 +309,26 @@ def test_what_was_interrupted_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
         pd.testing.assert_frame_equal(rows(resumed, table), rows(whole, table))
     assert resumed.summary == whole.summary and store.check(tmp_path / "r") == []
     assert probe.import_states(lm, source, layers="1", out=tmp_path / "r", resume=True).run_id == resumed.run_id
+
+
+def test_a_dry_run_reads_headers_and_writes_nothing(shell: Any, tmp_path: Path) -> None:
+    source = tmp_path / "s"
+    source.mkdir()
+    for i, text in enumerate(TEXTS):
+        saved(source / f"{i}.safetensors", text, [1, 3], torch.bfloat16)
+    with pa.output_stream(str(source / "0.safetensors.zst"), compression="zstd") as stream:
+        stream.write((source / "0.safetensors").read_bytes())
+    (source / "broken.safetensors").write_bytes(b"x")
+    words = ("import", "s", "--layers", "1,3", "-m", "tiny:llama")
+    planned = json.loads(shell(*words, "--dry-run", "--json").stdout)
+    assert (planned["files"], planned["unreadable"], planned["places"]) == (5, 1, "resid_pre@1, resid_post@2")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["s"]
+    shell(*words, "--out", "r")
+    made = {name: len(pd.read_parquet(tmp_path / "r" / where)) for name, where in (
+        ("prompts", "prompts.parquet"), ("tokens", "tokens.parquet"), ("activations", "activations"),
+    )}  # fmt: skip
+    assert {name: found["rows"] for name, found in planned["tables"].items()} == made
+    failed(shell(*words[:2], "--layers", "1,2", "-m", "tiny:llama", "--dry-run"), 1, "these fit: --layers 1,3")
 
 
 def test_the_command_line(shell: Any, tmp_path: Path) -> None:

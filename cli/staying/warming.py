@@ -8,12 +8,16 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import probe
+
 TEXT = "A text that the server reads once, so that no command is the first."
 COMMANDS = ("trace", "look")  # of which most others are made
+ON_FIRST_USE = ("scipy.stats", "scipy.optimize.elementwise", "rich.table")  # what verbs import late, and most of them
 
 
 def warmed(load: Callable[[], object], options: Sequence[str], run: Callable[..., Any]) -> list[dict[str, Any]]:
@@ -30,6 +34,7 @@ def warmed(load: Callable[[], object], options: Sequence[str], run: Callable[...
     def work() -> None:
         try:
             with staying() as kept, _unseen():
+                _import_all()
                 load()
                 for lm in [one.lm for one in kept]:
                     models.append({key: lm.identity[key] for key in ("name", "revision", "dtype", "device")})
@@ -48,6 +53,14 @@ def warmed(load: Callable[[], object], options: Sequence[str], run: Callable[...
     gc.collect()
     gc.freeze()  # a fork's collector does not touch, and so does not copy, what it shares
     return models
+
+
+def _import_all() -> None:
+    """The verbs, and the libraries that they leave to their first use."""
+    for name in probe.__all__:
+        getattr(probe, name)
+    for name in ON_FIRST_USE:
+        import_module(name)
 
 
 def _use(model: str, options: Sequence[str], run: Callable[..., Any]) -> None:

@@ -1,5 +1,5 @@
 """Hidden states that a serving engine wrote, checked against the model's own read and kept as a run."""
 
-from probe.importing.recording import import_states, run_import_states
+from probe.importing.recording import import_states, plan_import_states, run_import_states
 
-__all__ = ["import_states", "run_import_states"]
+__all__ = ["import_states", "plan_import_states", "run_import_states"]

@@ -1,13 +1,16 @@
 """The files that vLLM's hidden-states connectors write: ids and streams, checked against what a model can have read.
 
 `ExampleHiddenStatesConnector` writes one safetensors file a request: `token_ids` (pos,) and `hidden_states`
-(pos, layer, d_model); `OnlineHiddenStatesConnector` the same, compressed (.safetensors.zst). Runs no model.
+(pos, layer, d_model), in vLLM 0.32 as before; connectors of others, such as `OnlineHiddenStatesConnector`, the same, compressed
+(.safetensors.zst). The ids are the prompt's; with what was written after it, but for the last token, where the request has
+`"kv_transfer_params": {"include_output_tokens": true}`. Runs no model.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -93,15 +96,34 @@ def read_states(lm: LanguageModel, path: Path) -> States:
     return found
 
 
+def count_ids(path: Path) -> int:
+    """How many ids a file has: by its header, where that is not compressed. Raises `BadPrompt` for one that is broken."""
+    from safetensors import safe_open
+
+    if path.name.endswith(".zst"):
+        tensors = _tensors(path)
+        return len(tensors[IDS]) if IDS in tensors else 0
+    with _readable(path), safe_open(path, "pt") as file:
+        return int(file.get_slice(IDS).get_shape()[0])
+
+
 def _tensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load, load_file
 
-    try:
+    with _readable(path):
         if path.name.endswith(".zst"):
             with pa.input_stream(str(path), compression="zstd") as stream:
                 return load(stream.read())
         return load_file(path)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raises `BadPrompt` for what a library says of a broken file."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         said = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise BadPrompt(f"cannot read '{name_of(path)}': {said}", hint=UNREADABLE) from error

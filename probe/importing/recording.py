@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,11 @@ from probe import store as stores
 from probe.capturing import read
 from probe.errors import BadPrompt, ProbeError
 from probe.importing.checking import Check, ComparisonSink, cells_of, checked, settled_layers, streams_of
-from probe.importing.files import States, hash_of_files, name_of, read_states, state_files
+from probe.importing.files import States, count_ids, hash_of_files, name_of, read_states, state_files
 from probe.requests import ImportStates, public
 from probe.running import Running, running
 from probe.texts import Prompt, TokenSequence, prompt_columns, scored_columns, scored_step_columns
+from probe.tracing.planning import ROW_BYTES
 from probe.tracing.summary import summarize
 
 if TYPE_CHECKING:
@@ -55,6 +57,25 @@ def run_import_states(lm: LanguageModel, request: ImportStates) -> stores.Run:
 
 
 import_states = public(run_import_states, ImportStates)
+
+
+def plan_import_states(lm: LanguageModel, request: ImportStates) -> dict[str, Any]:
+    """What `import` would read and write, by the headers of all files; only the first is checked. Raises as that does."""
+    files = state_files(request.source)
+    first, streams = _first(lm, files), streams_of(lm)
+    layers = settled_layers(lm, first, request.layer_ids, request.tolerance)
+    counts: list[int] = []
+    for path in files:
+        with suppress(BadPrompt):
+            counts.append(count_ids(path))
+    tokens = sum(counts)
+    rows = {"prompts": len(files), "tokens": tokens, "activations": tokens * len(layers)}
+    more = {"activations": first.states.element_size() * lm.anatomy.d_model}  # bytes of a vector
+    return {
+        "model": lm.name, "files": len(files), "unreadable": len(files) - len(counts), "tokens": tokens,
+        "places": ", ".join(str(streams[layer]) for layer in layers), "read_passes": len(counts),
+        "tables": {name: {"rows": n, "bytes": n * (ROW_BYTES[name] + more.get(name, 0))} for name, n in rows.items()},
+    }  # fmt: skip
 
 
 def _first(lm: LanguageModel, files: Sequence[Path]) -> States:
