@@ -221,7 +221,7 @@ def test_a_room_holds_what_its_rows_hold() -> None:
             if truth:
                 token = new(len(truth), 1)
                 room.make_room()
-                mask = room.mask("cpu")
+                mask = room.mask(torch.tensor(room.lengths)[:, None])
                 (layer,) = room.cache.layers
                 seen, _ = layer.update(token, token)
                 room.append()

@@ -1,7 +1,8 @@
 """Decoding: next tokens from a cached model, with noise that has an address; nothing is recorded here."""
 
 from probe.decoding.branching import branch
-from probe.decoding.engine import Continuation, decode
+from probe.decoding.draws import Continuation
+from probe.decoding.engine import decode
 from probe.decoding.noise import exponential
 from probe.decoding.settings import differences, processors, sampling_for
 from probe.requests import Sampling

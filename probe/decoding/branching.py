@@ -13,7 +13,8 @@ import torch
 
 from probe.decoding.caches import expected, grows, joins, pads, selects, slot
 from probe.decoding.continuous import ContinuousBatch, PrefixReader
-from probe.decoding.engine import Batch, Continuation, OpenBranch, Progress, by_length, check, takes_padding
+from probe.decoding.draws import Continuation, OpenBranch
+from probe.decoding.engine import Batch, Progress, by_length, check, takes_padding
 from probe.decoding.prefixes import Edits, Known, TokenIds, compute, extended
 from probe.decoding.rooms import Room
 from probe.decoding.shared_prefixes import SharedRoom, shares, sharing

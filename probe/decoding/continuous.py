@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from probe.decoding.engine import OpenBranch, draw_next
+from probe.decoding.draws import Draws, OpenBranch
 from probe.decoding.prefixes import Known, TokenIds, extended
 from probe.decoding.rooms import Room, next_logits
 from probe.decoding.shared_prefixes import SharedRoom
+from probe.devices import uploaded
 from probe.requests import Sampling
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class ContinuousBatch:
                 return
             while self.room.full:
                 self._send_back(queue)
-            self._leave(self._step())
+            self._leave(self._advance())
 
     def _fill(self, queue: deque[OpenBranch], later: TokenIds | None) -> None:
         """Rows that wait get places, as long as there may be more."""
@@ -79,7 +80,9 @@ class ContinuousBatch:
             for _ in some:
                 queue.popleft()
             known = self.prefixes.read(some[0])
-            self._choose(some, known.logits.expand(len(some), -1))
+            draws = Draws(self.lm, some, self.sampling, steps=1)
+            draws.draw(known.logits.expand(len(some), -1), self._texts(some))
+            self._look(draws)
             running = [row for row in some if row.running]
             if running:
                 self._place(running, known)
@@ -120,16 +123,24 @@ class ContinuousBatch:
         queue.appendleft(self.rows[place])
         self._leave([place])
 
-    def _step(self) -> list[int]:
-        """One token of every row; the places of those that have ended."""
-        self._choose(self.rows, next_logits(self.lm, self.room, self._slot, [row.found.ids[-1] for row in self.rows]))
+    def _advance(self) -> list[int]:
+        """Some tokens of every row, as many as are looked at together; the places of those that have ended."""
+        draws, texts = Draws(self.lm, self.rows, self.sampling), self._texts(self.rows)
+        last, lengths = uploaded([[row.found.ids[-1] for row in self.rows], self.room.lengths], self.lm.device)[..., None]
+        for i in range(draws.steps):
+            if i and self.room.full:
+                break
+            last = draws.draw(next_logits(self.lm, self.room, self._slot, last, lengths + i), texts)
+            texts = None if texts is None else torch.cat([texts, last], dim=1)
+        self._look(draws)
         return [i for i, row in enumerate(self.rows) if not row.running]
 
-    def _choose(self, rows: Sequence[OpenBranch], logits: Tensor) -> None:
-        """Draw the next token of each row; those that end by it are told of."""
-        draw_next(self.lm, rows, logits, self._texts(rows), self.sampling)
-        for row in rows:
-            self._drawn += 1
+    def _look(self, draws: Draws) -> None:
+        """The rows take their tokens; those that end by them are told of."""
+        before = sum(len(row.found.ids) for row in draws.rows)
+        draws.look()
+        self._drawn += sum(len(row.found.ids) for row in draws.rows) - before
+        for row in draws.rows:
             if not row.running:
                 self._ended += 1
                 self.end(row)

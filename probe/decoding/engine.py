@@ -5,19 +5,17 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationMixin
 from transformers.generation.utils import ALL_CACHE_NAMES
 
 from probe.decoding.caches import expected, joined, joins, make_room, select, selects, slot
-from probe.decoding.prefixes import Edits, Known, TokenIds
-from probe.decoding.sampler import choose
-from probe.errors import BadModel, NonFinite
+from probe.decoding.draws import Continuation, Draws, OpenBranch
+from probe.decoding.prefixes import Edits, Known
+from probe.errors import BadModel
 from probe.language_model.rotary import start_over
 from probe.language_model.stepping import cache_support, forward, plain_kwargs
 from probe.requests import Sampling
@@ -27,60 +25,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 LEAVE = 0.75  # the cache is cut down when at most this share of its rows still runs: every cut copies it
-
-
-@dataclass
-class Continuation:
-    """What the model added to one prefix, with what the sampler saw at each token. `noise` is None where greedy.
-
-    What an engine elsewhere does not say is None, token by token. logprob: raw, of an engine that says it; else empty.
-    stop_reason: `eos` (an end token, kept), `stop` (a stop string, kept), `context` (no room left) or `length`.
-    """
-
-    ids: list[int] = field(default_factory=list)
-    stop_reason: str = ""
-    sample_logprob: list[float | None] = field(default_factory=list)
-    kept: list[int | None] = field(default_factory=list)
-    noise: list[float | None] = field(default_factory=list)
-    logprob: list[float | None] = field(default_factory=list)
-
-    @property
-    def total(self) -> float | None:
-        """The sum of `sample_logprob`, nats; None where one is not known."""
-        known = [value for value in self.sample_logprob if value is not None]
-        return float(np.sum(known, dtype=np.float64)) if len(known) == len(self.sample_logprob) else None
-
-
-@dataclass
-class OpenBranch:
-    """One continuation under way: what it continues, the address of its noise (seed, sample), the name that edits know it by,
-    how many tokens it may have."""
-
-    prefix: TokenIds
-    sample: int
-    name: int
-    most: int
-    seed: int
-    found: Continuation = field(default_factory=Continuation)
-
-    @property
-    def running(self) -> bool:
-        return not self.found.stop_reason
-
-    def over(self, context: int | None) -> str:
-        """`length` if it has all tokens that it may have, `context` if the model has no position for another; else empty."""
-        if len(self.found.ids) >= self.most:
-            return "length"
-        return "context" if context is not None and len(self.prefix) + len(self.found.ids) >= context else ""
-
-    def append(self, lm: LanguageModel, stop: Sequence[str], chosen: tuple[int, float, int, float | None]) -> None:
-        """One more token, with what the sampler saw; it may be the last."""
-        one, (token, logprob, kept, noise) = self.found, chosen
-        one.ids.append(token)
-        one.sample_logprob.append(logprob)
-        one.kept.append(kept)
-        one.noise.append(noise)
-        one.stop_reason = ended(lm, one.ids, stop) or self.over(lm.context_length)
 
 
 def decode(
@@ -114,45 +58,6 @@ def check(lm: LanguageModel) -> None:
         raise BadModel(
             f"'{lm.name}' {why}: what it would choose is not what reading the text says", hint="trace it without --generate"
         )
-
-
-def ended(lm: LanguageModel, ids: Sequence[int], stop: Sequence[str]) -> str:
-    """`eos` or `stop` if the last of the generated ids ends the text by itself; else empty.
-
-    Raises `BadModel` for an id that the model can choose and not read."""
-    if ids[-1] in lm.eos_ids:
-        return "eos"
-    if lm.lacks(ids[-1:]) is not None:
-        raise BadModel(
-            f"'{lm.name}' chose token id {ids[-1]:,}, and its embedding has {lm.n_ids:,} rows",
-            hint="its head and its embedding are not of one vocabulary",
-        )
-    if not stop:
-        return ""
-    tail = 2 * max(map(len, stop)) + 8  # tokens in which a stop string can end
-    text = lm.pieces(ids[-tail:]).text
-    return "stop" if any(one in text for one in stop) else ""
-
-
-def draw_next(
-    lm: LanguageModel, rows: Sequence[OpenBranch], logits: Tensor, ids: Tensor | None, sampling: Sampling
-) -> list[int]:
-    """A token of each row from its logits (row, d_vocab); those that run take it, and may end by it. ids: as in `choose`.
-
-    Raises `NonFinite` that says which row it was."""
-    try:
-        chosen = choose(
-            logits, ids, sampling, samples=[row.sample for row in rows], steps=[len(row.found.ids) for row in rows],
-            seeds=[row.seed for row in rows],
-        )  # fmt: skip
-    except NonFinite as error:
-        broken = rows[error.row or 0].prefix
-        where = f"after a prefix of {len(broken):,} tokens that ends in {lm.pieces(broken[-12:]).text!r}"
-        raise NonFinite(f"{error} ({where})", hint=error.hint) from error
-    for row, one in zip(rows, zip(*chosen, strict=True), strict=True):
-        if row.running:
-            row.append(lm, sampling.stop, one)
-    return chosen.tokens
 
 
 def by_length(lm: LanguageModel, rows: Sequence[OpenBranch]) -> list[list[OpenBranch]]:
@@ -216,18 +121,20 @@ class Batch:
         for row in self.rows:
             if reason := row.over(self.lm.context_length):
                 self._end(row, reason)
-        for step in range(max_new):
-            if not any(row.running for row in self.rows):
-                break
+        step = 0
+        while running := [row for row in self.rows if row.running]:
             self._cut()
-            running = [row for row in self.rows if row.running]
-            tokens = draw_next(self.lm, self.rows, self._next(step), self.ids, self.sampling)
+            draws = Draws(self.lm, self.rows, self.sampling)
+            for i in range(draws.steps):
+                tokens = draws.draw(self._next(step + i), self.ids)
+                self.ids = torch.cat([self.ids, tokens], dim=1)
+            draws.look()
+            step += draws.steps
             for row in running:
                 if not row.running:
                     self._end(row, row.found.stop_reason)
-            self.ids = torch.cat([self.ids, torch.tensor(tokens, device=self.ids.device)[:, None]], dim=1)
             if progress:
-                progress("decoding", step + 1, max_new)
+                progress("decoding", step, max_new)
 
     def _end(self, row: OpenBranch, reason: str) -> None:
         row.found.stop_reason = reason

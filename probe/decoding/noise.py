@@ -13,6 +13,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from probe.devices import uploaded
+
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15  # odd: a counter by it visits every 64-bit state once (Steele et al. 2014, SplitMix)
 # two multiplications and three shifts that flip every output bit with every input bit (Wellons 2018, "lowbias32")
@@ -44,7 +46,7 @@ def keys(seed: int | Sequence[int], samples: Sequence[int], steps: Sequence[int]
     seeds = [seed] * len(samples) if isinstance(seed, int) else seed
     whole = [_mix(_of_sample(own, sample) ^ step) for own, sample, step in zip(seeds, samples, steps, strict=True)]
     halves = [[_signed(key >> 32) for key in whole], [_signed(key) for key in whole]]
-    return torch.tensor(halves, dtype=torch.int32, device=device)[..., None]
+    return uploaded(halves, device, torch.int32)[..., None]
 
 
 def spread(tokens: Tensor) -> Tensor:

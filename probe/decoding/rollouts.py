@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from probe.decoding.branching import draw_rows
-from probe.decoding.engine import Continuation, OpenBranch
+from probe.decoding.draws import Continuation, OpenBranch
 from probe.decoding.noise import stream
 from probe.decoding.prefixes import TokenIds
 from probe.decoding.teacher_forced import Prefix

@@ -48,10 +48,9 @@ class Room:
         """Tokens of each row."""
         return [self.right - begin for begin in self.begins]
 
-    def mask(self, device: Any) -> Tensor:
-        """(row, column), with a column for the token to come: 1 where the row has a token."""
-        begins = torch.tensor(self.begins, device=device)[:, None]
-        return (torch.arange(self.left, self.right + 1, device=device) >= begins).long()
+    def mask(self, lengths: Tensor) -> Tensor:
+        """(row, column), with a column for the token to come: 1 where the row has a token. lengths (row, 1): of the rows."""
+        return (torch.arange(self.width, -1, -1, device=lengths.device) <= lengths).long()
 
     def fits(self, n: int, length: int, drawn: int) -> bool:
         """Whether n rows may be in it, the new ones of so many tokens, of which each is expected to draw as many more."""
@@ -102,7 +101,7 @@ class Room:
         self.right += 1
         self._view()
 
-    def make_room(self) -> None:
+    def make_room(self, lengths: Tensor | None = None) -> None:
         """See to it that there is a column for one more token, and memory for no more than there may be."""
         n = len(self.begins)
         many = self.high > n + n // 4 + 2 or self.high * self.wide > max(self.tokens, n * (self.width + 1))
@@ -195,13 +194,13 @@ def filled(cache: Any) -> list[Any]:
     return [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
 
 
-def next_logits(lm: LanguageModel, room: Any, slot: str, last: Sequence[int]) -> Tensor:
-    """Logits (row, d_vocab) after one more token of each row of a room, which is written; the model takes caches as `slot`."""
-    ids = torch.tensor(last, device=lm.device)[:, None]
-    places = torch.tensor(room.lengths, device=lm.device)[:, None] + (cache_support(lm).origin or 0)
-    given = {slot: room.cache, "position_ids": places, "attention_mask": room.mask(lm.device)}
-    kwargs = plain_kwargs(lm, ids) | {name: value for name, value in given.items() if value is not None}
-    room.make_room()
-    logits, _ = forward(lm, ids, kwargs, new=1)
+def next_logits(lm: LanguageModel, room: Any, slot: str, last: Tensor, lengths: Tensor) -> Tensor:
+    """Logits (row, d_vocab) after one more token of each row of a room, `last` (row, 1), which is written; the model takes
+    caches as `slot`. lengths (row, 1): of the rows, without these tokens."""
+    places = lengths + (cache_support(lm).origin or 0)
+    given = {slot: room.cache, "position_ids": places, "attention_mask": room.mask(lengths)}
+    kwargs = plain_kwargs(lm, last) | {name: value for name, value in given.items() if value is not None}
+    room.make_room(lengths)
+    logits, _ = forward(lm, last, kwargs, new=1)
     room.append()
     return logits

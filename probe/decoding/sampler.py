@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from probe.decoding.noise import BLOCK, exponential, from_spread, keys, spread
+from probe.decoding.noise import BLOCK, from_spread, keys, spread
 from probe.errors import NonFinite
 from probe.requests import Sampling
 
 FEW = 256  # candidates that are looked at first; most rows keep fewer
 WIDER = 16  # times more, for the rows that keep more
+BEST = 4  # of what was drawn
 
 
 class Choice(NamedTuple):
@@ -38,16 +39,34 @@ def choose(
 
     Raises `NonFinite` for logits that hold NaN or +inf, or nothing else than -inf.
     """
-    scores = _scores(logits, ids, sampling)
-    if sampling.temperature == 0.0:
-        tokens = scores.argmax(-1, keepdim=True)
-        _check(scores.gather(1, tokens)[:, 0].tolist(), samples, steps)
-        n = len(samples)
-        return Choice(tokens[:, 0].tolist(), [0.0] * n, [1] * n, [None] * n)
     own = [sampling.seed] * len(samples) if seeds is None else seeds
-    found = (_draw_filtered if sampling.filtered else _draw)(scores, sampling, own, samples, steps)
-    _check(found.logprobs, samples, steps)
+    key = None if sampling.temperature == 0.0 else keys(own, samples, steps, logits.device)
+    found = draw(logits, ids, sampling, key).cpu()
+    _check(found[BEST].tolist(), samples, steps)
+    return choice(found, sampling)
+
+
+def draw(logits: Tensor, ids: Tensor | None, sampling: Sampling, key: Tensor | None) -> Tensor:
+    """What `choose` chooses, (5, row) float64, where the logits are: the token, its log-prob, how many were left, its noise,
+    and (`BEST`) what is no finite number if a logit of the row is none. key: of each row's noise, as `noise.keys` gives it;
+    None where greedy.
+
+    On an accelerator nothing here waits for what it computes.
+    """
+    scores = _scores(logits, ids, sampling)
+    if key is not None:
+        return (_draw_filtered if sampling.filtered else _draw)(scores, sampling, key)
+    tokens = scores.argmax(-1, keepdim=True)
+    found = torch.zeros(5, len(scores), dtype=torch.float64, device=scores.device)
+    found[0], found[2], found[BEST] = tokens[:, 0], 1.0, scores.gather(1, tokens)[:, 0]
     return found
+
+
+def choice(found: Tensor, sampling: Sampling) -> Choice:
+    """What was drawn, (5, row) on a CPU, as numbers."""
+    tokens, logprobs, kept, noise = (found[i].tolist() for i in range(4))
+    greedy = sampling.temperature == 0.0
+    return Choice([int(t) for t in tokens], logprobs, [int(n) for n in kept], [None] * len(tokens) if greedy else noise)
 
 
 def distribution(
@@ -72,44 +91,42 @@ def _scores(logits: Tensor, ids: Tensor | None, sampling: Sampling) -> Tensor:
     if sampling.repetition_penalty != 1.0:
         scores = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)(ids, scores)
     if sampling.suppress:
-        never = torch.tensor(sampling.suppress, device=scores.device)
-        scores = scores.index_fill(-1, never[never < scores.shape[-1]], -torch.inf)
+        never = tuple(token for token in sampling.suppress if token < scores.shape[-1])
+        scores = scores.index_fill(-1, _ids(never, scores.device), -torch.inf)
     return scores if sampling.temperature in (0.0, 1.0) else scores / sampling.temperature
 
 
 def _check(best: Sequence[float], samples: Sequence[int], steps: Sequence[int]) -> None:
-    """One NaN or +inf among the scores of a row, or none above -inf, makes the best of that row no finite number."""
     for row, (value, sample, step) in enumerate(zip(best, samples, steps, strict=True)):
-        if not math.isfinite(value):
-            error = NonFinite(
-                f"the logits of sample {sample} at step {step} are not finite numbers", hint="try --dtype float32"
-            )
-            error.row = row
-            raise error
+        check_finite(value, sample, step, row)
 
 
-def _draw_filtered(
-    scores: Tensor, sampling: Sampling, seeds: Sequence[int], samples: Sequence[int], steps: Sequence[int]
-) -> Choice:
+def check_finite(best: float, sample: int, step: int, row: int) -> None:
+    """One NaN or +inf among the scores of a row, or none above -inf, makes the best of that row no finite number: raises
+    `NonFinite`."""
+    if not math.isfinite(best):
+        error = NonFinite(f"the logits of sample {sample} at step {step} are not finite numbers", hint="try --dtype float32")
+        error.row = row
+        raise error
+
+
+def _draw_filtered(scores: Tensor, sampling: Sampling, key: Tensor) -> Tensor:
     """argmin E / p over the few tokens left, as argmin ln E - ln p in float64."""
-    n = len(samples)
-    choice = Choice([0] * n, [0.0] * n, [0] * n, [0.0] * n)
+    found = torch.empty(5, len(scores), dtype=torch.float64, device=scores.device)
     for some in left(scores, sampling):
-        rows = some.rows.tolist()
-        own_seeds, own_samples, own_steps = ([addresses[r] for r in rows] for addresses in (seeds, samples, steps))
-        noise = exponential(own_seeds, own_samples, own_steps, some.tokens).double()
+        noise = from_spread(key[:, some.rows], spread(some.tokens)).double()
         winner = (noise.log() - some.logprobs).argmin(-1, keepdim=True)
-        columns = [some.tokens.gather(1, winner), some.logprobs.gather(1, winner), some.kept, noise.gather(1, winner)]
-        for row, *values in zip(rows, *(column.flatten().tolist() for column in columns), strict=True):
-            for place, value in zip(choice, values, strict=True):
-                place[row] = value
-    return choice
+        logprobs = some.logprobs.gather(1, winner)[:, 0]
+        won = [some.tokens.gather(1, winner)[:, 0], logprobs, some.kept, noise.gather(1, winner)[:, 0], logprobs]
+        for values, own in zip(found, won, strict=True):
+            values[some.rows] = own.double()
+    return found
 
 
-def _draw(scores: Tensor, sampling: Sampling, seeds: Sequence[int], samples: Sequence[int], steps: Sequence[int]) -> Choice:
+def _draw(scores: Tensor, _: Sampling, key: Tensor) -> Tensor:
     """argmax p / E over all tokens; in blocks, since memory would cost more than the arithmetic."""
     n, n_vocab = scores.shape
-    key, bits = keys(seeds, samples, steps, scores.device), _vocabulary(n_vocab, scores.device)
+    bits = _vocabulary(n_vocab, scores.device)
     high, wide = _block(n, n_vocab, scores.device)
     race = torch.empty((min(n, high), n_vocab), device=scores.device)
     winners, won = [], []
@@ -122,13 +139,16 @@ def _draw(scores: Tensor, sampling: Sampling, seeds: Sequence[int], samples: Seq
             torch.div(probs[:, columns], from_spread(key[:, rows], bits[columns]), out=own[:, columns])
         winners.append(own.argmax(-1, keepdim=True))
         won.append(probs.gather(1, winners[-1]))
-    winner = torch.cat(winners)
-    whole = bool((scores.amin(-1) > -torch.inf).all())
-    return Choice(
-        winner[:, 0].tolist(), torch.cat(won)[:, 0].double().log().tolist(),
-        [n_vocab] * n if whole else (scores > -torch.inf).sum(-1).tolist(),
-        from_spread(key, bits[winner])[:, 0].tolist(),
-    )  # fmt: skip
+    winner, logprobs = torch.cat(winners), torch.cat(won)[:, 0].double().log()
+    kept = n_vocab - scores.isneginf().sum(-1)
+    return torch.stack([
+        winner[:, 0].double(), logprobs, kept.double(), from_spread(key, bits[winner])[:, 0].double(), logprobs,
+    ])  # fmt: skip
+
+
+@lru_cache(maxsize=4)
+def _ids(tokens: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(tokens, dtype=torch.long, device=device)
 
 
 @lru_cache(maxsize=4)
@@ -163,6 +183,11 @@ def left(scores: Tensor, sampling: Sampling) -> Iterator[Left]:
     n_vocab, rows = scores.shape[-1], torch.arange(len(scores), device=scores.device)
     # only top-p alone needs the mass of what it doesn't look at
     mass = scores.softmax(-1) if sampling.top_p is not None and sampling.top_k is None else None
+    if scores.device.type != "cpu":  # to hear how many are left would be to wait for it
+        values, tokens = scores.sort(dim=-1, descending=True)
+        kept = _kept(values.double(), None if mass is None else mass.gather(1, tokens).double(), sampling)
+        yield _left(rows, values, tokens, kept)
+        return
     width = min(n_vocab, FEW if sampling.top_k is None else sampling.top_k + WIDER)
     while len(rows):
         whole = len(rows) == len(scores)
@@ -172,11 +197,13 @@ def left(scores: Tensor, sampling: Sampling) -> Iterator[Left]:
         enough = (kept < width) | (width == n_vocab)  # the last one looked at is out: so are all after it
         if bool(enough.any()):
             n = int(kept[enough].max())
-            places = torch.arange(n, device=scores.device)
-            out = places >= kept[enough, None]
-            logprobs = values[enough, :n].double().masked_fill(out, -torch.inf).log_softmax(-1)
-            yield Left(rows[enough], tokens[enough, :n], logprobs, kept[enough])
+            yield _left(rows[enough], values[enough, :n], tokens[enough, :n], kept[enough])
         rows, width = rows[~enough], min(n_vocab, width * WIDER)
+
+
+def _left(rows: Tensor, values: Tensor, tokens: Tensor, kept: Tensor) -> Left:
+    out = torch.arange(values.shape[-1], device=values.device) >= kept[:, None]
+    return Left(rows, tokens, values.double().masked_fill(out, -torch.inf).log_softmax(-1), kept)
 
 
 def _kept(values: Tensor, probs: Tensor | None, sampling: Sampling) -> Tensor:

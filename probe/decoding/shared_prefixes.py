@@ -1,8 +1,4 @@
-"""Attention of many rows to few prefixes: each prefix is there once, and what a row has drawn since is its own.
-
-The scores of all rows of a prefix are one product of matrices; they and the scores of a row's own tokens go through one softmax
-(Juravsky et al. 2024, "Hydragen", 2402.05099). So a prefix takes the memory of one row and is read once a step.
-"""
+"""Rows that share prefixes: each prefix is there once, and what a row has drawn since is its own, in a room of its cohort."""
 
 from __future__ import annotations
 
@@ -23,6 +19,8 @@ from probe.anatomy.tape import probe_tokens
 from probe.decoding.caches import FilledLayer, expected
 from probe.decoding.prefixes import extended
 from probe.decoding.rooms import SPARE, Room, filled, next_logits
+from probe.decoding.shared_attention import Layout, SharedLayer, SharedPrefix, attend
+from probe.devices import uploaded
 from probe.instrument import AttentionCall, attended, attending
 from probe.language_model.stepping import FAILURES
 
@@ -32,23 +30,13 @@ if TYPE_CHECKING:
 _known: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
-class SharedPrefix(NamedTuple):
-    """A prefix of some rows: its cache, and its keys and values (kv head, pos, d) of each layer."""
-
-    cache: Any
-    length: int
-    layers: list[tuple[Tensor, Tensor]]
-
-
-class Layout(NamedTuple):
-    """Which rows belong to which group, for one step: `order` has them side by side, `back` is its inverse."""
+class Order(NamedTuple):
+    """What of it stays until rows come or go; `prefixes` (row, 1) are the lengths of theirs."""
 
     order: Tensor
     back: Tensor
-    spans: list[tuple[int, int, SharedPrefix]]  # rows of the order
-    longest: int
-    hidden: list[Tensor]  # (row, 1, 1, column) of each cohort: a column of its room that is not the row's own
-    widest: int
+    prefixes: Tensor
+    spans: list[tuple[int, int, SharedPrefix]]
 
 
 class SharedRoom:
@@ -61,6 +49,7 @@ class SharedRoom:
         self.limit, self.tokens = limit, tokens  # the most rows, and columns of prefixes and of rows, of more than one row
         self.cohorts: list[Room] = []  # the oldest first; their rows one after the other are the rows
         self.groups: list[SharedPrefix] = []  # of each row
+        self._order: Order | None = None  # of these
         self.cache = DynamicCache()
 
     @property
@@ -69,7 +58,7 @@ class SharedRoom:
         drawn = [length for cohort in self.cohorts for length in cohort.lengths]
         return [group.length + own for group, own in zip(self.groups, drawn, strict=True)]
 
-    def mask(self, device: Any) -> None:
+    def mask(self, lengths: Tensor) -> None:
         """The model has none to look at: attention knows what is whose."""
 
     @property
@@ -125,6 +114,7 @@ class SharedRoom:
         if group is None:
             group = SharedPrefix(cache, length, [(layer.keys[0], layer.values[0]) for layer in layers])
         self.groups += [group] * len(rows)
+        self._order = None
         cohort = self._youngest()
         if cohort is None:
             cohort = Room(0, sys.maxsize)
@@ -147,7 +137,7 @@ class SharedRoom:
             gone = [row - start for row in rows if start <= row < end]
             places += [start + place for place in (cohort.drop(gone) if gone else range(end - start))]
         self.cohorts = [cohort for cohort in self.cohorts if cohort.begins]
-        self.groups = [self.groups[place] for place in places]
+        self.groups, self._order = [self.groups[place] for place in places], None
         return places
 
     def spans(self) -> list[tuple[int, int, Room]]:
@@ -155,25 +145,31 @@ class SharedRoom:
         ends = list(accumulate(len(cohort.begins) for cohort in self.cohorts))
         return [(end - len(cohort.begins), end, cohort) for end, cohort in zip(ends, self.cohorts, strict=True)]
 
-    def make_room(self) -> None:
-        """See to it that there is a column for one more token, and tell the layers which rows are whose."""
+    def make_room(self, lengths: Tensor) -> None:
+        """See to it that there is a column for one more token, and tell the layers which rows are whose. lengths (row, 1): of
+        the rows, with their prefixes."""
         for cohort in self.cohorts:
             cohort.make_room()
-        groups = list({id(group): group for group in self.groups}.values())
-        places = [[i for i, own in enumerate(self.groups) if own is group] for group in groups]
-        ends = list(accumulate(map(len, places)))
         held = filled(self.cache)
-        device = held[0].keys.device
-        order = torch.tensor([i for some in places for i in some], device=device)
+        if self._order is None:
+            self._order = self._ordered(held[0].keys.device)
+        order, back, prefixes, spans = self._order
+        own = lengths.to(prefixes.device) - prefixes
         layout = Layout(
-            order, order.argsort(),
-            [(end - len(some), end, group) for end, some, group in zip(ends, places, groups, strict=True)],
-            max(group.length for group in groups),
-            [cohort.mask(device)[:, None, None] == 0 for cohort in self.cohorts],
+            order, back, spans, max(group.length for group in self.groups),
+            [cohort.mask(own[start:end])[:, None, None] == 0 for start, end, cohort in self.spans()],
             max(cohort.width for cohort in self.cohorts) + 1,
         )  # fmt: skip
         for number, layer in enumerate(held):
             layer.number, layer.layout, layer.spans = number, layout, self.spans()
+
+    def _ordered(self, device: torch.device) -> Order:
+        groups = list({id(group): group for group in self.groups}.values())
+        places = [[i for i, own in enumerate(self.groups) if own is group] for group in groups]
+        ends = list(accumulate(map(len, places)))
+        order, prefixes = uploaded([[i for some in places for i in some], [group.length for group in self.groups]], device)
+        spans = [(end - len(some), end, group) for end, some, group in zip(ends, places, groups, strict=True)]
+        return Order(order, order.argsort(), prefixes[:, None], spans)
 
     def append(self) -> None:
         """A token of every row has been written."""
@@ -183,34 +179,13 @@ class SharedRoom:
             layer.seen, layer.own = None, []
 
 
-class SharedLayer(FilledLayer):
-    """What the model is given as a layer: it holds nothing itself and hands each cohort its rows."""
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__(keys[:0, :, :0], values[:0, :, :0])
-        self.number = 0  # which it is of those that hold anything
-        self.layout: Layout | None = None
-        self.spans: list[tuple[int, int, Room]] = []
-        self.seen: Tensor | None = None  # the keys of the step under way
-        self.own: list[tuple[int, int, Tensor, Tensor]] = []  # rows of each cohort, its keys and values
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write one more token of every row. What comes back only names it: `sharing` knows what there is to see."""
-        self.seen = key_states
-        self.own = [
-            (start, end, *filled(cohort.cache)[self.number].update(key_states[start:end], value_states[start:end]))
-            for start, end, cohort in self.spans
-        ]
-        return key_states, value_states
-
-
 @contextmanager
 def sharing(lm: LanguageModel, room: SharedRoom) -> Iterator[None]:
     """While active, attention to what the layers of the room hold is also to the prefixes of its rows."""
 
     def attention(call: AttentionCall) -> Tensor | None:
         layer = next((one for one in filled(room.cache) if one.seen is call.key), None)
-        return None if layer is None else _attend(call.query, call.scaling, layer, layer.layout)
+        return None if layer is None else attend(call.query, call.scaling, layer, layer.layout)
 
     with attending(lm.model, attention=attention):
         yield
@@ -239,7 +214,8 @@ def _tried(lm: LanguageModel) -> bool:
             room.place(rows, known.cache, len(prefix))
         with sharing(lm, room):
             for _ in range(2):
-                logits = next_logits(lm, room, known.slot, [text[-1] for text in texts])
+                last, lengths = uploaded([[text[-1] for text in texts], room.lengths], lm.device)[..., None]
+                logits = next_logits(lm, room, known.slot, last, lengths)
                 whole = [lm.model(torch.tensor([text], device=lm.device), use_cache=False).logits[0, -1] for text in texts]
                 most = max(1e-3, 8 * torch.finfo(lm.dtype).eps) * float(loudest(torch.stack(whole)))
                 if not all(float(apart(own, other).max()) <= most for own, other in zip(logits, whole, strict=True)):
@@ -248,53 +224,3 @@ def _tried(lm: LanguageModel) -> bool:
     except FAILURES:
         return False
     return True
-
-
-def _attend(query: Tensor, scaling: float, layer: SharedLayer, layout: Layout) -> Tensor:
-    """Output (row, 1, head, d_value) of one query a row: softmax over its prefix and its own tokens."""
-    rows, heads, _, d = query.shape
-    kv_heads, n = layer.keys.shape[1], layout.longest
-    query = query.reshape(rows, kv_heads, -1, d) * scaling
-    repeats = query.shape[2]
-    scores = query.new_full((rows, kv_heads, repeats, n + layout.widest), -torch.inf)
-    scores[..., :n] = _to_prefixes(query, layer.number, layout)
-    for (start, end, keys, _), hidden in zip(layer.own, layout.hidden, strict=True):
-        near = query[start:end] @ keys.transpose(-1, -2)
-        scores[start:end, ..., n : n + keys.shape[2]] = near.masked_fill_(hidden, -torch.inf)
-    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
-    output = _from_prefixes(weights[..., :n], layer.number, layout)
-    for start, end, _, values in layer.own:
-        output[start:end] += weights[start:end, ..., n : n + values.shape[2]] @ values
-    return output.reshape(rows, 1, heads, -1)
-
-
-def _to_prefixes(query: Tensor, number: int, layout: Layout) -> Tensor:
-    """Scores (row, kv head, query of it, pos) of each row and its prefix; -inf after the end of it."""
-    rows, kv_heads, repeats, _ = query.shape
-    together = _by_head(query[layout.order])
-    found = query.new_full((kv_heads, rows * repeats, layout.longest), -torch.inf)
-    for start, end, group in layout.spans:
-        keys, _ = group.layers[number]
-        some = slice(start * repeats, end * repeats)
-        found[:, some, : group.length] = together[:, some] @ keys.transpose(-1, -2)
-    return _by_row(found, rows)[layout.back]
-
-
-def _from_prefixes(weights: Tensor, number: int, layout: Layout) -> Tensor:
-    """What the weights (row, kv head, query of it, pos) take from the values of each row's prefix."""
-    rows, _, repeats, _ = weights.shape
-    together, parts = _by_head(weights[layout.order]), []
-    for start, end, group in layout.spans:
-        _, values = group.layers[number]
-        parts.append(together[:, start * repeats : end * repeats, : group.length] @ values)
-    return _by_row(torch.cat(parts, dim=1), rows)[layout.back]
-
-
-def _by_head(rows: Tensor) -> Tensor:
-    """(row, kv head, query of it, n) -> (kv head, row and query, n)."""
-    return rows.transpose(0, 1).flatten(1, 2)
-
-
-def _by_row(heads: Tensor, rows: int) -> Tensor:
-    """And back."""
-    return heads.unflatten(1, (rows, -1)).transpose(0, 1)

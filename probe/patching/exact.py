@@ -132,7 +132,8 @@ def exact(
     Cells where both are equal are the base. paired: `new` are the other text's own values, so that positions before the
     first difference are equal by causality, whatever rounding says. report: told how many cells are done.
     """
-    needed = [i for i, one in enumerate(part.locations) if _matters(prepared, part, one, old, new, paired=paired)]
+    ours = old.cpu(), new.cpu()  # compared cell by cell, and each answer of a device would be waited for
+    needed = [i for i, one in enumerate(part.locations) if _matters(prepared, part, one, *ours, paired=paired)]
     columns = [np.repeat(column, len(part.locations)) for column in prepared.baselines.start]
     done = len(part.locations) - len(needed)
     report(done)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from probe.decoding.engine import Continuation, check, ended
+from probe.decoding.draws import Continuation, ended
+from probe.decoding.engine import check
 from probe.decoding.rollouts import Ended, Known, Rollout
 from probe.decoding.teacher_forced import Prefix
 from probe.decoding.teacher_forced import suffix_logprobs as own_suffix_logprobs

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from probe.decoding import Continuation, Sampling
-from probe.decoding.engine import check, ended
+from probe.decoding.draws import ended
+from probe.decoding.engine import check
 from probe.decoding.sampler import distribution
 from probe.errors import BadOption
 from probe.speculating.drafts import NOTHING, Address, Draft, Proposal, history, slow
