@@ -31,10 +31,9 @@ def uploaded(values: Any, device: torch.device, dtype: torch.dtype | None = None
 
 
 class Pending(NamedTuple):
-    """Copies that are under way, when they are there, and what is then done with them."""
+    """Copies that are under way: they are waited for, and then something is done with them."""
 
-    copies: Sequence[Tensor]
-    wait: Callable[[], object]
+    arrived: Callable[[], Sequence[Tensor]]
     then: Callable[..., object]
     size: int
 
@@ -53,8 +52,7 @@ class Readback:
 
     def put(self, tensors: Sequence[Tensor], then: Callable[..., object]) -> None:
         """Call `then` with the tensors as the CPU has them. Nobody may write into them before that."""
-        copies, wait = sent(tensors)
-        self._pending.append(Pending(copies, wait, then, sum(copy.nbytes for copy in copies)))
+        self._pending.append(Pending(sent(tensors), then, sum(tensor.nbytes for tensor in tensors)))
         self._held += self._pending[-1].size
         if all(tensor.device.type == "cpu" for tensor in tensors) and len(self._pending) == 1:
             self.finish()
@@ -69,29 +67,33 @@ class Readback:
     def _use_oldest(self) -> None:
         oldest = self._pending.popleft()
         self._held -= oldest.size
-        oldest.wait()
-        oldest.then(*oldest.copies)
+        oldest.then(*oldest.arrived())
 
 
-def sent(tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Callable[[], object]]:
-    """Tensors of one device as the CPU will have them, and how to wait for that.
+def sent(tensors: Sequence[Tensor]) -> Callable[[], Sequence[Tensor]]:
+    """Send tensors of one device to the CPU; what comes back waits for them and gives them.
 
     From CUDA a stream of its own copies them, after what computes them and beside what follows; from other accelerators they
     are copied here and now.
     """
     device = next((tensor.device for tensor in tensors if tensor.is_cuda), None)
     if device is None:
-        return [tensor.cpu() for tensor in tensors], _nothing
+        here = [tensor.cpu() for tensor in tensors]
+        return lambda: here
     side, there = _stream(device), torch.cuda.Event()
     side.wait_stream(torch.cuda.current_stream(device))
     copies = []
     with torch.cuda.stream(side):
         for tensor in tensors:
             copies.append(torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True))
-            if tensor.is_cuda:
-                tensor.record_stream(side)  # its memory is nobody else's before it was copied
+            tensor.record_stream(side)  # its memory is nobody else's before it was copied
         there.record(side)
-    return copies, there.synchronize
+
+    def arrived() -> Sequence[Tensor]:
+        there.synchronize()
+        return [copy.clone() for copy in copies]  # memory that can't be swapped is not for keeping
+
+    return arrived
 
 
 _streams: dict[torch.device, torch.cuda.Stream] = {}
@@ -102,7 +104,3 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
     if device not in _streams:
         _streams[device] = torch.cuda.Stream(device)
     return _streams[device]
-
-
-def _nothing() -> None:
-    """What is there is not waited for."""

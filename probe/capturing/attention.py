@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from probe.capturing import rows as lists
 from probe.capturing.masks import Masks
 from probe.capturing.patterns import CalledPattern, GivenPattern, ScoreSource, Tile, tiles
 from probe.capturing.sinks import AttentionSpec, Columns, Sink
-from probe.capturing.statistics import NAMES, NAT, CompiledRowStatistics, Matches, RowStatistics
+from probe.capturing.statistics import NAT, CompiledRowStatistics, Matches, RowStatistics, head_summary, row_columns
+from probe.devices import Readback
 from probe.errors import SiteAbsent
 from probe.instrument import AttentionCall
 from probe.sites import SITES, sites_of
@@ -32,6 +33,7 @@ from probe.workers import each, in_order
 if TYPE_CHECKING:
     from probe.sites import Cell
 
+SHAPES = "the attention function's output has another shape than its weights times the values"
 WITH_ROWS = ("summary", "topk", "full")  # modes with statistics of each row
 
 CallReader = Callable[[int, int, AttentionCall, Tensor, CalledPattern], None]
@@ -58,12 +60,14 @@ class AttentionReader:
     calls: CallReader | None = None
     reasons: dict[int, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    readback: Readback = field(default_factory=Readback)
 
     def __post_init__(self) -> None:
         self._matches = [Matches(self.ids[b, :n]) for b, n in enumerate(self.lengths)]
         self._masks, self._memory = Masks(), lists.PieceMemory()
         self._buffers: deque[Tensor] = deque()
         self._emitted: set[tuple[str, int]] = set()
+        self._summaries: list[Columns] = []  # of the prompts of one layer
 
     def observe(self, path: str, call: AttentionCall, output: Tensor) -> None:
         """Read one attention call; the forward goes on with what it had."""
@@ -77,15 +81,23 @@ class AttentionReader:
         if not self.wants(layer):
             return
         patterns: list[CalledPattern] = []
+        errors: list[Tensor] = []
         for prompt, n in enumerate(self.lengths):
             problem = _unreadable(call)
             if not problem:
-                pattern = CalledPattern(call, prompt, n, self._masks)
-                problem = self._disagreement(pattern, call, output, prompt)
+                patterns.append(CalledPattern(call, prompt, n, self._masks))
+                error = self._disagreement(patterns[-1], call, output, prompt)
+                errors += [] if error is None else [error]
+                problem = "" if error is not None else SHAPES
             if problem:
                 self.reasons[layer] = problem
                 return
-            patterns.append(pattern)
+        tolerance = max(1e-4, 8 * torch.finfo(output.dtype).eps)
+        self.readback.put([torch.stack(errors)], partial(self._judge, layer, tolerance))
+        if self.calls is not None or self._whole(layer) or layer in self.scores:  # who takes rows as they are made must know
+            self.readback.finish()
+        if self.reasons.get(layer):
+            return
         self._read(layer, patterns)
         if self.calls is not None:
             for prompt, pattern in enumerate(patterns):
@@ -99,8 +111,13 @@ class AttentionReader:
             return False
         patterns: list[ScoreSource] = [GivenPattern(weights[b, :, :n, :n], causal=causal) for b, n in enumerate(self.lengths)]
         self.scores.pop(layer, None)  # they are not what a weight's logarithm is
+        self.reasons[layer] = ""
         self._read(layer, patterns)
         return True
+
+    def finish(self) -> None:
+        """Hand over what is still on its way from the device."""
+        self.readback.finish()
 
     def messages(self) -> tuple[str, ...]:
         """What a user must know of the layers that were read, or were not: one sentence for each reason."""
@@ -130,17 +147,35 @@ class AttentionReader:
         """Whether anything of this layer's pattern was asked for."""
         return self.spec.mode != "none" or layer in self.patterns or layer in self.scores
 
+    def _judge(self, layer: int, tolerance: float, errors: Tensor) -> None:
+        """Whether a layer's rows may be handed over, by how far each prompt's weights are from the call's output."""
+        error = next((error for error in errors.tolist() if not error <= tolerance), None)
+        self.reasons[layer] = "" if error is None else f"its weights times the values differ from its output by {error:.1e}"
+
     def _read(self, layer: int, patterns: Sequence[ScoreSource]) -> None:
-        summaries = []
         for prompt, pattern in enumerate(patterns):
             statistics = self._read_prompt(layer, prompt, pattern)
             if self.spec.mode != "none":
-                summaries.append(head_summary(statistics, self._matches[prompt].rows))
-            if self.spec.mode in WITH_ROWS:
-                self.sink.rows(prompt, layer, row_columns(statistics))
-        if summaries:
-            self.sink.heads(layer, {name: np.stack([s[name] for s in summaries]) for name in summaries[0]})
-        self.reasons[layer] = ""
+                last = prompt == len(patterns) - 1
+                self._hand(layer, list(statistics.values()), partial(self._summarize, layer, prompt, list(statistics), last))
+
+    def _hand(self, layer: int, tensors: Sequence[Tensor], then: Callable[..., object]) -> None:
+        """Do something with tensors when they are there, unless the layer turns out to be none that can be read."""
+        self.readback.put(tensors, lambda *values: None if self.reasons[layer] else then(*values))
+
+    def _summarize(self, layer: int, prompt: int, names: Sequence[str], last: bool, *values: Tensor) -> None:
+        """Hand over what the statistics of a prompt's rows come to, and with the last prompt all their summaries."""
+        statistics = dict(zip(names, values, strict=True))
+        self._summaries.append(head_summary(statistics, self._matches[prompt].rows))
+        if self.spec.mode in WITH_ROWS:
+            self.sink.rows(prompt, layer, row_columns(statistics))
+        if last:
+            own, self._summaries = self._summaries, []
+            self.sink.heads(layer, {name: np.stack([s[name] for s in own]) for name in own[0]})
+
+    def _whole(self, layer: int) -> bool:
+        """Whether whole rows of this layer are kept."""
+        return self.spec.mode == "full" or layer in self.patterns
 
     def _read_prompt(self, layer: int, prompt: int, pattern: ScoreSource) -> dict[str, Tensor]:
         """All tiles of one prompt in one layer; statistics (head, query)."""
@@ -185,7 +220,8 @@ class AttentionReader:
         else:
             each(read, [_Work(tile, None, None) for tile in tiles(pattern)], pattern.device)
         if tops is not None:
-            self.sink.attention(prompt, layer, tops.columns(without=whole))
+            heads, *found = tops.kept(without=whole)
+            self._hand(layer, found, lambda *kept: self.sink.attention(prompt, layer, lists.top_columns(heads, *kept)))
         return statistics.finished()
 
     @contextmanager
@@ -201,8 +237,9 @@ class AttentionReader:
         yield held[0], held[1]
         self._buffers.append(held)
 
-    def _disagreement(self, pattern: CalledPattern, call: AttentionCall, output: Tensor, prompt: int) -> str:
-        """Whether the last row's weights times the values are what the attention function returned; the difference if not."""
+    def _disagreement(self, pattern: CalledPattern, call: AttentionCall, output: Tensor, prompt: int) -> Tensor | None:
+        """How far the last row's weights times the values are from what the attention function returned, in its largest
+        number; None if they have another shape."""
         n = pattern.n
         tile = Tile(0, pattern.n_heads, n - 1, n, *pattern.keys(n - 1, n))
         with self._room(tile, pattern) as (room, _):
@@ -215,10 +252,8 @@ class AttentionReader:
         expected = weights.reshape(values.shape[0], -1, weights.shape[-1]) @ values
         real = output[prompt, n - 1].to(weights.dtype)
         if real.numel() != expected.numel():
-            return "the attention function's output has another shape than its weights times the values"
-        error = float((expected.reshape(-1) - real.reshape(-1)).abs().max() / real.abs().max().clamp_min(1e-30))
-        tolerance = max(1e-4, 8 * torch.finfo(output.dtype).eps)
-        return "" if error <= tolerance else f"its weights times the values differ from its output by {error:.1e}"
+            return None
+        return (expected.reshape(-1) - real.reshape(-1)).abs().max() / real.abs().max().clamp_min(1e-30)
 
 
 class _Work(NamedTuple):
@@ -249,35 +284,10 @@ class _Tops:
         where = slice(tile.head, tile.head + tile.n_heads), slice(tile.start, tile.end), slice(0, keys.shape[-1])
         self.weights[where], self.keys[where] = weights, keys.to(torch.int32)
 
-    def columns(self, *, without: list[int]) -> Columns:
-        """Columns of `attention`, but for heads whose full rows are kept."""
+    def kept(self, *, without: list[int]) -> tuple[list[int], Tensor, Tensor]:
+        """The heads but for those whose full rows are kept, their weights and keys."""
         heads = [h for h in range(len(self.weights)) if h not in without]
-        return lists.top_columns(heads, self.weights[heads], self.keys[heads])
-
-
-def head_summary(statistics: dict[str, Tensor], matched: dict[str, Tensor]) -> Columns:
-    """Columns of `heads` for one prompt, each (head,): means over queries 1.. (the first has nothing to choose from).
-
-    duplicate and induction: over the queries that have such a position. NaN where there is no query to average.
-    """
-    n_heads, n = statistics["entropy"].shape
-    out: Columns = {"rows": np.full(n_heads, n - 1, np.int32)}
-    for name in NAMES:
-        chosen = statistics[name].cpu()[:, 1:]
-        if name in matched:
-            chosen = chosen[:, matched[name][1:]]
-        out[name] = chosen.mean(-1, dtype=torch.float64).to(torch.float32).numpy()
-    return out
-
-
-def row_columns(statistics: dict[str, Tensor]) -> Columns:
-    """Columns of `attention_rows` for one prompt and layer: statistics (head, query) flattened."""
-    n_heads, n = statistics["entropy"].shape
-    flat: dict[str, Any] = {name: statistics[name].flatten().to(torch.float32).cpu().numpy() for name in (*NAMES, "max_weight")}
-    return {
-        "head": np.repeat(np.arange(n_heads, dtype=np.int16), n), "query": np.tile(np.arange(n, dtype=np.int32), n_heads),
-        **flat, "max_key": statistics["max_key"].flatten().cpu().numpy().astype(np.int32),
-    }  # fmt: skip
+        return (heads, self.weights[heads], self.keys[heads]) if without else (heads, self.weights, self.keys)
 
 
 def _unreadable(call: AttentionCall) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,9 +22,14 @@ class View(NamedTuple):
 class Mask:
     """One prompt's mask: `visible` (head or 1, query, key) bool, or None; `additive` likewise if it says more than that."""
 
-    def __init__(self, mask: Tensor | None, n: int, *, causal: bool, window: int | None = None) -> None:
-        """mask (head or 1, n, n), bool or additive; without one, every key is visible, or those up to the query if `causal`."""
+    def __init__(
+        self, mask: Tensor | None, n: int, *, causal: bool, window: int | None = None, device: torch.device | None = None
+    ) -> None:
+        """mask (head or 1, n, n), bool or additive; without one, every key is visible, or those up to the query if `causal`.
+
+        device: of the scores, where there is no mask to tell."""
         self.n, self.visible, self.additive = n, mask, None
+        self._device = device if mask is None else mask.device
         self._views: dict[tuple[int, int], View] = {}
         self._triangles: dict[int, Tensor] = {}  # what comes later, among so many queries and their own keys
         if mask is None:
@@ -65,7 +70,7 @@ class Mask:
         low, high, kind = self.view(start, end)
         if kind == "all":
             return None
-        device = None if self.visible is None else self.visible.device
+        device = self._device
         if kind == "causal":
             if end - start not in self._triangles:
                 self._triangles[end - start] = _late(0, end - start, 0, end - start, device)
@@ -95,11 +100,19 @@ class Masks:
 
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[int, int, int], tuple[Tensor, Mask]] = OrderedDict()
+        self._plain: dict[tuple[Any, ...], Mask] = {}
 
-    def of(self, mask: Tensor | None, prompt: int, n: int, *, causal: bool, window: int | None) -> Mask:
-        """The mask (batch or 1, head or 1, query, key) of one prompt's n tokens. One of (batch, key) only marks padding."""
+    def of(
+        self, mask: Tensor | None, prompt: int, n: int, *, causal: bool, window: int | None, device: torch.device
+    ) -> Mask:  # fmt: skip
+        """The mask (batch or 1, head or 1, query, key) of one prompt's n tokens. One of (batch, key) only marks padding.
+
+        device: of the scores."""
         if mask is None or mask.ndim == 2:
-            return Mask(None, n, causal=causal, window=window)
+            alike = n, causal, window, device
+            if alike not in self._plain:
+                self._plain[alike] = Mask(None, n, causal=causal, window=window, device=device)
+            return self._plain[alike]
         where = id(mask), prompt, n
         if where not in self._known:
             self._known[where] = (

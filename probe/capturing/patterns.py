@@ -95,7 +95,7 @@ class CalledPattern:
         self._cap = call.softcap
         self._query = query * (call.scaling / self._cap if self._cap else call.scaling * BITS)
         causal = call.is_causal and call.query.shape[2] > 1
-        self.mask = masks.of(call.mask, prompt, n, causal=causal, window=call.sliding_window)
+        self.mask = masks.of(call.mask, prompt, n, causal=causal, window=call.sliding_window, device=self.device)
         self.causal = self.mask.causal
         self.bias = None if call.position_bias is None else of_prompt(call.position_bias, prompt, n)
         self._sinks = None if call.sinks is None else _column(call.sinks.to(self.dtype), prompt, self.n_heads) * BITS

@@ -108,6 +108,7 @@ class _Read:
             if self.attention.wanted or any(SITES[cell.site].source == "call" for cell in self.cells):
                 hooked.enter_context(attending(self.model, self.attention.observe))
             logits = self._logits(whole=whole)
+        self.attention.finish()
         self.activations.check()
         hidden = kept[self.anatomy.final_norm][-1] if unembed else None
         if unembed is not None and hidden is not None and not replays(unembed, hidden, logits):
@@ -138,6 +139,7 @@ class _Read:
                 hooked.enter_context(attending(self.model, self.attention.observe))
             hooked.enter_context(stopped)
             logits = self._logits(whole=whole)
+        self.attention.finish()
         self.activations.check()
         if self.activations.wants_logits:
             self.activations.emit(LOGITS, -1, logits)

@@ -8,13 +8,14 @@ a row without such a position (Elhage et al. 2021; Olsson et al. 2022, 2209.1189
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from probe.capturing.patterns import ScoreSource, Tile
+from probe.capturing.sinks import Columns
 from probe.scoring import largest
 
 NAMES = ("entropy", "perplexity", "ess", "sink", "prev", "duplicate", "induction", "distance")
@@ -137,13 +138,15 @@ class RowStatistics:
     def _exponentiate(self, tile: Tile, scores: Tensor, mass: Tensor, kept: Tensor, rest: Tensor) -> Tensor:
         """mass = 2^scores, its sums and what goes to no key; both together.
 
-        Scores are shifted, row by row, where that would leave the numbers' range.
+        Scores are shifted, row by row, where that would leave the numbers' range; on an accelerator always, which is cheaper
+        there than to wait for the answer.
         """
         sinks = self._pattern.sinks(tile)
-        total = self._sum(scores, sinks, mass, kept, rest)
-        least, most = total.aminmax()
-        if self._pattern.normalized or (float(least) > SMALL and float(most) < LARGE):
-            return total
+        if self._pattern.normalized or scores.device.type == "cpu":
+            total = self._sum(scores, sinks, mass, kept, rest)
+            least, most = total.aminmax()
+            if self._pattern.normalized or (float(least) > SMALL and float(most) < LARGE):
+                return total
         top = scores.amax(-1, keepdim=True)
         if sinks is not None:
             top = torch.maximum(top, sinks.unsqueeze(-1))
@@ -173,6 +176,31 @@ class RowStatistics:
         if len(self._peaks):
             found["max_weight"], found["max_key"] = sums["best"] / total, self._peaks
         return found
+
+
+def head_summary(statistics: dict[str, Tensor], matched: dict[str, Tensor]) -> Columns:
+    """Columns of `heads` for one prompt, each (head,): means over queries 1.. (the first has nothing to choose from).
+
+    duplicate and induction: over the queries that have such a position. NaN where there is no query to average.
+    """
+    n_heads, n = statistics["entropy"].shape
+    out: Columns = {"rows": np.full(n_heads, n - 1, np.int32)}
+    for name in NAMES:
+        chosen = statistics[name].cpu()[:, 1:]
+        if name in matched:
+            chosen = chosen[:, matched[name][1:]]
+        out[name] = chosen.mean(-1, dtype=torch.float64).to(torch.float32).numpy()
+    return out
+
+
+def row_columns(statistics: dict[str, Tensor]) -> Columns:
+    """Columns of `attention_rows` for one prompt and layer: statistics (head, query) flattened."""
+    n_heads, n = statistics["entropy"].shape
+    flat: dict[str, Any] = {name: statistics[name].flatten().to(torch.float32).cpu().numpy() for name in (*NAMES, "max_weight")}
+    return {
+        "head": np.repeat(np.arange(n_heads, dtype=np.int16), n), "query": np.tile(np.arange(n, dtype=np.int32), n_heads),
+        **flat, "max_key": statistics["max_key"].flatten().cpu().numpy().astype(np.int32),
+    }  # fmt: skip
 
 
 _NONE = np.zeros((0, 1), np.float32)  # no sinks

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from probe.decoding.draws import Draws, OpenBranch
+from probe.decoding.draws import OpenBranch, TokenDraws
 from probe.decoding.prefixes import Known, TokenIds, extended
 from probe.decoding.rooms import Room, next_logits
 from probe.decoding.shared_prefixes import SharedRoom
@@ -80,7 +80,7 @@ class ContinuousBatch:
             for _ in some:
                 queue.popleft()
             known = self.prefixes.read(some[0])
-            draws = Draws(self.lm, some, self.sampling, steps=1)
+            draws = TokenDraws(self.lm, some, self.sampling, steps=1)
             draws.draw(known.logits.expand(len(some), -1), self._texts(some))
             self._look(draws)
             running = [row for row in some if row.running]
@@ -125,7 +125,7 @@ class ContinuousBatch:
 
     def _advance(self) -> list[int]:
         """Some tokens of every row, as many as are looked at together; the places of those that have ended."""
-        draws, texts = Draws(self.lm, self.rows, self.sampling), self._texts(self.rows)
+        draws, texts = TokenDraws(self.lm, self.rows, self.sampling), self._texts(self.rows)
         last, lengths = uploaded([[row.found.ids[-1] for row in self.rows], self.room.lengths], self.lm.device)[..., None]
         for i in range(draws.steps):
             if i and self.room.full:
@@ -135,7 +135,7 @@ class ContinuousBatch:
         self._look(draws)
         return [i for i, row in enumerate(self.rows) if not row.running]
 
-    def _look(self, draws: Draws) -> None:
+    def _look(self, draws: TokenDraws) -> None:
         """The rows take their tokens; those that end by them are told of."""
         before = sum(len(row.found.ids) for row in draws.rows)
         draws.look()

@@ -105,7 +105,7 @@ def draws_ahead(lm: LanguageModel) -> bool:
     return lm.device.type != "cpu" and (lm.n_ids is None or lm.anatomy.d_vocab <= lm.n_ids)
 
 
-class Draws:
+class TokenDraws:
     """The next `steps` tokens of each of some rows. A row that ends on the way is drawn on, and what follows its end is left
     out: it has the tokens that it would have had."""
 

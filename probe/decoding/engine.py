@@ -13,7 +13,7 @@ from transformers import GenerationMixin
 from transformers.generation.utils import ALL_CACHE_NAMES
 
 from probe.decoding.caches import expected, joined, joins, make_room, select, selects, slot
-from probe.decoding.draws import Continuation, Draws, OpenBranch
+from probe.decoding.draws import Continuation, OpenBranch, TokenDraws
 from probe.decoding.prefixes import Edits, Known
 from probe.errors import BadModel
 from probe.language_model.rotary import start_over
@@ -124,7 +124,7 @@ class Batch:
         step = 0
         while running := [row for row in self.rows if row.running]:
             self._cut()
-            draws = Draws(self.lm, self.rows, self.sampling)
+            draws = TokenDraws(self.lm, self.rows, self.sampling)
             for i in range(draws.steps):
                 tokens = draws.draw(self._next(step + i), self.ids)
                 self.ids = torch.cat([self.ids, tokens], dim=1)

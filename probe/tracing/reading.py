@@ -14,6 +14,7 @@ from torch import Tensor
 
 from probe.capturing import MemorySink, Ragged, read
 from probe.decoding import Sampling
+from probe.devices import Readback, uploaded
 from probe.sites import Cell, units_read
 from probe.store import Writer
 from probe.texts import TokenSequence, padded, scored_columns, scored_step_columns
@@ -36,6 +37,7 @@ def read_sequences(
         lm, ids.to(lm.device), lengths, cells=tracing.cells, attention=tracing.attention, top=tracing.request.top,
         lens=tracing.request.lens, sets=[own for own, _ in sets], sink=sink,
     )  # fmt: skip
+    sink.finish()
     for warning in (*reading.warnings, *(note for _, notes in sets for note in notes)):
         writer.warn(warning)
     for row, (sequence, own) in enumerate(zip(batch, reading.scores, strict=True)):
@@ -85,6 +87,7 @@ class RunSink:
         self._batch, self._tracing, self._writer = batch, tracing, writer
         self._units = units_read(tracing.cells)
         self._wanted: dict[tuple[str, int, int | None], list[list[_Rows]]] = {}
+        self._readback, self._indices = Readback(), dict[tuple[int, torch.device], Tensor]()
         cells = defaultdict(list)
         for cell in tracing.cells:
             for head in cell.heads or (None,):
@@ -96,14 +99,29 @@ class RunSink:
         for sequence, wanted, own in zip(self._batch, self._wanted[site, layer, head], values, strict=True):
             for positions, units in wanted:
                 n = len(sequence.ids)
-                vectors = own[:n] if len(positions) == n else own[torch.from_numpy(positions).to(own.device)]
-                vectors = self._of_units(vectors, (site, layer), units).float().cpu().contiguous()
-                columns = {
+                vectors = own[:n] if len(positions) == n else own[self._index(positions, own.device)]
+                vectors = self._of_units(vectors, (site, layer), units).float()
+                about = {
                     "site": site, "head": -1 if head is None else head, "pos": positions.astype(np.int32),
-                    "vector": vectors.numpy(), "norm": torch.linalg.vector_norm(vectors, dim=-1).numpy(),
                     "units": None if units is None else np.tile(np.asarray(units, np.int32), (len(positions), 1)),
                 }  # fmt: skip
-                self._write("activations", sequence, layer, columns, store=self._tracing.request.store)
+                self._readback.put([vectors], partial(self._write_vectors, sequence, layer, about))
+
+    def finish(self) -> None:
+        """Write what is still on its way from the device."""
+        self._readback.finish()
+
+    def _write_vectors(self, sequence: TokenSequence, layer: int, about: dict[str, Any], vectors: Tensor) -> None:
+        vectors = vectors.contiguous()
+        columns = {**about, "vector": vectors.numpy(), "norm": torch.linalg.vector_norm(vectors, dim=-1).numpy()}
+        self._write("activations", sequence, layer, columns, store=self._tracing.request.store)
+
+    def _index(self, positions: np.ndarray, device: torch.device) -> Tensor:
+        """Positions where the activations are: all layers that are asked for the same share them."""
+        where = id(positions), device
+        if where not in self._indices:
+            self._indices[where] = uploaded(positions, device)
+        return self._indices[where]
 
     def _of_units(self, vectors: Tensor, where: tuple[str, int], units: tuple[int, ...] | None) -> Tensor:
         """The columns of some units, of vectors (pos, width) that hold those that are read there."""
@@ -128,7 +146,10 @@ class RunSink:
         self._write("scores", self._batch[prompt], layer, columns)
 
     def routing(self, layer: int, experts: Tensor, weights: Tensor, entropy: Tensor) -> None:
-        whole = [x.cpu().numpy() for x in (experts.int(), weights, entropy.float())]
+        self._readback.put([experts.int(), weights, entropy.float()], partial(self._write_routing, layer))
+
+    def _write_routing(self, layer: int, *found: Tensor) -> None:
+        whole = [x.numpy() for x in found]
         for row, (sequence, wanted) in enumerate(zip(self._batch, self._wanted["router", layer, None], strict=True)):
             for positions, _ in wanted:
                 own = [x[row, positions] for x in whole]
