@@ -21,12 +21,21 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+def found_once(find: Callable[[], T]) -> T:
+    """What is found before a run begins: by the process that makes it; a worker is told it (`running`, `found`)."""
+    walk = at_work()
+    return find() if walk is None else walk.found
+
+
 @contextmanager
-def running(request: Request, lm: LanguageModel | None, *, word: str = "", resolved: Mapping[str, Any]) -> Iterator[Running]:
+def running(
+    request: Request, lm: LanguageModel | None, *, word: str = "", resolved: Mapping[str, Any], found: Any = None
+) -> Iterator[Running]:
     """A run that is being made of a request, on a model or of other runs. If it is left by an error, what was finished is kept
     on disk.
 
     word: what a new run's directory is called after. resolved: what the request came to; a resume must come to the same.
+    found: what a worker gets from `found_once`.
     """
     about = {} if lm is None else {"model": lm.name, "dtype": str(lm.dtype)}
     resolved = {**about, **resolved}
@@ -37,7 +46,7 @@ def running(request: Request, lm: LanguageModel | None, *, word: str = "", resol
     with stores.create(
         path, command=request.command, arguments=request.arguments(), resolved=resolved, resume=request.resume
     ) as writer:
-        workers = Workers(request, lm, writer) if lm is not None and shared(request) else None
+        workers = Workers(request, lm, writer, found) if lm is not None and shared(request) else None
         yield Running(request, lm, writer, workers)
 
 

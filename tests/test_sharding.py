@@ -23,7 +23,7 @@ from probe.requests import Trace, workers
 from probe.sharding import dispatching
 from probe.sharding.jobs import Job, ShardResult, failure, job_of
 from probe.sharding.pools import Heard, InProcess
-from probe.sharding.shards import LEAST, TRIES, Shards
+from probe.sharding.shards import LEAST, LONG, TRIES, Shards
 from probe.store.journal import read_records
 
 Fault = Callable[[int, int, int], BaseException | None]
@@ -260,6 +260,31 @@ def test_workers_that_die_before_they_have_the_model_end_the_run(
         VERBS["trace"](lm, problems, out=tmp_path / "a", engine="ray", workers=2)
 
 
+def test_those_that_have_the_model_go_on_where_others_never_come_to_it(
+    lm: Any, pools: list[Faulty], problems: Path, alone: dict[str, store.Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Faulty.work
+    monkeypatch.setattr(Faulty, "work", lambda self, worker, shard: work(self, worker, shard) if worker == 1 else None)
+    same(VERBS["trace"](lm, problems, out=tmp_path / "a", engine="ray", workers=3, shard_size=1), alone["trace"])
+
+
+def test_a_worker_of_which_nothing_is_heard_is_replaced(
+    lm: Any, pools: list[Faulty], problems: Path, alone: dict[str, store.Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first worker of the third shard never answers, and there is no other."""
+
+    def wait(self: Faulty, seconds: float) -> list[Heard]:
+        if self.asked and self.asked[0][1] == 2 and not self.tries[2]:
+            self.tries[2] += 1
+            self.asked.clear()
+        return InProcess.wait(self, seconds)
+
+    monkeypatch.setattr(Faulty, "wait", wait)
+    monkeypatch.setattr("probe.sharding.shards.LONG", 0.0)
+    same(VERBS["trace"](lm, problems, out=tmp_path / "a", engine="ray", workers=1, shard_size=1), alone["trace"])
+    assert pools[0].tries[2] == 2
+
+
 def test_what_cannot_be_shared_is_refused(
     lm: Any, pools: list[Faulty], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,6 +313,12 @@ def test_shards_are_given_out_in_order_and_again_where_they_failed() -> None:
     shards.end(3, 3, 5)
     assert not shards.done and shards.give(2, 2.0 + LEAST) == 2, "another is too slow with it"
     assert shards.finish(2, 2, 9.0) and not shards.finish(2, 1, 10.0) and shards.done
+    alone = Shards()
+    assert alone.give(0, 0.0) == 0 and alone.hung(1e9) == [], "nobody knows how long a shard takes"
+    assert alone.finish(0, 0, 1.0) and alone.give(0, 1.0) == 1
+    assert alone.hung(1.0 + LONG) == [] and alone.hung(1.1 + LONG) == [(0, 1)]
+    alone.free(1, 0)
+    assert alone.give(1, 100.0) == 1 and alone.hung(100.1 + LONG) == [] and alone.hung(100.1 + 2 * LONG) == [(1, 1)]
     lost = Shards()
     for _ in range(TRIES):
         assert lost.give(0, 0.0) == 0

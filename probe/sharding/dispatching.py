@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from probe import store as stores
 from probe.errors import BadOption, EngineError, ProbeError, RunError
@@ -32,9 +32,9 @@ def open_pool(job: Job) -> Pool:
 class Workers:
     """Those who share the work of one request, as the process sees it that the run belongs to."""
 
-    def __init__(self, request: Request, lm: LanguageModel, writer: stores.Writer) -> None:
-        """Raises `BadOption` for a run in memory."""
-        self._request, self._lm, self._writer = request, lm, writer
+    def __init__(self, request: Request, lm: LanguageModel, writer: stores.Writer, found: Any = None) -> None:
+        """found: see `Job`. Raises `BadOption` for a run in memory."""
+        self._request, self._lm, self._writer, self._found = request, lm, writer, found
         # why, of shards that were given up; None: nothing is done yet
         self._given_up: dict[int, str] | None = None if writer.whole is None else {}
         if writer.path is None:
@@ -61,7 +61,7 @@ class Workers:
         """Have all shards done; why some of them were given up."""
         writer = self._writer
         assert writer.path is not None, "the run has a folder"
-        job = job_of(self._request, self._lm, writer.path)
+        job = job_of(self._request, self._lm, writer.path, self._found)
         writer.share()
         _join_all(writer)
         shards = Shards(lambda number: writer.done(stores.shard_unit(together, number)))
@@ -114,6 +114,10 @@ class Dispatch:
             self._give()
             for heard in self._pool.wait(WAIT):
                 self._hear(heard)
+            for worker, shard in self._shards.hung(time.monotonic()):
+                self._shards.free(shard, worker)
+                del self._doing[worker]
+                self._replace(worker)
         if self._shards.lost and not self._shards.whole:
             raise self._systematic()
 
@@ -154,16 +158,24 @@ class Dispatch:
             self._report(self._size)
 
     def _bury(self, worker: int, shard: int | None, why: str) -> None:
-        """A worker is dead: another takes its place, and what it was doing is done again."""
-        self._pool.stop(worker)
-        self._start()
+        """A worker is dead: another takes its place, and what it was doing is done again. Where they die before they have the
+        model, those that have it go on without more of them."""
         if shard is not None:
+            self._replace(worker)
             self._give_up(shard, worker, f"the worker died ({why})")
             return
         self._stillborn += 1
-        if self._stillborn == MANY:
+        if self._stillborn < MANY:
+            self._replace(worker)
+            return
+        self._pool.stop(worker)
+        if not self._idle and all(one is None for one in self._doing.values()):
             hint = "a machine needs memory for the model once for each of its workers: --workers"
             raise EngineError(f"workers die before they have the model: {why}", hint=hint)
+
+    def _replace(self, worker: int) -> None:
+        self._pool.stop(worker)
+        self._start()
 
     def _fail(self, worker: int, shard: int, answer: ShardResult) -> None:
         error = answer.error()

@@ -22,6 +22,7 @@ class Job(NamedTuple):
     """One request, the run that is made of it, and the keywords and the identity of the model that it is made on.
 
     threads: of a worker, as this process has them: the last digits of a number depend on it. folder: in which paths begin.
+    found: what the verb found before the run began, which no worker needs to find again.
     """
 
     request: Request
@@ -31,6 +32,7 @@ class Job(NamedTuple):
     threads: int
     folder: str
     accelerator: bool
+    found: Any = None
 
 
 class ShardResult(NamedTuple):
@@ -64,8 +66,8 @@ def failure(shard: int, error: BaseException) -> ShardResult:
     return ShardResult(shard, message=f"{type(error).__name__}: {error}"[:500] + where)
 
 
-def job_of(request: Request, lm: LanguageModel, run: Path) -> Job:
-    """Raises `BadOption` where what is asked for, or the model, is only in the memory of this process."""
+def job_of(request: Request, lm: LanguageModel, run: Path, found: Any = None) -> Job:
+    """found: see `Job`. Raises `BadOption` where what is asked for, or the model, is only in the memory of this process."""
     import torch
 
     if lm.loaded is None:
@@ -75,7 +77,8 @@ def job_of(request: Request, lm: LanguageModel, run: Path) -> Job:
     own: dict[str, Any] = {"progress": None, "out": None, "resume": False, "workers": None}
     own |= {"lm": None} if "lm" in sent else {}
     request = replace(request, **{name: value for name, value in sent.items() if value is not getattr(request, name)}, **own)
-    job = Job(request, run.absolute(), lm.loaded, _known(lm), torch.get_num_threads(), str(Path.cwd()), lm.device.type != "cpu")
+    threads, accelerator = torch.get_num_threads(), lm.device.type != "cpu"
+    job = Job(request, run.absolute(), lm.loaded, _known(lm), threads, str(Path.cwd()), accelerator, found)
     try:
         pickle.dumps(job)
     except (pickle.PicklingError, TypeError, AttributeError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
@@ -10,6 +10,7 @@ from statistics import median
 TRIES = 3  # of a shard, before it is given up
 SLOW = 2.0  # times the usual, after which a shard is given to a second worker
 LEAST = 5.0  # seconds, before which no shard is slow
+HUNG, LONG = 10.0, 60.0  # the same, for a worker that nothing is heard of any more; twice that for the next at its shard
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Shards:
     _failed: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
     _held: dict[int, dict[int, float]] = field(default_factory=dict)  # shard -> worker -> since when
     _took: list[float] = field(default_factory=list)
+    _freed: Counter[int] = field(default_factory=Counter)  # how often a worker hung at a shard
 
     @property
     def done(self) -> bool:
@@ -65,10 +67,34 @@ class Shards:
     def _slow(self, worker: int, now: float) -> int | None:
         if not self._took:
             return None
-        limit = max(LEAST, SLOW * median(self._took))
+        limit = self._limit(SLOW, LEAST)
         alone = [(min(held.values()), number) for number, held in self._held.items() if len(held) == 1 and worker not in held]
         found = [number for since, number in sorted(alone) if now - since > limit and not self._settled(number)]
         return found[0] if found else None
+
+    def _limit(self, times: float, least: float) -> float:
+        """Seconds: so many times what a shard usually takes."""
+        return max(least, times * median(self._took))
+
+    def hung(self, now: float) -> list[tuple[int, int]]:
+        """The workers, with their shards, of which too long nothing was heard: they may be stopped, or wait for a dead disk."""
+        if not self._took:
+            return []
+        limit = self._limit(HUNG, LONG)
+        return [
+            (worker, number)
+            for number, held in self._held.items()
+            for worker, since in held.items()
+            if now - since > limit * 2 ** self._freed[number]
+        ]
+
+    def free(self, number: int, worker: int) -> None:
+        """A worker is waited for no longer. Its shard did not fail: it may only be long, and the next worker has more time."""
+        held = self._held[number]
+        del held[worker]
+        self._freed[number] += 1
+        if not held and not self._settled(number):
+            self._again.add(number)
 
     def finish(self, number: int, worker: int, now: float) -> bool:
         """A worker has finished a shard; whether it is the first who has."""

@@ -76,6 +76,11 @@ class Walk:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
+    @property
+    def found(self) -> Any:
+        """What the process that makes the run found before it began."""
+        return self._job.found
+
     def reaches(self, shard: int) -> bool:
         """Whether the walk is still before a shard."""
         return self._thread.is_alive() and shard >= self._at

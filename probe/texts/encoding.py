@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from probe.texts.sequences import TokenSequence
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
+
+T = TypeVar("T")
+UNFIT = -1  # tokens of a prompt that cannot be run
 
 
 class Failed(NamedTuple):
@@ -107,12 +111,26 @@ def encode_each(lm: LanguageModel, prompts: Iterable[Prompt], name: str) -> list
 
 
 class Survey(NamedTuple):
-    """What a look through all prompts finds before any is run: how many can be, and how long the longest is in tokens."""
+    """What a look through all prompts finds before any is run: the tokens of each, `UNFIT` of those that cannot be."""
 
-    runnable: int
-    longest: int
+    lengths: array[int]
     failed: list[Failed]
     notes: list[str]
+
+    @property
+    def runnable(self) -> int:
+        """How many prompts can be run."""
+        return len(self.lengths) - self.lengths.count(UNFIT)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest."""
+        return max(0, max(self.lengths, default=0))
+
+    def batches(self, *, generate: int, tokens: int) -> Iterator[list[int]]:
+        """Which of the prompts are run together: see `batches`."""
+        fit = ((length, number) for number, length in enumerate(self.lengths) if length != UNFIT)
+        return _together(fit, generate=generate, tokens=tokens)
 
 
 def survey(lm: LanguageModel, prompts: Iterable[Prompt], options: ChatOptions, *, split: str) -> Survey:
@@ -120,28 +138,33 @@ def survey(lm: LanguageModel, prompts: Iterable[Prompt], options: ChatOptions, *
 
     Raises as `encode`, but for what is wrong with single prompts; `BadOption` if spans of a file do not fit a text.
     """
-    runnable, longest, failed, notes = 0, 0, [], dict[str, None]()
+    lengths, failed, notes = array("i"), [], dict[str, None]()
     for one in encoded(lm, prompts, options):
         if isinstance(one, Failed):
+            lengths.append(UNFIT)
             failed.append(one)
             continue
         if split.startswith("spans:"):
             one.finish(lm, None, split)
-        runnable, longest = runnable + 1, max(longest, len(one.ids))
+        lengths.append(len(one.ids))
         notes |= dict.fromkeys(one.notes)
-    return Survey(runnable, longest, failed, list(notes))
+    return Survey(lengths, failed, list(notes))
 
 
 def batches(sequences: Iterable[TokenSequence], *, generate: int, tokens: int) -> Iterator[list[TokenSequence]]:
     """Neighbouring prompts together while the padded batch, with what will be generated, stays within `tokens`."""
-    batch: list[TokenSequence] = []
+    return _together(((len(one.ids), one) for one in sequences), generate=generate, tokens=tokens)
+
+
+def _together(sized: Iterable[tuple[int, T]], *, generate: int, tokens: int) -> Iterator[list[T]]:
+    batch: list[T] = []
     longest = 0
-    for sequence in sequences:
-        wider = max(longest, len(sequence.ids) + generate)
+    for length, one in sized:
+        wider = max(longest, length + generate)
         if batch and wider * (len(batch) + 1) > tokens:
             yield batch
-            batch, wider = [], len(sequence.ids) + generate
-        batch.append(sequence)
+            batch, wider = [], length + generate
+        batch.append(one)
         longest = wider
     if batch:
         yield batch

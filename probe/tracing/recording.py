@@ -12,16 +12,15 @@ from probe.decoding import decode, differences
 from probe.errors import BadOption, NonFinite, ProbeError
 from probe.interventions import applying
 from probe.requests import Trace, public
-from probe.running import running
+from probe.running import found_once, running
 from probe.texts import (
     Failed,
     Prompt,
     TokenSequence,
     as_prompts,
-    batches,
     columns_of,
+    encode,
     encode_all,
-    encoded,
     first_given,
     hash_of,
     prompt_columns,
@@ -51,25 +50,26 @@ def run_trace(lm: LanguageModel, request: Trace) -> stores.Run:
     tracing = resolved(lm, request)
     scorer = AnswerScorer(lm, request, tracing.edits)
     inputs = _inputs(request)
-    seen = survey(lm, inputs, request, split=request.split)
+    seen = found_once(partial(survey, lm, inputs, request, split=request.split))
     if len(inputs) == 1 and seen.failed:
         raise seen.failed[0].error
     came_to = {"prompts": len(inputs), "prompts_sha256": hash_of(inputs)}
-    with running(request, lm, word=_word(inputs[0]), resolved=came_to) as run:
+    with running(request, lm, word=_word(inputs[0]), resolved=came_to, found=seen._replace(failed=[])) as run:
         run.writer.extend("prompts", columns_of(inputs).types)
         if seen.failed:
             _record_failed(seen.failed, run.writer)
         run.warn(*seen.notes, *(differences(lm, tracing.sampling) if request.generate else ()))
         tokens = 1 if tracing.edits or lm.sets_frequencies(seen.longest + request.generate) else request.batch_tokens
-        sequences = (one for one in encoded(lm, inputs, request) if isinstance(one, TokenSequence))
-        done = 0
-        some = batches(sequences, generate=request.generate, tokens=tokens)
-        for batch in run.share(
-            "tracing", some, total=seen.runnable, size=len, lost=partial(_lose, run.writer), together=TOGETHER
+        done, total = 0, seen.runnable
+        some = seen.batches(generate=request.generate, tokens=tokens)
+        for numbers in run.share(
+            "tracing", some, total=total, size=len, lost=partial(_lose, run.writer, inputs), together=TOGETHER
         ):  # fmt: skip
-            _record(lm, batch, tracing, scorer, run.writer, alone=len(inputs) == 1)
-            done += len(batch)
-            run.report("tracing", done, seen.runnable)
+            if not run.writer.done(_unit(inputs[numbers[0]], inputs[numbers[-1]])):
+                batch = [encode(lm, inputs[number], request) for number in numbers]
+                _record(lm, batch, tracing, scorer, run.writer, alone=len(inputs) == 1)
+            done += len(numbers)
+            run.report("tracing", done, total)
         return run.finish(_summary(lm, run.writer, tracing), seed=tracing.sampling.seed)
 
 
@@ -103,7 +103,7 @@ def _record(
     lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing, scorer: AnswerScorer, writer: stores.Writer, *, alone: bool
 ) -> None:  # fmt: skip
     """Decode, read and write one batch as one unit. If a prompt of it makes NaN logits, each is run by itself."""
-    key = _unit(batch)
+    key = _unit(batch[0].prompt, batch[-1].prompt)
     if writer.done(key):
         return
     try:
@@ -147,15 +147,17 @@ def _decode(lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing) -> 
         sequence.finish(lm, continuation, tracing.request.split)
 
 
-def _unit(batch: list[TokenSequence]) -> str:
-    return f"prompts-{batch[0].prompt.prompt_id}-{batch[-1].prompt.prompt_id}"
+def _unit(first: Prompt, last: Prompt) -> str:
+    return f"prompts-{first.prompt_id}-{last.prompt_id}"
 
 
-def _lose(writer: stores.Writer, batch: list[TokenSequence], error: ProbeError) -> None:
+def _lose(writer: stores.Writer, inputs: Sequence[Prompt], numbers: Sequence[int], error: ProbeError) -> None:
     """Write that a batch came to nothing."""
-    if not writer.done(_unit(batch)):
-        with writer.unit(_unit(batch)):
-            writer.write("prompts", prompt_columns([], [one.prompt._replace(error=error.message) for one in batch]))
+    lost = [inputs[number]._replace(error=error.message) for number in numbers]
+    key = _unit(lost[0], lost[-1])
+    if not writer.done(key):
+        with writer.unit(key):
+            writer.write("prompts", prompt_columns([], lost))
 
 
 def _record_failed(failed: list[Failed], writer: stores.Writer) -> None:

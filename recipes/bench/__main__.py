@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from . import branches, budget, engine, inside, patch, peers, problems, scale, serve, speculate, trace, view
+from . import branches, budget, engine, faults, inside, patch, peers, problems, scale, serve, speculate, trace, view
 
 BENCHES = {
     "branches": branches.main,
     "budget": budget.main,
     "engine": engine.main,
+    "faults": faults.main,
     "inside": inside.main,
     "patch": patch.main,
     "peers": peers.main,

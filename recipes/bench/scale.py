@@ -1,13 +1,18 @@
-"""What workers are worth: prompts a second of two workers beside one, and what a shard costs beside the work in it."""
+"""What workers are worth: prompts a second of two workers beside one, and what a shard costs beside the work in it; and what
+many prompts take of memory, in the process that has the run and in each worker."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 import time
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import torch
 
 import probe
@@ -18,6 +23,8 @@ from .corpora import texts_of
 
 TARGET, SHARE = 1.7, 0.03  # prompts a second of two workers; of a shard of a minute
 MINUTE = 60.0
+PROMPTS, QUICK = 100_000, 2_000
+MARKS = (0.1, 0.5, 1.0)  # of the prompts
 
 
 class Pace(NamedTuple):
@@ -33,10 +40,19 @@ class Pace(NamedTuple):
 
 
 def main(model: str, *, repeat: int, quick: bool, only: str | None = None) -> None:
-    """Print prompts a second of this process, one worker and two, when all have the model; and the overhead of a shard.
+    """Print prompts a second of this process, one worker and two, when all have the model, and what a shard costs (`speed`);
+    and the peak of memory after a tenth, half and all of many prompts of `tiny:llama`, whatever the model (`prompts`).
 
-    Needs the extra `ray`, and two cores that nothing else uses: `OMP_NUM_THREADS=1`.
+    Needs the extra `ray`, and for `speed` two cores that nothing else uses: `OMP_NUM_THREADS=1`.
     """
+    if only in (None, "speed"):
+        speed(model, repeat=repeat, quick=quick)
+    if only in (None, "prompts"):
+        prompts("tiny:llama", QUICK if quick else PROMPTS)
+
+
+def speed(model: str, *, repeat: int, quick: bool) -> None:
+    """One process, one worker and two."""
     import ray
 
     lm = probe.load(model)
@@ -80,3 +96,64 @@ def _prompts_a_batch(lm: probe.LanguageModel, texts: list[str], batch: int) -> f
     """Of the batches that a shard is of."""
     sequences, _ = encode_all(lm, as_prompts(texts), Trace(texts))
     return len(texts) / sum(1 for _ in batches(sequences, generate=0, tokens=batch))
+
+
+def prompts(model: str, n: int) -> None:
+    """Many prompts end to end, each way in a process of its own."""
+    with tempfile.TemporaryDirectory(prefix="probe-scale-") as folder:
+        file = Path(folder) / "prompts.txt"
+        file.write_text("".join(f"{i} and {i % 7} is {'very ' * (i % 5)}\n" for i in range(n)))
+        print(f"{model}, {n:,} prompts, {file.stat().st_size / n:.0f} bytes each; peak of memory (MB) after so much of them")
+        print(
+            f"  {'':<28}" + "".join(f"{mark:>8.0%}" for mark in MARKS) + f"{'the end':>9}{'bytes a prompt':>16}{'seconds':>9}"
+        )
+        ways: dict[str, dict[str, int | str]] = {"this process": {}, "2 workers": {"engine": "ray", "workers": 2}}
+        for name, how in ways.items():
+            with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+                took = alone.submit(_memory, model, file, n, how).result()
+            for process, peaks in took.peaks.items():
+                grown = (peaks[-1] - peaks[0]) / (n * (1 - MARKS[0]))
+                print(
+                    f"  {f'{name}: {process}':<28}" + "".join(f"{peak / 1e6:>8.0f}" for peak in peaks[:-1])
+                    + f"{peaks[-1] / 1e6:>9.0f}{grown:>16.0f}{took.seconds:>9.0f}"
+                )  # fmt: skip
+
+
+class Took(NamedTuple):
+    """The peaks of memory (bytes) of each process at each of the marks and at the end, and the seconds of it all."""
+
+    peaks: dict[str, list[int]]
+    seconds: float
+
+
+def _memory(model: str, file: Path, n: int, how: dict[str, int | str]) -> Took:
+    """A run over a file, in this process, which has done nothing before."""
+    lm, began = probe.load(model), time.perf_counter()
+    left, peaks = list(MARKS), defaultdict[str, list[int]](list)
+
+    def look() -> None:
+        for name, peak in _peaks().items():
+            peaks[name].append(peak)
+
+    def hear(what: str, done: int, total: int) -> None:
+        while what == "tracing" and left and done >= left[0] * n:
+            del left[0]
+            look()
+
+    probe.trace(lm, file, out=file.with_name(f"run-{len(how)}"), progress=hear, **how)  # type: ignore[arg-type]
+    seconds = time.perf_counter() - began
+    of_workers = {name: [*own, own[-1]] for name, own in peaks.items() if name != "driver"}  # they are gone
+    return Took({"driver": [*peaks["driver"], _peaks()["driver"]], **of_workers}, seconds)
+
+
+def _peaks() -> dict[str, int]:
+    """The most memory (bytes) that this process and each of its workers have had."""
+    own = psutil.Process()
+    workers = [one for one in own.children(recursive=True) if one.name().startswith("ray::Worker")]
+    named = {"driver": own, **{f"worker {i}": one for i, one in enumerate(sorted(workers, key=lambda one: one.pid), 1)}}
+    return {name: _peak(one.pid) for name, one in named.items()}
+
+
+def _peak(pid: int) -> int:
+    told = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return 1024 * int(told.split()[1])
