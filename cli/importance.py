@@ -20,7 +20,7 @@ def command(
     from probe.store import open_run
 
     from .measured_steps import show_importance
-    from .terminal import end_with_verdicts, show_plan, show_run
+    from .terminal import end_with_failed, show_plan, show_run
 
     with showing.progress() as report:
         lm = loading.load_for(open_run(request.run), report)
@@ -30,4 +30,4 @@ def command(
             return
         run = run_importance(request)
     show_run(run, "importance", showing, show_importance)
-    end_with_verdicts(run)
+    end_with_failed(run, "problems could not be measured")

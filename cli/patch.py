@@ -17,7 +17,7 @@ def command(begun: Begun[PatchSweep], loading: TextLoading, planning: Planning, 
     from probe.patching import plan_patch, run_patch
 
     from .heatmap import show_patch
-    from .terminal import end_with_verdicts, show_plan, show_run
+    from .terminal import end_with_failed, show_plan, show_run
 
     with showing.progress() as report:
         lm = loading.load_for(request.rewind or request.clean, report)
@@ -27,4 +27,4 @@ def command(begun: Begun[PatchSweep], loading: TextLoading, planning: Planning, 
             return
         run = run_patch(lm, request)
     show_run(run, "patch", showing, show_patch)
-    end_with_verdicts(run)
+    end_with_failed(run, "pairs could not be patched", of="pairs")

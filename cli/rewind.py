@@ -25,7 +25,7 @@ def command(
     from probe.store import open_run
 
     from .effects import show_rewind
-    from .terminal import end_with_verdicts, show_plan, show_run
+    from .terminal import end_with_failed, show_plan, show_run
 
     with showing.progress() as report:
         lm = loading.load_for(open_run(request.run), report)
@@ -35,4 +35,4 @@ def command(
             return
         run = run_rewind(request)
     show_run(run, "rewind", showing, partial(show_rewind, explain=explain_answer))
-    end_with_verdicts(run)
+    end_with_failed(run, "problems could not be gone back into")

@@ -66,11 +66,13 @@ def show_document(document: Any) -> None:
     typer.echo(printing.as_json(document))
 
 
-def end_with_failed(run: Run, words: str) -> None:
+def end_with_failed(run: Run, words: str, *, of: str = "prompts") -> None:
     """Say how many rows failed, if any did, and end: 1 if none of them could be done; else as `end_with_verdicts` ends, or
-    with 3 where that would be a success."""
-    failed, rows = run.summary["errors"], run.summary["prompts"]
+    with 3 where that would be a success. A run about one problem, which is an error itself, has no count of errors. of: what in
+    the summary says how many there are."""
+    failed = run.summary.get("errors", 0)
     if failed:
+        rows = run.summary[of]
         printing.complain(f"{failed} of {rows} {words}", "the column 'error' of the table 'prompts' says why")
         if failed == rows:
             raise typer.Exit(1)

@@ -7,14 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
+import typer
+from probe.cli.terminal import SOME_FAILED, end_with_failed
 
 import probe
 from probe import store, tables
@@ -227,12 +231,57 @@ def test_a_shard_that_always_fails_becomes_rows_of_errors(
         assert told and all(text.startswith(f"a worker failed {TRIES} times here: RuntimeError: poison") for text in told)
         assert any("shard 1 was given up" in text for text in run.manifest["warnings"])
         assert store.check(tmp_path / verb) == []
+        with pytest.raises(typer.Exit) as ended:
+            end_with_failed(run, "of them failed", of="pairs" if run.manifest["command"] == "patch" else "prompts")
+        assert ended.value.exit_code == SOME_FAILED
     prompts, own = (
         {row["prompt_id"]: row for row in one.table_arrow("prompts").drop(["run_id"]).to_pylist()}
         for one in (store.open_run(tmp_path / "trace"), alone["trace"])
     )
     assert prompts.keys() == own.keys()
     assert all(own[i] == row for i, row in prompts.items() if "poison" not in (row["error"] or ""))
+
+
+@pytest.mark.parametrize("verb", ["trace", "top"])
+def test_a_worker_that_cannot_write_is_asked_no_more(
+    lm: Any, pools: list[Faulty], problems: Path, alone: dict[str, store.Run], tmp_path: Path, verb: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The disk of one is full from its second shard on; when all are, the run ends, and is gone on with when there is room."""
+    full = StorageFull("the disk is full: could not write 'r'")
+    monkeypatch.setattr(Faulty, "fault", staticmethod(lambda worker, shard, tries: full if worker == 0 and shard else None))
+    run = VERBS[verb](lm, problems, out=tmp_path / "r", engine="ray", workers=2, shard_size=1)
+    assert rows(run) == rows(alone[verb]) and run.summary == alone[verb].summary
+    told = [text for text in run.manifest["warnings"] if text not in alone[verb].manifest["warnings"]]
+    assert told == [f"1 of the workers could not write where they were: {full.message}"]
+    monkeypatch.setattr(Faulty, "fault", staticmethod(lambda worker, shard, tries: full if shard > 1 else None))
+    with pytest.raises(StorageFull, match="the disk is full"):
+        VERBS[verb](lm, problems, out=tmp_path / "full", engine="ray", workers=2, shard_size=1)
+    monkeypatch.setattr(Faulty, "fault", staticmethod(lambda worker, shard, tries: None))
+    same(VERBS[verb](lm, problems, out=tmp_path / "full", engine="ray", resume=True), alone[verb])
+
+
+def test_a_worker_may_have_another_clock(
+    lm: Any, pools: list[Faulty], problems: Path, alone: dict[str, store.Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One lives in 1970 and one in 2100: nothing in the run is from there."""
+    work, now = Faulty.work, time.time
+
+    def elsewhen(self: Faulty, worker: int, shard: int | None) -> Any:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(time, "time", lambda: 4.1e9 if worker else 1e6)
+            patched.setattr(
+                "probe.store.manifest.now", lambda: "2099-12-03T00:00:00+00:00" if worker else "1970-01-12T00:00:00+00:00"
+            )
+            return work(self, worker, shard)
+
+    monkeypatch.setattr(Faulty, "work", elsewhen)
+    began = now()
+    for verb in ("trace", "sample", "top"):
+        run = VERBS[verb](lm, problems, out=tmp_path / verb, engine="ray", workers=2, shard_size=1)
+        same(run, alone[verb])
+        stamps = [datetime.fromisoformat(run.manifest[name]).timestamp() for name in ("started", "ended")]
+        assert int(began) <= stamps[0] <= stamps[1] <= now() + 1 and 0 <= run.manifest["wall_seconds"] <= now() - began + 1
 
 
 def test_what_is_wrong_with_all_shards_or_with_the_request_ends_the_run(
@@ -245,7 +294,7 @@ def test_what_is_wrong_with_all_shards_or_with_the_request_ends_the_run(
     monkeypatch.setattr(Faulty, "fault", staticmethod(lambda worker, shard, tries: full if shard == 1 else None))
     with pytest.raises(StorageFull, match="the disk is full"):
         VERBS["trace"](lm, problems, out=tmp_path / "b", engine="ray", workers=2, shard_size=1)
-    assert pools[-1].tries[1] == TRIES
+    assert pools[-1].tries[1] == 2, "once with each worker"
     monkeypatch.setattr(Faulty, "fault", staticmethod(lambda worker, shard, tries: None))
     with pytest.raises(OutOfRange):
         probe.trace(lm, problems, capture="resid_post@1:400", out=tmp_path / "c", engine="ray")

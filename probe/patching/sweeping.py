@@ -55,11 +55,11 @@ def run_patch(lm: LanguageModel, request: PatchSweep) -> Run:
             with run.writer.unit("texts"):
                 write_texts(run.writer, lm, patching.pairs)
         patching = with_neurons(run, patching)
-        _Sweep(run, patching).run()
+        lost = _Sweep(run, patching).run()
         if len(patching.pairs) > 1 and not run.writer.done("means"):
             with run.writer.unit("means"):
                 write_means(run.writer, patching.pairs, request.towards, seed=request.seed)
-        summary = summarize(run.writer, lm, patching)
+        summary = summarize(run.writer, lm, patching) | ({"errors": len(lost)} if lost else {})
         for number in summary["undefined"]:
             run.warn(f"pair {number}: clean and corrupt have the same {request.metric}, so no effect is defined")
         if small := [number for number in summary["small"] if number not in summary["undefined"]]:
@@ -83,7 +83,8 @@ class _Sweep:
         self._sampled = sample(patching)
         self._total, self._done = sum(len(part) for parts in patching.parts for part in parts), 0
 
-    def run(self) -> None:
+    def run(self) -> dict[int, str]:
+        """Why pairs came to nothing, by their number."""
         parts = self._patching.parts
         wheres = list(dict.fromkeys((part.site, part.layer) for own in parts for part in own))
         some = portions(self._patching, wheres) if self._patching.neurons else [wheres]
@@ -107,6 +108,7 @@ class _Sweep:
                 self._pair(number, pair, here, replacements)
         if lost:
             write_lost(self._run.writer, lost)
+        return lost
 
     def _cells(self, wheres: Sequence[SiteLayer], number: int) -> dict[int, LayerCells | PathGroup]:
         """The cells of one pair at some sites of layers, by their number."""

@@ -89,8 +89,8 @@ class Continuations(WorkerOptions, BudgetOptions, OutcomeOptions, ContinuedSampl
         self.check_budget()
         if self.shared and self.in_rounds:
             raise BadOption(
-                "--until and --budget look at all problems before each round, and workers see one after the other",
-                hint="leave them out, or --engine local",
+                "--until and --budget look at all problems before each round, and a worker ends one before it sees the next",
+                hint="--engine local, or http://HOST:PORT, a server that draws each round in parallel; or leave them out",
             )
         if self.labelled and self.in_rounds:
             raise BadOption(

@@ -19,6 +19,7 @@ from probe.store.layout import shard_name
 
 T = TypeVar("T")
 WAIT = 1.0  # seconds, after which it is looked whether a worker takes too long
+AGAIN = "its rows of errors say what to run again, with another --out"
 MANY = 3  # workers that die before they have the model, shards that fail before one is whole: it is not the shards
 
 
@@ -66,14 +67,16 @@ class Workers:
         _join_all(writer)
         shards = Shards(lambda number: writer.done(stores.shard_unit(together, number)))
         pool = open_pool(job)
+        dispatch = Dispatch(pool, shards, report, partial(_join_in_turn, writer, together, shards))
         try:
-            join = partial(_join_in_turn, writer, together, shards)
-            Dispatch(pool, shards, report, join).run(getattr(self._request, "workers", None) or pool.room)
+            dispatch.run(getattr(self._request, "workers", None) or pool.room)
         finally:
             pool.close()
             _join_all(writer)  # also of a run that is interrupted
+        if dispatch.retired:
+            writer.warn(f"{len(dispatch.retired)} of the workers could not write where they were: {dispatch.retired[0]}")
         for number, why in sorted(shards.lost.items()):
-            writer.warn(f"shard {number} was given up after {TRIES} tries: {why}")
+            writer.warn(f"shard {number} was given up after {TRIES} tries: {why}; a finished run is not gone on with: {AGAIN}")
         return dict(shards.lost)
 
 
@@ -99,11 +102,12 @@ class Dispatch:
     """Hands out shards to workers until all are done, and starts a worker for each that dies."""
 
     def __init__(self, pool: Pool, shards: Shards, report: Callable[[int], None], join: Callable[[], None]) -> None:
-        """report: called with how much is done; join: when a shard was finished."""
+        """report: called with how much is done; join: when a shard was finished. `retired`: why workers were asked no more."""
         self._pool, self._shards, self._report, self._join = pool, shards, report, join
         self._doing: dict[int, int | None] = {}  # worker -> shard
         self._idle: list[int] = []
         self._started = self._size = self._stillborn = 0
+        self.retired: list[str] = []
 
     def run(self, workers: int) -> None:
         """Raises `EngineError` where workers cannot be had, or fail whatever they do, and any other `ProbeError` of a worker:
@@ -179,10 +183,20 @@ class Dispatch:
 
     def _fail(self, worker: int, shard: int, answer: ShardResult) -> None:
         error = answer.error()
-        if answer.kind and not isinstance(error, RunError):
+        if not answer.kind:
+            self._give_up(shard, worker, answer.message)
+        elif isinstance(error, RunError):
+            self._retire(worker, shard, error)
+        else:
             raise error
-        self._give_up(shard, worker, answer.message)
-        if answer.kind and shard in self._shards.lost:  # of its place, wherever that was
+
+    def _retire(self, worker: int, shard: int, error: ProbeError) -> None:
+        """Where a worker is, the run cannot be written: it is asked no more, and the others do what it was doing."""
+        self.retired.append(error.message)
+        self._shards.free(shard, worker)
+        self._idle.remove(worker)
+        self._pool.stop(worker)
+        if not self._idle and not self._doing:
             raise error
 
     def _give_up(self, shard: int, worker: int, why: str) -> None:
