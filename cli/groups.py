@@ -53,10 +53,9 @@ class Weights(PlacementOptions, ModelSource):
             "A file of edited weights (probe weights --edit-weights), put on in memory; repeatable.", shell=list[str] | None
         ),
     ] = ()
-    context_length: Annotated[
-        int | None, Option("Positions that the model holds, where its config says too few.", minimum=1)
-    ] = None
+    context_length: Annotated[int | None, Option("Positions that it holds, where its config says too few.", minimum=1)] = None
     device_map: Annotated[str | None, Option("accelerate's map, e.g. auto.")] = None
+    tp_plan: Annotated[str | None, Option("auto: split it over torchrun's processes, as transformers plans it.")] = None
 
 
 @dataclass(frozen=True)

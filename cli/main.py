@@ -43,6 +43,7 @@ from . import (
     view,
     weights,
 )
+from .processes import first_alone, is_shared
 from .progress import plain_warnings
 
 
@@ -59,8 +60,9 @@ class Shell(TyperGroup):
     what was expected is not so, or not resolved, 130 interrupted. With --json an error is a document on standard output too."""
 
     def main(self, args: Any = None, *rest: Any, **options: Any) -> Any:
-        with printing.guarded(), plain_warnings():
-            words = sys.argv[1:] if args is None else list(args)
+        words = sys.argv[1:] if args is None else list(args)
+        alone = first_alone() if is_shared(words) else contextlib.nullcontext()
+        with alone, printing.guarded(), plain_warnings():
             as_json = "--json" in words[: words.index("--") if "--" in words else None]
             try:
                 _check_words(words)

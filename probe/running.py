@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from probe import store as stores
-from probe.errors import ProbeError
+from probe.errors import BadOption, ProbeError
 from probe.expecting import judged
+from probe.language_model.spreading import is_first, is_shared
 from probe.requests import Request
-from probe.requests.workers import shared
+from probe.requests.workers import RAY, shared
 from probe.sharding import Walk, Workers, at_work
 
 if TYPE_CHECKING:
@@ -43,11 +47,26 @@ def running(
         yield Running(request, lm, walk.writer(request, resolved), walk)
         return
     path = stores.place_for(request.command, request.out, word=word, resume=request.resume)
+    if lm is not None and is_shared(lm):
+        path = _place_beside(request, lm, path)
     with stores.create(
         path, command=request.command, arguments=request.arguments(), resolved=resolved, resume=request.resume
     ) as writer:
         workers = Workers(request, lm, writer, found) if lm is not None and shared(request) else None
         yield Running(request, lm, writer, workers)
+
+
+def _place_beside(request: Request, lm: LanguageModel, path: Path | None) -> Path | None:
+    """Where a process writes that shares its model with others: the first one the run, another a copy that goes with the model.
+    Raises `BadOption` for what would have them go through other forwards than each other."""
+    if request.resume or shared(request):
+        asked = "--resume" if request.resume else f"--engine {RAY}"
+        raise BadOption(f"{asked} on a model that several processes share", hint="leave it out, or --tp-plan")
+    if path is None or is_first():
+        return path
+    beside = TemporaryDirectory(prefix="probe-beside-")
+    weakref.finalize(lm.model, beside.cleanup)
+    return Path(beside.name) / path.name
 
 
 class Running:

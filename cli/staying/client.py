@@ -7,6 +7,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ..processes import is_shared
 from . import sockets
 from .conditions import conditions
 
@@ -42,7 +43,8 @@ def take_switch(words: list[str]) -> bool:
 
 def _is_for_server(words: list[str]) -> bool:
     first = next((word for word in words if not word.startswith("-")), None)
-    return sys.platform == "linux" and first not in _STAYING and None not in (sys.stdin, sys.stdout, sys.stderr)
+    alone = first in _STAYING or is_shared(words)
+    return sys.platform == "linux" and not alone and None not in (sys.stdin, sys.stdout, sys.stderr)
 
 
 def ask(connection: socket.socket) -> str:

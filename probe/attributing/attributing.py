@@ -11,6 +11,7 @@ from probe import store as stores
 from probe.attributing.contributions import Contributions, of_logits, of_whole_answer
 from probe.decoding.teacher_forced import check_beginnings
 from probe.errors import BadOption
+from probe.language_model.spreading import check_whole
 from probe.requests import Attribute, public
 from probe.running import running
 from probe.sites import parse_where
@@ -44,6 +45,7 @@ def run_attribute(lm: LanguageModel | None, request: Attribute) -> stores.Run:
     is frozen, `BadPrompt`, `BadPlace`, `BadOption`, `RunError`, `NonFinite`.
     """
     lm, sequence, positions, target, notes = _resolved(lm, request)
+    check_whole(lm, "attribution")
     passes = _passes(request, target)
     source = sequence.run.run_id if sequence.run else None
     with running(request, lm, word=(request.answer or "").strip(), resolved={"source_run": source, "ids": sequence.ids}) as run:

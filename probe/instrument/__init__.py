@@ -8,8 +8,10 @@ from probe.instrument.attention import AttentionCall, Observer, attended, attend
 from probe.instrument.choosing import ChangedChoice, choosing
 from probe.instrument.hooks import Reader, Tap, bypassing, element, emptied, entering, filled, recording, tapping
 from probe.instrument.offloading import device_of, devices, held_bytes, in_memory, parameters, weight_of, wrapped
+from probe.instrument.shards import SIDES, is_sharded, shards, style
 
 __all__ = [
+    "SIDES",
     "AttentionCall",
     "ChangedChoice",
     "Observer",
@@ -27,8 +29,11 @@ __all__ = [
     "filled",
     "held_bytes",
     "in_memory",
+    "is_sharded",
     "parameters",
     "recording",
+    "shards",
+    "style",
     "tapping",
     "weight_of",
     "wrapped",

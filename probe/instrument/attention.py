@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+
+from probe.instrument.shards import Processes, shared_heads
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +57,7 @@ class _Watch(NamedTuple):
     visits: Counter[str]
     changer: Changer | None = None
     attention: Attention | None = None
+    shared: Mapping[str, Processes] = {}  # by the path of a module whose heads several processes share
 
 
 _watches: ContextVar[tuple[_Watch, ...]] = ContextVar("watches", default=())  # of this thread or task only
@@ -70,9 +73,11 @@ def attending(
 
     The model's own attention function runs unchanged; the observer comes after it, in the thread that entered the context
     only. Nested observers come in the order in which they were entered, each with the output that the one before left. A
-    `changer` comes before the function, and observers see the call it made. `attention` computes calls in its place.
+    `changer` comes before the function, and observers see the call it made. `attention` computes calls in its place, with the
+    heads of this process; where several share them, observers and changers see all.
     """
-    watch = _Watch({id(module): path for path, module in model.named_modules()}, observer, Counter(), changer, attention)
+    paths = {id(module): path for path, module in model.named_modules()}
+    watch = _Watch(paths, observer, Counter(), changer, attention, shared_heads(model))
     with ExitStack() as undo:
         for registry in _registries(model):
             undo.enter_context(_patching(registry))
@@ -121,19 +126,51 @@ def _watched(function: Callable[..., Any]) -> Callable[..., Any]:
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any
     ) -> Any:
         here = [(watch, watch.paths[id(module)]) for watch in _watches.get() if id(module) in watch.paths]
-        call = _described(module, query, key, value, attention_mask, kwargs)
+        own = _described(module, query, key, value, attention_mask, kwargs)
+        processes = _sharing(here)
+        given = call = own if processes is None else _with_heads(own, processes.whole)
         for watch, path in here:
             if watch.changer is not None:
                 call = watch.changer(path, replace(call, visit=watch.visits[path])) or call
-        output, *rest = _computed(here, call) or function(module, call.query, call.key, call.value, call.mask, **kwargs)
-        for watch, path in here:
-            seen = replace(call, visit=watch.visits[path])
-            watch.visits[path] += 1
-            edited = watch.observer(path, seen, output) if watch.observer is not None else None
-            output = output if edited is None else edited
+        if processes is None:
+            own = call
+        elif call is not given:
+            own = _with_heads(call, processes.own)
+        output, *rest = _computed(here, own) or function(module, own.query, own.key, own.value, own.mask, **kwargs)
+        seen = output if processes is None else processes.whole(output, dim=2)
+        edited = _observed(here, call, seen)
+        if edited is not seen:
+            output = edited if processes is None else processes.own(edited, dim=2)
         return (output, *rest)
 
     return attention
+
+
+def _observed(watches: list[tuple[_Watch, str]], call: AttentionCall, output: Tensor) -> Tensor:
+    """The output, as each observer leaves it to the next."""
+    for watch, path in watches:
+        seen = replace(call, visit=watch.visits[path])
+        watch.visits[path] += 1
+        edited = watch.observer(path, seen, output) if watch.observer is not None else None
+        output = output if edited is None else edited
+    return output
+
+
+def _sharing(watches: list[tuple[_Watch, str]]) -> Processes | None:
+    """The processes that share the heads of a call, where anyone sees or changes it; what only computes it does so with its
+    own heads."""
+    asked = [(watch, path) for watch, path in watches if watch.observer is not None or watch.changer is not None]
+    return next((watch.shared[path] for watch, path in asked if path in watch.shared), None)
+
+
+def _with_heads(call: AttentionCall, part: Callable[[Tensor, int], Tensor]) -> AttentionCall:
+    """The call with all heads, or some, in every tensor that has an axis of them."""
+    axes = {"query": 1, "key": 1, "value": 1, "sinks": 0, "position_bias": 1}
+    if isinstance(call.mask, Tensor) and call.mask.dim() == 4 and call.mask.shape[1] > 1:
+        axes["mask"] = 1
+    there = {name: getattr(call, name) for name in axes}
+    changed: dict[str, Any] = {name: part(value, axes[name]) for name, value in there.items() if value is not None}
+    return replace(call, **changed)
 
 
 def _computed(watches: list[tuple[_Watch, str]], call: AttentionCall) -> tuple[Tensor, None] | None:

@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from probe.instrument.shards import shards
+
 
 class Tap(NamedTuple):
     """A tensor that goes into or comes out of a module.
@@ -70,15 +72,18 @@ def tapping(model: nn.Module, taps: Mapping[Any, Reader]) -> Iterator[None]:
 
     Keys are `Tap`s, or anything with `path`, `side` and `key`. Readers of one module are called in their order. A path
     that the model does not have is an `AttributeError`, a key that the call does not have a `LookupError`: then the
-    anatomy is wrong, not the user.
+    anatomy is wrong, not the user. Of a tensor that several processes share, each reads and replaces all.
     """
+    shared = shards(model)
     grouped: dict[tuple[str, str], list[tuple[Any, Reader]]] = defaultdict(list)
     rests: list[tuple[Tap, _Rest]] = []
     for tap, reader in taps.items():
         less = getattr(tap, "less", None)
         if less is not None:
             rests.append((less, _Rest(reader, tap.times)))
-        grouped[tap.path, tap.side].append((tap, reader if less is None else rests[-1][1]))
+        reader = reader if less is None else rests[-1][1]
+        processes = shared.get((tap.path, tap.side))
+        grouped[tap.path, tap.side].append((tap, reader if processes is None else processes.reader(reader)))
     visits = _Visits()
     with ExitStack() as undo:
         undo.enter_context(_keeping(model, rests))
@@ -205,11 +210,19 @@ def entering(model: nn.Module, begin: Callable[..., None], end: Callable[[], Non
 def recording(model: nn.Module, recorder: Recorder) -> Iterator[None]:
     """While active, `recorder` sees every call of every module, the root ("") included, inner calls before outer ones.
 
-    A module that stands in several places goes by its first path; one visited several times is recorded as often.
+    A module that stands in several places goes by its first path; one visited several times is recorded as often. Of what
+    several processes share, each records all.
     """
+    shared = shards(model)
 
     def hook_for(path: str) -> Callable[..., None]:
+        taken, given = shared.get((path, "input")), shared.get((path, "output"))
+
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if taken is not None:
+                args = (taken.whole(args[0]), *args[1:])
+            if given is not None:
+                output = given.whole(output)
             recorder(path, module, args, kwargs, output)
 
         return hook

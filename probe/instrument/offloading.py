@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from probe.instrument.shards import own
+
 
 def device_of(module: nn.Module) -> torch.device:
     """Where a module computes: its weights' device, or the one that they are brought to; the CPU for one without weights."""
@@ -39,8 +41,8 @@ def parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 
 def held_bytes(model: nn.Module) -> int:
     """Bytes of a model's weights that are in memory at once: those that stay, and of the others the largest module's."""
-    stay = sum(p.numel() * p.element_size() for p in parameters(model) if not p.is_meta)
-    comes = (sum(p.numel() * p.element_size() for p in m.parameters(recurse=False) if p.is_meta) for m in model.modules())
+    stay = sum(own(p).nbytes for p in parameters(model) if not p.is_meta)
+    comes = (sum(p.nbytes for p in m.parameters(recurse=False) if p.is_meta) for m in model.modules())
     return stay + max(comes, default=0)
 
 

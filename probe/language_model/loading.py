@@ -21,9 +21,10 @@ from probe.language_model.checkpoint import Checkpoint, check_all_there, check_a
 from probe.language_model.hashes import remembered
 from probe.language_model.home import Progress
 from probe.language_model.model import LanguageModel
-from probe.language_model.names import DEFAULT, Named, Placement, check_parts, default_name, name_kind, place
+from probe.language_model.names import DEFAULT, Named, Placement, default_name, name_kind, place
 from probe.language_model.patched_weights import put_on
 from probe.language_model.rotary import check_extends
+from probe.language_model.spreading import spread
 
 
 def load(
@@ -33,6 +34,7 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     device_map: Any = None,
+    tp_plan: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     adapter: str | Path | None = None,
@@ -47,10 +49,14 @@ def load(
     safetensors and GGUF are read unless `allow_pickle`; code that comes with a model runs only if `trust_remote_code`.
     adapter: a directory of the `peft` library, merged into the weights in memory. weights_patch: one
     file of edited weights, or several, put on in their order, in memory. context_length: positions that the model
-    holds, where its config says too few. fetch: whether a model that is not on this machine may be downloaded.
+    holds, where its config says too few. tp_plan: "auto" splits it over the processes that torchrun started, by the plan that
+    transformers has for it. fetch: whether a model that is not on this machine may be downloaded.
     Raises `UnknownModel`, `BadModel`, `BadOption`, `StorageFull`.
     """
-    placement = place(device=device, dtype=dtype, device_map=device_map)
+    patches = [weights_patch] if isinstance(weights_patch, str | Path) else list(weights_patch)
+    if tp_plan is not None and (adapter is not None or patches):
+        raise BadOption("nothing is put on weights that several processes share", hint="leave out --tp-plan")
+    placement = place(device=device, dtype=dtype, device_map=device_map, tp_plan=tp_plan)
     named = name_kind(default_name() if name is None else name)
     if revision is not None and named.kind != "hub":
         raise BadOption(f"'{named.name}' has no revisions", hint="--revision is for models of the Hub")
@@ -64,12 +70,13 @@ def load(
             )
         origin = keeping.LoadedFrom(named, found, placement, allow_pickle)
         read = partial(_read, origin, adapter, context_length, code=trust_remote_code, progress=progress)
-        as_it_is = adapter is None and context_length is None and placement.device_map is None and not trust_remote_code
+        moved = placement.device_map is not None or placement.tp_plan is not None
+        as_it_is = adapter is None and context_length is None and not moved and not trust_remote_code
         lm = keeping.loaded(origin, read) if as_it_is else read()
-    patches = [weights_patch] if isinstance(weights_patch, str | Path) else list(weights_patch)
     put_on(lm, patches)
     lm.loaded = {
         "name": named.name, "revision": revision, "device": device, "dtype": dtype, "device_map": device_map,
+        "tp_plan": tp_plan,
         "trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "adapter": adapter, "weights_patch": patches,
         "context_length": context_length, "fetch": fetch,
     }  # fmt: skip
@@ -161,7 +168,7 @@ def _tiny(named: Named, placement: Placement) -> tuple[Any, Any, dict[str, Any]]
     from probe.tiny import tiny
 
     where = placement.device_map if isinstance(placement.device_map, dict) else {"": None}
-    if where.keys() != {""} or where[""] == "disk":
+    if where.keys() != {""} or where[""] == "disk" or placement.tp_plan is not None:
         raise BadOption(f"'{named.name}' stands on one device", hint="save it into a folder to spread it over several")
     model: Any
     model, tokenizer = tiny(named.where)
@@ -184,8 +191,10 @@ def _loaded(
     found: Checkpoint, placement: Placement, *, code: bool, allow_pickle: bool, progress: Progress | None
 ) -> tuple[Any, Any, dict[str, Any]]:
     """The model, its tokenizer, and what identifies their files."""
-    options = {"device_map": placement.device_map} if placement.device_map is not None else {}
     if found.gguf is not None:
+        if placement.tp_plan is not None:
+            raise BadOption(f"'{found.name}' is unpacked by one process", hint="leave out --tp-plan")
+        options = {"device_map": placement.device_map} if placement.device_map is not None else {}
         files = [found.gguf]
         model, tokenizer = gguf.load(found.gguf, dtype=placement.dtype or "auto", progress=progress, **options)
     else:
@@ -193,7 +202,7 @@ def _loaded(
         with refusals(found.name):
             config = _config(found, code=code)
             tokenizer = load_tokenizer(found, code=code)
-            model, report = _model(found, config, placement, code=code, allow_pickle=allow_pickle, **options)
+            model, report = _model(found, config, placement, code=code, allow_pickle=allow_pickle)
             check_all_there(found.name, report["missing_keys"])
             written = hub.config_of(found.directory)
             check_all_used(found.name, report["unexpected_keys"], written, partial(shape_in, files))
@@ -239,17 +248,14 @@ def _class_names() -> tuple[set[str], set[str]]:
     return causal, {name for name in names if isinstance(name, str)} - causal
 
 
-def _model(found: Checkpoint, config: Any, placement: Placement, *, code: bool, allow_pickle: bool, **options: Any) -> Any:
+def _model(found: Checkpoint, config: Any, placement: Placement, *, code: bool, allow_pickle: bool) -> Any:
     """The model, and transformers' report on its weights."""
-    import torch
     from transformers import AutoModelForCausalLM
 
     quantised = getattr(config, "quantization_config", None) is not None
     dtype = "auto" if placement.dtype is None or (quantised and not placement.chosen) else placement.dtype
     loader: Any = AutoModelForCausalLM
-    if isinstance(placement.device_map, dict):
-        with torch.device("meta"):
-            check_parts(placement.device_map, loader.from_config(config, trust_remote_code=code))
+    options = spread(found.name, config, device_map=placement.device_map, tp_plan=placement.tp_plan, code=code)
     with ExitStack() as undo:
         if "device_map" in options:  # for what lies on disk otherwise than in the checkpoint, as merged experts do
             options["offload_folder"] = undo.enter_context(tempfile.TemporaryDirectory(prefix="probe-offloaded-"))

@@ -103,8 +103,10 @@ class LanguageModel:
     def anatomy(self) -> Anatomy:
         """Where things are in the model; found once for its class, config and transformers version."""
         from probe.anatomy import cached_find
+        from probe.instrument import is_sharded
 
-        return cached_find(self.model, home() / "anatomy")
+        # several processes have to go through the same forwards, and one might find a file that another does not
+        return cached_find(self.model, None if is_sharded(self.model) else home() / "anatomy")
 
     def width(self, site: str, layer: int = -1) -> int:
         """Values that a site has at one position, of one head where it has heads; 0 of patterns and scores.
@@ -116,7 +118,7 @@ class LanguageModel:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """The manifest's `model`: JSON-able, the same for the same weights, tokenizer and placement."""
-        from probe.instrument import devices, parameters
+        from probe.instrument import devices, is_sharded, parameters
 
         model, template = self.model, self.tokenizer.chat_template
         return {
@@ -133,6 +135,7 @@ class LanguageModel:
             "chat_template_sha256": _text_sha256(str(template)) if template else None,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": ",".join(devices(model)),
+            **({"tp_size": model.tp_size} if is_sharded(model) else {}),
             "attention": getattr(model.config, "_attn_implementation", None),
         }
 

@@ -6,11 +6,11 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from probe.errors import BadOption, UnknownModel
+from probe.language_model.spreading import check_launched
 
 if TYPE_CHECKING:
     import torch
@@ -97,13 +97,14 @@ class Placement(NamedTuple):
     dtype: torch.dtype | None
     device_map: Any
     chosen: bool  # the user asked for this dtype
+    tp_plan: str | None = None  # how several processes share it, None for a model of one
 
 
-def place(*, device: str = "auto", dtype: str = "auto", device_map: Any = None) -> Placement:
+def place(*, device: str = "auto", dtype: str = "auto", device_map: Any = None, tp_plan: str | None = None) -> Placement:
     """float32 on a CPU and the checkpoint's own type on an accelerator, unless `dtype` says otherwise.
 
     `device`: auto (an accelerator if there is one), cpu, cuda, cuda:I, mps. `device_map`: accelerate's names, or a
-    mapping (also as JSON). Raises `BadOption`.
+    mapping (also as JSON). `tp_plan`: auto, where torchrun started several processes. Raises `BadOption`.
     """
     import torch
 
@@ -112,14 +113,17 @@ def place(*, device: str = "auto", dtype: str = "auto", device_map: Any = None) 
     name = _DTYPES.get(dtype, dtype)
     if name not in (*_KNOWN, "auto"):
         raise BadOption(f"unknown dtype '{dtype}'", hint=f"one of auto, {', '.join(_KNOWN)}")
-    if device_map is not None:
+    if tp_plan is not None:
+        check_launched(tp_plan, device, device_map)
+        on_cpu, where = not torch.accelerator.is_available(), None
+    elif device_map is not None:
         on_cpu, where = not torch.accelerator.is_available(), _device_map(device_map)
     else:
         found = _device(device)
         on_cpu, where = found.type == "cpu", None if found.type == "cpu" else {"": found}
     chosen = name != "auto"
     number = getattr(torch, name) if chosen else torch.float32 if on_cpu else None
-    return Placement(number, where, chosen)
+    return Placement(number, where, chosen, tp_plan)
 
 
 def _device(name: str) -> torch.device:
@@ -153,17 +157,6 @@ def _device_map(given: Any) -> Any:
         if where != "disk":
             _device(_numbered(where) if isinstance(where, int) else str(where))
     return found
-
-
-def check_parts(where: Mapping[str, Any], model: Any) -> None:
-    """Raises `BadOption` for what a device map names and the model does not have: neither a module nor a parameter."""
-    parts = {name for named in (model.named_modules, model.named_parameters, model.named_buffers) for name, _ in named()}
-    for part in where:
-        if part not in parts:
-            near = difflib.get_close_matches(part, sorted(parts), n=1)
-            own = ", ".join(name for name, _ in model.named_children())
-            hint = f"did you mean '{near[0]}'?" if near else f"its parts: {own}, and what is in them"
-            raise BadOption(f"the device map names '{part}', which the model does not have", hint=hint)
 
 
 def _numbered(i: int) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from probe import store as stores
 from probe.errors import BadEdit, BadOption, SiteAbsent
+from probe.language_model.spreading import check_whole
 from probe.lensing import run_lens
 from probe.looking.causes import leaning, silenced
 from probe.looking.findings import Finding, ranked, rows
@@ -41,6 +42,7 @@ def run_look(lm: LanguageModel | None, request: Look) -> stores.Run:
     `BadPlace`, `BadOption`, `RunError`, `NonFinite`.
     """
     lm, sequence = read_source(lm, request.source, request)
+    check_whole(lm, "attribution")
     position = _position(sequence, request.position)
     resolved = {"source_run": sequence.run.run_id if sequence.run else None, "ids": sequence.ids, "pos": position}
     with running(request, lm, word=sequence.tokens[position].strip(), resolved=resolved) as run:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from probe.errors import BadOption
+from probe.language_model.spreading import check_whole
 from probe.matrices.memory import check_memory
 from probe.requests.groups import parse_memory
 from probe.sites import parse_places, resolve
@@ -50,6 +51,7 @@ class ResolvedSurvey:
 
 def resolved(lm: LanguageModel, request: WeightSurvey) -> ResolvedSurvey:
     """The layers, heads and tokens that are meant. Raises `BadOption`, `BadPlace`, `OutOfRange`, `SiteAbsent`."""
+    check_whole(lm, "a survey of weights")
     anatomy, looks = lm.anatomy, request.looks
     layers = [cell.layer for cell in resolve(parse_places(f"resid_post@{request.layers}"), n_layers=anatomy.n_layers,
                                              n_heads=anatomy.n_heads)]  # fmt: skip

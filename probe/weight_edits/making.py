@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from probe.errors import BadEdit
 from probe.language_model.patched_weights import changing
+from probe.language_model.spreading import check_whole
 from probe.language_model.weights_patch import WeightChange, WeightsPatch, hashed, made_for, parameter_of, save_patch
 from probe.registries.weight_operations import WEIGHT_OPERATIONS
 from probe.sites.positions import parse_range
@@ -41,6 +42,7 @@ def make_patch(lm: LanguageModel, edits: str | Iterable[str]) -> WeightsPatch:
         raise BadEdit("no edits of weights", hint="--edit-weights z@5.3=zero")
     found: list[WeightChange] = []
     notes: list[str] = []
+    check_whole(lm, "an edit of weights")
     _ = lm.anatomy
     with changing(lm.model) as undo:
         for i, text in enumerate(texts):
