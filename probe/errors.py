@@ -66,6 +66,10 @@ class NonFinite(ProbeError):
     row: int | None = None
 
 
+class OutOfMemory(ProbeError):
+    """Memory does not hold what one text, one continuation or one cell takes; several are tried by halves first."""
+
+
 class RunError(ProbeError):
     """A run directory that is missing, unfinished, altered, in the way or locked."""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from probe import store as stores
 from probe.errors import BadOption, ProbeError
 from probe.expecting import judged
+from probe.fitting import fitting
 from probe.language_model.spreading import is_first, is_shared
 from probe.requests import Request
 from probe.requests.workers import RAY, shared
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 T = TypeVar("T")
+# where no part that can be tried by halves has said so
+WHOLE, HINT = "what is asked", "ask for less at once, give shorter texts, or take --dtype bfloat16"
 
 
 def found_once(find: Callable[[], T]) -> T:
@@ -44,7 +47,8 @@ def running(
     about = {} if lm is None else {"model": lm.name, "dtype": str(lm.dtype)}
     resolved = {**about, **resolved}
     if (walk := at_work()) is not None:  # a worker's part of a run that another process has begun
-        yield Running(request, lm, walk.writer(request, resolved), walk)
+        with fitting(WHOLE, hint=HINT):
+            yield Running(request, lm, walk.writer(request, resolved), walk)
         return
     path = stores.place_for(request.command, request.out, word=word, resume=request.resume)
     if lm is not None and is_shared(lm):
@@ -53,7 +57,8 @@ def running(
         path, command=request.command, arguments=request.arguments(), resolved=resolved, resume=request.resume
     ) as writer:
         workers = Workers(request, lm, writer, found) if lm is not None and shared(request) else None
-        yield Running(request, lm, writer, workers)
+        with fitting(WHOLE, hint=HINT):
+            yield Running(request, lm, writer, workers)
 
 
 def _place_beside(request: Request, lm: LanguageModel, path: Path | None) -> Path | None:

@@ -21,7 +21,8 @@ from probe.attention_heads.summary import summarize
 from probe.attention_heads.views import HeadView, LayerAttention, Rows
 from probe.capturing import AttentionSpec, MemorySink, read
 from probe.capturing.patterns import CalledPattern
-from probe.errors import NonFinite, SiteAbsent
+from probe.errors import NonFinite, OutOfMemory, SiteAbsent
+from probe.fitting import fitting
 from probe.instrument import AttentionCall
 from probe.requests import AttentionHeads, public
 from probe.running import Running, running
@@ -117,14 +118,20 @@ def _batch_tokens(inputs: Inputs) -> int:
 def _record(
     run: Running, batch: list[TokenSequence], which: str, views: Sequence[HeadView], keys: KeyRecorder | None, *, alone: bool
 ) -> None:
-    """Read and write one batch as one unit. If a text of it makes NaN logits, each is read by itself."""
-    key = f"{which}-{batch[0].prompt.prompt_id}-{batch[-1].prompt.prompt_id}"
+    """Read and write one batch as one unit. If a text of it makes NaN logits, or it does not fit into memory, each is read by
+    itself."""
+    key = _unit(which, batch)
     if run.writer.done(key):
         return
+    if len(batch) > 1 and run.writer.done(_unit(which, batch[:1])):  # so it was before
+        for sequence in batch:
+            _record(run, [sequence], which, views, keys, alone=False)
+        return
     try:
-        with run.writer.unit(key):
+        longest = max(len(one.ids) for one in batch)
+        with fitting(f"a text of {longest:,} tokens", hint="shorter ones, or --dtype bfloat16"), run.writer.unit(key):
             _read(run, batch, which, views, keys)
-    except NonFinite as error:
+    except (NonFinite, OutOfMemory) as error:
         if alone:
             raise
         if len(batch) == 1:
@@ -132,6 +139,10 @@ def _record(
             return
         for sequence in batch:
             _record(run, [sequence], which, views, keys, alone=False)
+
+
+def _unit(which: str, batch: list[TokenSequence]) -> str:
+    return f"{which}-{batch[0].prompt.prompt_id}-{batch[-1].prompt.prompt_id}"
 
 
 def _read(run: Running, batch: list[TokenSequence], which: str, views: Sequence[HeadView], keys: KeyRecorder | None) -> None:

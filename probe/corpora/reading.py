@@ -12,6 +12,7 @@ from torch import Tensor
 from probe.capturing import MemorySink, observe
 from probe.corpora.windows import MOST, Corpus, Window, padded_windows
 from probe.errors import NonFinite, ProbeError
+from probe.fitting import halving
 from probe.running import Running
 from probe.texts import Failed
 
@@ -133,16 +134,25 @@ def _keep(run: Running, name: str, state: PartState, broken: list[tuple[int, int
 
 
 def _read(corpus: Corpus, batch: list[Window], cells: Sequence[Cell], state: PartState) -> list[tuple[int, int]]:
-    """One forward; the windows that came to something that is not finite, without which the others are read once more."""
-    ids, lengths, counted = padded_windows(batch)
-    sink = state.sink(batch, counted)
-    observe(corpus.lm, ids, lengths, sink=sink, cells=cells)
-    if not sink.bad.any():
-        state.take(sink)
-        return []
-    broken = [(one.prompt_id, one.number) for one, bad in zip(batch, sink.bad, strict=True) if bad]
-    others = [one for one, bad in zip(batch, sink.bad, strict=True) if not bad]
-    return broken + (_read(corpus, others, cells, state) if others else [])
+    """One forward, or more if memory does not suffice for one; the windows that came to something that is not finite, without
+    which the others are read once more."""
+
+    def observed(some: list[Window]) -> BatchSink:
+        ids, lengths, counted = padded_windows(some)
+        sink = state.sink(some, counted)
+        observe(corpus.lm, ids, lengths, sink=sink, cells=cells)
+        return sink
+
+    broken: list[tuple[int, int]] = []
+    what, hint = f"a window of {max(len(one.ids) for one in batch):,} tokens", "a smaller --window, or --dtype bfloat16"
+    for some, sink in halving(batch, observed, what=what, hint=hint):
+        if not sink.bad.any():
+            state.take(sink)
+            continue
+        broken += [(one.prompt_id, one.number) for one, bad in zip(some, sink.bad, strict=True) if bad]
+        if others := [one for one, bad in zip(some, sink.bad, strict=True) if not bad]:
+            broken += _read(corpus, others, cells, state)
+    return broken
 
 
 def _packed(arrays: dict[str, np.ndarray]) -> bytes:

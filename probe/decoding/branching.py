@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -19,6 +20,8 @@ from probe.decoding.prefixes import Edits, Known, TokenIds, compute, extended
 from probe.decoding.rooms import Room
 from probe.decoding.shared_prefixes import SharedRoom, shares, sharing
 from probe.decoding.teacher_forced import Prefix
+from probe.errors import OutOfMemory
+from probe.fitting import HALVED, fitting
 from probe.language_model.rotary import start_over
 from probe.language_model.stepping import cache_support
 from probe.requests import Sampling
@@ -90,7 +93,8 @@ def draw_rows(
     a seed of its own.
 
     tokens: the most that a batch may hold (rows times the longest), where rows come and go. share: rows may share prefixes.
-    end(row) is called as each ends. known(row): it has ended before.
+    end(row) is called as each ends. known(row): it has ended before. If memory does not suffice, half as many run side by side,
+    and those that had not ended begin anew. Raises `OutOfMemory` for one that does not fit alone.
     """
     check(lm)
     twins: dict[tuple[Key, int, int, int], list[OpenBranch]] = defaultdict(list)  # rows that are one branch
@@ -112,11 +116,24 @@ def draw_rows(
             ends(row)
     waiting = sorted((row for row in waiting if row.running), key=lambda row: (row.prefix, row.name))
     before = None if edits is None else (edits.rows, edits.start)
+    longest = max((len(row.prefix) + row.most for row in waiting), default=0)
     try:
-        if edits is None and refills(lm):
-            _refilled(lm, waiting, sampling, places, tokens, ends, is_known, stems, share)
-        else:
-            _run(lm, waiting, sampling, places, ends, edits, is_known)
+        while True:
+            try:
+                with fitting(f"a continuation to {longest:,} tokens", hint="a smaller --max-new, or --dtype bfloat16"):
+                    if edits is None and refills(lm):
+                        _refilled(lm, waiting, sampling, places, tokens, ends, is_known, stems, share)
+                    else:
+                        _run(lm, waiting, sampling, places, ends, edits, is_known)
+                break
+            except OutOfMemory:
+                if places == 1:
+                    raise
+                warnings.warn(HALVED, stacklevel=2)
+                places, tokens = places // 2, None if tokens is None else max(1, tokens // 2)
+                waiting = [row for row in waiting if row.running]
+                for row in waiting:  # from its prefix on: its noise has an address, so it draws the same again
+                    row.found = Continuation()
     finally:
         if edits is not None and before is not None:
             edits.rows, edits.start = before

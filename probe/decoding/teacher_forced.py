@@ -14,6 +14,7 @@ from torch import Tensor
 from probe.decoding.caches import grows, held, slot
 from probe.decoding.prefixes import Known
 from probe.errors import BadModel
+from probe.fitting import halving
 from probe.language_model.stepping import cache_support
 
 if TYPE_CHECKING:
@@ -78,9 +79,14 @@ class Prefix:
         Suffixes run together, padded on the right, which no causal model can see.
         """
         found = [np.empty(0, np.float32)] * len(suffixes)
-        for rows in _batches(suffixes):
+
+        def score(rows: list[int]) -> None:
             for row, logits in zip(rows, self.teacher_forced([suffixes[r] for r in rows]), strict=True):
                 found[row] = token_logprobs(logits, suffixes[row])
+
+        for batch in _batches(suffixes):
+            for _ in halving(batch, score, what="one text", hint="a shorter one, or --dtype bfloat16"):
+                pass
         return found
 
     @torch.inference_mode()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from probe.anatomy.sums import apart, loudest
 from probe.errors import BadModel, BadOption
+from probe.fitting import fitting
 from probe.instrument import tapping
 from probe.interventions import Edit
 from probe.patching.cells import LayerCells
@@ -48,7 +49,8 @@ def slopes(
         for i, tail in enumerate(tails)
     ]
     followed = [watches[i] for i in read]
-    with torch.inference_mode(False):
+    what = f"a text of {len(ids):,} tokens with its gradients"
+    with fitting(what, hint="shorter texts, --dtype bfloat16, or --method exact"), torch.inference_mode(False):
         try:
             logits = torch.cat([_logits(watch, edits) for watch in watches])
             with torch.enable_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -11,13 +12,14 @@ import torch
 from torch import Tensor
 
 from probe.errors import NonFinite
+from probe.fitting import halving
 from probe.instrument import Tap
 from probe.interventions import Edit, Patch
 from probe.interventions.edits import AbsolutePositions
 from probe.patching.cells import CellPositions, LayerCells, batch_patch
 from probe.patching.metrics import Metrics, logprobs_of, read_out
 from probe.patching.pairs import Pair
-from probe.patching.partial_forward import RecordedText, choose_shortcut, entry
+from probe.patching.partial_forward import CELL, HINT, RecordedText, choose_shortcut, entry
 from probe.patching.paths import PathGroup
 from probe.patching.planning import Patching, rows_at_once
 from probe.patching.reading import SiteLayer, TextValues, values
@@ -139,14 +141,18 @@ def exact(
     report(done)
     same = _unchanged(prepared, paired=paired)
     for members, start in _batches(prepared, part, needed, budget, same):
-        rows = [part.locations[i] for i in members]
-        edit = batch_patch(part.site, part.layer, rows, new)
-        logits = prepared.patched(len(rows), edit, start=start)
-        for column, found in zip(columns, prepared.metrics(logits), strict=True):
-            column[members] = found
-        done += len(members)
-        report(done)
+        for some, metrics in halving(members, partial(_patched, prepared, part, new, start), what=CELL, hint=HINT):
+            for column, found in zip(columns, metrics, strict=True):
+                column[some] = found
+            done += len(some)
+            report(done)
     return CellMetrics(Metrics(*columns), np.isin(np.arange(len(part.locations)), needed))
+
+
+def _patched(prepared: PreparedPair, part: LayerCells, new: Tensor, start: int, members: list[int]) -> Metrics:
+    """Metrics of cells, each patched in a row of its own."""
+    edit = batch_patch(part.site, part.layer, [part.locations[i] for i in members], new)
+    return prepared.metrics(prepared.patched(len(members), edit, start=start))
 
 
 def _unchanged(prepared: PreparedPair, *, paired: bool) -> int:
@@ -235,6 +241,11 @@ def floor(prepared: PreparedPair, *, metric: str, address: str) -> float:
         length = (new[[origins[p] for p in where]] - own).norm(dim=-1, keepdim=True)
         drawn = torch.randn((DRAWS, *own.shape), generator=generator(f"{address} floor {layer}")).to(own)
         moves = own + length * drawn / drawn.norm(dim=-1, keepdim=True)
-        edit = Patch(Cell("resid_pre", layer, None, positions), moves, absolute=absolute)
-        moved.append(prepared.metrics(prepared.patched(DRAWS, edit, start=where[0])).of(metric) - start)
+        cell = Cell("resid_pre", layer, None, positions)
+
+        def patched(some: list[int], cell: Cell = cell, moves: Tensor = moves) -> np.ndarray:
+            edit = Patch(cell, moves[some], absolute=absolute)
+            return prepared.metrics(prepared.patched(len(some), edit, start=where[0])).of(metric)
+
+        moved += [found - start for _, found in halving(list(range(DRAWS)), patched, what=CELL, hint=HINT)]
     return float(np.quantile(np.abs(np.concatenate(moved)), SHARE))

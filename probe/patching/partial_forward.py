@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from probe.anatomy.sums import apart, loudest
 from probe.anatomy.tape import probe_tokens
 from probe.decoding.caches import FilledLayer, expected, held, pads, slot
+from probe.fitting import halving
 from probe.instrument import Tap, bypassing, emptied, filled, recording, tapping, wrapped
 from probe.interventions import Edit, applying
 from probe.interventions.edits import AbsolutePositions
@@ -29,6 +30,7 @@ from probe.sites import SITES
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
+CELL, HINT = "one patched text", "shorter texts, or --dtype bfloat16"  # where memory does not suffice
 TOLERANCE = 2e-5  # of the largest logit, in fp32: sums in another order
 _keeping: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 _tried: weakref.WeakKeyDictionary[nn.Module, tuple[int, Shortcut | None, str]] = weakref.WeakKeyDictionary()
@@ -208,9 +210,12 @@ def _tried_on(text: RecordedText) -> tuple[Shortcut | None, str]:
     n_layers, n = text.lm.anatomy.n_layers, text.n_text
     starts = {0: n // 2, 1: n // 3, n_layers // 2: 2 * n // 3, n_layers - 1: n // 2, n_layers: n - 1}
     edits = [_edit(text, layer, start) for layer, start in starts.items()]
-    wanted = text.full_forward(
-        len(edits), [e.for_row(0, row, e.absolute or AbsolutePositions()) for row, e in enumerate(edits)]
-    )
+
+    def whole(some: list[Edit]) -> Tensor:
+        own = [edit.for_row(0, row, edit.absolute or AbsolutePositions()) for row, edit in enumerate(some)]
+        return text.full_forward(len(some), own)
+
+    wanted = torch.cat([found for _, found in halving(edits, whole, what=CELL, hint=HINT)])
     assert text.shortcut is not None
     why = ""
     for shortcut in [

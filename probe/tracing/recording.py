@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from probe import store as stores
 from probe.decoding import decode, differences
-from probe.errors import BadOption, NonFinite, ProbeError
+from probe.errors import BadOption, NonFinite, OutOfMemory, ProbeError
+from probe.fitting import HALVED, fitting, halves
 from probe.interventions import applying
 from probe.requests import Trace, public
 from probe.running import found_once, running
@@ -74,6 +75,7 @@ def run_trace(lm: LanguageModel, request: Trace) -> stores.Run:
 
 
 trace = public(run_trace, Trace)
+HINT = "give a shorter one, ask for less of it, or take --dtype bfloat16"
 TOGETHER = 8  # batches that a worker is given at once
 
 
@@ -102,12 +104,22 @@ def _inputs(request: Trace) -> Sequence[Prompt]:
 def _record(
     lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing, scorer: AnswerScorer, writer: stores.Writer, *, alone: bool
 ) -> None:  # fmt: skip
-    """Decode, read and write one batch as one unit. If a prompt of it makes NaN logits, each is run by itself."""
-    key = _unit(batch[0].prompt, batch[-1].prompt)
-    if writer.done(key):
+    """Record one batch, unless the run has it: as one unit, or in parts where that comes to nothing or came before."""
+    if writer.done(_unit_of(batch)) or (len(batch) == 1 and writer.done(_failed_unit(batch[0].prompt.prompt_id))):
         return
+    begun = _in_parts(batch, writer)
+    for part in halves(batch) if begun else _record_unit(lm, batch, tracing, scorer, writer, alone=alone):
+        _record(lm, part, tracing, scorer, writer, alone=False)
+
+
+def _record_unit(
+    lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing, scorer: AnswerScorer, writer: stores.Writer, *, alone: bool
+) -> Sequence[list[TokenSequence]]:  # fmt: skip
+    """Decode, read and write one batch as one unit. If a prompt of it makes NaN logits, each is to be run by itself, and if it
+    does not fit into memory, each half: these parts."""
+    longest = max(len(one.ids) for one in batch) + tracing.request.generate
     try:
-        with writer.unit(key):
+        with fitting(f"a text of {longest:,} tokens", hint=HINT), writer.unit(_unit_of(batch)):
             with _edited(lm, batch, tracing):
                 _decode(lm, batch, tracing)
                 for note in changed_frequencies(lm, batch):
@@ -115,15 +127,29 @@ def _record(
                 read_sequences(lm, batch, tracing, writer, scorer.sets)
             writer.write("prompts", prompt_columns(batch, []))
             scorer.write(batch, writer)
-    except NonFinite as error:
+        return ()
+    except (NonFinite, OutOfMemory) as error:
         if alone:
             raise
         if len(batch) == 1:
             _record_failed([Failed(batch[0].prompt._replace(error=error.message), error)], writer)
-            return
+            return ()
         for sequence in batch:
             sequence.restart()
-            _record(lm, [sequence], tracing, scorer, writer, alone=False)
+        if isinstance(error, NonFinite):
+            return [[sequence] for sequence in batch]
+        writer.warn(HALVED)
+        return halves(batch)
+
+
+def _in_parts(batch: list[TokenSequence], writer: stores.Writer) -> bool:
+    """Whether parts of a batch are in the run already: then the rest is recorded in parts too, and nothing twice."""
+    part = batch
+    while len(part) > 1:
+        part, _ = halves(part)
+        if writer.done(_unit_of(part)):
+            return True
+    return len(batch) > 1 and writer.done(_failed_unit(part[0].prompt.prompt_id))
 
 
 def _edited(lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing) -> AbstractContextManager[Any]:
@@ -151,6 +177,14 @@ def _unit(first: Prompt, last: Prompt) -> str:
     return f"prompts-{first.prompt_id}-{last.prompt_id}"
 
 
+def _unit_of(batch: list[TokenSequence]) -> str:
+    return _unit(batch[0].prompt, batch[-1].prompt)
+
+
+def _failed_unit(prompt_id: int) -> str:
+    return f"failed-{prompt_id}"
+
+
 def _lose(writer: stores.Writer, inputs: Sequence[Prompt], numbers: Sequence[int], error: ProbeError) -> None:
     """Write that a batch came to nothing."""
     lost = [inputs[number]._replace(error=error.message) for number in numbers]
@@ -161,7 +195,7 @@ def _lose(writer: stores.Writer, inputs: Sequence[Prompt], numbers: Sequence[int
 
 
 def _record_failed(failed: list[Failed], writer: stores.Writer) -> None:
-    key = f"failed-{failed[0].prompt.prompt_id}"
+    key = _failed_unit(failed[0].prompt.prompt_id)
     if not writer.done(key):
         with writer.unit(key):
             writer.write("prompts", prompt_columns([], [f.prompt for f in failed]))
