@@ -22,6 +22,9 @@ class Sides(Weights):
     weights_patch_b: Annotated[
         tuple[str, ...], Option("A file of edited weights of B's: A may be the same model without.", shell=list[str] | None)
     ] = ()
+    quantize_b: Annotated[
+        str | None, Option("How B is quantised on loading: A may be the same model without.", complete="quantizations")
+    ] = None
     revision_b: Annotated[str | None, Option("B's, where it is another than --revision.")] = None
 
     def load(self, runs: tuple[bool, bool], report: Progress | None) -> list[Any]:
@@ -29,14 +32,18 @@ class Sides(Weights):
         import probe
         from probe.errors import BadOption
 
-        put_on = (self.adapter, self.adapter_b, self.weights_patch or None, self.weights_patch_b or None)
+        put_on = (
+            self.quantize, self.quantize_b, self.adapter, self.adapter_b, self.weights_patch or None,
+            self.weights_patch_b or None,
+        )  # fmt: skip
         if any(runs) and any(one is not None for one in put_on):
             raise BadOption(
-                "a run is what its model was when it was made", hint="adapters and patches are for comparing models"
+                "a run is what its model was when it was made", hint="adapters, patches and --quantize are for comparing models"
             )
-        own = {f"{name}_b" for name in ("dtype", "adapter", "revision", "weights_patch")} | {"a", "b"}
+        own = {f"{name}_b" for name in ("dtype", "adapter", "revision", "weights_patch", "quantize")} | {"a", "b"}
         a = {key: value for key, value in vars(self).items() if key not in own}
         b = {**a, "adapter": self.adapter_b, "dtype": self.dtype_b or self.dtype}
+        b["quantize"] = self.quantize_b
         b["weights_patch"] = self.weights_patch_b
         b["revision"] = self.revision_b or self.revision
         sides: list[Any] = []

@@ -155,6 +155,12 @@ def _tagger_languages(*_: Any) -> Iterable[str]:
     return LANGUAGES
 
 
+def _quantizations(*_: Any) -> Iterable[str]:
+    from probe.registries.quantizations import QUANTIZATIONS
+
+    return QUANTIZATIONS
+
+
 def _head_sorts(*_: Any) -> Iterable[str]:
     from probe.registries.head_kinds import SORTS
 
@@ -179,7 +185,7 @@ def _orders_of_runs(*_: Any) -> Iterable[str]:
 
 FOUND: dict[str, Callable[[Any, str], Iterable[str]]] = {
     "answers": _answers, "commands": _commands, "edits": _edits, "head_sorts": _head_sorts, "methods": _methods,
-    "models": _models, "places": _places, "recipes": _recipes, "runs": _runs, "sorts": _orders_of_runs, "steps": _steps,
-    "tables": _tables, "tagger_languages": _tagger_languages,
+    "models": _models, "places": _places, "quantizations": _quantizations, "recipes": _recipes, "runs": _runs,
+    "sorts": _orders_of_runs, "steps": _steps, "tables": _tables, "tagger_languages": _tagger_languages,
 }  # fmt: skip
 """Kinds of values that are looked up."""

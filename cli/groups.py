@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from probe.errors import BadOption
+from probe.registries.quantizations import quantize_help
 from probe.requests import KEYWORDS, Option, Progress, SamplingOptions
 
 from .command import Begun
@@ -56,6 +57,7 @@ class Weights(PlacementOptions, ModelSource):
     context_length: Annotated[int | None, Option("Positions that it holds, where its config says too few.", minimum=1)] = None
     device_map: Annotated[str | None, Option("accelerate's map, e.g. auto.")] = None
     tp_plan: Annotated[str | None, Option("auto: split it over torchrun's processes, as transformers plans it.")] = None
+    quantize: Annotated[str | None, Option(quantize_help(), complete="quantizations")] = None
 
 
 @dataclass(frozen=True)
@@ -94,12 +96,8 @@ class RunLoading(Weights):
             raise BadOption(
                 "a run says which revision and adapter made it", hint="name the model too, with --model, to use another"
             )
-        own = {
-            *NO_WEIGHTS,
-            "revision",
-            "adapter",
-            *(name for name in ("context_length", "weights_patch") if not getattr(self, name)),
-        }
+        unsaid = (name for name in ("context_length", "weights_patch", "quantize") if not getattr(self, name))
+        own = {*NO_WEIGHTS, "revision", "adapter", *unsaid}
         given = {key: value for key, value in vars(self).items() if key not in own}
         return model_of(run, allow_fetch=self.allow_fetch, **given, progress=progress)
 

@@ -29,9 +29,9 @@ def command(
         if draft == lm.name and loading.adapter is None and not loading.weights_patch:
             draft = lm
         elif is_model(draft):
-            draft = replace(loading, model=draft, revision=None, adapter=None, weights_patch=(), context_length=None).load(
-                report
-            )
+            draft = replace(
+                loading, model=draft, revision=None, adapter=None, weights_patch=(), context_length=None, quantize=None
+            ).load(report)
         request = settings.settle(request, begun, lm)
         request = replace(request, draft=draft, out=request.out or "auto", progress=report)
         if planning.dry_run:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from probe.anatomy.inside import is_leaf, is_linear
 from probe.anatomy.parts import Layer, Write
 from probe.anatomy.writes import UNNAMED
-from probe.attributing.linear import Frozen, Unembedded, call, close, freeze, identity, transposed
+from probe.attributing.linear import ROOM, Frozen, Unembedded, call, close, dtype_of, freeze, identity, transposed
 from probe.attributing.recording import Recording
 from probe.errors import SiteAbsent
 from probe.instrument import weight_of
@@ -208,7 +208,7 @@ def split(model: nn.Module, layer: Layer, write: Write, z: Tensor | None, value:
         masked[:, head, head] = z.unflatten(-1, (layer.n_heads, -1))[:, head]
     bias = call(projection, torch.zeros(1, width))[0]
     heads = (call(projection, masked.flatten(2).flatten(0, 1)) - bias).unflatten(0, (n, layer.n_heads))
-    after = behind(model, write, heads.sum(1) + bias, value, next(projection.parameters()).dtype)
+    after = behind(model, write, heads.sum(1) + bias, value, dtype_of(projection))
     if isinstance(after, str):
         return after
     return Split(after.forward(heads), after.forward(bias.expand(n, -1)) + after.bias, after)
@@ -231,12 +231,16 @@ def neuron_writes(
     projection = model.get_submodule(layer.taps["mlp_post"].path)
     if not is_linear(projection):
         return "what reads its hidden layer is not one matrix"
-    after = behind(model, write, call(projection, hidden), value, next(projection.parameters()).dtype)
+    after = behind(model, write, call(projection, hidden), value, dtype_of(projection))
     if isinstance(after, str):
         return after
     bias = call(projection, torch.zeros(1, hidden.shape[-1]))
-    constant = (after.forward(bias.expand(value.shape)) + after.bias) * along
-    return NeuronWrites(hidden * transposed(projection, after.back(along), hidden.shape[-1]), constant.sum(-1))
+    constant = ((after.forward(bias.expand(value.shape)) + after.bias) * along).sum(-1)
+    neurons = hidden * transposed(projection, after.back(along), hidden.shape[-1])
+    missed, size = neurons.sum(-1) + constant - (value * along).sum(-1), value.norm(dim=-1) * along.norm(dim=-1)
+    if bool((missed.abs() > max(1e-3, ROOM * torch.finfo(dtype_of(projection)).eps) * size).any()):
+        return "what reads its hidden layer is not linear, or no gradient comes through it"
+    return NeuronWrites(neurons, constant)
 
 
 def behind(model: nn.Module, write: Write, out: Tensor, value: Tensor, dtype: torch.dtype) -> Frozen | str:

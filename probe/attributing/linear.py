@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -35,22 +36,35 @@ class Frozen(NamedTuple):
 
 def call(module: nn.Module, value: Tensor) -> Tensor:
     """The module of value (n, d), in its own precision and place -> float64 (n, d') on the CPU."""
-    like = next(module.parameters(), None)
-    given = value[None].float() if like is None else value[None].to(device_of(module), like.dtype)
     with torch.no_grad():
-        found: Tensor = module(given)[0]
+        found: Tensor = module(value[None].to(device_of(module), dtype_of(module)))[0]
     return found.double().cpu()
 
 
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """What a module is given numbers in: its weights' type; float32 where it has none, or packed ones."""
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+
+
 def transposed(projection: nn.Module, direction: Tensor, width: int) -> Tensor:
-    """direction (n, d) on what a linear module gives -> (n, width) on what it is given, float64; its bias has no part."""
-    like = next(projection.parameters())
+    """direction (n, d) on what a linear module gives -> (n, width) on what it is given, float64; its bias has no part.
+
+    Zeros where torch follows no gradient through it: they are to be held against what the module gives."""
     size = direction.norm(dim=-1, keepdim=True).clamp_min(1e-300)
     with torch.inference_mode(False), torch.enable_grad():
-        given = torch.zeros(1, len(direction), width, device=device_of(projection), dtype=like.dtype).requires_grad_()
-        out = projection(given)
-        (found,) = torch.autograd.grad(out, given, (direction / size)[None].to(out))
+        given = torch.zeros(1, len(direction), width, device=device_of(projection), dtype=dtype_of(projection)).requires_grad_()
+        found = _gradient(projection(given), given, direction / size)
     return found[0].double().cpu() * size
+
+
+def _gradient(out: Tensor, given: Tensor, direction: Tensor) -> Tensor:
+    """Of <direction, out> by `given`; zeros where torch follows none."""
+    if not out.requires_grad:
+        return torch.zeros_like(given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of a kernel without a backward, and goes on
+        (found,) = torch.autograd.grad(out, given, direction[None].to(out), allow_unused=True)
+    return torch.zeros_like(given) if found is None else found
 
 
 def freeze(module: nn.Module, x: Tensor, dtype: torch.dtype) -> Frozen | None:
@@ -115,17 +129,17 @@ def weighted_unembedding(model: nn.Module, anatomy: Anatomy, hidden: Tensor, wei
     """
     assert anatomy.head is not None
     head = model.get_submodule(anatomy.head)
-    like = next(head.parameters())
+    dtype = dtype_of(head)
     with torch.inference_mode(False), torch.enable_grad():
-        origin = torch.zeros(1, len(weights), hidden.shape[-1], device=device_of(head), dtype=like.dtype).requires_grad_()
+        origin = torch.zeros(1, len(weights), hidden.shape[-1], device=device_of(head), dtype=dtype).requires_grad_()
         given = head(origin)
-        (found,) = torch.autograd.grad(given, origin, weights[None].to(given))
+        found = _gradient(given, origin, weights)
     row, bias = found[0].double().cpu(), _weighted(given.detach()[0].double().cpu(), weights)
     logits = call(head, hidden)
     real = _weighted(logits, weights)
     # each logit is rounded, and of rows that are nearly one the difference is small beside that
     size = hidden.norm(dim=-1) * row.norm(dim=-1) + bias.abs() + _weighted(logits.abs(), weights.abs())
-    room = max(2e-5, ROOM * torch.finfo(like.dtype).eps)
+    room = max(2e-5, ROOM * torch.finfo(dtype).eps)
     if bool((((hidden * row).sum(-1) + bias - real).abs() > room * size).any()):
         raise SiteAbsent("no logit can be taken apart: this model's head is not one matrix", hint="see probe models check")
     return Unembedded(row, bias, anatomy.readout.scale)

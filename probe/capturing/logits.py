@@ -72,7 +72,8 @@ class _Projection:
 def _bare(head: nn.Linear) -> bool:
     """Whether calling it is multiplying by its matrix, and nothing else."""
     watched = head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head)
-    return type(head) is nn.Linear and head.bias is None and head.weight.device.type == "cpu" and not watched
+    plain = type(head) is nn.Linear and type(head.weight) is nn.Parameter
+    return plain and head.bias is None and head.weight.device.type == "cpu" and not watched
 
 
 def norms_all(model: nn.Module, norm: Tap, ids: Tensor, **inputs: Any) -> bool:

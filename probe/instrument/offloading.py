@@ -41,9 +41,15 @@ def parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 
 def held_bytes(model: nn.Module) -> int:
     """Bytes of a model's weights that are in memory at once: those that stay, and of the others the largest module's."""
-    stay = sum(own(p).nbytes for p in parameters(model) if not p.is_meta)
-    comes = (sum(p.nbytes for p in m.parameters(recurse=False) if p.is_meta) for m in model.modules())
+    stay = sum(_bytes(own(p)) for p in parameters(model) if not p.is_meta)
+    comes = (sum(_bytes(p) for p in m.parameters(recurse=False) if p.is_meta) for m in model.modules())
     return stay + max(comes, default=0)
+
+
+def _bytes(tensor: Tensor) -> int:
+    """Of a tensor that stands for others, as a quantised one does, what those take (torch's protocol for such classes)."""
+    names = tensor.__tensor_flatten__()[0] if hasattr(tensor, "__tensor_flatten__") else ()
+    return sum(_bytes(getattr(tensor, name)) for name in names) or tensor.numel() * tensor.element_size()
 
 
 def weight_of(module: nn.Module, name: str) -> Tensor:

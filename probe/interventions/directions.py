@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 NAME = "direction"
 _KEY = "probe_direction"
-_SAME = ("files", "class", "parameters")  # what two identities must share to be one model; the name, dtype and device need not
+# what two identities must share to be one model; the name, dtype and device need not
+_SAME = ("files", "class", "parameters", "quantize")
 _PUT_ON = ("adapter", "weights_patch")  # and what was put on its weights
 
 

@@ -50,6 +50,17 @@ def remembered(paths: Sequence[Path], *, kind: str = "sha256", progress: Progres
     return hashes
 
 
+def tokenizer_sha256(directory: Path) -> str | None:
+    """Of tokenizer.json, or of the vocabulary file in its place; None if the tokenizer has no file of its own."""
+    for file in (
+        "tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json", "vocab.json",
+        "vocab.txt",
+    ):  # fmt: skip
+        if (path := directory / file).is_file():
+            return remembered([path])[file]
+    return None
+
+
 def _hash(path: Path, kind: str, progress: Progress | None) -> str:
     digest, done, total = _KINDS[kind](), 0, path.stat().st_size
     with path.open("rb") as file:

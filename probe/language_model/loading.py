@@ -15,16 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from probe.errors import BadModel, BadOption, UnknownModel
-from probe.language_model import gguf, hub, keeping, wheel
+from probe.language_model import gguf, hub, keeping, quantization, wheel
 from probe.language_model.adapters import merged
 from probe.language_model.checkpoint import Checkpoint, check_all_there, check_all_used, check_directory, refusals, shape_in
-from probe.language_model.hashes import remembered
+from probe.language_model.hashes import remembered, tokenizer_sha256
 from probe.language_model.home import Progress
 from probe.language_model.model import LanguageModel
 from probe.language_model.names import DEFAULT, Named, Placement, default_name, name_kind, place
 from probe.language_model.patched_weights import put_on
 from probe.language_model.rotary import check_extends
 from probe.language_model.spreading import spread
+
+# loggers of what transformers imports where it is installed
+_TALKERS = ("accelerate", "torchao", "torch.utils._pytree")
 
 
 def load(
@@ -35,6 +38,7 @@ def load(
     dtype: str = "auto",
     device_map: Any = None,
     tp_plan: str | None = None,
+    quantize: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     adapter: str | Path | None = None,
@@ -47,6 +51,7 @@ def load(
 
     Weights are float32 on a CPU and the checkpoint's own type on an accelerator unless `dtype` says otherwise. Only
     safetensors and GGUF are read unless `allow_pickle`; code that comes with a model runs only if `trust_remote_code`.
+    quantize: how its weights are kept in few bits, a name of `QUANTIZATIONS`; a checkpoint that is quantised needs none.
     adapter: a directory of the `peft` library, merged into the weights in memory. weights_patch: one
     file of edited weights, or several, put on in their order, in memory. context_length: positions that the model
     holds, where its config says too few. tp_plan: "auto" splits it over the processes that torchrun started, by the plan that
@@ -56,7 +61,7 @@ def load(
     patches = [weights_patch] if isinstance(weights_patch, str | Path) else list(weights_patch)
     if tp_plan is not None and (adapter is not None or patches):
         raise BadOption("nothing is put on weights that several processes share", hint="leave out --tp-plan")
-    placement = place(device=device, dtype=dtype, device_map=device_map, tp_plan=tp_plan)
+    placement = place(device=device, dtype=dtype, device_map=device_map, tp_plan=tp_plan, quantize=quantize)
     named = name_kind(default_name() if name is None else name)
     if revision is not None and named.kind != "hub":
         raise BadOption(f"'{named.name}' has no revisions", hint="--revision is for models of the Hub")
@@ -76,9 +81,8 @@ def load(
     put_on(lm, patches)
     lm.loaded = {
         "name": named.name, "revision": revision, "device": device, "dtype": dtype, "device_map": device_map,
-        "tp_plan": tp_plan,
-        "trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "adapter": adapter, "weights_patch": patches,
-        "context_length": context_length, "fetch": fetch,
+        "tp_plan": tp_plan, "quantize": quantize, "trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle,
+        "adapter": adapter, "weights_patch": patches, "context_length": context_length, "fetch": fetch,
     }  # fmt: skip
     return lm
 
@@ -92,7 +96,10 @@ def _read(
         model, tokenizer, identity = _tiny(named, placement)
     else:
         model, tokenizer, identity = _loaded(found, placement, code=code, allow_pickle=allow_pickle, progress=progress)
+    if placement.quantize is not None:
+        identity["quantize"] = placement.quantize
     if adapter is not None:
+        quantization.check_numbers(model, named.name, "an adapter that is merged in")
         model, identity["adapter"] = merged(model, adapter)
     if context_length is not None:
         check_extends(named.name, model, context_length)
@@ -147,11 +154,11 @@ def quiet() -> Iterator[None]:
         yield
         return
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    accelerate = getLogger("accelerate")
-    threshold = accelerate.level
+    others = {getLogger(name): getLogger(name).level for name in _TALKERS}
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    accelerate.setLevel(ERROR)
+    for logger in others:
+        logger.setLevel(ERROR)
     try:
         with warnings.catch_warnings():
             for module in ("transformers", "huggingface_hub", "accelerate", "torch", "peft"):
@@ -159,7 +166,8 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(level)
-        accelerate.setLevel(threshold)
+        for logger, threshold in others.items():
+            logger.setLevel(threshold)
         if bars:
             logging.enable_progress_bar()
 
@@ -173,7 +181,12 @@ def _tiny(named: Named, placement: Placement) -> tuple[Any, Any, dict[str, Any]]
     model: Any
     model, tokenizer = tiny(named.where)
     files = {"weights": _weights_sha256(model)}
-    model.to(device=where[""], dtype=placement.dtype)
+    if placement.quantize is not None:
+        model = quantization.quantised_copy(
+            model, named.name, placement.quantize, dtype=placement.dtype or "auto", device_map=placement.device_map
+        )
+    else:
+        model.to(device=where[""], dtype=placement.dtype)
     return model, tokenizer, {"source": "tiny", "files": files}
 
 
@@ -195,6 +208,7 @@ def _loaded(
         if placement.tp_plan is not None:
             raise BadOption(f"'{found.name}' is unpacked by one process", hint="leave out --tp-plan")
         options = {"device_map": placement.device_map} if placement.device_map is not None else {}
+        quantization.check_is_not_gguf(found.name, placement.quantize)
         files = [found.gguf]
         model, tokenizer = gguf.load(found.gguf, dtype=placement.dtype or "auto", progress=progress, **options)
     else:
@@ -210,7 +224,7 @@ def _loaded(
         "revision": found.revision,
         "source": found.source,
         "files": remembered(files, progress=progress),
-        "tokenizer_sha256": tokenizer_sha256(found),
+        "tokenizer_sha256": None if found.gguf else tokenizer_sha256(found.directory),
     }
     if found.quantisation:
         identity["quantisation"] = found.quantisation
@@ -252,17 +266,21 @@ def _model(found: Checkpoint, config: Any, placement: Placement, *, code: bool, 
     """The model, and transformers' report on its weights."""
     from transformers import AutoModelForCausalLM
 
-    quantised = getattr(config, "quantization_config", None) is not None
-    dtype = "auto" if placement.dtype is None or (quantised and not placement.chosen) else placement.dtype
+    stored = quantization.stored_in(config)
+    dtype = "auto" if placement.dtype is None or (stored is not None and not placement.chosen) else placement.dtype
     loader: Any = AutoModelForCausalLM
     options = spread(found.name, config, device_map=placement.device_map, tp_plan=placement.tp_plan, code=code)
+    if placement.quantize is not None:
+        options["quantization_config"] = quantization.config_for(found.name, placement.quantize, stored)
     with ExitStack() as undo:
         if "device_map" in options:  # for what lies on disk otherwise than in the checkpoint, as merged experts do
             options["offload_folder"] = undo.enter_context(tempfile.TemporaryDirectory(prefix="probe-offloaded-"))
-        model, report = loader.from_pretrained(
-            found.directory, config=config, dtype=dtype, local_files_only=True, trust_remote_code=code,
-            use_safetensors=None if allow_pickle else True, output_loading_info=True, **options,
-        )  # fmt: skip
+        with quantization.loading(found.name, stored):
+            model, report = loader.from_pretrained(
+                found.directory, config=config, dtype=dtype, local_files_only=True, trust_remote_code=code,
+                use_safetensors=None if allow_pickle else True, output_loading_info=True, **options,
+            )  # fmt: skip
+            quantization.settle(model, found.name)
         weakref.finalize(model, undo.pop_all().close)
     return model, report
 
@@ -275,20 +293,3 @@ def load_tokenizer(found: Checkpoint, *, code: bool) -> Any:
     if len(tokenizer) < 2:
         raise BadModel(f"'{found.name}' has an empty tokenizer", hint="save it there with tokenizer.save_pretrained(…)")
     return tokenizer
-
-
-def tokenizer_sha256(found: Checkpoint) -> str | None:
-    """Of tokenizer.json, or of the vocabulary file in its place; None if the tokenizer has no file of its own."""
-    for file in (
-        "tokenizer.json",
-        "tokenizer.model",
-        "spiece.model",
-        "sentencepiece.bpe.model",
-        "tekken.json",
-        "vocab.json",
-        "vocab.txt",
-    ):
-        path = found.directory / file
-        if found.gguf is None and path.is_file():
-            return remembered([path])[file]
-    return None

@@ -12,6 +12,7 @@ from probe.errors import BadOption, BadPrompt
 from probe.language_model import chat as chats
 from probe.language_model.home import home
 from probe.language_model.pieces import Pieces, alone, pieces, spelled, vocabulary
+from probe.language_model.quantization import lost_gradients, method_in, n_parameters, quantised
 from probe.language_model.rotary import Change, carried, change
 from probe.requests import ChatOptions
 
@@ -49,10 +50,11 @@ class Rendered(NamedTuple):
 
 
 def title_of(identity: Mapping[str, Any]) -> str:
-    """The name of a model of this identity, with those of the adapter and of the patches that are on its weights."""
+    """The name of a model of this identity, how it was quantised, and the names of the adapter and patches on its weights."""
     adapter = identity.get("adapter")
     added = [*([adapter] if adapter else []), *(identity.get("weights_patch") or [])]
-    return " + ".join([str(identity.get("name")), *(PurePath(one.get("path") or "edited weights").name for one in added)])
+    named = [str(one) for one in (identity.get("name"), identity.get("quantize")) if one]
+    return " + ".join([*named, *(PurePath(one.get("path") or "edited weights").name for one in added)])
 
 
 class LanguageModel:
@@ -118,7 +120,7 @@ class LanguageModel:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """The manifest's `model`: JSON-able, the same for the same weights, tokenizer and placement."""
-        from probe.instrument import devices, is_sharded, parameters
+        from probe.instrument import devices, is_sharded
 
         model, template = self.model, self.tokenizer.chat_template
         return {
@@ -127,17 +129,22 @@ class LanguageModel:
             "source": "memory",
             "files": {},
             "tokenizer_sha256": tokenizer_text_sha256(self.tokenizer),
-            "quantisation": _quantisation(model.config),
+            "quantisation": quantised(model) or method_in(model.config),
             **self._origin,
             **({"weights_patch": list(self._patches)} if self._patches else {}),
             "class": type(model).__name__,
-            "parameters": sum(parameter.numel() for parameter in parameters(model)),
+            "parameters": n_parameters(model),
             "chat_template_sha256": _text_sha256(str(template)) if template else None,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": ",".join(devices(model)),
             **({"tp_size": model.tp_size} if is_sharded(model) else {}),
             "attention": getattr(model.config, "_attn_implementation", None),
         }
+
+    @cached_property
+    def gradients_lost_in(self) -> str | None:
+        """The first layer that a gradient does not come through, though torch says nothing; None if it comes through all."""
+        return lost_gradients(self.model)
 
     @cached_property
     def context_length(self) -> int | None:
@@ -286,14 +293,6 @@ def tokenizer_text_sha256(tokenizer: Any) -> str:
     """Of all that a tokenizer made in memory is."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return _text_sha256(backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items())))
-
-
-def _quantisation(config: Any) -> str | None:
-    quantised = getattr(config, "quantization_config", None)
-    if quantised is None:
-        return None
-    method = quantised.get("quant_method") if isinstance(quantised, dict) else getattr(quantised, "quant_method", None)
-    return str(getattr(method, "value", method))
 
 
 def _text_sha256(text: str) -> str:

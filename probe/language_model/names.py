@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from probe.errors import BadOption, UnknownModel
+from probe.language_model.quantization import check_known
 from probe.language_model.spreading import check_launched
 
 if TYPE_CHECKING:
@@ -98,18 +99,30 @@ class Placement(NamedTuple):
     device_map: Any
     chosen: bool  # the user asked for this dtype
     tp_plan: str | None = None  # how several processes share it, None for a model of one
+    quantize: str | None = None  # a name of `QUANTIZATIONS`
 
 
-def place(*, device: str = "auto", dtype: str = "auto", device_map: Any = None, tp_plan: str | None = None) -> Placement:
+def place(
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    device_map: Any = None,
+    tp_plan: str | None = None,
+    quantize: str | None = None,
+) -> Placement:
     """float32 on a CPU and the checkpoint's own type on an accelerator, unless `dtype` says otherwise.
 
     `device`: auto (an accelerator if there is one), cpu, cuda, cuda:I, mps. `device_map`: accelerate's names, or a
-    mapping (also as JSON). `tp_plan`: auto, where torchrun started several processes. Raises `BadOption`.
+    mapping (also as JSON). `tp_plan`: auto, where torchrun started several processes. `quantize`: a name of
+    `QUANTIZATIONS`. Raises `BadOption`.
     """
     import torch
 
     if device_map is not None and device != "auto":
         raise BadOption("both a device and a device map", hint="give one of --device and --device-map")
+    check_known(quantize)
+    if quantize is not None and tp_plan is not None:
+        raise BadOption("weights in few bits are not split over processes", hint="leave out --quantize, or --tp-plan")
     name = _DTYPES.get(dtype, dtype)
     if name not in (*_KNOWN, "auto"):
         raise BadOption(f"unknown dtype '{dtype}'", hint=f"one of auto, {', '.join(_KNOWN)}")
@@ -123,7 +136,7 @@ def place(*, device: str = "auto", dtype: str = "auto", device_map: Any = None, 
         on_cpu, where = found.type == "cpu", None if found.type == "cpu" else {"": found}
     chosen = name != "auto"
     number = getattr(torch, name) if chosen else torch.float32 if on_cpu else None
-    return Placement(number, where, chosen, tp_plan)
+    return Placement(number, where, chosen, tp_plan, quantize)
 
 
 def _device(name: str) -> torch.device:

@@ -12,11 +12,12 @@ from probe.language_model.loading import load
 from probe.language_model.model import LanguageModel
 from probe.store import Run
 
-SAME = ("files", "tokenizer_sha256", "class", "parameters", "adapter")
+SAME = ("files", "tokenizer_sha256", "class", "parameters", "adapter", "quantize")
 
 
 def model_of(run: Run, *, allow_fetch: bool = False, **placement: Any) -> LanguageModel:
-    """The model that made a run, loaded by the name in its manifest, with its adapter and patches; keywords as in `load`.
+    """The model that made a run, loaded by the name in its manifest, quantised as it was, with its adapter and patches.
+    Keywords as in `load`.
 
     A run may be somebody else's: the model is fetched only if `allow_fetch`.
     """
@@ -26,7 +27,7 @@ def model_of(run: Run, *, allow_fetch: bool = False, **placement: Any) -> Langua
     adapter = made.get("adapter") or {}
     own = {
         "revision": made.get("revision") if made.get("source") == "hub" else None, "adapter": adapter.get("path"),
-        "context_length": made.get("context_length"),
+        "context_length": made.get("context_length"), "quantize": made.get("quantize"),
         "weights_patch": [_patch_file(run, one) for one in made.get("weights_patch") or [] if "weights_patch" not in placement],
     }  # fmt: skip
     return load(made["name"], **{**own, **placement}, fetch=allow_fetch)

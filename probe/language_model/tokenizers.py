@@ -9,8 +9,9 @@ from typing import Any
 from probe.errors import RunError, UnknownModel
 from probe.language_model import gguf, hub, wheel
 from probe.language_model.checkpoint import Checkpoint, refusals
+from probe.language_model.hashes import tokenizer_sha256
 from probe.language_model.home import models_dir, record_of
-from probe.language_model.loading import load_tokenizer, quiet, tokenizer_sha256
+from probe.language_model.loading import load_tokenizer, quiet
 from probe.language_model.model import tokenizer_text_sha256
 from probe.language_model.names import DEFAULT, Named, name_kind
 
@@ -41,7 +42,7 @@ def _found(named: Named, made: Mapping[str, Any]) -> tuple[Any, str]:
     found = _here(named, made)
     with refusals(named.name):
         tokenizer = gguf.load_tokenizer(found.gguf) if found.gguf else load_tokenizer(found, code=False)
-    return tokenizer, tokenizer_sha256(found) or tokenizer_text_sha256(tokenizer)
+    return tokenizer, (None if found.gguf else tokenizer_sha256(found.directory)) or tokenizer_text_sha256(tokenizer)
 
 
 def _here(named: Named, made: Mapping[str, Any]) -> Checkpoint:

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from probe import durable
 from probe.errors import BadModel, StorageFull
+from probe.language_model.quantization import is_quantised, quantised
 
 if TYPE_CHECKING:
     from probe.language_model.model import LanguageModel
 
 VERSION = 1
 _KEY = "probe_weights_patch"
-_SAME = ("files", "class", "parameters")
+_SAME = ("files", "class", "parameters", "quantize")
 _WRITE = "probe weights MODEL --edit-weights … -o FILE writes one"
 _NUMBERS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -218,10 +219,10 @@ def parameter_of(model: nn.Module, name: str, shape: Sequence[int] | None = None
         raise BadModel(
             f"'{name}' has the shape {tuple(found.shape)}, and the patch is for {tuple(shape)}", hint="it is of another model"
         )
-    if found.dtype not in _NUMBERS:
+    if found.dtype not in _NUMBERS or is_quantised(model, name):
         raise BadModel(
-            f"'{name}' is stored quantised ({str(found.dtype).removeprefix('torch.')}): it has no numbers to change",
-            hint="load the model unquantised",
+            f"'{name}' is quantised ({quantised(model) or found.dtype}): it has no numbers to change",
+            hint="load the model that it was made from, without --quantize",
         )
     if found.is_meta:
         raise BadModel(f"'{name}' is kept elsewhere until it is needed", hint="leave out --device-map")

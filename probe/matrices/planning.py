@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from probe.errors import BadOption
+from probe.language_model.quantization import check_numbers
 from probe.language_model.spreading import check_whole
 from probe.matrices.memory import check_memory
 from probe.requests.groups import parse_memory
@@ -50,8 +51,10 @@ class ResolvedSurvey:
 
 
 def resolved(lm: LanguageModel, request: WeightSurvey) -> ResolvedSurvey:
-    """The layers, heads and tokens that are meant. Raises `BadOption`, `BadPlace`, `OutOfRange`, `SiteAbsent`."""
+    """The layers, heads and tokens that are meant. Raises `BadModel` for a quantised model, `BadOption`,
+    `BadPlace`, `OutOfRange`, `SiteAbsent`."""
     check_whole(lm, "a survey of weights")
+    check_numbers(lm.model, lm.name, "probe weights")
     anatomy, looks = lm.anatomy, request.looks
     layers = [cell.layer for cell in resolve(parse_places(f"resid_post@{request.layers}"), n_layers=anatomy.n_layers,
                                              n_heads=anatomy.n_heads)]  # fmt: skip
@@ -71,6 +74,8 @@ def resolved(lm: LanguageModel, request: WeightSurvey) -> ResolvedSurvey:
         from probe.language_model import load
 
         against = load(against, dtype=str(lm.dtype).removeprefix("torch."), progress=request.progress)
+    if against is not None:
+        check_numbers(against.model, against.name, "what differs from them")
     own = None if request.layers == "all" else layers
     word = lm.name.rpartition("/")[2]
     return ResolvedSurvey(looks, layers, own, heads, neurons, tokens, request.offset, request.top, against, memory, held, word)

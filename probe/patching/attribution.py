@@ -49,6 +49,8 @@ def slopes(
         for i, tail in enumerate(tails)
     ]
     followed = [watches[i] for i in read]
+    if lm.gradients_lost_in is not None:
+        raise no_gradients(lm, f"they are lost in {lm.gradients_lost_in}, which is quantised")
     what = f"a text of {len(ids):,} tokens with its gradients"
     with fitting(what, hint="shorter texts, --dtype bfloat16, or --method exact"), torch.inference_mode(False):
         try:

@@ -15,7 +15,7 @@ from probe.errors import BadOption, ProbeError
 from probe.language_model import LanguageModel
 from probe.requests import Request
 
-SAME = ("files", "tokenizer_sha256", "class", "parameters", "adapter", "weights_patch", "dtype")
+SAME = ("files", "tokenizer_sha256", "class", "parameters", "quantize", "adapter", "weights_patch", "dtype")
 
 
 class Job(NamedTuple):
