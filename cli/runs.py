@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="List, show, draw, check, export and remove runs.", no_args_is_help=True, rich_markup_mode=None)
 
-RUNS = Path("runs")
-Root = Annotated[Path, typer.Argument(help="Folder that holds runs.")]
-RunPath = Annotated[Path, typer.Argument(help="A run directory.", autocompletion=completed("runs"))]
+RUNS = "runs"
+Root = Annotated[str, typer.Argument(help="Folder that holds runs, or its URL.")]
+RunPath = Annotated[str, typer.Argument(help="A run directory, or its URL.", autocompletion=completed("runs"))]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Format = Annotated[
     str | None,
@@ -79,14 +79,15 @@ class Pictured:
 def ls(output: Output, wanted: Wanted, root: Root = RUNS) -> None:
     """List the runs in a folder with their models and prompts, oldest first, unfinished and damaged ones too."""
     from probe import store
+    from probe.addresses import is_url
     from probe.errors import RunError
     from probe.store import layout
 
     from .terminal import show_table, size
 
-    with layout.readable(root):
-        there = root.is_dir()
-    if root != RUNS and not there:
+    with layout.readable(Path(root)):
+        there = is_url(root) or Path(root).is_dir()
+    if Path(root) != Path(RUNS) and not there:
         raise RunError(f"there is no folder '{root}'", hint=f"without one, the runs in '{RUNS}' are listed")
     runs = store.list_runs(root, **vars(wanted))
     if output.as_json:
@@ -148,7 +149,7 @@ def tree(
     _show_tree(run, output, newick=newick, prompt=prompt)
 
 
-def _show_tree(run: Path, output: Output, *, newick: bool, prompt: int | None = None) -> None:
+def _show_tree(run: str, output: Output, *, newick: bool, prompt: int | None = None) -> None:
     from probe import trees
     from probe.store import open_run
 
@@ -221,7 +222,8 @@ def _to_stdout(run: Run, table: str, output: Output, *, format: str | None, flat
 
 @app.command("rm")
 def rm(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories.", autocompletion=completed("runs"))], yes: Yes = False
+    runs: Annotated[list[str], typer.Argument(help="Run directories, or their URLs.", autocompletion=completed("runs"))],
+    yes: Yes = False,
 ) -> None:
     """Delete runs, whole or unfinished; files in them that are not theirs stay. Anything that is not a run is refused."""
     from probe import store

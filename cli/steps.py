@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +11,7 @@ from .command import with_options
 from .completing import completed
 from .groups import Output
 
-RunPath = Annotated[Path, typer.Argument(help="A run directory.", autocompletion=completed("runs"))]
+RunPath = Annotated[str, typer.Argument(help="A run directory, or its URL.", autocompletion=completed("runs"))]
 PromptId = Annotated[str | None, typer.Option("--prompt", help="Only this prompt's steps: 3, 0,4..9 or all [default: all].")]
 Split = Annotated[
     str,
@@ -35,7 +34,7 @@ def command(run: RunPath, output: Output, split: Split = "sentence", prompt: Pro
     table = steps_of(opened, split=split, prompt_id=prompt, branch=branch)
     if output.as_json:
         steps = json.loads(table.to_json(orient="records"))
-        show_document({"run": str(opened.path), "command": "steps", "summary": {"steps": steps}})
+        show_document({"run": opened.address, "command": "steps", "summary": {"steps": steps}})
         return
     branched = bool(table["branch"].any())
     rows = [

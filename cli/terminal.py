@@ -137,7 +137,7 @@ def visible(text: str) -> str:
 
 def run_path(run: Run) -> str | None:
     """Where a run is; None if only in memory."""
-    return str(run.path) if run.path else None
+    return run.address
 
 
 def size(n: float) -> str:

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from probe import store as stores
+from probe.addresses import is_url, last_name
 from probe.errors import BadOption, ProbeError
 from probe.expecting import judged
 from probe.fitting import fitting
@@ -61,7 +62,7 @@ def running(
             yield Running(request, lm, writer, workers)
 
 
-def _place_beside(request: Request, lm: LanguageModel, path: Path | None) -> Path | None:
+def _place_beside(request: Request, lm: LanguageModel, path: Path | str | None) -> Path | str | None:
     """Where a process writes that shares its model with others: the first one the run, another a copy that goes with the model.
     Raises `BadOption` for what would have them go through other forwards than each other."""
     if request.resume or shared(request):
@@ -71,7 +72,7 @@ def _place_beside(request: Request, lm: LanguageModel, path: Path | None) -> Pat
         return path
     beside = TemporaryDirectory(prefix="probe-beside-")
     weakref.finalize(lm.model, beside.cleanup)
-    return Path(beside.name) / path.name
+    return Path(beside.name) / (last_name(path) if is_url(path) else Path(path).name)
 
 
 class Running:

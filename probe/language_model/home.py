@@ -12,21 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from probe import durable
+from probe.addresses import home
 from probe.errors import ProbeError, StorageFull
 
 Progress = Callable[[str, int, int], None]
 # last into a directory that probe makes: its presence, with every size in it right, means that the directory is whole
 RECORD = "probe.json"
 _SPACE = {errno.ENOSPC, errno.EDQUOT}
-
-
-def home() -> Path:
-    """`$PROBE_HOME`, else the platform's cache directory for probe. Not created by asking."""
-    if given := os.environ.get("PROBE_HOME"):
-        return Path(given).expanduser().absolute()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("probe"))
 
 
 def models_dir() -> Path:

@@ -131,7 +131,7 @@ def _choice(lm: LanguageModel, sequence: TokenSequence, position: int, request: 
 
 def _where(lm: LanguageModel, request: Look, run: Running) -> str:
     """The text as a command takes it: this run, or, where that is in memory alone, what it was made from."""
-    path = run.writer.path or getattr(stores.run_of(request.source), "path", None)
+    path = run.writer.address or getattr(stores.run_of(request.source), "address", None)
     return shlex.quote(str(path)) if path else f"{shlex.quote(str(request.source))} --model {shlex.quote(lm.name)}"
 
 

@@ -110,7 +110,7 @@ def _facts(one: PageRun) -> dict[str, Any]:
         "id": run.run_id,
         "command": run.command,
         "typed": run.manifest.get("typed", ""),
-        "path": str(run.path) if run.path else None,
+        "path": run.address,
         "parent": one.parent,
         "model": run.manifest.get("model"),
         "versions": run.manifest.get("versions", {}),

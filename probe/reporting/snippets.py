@@ -19,7 +19,7 @@ def of_panel(panel: Panel, run: Run) -> dict[str, str]:
     """
     if panel.table not in run.tables:
         return {"pandas": "", "duckdb": ""}
-    folder = str(run.path) if run.path else "RUN"
+    folder = run.address or "RUN"
     large = tables.TABLES[panel.table].large
     where = {column: _listed(value) for column, value in panel.where.items()}
     return {

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from probe import durable
+from probe.addresses import is_url
 from probe.errors import BadOption, ProbeError, RunError
 from probe.reporting.differences import same_tokens, with_differences
 from probe.reporting.page import Page, PageRun, page_html
@@ -170,16 +171,17 @@ def ancestors(run: Run) -> list[Run]:
 
 def _parent(run: Run) -> Run | None:
     told = run.manifest.get("parent") or {}
-    paths = [Path(told["path"])] if told.get("path") else []
+    path, run_id = told.get("path"), told.get("run")
+    places: list[Path | str] = [path if is_url(path) else Path(path)] if path else []
     if run.path is not None:
         beside = run.path.resolve().parent
-        paths += [beside / path.name for path in paths]
-        paths += [listed.path for listed in list_runs(beside) if listed.run_id == told.get("run")] if told.get("run") else []
-    for path in paths:
+        places += [beside / place.name for place in places if isinstance(place, Path)]
+        places += [listed.path for listed in list_runs(beside) if listed.run_id == run_id] if run_id else []
+    for place in places:
         try:
-            if is_run(path) and (parent := open_run(path)).run_id == told.get("run"):
+            if is_run(place) and (parent := open_run(place)).run_id == run_id:
                 return parent
-        except RunError:  # unfinished or damaged: the page is of the run that was asked for
+        except ProbeError:  # unfinished, damaged or out of reach: the page is of the run that was asked for
             continue
     return None
 
@@ -191,7 +193,7 @@ def _page_path(request: ViewRuns, runs: Sequence[Run]) -> Path:
     elif runs[0].path is None:
         raise BadOption("the run is only in memory: where is the page to go?", hint="out='page.html'")
     else:
-        path = runs[0].path.resolve()
+        path = Path(runs[0].path.name).absolute() if is_url(runs[0].address) else runs[0].path.resolve()
         beside = "".join(f"+{one.path.name}" for one in runs[1:] if one.path)
         path = path.with_name(f"{path.name.removesuffix(PARTIAL)}{beside}.html")
     _outside(path, runs)
@@ -219,13 +221,17 @@ def _show(request: ViewRuns, page: Path) -> None:
 
 
 def _name(run: Run) -> str:
-    return str(run.path or run.run_id)
+    return run.address or run.run_id
 
 
 def _watch(request: ViewRuns) -> Viewed:
     """Write the page of a run whenever it has grown, until it is whole; a Ctrl-C leaves the page as it is then."""
     if isinstance(request.run, Run):
         return run_view(replace(request, watch=False))
+    if is_url(request.run):
+        raise BadOption(
+            "a run at a URL is not watched while it grows", hint="leave out --watch; probe runs ls says how far it is"
+        )
     drawn, missed, page, since, asked = -1, 0, None, time.monotonic(), False
     try:
         while True:

@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 class Request:
     """What is asked of one verb. `arguments` decides its numbers; where the run goes and who watches does not.
 
-    out: a directory, "auto" for a new one under `runs/`, None to keep the run in memory.
+    out: a directory, a URL (`s3://BUCKET/RUN`), "auto" for a new directory under `runs/`, None to keep the run in memory.
     """
 
     command: ClassVar[str]  # the verb, and the name of its command
@@ -35,8 +35,8 @@ class Request:
     out: Annotated[
         str | Path | None,
         Option(
-            "The run directory.", ("--out", "-o"),
-            shell=Path | None, default="runs/TIME-COMMAND-WORD", stored=False,
+            "The run directory, or its URL: s3://BUCKET/RUN.", ("--out", "-o"),
+            shell=str | None, metavar="PATH|URL", default="runs/TIME-COMMAND-WORD", stored=False,
         ),
     ] = None  # fmt: skip
     resume: Annotated[bool, Option("Complete the interrupted run at --out.", stored=False)] = False

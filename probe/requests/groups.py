@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from probe.addresses import is_url
 from probe.errors import BadOption
 from probe.requests.options import Option, plain
 
@@ -35,8 +36,10 @@ def plain_texts(texts: Any) -> Any:
 
 def plain_run(run: Any) -> str | None:
     """A run as a manifest holds it: where it lies, or its id if it is in memory only."""
-    path = getattr(run, "path", run)
-    return str(run.run_id) if path is None and run is not None else None if path is None else str(Path(path).absolute())
+    address = getattr(run, "address", run)
+    if address is None:
+        return None if run is None else str(run.run_id)
+    return address if is_url(address) else str(Path(address).absolute())
 
 
 def plain_source(source: Any) -> Any:

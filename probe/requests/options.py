@@ -70,7 +70,7 @@ def options_of(kind: type) -> list[Declared]:
 def plain(value: Any) -> Any:
     """A value as JSON can hold it: edits as text, a run as its path, dataclasses as mappings, the rest as by `jsonable`."""
     if hasattr(value, "run_id"):
-        return str(value.path or value.run_id)
+        return str(value.address or value.run_id)
     if is_dataclass(value) and not isinstance(value, type) and not hasattr(value, "cell"):
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):

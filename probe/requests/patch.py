@@ -56,7 +56,7 @@ class PatchSweep(SharedWork, WholeAnswerOptions, ChatOptions, Request):
     rewind: Annotated[
         Any,
         Option("A rewind's run: where does its step travel to the answer? By step and layer.", ("--from-rewind",),
-               shell=Path | None, complete="runs", to_plain=plain_run),
+               shell=str | None, metavar="PATH|URL", complete="runs", to_plain=plain_run),
     ] = None  # fmt: skip
     measure_at: Annotated[
         str | int | None,

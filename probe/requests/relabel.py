@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from probe.requests.base import Request
@@ -23,7 +22,7 @@ class Relabel(OutcomeOptions, Request):
     run: Annotated[
         Any,
         Option(
-            "A run with continuations (probe sample, rewind, importance).", argument=True, shell=Path, complete="runs",
+            "A run with continuations (probe sample, rewind, importance).", argument=True, shell=str, complete="runs",
             to_plain=plain_run,
         ),
     ]  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass, field, make_dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from probe.errors import BadOption
@@ -22,7 +21,7 @@ from probe.requests.workers import WorkerOptions, plain_engine
 from probe.spans import check_split
 
 RUN = Option(
-    "A run with a generation (probe trace PROMPT --generate N).", argument=True, shell=Path, complete="runs", to_plain=plain_run
+    "A run with a generation (probe trace PROMPT --generate N).", argument=True, shell=str, complete="runs", to_plain=plain_run
 )
 
 
@@ -192,7 +191,8 @@ class Importance(Continuations, Generation, Request):
         Any,
         Option(
             "Take the receiver heads of this importance run over another text.",
-            shell=Path | None,
+            shell=str | None,
+            metavar="PATH|URL",
             complete="runs",
             to_plain=plain_run,
         ),

@@ -25,7 +25,14 @@ Texts = Annotated[
 ]
 RunAt = Annotated[
     str | Path | None,
-    Option("The run directory.", ("--run",), shell=Path | None, default="runs/TIME-COMMAND-WORD", stored=False),
+    Option(
+        "The run directory, or its URL.",
+        ("--run",),
+        shell=str | None,
+        metavar="PATH|URL",
+        default="runs/TIME-COMMAND-WORD",
+        stored=False,
+    ),
 ]
 Resume = Annotated[bool, Option("Complete the interrupted run at --run.", stored=False)]
 

@@ -22,9 +22,9 @@ class ViewRuns:
 
     command: ClassVar[str] = "view"
 
-    run: Annotated[Any, Option("A run, of any command.", argument=True, metavar="RUN", shell=Path, complete="runs")]
+    run: Annotated[Any, Option("A run, of any command.", argument=True, metavar="RUN", shell=str, complete="runs")]
     run_b: Annotated[
-        Any, Option("Another run, beside it.", argument=True, metavar="RUN_B", shell=Path | None, complete="runs")
+        Any, Option("Another run, beside it.", argument=True, metavar="RUN_B", shell=str | None, complete="runs")
     ] = None
     _: KW_ONLY
     out: Annotated[

@@ -61,8 +61,8 @@ class Workers:
     def _dispatch(self, together: int, report: Callable[[int], None]) -> dict[int, str]:
         """Have all shards done; why some of them were given up."""
         writer = self._writer
-        assert writer.path is not None, "the run has a folder"
-        job = job_of(self._request, self._lm, writer.path, self._found)
+        assert writer.address is not None, "the run has a folder"
+        job = job_of(self._request, self._lm, writer.address, self._found)
         writer.share()
         _join_all(writer)
         shards = Shards(lambda number: writer.done(stores.shard_unit(together, number)))

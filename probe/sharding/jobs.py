@@ -26,7 +26,7 @@ class Job(NamedTuple):
     """
 
     request: Request
-    run: Path
+    run: Path | str
     model: Mapping[str, Any]
     identity: Mapping[str, Any]
     threads: int
@@ -66,7 +66,7 @@ def failure(shard: int, error: BaseException) -> ShardResult:
     return ShardResult(shard, message=f"{type(error).__name__}: {error}"[:500] + where)
 
 
-def job_of(request: Request, lm: LanguageModel, run: Path, found: Any = None) -> Job:
+def job_of(request: Request, lm: LanguageModel, run: Path | str, found: Any = None) -> Job:
     """found: see `Job`. Raises `BadOption` where what is asked for, or the model, is only in the memory of this process."""
     import torch
 
@@ -77,8 +77,9 @@ def job_of(request: Request, lm: LanguageModel, run: Path, found: Any = None) ->
     own: dict[str, Any] = {"progress": None, "out": None, "resume": False, "workers": None}
     own |= {"lm": None} if "lm" in sent else {}
     request = replace(request, **{name: value for name, value in sent.items() if value is not getattr(request, name)}, **own)
+    run = run.absolute() if isinstance(run, Path) else run
     threads, accelerator = torch.get_num_threads(), lm.device.type != "cpu"
-    job = Job(request, run.absolute(), lm.loaded, _known(lm), threads, str(Path.cwd()), accelerator, found)
+    job = Job(request, run, lm.loaded, _known(lm), threads, str(Path.cwd()), accelerator, found)
     try:
         pickle.dumps(job)
     except (pickle.PicklingError, TypeError, AttributeError) as error:
@@ -87,12 +88,12 @@ def job_of(request: Request, lm: LanguageModel, run: Path, found: Any = None) ->
 
 
 def _sent(value: Any) -> Any:
-    """A run as the folder that it is in; everything else as it is."""
+    """A run as the URL or the folder that it is in; everything else as it is."""
     if not hasattr(value, "run_id"):
         return value
     if value.path is None:
         raise BadOption("workers cannot see a run that is only in memory", hint="give it an --out, or --engine local")
-    return Path(value.path).absolute()
+    return value.address if value.address != str(value.path) else Path(value.path).absolute()
 
 
 def _known(lm: LanguageModel) -> dict[str, Any]:

@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from probe import durable
+from probe.addresses import is_url, leads_to_runs
 from probe.errors import BadOption, RunError
-from probe.store import layout, manifest
+from probe.store import afar, layout, manifest
 from probe.store.beginning import fresh_path
 from probe.store.journal import read_records
 from probe.store.layout import MANIFEST, PARTIAL, REMOVING, STATE
 from probe.store.run import Run, open_run, read_manifest
 
 
-def is_run(path: Path) -> bool:
-    """Whether a folder is a run, whole or not, by the files that only a run has."""
+def is_run(path: Path | str) -> bool:
+    """Whether a folder is a run, whole or not, by the files that only a run has; or whether one is at a URL."""
+    if is_url(path):
+        return afar.is_run(path)
+    path = Path(path)
     try:
         if (path / REMOVING).is_file():
             return True
@@ -36,6 +40,8 @@ def check(path: Path | str) -> list[str]:
 
     RunError only where there is no run at all.
     """
+    if is_url(path):
+        return afar.check(path)
     path = Path(path)
     problems: list[str] = []
     partial = path.suffix == PARTIAL and is_run(path)
@@ -76,6 +82,8 @@ def remove(path: Path | str) -> list[str]:
 
     A list of the files is written first and manifest and state go next: a kill leaves no run, and the same call completes it.
     """
+    if is_url(path):
+        return afar.remove(path)
     path = Path(path)
     with layout.readable(path):
         if path.is_symlink() or not path.is_dir() or not is_run(path):
@@ -116,7 +124,9 @@ def _own_files(path: Path) -> dict[str, Any]:
 
 
 def names_run(text: str) -> bool:
-    """Whether a text is the path of a run, or of one that was begun."""
+    """Whether a text is the path of a run, or of one that was begun, or a URL at which runs may be; asks no server."""
+    if leads_to_runs(text):
+        return True
     path = Path(text)
     if path.name == "":
         return False
@@ -134,11 +144,13 @@ def run_of(source: Any) -> Run | None:
     return open_run(source) if named or isinstance(source, Path) else None
 
 
-def place_for(command: str, out: Path | str | None, *, word: str = "", resume: bool = False) -> Path | None:
-    """Where a command's run goes: "auto" is a new name under `runs/`, None is memory. BadOption where a resumed run has no
-    name."""
+def place_for(command: str, out: Path | str | None, *, word: str = "", resume: bool = False) -> Path | str | None:
+    """Where a command's run goes: "auto" is a new name under `runs/`, None is memory, a URL stays one. BadOption
+    where a resumed run has no name."""
     if resume and (out is None or out == "auto"):
         raise BadOption("which run is to be resumed?", hint="name it with --out")
+    if is_url(out):
+        return out
     return fresh_path(command, word=word) if out == "auto" else Path(out) if out else None
 
 

@@ -13,7 +13,7 @@ from probe import durable, tables
 from probe.errors import RunError
 from probe.store import layout, manifest, parquet, sorting
 from probe.store.backends import Disk
-from probe.store.journal import read_records
+from probe.store.journal import Afar, is_afar, read_records
 from probe.store.layout import STATE
 
 
@@ -28,14 +28,14 @@ def finish(path: Path, backend: Disk, state: Mapping[str, Any], about: Mapping[s
     written = durable.write_bytes(backend.folder / layout.README, readme(described).encode())
     described["readme"] = written._asdict()
     durable.write_json(backend.folder / layout.MANIFEST, manifest.sealed(described))
-    conclude(path, backend.folder)
+    conclude(path, backend.folder, afar=backend.journal.afar)
 
 
-def conclude(path: Path, folder: Path) -> None:
+def conclude(path: Path, folder: Path, *, afar: Afar | None = None) -> None:
     """Remove what only an unfinished run needs, and rename. The manifest is there already."""
     for table in manifest.intact(folder / layout.MANIFEST, manifest.Manifest)["tables"].values():
         for file in table["files"]:
-            if what := layout.wrong(folder, file):
+            if not is_afar(afar, folder, file) and (what := layout.wrong(folder, file)):
                 hint = f"remove it (probe runs rm {folder}) and start again"
                 raise RunError(f"'{folder}' was altered: {file['path']}: {what}", hint=hint)
     small = [

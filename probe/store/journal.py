@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from probe import durable
 from probe.errors import RunError
@@ -13,33 +13,43 @@ from probe.store import layout, manifest
 from probe.store.layout import JOURNAL, STATE
 
 
+class Afar(Protocol):
+    """Where else a run goes while it is written: what is durable here goes there."""
+
+    def state(self, folder: Path) -> None: ...
+    def record(self, folder: Path, name: str, parts: Sequence[Mapping[str, Any]]) -> None: ...
+    def has(self, part: Mapping[str, Any]) -> bool: ...
+
+
 class Journal:
     """`RUN.partial/state.json` (whose run this is) and `journal/*.json` (which units are in which parts)."""
 
-    def __init__(self, folder: Path, state: dict[str, Any]) -> None:
-        self.folder, self.state = folder, state
+    def __init__(self, folder: Path, state: dict[str, Any], afar: Afar | None = None) -> None:
+        self.folder, self.state, self.afar = folder, state, afar
         self.records: list[dict[str, Any]] = []
         self._began = time.monotonic()
         self._before = 0.0
 
     @classmethod
-    def start(cls, folder: Path, state: dict[str, Any]) -> Journal:
+    def start(cls, folder: Path, state: dict[str, Any], afar: Afar | None = None) -> Journal:
         """A new run in an empty folder."""
         durable.write_json(folder / STATE, manifest.sealed(state))
         (folder / JOURNAL).mkdir(exist_ok=True)
         durable.sync(folder.parent)
-        return cls(folder, state)
+        if afar is not None:
+            afar.state(folder)
+        return cls(folder, state, afar)
 
     @classmethod
-    def reopen(cls, folder: Path) -> Journal:
+    def reopen(cls, folder: Path, afar: Afar | None = None) -> Journal:
         """An unfinished run: read the records, look whether the parts are what they say, and remove what was being
         written when it ended. Files of others stay."""
         _no_links(folder)
-        journal = cls(folder, manifest.intact(folder / STATE, manifest.State))
+        journal = cls(folder, manifest.intact(folder / STATE, manifest.State), afar)
         (folder / JOURNAL).mkdir(exist_ok=True)
         journal.records = read_records(folder)
         for part in journal.parts:
-            if what := layout.wrong(folder, part):
+            if not is_afar(afar, folder, part) and (what := layout.wrong(folder, part)):
                 raise _altered(folder, f"{part['path']}: {what}")
         if journal.records:
             journal._before = float(journal.records[-1]["seconds"])
@@ -50,6 +60,8 @@ class Journal:
         """State durably which extra columns the run's tables have (in words), before any row of theirs."""
         self.state = {**self.state, "columns": dict(columns)}
         durable.write_json(self.folder / STATE, manifest.sealed(self.state))
+        if self.afar is not None:
+            self.afar.state(self.folder)
 
     @property
     def parts(self) -> list[dict[str, Any]]:
@@ -71,11 +83,19 @@ class Journal:
     def record(self, units: Sequence[str], parts: Sequence[Mapping[str, Any]], warnings: Sequence[str]) -> None:
         """State durably that these parts hold these units. From here on they are part of the run."""
         record = {"units": list(units), "parts": list(parts), "warnings": list(warnings), "seconds": self.seconds}
-        durable.write_json(self.folder / JOURNAL / _name(len(self.records)), manifest.sealed(record))
+        name = _name(len(self.records))
+        durable.write_json(self.folder / JOURNAL / name, manifest.sealed(record))
         self.records.append(record)
+        if self.afar is not None:
+            self.afar.record(self.folder, name, parts)
 
     def next_part(self, table: str) -> int:
         return sum(part["table"] == table for part in self.parts)
+
+
+def is_afar(afar: Afar | None, folder: Path, part: Mapping[str, Any]) -> bool:
+    """Whether a part is not in the run's folder here, because it need not be."""
+    return afar is not None and afar.has(part) and not (folder / part["path"]).exists()
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:

@@ -21,12 +21,14 @@ LOCK = "lock"
 MANIFEST, STATE, JOURNAL, README = "manifest.json", "state.json", "journal", "README.md"
 REMOVING = "removing.json"  # what is being deleted: a kill in between leaves the list of the rest
 PARTIAL = ".partial"
+CLAIMS = "claims"  # at a URL: who writes there
 SHARDS = "shards"  # of a partial run: what workers write, each shard in a folder of its own until it is part of the run
 DOCUMENTS = (MANIFEST, STATE, README, REMOVING, LOCK)
 _TABLE = "|".join(tables.TABLES)
 _PART = re.compile(rf"({_TABLE})(?:\.parquet|/part-(\d{{5,9}})\.parquet)")
 _FILE = re.compile(r"([a-z][a-z0-9_]{0,60})(?:\.parquet|/part-\d{5,9}\.parquet)")  # of a later schema's tables, too
 _RECORD = re.compile(rf"{JOURNAL}/\d{{6,9}}\.json")
+_CLAIM = re.compile(rf"{CLAIMS}/[0-9a-f]{{16}}\.json")
 _KEPT = re.compile(rf"({_TABLE})/kept-part-\d{{5,9}}\.parquet")
 _SHARD = re.compile(rf"{SHARDS}/(\d+)-(\d{{6}})(-[0-9a-f]{{8}})?/")  # with a tail: of a worker that has not finished it
 
@@ -67,6 +69,11 @@ def writes(name: str) -> bool:
     return bool(found or (stem != name and _KEPT.fullmatch(stem)))
 
 
+def is_claim(name: str) -> bool:
+    """Whether a file at a URL says who writes there."""
+    return _CLAIM.fullmatch(name) is not None
+
+
 def unfinished(folder: Path, parts: Iterable[Mapping[str, Any]]) -> list[str]:
     """Files that a writer was at when it was killed: under temporary names, or parts newer than all that are recorded."""
     count: dict[str, int] = {}
@@ -91,6 +98,16 @@ def shards(folder: Path) -> list[str]:
     """The names of the finished shards whose rows are not part of the run yet, in their order."""
     found = [_SHARD.fullmatch(f"{SHARDS}/{path.name}/") for path in (folder / SHARDS).glob("*")]
     return [shard_name(*own) for own in sorted((int(one[1]), int(one[2])) for one in found if one and not one[3])]
+
+
+def shard_unit(name: str) -> str:
+    """The unit that is in a run when all units of a shard are."""
+    return f"shard-{name}"
+
+
+def shard_of(attempt: str) -> str:
+    """The name of the shard that the folder of an attempt at it is called after."""
+    return attempt.rpartition("-")[0]
 
 
 def is_shard(path: Path) -> bool:

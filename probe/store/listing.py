@@ -10,14 +10,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from probe.addresses import is_url, last_name
 from probe.errors import BadOption, RunError
 from probe.patterns import Pattern
-from probe.store import layout, manifest
+from probe.store import afar, layout, manifest
 from probe.store.catalog import is_run
+from probe.store.claiming import claimed
 from probe.store.journal import read_records
 from probe.store.layout import PARTIAL, REMOVING, STATE
+from probe.store.remote import RemoteFolder
 from probe.store.run import DiskReader, read_manifest
 
+_PROMPTS = "prompts"  # the table of which a line shows something
 FIRST = 60  # characters of a prompt that stand for it in a list
 GREP_HINT = "as --grep 'apples|pears', or text with \\ before its special characters"
 SINCE_HINT = "as --since 2026-11-28, 2026-11-28T14:30, 2d, 3h or 45m"
@@ -29,7 +33,7 @@ class Listed(NamedTuple):
     """One run of a folder. `status`: whole, partial, running (a living process writes it), altered (its manifest is another
     than was written), removing (its deletion was cut short) or damaged, for the `reason`."""
 
-    path: Path
+    path: Path | str  # its URL, of one that is at a URL
     status: str
     run_id: str
     command: str
@@ -50,7 +54,7 @@ def list_runs(
     root: Path | str = "runs", *, model: str | None = None, command: str | None = None, grep: str | None = None,
     since: str | None = None, sort: str = "started",
 ) -> list[Listed]:  # fmt: skip
-    """The runs right under a folder, oldest first; other folders are passed over.
+    """The runs right under a folder or a URL, oldest first; other folders are passed over.
 
     model: those whose model's name or source has this text in it. command: those that it made. grep: those in whose name or
     any of whose prompts this regular expression is found. since: those begun since a date and time, of this machine's clock,
@@ -59,14 +63,8 @@ def list_runs(
     """
     pattern = None if grep is None else Pattern(f"(?i:{Pattern(grep, hint=GREP_HINT).written})", hint=GREP_HINT)
     begun, key = None if since is None else since_of(since), _order(sort)
-    root = Path(root)
-    with layout.readable(root):
-        if not root.is_dir():
-            return []
-        paths = [path for path in sorted(root.iterdir()) if path.is_dir() and is_run(path)]
     found = []
-    for path in paths:
-        run, about = _described(path)
+    for path, (run, about) in _all(root):
         wanted = (
             (model is None or any(model.lower() in name.lower() for name in _models(about)))
             and (command is None or command.lower() == run.command.lower())
@@ -74,12 +72,39 @@ def list_runs(
             and (pattern is None or any(pattern.search(text) for text in _texts(path, about)))
         )
         found += [run] if wanted else []
-    return sorted(sorted(found, key=lambda run: (run.started, run.path.name)), key=key, reverse=sort.startswith("-"))
+    return sorted(sorted(found, key=lambda run: (run.started, _name(run))), key=key, reverse=sort.startswith("-"))
 
 
-def describe(path: Path) -> Listed:
+def _all(root: Path | str) -> Iterator[tuple[Path, tuple[Listed, dict[str, Any]]]]:
+    """The folder of each run under a folder or a URL, with its line, and its manifest or state."""
+    if is_url(root):
+        for url in afar.runs_in(root):
+            with afar.glimpse(url, _PROMPTS) as path:
+                yield path, _described_afar(url, path)
+        return
+    root = Path(root)
+    with layout.readable(root):
+        paths = [path for path in sorted(root.iterdir()) if path.is_dir() and is_run(path)] if root.is_dir() else []
+    for path in paths:
+        yield path, _described(path)
+
+
+def _name(run: Listed) -> str:
+    return last_name(run.path) if isinstance(run.path, str) else run.path.name
+
+
+def describe(path: Path | str) -> Listed:
     """What a run says about itself."""
-    return _described(path)[0]
+    if is_url(path):
+        with afar.glimpse(path, _PROMPTS) as folder:
+            return _described_afar(path, folder)[0]
+    return _described(Path(path))[0]
+
+
+def _described_afar(url: str, folder: Path) -> tuple[Listed, dict[str, Any]]:
+    line, about = _described(folder)
+    status = "running" if line.status == "partial" and claimed(RemoteFolder(url)) else line.status
+    return line._replace(path=url, status=status), about
 
 
 def since_of(text: str) -> datetime:
@@ -107,7 +132,7 @@ def _order(sort: str) -> Any:
     if name not in SORTED:
         raise BadOption(f"cannot sort by '{sort}'", hint=f"--sort takes {', '.join(SORTED)}; -size has the largest first")
     field = {"size": "bytes", "name": "path"}.get(name, name)
-    return lambda run: run.path.name if field == "path" else getattr(run, field)
+    return lambda run: _name(run) if field == "path" else getattr(run, field)
 
 
 def _described(path: Path) -> tuple[Listed, dict[str, Any]]:

@@ -14,10 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from probe import tables
+from probe.addresses import is_url
 from probe.errors import RunError
 from probe.store import activations, layout, manifest, reading
 from probe.store.backends import extra_of
 from probe.store.layout import MANIFEST, PARTIAL, partial
+from probe.store.mirroring import Copy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +32,7 @@ class RunReader(Protocol):
     """Where the rows of a run are."""
 
     path: Path | None
+    url: str | None
 
     def read(self, name: str, columns: Sequence[str] | None, where: Mapping[str, Any]) -> pa.Table: ...
     def batches(self, name: str, rows: int) -> Iterator[pa.Table]: ...
@@ -39,6 +42,7 @@ class MemoryReader:
     """Tables that were never written."""
 
     path: Path | None = None
+    url: str | None = None
 
     def __init__(self, found: Mapping[str, pa.Table]) -> None:
         self._found = dict(found)
@@ -53,10 +57,12 @@ class MemoryReader:
 
 
 class DiskReader:
-    """Tables in a run directory."""
+    """Tables in a run directory; in one that is a copy of a run at a URL, files are brought when they are read."""
 
-    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, about: Mapping[str, Any], copy: Copy | None = None) -> None:
         self.path: Path | None = path
+        self.url = copy.url if copy else None
+        self._about, self._copy = about, copy
         extra = extra_of(about)
         self._parts = {
             name: reading.TableFiles(
@@ -67,30 +73,37 @@ class DiskReader:
         }
 
     def read(self, name: str, columns: Sequence[str] | None, where: Mapping[str, Any]) -> pa.Table:
-        return self._parts[name].read(columns, where)
+        return self._files(name).read(columns, where)
 
     def batches(self, name: str, rows: int) -> Iterator[pa.Table]:
-        return self._parts[name].batches(rows)
+        return self._files(name).batches(rows)
+
+    def _files(self, name: str) -> reading.TableFiles:
+        if self._copy is not None:
+            self._copy.bring(self._about["tables"][name]["files"])
+        return self._parts[name]
 
 
 def open_run(path: Run | Path | str) -> Run:
-    """The run in a directory, or the run itself. RunError if there is none, if it is unfinished, damaged, or of another format.
+    """The run in a directory or at a URL, or the run itself. RunError if there is none, if it is unfinished, damaged, or of
+    another format.
 
     Warns of one whose manifest is another than was written, and of one that was made with a later schema: the tables and
     columns that this one does not know are passed over. Columns that an earlier schema does not have are null.
     """
     if isinstance(path, Run):
         return path
-    path = Path(path)
+    copy = Copy(path) if is_url(path) else None
+    where, path = path, copy.path if copy else Path(path)
     found = read_manifest(path)
     unknown = [name for name in found["tables"] if name not in tables.TABLES]
     if unknown or found["schema_version"] > tables.SCHEMA_VERSION:
         what = f": its {', '.join(unknown)}" if unknown else ""
-        message = f"'{path}' has schema {found['schema_version']}, and this probe knows {tables.SCHEMA_VERSION}"
+        message = f"'{where}' has schema {found['schema_version']}, and this probe knows {tables.SCHEMA_VERSION}"
         warnings.warn(f"{message}; what is newer is passed over{what}", stacklevel=2)
     if manifest.altered(found):
-        warnings.warn(f"the manifest of '{path}' was altered since it was written", stacklevel=2)
-    return Run(DiskReader(path, found), found)
+        warnings.warn(f"the manifest of '{where}' was altered since it was written", stacklevel=2)
+    return Run(DiskReader(path, found, copy), found)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -130,13 +143,18 @@ class Run:
 
     @property
     def path(self) -> Path | None:
-        """Its directory; None if it is only in memory."""
+        """Its directory; of a run at a URL that of the copy here, with what was read; None if it is only in memory."""
         return self._source.path
+
+    @property
+    def address(self) -> str | None:
+        """Where it is: its URL, or its directory; None if it is only in memory."""
+        return self._source.url or (str(self.path) if self.path else None)
 
     @property
     def reference(self) -> dict[str, Any]:
         """How the manifest of a run that is made of it names it, as its `parent`."""
-        return {"run": self.run_id, "path": str(self.path) if self.path else None}
+        return {"run": self.run_id, "path": self.address}
 
     @property
     def run_id(self) -> str:
@@ -241,7 +259,7 @@ class Run:
 
     def __repr__(self) -> str:
         counts = " · ".join(f"{name} {self.manifest['tables'][name]['rows']}" for name in self.tables)
-        return f"<Run {self.run_id} ({self.command}) {counts} at {self.path or 'memory'}>"
+        return f"<Run {self.run_id} ({self.command}) {counts} at {self.address or 'memory'}>"
 
     def _repr_html_(self) -> str:
         """For notebooks: the page of the run in a frame; where that would be too large, its tables and its summary."""
@@ -259,7 +277,7 @@ class Run:
             f"<tr><td>{html.escape(str(key))}</td><td>{html.escape(str(value))}</td></tr>"
             for key, value in self.summary.items()
         )
-        where = html.escape(str(self.path or "in memory"))
+        where = html.escape(self.address or "in memory")
         return (
             f"<div><b>{html.escape(self.run_id)}</b> ({html.escape(self.command)}, {where})"
             f"<table><tr><th>table</th><th>rows</th><th>a row is</th></tr>{rows}</table>"

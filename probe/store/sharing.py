@@ -15,40 +15,45 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from probe import durable, tables
+from probe.addresses import is_url
 from probe.errors import RunError
 from probe.store import layout, manifest, parquet, sorting
 from probe.store.backends import Disk, Limits, Memory
 from probe.store.beginning import same_run
 from probe.store.journal import Journal, read_records
 from probe.store.layout import STATE, partial
+from probe.store.remote import RemoteFolder
+from probe.store.uploading import fetched, send_shard
 from probe.store.writer import Writer
 
 
-def shard_writer(path: Path, command: str, arguments: Mapping[str, Any], resolved: Mapping[str, Any]) -> ShardWriter:
+def shard_writer(path: Path | str, command: str, arguments: Mapping[str, Any], resolved: Mapping[str, Any]) -> ShardWriter:
     """The writer of one who works at shards of the run `path`, which another process has begun and will finish.
 
     Raises `RunError` where that run cannot be seen from here, or was begun with something else: the files here are others.
     """
-    folder = partial(path)
+    remote = RemoteFolder(path) if is_url(path) else None
+    folder = fetched(remote) if remote else partial(Path(path))
     if not (folder / STATE).is_file():
-        hint = "put --out on a file system that all machines share"
+        hint = "put --out on a file system that all machines share, or give a URL"
         raise RunError(f"a worker does not see the run '{folder}'", hint=hint)
     before = manifest.intact(folder / STATE, manifest.State)
-    same_run(before, manifest.begun(command, arguments, resolved, run_id=before["run_id"], typed=before["typed"]), path=path)
-    return ShardWriter(folder, before)
+    now = manifest.begun(command, arguments, resolved, run_id=before["run_id"], typed=before["typed"])
+    same_run(before, now, path=path)
+    return ShardWriter(folder, before, remote)
 
 
 def shard_unit(size: int, number: int) -> str:
     """The unit that is in a run when all units of a shard are."""
-    return f"shard-{layout.shard_name(size, number)}"
+    return layout.shard_unit(layout.shard_name(size, number))
 
 
 class ShardWriter(Writer):
     """Writes the units of one shard after the other. To one who asks between two of them, every unit is done."""
 
-    def __init__(self, folder: Path, state: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, state: Mapping[str, Any], remote: RemoteFolder | None = None) -> None:
         super().__init__(None, Memory(), state)
-        self._run = folder
+        self._run, self._remote = folder, remote
         records = read_records(folder)
         self._before = {unit for record in records for unit in record["units"]}
         self._parts = [part for record in records for part in record["parts"]]
@@ -62,12 +67,18 @@ class ShardWriter(Writer):
         """The rows of this shard so far, after those that the run had when this worker began."""
         where = None if prompt_id is None else pc.field("prompt_id") == prompt_id
         before = [
-            pq.read_table(self._run / part["path"], filters=where, page_checksum_verification=True)
+            pq.read_table(self._here(part), filters=where, page_checksum_verification=True)
             for part in self._parts
             if part["table"] == table
         ]
         own = super().read(table, prompt_id=prompt_id)
         return sorting.sort(parquet.together([*before, own]), tables.TABLES[table].keys) if before else own
+
+    def _here(self, part: Mapping[str, Any]) -> Path:
+        path = self._run / part["path"]
+        if self._remote is not None and not path.exists():
+            self._remote.get(part["path"], path, part)
+        return path
 
     def begin(self, size: int, number: int) -> None:
         """From now on the units are those of this shard, of so many that are counted together."""
@@ -84,6 +95,10 @@ class ShardWriter(Writer):
         with self.unit(shard_unit(*self._shard)):
             pass
         self._backend.flush()
+        if self._remote is not None:
+            send_shard(self._remote, folder)
+            self._forget()
+            return
         with durable.stated(folder):
             try:
                 folder.rename(whole)

@@ -14,6 +14,7 @@ from probe.errors import ProbeError, RunError
 from probe.store import columns, finishing, joining, layout
 from probe.store.backends import Change, Disk, Memory
 from probe.store.run import MemoryReader, Run, open_run
+from probe.store.uploading import Upload
 
 
 class Writer:
@@ -27,8 +28,10 @@ class Writer:
         *,
         lock: layout.Lock | None = None,
         whole: Run | None = None,
+        upload: Upload | None = None,
     ) -> None:
         self.path = path
+        self._upload = upload
         self.run_id: str = state["run_id"]
         self.whole = whole  # set when there is nothing left to do
         self.warnings: list[str] = list(backend.journal.warnings) if isinstance(backend, Disk) else []
@@ -42,6 +45,11 @@ class Writer:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    @property
+    def address(self) -> Path | str | None:
+        """Where the run goes: a URL, or its folder; None if it stays in memory."""
+        return self._upload.url if self._upload else self.path
 
     @property
     def units_done(self) -> int:
@@ -137,18 +145,27 @@ class Writer:
         if not isinstance(self._backend, Disk):
             return None
         self.flush()  # what workers may ask for
-        joining.prepare(self._backend.folder)
+        self._shelf().prepare()
         return self._backend.folder
+
+    def _shelf(self) -> joining.Shelf | joining.ShelfAfar:
+        assert isinstance(self._backend, Disk), "workers write to the folder of a run"
+        folder = self._backend.folder
+        return joining.ShelfAfar(self._upload, folder) if self._upload else joining.Shelf(folder)
 
     @property
     def shards(self) -> list[str]:
         """The names of the shards that workers have finished and that are not part of the run yet."""
-        return layout.shards(self._backend.folder) if isinstance(self._backend, Disk) else []
+        return self._shelf().names() if isinstance(self._backend, Disk) else []
 
     def join(self, name: str) -> bool:
-        """Make a finished shard part of the run; False where it was not whole, and is gone."""
+        """Make a finished shard part of the run; False where it was not whole, or part of the run already, and is gone."""
         assert self._unit is None and isinstance(self._backend, Disk), "shards are joined between units, on a disk"
-        if not joining.join(self._backend, name):
+        shelf = self._shelf()
+        if self.done(layout.shard_unit(name)):  # a second worker finished it too
+            shelf.drop(name)
+            return False
+        if not joining.join(self._backend, shelf, name):
             return False
         record = self._backend.journal.records[-1]
         self._done.update(record["units"])
@@ -177,7 +194,9 @@ class Writer:
             assert self.path is not None
             with durable.stated(self.path), durable.uninterrupted():
                 finishing.finish(self.path, self._backend, self._state, about)
-            self._finished = open_run(self.path)
+            if self._upload is not None:
+                self._upload.finish()
+            self._finished = open_run(self._upload.url if self._upload else self.path)
             self.close()
         else:
             found = {name: self._backend.read(name) for name in self._backend.rows if not tables.TABLES[name].passing}
@@ -196,7 +215,11 @@ class Writer:
                 self._backend.abandon()
                 if not self._backend.journal.records and not layout.shards(self._backend.folder):
                     finishing.discard(self._backend.folder)
+                    if self._upload is not None:
+                        self._upload.discard()
         lock.release()
+        if self._upload is not None:
+            self._upload.close()
         if self._finished is not None and self.path is not None:
             (self.path / layout.LOCK).unlink(missing_ok=True)
 

@@ -1,0 +1,222 @@
+"""A run that is made here for a URL: what is durable here goes there, in the order in which it became so. Computes nothing.
+
+What is at the URL, in time: `state.json`; then, again and again, part files and after them the journal record that names them;
+at the end the tables' own files, `README.md`, and last `manifest.json`, whose presence makes it a run. Then state, journal and
+the parts that were sorted into one file are deleted. A process that is killed between any two of these leaves what `--resume`
+completes, from any machine: what the records name is the run so far, and nothing else that lies there counts.
+
+Nothing is renamed, and large tables stay where they were first written. A part of theirs that another machine wrote is not
+brought here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from probe import durable, tables
+from probe.addresses import last_name
+from probe.errors import ProbeError, RunError
+from probe.store import layout, manifest, mirroring
+from probe.store.claiming import Claim, alive
+from probe.store.journal import read_records
+from probe.store.layout import JOURNAL, MANIFEST, README, STATE, partial
+from probe.store.remote import RemoteFolder, StoredFile
+
+
+class Upload:
+    """The run at `url`, of which `path` is the folder here."""
+
+    def __init__(self, url: str) -> None:
+        """Raises `RunError` where another process writes it, or the server does not answer."""
+        self.url, self.remote = url, RemoteFolder(url)
+        folder = mirroring.kept(url) / "made"
+        self.path = folder / last_name(url)
+        self._sent: dict[str, str] = {}  # what is there for certain: name -> hash
+        with durable.stated(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock = layout.Lock(folder)
+            except RunError as error:
+                raise RunError(f"'{url}' is being written by another process", hint="wait for it to finish") from error
+        try:
+            self._claim = Claim(self.remote)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def begun(self) -> dict[str, Any] | None:
+        """The state of a run that was begun at the URL."""
+        return _parsed(self.remote.read(STATE), f"{self.url}: {STATE}")
+
+    def fetch(self, *, resume: bool) -> None:
+        """Have the run here as far as it is there, or further, if that was made here. Without `resume`: have nothing."""
+        told = self.remote.read(STATE)
+        own = self._own_id()
+        if not resume or (told is not None and own != (_parsed(told, STATE) or {}).get("run_id")):
+            self._forget()
+        if told is not None:
+            self._follow(told)
+        elif partial(self.path).exists():  # of a run that is gone there
+            self._send(0)
+
+    def _own_id(self) -> str | None:
+        """The id of the run that is here."""
+        for file in (self.path / MANIFEST, partial(self.path) / STATE):
+            with suppress(RunError, FileNotFoundError):
+                if file.is_file():
+                    return str(layout.read_json(file).get("run_id"))
+        return None
+
+    def _forget(self) -> None:
+        for folder in (self.path, partial(self.path)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _follow(self, state: bytes) -> None:
+        names = sorted(name for name in self.remote.files(JOURNAL) if layout.writes(name))
+        theirs = [self.remote.read(name) or b"" for name in names]
+        folder = partial(self.path)
+        own = [path.read_bytes() for path in layout.records(folder)] if folder.exists() else []
+        whole = self.path.exists()
+        if not whole and (own[: len(theirs)] != theirs or not (folder / STATE).is_file()):
+            self._forget()
+            self._download(state, dict(zip(names, theirs, strict=True)))
+        for content in theirs:
+            record = _parsed(content, f"{self.url}: {JOURNAL}") or {}
+            self._sent |= {part["path"]: part["xxh3_128"] for part in record.get("parts", ())}
+        if not whole:
+            self._send(len(theirs))
+
+    def _download(self, state: bytes, records: Mapping[str, bytes]) -> None:
+        """State, journal and small tables; whole or not at all."""
+        folder = self.path.with_name("fetched")
+        shutil.rmtree(folder, ignore_errors=True)
+        with durable.stated(folder):
+            (folder / JOURNAL).mkdir(parents=True)
+            for name, content in {STATE: state, **records}.items():
+                durable.write_bytes(folder / name, content)
+            for record in read_records(folder):
+                for part in record["parts"]:
+                    if not tables.TABLES[part["table"]].large:
+                        self.remote.get(part["path"], folder / part["path"], part)
+            folder.rename(partial(self.path))
+
+    def _send(self, known: int) -> None:
+        """State, and the records from this one on."""
+        folder = partial(self.path)
+        self.state(folder)
+        for path, record in list(zip(layout.records(folder), read_records(folder), strict=True))[known:]:
+            self.record(folder, path.name, record["parts"])
+
+    def state(self, folder: Path) -> None:
+        """What the run was begun with, or has been extended by."""
+        self.remote.write(STATE, (folder / STATE).read_bytes())
+
+    def record(self, folder: Path, name: str, parts: Sequence[Mapping[str, Any]]) -> None:
+        """Parts, and then the record that names them."""
+        self._claim.check()
+        for part in parts:
+            if not self.has(part):
+                self.remote.put(part["path"], folder / part["path"])
+                self.hold(part)
+        self.remote.write(f"{JOURNAL}/{name}", (folder / JOURNAL / name).read_bytes())
+
+    def has(self, part: Mapping[str, Any]) -> bool:
+        """Whether a part is at the URL for certain."""
+        return self._sent.get(part["path"]) == part["xxh3_128"]
+
+    def hold(self, part: Mapping[str, Any]) -> None:
+        """A part is at the URL."""
+        self._sent[part["path"]] = part["xxh3_128"]
+
+    def finish(self) -> None:
+        """The run here is whole: make it so there. What is here becomes the copy that is read."""
+        about = manifest.intact(self.path / MANIFEST, manifest.Manifest)
+        for table in about["tables"].values():
+            for file in table["files"]:
+                if not self.has(file):
+                    self.remote.put(file["path"], self.path / file["path"])
+        self.remote.put(README, self.path / README)
+        self._claim.check()
+        text = (self.path / MANIFEST).read_bytes()
+        self.remote.write(MANIFEST, text)  # last: its presence means that the run is complete
+        self.tidy(about)
+        (self.path / layout.LOCK).unlink(missing_ok=True)
+        copy = mirroring.copy_of(self.url, text)
+        with durable.stated(copy):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if copy.exists():  # somebody reads it already
+                self._forget()
+            else:
+                self.path.rename(copy)
+
+    def tidy(self, about: Mapping[str, Any]) -> None:
+        """Delete what only an unfinished run needs."""
+        named = {file["path"] for table in about["tables"].values() for file in table["files"]}
+        self.remote.clear(
+            name for name in self.remote.files() if layout.writes(name) and name not in {*named, MANIFEST, README}
+        )
+
+    def discard(self) -> None:
+        """Of a run in which nothing was done nothing stays."""
+        with suppress(ProbeError):
+            found = self.remote.files()
+            if not any(name.startswith((f"{JOURNAL}/", f"{layout.SHARDS}/")) for name in found) and MANIFEST not in found:
+                self.remote.clear([STATE])
+
+    def close(self) -> None:
+        """Let others write."""
+        self._claim.release()
+        self._lock.release()
+
+    def shards(self) -> dict[str, dict[str, StoredFile]]:
+        """What workers wrote: the names of the files of each attempt at a shard, by its folder under `shards`."""
+        found: dict[str, dict[str, StoredFile]] = {}
+        for name, stored in self.remote.files(layout.SHARDS).items():
+            _, attempt, inside = name.split("/", 2) if name.count("/") > 1 else ("", "", "")
+            if inside and layout.writes(name):
+                found.setdefault(attempt, {})[inside] = stored
+        return found
+
+
+def _parsed(content: bytes | None, name: str) -> dict[str, Any] | None:
+    if content is None:
+        return None
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise RunError(f"'{name}' is damaged: it is not JSON", hint="remove it, and start again") from error
+    return found if isinstance(found, dict) else {}
+
+
+def fetched(remote: RemoteFolder) -> Path:
+    """A folder of this process with the state and the journal of the run that is made at a URL: what a worker begins with.
+    Those of workers that are dead are removed."""
+    above = mirroring.kept(remote.url) / "workers"
+    with durable.stated(above):
+        above.mkdir(parents=True, exist_ok=True)
+        for one in above.iterdir():
+            host, pid, _ = one.name.rsplit("-", 2)
+            if host == platform.node() and not alive(int(pid)):
+                shutil.rmtree(one, ignore_errors=True)
+        folder = above / f"{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}"
+        (folder / layout.SHARDS).mkdir(parents=True)
+        mirroring.bring_journal(remote, folder)
+    return folder
+
+
+def send_shard(remote: RemoteFolder, folder: Path) -> None:
+    """Put what a worker wrote of a shard where the run is: its parts, then its records, which make it whole; nothing stays."""
+    there = f"{layout.SHARDS}/{folder.name}"
+    for part in (part for record in read_records(folder) for part in record["parts"]):
+        remote.put(f"{there}/{part['path']}", folder / part["path"])
+    for path in layout.records(folder):
+        remote.write(f"{there}/{JOURNAL}/{path.name}", path.read_bytes())
+    shutil.rmtree(folder, ignore_errors=True)
