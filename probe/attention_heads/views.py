@@ -51,7 +51,7 @@ class LayerAttention:
     ) -> LayerAttention:
         """What a `CallReader` is given of one row of the batch, without its padding; half precision becomes float32."""
         n, kind = pattern.n, pattern.dtype
-        bias = (None if call.position_bias is None else of_prompt(call.position_bias, prompt, n), pattern.mask.additive)
+        bias = (None if call.position_bias is None else of_prompt(call.position_bias, prompt, n, n), pattern.mask.additive)
         query, key, value = (x[prompt, :, :n].to(kind) for x in (call.query, call.key, call.value))
         return cls(
             sequence, layer, query, key, value, output[prompt, :n].to(kind), call.scaling, call.softcap,

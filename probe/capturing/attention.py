@@ -21,8 +21,8 @@ from probe.anatomy.parts import of_call
 from probe.capturing import rows as lists
 from probe.capturing.masks import Masks
 from probe.capturing.patterns import CalledPattern, GivenPattern, ScoreSource, Tile, tiles
-from probe.capturing.sinks import AttentionSpec, Columns, Sink
-from probe.capturing.statistics import NAT, CompiledRowStatistics, Matches, RowStatistics, head_summary, row_columns
+from probe.capturing.sinks import AttentionSpec, Sink
+from probe.capturing.statistics import NAT, CompiledRowStatistics, Matches, RowStatistics, SummarySums, row_columns
 from probe.devices import Readback
 from probe.errors import SiteAbsent
 from probe.instrument import AttentionCall
@@ -46,6 +46,8 @@ class AttentionReader:
     """The observer of one read. `layers` says which layer a visit of a module is; cells say which heads to keep whole.
 
     `patterns` and `scores`: layer -> heads whose full rows are wanted. `emit` takes the sites q, k and v.
+    `first`: where the forward begins, if it is of a later part of one text; `ids` are those up to its end. `sums`: what parts
+    before it gave to the head summaries; `ended`: whether it is the last part.
     After the forward `reasons` says of every layer that was asked for and seen why its pattern was not read: empty if it was.
     """
 
@@ -58,6 +60,9 @@ class AttentionReader:
     scores: dict[int, list[int]]
     emit: Callable[[str, int, Tensor], None]
     calls: CallReader | None = None
+    first: int = 0
+    ended: bool = True
+    sums: dict[tuple[int, int], SummarySums] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     readback: Readback = field(default_factory=Readback)
@@ -67,7 +72,6 @@ class AttentionReader:
         self._masks, self._memory = Masks(), lists.PieceMemory()
         self._buffers: deque[Tensor] = deque()
         self._emitted: set[tuple[str, int]] = set()
-        self._summaries: list[Columns] = []  # of the prompts of one layer
 
     def observe(self, path: str, call: AttentionCall, output: Tensor) -> None:
         """Read one attention call; the forward goes on with what it had."""
@@ -76,16 +80,18 @@ class AttentionReader:
             return
         for site in sites_of("call"):
             if SITES[site].field:
-                self.emit(site, layer, of_call(call, site))
+                value = of_call(call, site)
+                own = value[:, :, -call.query.shape[2] :] if self.first else value  # not the keys and values of parts before
+                self.emit(site, layer, own)
                 self._emitted.add((site, layer))
         if not self.wants(layer):
             return
         patterns: list[CalledPattern] = []
         errors: list[Tensor] = []
         for prompt, n in enumerate(self.lengths):
-            problem = _unreadable(call)
+            problem = _unreadable(call, self.first)
             if not problem:
-                patterns.append(CalledPattern(call, prompt, n, self._masks))
+                patterns.append(CalledPattern(call, prompt, n, self._masks, first=self.first))
                 error = self._disagreement(patterns[-1], call, output, prompt)
                 errors += [] if error is None else [error]
                 problem = "" if error is not None else SHAPES
@@ -166,11 +172,12 @@ class AttentionReader:
     def _summarize(self, layer: int, prompt: int, names: Sequence[str], last: bool, *values: Tensor) -> None:
         """Hand over what the statistics of a prompt's rows come to, and with the last prompt all their summaries."""
         statistics = dict(zip(names, values, strict=True))
-        self._summaries.append(head_summary(statistics, self._matches[prompt].rows))
+        sums = self.sums.setdefault((layer, prompt), SummarySums(len(statistics["entropy"])))
+        sums.add(statistics, self._matches[prompt].rows, self.first)
         if self.spec.mode in WITH_ROWS:
-            self.sink.rows(prompt, layer, row_columns(statistics))
-        if last:
-            own, self._summaries = self._summaries, []
+            self.sink.rows(prompt, layer, row_columns(statistics, self.first))
+        if last and self.ended:
+            own = [self.sums.pop((layer, one)).columns() for one in range(prompt + 1)]
             self.sink.heads(layer, {name: np.stack([s[name] for s in own]) for name in own[0]})
 
     def _whole(self, layer: int) -> bool:
@@ -178,7 +185,7 @@ class AttentionReader:
         return self.spec.mode == "full" or layer in self.patterns
 
     def _read_prompt(self, layer: int, prompt: int, pattern: ScoreSource) -> dict[str, Tensor]:
-        """All tiles of one prompt in one layer; statistics (head, query)."""
+        """All tiles of one prompt in one layer; statistics (head, query) of its queries from `first` on."""
         mode, matches = self.spec.mode, self._matches[prompt]
         whole = list(range(pattern.n_heads)) if mode == "full" else self.patterns.get(layer, [])
         scores_of = self.scores.get(layer, [])
@@ -189,7 +196,7 @@ class AttentionReader:
             pattern, scores_of, partial(self.sink.scores, prompt, layer), name="scores", memory=self._memory
         )
         statistics = (CompiledRowStatistics if pattern.compiled else RowStatistics)(pattern, matches, peaks=mode in WITH_ROWS)
-        tops = _Tops(pattern, self.spec.k) if mode == "topk" else None
+        tops = lists.TopRows(pattern, self.spec.k) if mode == "topk" else None
 
         def read(work: _Work) -> _Work:
             """Puts what a tile amounts to where it belongs."""
@@ -221,7 +228,8 @@ class AttentionReader:
             each(read, [_Work(tile, None, None) for tile in tiles(pattern)], pattern.device)
         if tops is not None:
             heads, *found = tops.kept(without=whole)
-            self._hand(layer, found, lambda *kept: self.sink.attention(prompt, layer, lists.top_columns(heads, *kept)))
+            columns = partial(lists.top_columns, heads, first=self.first)
+            self._hand(layer, found, lambda *kept: self.sink.attention(prompt, layer, columns(*kept)))
         return statistics.finished()
 
     @contextmanager
@@ -248,9 +256,9 @@ class AttentionReader:
             weights = scores.softmax(-1)
         else:
             weights = torch.cat([scores, sinks[:, -1:, None] * NAT], dim=-1).softmax(-1)[..., :-1]
-        values = call.value[prompt, :, tile.low : tile.high].to(weights.dtype)
+        values = pattern.values(call, prompt, tile.low, tile.high).to(weights.dtype)
         expected = weights.reshape(values.shape[0], -1, weights.shape[-1]) @ values
-        real = output[prompt, n - 1].to(weights.dtype)
+        real = output[prompt, n - 1 - self.first].to(weights.dtype)
         if real.numel() != expected.numel():
             return None
         return (expected.reshape(-1) - real.reshape(-1)).abs().max() / real.abs().max().clamp_min(1e-30)
@@ -270,30 +278,11 @@ def _of(values: Tensor, rows: lists.Rows, tile: Tile) -> Tensor:
     return values if len(heads) == tile.n_heads else values[[head - tile.head for head in heads]]
 
 
-class _Tops:
-    """The k largest weights of every row of a layer, best first: `weights` and `keys` (head, query, k), 0 past the last."""
-
-    def __init__(self, pattern: ScoreSource, k: int) -> None:
-        shape = pattern.n_heads, pattern.n, min(k, pattern.n)
-        self._pattern = pattern
-        self.weights = torch.zeros(shape, dtype=pattern.dtype, device=pattern.device)
-        self.keys = torch.zeros(shape, dtype=torch.int32, device=pattern.device)
-
-    def add(self, tile: Tile, mass: Tensor, total: Tensor) -> None:
-        weights, keys = lists.top_of(self._pattern, tile, mass, total, self.weights.shape[-1])
-        where = slice(tile.head, tile.head + tile.n_heads), slice(tile.start, tile.end), slice(0, keys.shape[-1])
-        self.weights[where], self.keys[where] = weights, keys.to(torch.int32)
-
-    def kept(self, *, without: list[int]) -> tuple[list[int], Tensor, Tensor]:
-        """The heads but for those whose full rows are kept, their weights and keys."""
-        heads = [h for h in range(len(self.weights)) if h not in without]
-        return (heads, self.weights[heads], self.keys[heads]) if without else (heads, self.weights, self.keys)
-
-
-def _unreadable(call: AttentionCall) -> str:
-    """Why a call cannot be read at all, or nothing."""
-    if call.key.shape[2] != call.query.shape[2]:
-        return f"{call.query.shape[2]} queries look at {call.key.shape[2]} keys"
+def _unreadable(call: AttentionCall, first: int) -> str:
+    """Why a call of a forward that begins at `first` cannot be read at all, or nothing."""
+    queries, keys = call.query.shape[2], call.key.shape[2]
+    if not queries <= keys <= first + queries:
+        return f"{queries} queries look at {keys} keys"
     if call.mask is not None and not isinstance(call.mask, Tensor):
         return f"its mask is a {type(call.mask).__name__}"
     return ""

@@ -101,30 +101,23 @@ def replays(unembed: Unembed, hidden: Tensor, logits: Tensor) -> bool:
 
 
 def scored(
-    ids: Tensor,
-    lengths: Sequence[int],
-    top: int,
-    *,
-    logits: Tensor | None,
-    hidden: Tensor | None,
-    unembed: Unembed | None,
-    d_vocab: int,
+    targets: Sequence[Tensor], top: int, *, logits: Tensor | None, hidden: Tensor | None, unembed: Unembed | None, d_vocab: int
 ) -> list[Scores]:
-    """Scores of each prompt, row t of the token after position t; the last row's is of the first token, to be ignored.
+    """Scores of each prompt, row t of the token after position t; where its target is -1, log-prob and rank mean nothing.
 
-    ids (batch, pos). From logits (batch, pos, d_vocab), or from hidden (batch, pos, d_model) in blocks.
+    targets (pos,) of each prompt. From logits (batch, pos, d_vocab), or from hidden (batch, pos, d_model) in blocks.
     """
     from probe.scoring import score_hidden, score_rows
 
     out = []
-    for b, n in enumerate(lengths):
-        targets = ids[b, :n].roll(-1)
+    for b, following in enumerate(targets):
+        n, own = len(following), following.clamp(min=0)
         if logits is not None:
-            out.append(score_rows(logits[b, :n], targets, top=top))
+            out.append(score_rows(logits[b, :n], own, top=top))
         else:
             assert hidden is not None and unembed is not None
             n_blocks = -(-n * d_vocab // HELD)
-            out.append(score_hidden(unembed, hidden[b, :n], targets, top=top, block_rows=-(-n // n_blocks)))
+            out.append(score_hidden(unembed, hidden[b, :n], own, top=top, block_rows=-(-n // n_blocks)))
     return out
 
 
@@ -132,26 +125,25 @@ ELEMENTS = 2**23  # logits held at a time of one layer; of the last one twice as
 
 
 def guesses(
-    model: nn.Module, anatomy: Anatomy, unembed: Unembed | None, resid: Sequence[Tensor], ids: Tensor,
-    lengths: Sequence[int], *, top: int, sink: Sink, sets: Sequence[Mapping[str, Sequence[int]]] = (),
+    model: nn.Module, anatomy: Anatomy, unembed: Unembed | None, resid: Sequence[Tensor], targets: Sequence[Tensor], *,
+    top: int, sink: Sink, sets: Sequence[Mapping[str, Sequence[int]]] = (),
 ) -> None:  # fmt: skip
     """Hand `sink.lens` the guesses of every layer from its resid_post (batch, pos, d_model), in order of layers.
 
-    `target_id` is the token that follows; a prompt's last position has none: -1, with rank and log-prob of no meaning.
+    targets (pos,) of each prompt are the tokens that follow; -1 where none does, with rank and log-prob of no meaning.
     sets: of each prompt, as in `row_guesses`; left out where one has not the columns of the others.
     Raises `SiteAbsent` where the replay of norm and head was not verified.
     """
     alike = bool(sets) and all(own.keys() == sets[0].keys() for own in sets)
     tables: list[list[Columns]] = [[] for _ in resid]
+    lengths = [len(own) for own in targets]
     for b, n in enumerate(lengths):
-        targets = torch.cat([ids[b, 1:n], ids.new_tensor([-1])])
-        own = row_guesses(
-            model, anatomy, unembed, [stream[b, :n] for stream in resid], targets, top=top, sets=sets[b] if alike else NO_SETS
-        )
+        streams, asked = [stream[b, :n] for stream in resid], sets[b] if alike else NO_SETS
+        own = row_guesses(model, anatomy, unembed, streams, targets[b], top=top, sets=asked)
         for layer, columns in enumerate(own):
             tables[layer].append(columns)
     for layer, pieces in enumerate(tables):
-        sink.lens(layer, {name: _stacked([p[name] for p in pieces], lengths, ids.shape[1]) for name in pieces[0]})
+        sink.lens(layer, {name: _stacked([p[name] for p in pieces], lengths, resid[0].shape[1]) for name in pieces[0]})
 
 
 def row_guesses(

@@ -20,6 +20,7 @@ from probe.instrument import AttentionCall
 BITS = 1.4426950408889634  # bits in a nat
 MASKED = -1e30  # finite, because 0 * -inf is not 0
 ROWS, ELEMENTS = 512, 2**19  # a tile's rows when there are many keys, and its weights when there are few: fits a cache
+LARGEST = 2**22  # weights of a tile: of more than 8,192 keys it has fewer rows
 TOGETHER = 6  # heads of a tile that share their keys, at most
 
 
@@ -40,9 +41,10 @@ class Tile(NamedTuple):
 
 
 class ScoreSource(Protocol):
-    """What gives scores: `n` tokens of one prompt in one layer."""
+    """What gives scores: those of queries [first, n) of one prompt in one layer."""
 
     n: int
+    first: int
     n_heads: int
     groups: int
     normalized: bool  # the weights are 2^score as they are
@@ -66,13 +68,13 @@ class ScoreSource(Protocol):
 
 def tiles(pattern: ScoreSource, *, single: bool = False) -> Iterator[Tile]:
     """The tiles of a layer, by head, long rows first. `single`: one head at a time unless all its queries fit, in order."""
-    n, group = pattern.n, pattern.groups
+    n, queries, group = pattern.n, pattern.n - pattern.first, pattern.groups
     heads = 1 if single else max(size for size in range(1, TOGETHER + 1) if group % size == 0)
-    rows = min(n, ROWS // heads // 32 * 32)
-    if n <= rows:
-        heads = max(1, ELEMENTS // (n * n) // group) * group
+    rows = min(queries, max(32, min(ROWS, LARGEST // n) // heads // 32 * 32))
+    if queries <= rows:
+        heads = max(1, ELEMENTS // (queries * n) // group) * group
     for head in range(0, pattern.n_heads, heads):
-        starts = range(0, n, rows)
+        starts = range(pattern.first, n, rows)
         for start in starts if single else reversed(starts):  # the last one, which all wait for, is a short one
             end = min(n, start + rows)
             yield Tile(head, min(heads, pattern.n_heads - head), start, end, *pattern.keys(start, end))
@@ -83,21 +85,27 @@ class CalledPattern:
 
     normalized = False
 
-    def __init__(self, call: AttentionCall, prompt: int, n: int, masks: Masks) -> None:
-        """n: tokens of the prompt without padding. masks: those of this forward."""
-        self.n, self.n_heads = n, call.query.shape[1]
+    def __init__(self, call: AttentionCall, prompt: int, n: int, masks: Masks, *, first: int = 0) -> None:
+        """n: tokens of the prompt without padding, up to the last of this call. masks: those of this forward. first: the
+        position of its first query; its keys end where its queries do."""
+        self.n, self.first, self.n_heads = n, first, call.query.shape[1]
+        self._origin = n - call.key.shape[2] if first else 0  # of the first key: a window's cache has lost earlier ones
         self.groups = self.n_heads // call.key.shape[1]
         self.dtype = torch.float64 if call.query.dtype == torch.float64 else torch.float32
         self.device = call.query.device
         self.compiled = self.dtype == torch.float32 and kernels.worth(n, self.device)
-        query = call.query[prompt, :, :n].to(self.dtype)
-        self._key = call.key[prompt, :, :n].to(self.dtype).contiguous().transpose(1, 2)
+        query = call.query[prompt, :, : n - first].to(self.dtype)
+        self._key = call.key[prompt, :, : n - self._origin].to(self.dtype).contiguous().transpose(1, 2)
         self._cap = call.softcap
         self._query = query * (call.scaling / self._cap if self._cap else call.scaling * BITS)
         causal = call.is_causal and call.query.shape[2] > 1
-        self.mask = masks.of(call.mask, prompt, n, causal=causal, window=call.sliding_window, device=self.device)
+        self.mask = masks.of(
+            call.mask, prompt, n, causal=causal, window=call.sliding_window, device=self.device, first=first,
+            origin=self._origin,
+        )  # fmt: skip
         self.causal = self.mask.causal
-        self.bias = None if call.position_bias is None else of_prompt(call.position_bias, prompt, n)
+        shape = n - first, n - self._origin
+        self.bias = None if call.position_bias is None else of_prompt(call.position_bias, prompt, *shape)
         self._sinks = None if call.sinks is None else _column(call.sinks.to(self.dtype), prompt, self.n_heads) * BITS
 
     def keys(self, start: int, end: int) -> tuple[int, int]:
@@ -107,9 +115,9 @@ class CalledPattern:
     def scores(self, tile: Tile, out: Tensor) -> Tensor:
         """See `ScoreSource`."""
         head, n_heads, start, end, low, high = tile
-        query = self._query[head : head + n_heads, start:end]
-        first, last = head // self.groups, (head + n_heads - 1) // self.groups + 1
-        key = self._key[first:last, :, low:high]
+        query = self._query[head : head + n_heads, start - self.first : end - self.first]
+        shared, last = head // self.groups, (head + n_heads - 1) // self.groups + 1
+        key = self._key[shared:last, :, low - self._origin : high - self._origin]
         if len(key) == 1:
             key = key.expand(n_heads, -1, -1)
         else:  # heads that share keys as rows of one matrix
@@ -125,7 +133,7 @@ class CalledPattern:
         head, n_heads, start, end, low, high = tile
         for bias in (self.bias, self.mask.additive):
             if bias is not None:
-                here = (bias[head : head + n_heads] if bias.shape[0] > 1 else bias)[:, start:end, low:high]
+                here = self.mask.part(bias[head : head + n_heads] if bias.shape[0] > 1 else bias, start, end, low, high)
                 scores.add_(here.to(scores.dtype) * BITS).clamp_(min=MASKED)
         hidden = None if self.later(start, end) else self.mask.hidden(start, end)
         if hidden is not None:
@@ -135,6 +143,10 @@ class CalledPattern:
     def later(self, start: int, end: int) -> bool:
         """See `ScoreSource`."""
         return self.compiled and self.mask.view(start, end).kind == "causal"
+
+    def values(self, call: AttentionCall, prompt: int, low: int, high: int) -> Tensor:
+        """The call's values (kv head, key, d_value) at keys [low, high)."""
+        return call.value[prompt, :, low - self._origin : high - self._origin]
 
     @property
     def sink_scores(self) -> Tensor | None:
@@ -146,13 +158,13 @@ class CalledPattern:
         if self._sinks is None:
             return None
         here = self._sinks[tile.head : tile.head + tile.n_heads]
-        return here if here.shape[1] == 1 else here[:, tile.start : tile.end]
+        return here if here.shape[1] == 1 else here[:, tile.start - self.first : tile.end - self.first]
 
 
 class GivenPattern:
     """The scores of weights (head, query, key) that the model itself returned: their logarithms."""
 
-    normalized, groups = True, 1
+    normalized, groups, first = True, 1, 0
 
     def __init__(self, weights: Tensor, *, causal: bool) -> None:
         self._weights, self.n_heads, self.n, self.causal = weights, weights.shape[0], weights.shape[1], causal

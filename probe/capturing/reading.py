@@ -25,11 +25,36 @@ from probe.sites import SITES
 
 if TYPE_CHECKING:
     from probe.anatomy import Anatomy
+    from probe.capturing.statistics import SummarySums
     from probe.language_model import LanguageModel
     from probe.scoring import Scores
     from probe.sites import Cell
 
 NOTHING = AttentionSpec("none")
+
+
+class TextChunk(NamedTuple):
+    """A later part of one text: `ids` (1, pos) from its beginning to the end of the part, which begins at `first`.
+
+    following: the token after it, -1 after the last. given: what the model is given of the parts before. sums: what they
+    gave to the head summaries. ended: nothing comes after it.
+    """
+
+    ids: Tensor
+    first: int
+    following: int
+    given: Mapping[str, Any]
+    sums: dict[tuple[int, int], SummarySums]
+    ended: bool
+
+
+class Seen(NamedTuple):
+    """What a forward leaves: its scores, what its logits are read out from, how (None: they are logits), the model's output."""
+
+    scores: list[Scores]
+    states: Tensor
+    unembed: Unembed | None
+    output: Any
 
 
 class Reading(NamedTuple):
@@ -59,9 +84,9 @@ def read(
     Raises `SiteAbsent` for a cell that the model doesn't have, `NonFinite` for logits that are not numbers.
     """
     with torch.inference_mode(False), torch.no_grad():
-        return _Read(lm.model, lm.anatomy, ids.to(lm.device), list(lengths), sink, cells, attention, calls).run(
-            top, lens=lens, whole=whole, sets=sets
-        )
+        one = OneForward(lm.model, lm.anatomy, ids.to(lm.device), list(lengths), sink, cells, attention, calls)
+        seen = one.run(top, lens=lens, whole=whole, sets=sets)
+        return Reading(seen.scores, one.attention.messages(), partial(read_out, seen.states, seen.unembed))
 
 
 def observe(lm: LanguageModel, ids: Tensor, lengths: Sequence[int], *, sink: Sink, cells: Sequence[Cell]) -> None:
@@ -71,30 +96,35 @@ def observe(lm: LanguageModel, ids: Tensor, lengths: Sequence[int], *, sink: Sin
     Raises `SiteAbsent` for a cell that the model doesn't have. What is not a finite number goes to the sink as it is.
     """
     with torch.inference_mode(False), torch.no_grad():
-        _Read(lm.model, lm.anatomy, ids.to(lm.device), list(lengths), sink, cells, NOTHING).observe()
+        OneForward(lm.model, lm.anatomy, ids.to(lm.device), list(lengths), sink, cells, NOTHING).observe()
 
 
-class _Read:
-    """One read: what is hooked, and what the forward leaves for later."""
+class OneForward:
+    """One forward: what is hooked, and what it leaves for later."""
 
     def __init__(
         self, model: nn.Module, anatomy: Anatomy, ids: Tensor, lengths: list[int], sink: Sink, cells: Sequence[Cell],
-        attention: AttentionSpec, calls: CallReader | None = None,
+        attention: AttentionSpec, calls: CallReader | None = None, part: TextChunk | None = None,
     ) -> None:  # fmt: skip
+        """ids (batch, pos): of the part only, where it is one."""
         self.model, self.anatomy, self.ids, self.lengths, self.cells = model, anatomy, ids, lengths, cells
-        self.sink = sink
+        self.sink, self.part = sink, part
         self.inputs = _inputs(model, anatomy, ids, lengths)
         self.activations = ActivationReader(model, anatomy, cells, sink, shape=(ids.shape[0], ids.shape[1]))
         routed = [cell.layer for cell in cells if cell.site == ROUTER]
         self.routing = RoutingReader(anatomy, routed, sink, shape=(ids.shape[0], ids.shape[1]))
+        seen, ends = (ids, lengths) if part is None else (part.ids, [part.ids.shape[1]])
         self.attention = AttentionReader(
-            attention, ids, lengths, sink, layers=anatomy.calls, emit=self.activations.emit, calls=calls,
+            attention, seen, ends, sink, layers=anatomy.calls, emit=self.activations.emit, calls=calls,
             patterns=_heads_of(cells, "pattern", anatomy), scores=_heads_of(cells, "scores", anatomy),
+            first=part.first if part else 0, ended=part is None or part.ended, sums=part.sums if part else {},
         )  # fmt: skip
 
-    def run(self, top: int, *, lens: bool, whole: bool, sets: Sequence[Mapping[str, Sequence[int]]]) -> Reading:
+    def run(self, top: int, *, lens: bool, whole: bool, sets: Sequence[Mapping[str, Sequence[int]]]) -> Seen:
         """The forward, then what can only be told after it."""
-        start_over(self.model)
+        later = self.part is not None and self.part.first > 0
+        if not later:
+            start_over(self.model)
         unembed = unembedding(self.model, self.anatomy)
         # whoever hooks the model itself (edits do) may change what it returns
         changed = bool(self.model._forward_hooks)
@@ -107,26 +137,33 @@ class _Read:
             hooked.enter_context(tapping(self.model, self.routing.taps()))
             if self.attention.wanted or any(SITES[cell.site].source == "call" for cell in self.cells):
                 hooked.enter_context(attending(self.model, self.attention.observe))
-            logits = self._logits(whole=whole)
+            output = self._output(whole=whole)
         self.attention.finish()
         self.activations.check()
+        logits: Tensor = output.logits
         hidden = kept[self.anatomy.final_norm][-1] if unembed else None
-        if unembed is not None and hidden is not None and not replays(unembed, hidden, logits):
-            unembed, logits = None, logits if whole else self._logits(whole=True)
+        # of a later part it is known; and another forward would have its tokens twice
+        if unembed is not None and hidden is not None and not later and not replays(unembed, hidden, logits):
+            unembed, logits = None, logits if whole else self._output(whole=True).logits
         if self.activations.wants_logits:
             self.activations.emit(LOGITS, -1, logits)
         self._read_returned_attention()
         every = whole or unembed is None
+        targets = self._targets()
         scores = scored(
-            self.ids, self.lengths, top, logits=logits if every else None, hidden=hidden, unembed=unembed,
+            targets, top, logits=logits if every else None, hidden=hidden, unembed=unembed,
             d_vocab=self.anatomy.d_vocab,
         )  # fmt: skip
         _check_finite(scores)
         if lens:
             resid = [kept[self.anatomy.tap("resid_post", layer)][-1] for layer in range(self.anatomy.n_layers)]
-            guesses(self.model, self.anatomy, unembed, resid, self.ids, self.lengths, top=top, sets=sets, sink=self.sink)
-        readout = partial(_read_out, logits if every or hidden is None else hidden, None if every else unembed)
-        return Reading(scores, self.attention.messages(), readout)
+            guesses(self.model, self.anatomy, unembed, resid, targets, top=top, sets=sets, sink=self.sink)
+        return Seen(scores, logits if every or hidden is None else hidden, None if every else unembed, output)
+
+    def _targets(self) -> list[Tensor]:
+        """Of each prompt the tokens (pos,) that follow its positions; -1 where none does."""
+        after = self.ids.new_tensor([-1 if self.part is None else self.part.following])
+        return [torch.cat([own[1:n], after]) for own, n in zip(self.ids, self.lengths, strict=True)]
 
     def observe(self) -> None:
         """The forward alone."""
@@ -138,7 +175,7 @@ class _Read:
             if any(SITES[cell.site].source == "call" for cell in self.cells):
                 hooked.enter_context(attending(self.model, self.attention.observe))
             hooked.enter_context(stopped)
-            logits = self._logits(whole=whole)
+            logits = self._output(whole=whole).logits
         self.attention.finish()
         self.activations.check()
         if self.activations.wants_logits:
@@ -152,17 +189,17 @@ class _Read:
             norm is not None and _accepts(self.model, "logits_to_keep") and norms_all(self.model, norm, self.ids, **self.inputs)
         )
 
-    def _logits(self, *, whole: bool) -> Tensor:
-        """The model's logits (batch, pos, d_vocab), or, if it can, of the last position only."""
+    def _output(self, *, whole: bool) -> Any:
+        """What the model returns; its logits are (batch, pos, d_vocab), or, if it can, of the last position only."""
         few = {} if whole else {"logits_to_keep": 1}
-        logits: Tensor = self.model(self.ids, **self.inputs, **few).logits
-        return logits
+        given = {**self.inputs, **(self.part.given if self.part else {})}
+        return self.model(self.ids, **given, **few)
 
     def _read_returned_attention(self) -> None:
         """Layers whose attention function was not seen: from the weights that the model itself returns, if it does."""
         attention, n_layers = self.attention, self.anatomy.n_layers
         missing = [layer for layer in range(n_layers) if attention.wants(layer) and layer not in attention.reasons]
-        if missing and not attention.reasons:  # no layer's function was seen: this model has its own
+        if missing and not attention.reasons and self.part is None:  # no layer's function was seen: this model has its own
             found = getattr(self.model(self.ids, **self.inputs, output_attentions=True), "attentions", None) or ()
             returned = {layer: weights for layer, weights in enumerate(found) if len(found) == n_layers}
             for layer in missing:
@@ -171,7 +208,7 @@ class _Read:
         attention.check(self.cells)
 
 
-def _read_out(states: Tensor, unembed: Unembed | None, prompt: int, rows: Any) -> Tensor:
+def read_out(states: Tensor, unembed: Unembed | None, prompt: int, rows: Any) -> Tensor:
     """Logits of some rows of one prompt, from states (batch, pos, …): the logits themselves if nothing is to be done."""
     with torch.inference_mode(False), torch.no_grad():
         return states[prompt, rows] if unembed is None else unembed(states[prompt, rows])

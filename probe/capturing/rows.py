@@ -30,16 +30,37 @@ def top_of(pattern: ScoreSource, tile: Tile, mass: Tensor, total: Tensor, k: int
     return values.view(shape) / total.unsqueeze(-1), keys.view(shape) + tile.low
 
 
-def top_columns(heads: list[int], weights: Tensor, keys: Tensor) -> Columns:
-    """Columns of `attention` from weights and keys (head, query, k) of all rows; weights of 0 are left out."""
+def top_columns(heads: list[int], weights: Tensor, keys: Tensor, *, first: int) -> Columns:
+    """Columns of `attention` from weights and keys (head, query, k) of rows from `first` on; weights of 0 are left out."""
     kept = weights > 0
     offsets = _offsets(kept.sum(-1).flatten().cpu().numpy())
     values = Ragged(_float32(weights[kept]), offsets)
     return {
-        **_row_keys(heads, 0, weights.shape[1]),
+        **_row_keys(heads, first, first + weights.shape[1]),
         "keys": Ragged(keys[kept].to(torch.int32).cpu().numpy(), offsets),
         "weights": values, "kept_mass": _float32(weights.sum(-1).flatten()),
     }  # fmt: skip
+
+
+class TopRows:
+    """The k largest weights of every row of a layer, best first: `weights` and `keys` (head, query, k), 0 past the last."""
+
+    def __init__(self, pattern: ScoreSource, k: int) -> None:
+        shape = pattern.n_heads, pattern.n - pattern.first, min(k, pattern.n)
+        self._pattern = pattern
+        self.weights = torch.zeros(shape, dtype=pattern.dtype, device=pattern.device)
+        self.keys = torch.zeros(shape, dtype=torch.int32, device=pattern.device)
+
+    def add(self, tile: Tile, mass: Tensor, total: Tensor) -> None:
+        weights, keys = top_of(self._pattern, tile, mass, total, self.weights.shape[-1])
+        rows = slice(tile.start - self._pattern.first, tile.end - self._pattern.first)
+        where = slice(tile.head, tile.head + tile.n_heads), rows, slice(0, keys.shape[-1])
+        self.weights[where], self.keys[where] = weights, keys.to(torch.int32)
+
+    def kept(self, *, without: list[int]) -> tuple[list[int], Tensor, Tensor]:
+        """The heads but for those whose full rows are kept, their weights and keys."""
+        heads = [h for h in range(len(self.weights)) if h not in without]
+        return (heads, self.weights[heads], self.keys[heads]) if without else (heads, self.weights, self.keys)
 
 
 class Rows(NamedTuple):
@@ -103,7 +124,8 @@ class RowPieces:
     ) -> None:  # fmt: skip
         """heads: whose rows are kept."""
         self._pattern, self._heads, self._hand_over, self._name = pattern, heads, hand_over, name
-        self._left = len(heads) * (pattern.n * (pattern.n + 1) // 2 if pattern.causal else pattern.n**2)
+        queries, n = pattern.n - pattern.first, pattern.n
+        self._left = len(heads) * (queries * (pattern.first + n + 1) // 2 if pattern.causal else queries * n)
         self._supply, self._memory, self._used = memory, np.empty(0, np.float32), 0
         self._held: list[Rows] = []
 

@@ -101,8 +101,9 @@ class RowStatistics:
     def __init__(self, pattern: ScoreSource, matches: Matches, *, peaks: bool) -> None:
         """Room for the sums of every row (head, pos): of mass, its moments and parts. peaks: the largest weight as well."""
         self._pattern, self._matches = pattern, matches
-        shape = pattern.n_heads, pattern.n
-        self._sums = torch.zeros(len(SUMS), *shape, dtype=pattern.dtype, device=pattern.device)
+        shape = pattern.n_heads, pattern.n  # of rows before the first nothing is written or read
+        self._sums = torch.empty(len(SUMS), *shape, dtype=pattern.dtype, device=pattern.device)
+        self._sums[..., pattern.first :] = 0
         self._peaks = torch.zeros(pattern.n_heads if peaks else 0, pattern.n, dtype=torch.int32, device=pattern.device)
         self._after = self._sums.new_zeros(pattern.n)  # how far each row is from its tile's first
         self._distances = torch.arange(pattern.n, -pattern.n, -1, dtype=pattern.dtype, device=pattern.device)
@@ -164,41 +165,54 @@ class RowStatistics:
         return kept + rest
 
     def finished(self) -> dict[str, Tensor]:
-        """Each of `NAMES` (head, pos), once all tiles are in; with `peaks` max_weight and max_key too."""
-        sums = dict(zip(SUMS, self._sums, strict=True))
+        """Each of `NAMES` (head, query), once all tiles are in; with `peaks` max_weight and max_key too."""
+        first = self._pattern.first
+        sums = dict(zip(SUMS, self._sums[..., first:], strict=True))
         total = sums["kept"] + sums["rest"]
         kept = sums["kept"] / total
         found = {name: sums[name] / total for name in ("sink", "prev", *MATCHED)}
-        found["distance"] = sums["back"] / total + self._after * kept
+        found["distance"] = sums["back"] / total + self._after[first:] * kept
         found["ess"] = (total / sums["norm"]).square_()
         found["entropy"] = ((total.log2() * kept - sums["score"] / total) * NAT).clamp_(min=0)
         found["perplexity"] = found["entropy"].exp()
         if len(self._peaks):
-            found["max_weight"], found["max_key"] = sums["best"] / total, self._peaks
+            found["max_weight"], found["max_key"] = sums["best"] / total, self._peaks[:, first:]
         return found
 
 
-def head_summary(statistics: dict[str, Tensor], matched: dict[str, Tensor]) -> Columns:
-    """Columns of `heads` for one prompt, each (head,): means over queries 1.. (the first has nothing to choose from).
+class SummarySums:
+    """A head summary while the rows of one prompt and layer come in: means over queries 1.. (the first has nothing to choose
+    from); of duplicate and induction over the queries that have such a position."""
 
-    duplicate and induction: over the queries that have such a position. NaN where there is no query to average.
-    """
-    n_heads, n = statistics["entropy"].shape
-    out: Columns = {"rows": np.full(n_heads, n - 1, np.int32)}
-    for name in NAMES:
-        chosen = statistics[name].cpu()[:, 1:]
-        if name in matched:
-            chosen = chosen[:, matched[name][1:]]
-        out[name] = chosen.mean(-1, dtype=torch.float64).to(torch.float32).numpy()
-    return out
+    def __init__(self, n_heads: int) -> None:
+        self._sums = {name: torch.zeros(n_heads, dtype=torch.float64) for name in NAMES}
+        self._counts = dict.fromkeys(NAMES, 0)
+        self._rows = 0
+
+    def add(self, statistics: dict[str, Tensor], matched: dict[str, Tensor], first: int) -> None:
+        """Statistics (head, query) of the queries from `first` on; matched (pos,): those that have such a position."""
+        skipped = max(0, 1 - first)
+        self._rows += statistics["entropy"].shape[1] - skipped
+        for name in NAMES:
+            chosen = statistics[name].cpu()[:, skipped:]
+            if name in matched:
+                chosen = chosen[:, matched[name][first + skipped :]]
+            self._sums[name] += chosen.sum(-1, dtype=torch.float64)
+            self._counts[name] += chosen.shape[-1]
+
+    def columns(self) -> Columns:
+        """Columns of `heads`, each (head,). NaN where there is no query to average."""
+        means = {name: (self._sums[name] / self._counts[name]).to(torch.float32).numpy() for name in NAMES}
+        return {"rows": np.full(len(self._sums["entropy"]), self._rows, np.int32), **means}
 
 
-def row_columns(statistics: dict[str, Tensor]) -> Columns:
-    """Columns of `attention_rows` for one prompt and layer: statistics (head, query) flattened."""
+def row_columns(statistics: dict[str, Tensor], first: int) -> Columns:
+    """Columns of `attention_rows` for one prompt and layer: statistics (head, query) flattened, of queries from `first` on."""
     n_heads, n = statistics["entropy"].shape
     flat: dict[str, Any] = {name: statistics[name].flatten().to(torch.float32).cpu().numpy() for name in (*NAMES, "max_weight")}
     return {
-        "head": np.repeat(np.arange(n_heads, dtype=np.int16), n), "query": np.tile(np.arange(n, dtype=np.int32), n_heads),
+        "head": np.repeat(np.arange(n_heads, dtype=np.int16), n),
+        "query": np.tile(np.arange(first, first + n, dtype=np.int32), n_heads),
         **flat, "max_key": statistics["max_key"].flatten().cpu().numpy().astype(np.int32),
     }  # fmt: skip
 

@@ -53,11 +53,17 @@ class Trace(SharedWork, GivenAnswers, AnswerOptions, ChatOptions, FileOptions, S
     split: Split = "sentence"
     store: Annotated[str, Option("Vectors exact, or rounded to bf16 (less than half the disk).", complete="stores")] = "exact"
     batch_tokens: Annotated[int, Option("At most this many padded tokens a batch.", minimum=1)] = 4096
+    prefill_chunk_size: Annotated[
+        int | None,
+        Option("Read a long text N tokens at a time, with the model's cache of what came before; 0: in one forward.",
+               minimum=0, default="what holds less memory"),
+    ] = None  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, value, least in (
             ("generate", self.generate, 0), ("top", self.top, 0), ("batch_tokens", self.batch_tokens, 1),
+            ("prefill_chunk_size", self.prefill_chunk_size or 0, 0),
         ):  # fmt: skip
             if value < least:
                 raise BadOption(f"{name} is {value}", hint=f"it is at least {least}")

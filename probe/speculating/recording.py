@@ -17,8 +17,9 @@ from probe.speculating.drafts import Draft, make_draft
 from probe.speculating.rounds import Blocks, Clock, Speculation, speculate_ids
 from probe.speculating.summary import Plain, summarize
 from probe.texts import Failed, TokenSequence, as_prompts, columns_of, encode_all, hash_of, prompt_columns
-from probe.tracing.planning import ROW_BYTES, Tracing, resolved
+from probe.tracing.planning import ROW_BYTES
 from probe.tracing.reading import read_sequences
+from probe.tracing.resolving import Tracing, resolved
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel

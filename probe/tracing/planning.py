@@ -1,43 +1,17 @@
-"""A trace's request on one model, checked before anything runs; and what it would cost: passes, rows, bytes, memory."""
+"""What a trace's request on one model would cost: passes, rows, bytes, memory. Runs nothing of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from probe.capturing import AttentionSpec
 from probe.instrument import held_bytes
-from probe.interventions import Edit, parse_all
-from probe.requests import Sampling, Trace
-from probe.sites import Cell, parse_places
 from probe.texts import TokenSequence
-from probe.texts.explaining import MOST, ExplainedTokens, explanation
+from probe.texts.explaining import MOST, ExplainedTokens
+from probe.tracing.memory import chunk_of, most_memory
+from probe.tracing.resolving import Tracing
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
-
-
-@dataclass(frozen=True)
-class Tracing:
-    """A request on one model: the places, edits and settings that its texts mean there."""
-
-    request: Trace
-    sampling: Sampling
-    cells: tuple[Cell, ...]
-    attention: AttentionSpec
-    edits: tuple[Edit, ...]
-    explain: ExplainedTokens | None
-
-
-def resolved(lm: LanguageModel, request: Trace) -> Tracing:
-    """Check what is asked against the model; raises `BadOption` or `BadPlace` before anything runs."""
-    anatomy, sampling = lm.anatomy, request.sampling or Sampling()
-    places = tuple(place for text in request.capture for place in parse_places(text))
-    cells = anatomy.cells(places)
-    return Tracing(
-        request, sampling, cells, AttentionSpec.parse(request.attention),
-        parse_all(lm, request.edit, seed=sampling.seed), explanation(request.explain, request.order, sampling),
-    )  # fmt: skip
 
 
 # bits a stored value takes on disk, and bytes of keys and numbers a row takes; measured on SmolLM2 runs
@@ -102,8 +76,8 @@ def estimate(lm: LanguageModel, tracing: Tracing, sequences: list[TokenSequence]
     return {
         "model": lm.name, "prompts": len(sequences), "tokens": tokens,
         "decode_steps": tracing.request.generate * len(sequences), "read_passes": len(sequences), "attention_layers": layers,
-        "peak_memory_bytes": PROCESS_BYTES + held_bytes(lm.model)
-        + 4 * (vectors["values"] + longest * (anatomy.d_vocab // 8 + 16 * anatomy.d_model)),
+        "read_tokens": chunk_of(lm, tracing, longest) or longest,
+        "peak_memory_bytes": PROCESS_BYTES + held_bytes(lm.model) + most_memory(lm, tracing, lengths),
         "tables": {name: {"rows": n, "bytes": n * (ROW_BYTES[name] + bits // 8)} for name, (n, bits) in rows.items()},
     }  # fmt: skip
 

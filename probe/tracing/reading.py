@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,31 +12,30 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from probe.capturing import MemorySink, Ragged, read
+from probe.capturing import MemorySink, Ragged, Reading, read
 from probe.decoding import Sampling
 from probe.devices import Readback, uploaded
 from probe.sites import Cell, units_read
 from probe.store import Writer
 from probe.texts import TokenSequence, padded, scored_columns, scored_step_columns
 from probe.texts.explaining import ExplainedTokens, explain_sequence
+from probe.tracing.chunked import read_chunked
+from probe.tracing.memory import chunk_of
 from probe.tracing.sets import SetScorer
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
-    from probe.tracing.planning import Tracing
+    from probe.tracing.resolving import Tracing
 
 
 def read_sequences(
     lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing, writer: Writer, answers: SetScorer | None = None
 ) -> None:
-    """Read a batch of finished sequences in one forward; write everything that was asked for, and their tokens and steps."""
-    ids, lengths = padded(batch)
+    """Read a batch of finished sequences in one forward, or a long text in chunks; write everything that was asked for, and
+    their tokens and steps."""
     sink = RunSink(batch, tracing, writer, lm.anatomy.n_units)
     sets = [answers.tokens(sequence) for sequence in batch] if answers else []
-    reading = read(
-        lm, ids.to(lm.device), lengths, cells=tracing.cells, attention=tracing.attention, top=tracing.request.top,
-        lens=tracing.request.lens, sets=[own for own, _ in sets], sink=sink,
-    )  # fmt: skip
+    reading = _read(lm, batch, tracing, sink, [own for own, _ in sets])
     sink.finish()
     for warning in (*reading.warnings, *(note for _, notes in sets for note in notes)):
         writer.warn(warning)
@@ -52,6 +51,22 @@ def read_sequences(
         writer.write("steps", scored_step_columns(sequence.prompt.prompt_id, sequence.steps, logprob, entropy))
         if tracing.explain:
             explain_sequence(lm, sequence, tracing.explain, tracing.sampling, partial(reading.logits, row), writer)
+
+
+def _read(
+    lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing, sink: RunSink, sets: list[Mapping[str, Sequence[int]]]
+) -> Reading:
+    ids, lengths = padded(batch)
+    chunk = chunk_of(lm, tracing, ids.shape[1]) if len(batch) == 1 else None
+    if chunk is None:
+        return read(
+            lm, ids.to(lm.device), lengths, cells=tracing.cells, attention=tracing.attention, top=tracing.request.top,
+            lens=tracing.request.lens, sets=sets, sink=sink,
+        )  # fmt: skip
+    return read_chunked(
+        lm, ids, chunk=chunk, cells=tracing.cells, attention=tracing.attention, top=tracing.request.top,
+        lens=tracing.request.lens, sets=sets, sink=sink, readout=bool(tracing.explain or any(sets)),
+    )  # fmt: skip
 
 
 def changed_frequencies(lm: LanguageModel, batch: list[TokenSequence]) -> list[str]:
@@ -78,7 +93,7 @@ def explain_ids(
 
 
 class RunSink:
-    """Puts what a read finds into the tables of a run, while the model runs: nothing waits in memory."""
+    """Puts what a read finds into the tables of a run, while the model runs: nothing waits in memory. A `ChunkSink`, too."""
 
     def __init__(
         self, batch: list[TokenSequence], tracing: Tracing, writer: Writer, n_units: Callable[[str, int], int]
@@ -88,6 +103,7 @@ class RunSink:
         self._units = units_read(tracing.cells)
         self._wanted: dict[tuple[str, int, int | None], list[list[_Rows]]] = {}
         self._readback, self._indices = Readback(), dict[tuple[int, torch.device], Tensor]()
+        self._first, self._inside = 0, dict[tuple[int, int], np.ndarray]()
         cells = defaultdict(list)
         for cell in tracing.cells:
             for head in cell.heads or (None,):
@@ -95,10 +111,18 @@ class RunSink:
         for where, own in cells.items():
             self._wanted[where] = [_rows(own, sequence, n_units(*where[:2])) for sequence in batch]
 
+    def at(self, first: int) -> None:
+        """See `ChunkSink`."""
+        self.finish()
+        self._first, self._indices, self._inside = first, {}, {}
+
     def activation(self, site: str, layer: int, head: int | None, values: Tensor) -> None:
         for sequence, wanted, own in zip(self._batch, self._wanted[site, layer, head], values, strict=True):
-            for positions, units in wanted:
-                n = len(sequence.ids)
+            n = min(len(sequence.ids) - self._first, len(own))
+            for every, units in wanted:
+                positions = self._among(every, len(own))
+                if len(every) and not len(positions):
+                    continue
                 vectors = own[:n] if len(positions) == n else own[self._index(positions, own.device)]
                 vectors = self._of_units(vectors, (site, layer), units).float()
                 about = {
@@ -116,11 +140,19 @@ class RunSink:
         columns = {**about, "vector": vectors.numpy(), "norm": torch.linalg.vector_norm(vectors, dim=-1).numpy()}
         self._write("activations", sequence, layer, columns, store=self._tracing.request.store)
 
+    def _among(self, positions: np.ndarray, n: int) -> np.ndarray:
+        """Those among the n that a forward has; the same array at each call."""
+        where = id(positions), n
+        if where not in self._inside:
+            inside = (positions >= self._first) & (positions < self._first + n)
+            self._inside[where] = positions if inside.all() else positions[inside]
+        return self._inside[where]
+
     def _index(self, positions: np.ndarray, device: torch.device) -> Tensor:
         """Positions where the activations are: all layers that are asked for the same share them."""
         where = id(positions), device
         if where not in self._indices:
-            self._indices[where] = uploaded(positions, device)
+            self._indices[where] = uploaded(positions - self._first, device)
         return self._indices[where]
 
     def _of_units(self, vectors: Tensor, where: tuple[str, int], units: tuple[int, ...] | None) -> Tensor:
@@ -151,16 +183,17 @@ class RunSink:
     def _write_routing(self, layer: int, *found: Tensor) -> None:
         whole = [x.numpy() for x in found]
         for row, (sequence, wanted) in enumerate(zip(self._batch, self._wanted["router", layer, None], strict=True)):
-            for positions, _ in wanted:
-                own = [x[row, positions] for x in whole]
+            for every, _ in wanted:
+                positions = self._among(every, whole[0].shape[1])
+                own = [x[row, positions - self._first] for x in whole]
                 columns = {"pos": positions.astype(np.int32), "experts": own[0], "weights": own[1], "entropy": own[2]}
                 self._write("routing", sequence, layer, columns)
 
     def lens(self, layer: int, columns: dict[str, Any]) -> None:
         for row, sequence in enumerate(self._batch):
-            n = len(sequence.ids)
-            own = {name: np.asarray(values)[row, :n] for name, values in columns.items()}
-            self._write("lens", sequence, layer, {"pos": np.arange(n, dtype=np.int32), **own})
+            end = min(len(sequence.ids), self._first + np.asarray(columns["top_ids"]).shape[1])
+            own = {name: np.asarray(values)[row, : end - self._first] for name, values in columns.items()}
+            self._write("lens", sequence, layer, {"pos": np.arange(self._first, end, dtype=np.int32), **own})
 
     def _write(self, table: str, sequence: TokenSequence, layer: int, columns: dict[str, Any], *, store: str = "exact") -> None:
         keys = {"prompt_id": sequence.prompt.prompt_id, "branch": 0, "layer": layer}

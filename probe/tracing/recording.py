@@ -30,8 +30,10 @@ from probe.texts import (
 from probe.texts.explaining import explained
 from probe.tracing.accuracy import answers_summary
 from probe.tracing.answers import AnswerScorer
-from probe.tracing.planning import Tracing, estimate, resolved
+from probe.tracing.memory import unchunked
+from probe.tracing.planning import estimate
 from probe.tracing.reading import changed_frequencies, read_sequences
+from probe.tracing.resolving import Tracing, resolved
 from probe.tracing.routing import write_loads
 from probe.tracing.summary import summarize
 
@@ -60,6 +62,9 @@ def run_trace(lm: LanguageModel, request: Trace) -> stores.Run:
         if seen.failed:
             _record_failed(seen.failed, run.writer)
         run.warn(*seen.notes, *(differences(lm, tracing.sampling) if request.generate else ()))
+        why = unchunked(lm, tracing, seen.longest + request.generate)
+        if why and request.prefill_chunk_size:
+            run.warn(f"long texts are read in one forward, not in chunks: of this model {why}")
         tokens = 1 if tracing.edits or lm.sets_frequencies(seen.longest + request.generate) else request.batch_tokens
         done, total = 0, seen.runnable
         some = seen.batches(generate=request.generate, tokens=tokens)
