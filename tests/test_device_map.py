@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from probe.instrument import held_bytes, in_memory, weight_of
 from probe.language_model import LanguageModel
 from probe.language_model.adapters import merged
 from probe.language_model.weights_patch import parameter_of
-from probe.requests import Trace
+from probe.matrices import plan_weights, surveying
+from probe.matrices.spectra import singular_values
+from probe.requests import Trace, WeightSurvey
 from probe.tiny import tiny
 from probe.tracing import plan_trace
 from tests.test_left_as_found import PAIR
@@ -50,6 +53,12 @@ def split(folder: Path, whole: LanguageModel) -> LanguageModel:
     embedding = next(path for path, module in model.named_modules() if module is model.get_input_embeddings())
     where |= dict.fromkeys([anatomy.layers[1].block, embedding, anatomy.final_norm.path, anatomy.head], "disk")
     return probe.load(str(folder), device_map=where)
+
+
+@pytest.fixture(scope="module")
+def away(folder: Path) -> LanguageModel:
+    """Everything is on disk."""
+    return probe.load(str(folder), device_map={"": "disk"})
 
 
 VERBS: dict[str, Callable[[LanguageModel, Path], Any]] = {
@@ -104,6 +113,38 @@ def test_a_verb_gives_the_same_tables(verb: str, whole: LanguageModel, split: La
     for name in one.tables:
         frames = (run.table(name).drop(columns="run_id") for run in (one, other))
         pd.testing.assert_frame_equal(*frames, check_exact=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["weights", "neurons"])
+def test_weights_are_surveyed_block_by_block(
+    verb: str, whole: LanguageModel, away: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same tables; while a matrix is looked at, and afterwards, no block is in memory. A plan says how much ever is."""
+    blocks = [away.model.get_submodule(layer.block) for layer in away.anatomy.layers]
+    most = []
+
+    def here(matrix: torch.Tensor, less: torch.Tensor | None = None) -> torch.Tensor:
+        most.append(sum(any(not p.is_meta for p in block.parameters()) for block in blocks))
+        return singular_values(matrix, less)
+
+    monkeypatch.setattr(surveying, "singular_values", here)
+    try:
+        one = VERBS[verb](whole, tmp_path)
+    except (SiteAbsent, BadModel) as error:
+        with pytest.raises(type(error), match=re.escape(error.message)):
+            VERBS[verb](away, tmp_path)
+        return
+    most.clear()
+    other = VERBS[verb](away, tmp_path)
+    for name in one.tables:
+        frames = (run.table(name).drop(columns="run_id") for run in (one, other))
+        pd.testing.assert_frame_equal(*frames, check_exact=True)
+    assert all(n == 0 for n in most) and bool(most) == (verb == "weights")
+    assert all(parameter.is_meta for parameter in away.model.parameters())
+    block, whole_size = max(4 * sum(p.numel() for p in b.parameters()) for b in blocks), held_bytes(whole.model)
+    planned = plan_weights(away, WeightSurvey(what="matrices"))["weights_bytes"]
+    assert block < planned < whole_size == plan_weights(whole, WeightSurvey(what="matrices"))["weights_bytes"]
 
 
 def test_it_is_the_same_model(whole: LanguageModel, split: LanguageModel) -> None:

@@ -7,7 +7,17 @@ leaves the model as it was, in the middle of an exception too.
 from probe.instrument.attention import AttentionCall, Observer, attended, attending
 from probe.instrument.choosing import ChangedChoice, choosing
 from probe.instrument.hooks import Reader, Tap, bypassing, element, emptied, entering, filled, recording, tapping
-from probe.instrument.offloading import device_of, devices, held_bytes, in_memory, parameters, weight_of, wrapped
+from probe.instrument.offloading import (
+    bytes_elsewhere,
+    device_of,
+    devices,
+    held_bytes,
+    in_memory,
+    is_readable,
+    parameters,
+    weight_of,
+    wrapped,
+)
 from probe.instrument.shards import SIDES, is_sharded, shards, style
 
 __all__ = [
@@ -20,6 +30,7 @@ __all__ = [
     "attended",
     "attending",
     "bypassing",
+    "bytes_elsewhere",
     "choosing",
     "device_of",
     "devices",
@@ -29,6 +40,7 @@ __all__ = [
     "filled",
     "held_bytes",
     "in_memory",
+    "is_readable",
     "is_sharded",
     "parameters",
     "recording",

@@ -6,7 +6,7 @@ to (seen in accelerate 1.15).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -52,6 +52,19 @@ def _bytes(tensor: Tensor) -> int:
     return sum(_bytes(getattr(tensor, name)) for name in names) or tensor.numel() * tensor.element_size()
 
 
+def is_readable(model: nn.Module, name: str) -> bool:
+    """Whether a parameter is of plain numbers that are there, or are brought in when they are needed."""
+    parameter = model.get_parameter(name)
+    return parameter.is_floating_point() and (
+        not parameter.is_meta or _offloading(model.get_submodule(name.rpartition(".")[0])) is not None
+    )
+
+
+def bytes_elsewhere(module: nn.Module) -> int:
+    """Bytes of a module's weights that are not in memory until they are needed."""
+    return sum(parameter.nbytes for parameter in module.parameters() if parameter.is_meta)
+
+
 def weight_of(module: nn.Module, name: str) -> Tensor:
     """The numbers of a parameter within a module, read from where they are kept."""
     parameter = module.get_parameter(name).detach()
@@ -64,12 +77,14 @@ def weight_of(module: nn.Module, name: str) -> Tensor:
 
 
 @contextmanager
-def in_memory(model: nn.Module) -> Iterator[None]:
-    """While active, every weight stands on the device where its module computes, and tied ones are one again."""
+def in_memory(model: nn.Module, *, without: Collection[nn.Module] = ()) -> Iterator[None]:
+    """While active, every weight stands on the device where its module computes, and tied ones are one again. without: modules
+    whose weights stay where they are kept; a context within this one, of such a module, brings them in for as long."""
+    left = {id(part) for module in without for part in module.modules()}
     with ExitStack() as undo:
         for part in model.modules():
             hook = _offloading(part)
-            if hook is not None:
+            if hook is not None and id(part) not in left:
                 hook.pre_forward(part)
                 hook.offload = False  # a call in the meantime neither reads them again nor lets them go
                 undo.callback(_let_go, hook, part)

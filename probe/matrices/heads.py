@@ -12,7 +12,7 @@ from probe.anatomy.mixing import values_at
 from probe.anatomy.tape import probe_tokens
 from probe.attributing.decomposition import split
 from probe.attributing.linear import Frozen, call, identity
-from probe.instrument import AttentionCall, attending, device_of
+from probe.instrument import AttentionCall, attending, device_of, in_memory
 from probe.matrices.calls import StreamNorm, norm_of, recorded_calls, to_stream
 
 if TYPE_CHECKING:
@@ -79,6 +79,10 @@ class HeadReader:
         layer = self._anatomy.layers[number]
         if layer.attention is None:
             return self._anatomy.reason("pattern", number)
+        with in_memory(self._model.get_submodule(layer.block)):
+            return self._read(number, layer)
+
+    def _read(self, number: int, layer: Layer) -> HeadMaps | str:
         try:
             maps, bad = self._projections(layer)
         except (TypeError, ValueError, RuntimeError, LookupError) as error:

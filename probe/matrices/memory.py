@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from probe.errors import BadOption
+from probe.instrument import bytes_elsewhere, parameters
 from probe.matrices.spectra import ROWS
 from probe.matrices.vocabulary import BLOCK
 
@@ -30,6 +31,15 @@ def check_memory(lm: LanguageModel, looks: Sequence[str], layers: Sequence[int],
                 f"'{look}' of this model takes about {need / 1e9:.3g} GB, and --memory is {budget / 1e9:.3g} GB", hint=hint
             )
     return max(needs.values(), default=0)
+
+
+def weights_held(lm: LanguageModel) -> int:
+    """The most bytes of the model's own weights that are in memory at once: those that stay there, what is outside the blocks,
+    and of the blocks that are kept elsewhere one."""
+    model = lm.model
+    stay = sum(parameter.nbytes for parameter in parameters(model) if not parameter.is_meta)
+    blocks = [bytes_elsewhere(model.get_submodule(path)) for path in dict.fromkeys(one.block for one in lm.anatomy.layers)]
+    return stay + bytes_elsewhere(model) - sum(blocks) + max(blocks, default=0)
 
 
 def _needs(lm: LanguageModel, layers: Sequence[int]) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from probe.anatomy import Anatomy, Layer
 from probe.anatomy.inside import is_leaf
 from probe.attributing.linear import freeze
+from probe.instrument import in_memory, is_readable, weight_of
 from probe.matrices.flow import Effect, Flow
 
 if TYPE_CHECKING:
@@ -31,13 +32,26 @@ class Matrix(NamedTuple):
     role: str
     layer: int
     expert: int
-    value: Tensor
     also: tuple[str, ...] = ()
 
     @property
     def unit(self) -> str:
         """What the work on it is called."""
         return self.name if self.expert < 0 else f"{self.name}[{self.expert}]"
+
+
+class MatrixReader:
+    """The numbers of a model's matrices; what is kept on disk is read when it is asked for, a parameter at a time."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._name, self._held = model, "", torch.empty(0)
+
+    def value(self, one: Matrix) -> Tensor:
+        """Of more than two axes, the first against the rest."""
+        if one.name != self._name:
+            self._held = torch.empty(0)  # let go before the next comes
+            self._name, self._held = one.name, weight_of(self._model, one.name)
+        return self._held[one.expert] if one.expert >= 0 else self._held.flatten(1)
 
 
 class Gain(NamedTuple):
@@ -90,13 +104,14 @@ class ParameterRoles:
 
     def _asked(self, pattern: str) -> str:
         for name in self._members[pattern][:TRIES]:
-            if self.layer(name) < 0 or not _is_readable(self._plain[name]):
+            if self.layer(name) < 0 or not is_readable(self._model, name):
                 return ""
-            effect = self.effect(name)
-            if effect.felt:
-                here = self._anatomy.layers[self.layer(name)]
-                parameter = self._plain[name]
-                return _gain_role(effect) if parameter.dim() == 1 else self._matrix_role(name, parameter, effect, here)
+            here = self._anatomy.layers[self.layer(name)]
+            with in_memory(self._model.get_submodule(here.block)):
+                effect = self.effect(name)
+                if effect.felt:
+                    parameter = self._model.get_parameter(name)
+                    return _gain_role(effect) if parameter.dim() == 1 else self._matrix_role(name, parameter, effect, here)
         return ""
 
     def _matrix_role(self, name: str, parameter: Tensor, effect: Effect, layer: Layer) -> str:
@@ -200,10 +215,6 @@ def _indices(name: str) -> int:
     return max(len(re.findall(r"\b[0-9]+\b", name)) - 1, 0)
 
 
-def _is_readable(parameter: Tensor) -> bool:
-    return parameter.is_floating_point() and not parameter.is_meta
-
-
 def matrices(lm: LanguageModel, layers: Sequence[int] | None = None) -> tuple[list[Matrix], list[str]]:
     """Every matrix of a model, once, and the names of parameters that cannot be read. layers: only those of these blocks.
 
@@ -217,21 +228,14 @@ def matrices(lm: LanguageModel, layers: Sequence[int] | None = None) -> tuple[li
         layer = roles.layer(name)
         if parameter.dim() < 2 or (layers is not None and layer not in layers):
             continue
-        if not _is_readable(parameter):
+        if not is_readable(lm.model, name):
             odd.append(name)
             continue
         role = _end_role(lm, parameter) if layer < 0 else roles.of(name)
         also = tuple(other for other in names[id(parameter)] if other != name)
-        found += [Matrix(name, role or name, layer, *one, also) for one in _slices(parameter.detach())]
+        stacked = parameter.dim() == 3 and min(parameter.shape[1:]) > 1
+        found += [Matrix(name, role or name, layer, i, also) for i in (range(len(parameter)) if stacked else (-1,))]
     return found, odd
-
-
-def _slices(parameter: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """(slice, matrix): the parameter itself as -1; of three axes its slices; of more axes, the first against the rest."""
-    if parameter.dim() == 3 and min(parameter.shape[1:]) > 1:
-        yield from enumerate(parameter)
-    else:
-        yield -1, parameter.flatten(1)
 
 
 def _end_role(lm: LanguageModel, parameter: Tensor) -> str:
@@ -249,9 +253,12 @@ def gains(lm: LanguageModel, layers: Iterable[int] | None = None) -> list[Gain]:
     final = lm.anatomy.final_norm
     for path, module in lm.model.named_modules():
         own = dict(module.named_parameters(recurse=False))
-        if not own or any(p.dim() != 1 or not _is_readable(p) for p in own.values()) or not is_leaf(module):
+        names = [f"{path}.{key}" for key in own]
+        if not own or not is_leaf(module) or any(p.dim() != 1 for p in own.values()):
             continue
-        name = f"{path}.{next(iter(own))}"
+        if not all(is_readable(lm.model, name) for name in names):
+            continue
+        name = names[0]
         layer = roles.layer(name)
         if layers is not None and layer not in layers:
             continue
@@ -262,5 +269,6 @@ def gains(lm: LanguageModel, layers: Iterable[int] | None = None) -> list[Gain]:
         if norm is not None:
             found.append(Gain(path, role, layer, norm.gain, norm.bias))
         else:
-            found += [Gain(f"{path}.{key}", role, layer, p.detach(), torch.zeros_like(p)) for key, p in own.items()]
+            vectors = [weight_of(lm.model, name) for name in names]
+            found += [Gain(name, role, layer, v, torch.zeros_like(v)) for name, v in zip(names, vectors, strict=True)]
     return found

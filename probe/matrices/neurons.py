@@ -15,6 +15,7 @@ from probe.anatomy.tape import probe_tokens
 from probe.attributing.decomposition import behind
 from probe.attributing.linear import call
 from probe.errors import BadEdit, BadModel
+from probe.instrument import in_memory
 from probe.matrices.calls import StreamNorm, norm_of, recorded_calls, to_stream
 from probe.matrices.naming import ParameterRoles, halves
 from probe.weight_edits.targets import EditedMatrix, input_axis
@@ -74,6 +75,10 @@ class NeuronReader:
         layer = self._anatomy.layers[number]
         if "mlp_post" not in layer.taps:
             return self._anatomy.reason("mlp_post", number)
+        with in_memory(self._model.get_submodule(layer.block)):
+            return self._read(layer, neurons)
+
+    def _read(self, layer: Layer, neurons: Sequence[int]) -> NeuronDirections | str:
         try:
             reads = self._readings(layer)
             if isinstance(reads, str):

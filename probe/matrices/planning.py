@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from probe.errors import BadOption
 from probe.language_model.quantization import check_numbers
 from probe.language_model.spreading import check_whole
-from probe.matrices.memory import check_memory
+from probe.matrices.memory import check_memory, weights_held
 from probe.requests.groups import parse_memory
 from probe.sites import parse_places, resolve
 
@@ -118,4 +118,5 @@ def plan_weights(lm: LanguageModel, request: WeightSurvey) -> dict[str, Any]:
     tables = {name: {"rows": m, "bytes": m * size} for name, (m, size, look) in rows.items() if look in survey.looks}
     if survey.against is not None:
         tables["matrix_differences"] = {"rows": n, "bytes": 120 * n}
-    return {"model": lm.name, "layers": len(survey.layers), "memory_bytes": survey.held, "tables": tables}
+    return {"model": lm.name, "layers": len(survey.layers), "memory_bytes": survey.held,
+            "weights_bytes": weights_held(lm), "tables": tables}  # fmt: skip

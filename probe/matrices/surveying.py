@@ -13,7 +13,7 @@ from probe import store as stores
 from probe.errors import BadOption, SiteAbsent
 from probe.instrument import in_memory
 from probe.matrices.head_rows import write_heads
-from probe.matrices.naming import Matrix, gains, matrices
+from probe.matrices.naming import Matrix, MatrixReader, gains, matrices
 from probe.matrices.neuron_rows import write_neurons
 from probe.matrices.planning import ResolvedSurvey, resolved
 from probe.matrices.spectra import change, entries, singular_values, spectrum
@@ -45,7 +45,9 @@ def run_weights(lm: LanguageModel, request: WeightSurvey) -> stores.Run:
     with running(request, lm, word=survey.word, resolved=survey.came_to) as run, ExitStack() as held:
         for one in (lm, survey.against):
             if one is not None:
-                held.enter_context(in_memory(one.model))
+                # the ends; a block's weights come in while it is looked at
+                blocks = [one.model.get_submodule(layer.block) for layer in one.anatomy.layers]
+                held.enter_context(in_memory(one.model, without=blocks))
         if run.writer.whole:
             return run.writer.whole
         run.write_all({"prompts": {"prompt_id": [0], "text": [f"the weights of {lm.title}"], "error": [""]}}, unit="subject")
@@ -79,11 +81,13 @@ def _matrices(run: Running, survey: ResolvedSurvey) -> None:
     found, odd = matrices(run.lm, survey.own_layers)
     if odd:
         run.warn(f"{len(odd)} parameters can't be read (quantised, or not in memory): {', '.join(odd[:3])}")
+    reader = MatrixReader(run.lm.model)
     for unit, one in run.missing("matrices", ((f"matrix {m.unit}", m) for m in found), total=len(found)):
         with unit:
-            s, e = spectrum(singular_values(one.value)), entries(one.value)
+            value = reader.value(one)
+            s, e = spectrum(singular_values(value)), entries(value)
             run.write("matrices", {
-                **_named(one), "rows": [one.value.shape[0]], "columns": [one.value.shape[1]], "frobenius": [e.frobenius],
+                **_named(one), "rows": [value.shape[0]], "columns": [value.shape[1]], "frobenius": [e.frobenius],
                 "spectral": [float(s.values[0])], "stable_rank": [s.stable_rank], "effective_rank": [s.effective_rank],
                 "condition": [s.condition], "mean": [e.mean], "sd": [e.sd], "max_abs": [e.max_abs], "zeros": [e.zeros],
                 "singular_values": [s.values[: survey.top].float().tolist()], "tied": [", ".join(one.also)],
@@ -118,13 +122,13 @@ def _differences(run: Running, survey: ResolvedSurvey) -> None:
         raise BadOption(f"'{other.title}' has no matrix of the same name and shape", hint="compare models of one architecture")
     if left := sorted({m.name for m in mine} - {m.name for m in pairs}):
         run.warn(f"{len(left)} matrices are not in both models with one shape: {', '.join(left[:3])}")
+    ours, others = MatrixReader(run.lm.model), MatrixReader(other.model)
     for unit, one in run.missing("differences", ((f"difference {m.unit}", m) for m in pairs), total=len(pairs)):
         with unit:
-            there = theirs[one.name].detach()
-            there = there[one.expert] if one.expert >= 0 else there.flatten(1)
-            size, moved = entries(one.value).frobenius, change(there, one.value)
+            here, there = ours.value(one), others.value(one)
+            size, moved = entries(here).frobenius, change(there, here)
             some = moved.frobenius > SMALLEST * size
-            values = singular_values(there, one.value) if some else torch.zeros(1).double()
+            values = singular_values(there, here) if some else torch.zeros(1).double()
             s = spectrum(values)
             run.write("matrix_differences", {
                 **_named(one), "relative": [moved.frobenius / size if size else None], "frobenius": [moved.frobenius],
