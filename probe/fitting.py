@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+from torch import distributed
 
-from probe.errors import OutOfMemory
+from probe.errors import BadModel, OutOfMemory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -22,12 +23,16 @@ _SAID = ("can't allocate memory", "not enough memory")
 
 @contextmanager
 def fitting(what: str, *, hint: str) -> Iterator[None]:
-    """Raises `OutOfMemory` ("… does not fit into memory") where no memory is left, once all that the block held is free."""
+    """Raises `OutOfMemory` ("… does not fit into memory") where no memory is left, once all that the block held is free;
+    `BadModel` where processes share the model, of which one can't do without what it was about."""
     try:
         yield
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
         if not _out_of_memory(error):
             raise
+        if distributed.is_available() and distributed.is_initialized():
+            # the processes that share the model would go through other batches than this one, and wait for it
+            raise BadModel(f"{what} does not fit into the memory of one of several processes", hint=hint) from error
     else:
         return
     # not in the `except`: while the error is handled, its traceback holds every tensor of the block

@@ -147,6 +147,32 @@ def test_weights_are_surveyed_block_by_block(
     assert block < planned < whole_size == plan_weights(whole, WeightSurvey(what="matrices"))["weights_bytes"]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.accelerator.device_count() < 2, reason="one accelerator, or none")
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_gives_the_same_tables_on_several_accelerators(
+    verb: str, folder: Path, split: LanguageModel, tmp_path: Path
+) -> None:
+    """Of a model of which half the parts are on one and half on another, but for rounding, as on the first alone."""
+    assert split.loaded is not None
+    parts = split.loaded["device_map"]
+    spread = probe.load(str(folder), dtype="float32", device_map={part: 2 * i // len(parts) for i, part in enumerate(parts)})
+    assert len(spread.identity["device"].split(",")) == 2
+    one = probe.load(str(folder), dtype="float32", device_map={"": 0})
+    if verb == "steer":
+        VERBS["make_direction"](one, tmp_path / "direction.safetensors")
+    try:
+        expected = VERBS[verb](one, tmp_path / "direction.safetensors")
+    except (SiteAbsent, BadModel) as error:
+        with pytest.raises(type(error), match=re.escape(error.message)):
+            VERBS[verb](spread, tmp_path / "direction.safetensors")
+        return
+    found = VERBS[verb](spread, tmp_path / "direction.safetensors")
+    for name in expected.tables:
+        frames = (run.table(name).drop(columns="run_id") for run in (expected, found))
+        pd.testing.assert_frame_equal(*frames, rtol=1e-3, atol=1e-4)
+
+
 def test_it_is_the_same_model(whole: LanguageModel, split: LanguageModel) -> None:
     """Its identity but for the place, its anatomy, found anew, and its logits; and weights are on disk again afterwards."""
     assert find(split.model).to_dict() == find(whole.model).to_dict()

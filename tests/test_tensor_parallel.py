@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import probe
 from probe.errors import BadModel, BadOption
+from probe.fitting import halving
 from probe.language_model.spreading import check_split
 from probe.tiny import tiny
 from tests import two_processes
@@ -107,6 +108,17 @@ def test_what_cannot_be_split_in_equal_parts_is_refused(
     with pytest.raises(BadModel) as caught:
         check_split("it", tiny(family)[0])
     assert caught.value.message.startswith(message) and caught.value.hint
+
+
+def test_nothing_is_halved_where_processes_share_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others would wait for what this one does not compute."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+
+    def run(_: list[int]) -> None:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(BadModel, match="a batch does not fit into the memory of one of several processes"):
+        list(halving([1, 2], run, what="a batch", hint="fewer"))
 
 
 def test_another_process_speaks_only_where_it_fails_alone(

@@ -196,7 +196,7 @@ def _replay(model: nn.Module, resid: Tensor, norm: Port | None, head: Event) -> 
             found = head.module(resid if norm is None else model.get_submodule(norm.tap.path)(resid))
     except (TypeError, AttributeError, ValueError, LookupError, RuntimeError):
         return None  # a part that wants more than the stream is neither norm nor head
-    return found if isinstance(found, Tensor) else None
+    return found.to(resid.device) if isinstance(found, Tensor) else None
 
 
 def _why_not(recorded: Tape, last: Fingerprint, head: Event) -> str:

@@ -60,7 +60,8 @@ class Attended(NamedTuple):
 
 @dataclass
 class Tape:
-    """Events in order of their ends, attention calls, and the numbers by fingerprint (of tensors that can be a stream's)."""
+    """Events in order of their ends, attention calls, and the numbers by fingerprint (of tensors that can be a stream's), all
+    on the device of the ids."""
 
     n_tokens: int
     events: list[Event] = field(default_factory=list)
@@ -86,7 +87,7 @@ def tape(model: nn.Module, ids: Tensor) -> Tape:
             kept.append(tensor)
             seen[key] = _fingerprint(tensor)
             if tensor.shape[0] in {1, recorded.n_tokens} and 2 <= tensor.dim() <= 4:
-                recorded.values.setdefault(seen[key], tensor.detach().clone())
+                recorded.values.setdefault(seen[key], tensor.detach().to(ids.device, copy=True))
         return Port(tap, seen[key], tuple(tensor.shape))
 
     def record(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -105,7 +106,7 @@ def tape(model: nn.Module, ids: Tensor) -> Tape:
         given = []
         for tensor in (call.query.transpose(1, 2), call.key.transpose(1, 2)):
             given.append(_fingerprint(tensor))
-            recorded.values.setdefault(given[-1], tensor.detach().clone())
+            recorded.values.setdefault(given[-1], tensor.detach().to(ids.device, copy=True))
         recorded.attended.append(
             Attended(
                 len(recorded.events), path, call.visit, _fingerprint(output), heads, call.key.shape[1], width,
@@ -114,7 +115,7 @@ def tape(model: nn.Module, ids: Tensor) -> Tape:
         )  # fmt: skip
 
     with torch.no_grad(), recording(model, record), attending(model, attend):
-        recorded.logits = model(input_ids=ids, use_cache=False).logits
+        recorded.logits = model(input_ids=ids, use_cache=False).logits.to(ids.device)
     if bool(recorded.logits.isnan().any()):
         raise NonFinite(
             f"the logits are not finite numbers{_first_nan(recorded)}",

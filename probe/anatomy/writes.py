@@ -132,7 +132,8 @@ def _parameters(inside: Inside) -> dict[str, Tensor]:
     for path, module in modules:
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.numel() == width:
-                found.setdefault(f"{path}.{name}", weight_of(module, name).double().flatten())
+                own = weight_of(module, name).to(inside.resid_post.device)
+                found.setdefault(f"{path}.{name}", own.double().flatten())
     return found
 
 

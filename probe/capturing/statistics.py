@@ -33,6 +33,10 @@ class _Places(NamedTuple):
     counts: Tensor  # (head, MATCHED * query)
     masks: list[tuple[int, Tensor]]  # (which of MATCHED, mask (query, key))
 
+    def to(self, device: torch.device) -> _Places:
+        """The same, on a device."""
+        return _Places(self.flat.to(device), self.counts.to(device), [(i, mask.to(device)) for i, mask in self.masks])
+
 
 class Earlier(NamedTuple):
     """Where each position's token was before: places[firsts[i] : firsts[i] + counts[i]], ascending. All (pos,) int64."""
@@ -57,16 +61,16 @@ class Matches:
         """ids (pos,)."""
         self._ids = ids
         self._before = torch.cat([ids.new_full((1,), -1), ids[:-1]])  # the token before each position
-        self._found: dict[tuple[int, ...], _Places] = {}
+        self._found: dict[tuple[int, int, int, int, torch.device], _Places] = {}
         self.earlier = _earlier(ids.cpu().numpy())
         again = torch.from_numpy(self.earlier.counts > 0)
         self.rows = dict.fromkeys(MATCHED, again)  # a token seen before also has what followed it
 
     def add(self, mass: Tensor, tile: Tile, out: Tensor) -> None:
         """Put the mass (head, query, key) of the tile's matches into out (head, MATCHED, query)."""
-        where = tile.n_heads, tile.start, tile.low, tile.high  # the same for every layer
+        where = tile.n_heads, tile.start, tile.low, tile.high, mass.device  # the same for every layer of a device
         if where not in self._found:
-            self._found[where] = self._find(tile)
+            self._found[where] = self._find(tile).to(mass.device)
         places = self._found[where]
         if places.flat.numel():
             found = mass.flatten(1).gather(1, places.flat)
