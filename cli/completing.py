@@ -19,6 +19,7 @@ RUNS = Path("runs")
 FAMILIES = ("llama", "gpt2", "qwen2", "gemma2", "mamba")  # of tiny models: a few of all that transformers knows
 WORDS: dict[str, tuple[str, ...]] = {
     "attention": ("none", "heads", "summary", "topk:8", "full"),
+    "attention_kinds": ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"),
     "devices": ("auto", "cpu", "cuda", "mps"),
     "dtypes": ("auto", "float32", "bfloat16", "float16"),
     "engines": ("local", "ray"),

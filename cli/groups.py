@@ -58,6 +58,9 @@ class Weights(PlacementOptions, ModelSource):
     device_map: Annotated[str | None, Option("accelerate's map, e.g. auto.")] = None
     tp_plan: Annotated[str | None, Option("auto: split it over torchrun's processes, as transformers plans it.")] = None
     quantize: Annotated[str | None, Option(quantize_help(), complete="quantizations")] = None
+    attn_implementation: Annotated[
+        str | None, Option("eager, sdpa, flash_attention_2, flash_attention_3 or flex_attention.", complete="attention_kinds")
+    ] = None
 
 
 @dataclass(frozen=True)

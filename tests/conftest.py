@@ -18,8 +18,16 @@ import pytest
 from tests.forking import Forker
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first: no worker is left with one of them when the other is done."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The longest first: no worker is left with one of them when the other is done. What is for an accelerator is left out
+    where there is none, unless it is asked for: `-m gpu` goes through it on the CPU."""
+    for_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if for_gpu and "gpu" not in config.option.markexpr:
+        import torch
+
+        if not torch.accelerator.is_available():
+            items[:] = [item for item in items if item not in for_gpu]
+            config.hook.pytest_deselected(items=for_gpu)
     items.sort(
         key=lambda item: (item.name != "test_console_examples_print_what_they_show", not item.get_closest_marker("slow"))
     )

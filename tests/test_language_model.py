@@ -162,6 +162,18 @@ def test_options_are_checked_before_anything_is_fetched(words: dict[str, str], s
     assert caught.value.hint
 
 
+def test_the_kind_of_attention_can_be_chosen() -> None:
+    """By transformers' names; what is not installed, or is no name, is one line. The manifest has it."""
+    ids = torch.tensor([[5, 6, 7, 8]])
+    sdpa, eager = (probe.load("tiny:llama", device="cpu", attn_implementation=kind) for kind in ("sdpa", "eager"))
+    assert (sdpa.identity["attention"], eager.identity["attention"]) == ("sdpa", "eager")
+    torch.testing.assert_close(eager.model(ids).logits, sdpa.model(ids).logits, rtol=1e-4, atol=1e-5)
+    with pytest.raises(BadOption, match="unknown attention implementation 'quick'"):
+        probe.load("tiny:llama", attn_implementation="quick")
+    with pytest.raises(BadOption, match="cannot run flash_attention_2 here"):
+        probe.load("tiny:llama", device="cpu", attn_implementation="flash_attention_2")
+
+
 def test_no_cuda_without_cuda() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")

@@ -12,6 +12,7 @@ from probe.decoding.draws import Continuation, OpenBranch
 from probe.decoding.noise import stream
 from probe.decoding.prefixes import TokenIds
 from probe.decoding.teacher_forced import Prefix
+from probe.devices import free_bytes
 from probe.requests import Sampling
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class LocalEngine:
 
     def __init__(self, lm: LanguageModel, *, tokens: int | None = None) -> None:
         """tokens: the most that a batch may hold of keys and values, rows times the longest; if not given, as many as
-        `FULL` of the longest rollouts come to."""
+        `FULL` of the longest rollouts come to, or more where half of what an accelerator has free holds them."""
         self.lm, self.tokens = lm, tokens
         self.identity = {"kind": "local"}
 
@@ -81,9 +82,17 @@ class LocalEngine:
         rows = [OpenBranch(one.prefix, one.sample, place, one.max_new, one.seed) for place, one in enumerate(rollouts)]
         longest = max((len(one.prefix) + one.max_new for one in rollouts), default=1)
         draw_rows(
-            self.lm, rows, sampling, places=PLACES, tokens=self.tokens or FULL * longest, stems=stems, share=True,
+            self.lm, rows, sampling, places=PLACES, tokens=self.tokens or self._tokens(longest), stems=stems, share=True,
             end=lambda row: done(row.name, row.found), known=None if kept is None else lambda row: kept(row.name),
         )  # fmt: skip
+
+    def _tokens(self, longest: int) -> int:
+        """How many a batch may hold of rollouts of which none is longer."""
+        free = free_bytes(self.lm.device)
+        if free is None:
+            return FULL * longest
+        values = sum(2 * layer.n_kv_heads * layer.d_head for layer in self.lm.anatomy.layers)  # of a token
+        return max(FULL * longest, min(PLACES * longest, free // 2 // max(1, values * self.lm.dtype.itemsize)))
 
 
 def problem_seed(seed: int, prompt: Sequence[int]) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 from probe.errors import BadModel, BadOption, UnknownModel
 from probe.language_model import gguf, hub, keeping, quantization, wheel
 from probe.language_model.adapters import merged
+from probe.language_model.attention_kinds import check_kind, choose_kind
 from probe.language_model.checkpoint import Checkpoint, check_all_there, check_all_used, check_directory, refusals, shape_in
 from probe.language_model.hashes import remembered, tokenizer_sha256
 from probe.language_model.home import Progress
@@ -39,6 +40,7 @@ def load(
     device_map: Any = None,
     tp_plan: str | None = None,
     quantize: str | None = None,
+    attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     adapter: str | Path | None = None,
@@ -55,13 +57,15 @@ def load(
     adapter: a directory of the `peft` library, merged into the weights in memory. weights_patch: one
     file of edited weights, or several, put on in their order, in memory. context_length: positions that the model
     holds, where its config says too few. tp_plan: "auto" splits it over the processes that torchrun started, by the plan that
-    transformers has for it. fetch: whether a model that is not on this machine may be downloaded.
+    transformers has for it. attn_implementation: the kind of attention that it runs, by transformers' name.
+    fetch: whether a model that is not on this machine may be downloaded.
     Raises `UnknownModel`, `BadModel`, `BadOption`, `StorageFull`.
     """
     patches = [weights_patch] if isinstance(weights_patch, str | Path) else list(weights_patch)
     if tp_plan is not None and (adapter is not None or patches):
         raise BadOption("nothing is put on weights that several processes share", hint="leave out --tp-plan")
     placement = place(device=device, dtype=dtype, device_map=device_map, tp_plan=tp_plan, quantize=quantize)
+    check_kind(attn_implementation)
     named = name_kind(default_name() if name is None else name)
     if revision is not None and named.kind != "hub":
         raise BadOption(f"'{named.name}' has no revisions", hint="--revision is for models of the Hub")
@@ -75,14 +79,15 @@ def load(
             )
         origin = keeping.LoadedFrom(named, found, placement, allow_pickle)
         read = partial(_read, origin, adapter, context_length, code=trust_remote_code, progress=progress)
-        moved = placement.device_map is not None or placement.tp_plan is not None
-        as_it_is = adapter is None and context_length is None and not moved and not trust_remote_code
-        lm = keeping.loaded(origin, read) if as_it_is else read()
+        asked = (adapter, context_length, attn_implementation, placement.device_map, placement.tp_plan)
+        lm = read() if trust_remote_code or any(one is not None for one in asked) else keeping.loaded(origin, read)
+        choose_kind(lm.model, attn_implementation, named.name)
     put_on(lm, patches)
     lm.loaded = {
         "name": named.name, "revision": revision, "device": device, "dtype": dtype, "device_map": device_map,
-        "tp_plan": tp_plan, "quantize": quantize, "trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle,
-        "adapter": adapter, "weights_patch": patches, "context_length": context_length, "fetch": fetch,
+        "tp_plan": tp_plan, "quantize": quantize, "attn_implementation": attn_implementation, "allow_pickle": allow_pickle,
+        "trust_remote_code": trust_remote_code, "adapter": adapter, "weights_patch": patches, "fetch": fetch,
+        "context_length": context_length,
     }  # fmt: skip
     return lm
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from probe.devices import free_bytes
 from probe.errors import BadOption, SiteAbsent
 from probe.interventions import Edit, parse_all
 from probe.patching.cells import LayerCells, LayerNeurons, cells_of, neurons_of
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 TOKENS = 256  # of a pass: more make no product faster on a CPU, and begin earlier than some rows need
+ON_CPU = 10**9  # bytes of a pass, where nobody says what is free
 ROW_BYTES = {"patches": 90, "prompts": 200, "tokens": 14, "patch_means": 60}
 
 
@@ -69,7 +71,7 @@ def resolved(lm: LanguageModel, request: PatchSweep) -> Patching:
             hint="leave out --top, --sample and --ig, or name a layer: mlp_post@5",
         )
     return Patching(
-        request, pairs, parts, parse_memory(request.memory), parse_all(lm, request.edit, seed=request.seed), measured,
+        request, pairs, parts, pass_bytes(lm, request.memory), parse_all(lm, request.edit, seed=request.seed), measured,
         neurons if any(neurons) else (),
     )  # fmt: skip
 
@@ -105,7 +107,16 @@ def _texts(one: Any) -> PairTexts:
 
 def rows_at_once(lm: LanguageModel, *, new: int, n: int, budget: int, reads: int = 1) -> int:
     """Rows of a pass over the last `new` positions of n, at least one. reads: logits that are kept of a row."""
-    return max(1, min(TOKENS // new, budget // row_bytes(lm, new=new, n=n, reads=reads)))
+    rows = budget // row_bytes(lm, new=new, n=n, reads=reads)
+    return max(1, min(TOKENS // new, rows) if lm.device.type == "cpu" else rows)
+
+
+def pass_bytes(lm: LanguageModel, memory: str | int) -> int:
+    """Bytes that a pass may take: those that are asked for, or half of what the model's device has free."""
+    if memory != "auto":
+        return parse_memory(memory)
+    free = free_bytes(lm.device)
+    return ON_CPU if free is None else free // 2
 
 
 def row_bytes(lm: LanguageModel, *, new: int, n: int, reads: int = 1) -> int:

@@ -106,7 +106,10 @@ class PatchSweep(SharedWork, WholeAnswerOptions, ChatOptions, Request):
     path: Annotated[
         str | None, Option("Send a change along direct paths alone: 'z@5.3->q@8.1', 'z@all->logits'. Needs quotes.")
     ] = None
-    memory: Annotated[str | int, Option("What a pass may take; sizes the batches.", shell=str)] = "1GB"
+    memory: Annotated[
+        str | int,
+        Option("What a pass may take, which sizes the batches. auto: 1GB on a CPU, half of what is free elsewhere.", shell=str),
+    ] = "auto"
     edit: Annotated[
         str | Iterable[Any],
         Option("Change activations in all runs: PLACE=OP, e.g. z@5.3=zero; repeatable.", ("--edit", "-e"),

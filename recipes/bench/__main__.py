@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from . import branches, budget, engine, faults, inside, patch, peers, problems, scale, serve, speculate, trace, view
+from . import branches, budget, engine, faults, gpu, inside, patch, peers, problems, scale, serve, speculate, trace, view
 
 BENCHES = {
     "branches": branches.main,
     "budget": budget.main,
     "engine": engine.main,
     "faults": faults.main,
+    "gpu": gpu.main,
     "inside": inside.main,
     "patch": patch.main,
     "peers": peers.main,
