@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from probe import durable
 from probe import store as stores
 from probe.addresses import is_url, last_name
 from probe.errors import BadOption, ProbeError
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 T = TypeVar("T")
+UNFINISHED = "unfinished"  # the table of what a run that is not finished keeps of its units
 # where no part that can be tried by halves has said so
 WHOLE, HINT = "what is asked", "ask for less at once, give shorter texts, or take --dtype bfloat16"
 
@@ -83,6 +86,7 @@ class Running:
     ) -> None:
         self.request, self.writer, self._lm, self._sharing = request, writer, lm, sharing
         self._told: set[str] = set()
+        self._kept: dict[str, bytes] | None = None
 
     @property
     def lm(self) -> LanguageModel:
@@ -137,6 +141,20 @@ class Running:
             with self.writer.unit(unit):
                 for name, columns in tables.items():
                     self.write(name, columns)
+
+    def keep(self, unit: str, told: Mapping[str, Any]) -> None:
+        """Keep, inside a unit, what is to be said of it when the run is finished: another process may come to that."""
+        self.write(UNFINISHED, {"part": [unit], "state": [json.dumps(durable.jsonable(told)).encode()]})
+
+    def kept(self, unit: str) -> dict[str, Any] | None:
+        """What was kept of a unit that the run has, as plain values; None where nothing was, or the run does not have it."""
+        if not self.writer.done(unit):
+            return None
+        if self._kept is None:  # units that are done later are this process's own, and it knows of them
+            rows = self.writer.read(UNFINISHED)
+            self._kept = dict(zip(rows["part"].to_pylist(), rows["state"].to_pylist(), strict=True))
+        told = self._kept.get(unit)
+        return None if told is None else json.loads(told)
 
     def frame(self, table: str) -> pd.DataFrame:
         """The rows of a small table so far."""

@@ -29,6 +29,7 @@ from probe.sharding.jobs import Job, ShardResult, failure, job_of
 from probe.sharding.pools import Heard, InProcess
 from probe.sharding.shards import LEAST, LONG, TRIES, Shards
 from probe.store.journal import read_records
+from probe.texts import encoding
 
 Fault = Callable[[int, int, int], BaseException | None]
 """(worker, shard, how often it was tried before) -> what goes wrong; a SystemExit is a death."""
@@ -170,6 +171,30 @@ def test_what_workers_make_is_what_one_process_makes(
     shared = [(done, total) for what, done, total in told if what in SHARED]
     assert [done for done, _ in shared] == sorted(done for done, _ in shared)
     assert shared[-1][0] == shared[-1][1] - (verb == "sample"), "the problem that cannot be run is not shared"
+
+
+@pytest.mark.parametrize("verb", ["trace", "rewind", "importance", "sample"])
+def test_what_workers_found_is_read_and_not_computed_again(
+    lm: Any, pools: list[Faulty], problems: Path, tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model of the process that makes the run is never run, and it and its workers encode each prompt of a file once: it
+    when it looks through them, a worker those of its shards."""
+    traced(lm, problems)
+    forwards, encoded = list[int](), Counter[str]()
+    encode = encoding.encode_whole
+
+    def counted(model: Any, prompt: Any, options: Any) -> Any:
+        encoded["here" if model is lm else "there"] += 1
+        return encode(model, prompt, options)
+
+    monkeypatch.setattr(encoding, "encode_whole", counted)
+    hook = lm.model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    try:
+        VERBS[verb](lm, problems, out=tmp_path / "r", engine="ray", workers=1)
+    finally:
+        hook.remove()
+    assert not forwards
+    assert verb != "trace" or (encoded["here"] == 40 and encoded["there"] <= 40)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -153,6 +153,8 @@ def _refilled(
     start_over(lm.model)
     stretches = [waiting[start : start + STRETCH * places] for start in range(0, len(waiting), STRETCH * places)]
     to_run = [some for some in stretches if not all(map(known, some))]
+    if not to_run:
+        return
     prefixes, wanted = sorted({row.prefix for row in waiting}), {row.prefix for some in to_run for row in some}
     reader = PrefixReader(lm, _computed(lm, prefixes, wanted, stems))
     share = share and len(waiting) >= OF_ONE * len(prefixes) and shares(lm)

@@ -45,7 +45,7 @@ def _wanted(plan: RewindPlan, arms: Sequence[Any], samples: range) -> ArmSamples
 
 def _stem(plan: RewindPlan) -> Prefix | None:
     """What the model has read of a place's text; the text before many places is read again by each."""
-    return plan.fork.stem if plan.origin.opened.alone and plan.request.to != "all" else None
+    return plan.fork.stem if plan.only else None
 
 
 class RewindRounds:

@@ -189,6 +189,11 @@ class RewindPlan:
         """The step that is gone back to."""
         return self.fork.target.step
 
+    @property
+    def only(self) -> bool:
+        """Whether the run is about this place alone."""
+        return self.origin.opened.alone and self.request.to != "all"
+
 
 def plans_of(origin: Origin, request: Rewind, *, dry: bool = False) -> list[RewindPlan]:
     """Check what is asked of one generation and find the arms of each place in it.

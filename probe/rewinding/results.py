@@ -29,7 +29,7 @@ UNRESOLVED = {"budget": ": the budget is spent", "limit": ", which is as many as
 
 
 class MeasuredPlace(NamedTuple):
-    """What one place of one problem came to."""
+    """What one place of one problem came to: all that is to be said of it, or its line among several."""
 
     prompt_id: int
     summary: dict[str, Any]
@@ -150,12 +150,19 @@ def summarize(
     }  # fmt: skip
 
 
+LINE = ("step", "edit", "samples", "reference", "expected", "headroom", "difference", "resolution", "paired")
+
+
+def line_of(summary: dict[str, Any]) -> dict[str, Any]:
+    """Of what is to be said of a place, what is said of it among several."""
+    return {name: summary[name] for name in LINE}
+
+
 def summarize_all(found: Sequence[MeasuredPlace], failed: Sequence[LeftOut]) -> dict[str, Any]:
     """What is to be said of several places: a line each."""
-    names = ("step", "edit", "samples", "reference", "expected", "headroom", "difference", "resolution", "paired")
     return {
         "prompts": len({one.prompt_id for one in found}) + len(failed), "errors": len(failed),
-        "places": [{"prompt_id": one.prompt_id, **{name: one.summary[name] for name in names}} for one in found],
+        "places": [{"prompt_id": one.prompt_id, **one.summary} for one in found],
     }  # fmt: skip
 
 

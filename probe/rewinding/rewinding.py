@@ -152,7 +152,11 @@ def _rescored(lm: LanguageModel, engine: Engine, plan: RewindPlan) -> tuple[np.n
 def _measure(run: Running, engine: Engine, plan: RewindPlan, samples: Samples) -> results.MeasuredPlace:
     """Effects, re-scored tail, off-policy z and summary of what was drawn from one place."""
     paired, (n, stopped) = engine.addressed_noise, samples
-    prompt, drawn = plan.origin.original.prompt_id, _branches(run, plan)
+    prompt = plan.origin.original.prompt_id
+    key = f"effects-{prompt}-step{plan.step}"
+    if (told := run.kept(key)) is not None:
+        return results.MeasuredPlace(prompt, told)
+    drawn = _branches(run, plan)
     branches, plan = _merged(drawn, plan)
     arms, rows = plan.arms, []
     scored = far = None
@@ -163,25 +167,24 @@ def _measure(run: Running, engine: Engine, plan: RewindPlan, samples: Samples) -
             longest=plan.rollout.max_new,
         )  # fmt: skip
         scored = _rescored(run.lm, engine, plan)
-    if arms.new:
+    if arms.new and plan.only:  # of several places nothing is said of it
         before = next(arm.name for arm in plan.named if arm.prefix == arms.before)
         own = results.sampled_ids(branches, run.writer.read("tokens", prompt_id=prompt), before)
         far = off_policy(plan.fork.stem, arms.before, arms.new, own)
-    key = f"effects-{prompt}-step{plan.step}"
+    summary = results.summarize(plan, branches, rows, scored, far, n, paired=paired, stopped=stopped)
+    summary = summary if plan.only else results.line_of(summary)
     if not run.writer.done(key):
         with run.writer.unit(key):
             results.write_effects(run.writer, prompt, plan.step, rows)
             results.write_rescored(run.writer, plan, scored)
+            run.keep(key, summary)
     plan.fork.forget()
-    return results.MeasuredPlace(
-        prompt, results.summarize(plan, branches, rows, scored, far, n, paired=paired, stopped=stopped)
-    )
+    return results.MeasuredPlace(prompt, summary)
 
 
 def _about(plan: RewindPlan, warnings: Sequence[str]) -> list[str]:
     """Warnings that say which problem and step they are of, where there are several."""
-    alone = plan.origin.opened.alone and plan.request.to != "all"
-    return [text if alone else f"prompt {plan.origin.original.prompt_id}, step {plan.step}: {text}" for text in warnings]
+    return [text if plan.only else f"prompt {plan.origin.original.prompt_id}, step {plan.step}: {text}" for text in warnings]
 
 
 def _finish(

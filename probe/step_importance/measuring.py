@@ -197,6 +197,8 @@ def _measured(
 ) -> dict[int, dict[str, Any]]:
     """Write the rows of one problem; what is to be said of it. A problem that no method can take is left out of several."""
     prompt, key = plan.prompt_id, f"importance-{plan.prompt_id}"
+    if (told := run.kept(key)) is not None:
+        return {prompt: told}
     try:
         summary, measured = _measure(run, plan._replace(task=replace(plan.task, run=run, paired=paired)))
     except ProbeError as error:
@@ -206,6 +208,8 @@ def _measured(
         problems.failed.append(LeftOut(prompt, error))
         return {}
     rows = [row for one in measured.values() for row in one.rows]
+    of_methods = {name.replace("-", "_"): one.summary for name, one in measured.items() if one.summary}
+    told = {**_summary(plan, rows), **summary, **of_methods}
     if not run.writer.done(key):
         with run.writer.unit(key):
             if rows:  # a method may have none, as early-answer where there is one candidate
@@ -214,7 +218,8 @@ def _measured(
                 _write_matrix(run, prompt, name, one.matrix)
                 for table, found in one.tables.items():
                     run.write(table, found)
-    return {prompt: {**_summary(plan, rows), **summary, **_summaries(measured)}}
+            run.keep(key, told)
+    return {prompt: told}
 
 
 def _finish(
@@ -265,11 +270,6 @@ def _write_matrix(run: Running, prompt: int, name: str, matrix: np.ndarray | Non
             "prompt_id": prompt, "method": name, "source": source.astype(np.int32), "target": target.astype(np.int32),
             "value": matrix[source, target],
         })  # fmt: skip
-
-
-def _summaries(measured: dict[str, Measured]) -> dict[str, Any]:
-    """What methods say besides their rows, by method."""
-    return {name.replace("-", "_"): one.summary for name, one in measured.items() if one.summary}
 
 
 def _summary(plan: ImportancePlan, rows: list[StepImportance]) -> dict[str, Any]:

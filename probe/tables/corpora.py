@@ -50,7 +50,9 @@ CORPORA: tuple[Table, ...] = (
        example="select site, layer, head, n, mean_norm, norm_of_mean from 'RUN/means.parquet' order by layer, head"),
     Table("unfinished", "what one part of the work came to, in a run that is not finished (RUN.partial)", ("part",), (
         Column("part", pa.string(), "which part", 4),
-        Column("state", pa.binary(), "its sums and candidates, or the neurons that are patched, as NumPy's .npz", 4),
-    ), passing=True, verbs=("top", "means", "patch"), example="select part from 'RUN/unfinished.parquet'"),
+        Column("state", pa.binary(), "NumPy's .npz: its sums and candidates, or the neurons that are patched; or JSON: what is "
+               "said of it in the summary", 4),
+    ), passing=True, verbs=("top", "means", "patch", "rewind", "importance"),
+       example="select part from 'RUN/unfinished.parquet'"),
 )
 # fmt: on

@@ -25,6 +25,7 @@ from probe.store.journal import read_records
 KILLS, QUICK = 200, 10
 STARTERS = 0.15  # of the kills: one costs the start of three processes and of Ray
 GAP = (0.2, 5.0)  # seconds between two kills, when there is a worker
+DONE = (0, 3)  # exit codes; 3: some rows failed, which those of one process may as well
 WAIT = 600  # seconds for a process to start a worker, or to end when nobody kills it any more
 COMMON = ("--split", "regex:.{6}", "--temperature", "1", "--seed", "3")
 VERBS: dict[str, tuple[str, ...]] = {
@@ -89,7 +90,8 @@ def _environment() -> dict[str, str]:
 
 
 def _probe(folder: Path, model: str, *words: str) -> None:
-    subprocess.run(_words(model, *words), cwd=folder, env=_environment(), stdout=subprocess.DEVNULL, check=True)
+    done = subprocess.run(_words(model, *words), cwd=folder, env=_environment(), capture_output=True, text=True)
+    assert done.returncode in DONE, done.stderr
 
 
 def _soak(folder: Path, model: str, verb: str, chance: random.Random, kills: int) -> None:
@@ -123,7 +125,7 @@ def _finished(words: list[str], out: Path, toll: Toll, chance: random.Random, ki
                 shards = max(shards, _shards(partial))
                 if toll.kills < kills:
                     _kill(started, toll, chance)
-            if started.wait(WAIT) == 0:
+            if started.wait(WAIT) in DONE:
                 return shards
             told.seek(0)
             toll.said.update(line.strip() for line in told if started.returncode > 0)

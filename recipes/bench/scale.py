@@ -7,10 +7,12 @@ import os
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -24,6 +26,7 @@ from .corpora import texts_of
 TARGET, SHARE = 1.7, 0.03  # prompts a second of two workers; of a shard of a minute
 MINUTE = 60.0
 PROMPTS, QUICK = 100_000, 2_000
+SHARED = ("tracing", "problems")  # what workers are heard of
 MARKS = (0.1, 0.5, 1.0)  # of the prompts
 
 
@@ -41,12 +44,15 @@ class Pace(NamedTuple):
 
 def main(model: str, *, repeat: int, quick: bool, only: str | None = None) -> None:
     """Print prompts a second of this process, one worker and two, when all have the model, and what a shard costs (`speed`);
-    and the peak of memory after a tenth, half and all of many prompts of `tiny:llama`, whatever the model (`prompts`).
+    what is left to this process when workers have done all (`last`); and the peak of memory after a tenth, half and all of
+    many prompts of `tiny:llama`, whatever the model (`prompts`). only: one of these.
 
     Needs the extra `ray`, and for `speed` two cores that nothing else uses: `OMP_NUM_THREADS=1`.
     """
     if only in (None, "speed"):
         speed(model, repeat=repeat, quick=quick)
+    if only in (None, "last"):
+        last(model, 12 if quick else 60)
     if only in (None, "prompts"):
         prompts("tiny:llama", QUICK if quick else PROMPTS)
 
@@ -96,6 +102,40 @@ def _prompts_a_batch(lm: probe.LanguageModel, texts: list[str], batch: int) -> f
     """Of the batches that a shard is of."""
     sequences, _ = encode_all(lm, as_prompts(texts), Trace(texts))
     return len(texts) / sum(1 for _ in batches(sequences, generate=0, tokens=batch))
+
+
+def last(model: str, problems: int) -> None:
+    """Seconds of a processor of this process behind the last shard, and of one process that does it all."""
+    lm = probe.load(model)
+    print(f"{model}, {problems} problems: seconds of cpu, alone, and behind the last shard of a worker")
+    with tempfile.TemporaryDirectory(prefix="probe-scale-") as name:
+        folder, cut = Path(name), "regex:.{40}"
+        texts = [f"{i} and {i} is {'very ' * (i % 5)}" for i in range(problems)]
+        probe.trace(lm, texts, generate=40, temperature=1.0, split=cut, out=folder / "traced")
+        how: dict[str, Any] = {"samples": 8, "max_new": 24}
+        verbs: dict[str, Callable[..., Any]] = {
+            "trace": partial(probe.trace, lm, texts, generate=24), "sample": partial(probe.sample, lm, texts, **how),
+            "rewind": partial(probe.rewind, folder / "traced", lm=lm, to="step1", append_wait=True, split=cut, **how),
+            "importance": partial(probe.importance, folder / "traced", lm=lm, method="resampling,rescore", split=cut, **how),
+        }  # fmt: skip
+        for verb, run in verbs.items():
+            began = time.process_time()
+            run(out=folder / f"{verb}-alone")
+            alone = time.process_time() - began
+            behind = _behind(partial(run, out=folder / verb, engine="ray", workers=1))
+            print(f"  {verb:<12}{alone:8.2f}{behind:8.2f}   {behind / alone:.1%}")
+
+
+def _behind(run: Callable[..., Any]) -> float:
+    """Seconds of a processor of this process from the moment in which workers had done all."""
+    ends = [0.0]
+
+    def hear(what: str, done: int, total: int) -> None:
+        if what in SHARED:
+            ends.append(time.process_time())
+
+    run(progress=hear)
+    return time.process_time() - ends[-1]
 
 
 def prompts(model: str, n: int) -> None:
