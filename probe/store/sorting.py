@@ -100,6 +100,7 @@ class _Stream:
         self._path = path
         self._file: pq.ParquetFile | None = None
         self._tables: list[pa.Table] = []
+        self._batches: Iterator[pa.RecordBatch] = iter(())
         self._left = 0
 
     def take(self, n: int) -> pa.Table:
@@ -112,9 +113,10 @@ class _Stream:
         table = pa.concat_tables(self._tables)
         self._tables, self._left = [table.slice(n)], self._left - n
         if not self._left:
-            self._file.close()  # there may be more files than a process may have open
+            self.close()  # there may be more files than a process may have open, or memory holds
         return table.slice(0, n)
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+        self._file, self._tables, self._batches = None, [], iter(())
