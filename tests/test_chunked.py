@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -99,3 +104,43 @@ def test_chunks_are_chosen_where_they_hold_less() -> None:
         assert chunk_of(lm, tracing, CHUNK) is None
         whole, cut = (sum(memory(lm, tracing, n, size)) for size in (None, CHUNK))
         assert (cut < whole) is (chunk is not None)
+
+
+MEASURED = """
+import json, sys
+import probe
+from probe.requests import Trace
+from probe.store.manifest import peak_memory
+from probe.tiny import tiny
+from probe.tracing import plan_trace
+
+found = []
+for family, n, asked in json.loads(sys.argv[1]):
+    model, tokenizer = tiny(family, max_position_embeddings=n, hidden_size=128, num_attention_heads=4)
+    tokenizer.model_max_length = n
+    lm = probe.LanguageModel(model, tokenizer, name=family)
+    text = ("17 and 25 are 42. " * n)[: n - 1]
+    plan = plan_trace(lm, Trace(text, **asked))["peak_memory_bytes"]
+    probe.trace(lm, text, out=f"{sys.argv[2]}/{len(found)}", **asked)
+    found.append([plan, peak_memory()])
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_memory_is_told_before(tmp_path: Path) -> None:
+    """The peak of a process against what was told, within a quarter: whole and in chunks, and eager attention in one forward.
+
+    One process after another thing, each of which holds more than the one before: its peak never falls.
+    """
+    summary = {"attention": "topk:4"}
+    asked = [
+        ("llama", 2_000, {**summary, "prefill_chunk_size": 0}),
+        ("llama", 4_000, {"attention": "summary", "lens": True, "prefill_chunk_size": 256}),
+        ("gpt_oss", 3_000, {**summary, "prefill_chunk_size": 0}),
+    ]
+    words = [sys.executable, "-c", MEASURED, json.dumps(asked), str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr
+    for plan, peak in json.loads(done.stdout.splitlines()[-1]):
+        assert plan == pytest.approx(peak, rel=0.25)

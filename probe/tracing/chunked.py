@@ -15,7 +15,7 @@ from probe.anatomy.sums import apart, loudest
 from probe.anatomy.tape import probe_tokens
 from probe.capturing.reading import NOTHING, OneForward, Reading, Seen, TextChunk, read_out
 from probe.capturing.sinks import AttentionSpec, Sink
-from probe.decoding.caches import grows, held, slot
+from probe.decoding.caches import grows, held, make_room, slot
 from probe.errors import NonFinite
 from probe.language_model.stepping import FAILURES, cache_support, positions
 from probe.scoring import Scores
@@ -100,9 +100,12 @@ def read_chunked(
             except NonFinite as error:
                 message = f"of the forward over positions {start}..{end - 1}, {error.message}"
                 raise NonFinite(message, hint=error.hint) from error
+            if cache is None:
+                make_room(held(seen.output))  # or every chunk would copy all keys and values
             cache, whole = held(seen.output), whole or seen.unembed is None
             told |= dict.fromkeys(one.attention.messages())
             found.append(_Chunk(start, seen.scores[0], seen._replace(output=None) if readout else None))
+            del one, seen  # the next forward would find their logits still there
     scores = Scores(*(torch.cat(columns) for columns in zip(*(one.scores for one in found), strict=True)))
     return Reading([scores], tuple(told), partial(_read_out, found))
 

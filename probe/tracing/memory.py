@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from probe import kernels
 from probe.capturing.logits import HELD
 from probe.capturing.patterns import LARGEST, ROWS
 from probe.decoding.caches import expected
@@ -23,6 +24,7 @@ WRITTEN = 3  # copies of what is written of a layer: as it is read, as Arrow and
 STATISTICS = 40  # float32 of each row of each head, while its statistics are made and become columns
 TOP_BYTES = 40  # of each weight that top-k keeps of a row: value and key, sorted out and as columns
 MASK = 4  # bytes of each (query, key) while a mask is made
+LOOPS = 110_000_000  # numba and its compiled loops, which long texts go through on a CPU
 TOKEN_BYTES = 2_000  # of a token's row in Python, Arrow and the steps
 
 
@@ -30,7 +32,7 @@ class ReadingMemory(NamedTuple):
     """Bytes by what holds them. forward: the tensors of the widest block; masks: (query, key) ones, and scores where the model
     computes them itself; cache: keys and values of all positions; states: those that wait for their end (final norm, lens);
     logits: a block of them; attention: row statistics and tiles; captured: vectors of one site on their way to the disk;
-    rows: those of the tables of tokens and steps."""
+    rows: those of the tables of tokens and steps; loops: what compiles them."""
 
     forward: int
     masks: int
@@ -40,6 +42,7 @@ class ReadingMemory(NamedTuple):
     attention: int
     captured: int
     rows: int
+    loops: int
 
 
 def memory(lm: LanguageModel, tracing: Tracing, n: int, chunk: int | None) -> ReadingMemory:
@@ -55,12 +58,13 @@ def memory(lm: LanguageModel, tracing: Tracing, n: int, chunk: int | None) -> Re
     return ReadingMemory(
         forward=c * (3 * mlp + 5 * anatomy.d_model) * size,
         masks=_masks(lm, c, n, heads, chunked=chunk is not None),
-        cache=0 if chunk is None else _cache(lm, n),
+        cache=0 if chunk is None else _cache(lm, n) * 5 // 4,  # with room for more
         states=(n if chunk is None or _readout(tracing) else c) * streams * anatomy.d_model * size,
         logits=max(kept_logits, min(c, max(1, HELD // anatomy.d_vocab))) * anatomy.d_vocab * 4,
         attention=_attention(lm, tracing, c, n, heads),
         captured=c * widest * (size + 4 * WRITTEN),
         rows=n * TOKEN_BYTES,
+        loops=LOOPS if kernels.worth(n, lm.device) else 0,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import branches, budget, engine, faults, gpu, inside, patch, peers, problems, scale, serve, speculate, trace, view
+from . import branches, budget, engine, faults, gpu, inside, long, patch, peers, problems, scale, serve, speculate, trace, view
 
 BENCHES = {
     "branches": branches.main,
@@ -13,6 +13,7 @@ BENCHES = {
     "faults": faults.main,
     "gpu": gpu.main,
     "inside": inside.main,
+    "long": long.main,
     "patch": patch.main,
     "peers": peers.main,
     "problems": problems.main,
