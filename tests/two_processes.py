@@ -26,11 +26,12 @@ REFUSED: dict[str, Callable[[probe.LanguageModel], Any]] = {
 
 
 def main(commands: list[list[str]], folder: str) -> None:
-    """Each command, as the shell would; then on one model what it refuses, and a forward with and without a capture."""
+    """Each command, as the shell would; then on one model a file that both write, what it refuses, and a forward."""
     for words in commands:
         with suppress(SystemExit):
             app(words)
     lm = probe.load(folder, tp_plan="auto")
+    probe.make_direction(lm, ["a b", "a c"], ["b a", "c a"], at="resid_post@1", to=f"{folder}.safetensors")
     told: dict[str, Any] = {}
     for name, asked in REFUSED.items():
         try:

@@ -58,7 +58,8 @@ def save_direction(
     about = {
         "model": direction.model, "site": site, "layer": layer, "head": head, "made": made, "norm": direction.norm,
     }  # fmt: skip
-    durable.write_bytes(Path(path), save({NAME: direction.vector}, metadata={_KEY: json.dumps(about), "format": "pt"}))
+    data = save({NAME: direction.vector}, metadata={_KEY: json.dumps(about), "format": "pt"})
+    durable.write_bytes(Path(path), data, shared=True)  # the processes of one command may share a model
     return direction
 
 

@@ -70,7 +70,7 @@ def write_problems(run: Run, prompt_ids: Sequence[int], path: Path) -> None:
     lines = [json.dumps(_problem(row), ensure_ascii=False) + "\n" for row in rows]
     with durable.stated(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        durable.write_bytes(path, "".join(lines).encode())
+        durable.write_bytes(path, "".join(lines).encode(), shared=True)  # the processes of one command may share a model
 
 
 def _problem(row: dict[str, Any]) -> dict[str, Any]:
