@@ -50,9 +50,12 @@ def sums(anatomy: Anatomy) -> list[dict[str, str]]:
 
 def facts(lm: LanguageModel) -> dict[str, Any]:
     """Identity, sizes and tokenizer of a model, and in brief what was found in it; heads are the first layer's."""
+    from probe.instrument import held_bytes
+
     anatomy, tokenizer, first = lm.anatomy, lm.tokenizer, lm.anatomy.layers[:1]
     return {
         **lm.identity,
+        "weights_bytes": held_bytes(lm.model),
         "layers": anatomy.n_layers,
         "d_model": anatomy.d_model,
         "d_vocab": anatomy.d_vocab,

@@ -148,6 +148,10 @@ def refusals(name: str) -> Iterator[None]:
             raise BadModel(f"'{name}' comes with code of its own", hint=hint) from error
         if "out of memory" in message.lower():
             raise BadModel(f"'{name}' does not fit into memory", hint="try --dtype bfloat16 or --device-map auto") from error
+        if message.startswith("We encountered some issues during automatic conversion"):
+            raise BadModel(
+                f"'{name}' has weights that do not fit the quantisation", hint="TRANSFORMERS_VERBOSITY=warning shows which"
+            ) from error
         if message.startswith("The device_map provided does not give any device"):
             parts = message.partition("parameters: ")[2].split(", ")
             raise BadModel(f"the device map leaves out {_shown(parts)}", hint="name every part of the model in it") from error

@@ -67,7 +67,7 @@ def config_for(model: str, name: str, stored: Any) -> Any:
     """
     if stored is not None:
         raise BadOption(f"'{model}' is quantised already ({_method(stored)})", hint="leave out --quantize")
-    check_package(model, QUANTIZATIONS[name].method)
+    ready(model, QUANTIZATIONS[name].method)
     return resolve_name(QUANTIZATIONS[name].make)(**QUANTIZATIONS[name].options)
 
 
@@ -77,10 +77,14 @@ def check_is_not_gguf(model: str, name: str | None) -> None:
         raise BadOption(f"--quantize takes no GGUF file of this size: '{model}'", hint="give the safetensors checkpoint")
 
 
-def check_package(model: str, method: str) -> None:
-    """Raises `BadOption` where a method needs a package that is not here, and has an extra."""
+def ready(model: str, method: str) -> None:
+    """Raises `BadOption` where a method needs a package that is not here, and has an extra.
+
+    bitsandbytes would say at each call of each layer that float32 is rounded to float16.
+    """
     if method in PACKAGES and find_spec(PACKAGES[method]) is None:
         raise BadOption(f"quantised as it is, '{model}' needs the {method} package", hint=f"pip install 'mechprobe[{method}]'")
+    getLogger("bitsandbytes").setLevel(ERROR)
 
 
 def stored_in(config: Any) -> Any:
@@ -141,14 +145,21 @@ def is_quantised(model: nn.Module, parameter: str) -> bool:
 
 @contextmanager
 def loading(name: str, stored: Any) -> Iterator[None]:
-    """While a model is loaded. stored: the quantisation of its checkpoint. Raises `BadOption` without the package.
+    """While a model is loaded. stored: the quantisation of its checkpoint. Raises `BadModel` for one that transformers does not
+    know, and would leave out; `BadOption` without the package.
 
     compressed-tensors draws a bar for each of its steps, the first forward's too, and has no setting that keeps it from that.
     """
     if stored is None:
         yield
         return
-    check_package(name, _method(stored))
+    from transformers.quantizers import AutoHfQuantizer
+
+    if isinstance(stored, dict) and not AutoHfQuantizer.supports_quant_method(stored):
+        raise BadModel(
+            f"'{name}' is quantised by '{_method(stored)}', which this transformers does not know", hint="a newer one may"
+        )
+    ready(name, _method(stored))
     with redirect_stderr(io.StringIO()) if _method(stored) == "compressed-tensors" else nullcontext():
         yield
 
@@ -163,7 +174,6 @@ def settle(model: Any, name: str) -> None:
     kind = quantised(model)
     if kind is None:
         return
-    getLogger("bitsandbytes").setLevel(ERROR)  # at each call of each layer it says that float32 is rounded to float16
     ids = torch.zeros(1, 1, dtype=torch.long, device=device_of(model))
     try:
         with torch.no_grad():

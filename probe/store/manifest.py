@@ -22,6 +22,8 @@ from probe.errors import RunError
 from probe.store import layout
 
 _PACKAGES = ("torch", "transformers", "pyarrow", "pandas", "numpy", "safetensors")
+# and those that compute with a quantised model, where they are installed
+_QUANTISERS = ("bitsandbytes", "torchao", "compressed-tensors")
 SEAL = "xxh3_128"  # a document's key: the hash of all its other keys
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -244,7 +246,7 @@ def begun(
 def versions() -> dict[str, str]:
     """Of Python and of the packages that decide the numbers; read from their metadata, nothing is imported."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
-    for key, package in (("probe", "mechprobe"), *((name, name) for name in _PACKAGES)):
+    for key, package in (("probe", "mechprobe"), *((name, name) for name in (*_PACKAGES, *_QUANTISERS))):
         try:
             found[key] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -145,6 +145,14 @@ def head_kinds() -> str:
     return table(("kind", "statistic", "threshold", "what it is"), rows)
 
 
+def quantizations() -> str:
+    """Every way to quantise a model while it is loaded."""
+    from probe.registries.quantizations import QUANTIZATIONS
+
+    rows = [(f"`{one.name}`", one.what, f"`{one.method}`") for one in QUANTIZATIONS.values()]
+    return table(("`--quantize`", "what becomes of the model", "library, and extra"), rows)
+
+
 def importance_methods() -> str:
     """Every method of importance, and whether it draws continuations."""
     from probe.registries.importance_methods import METHODS
@@ -225,6 +233,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "operations": operations,
     "step-edits": step_edits,
     "head-kinds": head_kinds,
+    "quantizations": quantizations,
     "importance-methods": importance_methods,
     "errors": errors,
     "codes": codes,
