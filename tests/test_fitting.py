@@ -69,7 +69,7 @@ VERBS: dict[str, Callable[..., probe.Run]] = {
     "means": lambda lm, **how: probe.means(lm, TEXTS, at=["resid_post@1"], **how),
     "heads": lambda lm, **how: probe.heads(lm, TEXTS, sequences=2, length=8, **how),
     "patch": lambda lm, **how: probe.patch(
-        lm, clean="A dog is red", corrupt="A cat is red", answer="Q", against="z", sites=["resid_pre@all", "z@1"], **how
+        lm, clean="A dog is red", corrupt="A cat is red", answer="Q", against="z", sites=["resid_pre@0", "z@1"], **how
     ),
 }  # fmt: skip
 
