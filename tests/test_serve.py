@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import shutil
 import signal
 import stat
@@ -17,8 +18,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from probe.cli.main import COMMANDS
+from probe.cli.staying import sockets
+from probe.cli.staying.server import Server
+from safetensors.torch import save_file
 
+from probe.errors import ProbeError
 from tests.test_cli_trouble import PROMPTS
+from tests.test_importing import TEXTS, tensors
 
 ROOT = Path(__file__).parents[1]
 TINY = ("--model", "tiny:llama")
@@ -104,14 +111,10 @@ def tables(run: Path) -> dict[str, pd.DataFrame]:
 LINES = {
     "trace": ["trace", "Hello there", *TINY, "--out", "run"],
     "json": ["trace", "Hello there", *TINY, "--out", "run", "--json", "--generate", "3"],
-    "lens": ["lens", "Hello there", *TINY, "--out", "run", "--target", "x"],
-    "look": ["look", "Hello there", *TINY, "--out", "run"],
-    "patch": ["patch", "--clean", "2 + 3 =", "--corrupt", "2 + 4 =", "--answer", "5", "--against", "6", *TINY, "--out", "run"],
     "another dtype": ["trace", "Hello", *TINY, "--dtype", "bfloat16", "--out", "run"],
     "another model": ["trace", "Hello", "--model", "tiny:gpt2", "--out", "run"],
     "the same twice": ["compare", "tiny:llama", "tiny:llama", "Hello there", "--out", "run"],
     "piped": ["trace", "-", *TINY, "--out", "run"],
-    "sites": ["models", "sites", "tiny:llama"],
     "dry": ["trace", "Hello", *TINY, "--dry-run"],
     "help": ["trace", "--help"],
     "version": ["--version"],
@@ -161,6 +164,78 @@ def test_a_command_is_the_same_as_from_nothing(served: Place, tmp_path: Path) ->
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
 
 
+SESSION = """
+trace "One." --generate 8 --split token --out first
+trace "One." --generate 8 --temperature 1 --seed 3 --out second
+trace --file texts.jsonl --attention topk:2 --lens --capture resid_post@all --out many
+look first --out looked
+view first --out page.html
+steps first --split line
+lens first --target x --out lensed
+heads --file texts.jsonl --sequences 0 --out kinds
+weights tiny:llama --what heads --out circuits
+attribute "2 + 3 =" --answer 5 --against 6 --out written
+top texts.jsonl --at mlp_post@1.n3 --at z@1.3 --out moved
+means texts.jsonl --at z@all --out average
+import states --layers 1,3 --out imported
+patch --clean "2 + 3 =" --corrupt "2 + 4 =" --answer 5 --against 6 --out patched
+steer --make good.txt bad.txt --at resid_post@1 -o good.safetensors --run made
+steer --scan good.safetensors "2 + 3 =" --answer 5 --against 6 --strengths=-1,1 --run scan
+rewind first --split token --to step2 --delete --samples 3 --max-new 6 --out back
+importance first --split token --method rescore --out steps
+sample problems.jsonl --samples 3 --max-new 4 --out drawn
+answers drawn --answer last-number --out labelled
+speculate "1, 2, 3, 1, 2," --draft ngram --generate 8 --quiet --out drafted
+compare first second --out both
+selftest tiny:llama
+recipe ls
+runs check first
+models sites tiny:llama
+tables tokens
+help rewind
+serve --idle soon
+shell --device nowhere
+"""
+
+
+def given(work: Path) -> None:
+    """What the session reads."""
+    work.mkdir()
+    (work / "texts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXTS))
+    (work / "problems.jsonl").write_text('{"prompt": "2 + 3 =", "expect": "5"}\n')
+    (work / "good.txt").write_text("good\nfine\n"), (work / "bad.txt").write_text("bad\nawful\n")
+    (work / "states").mkdir()
+    save_file(tensors(TEXTS[0], [1, 3]), work / "states/a.safetensors")
+
+
+def test_every_verb_is_in_the_session() -> None:
+    verbs = {name for group in COMMANDS.values() for name, *_ in group}
+    assert {words.split()[0] for words in SESSION.strip().split("\n")} == verbs
+
+
+@pytest.mark.slow
+def test_all_verbs_say_write_and_return_the_same(served: Place, forker, tmp_path: Path, monkeypatch) -> None:
+    """One after the other in one folder: each finds what those before it have left. Their tables are compared above."""
+    monkeypatch.setenv("PROBE_MODEL", "tiny:llama")
+    work, streams, said, left = tmp_path / "work", tmp_path / "streams", {}, {}
+    for kind in ("alone", "served"):
+        given(work)
+        for line in SESSION.strip().split("\n"):
+            words = tuple(shlex.split(line))
+            if kind == "served":
+                said[kind, line] = served.run(*words, cwd=work, env={"PROBE_MODEL": "tiny:llama"})
+            else:
+                streams.mkdir()
+                done = forker.run(words, cwd=work, stdin=b"", scratch=streams, timeout=240)
+                said[kind, line] = done.returncode, done.stdout.encode(), done.stderr.encode()
+                shutil.rmtree(streams)
+        left[kind] = {f"{run.name}/{table}" for run in work.iterdir() if run.is_dir() for table in tables(run)}
+        shutil.rmtree(work)
+    lines = SESSION.strip().split("\n")
+    assert [line for line in lines if said["served", line] != said["alone", line]] == []
+    assert left["served"] == left["alone"]
+
+
 def in_server(place: Place, cwd: Path, *words: str, **more) -> bool:
     """Whether a command runs in the server, and not in a process that imports torch itself."""
     process = place.start("trace", "-", *TINY, *words, cwd=cwd, stdin=subprocess.PIPE, **more)
@@ -182,6 +257,45 @@ def test_only_its_user_can_reach_it(served: Place) -> None:
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     (socket,) = folder.glob("*.sock")
     assert stat.S_IMODE(socket.stat().st_mode) == 0o600 and stat.S_ISSOCK(socket.stat().st_mode)
+
+
+def test_a_folder_that_others_can_read_is_not_believed(served: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(served.runtime))
+    folder = served.runtime / "probe"
+    found = sockets.connected(5)
+    assert found is not None
+    found.close()
+    with monkeypatch.context() as somebody:
+        somebody.setattr(sockets, "peer", lambda _: os.getuid() + 1)
+        assert sockets.connected(5) is None
+    try:
+        for mode in (0o750, 0o705, 0o711):
+            folder.chmod(mode)
+            assert sockets.connected(5) is None
+    finally:
+        folder.chmod(0o700)
+    (tmp_path / "probe").symlink_to(folder)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert sockets.connected(5) is None
+    with pytest.raises(ProbeError, match="not a folder that only you can read"):
+        Server(lambda: None, idle=None)
+
+
+def left(server: Server) -> None:
+    """As when its process has died."""
+    os.close(server.lock)
+    server.wakes.close(), server.wake.close()
+
+
+def test_of_two_that_start_at_once_one_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it has loaded anything, and whatever a dead one has left."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(place.runtime))
+    one = Server(lambda: None, idle=None)
+    one.address.touch()
+    with pytest.raises(ProbeError, match="a server is there already"):
+        Server(lambda: None, idle=None)
+    left(one)
+    left(Server(lambda: None, idle=None))
 
 
 @pytest.mark.slow
@@ -206,6 +320,24 @@ def test_two_at_once(served: Place, tmp_path: Path) -> None:
     said, complained = one.communicate(b"one\n", timeout=240)
     assert one.returncode == 0, complained
     assert (tmp_path / "one/manifest.json").is_file() and said.endswith(b"run: one\n")
+
+
+def test_the_next_command_is_not_taken_for_the_one_that_has_ended(served: Place, tmp_path: Path) -> None:
+    """The server hears in one moment that a command has ended, that its client has gone, and that another has come."""
+    assert served.server is not None
+    first = served.start("trace", "-", *TINY, "--out", "first", cwd=tmp_path, stdin=subprocess.PIPE)
+    until(lambda: bool(served.commands()))
+    served.server.send_signal(signal.SIGSTOP)
+    try:
+        first.communicate(b"one\n", timeout=240)
+        (process,) = served.commands()
+        until(lambda: ") Z " in Path(f"/proc/{process}/stat").read_text())
+        second = served.start("--version", cwd=tmp_path)
+        time.sleep(1)  # until it has connected
+    finally:
+        served.server.send_signal(signal.SIGCONT)
+    said, complained = second.communicate(timeout=240)
+    assert (second.returncode, complained) == (0, b"") and said.startswith(b"probe ")
 
 
 @pytest.fixture
@@ -292,22 +424,44 @@ def test_a_second_server_is_refused_and_a_dead_one_replaced(place: Place, tmp_pa
 
 @pytest.mark.slow
 def test_a_server_that_dies_meanwhile_leaves_its_command_alone(place: Place, tmp_path: Path) -> None:
+    """One whose process dies as well ends with a line; one that dies by itself ends as it would alone."""
     server = place.begin()
-    process = place.start("trace", "-", *TINY, "--out", "run", cwd=tmp_path, stdin=subprocess.PIPE)
-    until(lambda: bool(place.commands()))
+
+    def begun(name: str) -> tuple[subprocess.Popen[bytes], int]:
+        before = set(place.commands())
+        process = place.start("trace", "-", *TINY, "--out", name, cwd=tmp_path, stdin=subprocess.PIPE)
+        until(lambda: len(place.commands()) > len(before))
+        (command,) = set(place.commands()) - before
+        return process, int(command)
+
+    one, killed = begun("a")
+    time.sleep(0.5)  # until their clients have heard which process is theirs
+    os.kill(killed, signal.SIGKILL)
+    assert one.wait(timeout=60) == -signal.SIGKILL
+    one.communicate()
+    (left, _), (other, lost) = begun("run"), begun("b")
     time.sleep(0.5)
     server.kill()
     server.wait()
-    said, complained = process.communicate(b"one\n", timeout=240)
-    assert process.returncode == 0, complained
+    os.kill(lost, signal.SIGKILL)
+    _, complained = other.communicate(timeout=60)
+    assert (other.returncode, complained) == (1, b"error: the server ended, and the command with it\n")
+    said, complained = left.communicate(b"one\n", timeout=240)
+    assert left.returncode == 0, complained
     assert said.endswith(b"run: run\n")
 
 
 @pytest.mark.slow
-def test_it_ends_when_nobody_comes(place: Place) -> None:
-    server = place.begin("--idle", "1s", *TINY)
+def test_it_ends_when_nobody_comes(place: Place, tmp_path: Path) -> None:
+    """But not while a command is at work, however long."""
+    server = place.begin("--idle", "3s", *TINY)
+    process = place.start("trace", "-", *TINY, cwd=tmp_path, stdin=subprocess.PIPE)
+    until(lambda: bool(place.commands()))
+    time.sleep(4)
+    assert server.poll() is None
+    assert process.communicate(b"one\n", timeout=240)[1] == b""
     said, _ = server.communicate(timeout=60)
-    assert server.returncode == 0 and "nothing came for 1s" in said
+    assert server.returncode == 0 and "nothing came for 3s" in said
 
 
 @pytest.mark.slow

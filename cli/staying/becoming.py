@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from types import SimpleNamespace
 from typing import Any
 
 from . import sockets
@@ -98,8 +97,8 @@ def _flushed(end: dict[str, int]) -> dict[str, int]:
     try:
         sys.stdout.flush()
     except (OSError, ValueError) as error:
-        told: Any = SimpleNamespace(exc_type=type(error), exc_value=error, exc_traceback=None, err_msg=None, object=sys.stdout)
-        sys.unraisablehook(told)
+        with suppress(OSError, ValueError):
+            print(f"Exception ignored in: {sys.stdout!r}\n{type(error).__name__}: {error}", file=sys.stderr)
         end = end if "signal" in end else {"code": 120}
     with suppress(OSError, ValueError):
         sys.stderr.flush()

@@ -70,7 +70,7 @@ def _begin(connection: socket.socket) -> dict[str, Any]:
         said, _ = sockets.receive(connection)
     finally:
         os.close(here)
-    return {"refused": "it does not answer"} if said is None else said
+    return said if said is not None and said.keys() & {"process", "refused"} else {"refused": "it does not answer"}
 
 
 def _request() -> dict[str, Any]:
@@ -105,7 +105,8 @@ def _end(end: dict[str, int] | None) -> NoReturn:
         print("error: the server ended, and the command with it", file=sys.stderr)
         os._exit(1)
     if "signal" in end:
-        signal.signal(end["signal"], signal.SIG_DFL)
+        with suppress(OSError):  # SIGKILL has no handler to be taken off
+            signal.signal(end["signal"], signal.SIG_DFL)
         os.kill(os.getpid(), end["signal"])
     os._exit(end["code"])
 

@@ -22,8 +22,9 @@ def conditions() -> dict[str, Any]:
     """Of this process, by the name of each in words."""
     with Path(os.devnull).open() as text:
         encoding = text.encoding
+    options = [list(sys.warnoptions), sorted(map(str, sys._xoptions.items()))]
     return {
-        "Python": [sys.version, sys.prefix, list(sys.flags), list(sys.warnoptions), sorted(map(str, sys._xoptions.items()))],
+        "Python, or locale": [sys.version, sys.prefix, list(sys.flags), *options],
         "encoding of texts": [sys.getfilesystemencoding(), encoding],
         "set of CPUs": sorted(os.sched_getaffinity(0)),
         "container": [_space(name) for name in ("mnt", "net", "pid", "user")],

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from probe.errors import ProbeError
 
@@ -25,13 +25,6 @@ _PATIENCE = 20.0  # seconds that a client has to say what it wants
 _LONGEST = 100  # bytes of a socket's path: what Linux takes, and a little less
 
 
-class AtWork(NamedTuple):
-    """The process of a command, and the connection of its client."""
-
-    process: int
-    connection: socket.socket
-
-
 class Server:
     """Runs commands by `run`, until it has been idle for so many seconds. It is there when it `listen`s; that nothing is to
     change from now on, and that it is the only one, it sees to when it is made."""
@@ -42,7 +35,8 @@ class Server:
         self.began = time.time()
         self.process = os.getpid()
         self.conditions, self.sources = conditions(), fingerprint()
-        self.running: dict[int, AtWork] = {}
+        # process of a command: the connection of its client, None once that has gone
+        self.running: dict[int, socket.socket | None] = {}
         self.used = time.monotonic()
         self.ends = False
         self.address = sockets.address()
@@ -84,8 +78,8 @@ class Server:
         poll.register(self.wakes, select.POLLIN)
         if not self.ends:
             poll.register(self.listener, select.POLLIN)
-        for one in self.running.values():
-            poll.register(one.connection, 0)  # only that the client has gone
+        for connection in filter(None, self.running.values()):
+            poll.register(connection, 0)  # only that the client has gone
         left = None
         if self.idle is not None and not self.running:
             left = max(self.used + self.idle - time.monotonic(), 0)
@@ -94,14 +88,20 @@ class Server:
             return False
         with suppress(BlockingIOError):
             self.wakes.recv(4096)
+        self._leave({process for process, one in self.running.items() if one is not None and one.fileno() in happened})
         self._reap()
         if not self.ends and self.listener.fileno() in happened:
             self._take()
-        for one in list(self.running.values()):
-            if one.connection.fileno() in happened:
-                os.kill(one.process, GONE)
-                os.kill(one.process, signal.SIGCONT)
         return True
+
+    def _leave(self, processes: set[int]) -> None:
+        """Tell commands that their clients have gone; none has been waited for yet: each number is its own."""
+        for process in processes:
+            os.kill(process, GONE)
+            os.kill(process, signal.SIGCONT)
+            if (connection := self.running[process]) is not None:
+                connection.close()
+            self.running[process] = None
 
     def _end(self, number: int, frame: object) -> None:
         """No more commands; those that run go on. Told again, leave them alone."""
@@ -113,15 +113,17 @@ class Server:
 
     def _reap(self) -> None:
         """Tell the clients of forks that have ended how they did, if they could not say it themselves."""
-        for one in list(self.running.values()):
-            found, status = os.waitpid(one.process, os.WNOHANG)
-            if found:
-                code = os.waitstatus_to_exitcode(status)
+        for process, connection in list(self.running.items()):
+            found, status = os.waitpid(process, os.WNOHANG)
+            if not found:
+                continue
+            code = os.waitstatus_to_exitcode(status)
+            if connection is not None:
                 with suppress(OSError):
-                    sockets.send(one.connection, {"signal": -code} if code < 0 else {"code": code})
-                one.connection.close()
-                del self.running[one.process]
-                self.used = time.monotonic()
+                    sockets.send(connection, {"signal": -code} if code < 0 else {"code": code})
+                connection.close()
+            del self.running[process]
+            self.used = time.monotonic()
 
     def _take(self) -> None:
         connection, _ = self.listener.accept()
@@ -131,14 +133,14 @@ class Server:
             connection.close()
             return
         if process:
-            self.running[process] = AtWork(process, connection)
+            self.running[process] = connection
             return
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         os.setsid()  # the terminal that the server was started in is none of the command's
         os.close(self.lock)
-        for one in (self.listener, self.wakes, self.wake, *(running.connection for running in self.running.values())):
+        for one in (self.listener, self.wakes, self.wake, *filter(None, self.running.values())):
             one.close()
         self._answer(connection)
 
