@@ -1,7 +1,8 @@
 """Files at a URL: the only module that knows file systems other than this machine's. Knows names and bytes, and no runs.
 
 pyarrow has S3, Google Cloud Storage, Azure and HDFS by itself, and `fsspec+PROTOCOL://` is whatever fsspec has for a protocol.
-A file system with folders can show a part of a file; so can none of the names that say what counts, which are `write`n.
+On a file system with folders a name may lead to a part of a file while that is written. What says which files count (state,
+records, manifest) goes through `write`, which never shows a part.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from probe.addresses import FSSPEC, SCHEMES, authority
 from probe.errors import BadOption, RunError, StorageFull
 
 ATOMIC = ("s3", "gcs", "abfs")  # where a file is there when it was closed, and not before
+GO_ON = "What is finished is kept, and the same command with --resume goes on"
 _PIECE = 1 << 22  # bytes that are held at once
 _CODE = re.compile(r"AWS Error ([A-Z_]+)")
 _NO_BUCKET = ("NO_SUCH_BUCKET", "NoSuchBucket", "404")
@@ -196,7 +198,7 @@ class RemoteFolder:
         except _ANY_ERROR as error:
             what, hint = _in_words(self.url, error)
             if writes:
-                raise StorageFull(f"cannot write '{self.url}': {what}", hint=f"{hint}; what is finished is kept") from error
+                raise StorageFull(f"cannot write '{self.url}': {what}", hint=f"{hint} {GO_ON}") from error
             raise RunError(f"cannot read '{self.url}': {what}", hint=hint) from error
 
 
@@ -227,8 +229,8 @@ def _in_words(url: str, error: Exception) -> tuple[str, str]:
     if code in _NO_KEYS or isinstance(error, PermissionError):
         return "access is denied", "are AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or a profile set, and may they do this?"
     if code in _NO_SERVER or isinstance(error, ConnectionError):
-        return "the server does not answer", "is it up, and AWS_ENDPOINT_URL right? The same command with --resume goes on"
-    return _first_line(error), "the same command with --resume goes on"
+        return "the server does not answer", "is it up, and AWS_ENDPOINT_URL right?"
+    return _first_line(error), "is the URL right, and the server up?"
 
 
 def _first_line(error: Exception) -> str:

@@ -5,7 +5,7 @@ at the end the tables' own files, `README.md`, and last `manifest.json`, whose p
 the parts that were sorted into one file are deleted. A process that is killed between any two of these leaves what `--resume`
 completes, from any machine: what the records name is the run so far, and nothing else that lies there counts.
 
-Nothing is renamed, and large tables stay where they were first written. A part of theirs that another machine wrote is not
+The run is not renamed, and large tables stay where they were first written. A part of theirs that another machine wrote is not
 brought here.
 """
 
@@ -29,6 +29,8 @@ from probe.store.claiming import Claim, alive
 from probe.store.journal import read_records
 from probe.store.layout import JOURNAL, MANIFEST, README, STATE, partial
 from probe.store.remote import RemoteFolder, StoredFile
+
+WORKERS = "workers"  # of this machine, each with a folder until it is dead
 
 
 class Upload:
@@ -156,6 +158,7 @@ class Upload:
                 self._forget()
             else:
                 self.path.rename(copy)
+        _forget_workers(mirroring.kept(self.url) / WORKERS)
 
     def tidy(self, about: Mapping[str, Any]) -> None:
         """Delete what only an unfinished run needs."""
@@ -199,17 +202,22 @@ def _parsed(content: bytes | None, name: str) -> dict[str, Any] | None:
 def fetched(remote: RemoteFolder) -> Path:
     """A folder of this process with the state and the journal of the run that is made at a URL: what a worker begins with.
     Those of workers that are dead are removed."""
-    above = mirroring.kept(remote.url) / "workers"
+    above = mirroring.kept(remote.url) / WORKERS
     with durable.stated(above):
         above.mkdir(parents=True, exist_ok=True)
-        for one in above.iterdir():
-            host, pid, _ = one.name.rsplit("-", 2)
-            if host == platform.node() and not alive(int(pid)):
-                shutil.rmtree(one, ignore_errors=True)
+        _forget_workers(above)
         folder = above / f"{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}"
         (folder / layout.SHARDS).mkdir(parents=True)
         mirroring.bring_journal(remote, folder)
     return folder
+
+
+def _forget_workers(above: Path) -> None:
+    """Remove the folders of this machine's workers that are dead."""
+    for one in above.iterdir() if above.is_dir() else ():
+        host, pid, _ = one.name.rsplit("-", 2)
+        if host == platform.node() and not alive(int(pid)):
+            shutil.rmtree(one, ignore_errors=True)
 
 
 def send_shard(remote: RemoteFolder, folder: Path) -> None:
