@@ -348,6 +348,20 @@ def test_sorting_parts_is_sorting_them(apart: int, tmp_path: Path, monkeypatch: 
     assert merged.to_pylist() == expected
 
 
+def test_merging_many_parts_takes_the_memory_of_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read of a part is let go of when it is behind: with a hundred thousand prompts there are many."""
+    monkeypatch.setattr(sorting, "CHUNK", 4_000)
+    paths = []
+    for i in range(16):
+        paths.append(tmp_path / f"{i}.parquet")
+        pq.write_table(pa.table({"key": np.arange(20_000) + 20_000 * i, "value": np.random.rand(20_000)}), paths[-1])
+    held = []
+    for rows in sorting.merged(paths, ["key"]):
+        held.append(pa.total_allocated_bytes())
+        assert rows.num_rows == 4_000
+    assert max(held[-20:]) < max(held[:20]) + paths[0].stat().st_size / 2
+
+
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
