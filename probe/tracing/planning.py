@@ -76,7 +76,7 @@ def estimate(lm: LanguageModel, tracing: Tracing, sequences: list[TokenSequence]
     return {
         "model": lm.name, "prompts": len(sequences), "tokens": tokens,
         "decode_steps": tracing.request.generate * len(sequences), "read_passes": len(sequences), "attention_layers": layers,
-        "read_tokens": chunk_of(lm, tracing, longest) or longest,
+        "tokens_per_forward": chunk_of(lm, tracing, longest) or longest,
         "peak_memory_bytes": PROCESS_BYTES + held_bytes(lm.model) + most_memory(lm, tracing, lengths),
         "tables": {name: {"rows": n, "bytes": n * (ROW_BYTES[name] + bits // 8)} for name, (n, bits) in rows.items()},
     }  # fmt: skip

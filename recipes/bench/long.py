@@ -25,6 +25,7 @@ CHILD = """
 import json, sys, time
 import torch
 import probe
+from probe.decoding.caches import held, slot
 from probe.instrument import tapping
 from probe.requests import Trace
 from probe.store.manifest import peak_memory
@@ -41,7 +42,8 @@ if asked is None:
     with torch.no_grad(), tapping(lm.model, dict.fromkeys(taps, lambda resid: None)):
         cache = None
         for part in ids.split(chunk, dim=1):
-            cache = lm.model(part, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
+            given = {} if cache is None else {slot(lm.model): cache}
+            cache = held(lm.model(part, use_cache=True, logits_to_keep=1, **given))
 else:
     plan = plan_trace(lm, Trace(text, prefill_chunk_size=chunk, **asked))["peak_memory_bytes"]
     begun = time.process_time()
