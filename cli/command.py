@@ -10,11 +10,13 @@ from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_t
 
 import typer
 
+from probe.errors import BadOption
 from probe.requests.options import Declared, options_of
 
 from .completing import completed
 
 R = TypeVar("R")
+LARGEST = 2**63 - 1  # whole numbers of a manifest and of tables
 
 
 class Begun(Generic[R]):
@@ -65,6 +67,8 @@ def _value(one: Declared, given: Any) -> Any:
     """What the command line gave for a field; MISSING for a list that it did not give."""
     if isinstance(given, list):
         return tuple(given)
+    if isinstance(given, int) and abs(given) > LARGEST:
+        raise BadOption(f"'{given}' is no number for --{one.name.replace('_', '-')}", hint=f"whole numbers end at {LARGEST}")
     return MISSING if given is None and one.default is not None else given
 
 

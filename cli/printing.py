@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import sys
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
+
+from probe.errors import StorageFull
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,11 +95,13 @@ class Stream(io.TextIOBase):
 
     def write(self, text: str) -> int:
         out = printable(text) if self.escape else text
-        self.under.write(out.encode(self.encoding, "backslashreplace").decode(self.encoding))
+        with _stated():
+            self.under.write(out.encode(self.encoding, "backslashreplace").decode(self.encoding))
         return len(text)
 
     def flush(self) -> None:
-        self.under.flush()
+        with _stated():
+            self.under.flush()
 
     def isatty(self) -> bool:
         return self.under.isatty()
@@ -108,14 +114,28 @@ class Stream(io.TextIOBase):
 
 
 @contextmanager
-def guarded() -> Iterator[None]:
-    """Everything that anyone writes to standard output and error goes through a `Stream` that escapes."""
-    before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (s if s is None or isinstance(s, Stream) else Stream(s, escape=True) for s in before)
+def _stated() -> Iterator[None]:
+    """Raises `StorageFull` where words cannot be written, but for a reader who has gone."""
     try:
         yield
-    finally:
-        sys.stdout, sys.stderr = before
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise StorageFull(f"cannot write to standard output: {why}", hint="what was finished is kept") from error
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Everything that anyone writes to standard output and error goes through a `Stream` that escapes; to one that is closed,
+    nowhere."""
+    before = sys.stdout, sys.stderr
+    with Path(os.devnull).open("w") as nowhere:
+        sys.stdout, sys.stderr = (s if isinstance(s, Stream) else Stream(s or nowhere, escape=True) for s in before)
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before
 
 
 def console(*, err: bool = False) -> Console:

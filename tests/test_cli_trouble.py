@@ -163,6 +163,26 @@ def test_tokens_that_are_parts_of_a_character_and_tags(shell, tmp_path: Path) ->
     assert (tokens["token"] == "").any()  # a token that ends no character
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_where_words_cannot_go_is_one_line(tmp_path: Path) -> None:
+    """A full disk takes no words; a closed standard output wants none."""
+
+    def run(redirected: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        line = f"{sys.executable} -m probe tables {redirected}"
+        return subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    full, closed = run("> /dev/full"), run(">&-")
+    wanted = "error: cannot write to standard output: No space left on device\nhint: what was finished is kept\n"
+    assert (full.returncode, full.stderr) == (1, wanted)
+    assert (closed.returncode, closed.stderr) == (0, "")
+
+
+def test_a_number_that_no_table_holds_is_one_line(shell) -> None:
+    done = shell("trace", "hi", *TINY, "--generate", str(10**30))
+    failed(done, 1, f"error: '{10**30}' is no number for --generate")
+
+
 @pytest.mark.slow
 def test_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
     line = f"{sys.executable} -m probe trace 'hello there' --model tiny:llama --out run | head -c 1"

@@ -30,6 +30,7 @@ from probe.sharding.pools import Heard, InProcess
 from probe.sharding.shards import LEAST, LONG, TRIES, Shards
 from probe.store.journal import read_records
 from probe.texts import encoding
+from probe.tracing import recording
 
 Fault = Callable[[int, int, int], BaseException | None]
 """(worker, shard, how often it was tried before) -> what goes wrong; a SystemExit is a death."""
@@ -265,6 +266,33 @@ def test_a_shard_that_always_fails_becomes_rows_of_errors(
     )
     assert prompts.keys() == own.keys()
     assert all(own[i] == row for i, row in prompts.items() if "poison" not in (row["error"] or ""))
+
+
+def test_of_a_shard_that_is_given_up_what_the_run_has_is_kept(
+    lm: Any, pools: list[Faulty], problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process recorded half of a batch that did not fit into memory, and was killed; only the rest is an error."""
+    whole, done = recording.read_sequences, []
+
+    def read_one_half(lm: Any, batch: list[Any], *rest: Any) -> None:
+        if len(batch) > 3:
+            raise torch.OutOfMemoryError
+        if done:
+            raise KeyboardInterrupt
+        done.extend(one.prompt.prompt_id for one in batch)
+        whole(lm, batch, *rest)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(recording, "read_sequences", read_one_half)
+        VERBS["trace"](lm, problems, out=tmp_path / "r")
+    monkeypatch.setattr(
+        Faulty, "fault", staticmethod(lambda worker, shard, tries: RuntimeError("poison") if shard == 0 else None)
+    )
+    run = VERBS["trace"](lm, problems, out=tmp_path / "r", resume=True, engine="ray", workers=1, shard_size=1)
+    prompts = run.table_arrow("prompts").to_pylist()
+    assert len(prompts) == 40 and len({row["prompt_id"] for row in prompts}) == 40
+    lost = {row["prompt_id"] for row in prompts if "poison" in (row["error"] or "")}
+    assert done and lost and not lost & set(done)
 
 
 @pytest.mark.parametrize("verb", ["trace", "top"])

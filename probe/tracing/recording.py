@@ -112,7 +112,7 @@ def _record(
     """Record one batch, unless the run has it: as one unit, or in parts where that comes to nothing or came before."""
     if writer.done(_unit_of(batch)) or (len(batch) == 1 and writer.done(_failed_unit(batch[0].prompt.prompt_id))):
         return
-    begun = _in_parts(batch, writer)
+    begun = _in_parts([one.prompt for one in batch], writer)
     for part in halves(batch) if begun else _record_unit(lm, batch, tracing, scorer, writer, alone=alone):
         _record(lm, part, tracing, scorer, writer, alone=False)
 
@@ -147,14 +147,14 @@ def _record_unit(
         return halves(batch)
 
 
-def _in_parts(batch: list[TokenSequence], writer: stores.Writer) -> bool:
+def _in_parts(batch: list[Prompt], writer: stores.Writer) -> bool:
     """Whether parts of a batch are in the run already: then the rest is recorded in parts too, and nothing twice."""
     part = batch
     while len(part) > 1:
         part, _ = halves(part)
-        if writer.done(_unit_of(part)):
+        if writer.done(_unit(part[0], part[-1])):
             return True
-    return len(batch) > 1 and writer.done(_failed_unit(part[0].prompt.prompt_id))
+    return len(batch) > 1 and writer.done(_failed_unit(part[0].prompt_id))
 
 
 def _edited(lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing) -> AbstractContextManager[Any]:
@@ -191,12 +191,17 @@ def _failed_unit(prompt_id: int) -> str:
 
 
 def _lose(writer: stores.Writer, inputs: Sequence[Prompt], numbers: Sequence[int], error: ProbeError) -> None:
-    """Write that a batch came to nothing."""
+    """Write that a batch came to nothing, or what of it is not in the run."""
     lost = [inputs[number]._replace(error=error.message) for number in numbers]
     key = _unit(lost[0], lost[-1])
-    if not writer.done(key):
-        with writer.unit(key):
-            writer.write("prompts", prompt_columns([], lost))
+    if writer.done(key) or (len(lost) == 1 and writer.done(_failed_unit(lost[0].prompt_id))):
+        return
+    if _in_parts(lost, writer):
+        for part in halves(list(numbers)):
+            _lose(writer, inputs, part, error)
+        return
+    with writer.unit(key):
+        writer.write("prompts", prompt_columns([], lost))
 
 
 def _record_failed(failed: list[Failed], writer: stores.Writer) -> None:
