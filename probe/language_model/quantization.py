@@ -184,12 +184,22 @@ def settle(model: Any, name: str) -> None:
             f"'{name}' does not run as {kind} on {ids.device.type}: {why}",
             hint="the library has no kernel for these shapes on this device; another --quantize may have",
         ) from error
-    if getattr(model.config.quantization_config, "llm_int8_threshold", 0) and kind == "bitsandbytes llm_int8":
-        warnings.warn(
-            "LLM.int8() computes a channel in 16 bits for all tokens of a call where one of them is an outlier there: what a "
-            "text gives depends, within the rounding of 8 bits, on what is computed with it",
-            stacklevel=2,
-        )
+    if why := _why_not_alone(model.config.quantization_config, kind, ids.device.type):
+        warnings.warn(f"{why}: what a text gives depends, within that rounding, on what is computed with it", stacklevel=2)
+
+
+def _why_not_alone(stored: Any, kind: str, device: str) -> str:
+    """What makes a text's numbers others beside other texts than alone; empty if nothing does."""
+    if kind == "bitsandbytes llm_int8" and stored.llm_int8_threshold:
+        return "LLM.int8() computes a channel in 16 bits, not 8, for all tokens of a call where one of them is an outlier there"
+    if kind in ("bitsandbytes nf4", "bitsandbytes fp4") and device == "cpu":
+        from bitsandbytes.functional import has_avx512bf16
+
+        if has_avx512bf16():
+            return (
+                "bitsandbytes multiplies by 4-bit weights in bfloat16 on this processor, sums of one row otherwise than of many"
+            )
+    return ""
 
 
 def quantised_copy(model: Any, name: str, quantize: str, **placement: Any) -> Any:

@@ -29,7 +29,6 @@ _NO_KEYS = (
     "ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_SIGNATURE", "MISSING_AUTHENTICATION_TOKEN",
     "UNRECOGNIZED_CLIENT", "INVALID_CLIENT_TOKEN_ID", "EXPIRED_TOKEN", "NOT_INITIALIZED",
 )  # fmt: skip
-_ANY_ERROR = Exception  # a file system of fsspec raises what the library below it raises
 
 
 class StoredFile(NamedTuple):
@@ -195,7 +194,7 @@ class RemoteFolder:
             yield
         except (RunError, BadOption):
             raise
-        except _ANY_ERROR as error:
+        except Exception as error:  # a file system of fsspec raises whatever the library below it does
             what, hint = _in_words(self.url, error)
             if writes:
                 raise StorageFull(f"cannot write '{self.url}': {what}", hint=f"{hint} {GO_ON}") from error
