@@ -117,12 +117,14 @@ def test_a_key_is_its_own_key_however_it_is_put_together(text: str) -> None:
 
 
 @pytest.mark.slow
+@settings(deadline=None)
 @given(st.text(max_size=80), st.sampled_from(["auto", "last-number", "boxed", "choice", "yes-no"]))
 def test_any_text_can_be_read(text: str, how: str) -> None:
     found = extract(text, how)
     assert text[found.start : found.end] == found.text and (found.key == NONE) == (found.rule == "")
 
 
+@settings(deadline=None)
 @given(st.integers(-(10**30), 10**30), st.integers(1, 10**6))
 def test_numbers_are_exact(top: int, bottom: int) -> None:
     assert equal(f"{top}/{bottom}", f"{top * 7}/{bottom * 7}") and not equal(f"{top}/{bottom}", f"{top + 1}/{bottom}")

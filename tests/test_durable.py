@@ -78,6 +78,8 @@ def test_nothing_else_writes_files() -> None:
                 found.add(path.relative_to(ROOT).as_posix())
     assert found == {
         "probe/durable.py",
+        "cli/printing.py",  # nowhere, where a stream is closed
+        "cli/processes.py",  # nowhere, what another process says too
         "probe/answers/algebra_worker.py",  # its pipe to the process that asks
         "probe/language_model/wheel.py",  # what is inside a package, by hash, in a folder that is built as a whole
     }

@@ -197,7 +197,9 @@ def plant(fault: str, lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     if fault == "an observer that changes":
         wrap(AttentionReader, "observe", lambda _, r, path, call, out: out * 1.01 if r.spec.mode == "summary" else None)
     elif fault == "a hook that stays":
-        wrap(one_forward._Read, "run", lambda found, r, *_, **__: (r.model.register_forward_hook(lambda *_: None), found)[1])
+        wrap(
+            one_forward.OneForward, "run", lambda found, r, *_, **__: (r.model.register_forward_hook(lambda *_: None), found)[1]
+        )
     elif fault == "scores off by a little":
         wrap(one_forward, "scored", lambda found, *_, **__: [one._replace(logprob=one.logprob + 0.001) for one in found])
     elif fault == "a batch that matters":

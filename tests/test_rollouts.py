@@ -125,9 +125,9 @@ def test_any_schedule_gives_the_same(family: str, seed: int, monkeypatch) -> Non
 def test_a_row_gives_up_its_place_where_the_room_is_full_and_comes_back(family: str, monkeypatch) -> None:
     lm, back, widest = loaded(family), [], []
     monkeypatch.setattr(lm, "eos_ids", set())
-    send, step = ContinuousBatch._send_back, ContinuousBatch._step
+    send, step = ContinuousBatch._send_back, ContinuousBatch._advance
     monkeypatch.setattr(ContinuousBatch, "_send_back", lambda self, queue: (back.append(1), send(self, queue)))
-    monkeypatch.setattr(ContinuousBatch, "_step", lambda self: (step(self), widest.append(held(self.room)))[0])
+    monkeypatch.setattr(ContinuousBatch, "_advance", lambda self: (step(self), widest.append(held(self.room)))[0])
     rollouts = [Rollout(STEM, sample, 40, 1) for sample in range(9)]
     draw(lm, rollouts, tokens=300)
     assert not back  # all are as long as is expected
@@ -168,7 +168,7 @@ def test_nothing_of_a_row_that_left_is_seen(family: str, monkeypatch) -> None:
     """What stood in a freed place, and in columns that were given up, is NaN: none of it may reach a number."""
     lm, rollouts, dropped = loaded(family), mixed(4), []
     monkeypatch.setattr("probe.decoding.rollouts.PLACES", 4)
-    step = ContinuousBatch._step
+    step = ContinuousBatch._advance
 
     def poisoned(self):
         left = step(self)
@@ -183,7 +183,7 @@ def test_nothing_of_a_row_that_left_is_seen(family: str, monkeypatch) -> None:
         dropped.extend(left)
         return left
 
-    monkeypatch.setattr(ContinuousBatch, "_step", poisoned)
+    monkeypatch.setattr(ContinuousBatch, "_advance", poisoned)
     for rollout, one in zip(rollouts, draw(lm, rollouts), strict=True):
         assert_same(one, alone(lm, rollout))
     assert len(dropped) > 10
@@ -279,7 +279,7 @@ def test_no_prefix_is_held_whose_rollouts_have_their_places(monkeypatch) -> None
     lm, most = loaded("llama"), []
     chain = [STEM[: 2 * n] for n in range(1, 11)]
     rollouts = [Rollout(prefix, sample, 4, 1) for prefix in chain for sample in range(6)]
-    read, alive = [], ContinuousBatch._step
+    read, alive = [], ContinuousBatch._advance
     from probe.decoding import continuous, prefixes
 
     def extended(*args):
@@ -296,7 +296,7 @@ def test_no_prefix_is_held_whose_rollouts_have_their_places(monkeypatch) -> None
         most.append(sum(ref() is not None for ref in read))
         return alive(self)
 
-    monkeypatch.setattr(ContinuousBatch, "_step", step)
+    monkeypatch.setattr(ContinuousBatch, "_advance", step)
     draw(lm, rollouts)
     assert len(read) == len(chain)
     assert max(most) <= 2

@@ -326,7 +326,10 @@ def test_the_next_command_is_not_taken_for_the_one_that_has_ended(served: Place,
     """The server hears in one moment that a command has ended, that its client has gone, and that another has come."""
     assert served.server is not None
     first = served.start("trace", "-", *TINY, "--out", "first", cwd=tmp_path, stdin=subprocess.PIPE)
-    until(lambda: bool(served.commands()))
+    assert first.stdin is not None
+    given = f"pipe:[{os.fstat(first.stdin.fileno()).st_ino}]"
+    # the client has its answer
+    until(lambda: any(str(Path(f"/proc/{one}/fd/0").readlink()) == given for one in served.commands()))
     served.server.send_signal(signal.SIGSTOP)
     try:
         first.communicate(b"one\n", timeout=240)

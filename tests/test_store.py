@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -809,3 +811,14 @@ def test_runs_ls_show_check_export_rm(tmp_path: Path) -> None:
     assert list((tmp_path / "runs").iterdir()) == []
     assert isinstance(shell("ls", tmp_path / "none").exception, RunError)
     assert shell("ls", tmp_path / "runs").exit_code == 0
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="getrusage of Linux begins with the memory of the process that started this one"
+)
+def test_peak_memory_is_of_this_process() -> None:
+    held = bytearray(1_500_000_000)
+    held[::4096] = b"1" * len(held[::4096])
+    words = [sys.executable, "-c", "from probe.store.manifest import peak_memory; print(peak_memory())"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert 10_000_000 < int(done.stdout) < len(held) // 2

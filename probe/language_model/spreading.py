@@ -47,7 +47,7 @@ def check_launched(plan: str, device: str, device_map: Any) -> None:
     if processes() < 2:
         raise BadOption(
             "--tp-plan splits a model over several processes, and this one is alone",
-            hint="torchrun --nproc-per-node 2 -m probe …: a process a device",
+            hint="torchrun starts them, a process a device: probe help models",
         )
 
 
@@ -100,5 +100,5 @@ def check_split(name: str, empty: Any) -> None:
         if parts % n:
             raise BadModel(
                 f"the {parts:,} {what} of {path} cannot be cut into {n} equal parts",
-                hint="torchrun --nproc-per-node with a number that divides them",
+                hint="have torchrun start a number of processes that divides them",
             )

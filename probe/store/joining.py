@@ -88,7 +88,7 @@ class ShelfAfar:
         for file in self._found[attempt]:
             if file.startswith(f"{JOURNAL}/"):
                 (folder / JOURNAL).mkdir(parents=True, exist_ok=True)
-                (folder / file).write_bytes(self._upload.remote.read(f"{SHARDS}/{attempt}/{file}") or b"")
+                durable.write_bytes(folder / file, self._upload.remote.read(f"{SHARDS}/{attempt}/{file}") or b"")
         found = read_records(folder)
         shutil.rmtree(folder)
         sizes = {file: stored.bytes for file, stored in self._found[attempt].items()}
