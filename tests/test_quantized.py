@@ -165,8 +165,9 @@ def test_laws_hold(load: Any) -> None:
 
 
 def _check_laws(lm: LanguageModel, name: str) -> None:
+    tips = name in ROUNDED or name == "bnb-nf4"  # which some processors compute in bfloat16, and others do not
     for law in laws(lm):
-        if name not in ROUNDED or law.name not in TIPPED:
+        if not tips or law.name not in TIPPED:
             assert law.holds, law
 
 
