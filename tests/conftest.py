@@ -64,3 +64,13 @@ def shell(forker: Forker, tmp_path: Path, tmp_path_factory) -> Callable[..., sub
         return forker.run(words, cwd=tmp_path, stdin=stdin, scratch=scratch, timeout=timeout)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that `work` makes when nothing happens to it."""
+    from tests.test_store_crash import work
+
+    path = tmp_path_factory.mktemp("undisturbed") / "r"
+    work(path, resume=False)
+    return path

@@ -87,13 +87,6 @@ def another_machine(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     monkeypatch.setenv("PROBE_HOME", str(home))
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("undisturbed") / "r"
-    work(path, resume=False)
-    return path
-
-
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     return f"fsspec+doomed://{tmp_path}/bucket/r"

@@ -52,13 +52,6 @@ def bucket() -> Iterator[str]:
     server.wait()
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("undisturbed") / "r"
-    work(path, resume=False)
-    return path
-
-
 @pytest.fixture
 def url(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     another_machine(monkeypatch, tmp_path / "home")

@@ -51,13 +51,6 @@ def everything(path: Path) -> dict[str, Any]:
     return {name: run.table_arrow(name).to_pylist() for name in run.tables}
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("undisturbed") / "r"
-    work(path, resume=False)
-    return path
-
-
 def is_as(path: Path, undisturbed: Path) -> None:
     """The same tables; those that are compacted at the end, to the byte."""
     assert everything(path) == everything(undisturbed)

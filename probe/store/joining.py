@@ -18,10 +18,11 @@ from probe.store import layout
 from probe.store.backends import Disk
 from probe.store.journal import read_records
 from probe.store.layout import JOURNAL, SHARDS
+from probe.store.remote import StoredFile
 from probe.store.uploading import Upload
 
 
-class Shelf:
+class LocalShards:
     """Where workers put their shards: in the folder of the run."""
 
     def __init__(self, folder: Path) -> None:
@@ -57,15 +58,16 @@ class Shelf:
         shutil.rmtree(self._folder / SHARDS / name, ignore_errors=True)
 
 
-class ShelfAfar:
+class RemoteShards:
     """Where workers put their shards: at the URL of the run."""
 
     def __init__(self, upload: Upload, folder: Path) -> None:
         self._upload, self._folder = upload, folder
-        self._found = upload.shards()
+        self._found: dict[str, dict[str, StoredFile]] = {}  # when the server was last asked
 
     def prepare(self) -> None:
         """What a worker of an earlier time did not finish is removed."""
+        self._found = self._upload.shards()
         for attempt in self._found.keys() - set(self._finished()):
             self._upload.remote.clear(f"{SHARDS}/{attempt}/{name}" for name in self._found[attempt])
 
@@ -73,7 +75,8 @@ class ShelfAfar:
         return sorted(one for one, files in self._found.items() if any(name.startswith(f"{JOURNAL}/") for name in files))
 
     def names(self) -> list[str]:
-        """The finished shards, in order."""
+        """The finished shards, in order, as the server has them now."""
+        self._found = self._upload.shards()
         found = {layout.shard_of(attempt) for attempt in self._finished()}
         return sorted(found, key=lambda name: [int(number) for number in name.split("-")])
 
@@ -108,14 +111,14 @@ class ShelfAfar:
             self._upload.remote.clear(f"{SHARDS}/{attempt}/{file}" for file in self._found.pop(attempt))
 
 
-def join(backend: Disk, shelf: Shelf | ShelfAfar, name: str) -> bool:
+def join(backend: Disk, shards: LocalShards | RemoteShards, name: str) -> bool:
     """Make the rows of a finished shard part of the run, in one record.
 
     False where it was not whole (a process was killed while it did this), and is gone.
     """
-    records = shelf.records(name)
+    records = shards.records(name)
     if not records:
-        shelf.drop(name)
+        shards.drop(name)
         return False
     backend.flush()
     units = [key for record in records for key in record["units"]]
@@ -123,14 +126,14 @@ def join(backend: Disk, shelf: Shelf | ShelfAfar, name: str) -> bool:
     with durable.stated(backend.folder), durable.uninterrupted():
         for part, path in _numbered(backend, records):
             (backend.folder / part["table"]).mkdir(exist_ok=True)
-            shelf.move(name, part, path)
+            shards.move(name, part, path)
             moved.append({**part, "path": path})
         for table in {part["table"] for part in moved}:
             durable.sync(backend.folder / table)
         durable.sync(backend.folder)
         warnings = dict.fromkeys(text for record in records for text in record["warnings"])
         backend.journal.record(units, moved, list(warnings))
-    shelf.drop(name)
+    shards.drop(name)
     return True
 
 

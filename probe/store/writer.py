@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -145,27 +146,28 @@ class Writer:
         if not isinstance(self._backend, Disk):
             return None
         self.flush()  # what workers may ask for
-        self._shelf().prepare()
+        self._workers.prepare()
         return self._backend.folder
 
-    def _shelf(self) -> joining.Shelf | joining.ShelfAfar:
+    @cached_property
+    def _workers(self) -> joining.LocalShards | joining.RemoteShards:
+        """What workers have written."""
         assert isinstance(self._backend, Disk), "workers write to the folder of a run"
         folder = self._backend.folder
-        return joining.ShelfAfar(self._upload, folder) if self._upload else joining.Shelf(folder)
+        return joining.RemoteShards(self._upload, folder) if self._upload else joining.LocalShards(folder)
 
     @property
     def shards(self) -> list[str]:
         """The names of the shards that workers have finished and that are not part of the run yet."""
-        return self._shelf().names() if isinstance(self._backend, Disk) else []
+        return self._workers.names() if isinstance(self._backend, Disk) else []
 
     def join(self, name: str) -> bool:
         """Make a finished shard part of the run; False where it was not whole, or part of the run already, and is gone."""
         assert self._unit is None and isinstance(self._backend, Disk), "shards are joined between units, on a disk"
-        shelf = self._shelf()
         if self.done(layout.shard_unit(name)):  # a second worker finished it too
-            shelf.drop(name)
+            self._workers.drop(name)
             return False
-        if not joining.join(self._backend, shelf, name):
+        if not joining.join(self._backend, self._workers, name):
             return False
         record = self._backend.journal.records[-1]
         self._done.update(record["units"])
