@@ -337,10 +337,10 @@ def test_the_next_command_is_not_taken_for_the_one_that_has_ended(served: Place,
     assert first.stdin is not None
     given = f"pipe:[{os.fstat(first.stdin.fileno()).st_ino}]"
     until(lambda: any(reads(one, given) for one in served.commands()))  # the client has its answer
+    (process,) = (one for one in served.commands() if reads(one, given))  # the command of the test before may still end
     served.server.send_signal(signal.SIGSTOP)
     try:
         first.communicate(b"one\n", timeout=240)
-        (process,) = served.commands()
         until(lambda: ") Z " in Path(f"/proc/{process}/stat").read_text())
         second = served.start("--version", cwd=tmp_path)
         time.sleep(1)  # until it has connected
