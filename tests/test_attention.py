@@ -103,6 +103,17 @@ def cells_of(lm: probe.LanguageModel, *places: str) -> tuple[Cell, ...]:
     return a.cells(found)
 
 
+def test_matches_that_no_layer_leaves_to_the_next_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text so long, and so often the same, that the places of its matches are not kept from layer to layer."""
+    lm, ids = probe.load("tiny:llama"), repetitive(61)
+    kept, found = (MemorySink() for _ in range(2))
+    read(lm, ids[None], [61], sink=kept, attention=AttentionSpec("heads"))
+    monkeypatch.setattr("probe.capturing.statistics.REMEMBERED", 0)
+    read(lm, ids[None], [61], sink=found, attention=AttentionSpec("heads"))
+    for layer, card in kept.summaries.items():
+        assert all(np.array_equal(card[name], found.summaries[layer][name]) for name in card)
+
+
 @pytest.mark.parametrize("family", [*FAMILIES, SLOW])
 def test_patterns_and_statistics_are_those_of_the_returned_weights(family: str) -> None:
     """Two prompts of different lengths, the longer one past any tiny model's sliding window (16)."""

@@ -15,7 +15,7 @@ import torch
 
 import probe
 from probe import stats
-from probe.decoding import Sampling
+from probe.decoding import Sampling, teacher_forced
 from probe.errors import BadModel, BadOption, ProbeError, RunError
 from probe.registries.importance_methods import METHODS, Method, methods_of
 from probe.requests import Importance
@@ -112,6 +112,16 @@ def test_suppression_is_deletion_with_positions_kept(name: str) -> None:
                 at = torch.arange(max(steps[j].start - 1, end), steps[j].end - 1)
                 p, q = whole[at], gone[at - (end - start)]
                 assert matrix[i, j] == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), abs=1e-4)
+
+
+def test_a_long_generation_is_read_out_in_pieces(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its logits are never held together: the same matrices."""
+    whole = [measure(task(tiny)).matrix for measure in (dependence.rescored, dependence.suppressed)]
+    for module in (dependence, teacher_forced):
+        monkeypatch.setattr(module, "BATCH_TOKENS", 9)
+    pieces = [measure(task(tiny)).matrix for measure in (dependence.rescored, dependence.suppressed)]
+    np.testing.assert_allclose(pieces[0], whole[0], atol=1e-5)
+    np.testing.assert_allclose(pieces[1], whole[1], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["tiny:llama", "tiny:gpt2"])

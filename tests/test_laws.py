@@ -234,7 +234,7 @@ def plant(fault: str, lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     elif fault == "a prefix off by a little":
         wrap(continuing, "suffix_logprobs", lambda found, *_, **__: [one + 0.001 for one in found])
     elif fault == "a span that is still seen":
-        wrap(Prefix, "after_gap", lambda found, *_, **__: found + 0.001)
+        wrap(Prefix, "after_gap", lambda found, *_, **__: [one + 0.001 for one in found])
     else:
         raise AssertionError(fault)
 

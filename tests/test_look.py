@@ -12,6 +12,7 @@ import torch
 
 import probe
 from probe.errors import BadOption
+from probe.looking import causes
 from probe.looking.causes import spans_of
 from tests.planted import copying, lookup
 
@@ -69,6 +70,18 @@ def test_what_a_token_costs_is_what_a_mask_without_it_costs() -> None:
         mask = torch.full((len(ids), len(ids)), -torch.inf).triu(1)
         mask[row.pos + 1 :, row.pos] = -torch.inf
         assert plain - logprob(lm, ids, answer, mask[None, None]) == pytest.approx(row.value, abs=2e-4)
+
+
+@pytest.mark.parametrize(("family", "causes_told"), [("llama", True), ("gemma2", False)])
+def test_a_long_text_costs_what_masks_say(family: str, causes_told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a text that fills a batch keys and values are left out, where the model can skip positions: the same findings."""
+    lm = probe.load(f"tiny:{family}")
+    short = probe.look(lm, TEXT).findings
+    monkeypatch.setattr(causes, "BATCH_TOKENS", 8)
+    long = probe.look(lm, TEXT).findings
+    assert long["place"].tolist() == short["place"].tolist() and (long["kind"] == "cause").any() == causes_told
+    np.testing.assert_allclose(long["value"], short["value"], atol=1e-5)
+    np.testing.assert_allclose(long["control"], short["control"], atol=1e-5)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import probe
+from probe.decoding import teacher_forced
 from probe.decoding.caches import held, slot
 from probe.decoding.teacher_forced import Prefix, suffix_logprobs, token_logprobs
 from probe.errors import BadModel
@@ -67,11 +68,31 @@ def test_a_gap_is_a_text_without_the_gap_but_with_its_positions(family: str, fir
     """RoBERTa's first token stands after the position of padding."""
     lm = probe.load(f"tiny:{family}")
     ids = torch.randint(3, 200, (30,), generator=torch.Generator().manual_seed(2)).tolist()
-    found = Prefix(lm, ids[:10]).after_gap(ids[15:], 5)
+    found = torch.cat(list(Prefix(lm, ids[:10]).after_gap(ids[15:], 5)))
     positions = torch.tensor([[*range(10), *range(15, 30)]]) + first
     with torch.no_grad():
         expected = lm.model(torch.tensor([ids[:10] + ids[15:]]), position_ids=positions).logits[0, 10:]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_long_text_comes_in_pieces(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What follows a prefix, and what follows a gap, is the same in pieces of 7 tokens as at once."""
+    lm = probe.load(f"tiny:{family}")
+    ids = torch.randint(3, 200, (60,), generator=torch.Generator().manual_seed(3)).tolist()
+    stem = Prefix(lm, ids[:20])
+    (whole,), (scores,) = stem.teacher_forced([ids[25:]]), stem.logprobs([ids[25:]])
+    skips = family in ("llama", "gpt2")
+    gap = torch.cat(list(stem.after_gap(ids[25:], 5))) if skips else None
+    monkeypatch.setattr(teacher_forced, "BATCH_TOKENS", 7)
+    torch.testing.assert_close(stem.teacher_forced([ids[25:]])[0], whole, atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(stem.logprobs([ids[25:]])[0], scores, atol=1e-5)
+    if gap is not None:
+        pieces = list(stem.after_gap(ids[25:], 5))
+        assert [len(piece) for piece in pieces] == [7, 7, 7, 7, 7]
+        torch.testing.assert_close(torch.cat(pieces), gap, atol=1e-5, rtol=1e-5)
+        lasts = torch.cat(list(stem.after_gap(ids[25:], 5, last=True)))
+        torch.testing.assert_close(lasts, gap[6::7], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["mamba", "bloom", "falcon_h1"])
@@ -100,7 +121,7 @@ def test_a_gap_is_a_cache_whose_step_was_cut_out(smollm2) -> None:
     ids, start, end = list(smollm2.encode(GAPPED).ids), 6, 13
     name, model = slot(smollm2.model), smollm2.model
     with torch.inference_mode():
-        skipped = Prefix(smollm2, ids[:start]).after_gap(ids[end:], end - start)
+        (skipped,) = Prefix(smollm2, ids[:start]).after_gap(ids[end:], end - start)
         cache = held(model(torch.tensor([ids[:start]]), use_cache=True))
         cache = held(model(torch.tensor([ids[start:end]]), **{name: cache}))
         for layer in cache.layers:

@@ -24,6 +24,7 @@ SUMS = ("kept", "rest", "back", "norm", "score", "sink", "prev", "best", *MATCHE
 NAT = 0.6931471805599453  # nats in a bit
 SMALL, LARGE = 2.0**-50, 2.0**50  # row sums between which neither a mass, its square nor a long sum leaves float32
 DENSE = 1 / 8  # share of a tile from which a mask is smaller than a list of its places
+REMEMBERED = 2**27  # bytes of matches that one layer finds for all; beyond, each layer finds its own
 
 
 class _Places(NamedTuple):
@@ -36,6 +37,11 @@ class _Places(NamedTuple):
     def to(self, device: torch.device) -> _Places:
         """The same, on a device."""
         return _Places(self.flat.to(device), self.counts.to(device), [(i, mask.to(device)) for i, mask in self.masks])
+
+    @property
+    def size(self) -> int:
+        """Bytes of the matches, which all heads share."""
+        return self.flat.element_size() * self.flat.shape[1] + sum(mask.numel() for _, mask in self.masks)
 
 
 class Earlier(NamedTuple):
@@ -62,6 +68,7 @@ class Matches:
         self._ids = ids
         self._before = torch.cat([ids.new_full((1,), -1), ids[:-1]])  # the token before each position
         self._found: dict[tuple[int, int, int, int, torch.device], _Places] = {}
+        self._room = REMEMBERED
         self.earlier = _earlier(ids.cpu().numpy())
         again = torch.from_numpy(self.earlier.counts > 0)
         self.rows = dict.fromkeys(MATCHED, again)  # a token seen before also has what followed it
@@ -69,9 +76,11 @@ class Matches:
     def add(self, mass: Tensor, tile: Tile, out: Tensor) -> None:
         """Put the mass (head, query, key) of the tile's matches into out (head, MATCHED, query)."""
         where = tile.n_heads, tile.start, tile.low, tile.high, mass.device  # the same for every layer of a device
-        if where not in self._found:
-            self._found[where] = self._find(tile).to(mass.device)
-        places = self._found[where]
+        if (places := self._found.get(where)) is None:
+            places = self._find(tile).to(mass.device)
+            if places.size <= self._room:
+                self._found[where] = places
+                self._room -= places.size
         if places.flat.numel():
             found = mass.flatten(1).gather(1, places.flat)
             out.copy_(torch.segment_reduce(found, "sum", lengths=places.counts, axis=1, unsafe=True).view(out.shape))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,6 +81,9 @@ class Prefix:
         found = [np.empty(0, np.float32)] * len(suffixes)
 
         def score(rows: list[int]) -> None:
+            if len(rows) == 1:
+                found[rows[0]] = self._scored(suffixes[rows[0]])
+                return
             for row, logits in zip(rows, self.teacher_forced([suffixes[r] for r in rows]), strict=True):
                 found[row] = token_logprobs(logits, suffixes[row])
 
@@ -88,6 +91,16 @@ class Prefix:
             for _ in halving(batch, score, what="one text", hint="a shorter one, or --dtype bfloat16"):
                 pass
         return found
+
+    def _scored(self, ids: Sequence[int]) -> np.ndarray:
+        """The same of one, however long: its logits are never held together."""
+        if len(ids) > 1:
+            check_beginnings(self.lm)
+        parts = [token_logprobs(self._last[: len(ids)], ids[:1])]
+        for logits in self._after(ids[:-1]) if len(ids) > 1 else ():
+            done = sum(map(len, parts))
+            parts.append(token_logprobs(logits, ids[done : done + len(logits)]))
+        return np.concatenate(parts)
 
     @torch.inference_mode()
     def extend(self, ids: Sequence[int]) -> Tensor:
@@ -110,23 +123,25 @@ class Prefix:
         if longest <= 1:
             return [self._last[: len(s)] for s in suffixes]
         check_beginnings(self.lm)
+        if len(suffixes) == 1:
+            return [torch.cat([self._last, *self._after(suffixes[0][:-1])])]
         padded = [[*s[:-1], *[self.ids[-1]] * (longest - max(1, len(s)))] for s in suffixes]
         if self._cache is None:
             output = self._run([self.ids + row for row in padded], keep=longest - 1)
         else:
             cache = copy.deepcopy(self._cache)
-            if len(suffixes) > 1:
-                cache.batch_repeat_interleave(len(suffixes))
+            cache.batch_repeat_interleave(len(suffixes))
             output = self._run(padded, cache=cache)
         logits = output.logits[:, 1 - longest :]
         return [torch.cat([self._last, own])[: len(s)] for s, own in zip(suffixes, logits, strict=True)]
 
     @torch.inference_mode()
-    def after_gap(self, ids: Sequence[int], skipped: int) -> Tensor:
-        """Logits (len(ids), d_vocab) *after* each of ids that follow a gap of `skipped` positions: what stood there is gone.
+    def after_gap(self, ids: Sequence[int], skipped: int, *, last: bool = False) -> Iterator[Tensor]:
+        """Logits (token, d_vocab) *after* each of ids that follow a gap of `skipped` positions: what stood there is gone.
 
-        The same as forbidding these tokens to look at the gap in all layers and heads (METHODS M12). Raises `BadModel`
-        where positions cannot be given, or a recurrent state or a window counts tokens and not positions.
+        They come `BATCH_TOKENS` at a time; of each time the last alone, with `last`. The same as forbidding these tokens to
+        look at the gap in all layers and heads (METHODS M12). Raises `BadModel` where positions cannot be given, or a recurrent
+        state or a window counts tokens and not positions.
         """
         start, origin = len(self.ids) + skipped, cache_support(self.lm).origin
         if origin is None or self._cache is None or _windowed(self._cache, start + len(ids)):
@@ -134,9 +149,22 @@ class Prefix:
                 f"'{self.lm.name}' cannot skip positions: it has no keys and values of every position to leave out",
                 hint="use another method",
             )
-        positions = torch.arange(start, start + len(ids), device=self.lm.device)[None] + origin
-        output = self._run([list(ids)], cache=copy.deepcopy(self._cache), position_ids=positions)
-        return output.logits[0]
+        return self._after(ids, first=start + origin, last=last)
+
+    @torch.inference_mode()
+    def _after(self, ids: Sequence[int], *, first: int | None = None, last: bool = False) -> Iterator[Tensor]:
+        """The same without a gap; the prefix stays as it is. first: the position of the first, if the model is to be told.
+
+        From the cache `BATCH_TOKENS` at a time, because a mask has a number for each token and each that it may see."""
+        if self._cache is None:
+            yield self._run([self.ids + list(ids)], keep=len(ids)).logits[0, -len(ids) :]
+            return
+        cache = copy.deepcopy(self._cache)
+        for at in range(0, len(ids), BATCH_TOKENS):
+            some, more = list(ids[at : at + BATCH_TOKENS]), {}
+            if first is not None:
+                more = {"position_ids": torch.arange(first + at, first + at + len(some), device=self.lm.device)[None]}
+            yield self._run([some], keep=int(last), cache=cache, **more).logits[0, -1 if last else 0 :]
 
     def _run(self, ids: list[list[int]], *, keep: int = 0, cache: Any = None, **more: Any) -> Any:
         if cache is not None:

@@ -115,9 +115,10 @@ def hide(call: AttentionCall, queries: Tensor, keys: Tensor, heads: Sequence[int
         chosen[list(heads)] = True
         cut = cut & chosen[:, None, None]
     cut = cut & visible
-    left = visible & ~cut
+    left = visible ^ cut
     empty = visible.any(-1) & ~left.any(-1)
-    left = torch.where(empty[..., None], visible, left)
+    if bool(empty.any()):
+        left = torch.where(empty[..., None], visible, left)
     return Hidden(replace(call, mask=_mask(call, left, implementation)), empty.transpose(1, 2), int(cut.sum()))
 
 

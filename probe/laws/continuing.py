@@ -64,7 +64,7 @@ def a_prefix_is_computed_once(lm: LanguageModel, ids: list[int]) -> float:
 def suppression_is_deletion(lm: LanguageModel, ids: list[int]) -> float:
     """Logits after a span that is not seen, against those of a text without it whose positions are kept."""
     start, end = len(ids) // 3, len(ids) // 2
-    found = Prefix(lm, ids[:start]).after_gap(ids[end:], end - start)
+    found = torch.cat(list(Prefix(lm, ids[:start]).after_gap(ids[end:], end - start)))
     positions = torch.tensor([[*range(start), *range(end, len(ids))]], device=lm.device) + (cache_support(lm).origin or 0)
     with torch.inference_mode():
         gone = lm.model(torch.tensor([ids[:start] + ids[end:]], device=lm.device), position_ids=positions).logits[0, start:]

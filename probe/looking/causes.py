@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 from probe.capturing import MemorySink, read
+from probe.decoding.teacher_forced import Prefix
+from probe.errors import BadModel
 from probe.interventions import Edit, Mean, applying, cells, parse_edits
 from probe.language_model.stepping import uncached_kwargs
 from probe.looking.findings import Finding
@@ -49,7 +52,7 @@ def leaning(subject: Subject) -> list[Finding]:
     spans = spans_of(len(subject.ids))
     if len(spans) < 4:
         return []
-    losses = -changes(subject, [parse_edits(subject.lm, [_cut(span)]) for span in spans])
+    losses = -_unseen(subject, spans)
     middle = float(np.median(losses))
     beyond = middle + SPREADS * 1.4826 * float(np.median(np.abs(losses - middle)))
     found = []
@@ -57,6 +60,30 @@ def leaning(subject: Subject) -> list[Finding]:
         if losses[i] >= max(LEAST, beyond):
             found.append(_leans(subject, spans[i], float(losses[i]), middle))
     return found
+
+
+def _unseen(subject: Subject, spans: Sequence[CutSpan]) -> np.ndarray:
+    """The answer's log-prob where later tokens do not see a span, less that where they see all: (span,) nats.
+
+    Of a text that fills a batch by itself from the cache of what stands before a span, where the model can skip positions: a
+    mask would have a number for each (query, key).
+    """
+    if len(subject.ids) > BATCH_TOKENS:
+        with suppress(BadModel):
+            return _skipped(subject, spans)
+    return changes(subject, [parse_edits(subject.lm, [_cut(span)]) for span in spans])
+
+
+def _skipped(subject: Subject, spans: Sequence[CutSpan]) -> np.ndarray:
+    """The same, each span left out of the keys and values. Raises `BadModel` where positions cannot be skipped."""
+    ids, found = subject.ids, []
+    stem = Prefix(subject.lm, ids[: spans[0].start])
+    for span in spans:
+        *_, last = stem.after_gap(ids[span.end :], span.end - span.start, last=True)
+        found.append(_answer(subject, last))
+        stem.extend(ids[span.start : span.end])
+    (plain,) = stem.after_gap(ids[-1:], 0)
+    return np.concatenate(found) - _answer(subject, plain)
 
 
 def _leans(subject: Subject, span: CutSpan, loss: float, middle: float) -> Finding:
@@ -147,4 +174,9 @@ def _logprob(subject: Subject, n: int, edits: Sequence[Edit]) -> np.ndarray:
     ids = torch.tensor([subject.ids] * n, device=subject.lm.device)
     with torch.inference_mode(), applying(subject.lm, edits, ids=[subject.ids] * n, n_prompt=len(subject.ids)):
         logits: Tensor = subject.lm.model(ids, **uncached_kwargs(subject.lm)).logits[:, -1]
+    return _answer(subject, logits)
+
+
+def _answer(subject: Subject, logits: Tensor) -> np.ndarray:
+    """The answer's log-prob (row,) by logits (row, d_vocab)."""
     return logits.float().log_softmax(-1)[:, subject.choice.answer].double().cpu().numpy()

@@ -6,17 +6,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from probe.decoding.teacher_forced import token_logprobs
+from probe.capturing import MemorySink, read
+from probe.decoding.teacher_forced import BATCH_TOKENS, Prefix
 from probe.errors import BadOption
 from probe.interventions import applying, parse_edits
-from probe.scoring import kl
+from probe.scoring import BLOCK, kl
 from probe.sites import Positions, parse_place
 from probe.spans import Step
 from probe.step_importance.task import Measured, StepImportance, Task
@@ -36,11 +37,11 @@ def rescored(task: Task) -> Measured:
     steps, ids = task.original.steps, task.original.ids
     first = steps[0].start
     stem = task.stem.fork()
-    whole = token_logprobs(stem.teacher_forced([ids[first:]])[0], ids[first:]).astype(np.float64)
+    whole = stem.logprobs([ids[first:]])[0].astype(np.float64)
     matrix, rows = np.full((len(steps), len(steps)), np.nan), []
     for i, step in enumerate(steps[:-1]):
         tail = ids[step.end :]
-        lost = whole[step.end - first :] - token_logprobs(stem.teacher_forced([tail])[0], tail).astype(np.float64)
+        lost = whole[step.end - first :] - stem.logprobs([tail])[0].astype(np.float64)
         for j in range(i + 1, len(steps)):
             matrix[i, j] = lost[steps[j].start - step.end : steps[j].end - step.end].mean()
         between = matrix[i, i + 1 : -1]
@@ -64,14 +65,14 @@ def suppressed(task: Task) -> Measured:
     lm, steps, ids, place = task.lm, task.original.steps, task.original.ids, task.request.suppress
     first = steps[0].start
     stem = task.stem.fork()
-    whole = stem.teacher_forced([ids[first:]])[0]  # row t predicts token first + t
+    whole = _predictions(task, stem)
     matrix, rows = np.full((len(steps), len(steps)), np.nan), []
     for i, step in enumerate(steps[:-1]):
         tail = ids[step.end : -1]
         if tail:
             # row t predicts token step.end + 1 + t
-            blind = _cut(lm, ids, step, place) if place else stem.after_gap(tail, step.end - step.start)
-            moved = divergence(whole[step.end + 1 - first :], blind)
+            blind = [_cut(lm, ids, step, place)] if place else stem.after_gap(tail, step.end - step.start)
+            moved = _moved(whole, step.end + 1 - first, blind)
             for j in range(i + 1, len(steps)):
                 own = moved[max(0, steps[j].start - step.end - 1) : steps[j].end - step.end - 1]
                 matrix[i, j] = own.mean() if len(own) else np.nan
@@ -80,6 +81,27 @@ def suppressed(task: Task) -> Measured:
             stem.extend(ids[step.start : step.end])
         task.report("suppression", i + 1, len(steps) - 1)
     return Measured(rows, matrix)
+
+
+def _predictions(task: Task, stem: Prefix) -> Callable[[slice], Tensor]:
+    """Logits (token, d_vocab), of which row t predicts the generation's token t. Of a long one they are read out again each
+    time, from the state of each token: all of them would be as many numbers as the vocabulary is long, for each."""
+    ids, first = task.original.ids, task.original.steps[0].start
+    if len(ids) - first <= BATCH_TOKENS:
+        whole = stem.teacher_forced([ids[first:]])[0]
+        return lambda rows: whole[rows]
+    found = read(task.lm, torch.tensor([ids]), [len(ids)], sink=MemorySink(), top=1)
+    return lambda rows: found.logits(0, slice(rows.start + first - 1, rows.stop + first - 1))
+
+
+def _moved(whole: Callable[[slice], Tensor], start: int, blind: Iterable[Tensor]) -> np.ndarray:
+    """The divergence of rows from `start` on, as the others (token, d_vocab) come."""
+    parts = []
+    for logits in blind:
+        for some in logits.split(BLOCK):
+            parts.append(divergence(whole(slice(start, start + len(some))), some))
+            start += len(some)
+    return np.concatenate(parts)
 
 
 def check_place(lm: LanguageModel, place: str) -> None:
