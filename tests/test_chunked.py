@@ -110,7 +110,7 @@ MEASURED = """
 import json, sys
 import probe
 from probe.requests import Trace
-from probe.store.manifest import peak_memory
+from probe.memory import peak_memory
 from probe.tiny import tiny
 from probe.tracing import plan_trace
 

@@ -29,6 +29,14 @@ from probe.store import claiming
 from probe.store.remote import RemoteFolder
 from tests.test_store_crash import UNITS, everything, work
 
+ASKED: dict[str, Any] = {"generate": 2, "capture": "resid_post@1", "batch_tokens": 30, "temperature": 1.0}
+TEXTS = [f"{i} and {'so ' * (i % 3)}on" for i in range(9)]
+
+
+def sorted_rows(run: store.Run) -> dict[str, list[str]]:
+    """The rows of every table of a run, as text."""
+    return {name: sorted(map(str, run.table_arrow(name).drop(["run_id"]).to_pylist())) for name in run.tables}
+
 
 class Doomed(LocalFileSystem):
     """A server that goes away at the `last` change that is asked of it, or takes the process with it."""
@@ -118,6 +126,12 @@ def has_no_half(url: str) -> None:
             store.open_run(url)
 
 
+def moments(url: str, first: int = 1) -> range:
+    """Some of the changes that a server is asked for while a run is made, which is there then."""
+    work(url, resume=False)  # type: ignore[arg-type]
+    return range(first, Doomed.changes, Doomed.changes // 5)
+
+
 def test_the_run_is_that_of_a_folder(url: str, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work(url, resume=False)  # type: ignore[arg-type]
     is_as(url, undisturbed)
@@ -135,9 +149,7 @@ def test_a_server_that_goes_away_costs_nothing_that_was_done(
     url: str, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At whatever change: what is there is whole or nothing, and the same command completes it, here and on another machine."""
-    work(url, resume=False)  # type: ignore[arg-type]
-    changes = Doomed.changes
-    for last in range(1, changes, changes // 5):
+    for last in moments(url):
         for home in ("home", "elsewhere"):
             shutil.rmtree(tmp_path / "bucket", ignore_errors=True)
             another_machine(monkeypatch, tmp_path / "home")
@@ -158,9 +170,7 @@ def test_a_server_that_goes_away_costs_nothing_that_was_done(
 def test_a_kill_at_any_change_leaves_no_run_or_a_whole_one(
     url: str, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work(url, resume=False)  # type: ignore[arg-type]
-    changes = Doomed.changes
-    for last in range(2, changes, changes // 5):
+    for last in moments(url, 2):
         shutil.rmtree(tmp_path / "bucket")
         another_machine(monkeypatch, tmp_path / f"home{last}")
         if (pid := os.fork()) == 0:
@@ -264,20 +274,16 @@ def test_workers_make_the_run_of_one_process_also_where_one_comes_late(
     monkeypatch.setattr(dispatching, "open_pool", Late)
     monkeypatch.setattr(workers, "installed", lambda: True)
     lm = probe.load("tiny:llama")
-    asked: dict[str, Any] = {"generate": 2, "capture": "resid_post@1", "batch_tokens": 30, "temperature": 1.0}
-    texts = [f"{i} and {'so ' * (i % 3)}on" for i in range(9)]
-    alone = probe.trace(lm, texts, **asked, out=tmp_path / "alone")
+    alone = probe.trace(lm, TEXTS, **ASKED, out=tmp_path / "alone")
     brought: Counter[str] = Counter()
     get = RemoteFolder.get
     monkeypatch.setattr(
         RemoteFolder, "get", lambda self, name, *more: (brought.update([name.split("/")[-2]]), get(self, name, *more))[1]
     )
     where: Any = url if at == "url" else tmp_path / "r"
-    run = probe.trace(lm, texts, **asked, engine="ray", workers=2, shard_size=1, out=where)
+    run = probe.trace(lm, TEXTS, **ASKED, engine="ray", workers=2, shard_size=1, out=where)
     assert brought["activations"] == 0, "a large table does not travel over the one who joins"
-    for name in alone.tables:
-        a, b = (one.table_arrow(name).drop(["run_id"]).to_pylist() for one in (alone, run))
-        assert sorted(map(str, a)) == sorted(map(str, b)), name
+    assert sorted_rows(run) == sorted_rows(alone)
     assert store.check(where) == []
 
 

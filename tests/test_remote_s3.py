@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
@@ -21,7 +20,7 @@ from probe import store
 from probe.errors import StorageFull
 from probe.requests.workers import installed
 from probe.store.remote import RemoteFolder
-from tests.test_remote import another_machine, has_no_half, is_as
+from tests.test_remote import ASKED, TEXTS, another_machine, has_no_half, is_as, sorted_rows
 from tests.test_store_crash import ROOT, work
 
 pytest.importorskip("moto", reason="needs moto, a server that speaks S3: the extra 'test' has it")
@@ -91,11 +90,7 @@ def test_a_bucket_that_is_not_there_is_said() -> None:
 @pytest.mark.skipif(not installed(), reason="needs Ray")
 def test_ray_makes_the_run_of_one_process(url: str, tmp_path: Path) -> None:
     lm = probe.load("tiny:llama")
-    asked: dict[str, Any] = {"generate": 2, "capture": "resid_post@1", "batch_tokens": 30, "temperature": 1.0}
-    texts = [f"{i} and {'so ' * (i % 3)}on" for i in range(9)]
-    alone = probe.trace(lm, texts, **asked, out=tmp_path / "alone")
-    run = probe.trace(lm, texts, **asked, engine="ray", workers=2, shard_size=1, out=url)
-    for name in alone.tables:
-        a, b = (one.table_arrow(name).drop(["run_id"]).to_pylist() for one in (alone, run))
-        assert sorted(map(str, a)) == sorted(map(str, b)), name
+    alone = probe.trace(lm, TEXTS, **ASKED, out=tmp_path / "alone")
+    run = probe.trace(lm, TEXTS, **ASKED, engine="ray", workers=2, shard_size=1, out=url)
+    assert sorted_rows(run) == sorted_rows(alone)
     assert store.check(url) == [] and run.manifest["summary"] == alone.manifest["summary"]

@@ -17,7 +17,8 @@ TOPS = {"probe": "probe", "cli": "probe.cli", "recipes": "probe.recipes"}  # fol
 # the picture of the house, from the ground up: each imports only from what stands lower
 LAYERS = (
     {"errors"},
-    {"addresses", "files", "durable", "patterns", "instrument", "workers", "kernels", "tiny", "stats", "devices", "fitting"},
+    {"addresses", "files", "durable", "patterns", "instrument", "workers", "kernels", "tiny", "stats", "devices", "fitting"}
+    | {"memory"},
     {"sites", "tables", "spans", "answers", "scoring"},
     {"registries", "store", "outcomes", "expecting"},
     {"requests", "anatomy", "over_problems", "transcripts", "trees"},

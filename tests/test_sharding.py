@@ -28,7 +28,7 @@ from probe.sharding import dispatching
 from probe.sharding.jobs import Job, ShardResult, failure, job_of
 from probe.sharding.pools import Heard, InProcess
 from probe.sharding.shards import LEAST, LONG, TRIES, Shards
-from probe.store.journal import read_records
+from probe.store.manifest import read_records
 from probe.texts import encoding
 from probe.tracing import recording
 

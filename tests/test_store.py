@@ -819,6 +819,6 @@ def test_runs_ls_show_check_export_rm(tmp_path: Path) -> None:
 def test_peak_memory_is_of_this_process() -> None:
     held = bytearray(1_500_000_000)
     held[::4096] = b"1" * len(held[::4096])
-    words = [sys.executable, "-c", "from probe.store.manifest import peak_memory; print(peak_memory())"]
+    words = [sys.executable, "-c", "from probe.memory import peak_memory; print(peak_memory())"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert 10_000_000 < int(done.stdout) < len(held) // 2

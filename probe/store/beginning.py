@@ -74,11 +74,11 @@ def create(
     if "\0" in str(path):
         raise RunError("no file's name has a NUL in it", hint="choose another --out")
     if there is not None:
-        return _create_afar(there, state, resume=resume, limits=limits)
+        return _create_remote(there, state, resume=resume, limits=limits)
     return _create(path, state, resume=resume, limits=limits)
 
 
-def _create_afar(url: str, state: dict[str, Any], *, resume: bool, limits: Limits) -> Writer:
+def _create_remote(url: str, state: dict[str, Any], *, resume: bool, limits: Limits) -> Writer:
     """The run at a URL is made in a folder here, which first is as far as the run is there."""
     upload = Upload(url)
     try:
@@ -90,11 +90,11 @@ def _create_afar(url: str, state: dict[str, Any], *, resume: bool, limits: Limit
             upload.tidy(run.manifest)
             upload.close()
             return Writer(None, Memory(), run.manifest, whole=run)
-        if before := upload.begun():
+        if (before := upload.begun()) is not None:
             if not resume:
                 raise _unfinished(url)
             same_run(before, state, path=url)
-        upload.fetch(resume=resume)
+        upload.fetch(before, resume=resume)
         writer = _create(upload.path, state, resume=True, limits=limits, upload=upload)
         if writer.whole is None:
             return writer
@@ -142,7 +142,7 @@ def _begin(
     before = manifest.intact(folder / STATE, manifest.State)
     same_run(before, state, path=folder)
     if (folder / MANIFEST).exists():
-        finishing.conclude(path, folder, afar=upload)
+        finishing.conclude(path, folder, upload)
         lock.release()
         return Writer(path, Memory(), before, whole=open_run(path))
     return Writer(path, Disk(Journal.reopen(folder, upload), limits), before, lock=lock, upload=upload)

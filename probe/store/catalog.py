@@ -9,9 +9,8 @@ from typing import Any
 from probe import durable
 from probe.addresses import is_url, leads_to_runs
 from probe.errors import BadOption, RunError
-from probe.store import afar, layout, manifest
+from probe.store import layout, manifest, remote_runs
 from probe.store.beginning import fresh_path
-from probe.store.journal import read_records
 from probe.store.layout import MANIFEST, PARTIAL, REMOVING, STATE
 from probe.store.run import Run, open_run, read_manifest
 
@@ -19,7 +18,7 @@ from probe.store.run import Run, open_run, read_manifest
 def is_run(path: Path | str) -> bool:
     """Whether a folder is a run, whole or not, by the files that only a run has; or whether one is at a URL."""
     if is_url(path):
-        return afar.is_run(path)
+        return remote_runs.is_run(path)
     path = Path(path)
     try:
         if (path / REMOVING).is_file():
@@ -41,7 +40,7 @@ def check(path: Path | str) -> list[str]:
     RunError only where there is no run at all.
     """
     if is_url(path):
-        return afar.check(path)
+        return remote_runs.check(path)
     path = Path(path)
     problems: list[str] = []
     partial = path.suffix == PARTIAL and is_run(path)
@@ -61,7 +60,7 @@ def check(path: Path | str) -> list[str]:
 def _unfinished(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     """The files that a partial run's journal names."""
     manifest.intact(path / STATE, manifest.State)
-    records = read_records(path)
+    records = manifest.read_records(path)
     units = sum(len(record["units"]) for record in records)
     problems.append(f"unfinished: {units} units are done; the same command with --resume completes it")
     return [part for record in records for part in record["parts"]]
@@ -83,7 +82,7 @@ def remove(path: Path | str) -> list[str]:
     A list of the files is written first and manifest and state go next: a kill leaves no run, and the same call completes it.
     """
     if is_url(path):
-        return afar.remove(path)
+        return remote_runs.remove(path)
     path = Path(path)
     with layout.readable(path):
         if path.is_symlink() or not path.is_dir() or not is_run(path):
@@ -114,7 +113,7 @@ def _own_files(path: Path) -> dict[str, Any]:
         names = [file["path"] for table in about["tables"].values() for file in table["files"]]
         return {"run_id": about["run_id"], "files": names}
     about = manifest.read(path / STATE, manifest.State)
-    parts = [part for record in read_records(path) for part in record["parts"]]
+    parts = [part for record in manifest.read_records(path) for part in record["parts"]]
     names = [part["path"] for part in parts] + layout.unfinished(path, parts) + layout.in_shards(path)
     if (path / MANIFEST).is_file():  # killed at its very end
         whole = manifest.read(path / MANIFEST, manifest.Manifest)

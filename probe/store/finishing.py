@@ -10,11 +10,12 @@ from typing import Any
 import pyarrow as pa
 
 from probe import durable, tables
-from probe.errors import RunError
+from probe.memory import peak_memory
 from probe.store import layout, manifest, parquet, sorting
 from probe.store.backends import Disk
-from probe.store.journal import Afar, is_afar, read_records
+from probe.store.journal import only_uploaded
 from probe.store.layout import STATE
+from probe.store.uploading import Upload
 
 
 def finish(path: Path, backend: Disk, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
@@ -28,19 +29,17 @@ def finish(path: Path, backend: Disk, state: Mapping[str, Any], about: Mapping[s
     written = durable.write_bytes(backend.folder / layout.README, readme(described).encode())
     described["readme"] = written._asdict()
     durable.write_json(backend.folder / layout.MANIFEST, manifest.sealed(described))
-    conclude(path, backend.folder, afar=backend.journal.afar)
+    conclude(path, backend.folder, backend.journal.upload)
 
 
-def conclude(path: Path, folder: Path, *, afar: Afar | None = None) -> None:
+def conclude(path: Path, folder: Path, upload: Upload | None = None) -> None:
     """Remove what only an unfinished run needs, and rename. The manifest is there already."""
     for table in manifest.intact(folder / layout.MANIFEST, manifest.Manifest)["tables"].values():
         for file in table["files"]:
-            if not is_afar(afar, folder, file) and (what := layout.wrong(folder, file)):
-                hint = f"remove it (probe runs rm {folder}) and start again"
-                raise RunError(f"'{folder}' was altered: {file['path']}: {what}", hint=hint)
-    small = [
-        part["path"] for record in read_records(folder) for part in record["parts"] if not tables.TABLES[part["table"]].large
-    ]
+            if not only_uploaded(upload, folder, file) and (what := layout.wrong(folder, file)):
+                raise layout.altered(folder, f"{file['path']}: {what}")
+    parts = [part for record in manifest.read_records(folder) for part in record["parts"]]
+    small = [part["path"] for part in parts if not tables.TABLES[part["table"]].large]
     layout.clear(folder, [*small, *layout.in_shards(folder)])  # before the journal, which names the former
     layout.clear(folder, [path.relative_to(folder).as_posix() for path in reversed(layout.records(folder))])
     layout.remove_empty(folder)
@@ -72,7 +71,7 @@ def _manifest(
         **state,
         "ended": manifest.now(),
         "wall_seconds": None if seconds is None else round(seconds, 3),
-        "peak_memory_bytes": manifest.peak_memory(),
+        "peak_memory_bytes": peak_memory(),
         **durable.jsonable(about),
         "tables": dict(listing),
     }

@@ -8,7 +8,6 @@ from typing import Any
 
 from probe.errors import RunError
 from probe.store import finishing, layout, manifest
-from probe.store.journal import read_records
 from probe.store.layout import MANIFEST, PARTIAL, STATE
 from probe.store.run import DiskReader, Run, open_run
 
@@ -34,7 +33,7 @@ def open_growing(path: Path | str, *, without: Collection[str] = ()) -> tuple[Ru
     if folder is None:
         return open_run(whole), None
     state = manifest.intact(folder / STATE, manifest.State)
-    records = read_records(folder)
+    records = manifest.read_records(folder)
     parts = [part for record in records for part in record["parts"] if part["table"] not in without]
     about: dict[str, Any] = {
         **state, "ended": None, "wall_seconds": None, "peak_memory_bytes": None, "summary": {}, "anatomy": None,

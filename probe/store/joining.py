@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from probe import durable, tables
-from probe.store import layout
+from probe.store import layout, manifest, mirroring
 from probe.store.backends import Disk
-from probe.store.journal import read_records
-from probe.store.layout import JOURNAL, SHARDS
+from probe.store.layout import SHARDS
 from probe.store.remote import StoredFile
 from probe.store.uploading import Upload
 
@@ -45,7 +44,7 @@ class LocalShards:
     def records(self, name: str) -> list[dict[str, Any]]:
         """The journal of a shard; nothing where it is not whole."""
         folder = self._folder / SHARDS / name
-        found = read_records(folder)
+        found = manifest.read_records(folder)
         parts = [part for record in found for part in record["parts"]]
         return found if all(_there(folder / part["path"], part["bytes"]) for part in parts) else []
 
@@ -72,7 +71,7 @@ class RemoteShards:
             self._upload.remote.clear(f"{SHARDS}/{attempt}/{name}" for name in self._found[attempt])
 
     def _finished(self) -> list[str]:
-        return sorted(one for one, files in self._found.items() if any(name.startswith(f"{JOURNAL}/") for name in files))
+        return sorted(one for one, files in self._found.items() if any(map(layout.is_record, files)))
 
     def names(self) -> list[str]:
         """The finished shards, in order, as the server has them now."""
@@ -86,14 +85,8 @@ class RemoteShards:
     def records(self, name: str) -> list[dict[str, Any]]:
         """The journal of a shard; nothing where it is not whole."""
         attempt = self._attempt(name)
-        folder = self._folder / SHARDS / name
-        shutil.rmtree(folder, ignore_errors=True)
-        for file in self._found[attempt]:
-            if file.startswith(f"{JOURNAL}/"):
-                (folder / JOURNAL).mkdir(parents=True, exist_ok=True)
-                durable.write_bytes(folder / file, self._upload.remote.read(f"{SHARDS}/{attempt}/{file}") or b"")
-        found = read_records(folder)
-        shutil.rmtree(folder)
+        with mirroring.begun(self._upload.remote.inside(f"{SHARDS}/{attempt}"), self._found[attempt]) as folder:
+            found = manifest.read_records(folder)
         sizes = {file: stored.bytes for file, stored in self._found[attempt].items()}
         return found if all(sizes.get(part["path"]) == part["bytes"] for record in found for part in record["parts"]) else []
 

@@ -5,52 +5,48 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from probe import durable
 from probe.errors import RunError
 from probe.store import layout, manifest
 from probe.store.layout import JOURNAL, STATE
-
-
-class Afar(Protocol):
-    """Where else a run goes while it is written: what is durable here goes there."""
-
-    def state(self, folder: Path) -> None: ...
-    def record(self, folder: Path, name: str, parts: Sequence[Mapping[str, Any]]) -> None: ...
-    def has(self, part: Mapping[str, Any]) -> bool: ...
+from probe.store.uploading import Upload
 
 
 class Journal:
-    """`RUN.partial/state.json` (whose run this is) and `journal/*.json` (which units are in which parts)."""
+    """`RUN.partial/state.json` (whose run this is) and `journal/*.json` (which units are in which parts).
 
-    def __init__(self, folder: Path, state: dict[str, Any], afar: Afar | None = None) -> None:
-        self.folder, self.state, self.afar = folder, state, afar
+    upload: of a run at a URL, where all that is durable here goes.
+    """
+
+    def __init__(self, folder: Path, state: dict[str, Any], upload: Upload | None = None) -> None:
+        self.folder, self.state, self.upload = folder, state, upload
         self.records: list[dict[str, Any]] = []
         self._began = time.monotonic()
         self._before = 0.0
 
     @classmethod
-    def start(cls, folder: Path, state: dict[str, Any], afar: Afar | None = None) -> Journal:
+    def start(cls, folder: Path, state: dict[str, Any], upload: Upload | None = None) -> Journal:
         """A new run in an empty folder."""
         durable.write_json(folder / STATE, manifest.sealed(state))
         (folder / JOURNAL).mkdir(exist_ok=True)
         durable.sync(folder.parent)
-        if afar is not None:
-            afar.state(folder)
-        return cls(folder, state, afar)
+        if upload is not None:
+            upload.put_state(folder)
+        return cls(folder, state, upload)
 
     @classmethod
-    def reopen(cls, folder: Path, afar: Afar | None = None) -> Journal:
+    def reopen(cls, folder: Path, upload: Upload | None = None) -> Journal:
         """An unfinished run: read the records, look whether the parts are what they say, and remove what was being
         written when it ended. Files of others stay."""
         _no_links(folder)
-        journal = cls(folder, manifest.intact(folder / STATE, manifest.State), afar)
+        journal = cls(folder, manifest.intact(folder / STATE, manifest.State), upload)
         (folder / JOURNAL).mkdir(exist_ok=True)
-        journal.records = read_records(folder)
+        journal.records = manifest.read_records(folder)
         for part in journal.parts:
-            if not is_afar(afar, folder, part) and (what := layout.wrong(folder, part)):
-                raise _altered(folder, f"{part['path']}: {what}")
+            if not only_uploaded(upload, folder, part) and (what := layout.wrong(folder, part)):
+                raise layout.altered(folder, f"{part['path']}: {what}")
         if journal.records:
             journal._before = float(journal.records[-1]["seconds"])
         layout.clear(folder, layout.unfinished(folder, journal.parts))
@@ -60,8 +56,8 @@ class Journal:
         """State durably which extra columns the run's tables have (in words), before any row of theirs."""
         self.state = {**self.state, "columns": dict(columns)}
         durable.write_json(self.folder / STATE, manifest.sealed(self.state))
-        if self.afar is not None:
-            self.afar.state(self.folder)
+        if self.upload is not None:
+            self.upload.put_state(self.folder)
 
     @property
     def parts(self) -> list[dict[str, Any]]:
@@ -83,32 +79,19 @@ class Journal:
     def record(self, units: Sequence[str], parts: Sequence[Mapping[str, Any]], warnings: Sequence[str]) -> None:
         """State durably that these parts hold these units. From here on they are part of the run."""
         record = {"units": list(units), "parts": list(parts), "warnings": list(warnings), "seconds": self.seconds}
-        name = _name(len(self.records))
+        name = layout.record_name(len(self.records))
         durable.write_json(self.folder / JOURNAL / name, manifest.sealed(record))
         self.records.append(record)
-        if self.afar is not None:
-            self.afar.record(self.folder, name, parts)
+        if self.upload is not None:
+            self.upload.put_record(self.folder, name, parts)
 
     def next_part(self, table: str) -> int:
         return sum(part["table"] == table for part in self.parts)
 
 
-def is_afar(afar: Afar | None, folder: Path, part: Mapping[str, Any]) -> bool:
+def only_uploaded(upload: Upload | None, folder: Path, part: Mapping[str, Any]) -> bool:
     """Whether a part is not in the run's folder here, because it need not be."""
-    return afar is not None and afar.has(part) and not (folder / part["path"]).exists()
-
-
-def read_records(folder: Path) -> list[dict[str, Any]]:
-    """The journal of a run, oldest record first. RunError if one is missing, damaged or altered."""
-    found = layout.records(folder)
-    for number, path in enumerate(found):
-        if path.name != _name(number):
-            raise _altered(folder, f"record {number} of its journal is missing")
-    return [manifest.intact(path, manifest.Record) for path in found]
-
-
-def _name(number: int) -> str:
-    return f"{number:06d}.json"
+    return upload is not None and upload.has(part) and not (folder / part["path"]).exists()
 
 
 def _no_links(folder: Path) -> None:
@@ -116,8 +99,3 @@ def _no_links(folder: Path) -> None:
     for name in layout.files(folder):
         if (folder / name).is_symlink():
             raise RunError(f"'{folder}' holds a link: {name}", hint="remove it, or start again with another --out")
-
-
-def _altered(folder: Path, what: str) -> RunError:
-    hint = f"remove it (probe runs rm {folder}) and start again"
-    return RunError(f"'{folder}' was altered: {what}", hint=hint)

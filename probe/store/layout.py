@@ -57,7 +57,12 @@ def files(folder: Path, within: Path | None = None) -> list[str]:
 
 def records(folder: Path) -> list[Path]:
     """The journal's records, oldest first."""
-    return [folder / name for name in files(folder) if _RECORD.fullmatch(name)]
+    return [folder / name for name in files(folder) if is_record(name)]
+
+
+def record_name(number: int) -> str:
+    """Of a record in the journal."""
+    return f"{number:06d}.json"
 
 
 def writes(name: str) -> bool:
@@ -67,6 +72,11 @@ def writes(name: str) -> bool:
     stem = name.removesuffix(durable.TEMPORARY)
     found = stem in DOCUMENTS or _PART.fullmatch(stem) or _RECORD.fullmatch(stem)
     return bool(found or (stem != name and _KEPT.fullmatch(stem)))
+
+
+def is_record(name: str) -> bool:
+    """Whether a file is a record of the journal."""
+    return _RECORD.fullmatch(name) is not None
 
 
 def is_claim(name: str) -> bool:
@@ -159,6 +169,11 @@ def wrong(folder: Path, file: Mapping[str, Any]) -> str:
     with readable(path), path.open("rb") as opened:
         found = hashlib.file_digest(opened, digest).hexdigest()
     return "" if found == file.get(name) else f"altered: its {name} is another"
+
+
+def altered(folder: Path, what: str) -> RunError:
+    """A run that cannot be gone on with."""
+    return RunError(f"'{folder}' was altered: {what}", hint=f"remove it (probe runs rm {folder}) and start again")
 
 
 def clear(folder: Path, names: Iterable[str]) -> None:

@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 from probe.addresses import is_url, last_name
 from probe.errors import BadOption, RunError
 from probe.patterns import Pattern
-from probe.store import afar, layout, manifest
+from probe.store import layout, manifest, remote_runs
 from probe.store.catalog import is_run
 from probe.store.claiming import claimed
-from probe.store.journal import read_records
 from probe.store.layout import PARTIAL, REMOVING, STATE
 from probe.store.remote import RemoteFolder
 from probe.store.run import DiskReader, read_manifest
@@ -78,9 +77,9 @@ def list_runs(
 def _all(root: Path | str) -> Iterator[tuple[Path, tuple[Listed, dict[str, Any]]]]:
     """The folder of each run under a folder or a URL, with its line, and its manifest or state."""
     if is_url(root):
-        for url in afar.runs_in(root):
-            with afar.glimpse(url, _PROMPTS) as path:
-                yield path, _described_afar(url, path)
+        for url in remote_runs.runs_in(root):
+            with remote_runs.glimpse(url, _PROMPTS) as path:
+                yield path, _described_remote(url, path)
         return
     root = Path(root)
     with layout.readable(root):
@@ -96,12 +95,12 @@ def _name(run: Listed) -> str:
 def describe(path: Path | str) -> Listed:
     """What a run says about itself."""
     if is_url(path):
-        with afar.glimpse(path, _PROMPTS) as folder:
-            return _described_afar(path, folder)[0]
+        with remote_runs.glimpse(path, _PROMPTS) as folder:
+            return _described_remote(path, folder)[0]
     return _described(Path(path))[0]
 
 
-def _described_afar(url: str, folder: Path) -> tuple[Listed, dict[str, Any]]:
+def _described_remote(url: str, folder: Path) -> tuple[Listed, dict[str, Any]]:
     line, about = _described(folder)
     status = "running" if line.status == "partial" and claimed(RemoteFolder(url)) else line.status
     return line._replace(path=url, status=status), about
@@ -144,7 +143,7 @@ def _described(path: Path) -> tuple[Listed, dict[str, Any]]:
             return Listed(path, "removing", removal["run_id"], "", "", 0, 0, None), about
         if path.suffix == PARTIAL:
             about = manifest.read(path / STATE, manifest.State)
-            records = read_records(path)
+            records = manifest.read_records(path)
             parts = [part for record in records for part in record["parts"]]
             units = sum(len(record["units"]) for record in records)
             status = "running" if layout.locked(path) else "partial"

@@ -211,6 +211,15 @@ def intact(path: Path, kind: type[_Document]) -> dict[str, Any]:
     return unsealed(found)
 
 
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """The journal of a run, oldest record first. RunError if one is missing, damaged or altered."""
+    found = layout.records(folder)
+    for number, path in enumerate(found):
+        if path.name != layout.record_name(number):
+            raise layout.altered(folder, f"record {number} of its journal is missing")
+    return [intact(path, Record) for path in found]
+
+
 def _first_error(error: ValidationError | RecursionError) -> str:
     if isinstance(error, RecursionError):
         return "it goes too deep"
@@ -270,20 +279,6 @@ def _git(directory: Path, *args: str) -> str:
     command = ["git", "--no-optional-locks", *args]
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=5, check=True)
     return done.stdout.strip()
-
-
-def peak_memory() -> int | None:
-    """Bytes of resident memory at the highest, of this process."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # Linux, where what `getrusage` says begins with the memory of the process that started this one
-        told = (line.split() for line in status.read_text().splitlines())
-        return next((int(words[1]) * 1024 for words in told if words[:1] == ["VmHWM:"]), None)
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def slug(text: str) -> str:

@@ -6,8 +6,10 @@ two commands they may be deleted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import xxhash
@@ -16,7 +18,7 @@ from probe import durable
 from probe.addresses import home, last_name
 from probe.errors import RunError
 from probe.store import layout
-from probe.store.layout import JOURNAL, MANIFEST, STATE
+from probe.store.layout import JOURNAL, MANIFEST, PARTIAL, STATE
 from probe.store.remote import RemoteFolder
 
 
@@ -30,12 +32,25 @@ def copy_of(url: str, manifest: bytes) -> Path:
     return kept(url) / xxhash.xxh3_64_hexdigest(manifest) / last_name(url)
 
 
-def bring_journal(remote: RemoteFolder, folder: Path) -> None:
-    """Have the state and the journal of a run that is not whole in a folder here."""
-    for name in [STATE, *sorted(name for name in remote.files(JOURNAL) if layout.writes(name))]:
+def bring_journal(remote: RemoteFolder, folder: Path, files: Iterable[str] | None = None) -> None:
+    """Have the state and the journal of a run that is not whole in a folder here. files: of it there, where they are known."""
+    found = {STATE, *remote.files(JOURNAL)} if files is None else files
+    for name in sorted(name for name in found if name == STATE or layout.is_record(name)):
         if (content := remote.read(name)) is not None:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with durable.stated(folder):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
             durable.write_bytes(folder / name, content)
+
+
+@contextmanager
+def begun(remote: RemoteFolder, files: Iterable[str] | None = None) -> Iterator[Path]:
+    """A folder with the state and the journal of a run or a shard that is not whole, named as it would be here."""
+    with ExitStack() as stack:
+        with durable.stated(Path(gettempdir())):
+            above = stack.enter_context(TemporaryDirectory())
+        folder = Path(above) / (last_name(remote.url) + PARTIAL)
+        bring_journal(remote, folder, files)
+        yield folder
 
 
 class Copy:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import xxhash
 
 from probe import durable
-from probe.addresses import FSSPEC, SCHEMES, authority
+from probe.addresses import FSSPEC, SCHEMES, authority, inside
 from probe.errors import BadOption, RunError, StorageFull
 
 ATOMIC = ("s3", "gcs", "abfs")  # where a file is there when it was closed, and not before
@@ -57,6 +58,12 @@ class RemoteFolder:
         if not self._root.strip("/"):
             raise BadOption(f"'{url}' names no folder", hint="as s3://BUCKET/RUN")
         self._fs = fs
+
+    def inside(self, name: str) -> RemoteFolder:
+        """A folder in this one."""
+        found = copy(self)
+        found.url, found._root = inside(self.url, name), self._at(name)
+        return found
 
     def files(self, under: str = "") -> dict[str, StoredFile]:
         """All files, or those in a folder, by name."""

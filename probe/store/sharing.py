@@ -20,7 +20,7 @@ from probe.errors import RunError
 from probe.store import layout, manifest, parquet, sorting
 from probe.store.backends import Disk, Limits, Memory
 from probe.store.beginning import same_run
-from probe.store.journal import Journal, read_records
+from probe.store.journal import Journal
 from probe.store.layout import STATE, partial
 from probe.store.remote import RemoteFolder
 from probe.store.uploading import fetched, send_shard
@@ -54,7 +54,7 @@ class ShardWriter(Writer):
     def __init__(self, folder: Path, state: Mapping[str, Any], remote: RemoteFolder | None = None) -> None:
         super().__init__(None, Memory(), state)
         self._run, self._remote = folder, remote
-        records = read_records(folder)
+        records = manifest.read_records(folder)
         self._before = {unit for record in records for unit in record["units"]}
         self._parts = [part for record in records for part in record["parts"]]
         self._shard: tuple[int, int] | None = None

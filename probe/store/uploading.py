@@ -11,7 +11,6 @@ brought here.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import secrets
@@ -26,7 +25,6 @@ from probe.addresses import last_name
 from probe.errors import ProbeError, RunError
 from probe.store import layout, manifest, mirroring
 from probe.store.claiming import Claim, alive
-from probe.store.journal import read_records
 from probe.store.layout import JOURNAL, MANIFEST, README, STATE, partial
 from probe.store.remote import RemoteFolder, StoredFile
 
@@ -39,7 +37,7 @@ class Upload:
     def __init__(self, url: str) -> None:
         """Raises `RunError` where another process writes it, or the server does not answer."""
         self.url, self.remote = url, RemoteFolder(url)
-        folder = mirroring.kept(url) / "made"
+        folder, self._fetched = mirroring.kept(url) / "made", mirroring.kept(url) / "fetched"
         self.path = folder / last_name(url)
         self._sent: dict[str, str] = {}  # what is there for certain: name -> hash
         with durable.stated(folder):
@@ -55,17 +53,20 @@ class Upload:
             raise
 
     def begun(self) -> dict[str, Any] | None:
-        """The state of a run that was begun at the URL."""
-        return _parsed(self.remote.read(STATE), f"{self.url}: {STATE}")
+        """The state of a run that was begun at the URL. From now on that and its journal are here too, for `fetch`."""
+        shutil.rmtree(self._fetched, ignore_errors=True)
+        mirroring.bring_journal(self.remote, self._fetched)
+        state = self._fetched / STATE
+        return manifest.intact(state, manifest.State) if state.is_file() else None
 
-    def fetch(self, *, resume: bool) -> None:
-        """Have the run here as far as it is there, or further, if that was made here. Without `resume`: have nothing."""
-        told = self.remote.read(STATE)
-        own = self._own_id()
-        if not resume or (told is not None and own != (_parsed(told, STATE) or {}).get("run_id")):
+    def fetch(self, before: Mapping[str, Any] | None, *, resume: bool) -> None:
+        """Have the run here as far as it is there, or further, if that was made here. Without `resume`: have nothing. before:
+        what `begun` told."""
+        if not resume or (before is not None and self._own_id() != before["run_id"]):
             self._forget()
-        if told is not None:
-            self._follow(told)
+        if before is not None:
+            self._follow(manifest.read_records(self._fetched))
+            shutil.rmtree(self._fetched, ignore_errors=True)
         elif partial(self.path).exists():  # of a run that is gone there
             self._send(0)
 
@@ -81,47 +82,37 @@ class Upload:
         for folder in (self.path, partial(self.path)):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _follow(self, state: bytes) -> None:
-        names = sorted(name for name in self.remote.files(JOURNAL) if layout.writes(name))
-        theirs = [self.remote.read(name) or b"" for name in names]
-        folder = partial(self.path)
-        own = [path.read_bytes() for path in layout.records(folder)] if folder.exists() else []
-        whole = self.path.exists()
+    def _follow(self, records: list[dict[str, Any]]) -> None:
+        """Go on with what is here where it begins with these records of the URL, else with what they name."""
+        whole, folder = self.path.exists(), partial(self.path)
+        own, theirs = ([path.read_bytes() for path in layout.records(one)] for one in (folder, self._fetched))
         if not whole and (own[: len(theirs)] != theirs or not (folder / STATE).is_file()):
             self._forget()
-            self._download(state, dict(zip(names, theirs, strict=True)))
-        for content in theirs:
-            record = _parsed(content, f"{self.url}: {JOURNAL}") or {}
-            self._sent |= {part["path"]: part["xxh3_128"] for part in record.get("parts", ())}
+            self._take(records)
+        self._sent |= {part["path"]: part["xxh3_128"] for record in records for part in record["parts"]}
         if not whole:
-            self._send(len(theirs))
+            self._send(len(records))
 
-    def _download(self, state: bytes, records: Mapping[str, bytes]) -> None:
-        """State, journal and small tables; whole or not at all."""
-        folder = self.path.with_name("fetched")
-        shutil.rmtree(folder, ignore_errors=True)
-        with durable.stated(folder):
-            (folder / JOURNAL).mkdir(parents=True)
-            for name, content in {STATE: state, **records}.items():
-                durable.write_bytes(folder / name, content)
-            for record in read_records(folder):
-                for part in record["parts"]:
-                    if not tables.TABLES[part["table"]].large:
-                        self.remote.get(part["path"], folder / part["path"], part)
-            folder.rename(partial(self.path))
+    def _take(self, records: list[dict[str, Any]]) -> None:
+        """What was fetched, with its small tables, becomes the run here; whole or not at all."""
+        with durable.stated(self._fetched):
+            for part in (part for record in records for part in record["parts"]):
+                if not tables.TABLES[part["table"]].large:
+                    self.remote.get(part["path"], self._fetched / part["path"], part)
+            self._fetched.rename(partial(self.path))
 
     def _send(self, known: int) -> None:
         """State, and the records from this one on."""
         folder = partial(self.path)
-        self.state(folder)
-        for path, record in list(zip(layout.records(folder), read_records(folder), strict=True))[known:]:
-            self.record(folder, path.name, record["parts"])
+        self.put_state(folder)
+        for path, record in list(zip(layout.records(folder), manifest.read_records(folder), strict=True))[known:]:
+            self.put_record(folder, path.name, record["parts"])
 
-    def state(self, folder: Path) -> None:
+    def put_state(self, folder: Path) -> None:
         """What the run was begun with, or has been extended by."""
         self.remote.write(STATE, (folder / STATE).read_bytes())
 
-    def record(self, folder: Path, name: str, parts: Sequence[Mapping[str, Any]]) -> None:
+    def put_record(self, folder: Path, name: str, parts: Sequence[Mapping[str, Any]]) -> None:
         """Parts, and then the record that names them."""
         self._claim.check()
         for part in parts:
@@ -189,16 +180,6 @@ class Upload:
         return found
 
 
-def _parsed(content: bytes | None, name: str) -> dict[str, Any] | None:
-    if content is None:
-        return None
-    try:
-        found = json.loads(content)
-    except ValueError as error:
-        raise RunError(f"'{name}' is damaged: it is not JSON", hint="remove it, and start again") from error
-    return found if isinstance(found, dict) else {}
-
-
 def fetched(remote: RemoteFolder) -> Path:
     """A folder of this process with the state and the journal of the run that is made at a URL: what a worker begins with.
     Those of workers that are dead are removed."""
@@ -222,9 +203,9 @@ def _forget_workers(above: Path) -> None:
 
 def send_shard(remote: RemoteFolder, folder: Path) -> None:
     """Put what a worker wrote of a shard where the run is: its parts, then its records, which make it whole; nothing stays."""
-    there = f"{layout.SHARDS}/{folder.name}"
-    for part in (part for record in read_records(folder) for part in record["parts"]):
-        remote.put(f"{there}/{part['path']}", folder / part["path"])
+    there = remote.inside(f"{layout.SHARDS}/{folder.name}")
+    for part in (part for record in manifest.read_records(folder) for part in record["parts"]):
+        there.put(part["path"], folder / part["path"])
     for path in layout.records(folder):
-        remote.write(f"{there}/{JOURNAL}/{path.name}", path.read_bytes())
+        there.write(f"{JOURNAL}/{path.name}", path.read_bytes())
     shutil.rmtree(folder, ignore_errors=True)

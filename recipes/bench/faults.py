@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 import probe
-from probe.store.journal import read_records
+from probe.store.manifest import read_records
 
 KILLS, QUICK = 200, 10
 STARTERS = 0.15  # of the kills: one costs the start of three processes and of Ray

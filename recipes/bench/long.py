@@ -28,7 +28,7 @@ import probe
 from probe.decoding.caches import held, slot
 from probe.instrument import tapping
 from probe.requests import Trace
-from probe.store.manifest import peak_memory
+from probe.memory import peak_memory
 from probe.tracing import plan_trace
 from recipes.bench.trace import text_of
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from probe.memory import peak_memory
+
 PROCESS = Path("/proc/self")
 
 
@@ -101,8 +103,7 @@ class Peak:
         return self
 
     def __exit__(self, *_: object) -> None:
-        highest = next(line for line in (PROCESS / "status").read_text().splitlines() if line.startswith("VmHWM:"))
-        self.megabytes = max(0, int(highest.split()[1]) * 1024 - self._start) / 1e6
+        self.megabytes = max(0, (peak_memory() or 0) - self._start) / 1e6
 
 
 def resident() -> int:

@@ -18,6 +18,7 @@ import psutil
 import torch
 
 import probe
+from probe.memory import peak_memory
 from probe.requests import Trace
 from probe.texts import as_prompts, batches, encode_all
 
@@ -191,9 +192,4 @@ def _peaks() -> dict[str, int]:
     own = psutil.Process()
     workers = [one for one in own.children(recursive=True) if one.name().startswith("ray::Worker")]
     named = {"driver": own, **{f"worker {i}": one for i, one in enumerate(sorted(workers, key=lambda one: one.pid), 1)}}
-    return {name: _peak(one.pid) for name, one in named.items()}
-
-
-def _peak(pid: int) -> int:
-    told = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM:"))
-    return 1024 * int(told.split()[1])
+    return {name: peak_memory(one.pid) or 0 for name, one in named.items()}

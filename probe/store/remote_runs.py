@@ -6,14 +6,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from probe.addresses import inside, last_name
+from probe.addresses import inside
 from probe.errors import RunError
 from probe.store import layout, manifest, mirroring
 from probe.store.claiming import Claim
-from probe.store.journal import read_records
-from probe.store.layout import MANIFEST, PARTIAL, README, REMOVING, STATE
+from probe.store.layout import MANIFEST, README, REMOVING, STATE
 from probe.store.remote import RemoteFolder
 from probe.store.run import read_manifest
 
@@ -38,8 +36,8 @@ def check(url: str) -> list[str]:
         problems = [f"{MANIFEST}: altered: its {manifest.SEAL} is another"] if manifest.altered(about) else []
         ours = {MANIFEST}
     elif STATE in found:
-        with begun(remote) as folder:
-            records = read_records(folder)
+        with mirroring.begun(remote, found) as folder:
+            records = manifest.read_records(folder)
         entries = [part for record in records for part in record["parts"]]
         units = sum(len(record["units"]) for record in records)
         problems = [f"unfinished: {units} units are done; the same command with --resume completes it"]
@@ -80,15 +78,6 @@ def runs_in(url: str) -> Iterator[str]:
 
 
 @contextmanager
-def begun(remote: RemoteFolder) -> Iterator[Path]:
-    """A folder with the state and the journal of a run that is not whole, named as it would be here."""
-    with TemporaryDirectory() as above:
-        folder = Path(above) / (last_name(remote.url) + PARTIAL)
-        mirroring.bring_journal(remote, folder)
-        yield folder
-
-
-@contextmanager
 def glimpse(url: str, table: str) -> Iterator[Path]:
     """A folder with what a line in a list needs of the run at a URL: of a whole one its manifest and one of its tables, if it
     has that; else its state and its journal, or the mark that it is being removed."""
@@ -99,5 +88,5 @@ def glimpse(url: str, table: str) -> Iterator[Path]:
             copy.bring(read_manifest(copy.path)["tables"].get(table, {}).get("files", ()))
         yield copy.path
         return
-    with begun(remote) as folder:
+    with mirroring.begun(remote) as folder:
         yield folder
