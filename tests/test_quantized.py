@@ -292,6 +292,8 @@ def test_what_cannot_be_is_said_in_one_line(stored: dict[str, Path], tmp_path: P
     with pytest.raises(BadOption, match="unknown quantisation 'bnb-nf'") as refused:
         probe.load("tiny:llama", quantize="bnb-nf")
     assert refused.value.hint.startswith("did you mean 'bnb-nf4'? there are bnb-int8, ")
+    with pytest.raises(BadOption, match="not kept on disk"):
+        probe.load("tiny:llama", quantize="bnb-nf4", device_map={"": "cpu", "lm_head": "disk"})
     monkeypatch.setattr("probe.language_model.quantization.find_spec", lambda name: None)
     for model, options in (("tiny:llama", {"quantize": "bnb-nf4"}), (str(stored["W8A8"]), {})):
         with pytest.raises(BadOption, match=r"needs the .* package") as refused:

@@ -238,7 +238,7 @@ def _loaded(
 
 def _config(found: Checkpoint, *, code: bool) -> Any:
     """The parsed config of something that is a causal language model; else `BadModel`."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     written = hub.config_of(found.directory)
     config = AutoConfig.from_pretrained(found.directory, local_files_only=True, trust_remote_code=code)
@@ -246,7 +246,7 @@ def _config(found: Checkpoint, *, code: bool) -> Any:
         return config
     named = set(written.get("architectures") or [])
     causal, others = _class_names()
-    known = type(config) in AutoModelForCausalLM._model_mapping
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
     if not known or (not named & causal and (config.is_encoder_decoder or (named and named <= others))):
         what = ", ".join(sorted(named)) or type(config).__name__
         raise BadModel(

@@ -131,6 +131,8 @@ def place(
         on_cpu, where = not torch.accelerator.is_available(), None
     elif device_map is not None:
         on_cpu, where = not torch.accelerator.is_available(), _device_map(device_map)
+        if quantize is not None and isinstance(where, dict) and "disk" in where.values():
+            raise BadOption("weights in few bits are not kept on disk", hint="leave it out of --device-map, or --quantize out")
     else:
         found = _device(device)
         on_cpu, where = found.type == "cpu", None if found.type == "cpu" else {"": found}
