@@ -333,10 +333,10 @@ def test_a_run_that_was_cut_short_goes_on_to_the_same_bytes(lm: LanguageModel, v
 @pytest.mark.usefixtures("small_parts")
 def test_few_parts_are_made_of_a_large_file(lm: LanguageModel) -> None:
     corpus = windows.surveyed(lm, TEXTS * 20, CorpusMeans(TEXTS, at=["z@1"]))
-    assert corpus.tokens > 60 * 40
+    assert corpus.seen.tokens > 60 * 40
     for most in (3, 40):
         parts = list(corpus.parts(most))
-        assert len(parts) <= most and sum(len(window.ids) for _, part in parts for window in part) == corpus.tokens
+        assert len(parts) <= most and sum(len(one.ids) for part in parts for one in corpus.read(part)) == corpus.seen.tokens
 
 
 def test_what_is_not_finite_is_an_error_row_and_left_out(lm: LanguageModel) -> None:

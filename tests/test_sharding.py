@@ -29,7 +29,6 @@ from probe.sharding.jobs import Job, ShardResult, failure, job_of
 from probe.sharding.pools import Heard, InProcess
 from probe.sharding.shards import LEAST, LONG, TRIES, Shards
 from probe.store.manifest import read_records
-from probe.texts import encoding
 from probe.tracing import recording
 
 Fault = Callable[[int, int, int], BaseException | None]
@@ -174,28 +173,33 @@ def test_what_workers_make_is_what_one_process_makes(
     assert shared[-1][0] == shared[-1][1] - (verb == "sample"), "the problem that cannot be run is not shared"
 
 
-@pytest.mark.parametrize("verb", ["trace", "rewind", "importance", "sample"])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("patch", "neurons")])
 def test_what_workers_found_is_read_and_not_computed_again(
     lm: Any, pools: list[Faulty], problems: Path, tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The model of the process that makes the run is never run, and it and its workers encode each prompt of a file once: it
-    when it looks through them, a worker those of its shards."""
+    """The model of the process that makes the run is never run. Of a file it encodes each text once, when it looks through
+    them, and once more those of which something is shown; its workers together encode each once."""
     traced(lm, problems)
-    forwards, encoded = list[int](), Counter[str]()
-    encode = encoding.encode_whole
+    forwards, encoded = list[int](), Counter[int]()
+    encode = type(lm).encode
 
-    def counted(model: Any, prompt: Any, options: Any) -> Any:
-        encoded["here" if model is lm else "there"] += 1
-        return encode(model, prompt, options)
+    def counted(model: Any, text: str) -> Any:
+        encoded[id(model)] += 1
+        return encode(model, text)
 
-    monkeypatch.setattr(encoding, "encode_whole", counted)
+    monkeypatch.setattr(type(lm), "encode", counted)
     hook = lm.model.register_forward_pre_hook(lambda *_: forwards.append(1))
     try:
-        VERBS[verb](lm, problems, out=tmp_path / "r", engine="ray", workers=1)
+        run = VERBS[verb](lm, problems, out=tmp_path / "r", engine="ray", workers=2, shard_size=1)
     finally:
         hook.remove()
     assert not forwards
-    assert verb != "trace" or (encoded["here"] == 40 and encoded["there"] <= 40)
+    if verb in ("rewind", "importance"):
+        return
+    shown = {"top": lambda: len({row["prompt_id"] for row in run.table_arrow("top").to_pylist()}), "means": lambda: 1}
+    here, texts = encoded.pop(id(lm)), 39
+    assert here == texts + shown.get(verb, int)() and sum(encoded.values()) == texts
+    assert len(encoded) == 2 and max(encoded.values()) < texts, "two workers have done it"
 
 
 @pytest.mark.parametrize("verb", VERBS)

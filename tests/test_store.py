@@ -326,6 +326,23 @@ def test_read_gives_the_rows_so_far_of_all_sessions(tmp_path: Path) -> None:
         assert writer.finish(summary={"ignored": 1}).summary == {}
 
 
+def test_rows_of_a_prompt_are_looked_for_in_the_parts_that_can_hold_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many parts there are: of each other one the footer is read, once."""
+    opened, footers = list[str](), list[str]()
+    read_table, read_metadata = pq.read_table, pq.read_metadata
+    monkeypatch.setattr(pq, "read_table", lambda path, **more: opened.append(path.name) or read_table(path, **more))
+    monkeypatch.setattr(pq, "read_metadata", lambda path, **more: footers.append(path.name) or read_metadata(path, **more))
+    with store.create(tmp_path / "r", command="trace", arguments={}, limits=EVERY) as writer:
+        fill(writer, range(9))
+        for unit in range(9):
+            assert writer.read("tokens", prompt_id=50 - unit)["prompt_id"].to_pylist() == [50 - unit] * (4 + unit)
+            assert writer.read("tokens", prompt_id=60 + unit).num_rows == 0
+        assert opened == [f"part-{unit:05d}.parquet" for unit in range(9)] and len(footers) == 9
+        fill(writer, range(10))
+        opened.clear()
+        assert writer.read("tokens", prompt_id=41).num_rows == 13 and opened == ["part-00009.parquet"] and len(footers) == 10
+
+
 @pytest.mark.parametrize("apart", [0, 4, 5])
 def test_sorting_parts_is_sorting_them(apart: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of the same prompts, of some, and of none: the last, as a trace writes them, are not sorted again."""

@@ -38,14 +38,14 @@ def run_means(lm: LanguageModel, request: CorpusMeans) -> stores.Run:
     units = {(cell.site, cell.layer): cell.units for cell in cells}
     corpus = surveyed(lm, request.texts, request)
     came_to = {"texts": len(corpus.prompts), "texts_sha256": hash_of(corpus.prompts)}
-    with running(request, lm, word=cells[0].site, resolved=came_to) as run:
+    with running(request, lm, word=cells[0].site, resolved=came_to, found=corpus.seen._replace(failed=[])) as run:
         if run.writer.whole:
             return run.writer.whole
         run.writer.extend("prompts", columns_of(corpus.prompts).types)
         widths = {key: width for cell in cells for key, width in _widths(lm, cell).items()}
         found = read_corpus(run, corpus, cells, lambda: Sums(widths), size=32 * sum(widths.values()))
         failed = found.failed(corpus)
-        run.warn(*corpus.notes, *corpus.remarks)
+        run.warn(*corpus.seen.notes, *corpus.remarks)
         with run.writer.unit("found", again=True):
             rows = [_row(key, units[key[:2]], *found.state.of(key)) for key in widths]
             for row in rows:

@@ -44,7 +44,7 @@ def run_top(lm: LanguageModel, request: Top) -> stores.Run:
     places, cells = measured(lm, request.at, request.project)
     corpus = surveyed(lm, request.texts, request)
     came_to = {"texts": len(corpus.prompts), "texts_sha256": hash_of(corpus.prompts), "directions": _directions(places)}
-    with running(request, lm, word=places[0].site, resolved=came_to) as run:
+    with running(request, lm, word=places[0].site, resolved=came_to, found=corpus.seen._replace(failed=[])) as run:
         if run.writer.whole:
             return run.writer.whole
         run.writer.extend("prompts", columns_of(corpus.prompts).types)
@@ -52,7 +52,7 @@ def run_top(lm: LanguageModel, request: Top) -> stores.Run:
             run, corpus, cells, lambda: Ranking(places, request.top, request.seed), size=STATE_BYTES * len(places)
         )  # fmt: skip
         failed = found.failed(corpus)
-        run.warn(*corpus.notes, *corpus.remarks)
+        run.warn(*corpus.seen.notes, *corpus.remarks)
         with run.writer.unit("found", again=True):
             rows = _write_texts(run, corpus, found, request.context, failed)
             values = _write_values(run, places, found.state)
@@ -66,7 +66,7 @@ def plan_top(lm: LanguageModel, request: Top) -> dict[str, Any]:
     """What `top` would compute and write. Reads the texts, runs no model."""
     places, _ = measured(lm, request.at, request.project)
     corpus = surveyed(lm, request.texts, request)
-    rows = sum(min(request.top, corpus.windows) for _ in KINDS) * len(places)
+    rows = sum(min(request.top, corpus.seen.windows) for _ in KINDS) * len(places)
     return corpus.plan(state=STATE_BYTES * len(places)) | {
         "places": len(places),
         "tables": {

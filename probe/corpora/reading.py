@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 from torch import Tensor
 
 from probe.capturing import MemorySink, observe
-from probe.corpora.windows import MOST, Corpus, Window, padded_windows
+from probe.corpora.windows import MOST, Corpus, Part, Window, padded_windows
 from probe.errors import NonFinite, ProbeError
 from probe.fitting import halving
 from probe.running import Running
@@ -67,7 +68,7 @@ class Pass(NamedTuple, Generic[S]):
 
     def failed(self, corpus: Corpus) -> list[Failed]:
         """The texts that could not be read, or of which a window had to be left out, in their order."""
-        found = {one.prompt.prompt_id: one for one in corpus.failed}
+        found = {one.prompt.prompt_id: one for one in corpus.seen.failed}
         first = dict(sorted(self.broken, reverse=True))
         for prompt in corpus.prompts if first else ():
             if prompt.prompt_id in first:
@@ -90,40 +91,36 @@ def read_corpus(run: Running, corpus: Corpus, cells: Sequence[Cell], empty: Call
     done, most = 0, max(8, min(MOST, HELD // max(size, 1)))
     before: dict[str, dict[str, np.ndarray]] | None = None
 
-    def lose(named: tuple[str, list[Window]], error: ProbeError) -> None:
+    def lose(part: Part, error: ProbeError) -> None:
         """Of a part nothing came: all of its windows are left out."""
-        name, part = named
-        own = [(window.prompt_id, window.number) for window in part]
+        own = [(corpus.prompts[text].prompt_id, number) for text, number in part.places]
         broken.extend(own)
         lost.update(dict.fromkeys(own, error.message))
-        if not run.writer.done(name):
-            _keep(run, name, empty(), own)
+        if not run.writer.done(part.name):
+            _keep(run, part.name, empty(), own)
 
-    parts = run.share("reading tokens", corpus.parts(most), total=corpus.counted, size=_counted, lost=lose)
-    for name, part in parts:
-        if run.writer.done(name):
-            done += sum(window.counted for window in part)
+    tokens = corpus.seen.counted
+    parts = run.share("reading tokens", corpus.parts(most), total=tokens, size=attrgetter("counted"), lost=lose)
+    for part in parts:
+        if run.writer.done(part.name):
+            done += part.counted
             before = before or _before(run)
-            arrays = before[name]
+            arrays = before[part.name]
             broken += map(tuple, arrays.pop("broken").tolist())
             total.merge(total.restored(arrays))
             continue
         state, own = empty(), list[tuple[int, int]]()
-        for batch in corpus.batches(part):
+        for batch in corpus.batches(corpus.read(part)):
             own += _read(corpus, batch, cells, state)
             done += sum(window.counted for window in batch)
-            run.report("reading tokens", done, corpus.counted)
+            run.report("reading tokens", done, tokens)
         broken += own
         total.merge(state)
-        _keep(run, name, state, own)
+        _keep(run, part.name, state, own)
         run.writer.flush()
-    if len(broken) == corpus.windows:
+    if len(broken) == corpus.seen.windows:
         raise NonFinite("no text comes to finite numbers there", hint="try --dtype float32")
     return Pass(total, broken, lost)
-
-
-def _counted(named: tuple[str, list[Window]]) -> int:
-    return sum(window.counted for window in named[1])
 
 
 def _keep(run: Running, name: str, state: PartState, broken: list[tuple[int, int]]) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +17,8 @@ from probe.errors import BadOption, BadPrompt, ProbeError
 from probe.instrument import held_bytes
 from probe.requests import CorpusOptions
 from probe.requests.corpora import LARGEST
-from probe.texts import Failed, Packed, Prompt, TokenSequence, as_prompts, encode_whole
+from probe.running import found_once
+from probe.texts import UNFIT, Failed, Packed, Prompt, TokenSequence, as_prompts, encode_whole
 from probe.tracing.planning import PROCESS_BYTES
 
 if TYPE_CHECKING:
@@ -40,21 +44,43 @@ class Window(NamedTuple):
         return max(0, len(self.ids) - self.lead)
 
 
+class Extent(NamedTuple):
+    """Where a window lies in its text: the tokens from `start` to `end`, of which the first `lead` do not count."""
+
+    number: int
+    start: int
+    end: int
+    lead: int
+
+    @property
+    def counted(self) -> int:
+        return max(0, self.end - self.start - self.lead)
+
+
+def extents(n: int, *, size: int, skip: int, head: int) -> Iterator[Extent]:
+    """The windows of a text of n tokens. head: how many of its first ones stand at the beginning of each of its windows."""
+    yield Extent(0, 0, min(n, size), skip)
+    lead = max(skip, head)
+    at, number = size, 1
+    while at < n:
+        end = min(n, at + size - lead)
+        yield Extent(number, at - lead, end, lead)
+        at, number = end, number + 1
+
+
 def cut(prompt_id: int, ids: list[int], *, size: int, skip: int, bos: int | None) -> Iterator[Window]:
     """A text's windows. Every token after its first `skip` counts in exactly one of them.
 
     A later window begins with the token that begins texts, if the text has one, and with as many tokens of context as are
     skipped: no token is read as if it began a text.
     """
-    yield Window(prompt_id, 0, ids[:size], skip, 0)
-    head = ids[:1] if bos is not None and ids[:1] == [bos] else []
-    lead = max(skip, len(head))
-    at, number = size, 1
-    while at < len(ids):
-        end = at + size - lead
-        before = ids[at - (lead - len(head)) : at]
-        yield Window(prompt_id, number, [*head, *before, *ids[at:end]], lead, at - lead)
-        at, number = end, number + 1
+    head = _head(ids, bos)
+    for number, start, end, lead in extents(len(ids), size=size, skip=skip, head=head):
+        yield Window(prompt_id, number, [*ids[:head], *ids[start + head : end]], lead, start)
+
+
+def _head(ids: list[int], bos: int | None) -> int:
+    return int(bos is not None and ids[:1] == [bos])
 
 
 def together(given: Any, options: CorpusOptions) -> Sequence[Prompt]:
@@ -78,26 +104,45 @@ def _numbered(sources: Iterable[Any], options: CorpusOptions) -> Iterator[Prompt
             number += 1
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """Texts as one model reads them: `size` tokens a window at most, and what a look through all of them found.
+class CorpusSurvey(NamedTuple):
+    """What a look through all texts finds. None is kept: they may be many, and are encoded again when their turn comes.
 
-    failed: texts that cannot be read. short: texts in which no token counts. cut: those longer than a window. longest: how many
-    tokens the longest window has.
+    lengths: tokens of each, `UNFIT` of those that cannot be read. heads: of each, see `extents`. windows: in which a token
+    counts. short: texts in which none does. cut: texts longer than a window. longest: tokens of the longest window.
     """
 
-    lm: LanguageModel
-    prompts: Sequence[Prompt]
-    options: CorpusOptions
-    size: int
-    failed: tuple[Failed, ...] = ()
+    lengths: array[int]
+    heads: bytearray
+    failed: list[Failed]
+    notes: list[str]
     windows: int = 0
     tokens: int = 0
     counted: int = 0
     short: int = 0
     cut: int = 0
     longest: int = 0
-    notes: tuple[str, ...] = ()
+
+
+class Part(NamedTuple):
+    """Windows that are read and kept together: the place of each one's text among all, and its number there.
+
+    counted: tokens.
+    """
+
+    name: str
+    places: list[tuple[int, int]]
+    counted: int
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Texts as one model reads them: `size` tokens a window at most, and what a look through all of them found."""
+
+    lm: LanguageModel
+    prompts: Sequence[Prompt]
+    options: CorpusOptions
+    size: int
+    seen: CorpusSurvey
 
     def windows_of(self, prompt: Prompt) -> tuple[TokenSequence, list[Window]]:
         """A text, and the windows in which a token counts. Raises `BadPrompt`."""
@@ -108,53 +153,68 @@ class Corpus:
     @property
     def remarks(self) -> list[str]:
         """What a reader of the run must know of how the texts were read."""
-        found = []
-        if self.cut:
-            found.append(f"longer than {self.size:,} tokens, and cut into windows that are read apart: {_texts(self.cut)}")
-        if self.short:
-            found.append(f"without a token after the first {self.options.skip}, and counting for nothing: {_texts(self.short)}")
+        found, cut, short = [], self.seen.cut, self.seen.short
+        if cut:
+            found.append(f"longer than {self.size:,} tokens, and cut into windows that are read apart: {_texts(cut)}")
+        if short:
+            found.append(f"without a token after the first {self.options.skip}, and counting for nothing: {_texts(short)}")
         return found
 
     def told(self, errors: int) -> dict[str, Any]:
         """What a summary says of the texts."""
         return {
-            "prompts": len(self.prompts), "errors": errors, "windows": self.windows, "tokens": self.tokens,
-            "counted": self.counted, "window": self.size, "skip": self.options.skip,
+            "prompts": len(self.prompts), "errors": errors, "windows": self.seen.windows, "tokens": self.seen.tokens,
+            "counted": self.seen.counted, "window": self.size, "skip": self.options.skip,
         }  # fmt: skip
 
     def plan(self, *, state: int) -> dict[str, Any]:
         """What would be read. state: bytes that are kept of all that was read so far."""
         held = 4 * HELD * self.options.batch_tokens * self.lm.anatomy.d_model
-        passes = sum(1 for _, part in self.parts() for _ in self.batches(part))
+        passes = sum(1 for part in self.parts() for _ in self.batches(self.read(part)))
         return {
-            "model": self.lm.name, "texts": len(self.prompts), "cannot_be_read": len(self.failed), "windows": self.windows,
-            "tokens": self.tokens, "counted": self.counted, "read_passes": passes,
+            "model": self.lm.name, "texts": len(self.prompts), "cannot_be_read": len(self.seen.failed),
+            "windows": self.seen.windows, "tokens": self.seen.tokens, "counted": self.seen.counted, "read_passes": passes,
             "peak_memory_bytes": PROCESS_BYTES + held_bytes(self.lm.model) + held + 2 * state,
         }  # fmt: skip
 
-    def parts(self, most: int = MOST) -> Iterator[tuple[str, list[Window]]]:
-        """Windows that are read and kept together, with the name of each part: at most `most` of them, whatever the file."""
-        least = max(LEAST, -(-self.tokens // most))
-        part: list[Window] = []
-        number = tokens = 0
-        for window in self._all():
-            part.append(window)
-            tokens += len(window.ids)
+    def parts(self, most: int = MOST) -> Iterator[Part]:
+        """Windows that are read and kept together: at most so many parts, whatever the file. Encodes nothing."""
+        least = max(LEAST, -(-self.seen.tokens // most))
+        places: list[tuple[int, int]] = []
+        number = tokens = counted = 0
+        for text, one in self._extents():
+            places.append((text, one.number))
+            tokens, counted = tokens + one.end - one.start, counted + one.counted
             if tokens >= least:
-                yield f"part-{number:05d}", part
-                part, number, tokens = [], number + 1, 0
-        if part:
-            yield f"part-{number:05d}", part
+                yield Part(f"part-{number:05d}", places, counted)
+                places, number, tokens, counted = [], number + 1, 0, 0
+        if places:
+            yield Part(f"part-{number:05d}", places, counted)
 
-    def _all(self) -> Iterator[Window]:
-        failed = {one.prompt.prompt_id for one in self.failed}
-        for prompt in self.prompts:
-            if prompt.prompt_id not in failed:
-                yield from self.windows_of(prompt)[1]
+    def _extents(self) -> Iterator[tuple[int, Extent]]:
+        """The windows in which a token counts, each with the place of its text among all."""
+        for text, (n, head) in enumerate(zip(self.seen.lengths, self.seen.heads, strict=True)):
+            if n != UNFIT:
+                for one in extents(n, size=self.size, skip=self.options.skip, head=head):
+                    if one.counted:
+                        yield text, one
+
+    def read(self, part: Part) -> list[Window]:
+        """The windows of a part, encoded."""
+        found = []
+        for text, places in groupby(part.places, key=lambda place: place[0]):
+            numbers = {number for _, number in places}
+            found += [window for window in self._windows(text) if window.number in numbers]
+        return found
+
+    @cached_property
+    def _windows(self) -> Callable[[int], list[Window]]:
+        """Those of a text; of a long one, which is in several parts, they are made once."""
+        return lru_cache(maxsize=1)(lambda text: self.windows_of(self.prompts[text])[1])
 
     def batches(self, part: list[Window]) -> Iterator[list[Window]]:
         """A part's windows, those of like length together, each padded batch within the budget of tokens."""
-        budget = 1 if self.lm.sets_frequencies(self.longest) else self.options.batch_tokens
+        budget = 1 if self.lm.sets_frequencies(self.seen.longest) else self.options.batch_tokens
         batch: list[Window] = []
         for window in sorted(part, key=lambda one: -len(one.ids)):  # sorted() keeps the order of equals
             if batch and len(batch[0].ids) * (len(batch) + 1) > budget:
@@ -165,7 +225,7 @@ class Corpus:
 
 
 def surveyed(lm: LanguageModel, given: Any, options: CorpusOptions) -> Corpus:
-    """A look through all texts, of which none is kept: they may be many, and are encoded again when their turn comes.
+    """Texts after a look through all of them, which the process that makes the run takes, and no worker.
 
     Raises `BadPrompt` where no text can be read, `BadOption` for a window that is longer than the model's context, or where
     no token counts.
@@ -179,27 +239,35 @@ def surveyed(lm: LanguageModel, given: Any, options: CorpusOptions) -> Corpus:
     size = options.window or min(LARGEST, context or LARGEST)
     if size <= max(options.skip, 1):
         raise BadOption(f"a window of {size} has no token after {options.skip}", hint="a smaller --skip, or a larger --window")
-    corpus = Corpus(lm, together(given, options), options, size)
-    failed: list[Failed] = []
+    prompts = together(given, options)
+    return Corpus(lm, prompts, options, size, found_once(partial(_survey, lm, prompts, options, size)))
+
+
+def _survey(lm: LanguageModel, prompts: Sequence[Prompt], options: CorpusOptions, size: int) -> CorpusSurvey:
+    lengths, heads = array("i"), bytearray()
+    failed, notes = list[Failed](), dict[str, None]()
     n = tokens = counted = short = longer = longest = 0
-    notes = dict[str, None]()
-    for prompt in corpus.prompts:
+    for prompt in prompts:
         try:
-            sequence, windows = corpus.windows_of(prompt)
+            sequence = encode_whole(lm, prompt, options)
         except BadPrompt as error:
             failed.append(Failed(prompt._replace(error=error.message), error.with_traceback(None)))
+            lengths.append(UNFIT)
+            heads.append(0)
             continue
-        n, short, longer = n + len(windows), short + (not windows), longer + (len(sequence.ids) > size)
-        tokens, counted = tokens + sum(len(w.ids) for w in windows), counted + sum(w.counted for w in windows)
-        longest = max([longest, *(len(w.ids) for w in windows)])
+        lengths.append(len(sequence.ids))
+        heads.append(_head(sequence.ids, lm.bos_id))
+        found = [one for one in extents(lengths[-1], size=size, skip=options.skip, head=heads[-1]) if one.counted]
+        sizes = [one.end - one.start for one in found]
+        n, short, longer = n + len(found), short + (not found), longer + (lengths[-1] > size)
+        tokens, counted = tokens + sum(sizes), counted + sum(one.counted for one in found)
+        longest = max([longest, *sizes])
         notes |= dict.fromkeys(sequence.notes)
-    if len(failed) == len(corpus.prompts):
+    if len(failed) == len(prompts):
         raise _nothing(failed[0].error, len(failed))
     if not counted:
         raise BadOption(f"no text has a token after the first {options.skip}", hint="--skip 0 counts all; position 0 is a sink")
-    return Corpus(
-        lm, corpus.prompts, options, size, tuple(failed), n, tokens, counted, short, longer, longest, tuple(notes)
-    )  # fmt: skip
+    return CorpusSurvey(lengths, heads, failed, list(notes), n, tokens, counted, short, longer, longest)
 
 
 def _texts(n: int) -> str:

@@ -109,7 +109,7 @@ def chosen_prompts(run: stores.Run, wanted: Sequence[range] | None, branch: int 
     if "tokens" not in run.tables:
         raise RunError("this run has no tokens", hint="probe runs show RUN lists what it has")
     generated = run.scan("tokens", columns=["prompt_id"], branch=sorted({0, branch}), segment="completion")
-    there = sorted(set(generated["prompt_id"].to_pylist()))
+    there = sorted(generated["prompt_id"].unique().to_pylist())
     if not there:
         one = (
             "name one of its answers: --branch 1" if "branches" in run.tables else "make one: probe trace PROMPT --generate 200"

@@ -136,7 +136,7 @@ def draw(run: Running, engine: Engine, wanted: Sequence[ArmSamples]) -> None:
     wanted alone, never by what the run has: it resumes to the same bytes.
     """
     pairs = [(one, arm, sample) for one in wanted for arm in one.arms for sample in one.samples]
-    keys = [_key(one.rollout, arm, sample) for one, arm, sample in pairs]
+    keys = [_key(one.rollout.prompt_id, arm.name, sample, arm.step) for one, arm, sample in pairs]
     ended = sum(map(run.writer.done, keys))
 
     def keep(place: int, continuation: Continuation) -> None:
@@ -199,9 +199,13 @@ def changing(lm: LanguageModel, arm: Arm, longest: int) -> AbstractContextManage
     return applying(lm, settled)
 
 
-def _key(rollout: RolloutOptions, arm: Arm, sample: int) -> str:
-    step = "" if arm.step is None else f"-step{arm.step}"
-    return f"{rollout.prompt_id}{step}-{arm.name}-{sample}"
+def is_drawn(run: Running, prompt_id: int, arm: str, samples: int) -> bool:
+    """Whether the run has so many continuations of a problem's arm that goes back to no step."""
+    return all(run.writer.done(_key(prompt_id, arm, sample)) for sample in range(samples))
+
+
+def _key(prompt_id: int, arm: str, sample: int, step: int | None = None) -> str:
+    return f"{prompt_id}{'' if step is None else f'-step{step}'}-{arm}-{sample}"
 
 
 def _write(lm: LanguageModel, writer: Writer, arm: Arm, sample: int, drawn: Continuation, rollout: RolloutOptions) -> None:

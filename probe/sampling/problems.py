@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,37 +19,42 @@ from probe.requests import Sample
 from probe.requests.rewind import parse_prompts
 from probe.requests.sample import MAX_NEW
 from probe.rewinding.preparing import sampling_of
-from probe.rewinding.rollouts import Arm, ArmSamples, RolloutOptions
+from probe.rewinding.rollouts import Arm, ArmSamples, RolloutOptions, is_drawn
+from probe.running import Running, found_once
 from probe.sampling.statistics import ARM
 from probe.texts import (
     Failed,
+    Packed,
     Prompt,
+    Survey,
     TokenSequence,
     arguments_of,
     as_prompts,
     columns_of,
-    encoded,
+    encode,
     hash_of,
     prompt_columns,
     recorded_sequence,
+    survey,
     token_columns,
 )
 
 if TYPE_CHECKING:
     from probe.language_model import LanguageModel
-    from probe.running import Running
 
 OF_A_GENERATION = ("stop_reason", "completion", "scored", "logprob", "perplexity", "mean_entropy")  # columns of `prompts`
 
 
 @dataclass(frozen=True)
 class ProblemSource:
-    """Where the problems of a request come from; iterating gives those that can be drawn from, and why others cannot."""
+    """Where the problems of a request come from, as many as have to be drawn from. seen: what a look through those of a file
+    found; those of a run are encoded."""
 
     lm: LanguageModel
     request: Sample
     run: stores.Run | None
     inputs: Sequence[Prompt]
+    seen: Survey | None
 
     @classmethod
     def of(cls, lm: LanguageModel, request: Sample) -> ProblemSource:
@@ -57,30 +62,44 @@ class ProblemSource:
         source = request.source
         run = None if _is_file(source) else stores.run_of(source)
         if run is None:
-            inputs = as_prompts(source, request)
-        else:
-            if request.chat or request.system is not None or request.template_options:
-                raise BadOption("a run has its chat template applied", hint="leave --chat and its options out")
-            if "tokens" not in run.tables:
-                raise RunError("this run has no tokens", hint="probe runs show RUN lists what it has")
-            check_model(run, lm)
-            inputs = [Prompt(row["prompt_id"], row["text"], row["error"]) for row in _rows(run)]
-        return cls(lm, request, run, _chosen(inputs, request))
+            inputs = _chosen(as_prompts(source, request), request)
+            return cls(lm, request, None, inputs, found_once(partial(survey, lm, inputs, request, split="sentence")))
+        if request.chat or request.system is not None or request.template_options:
+            raise BadOption("a run has its chat template applied", hint="leave --chat and its options out")
+        if "tokens" not in run.tables:
+            raise RunError("this run has no tokens", hint="probe runs show RUN lists what it has")
+        check_model(run, lm)
+        return cls(lm, request, run, _chosen(_prompts(run), request), None)
 
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def __iter__(self) -> Iterator[TokenSequence | Failed]:
+    @property
+    def fit(self) -> Iterator[int]:
+        """The places among `inputs` of the problems that can be drawn from."""
+        if self.seen is not None:
+            return self.seen.fit
+        return (place for place, prompt in enumerate(self.inputs) if not prompt.error)
+
+    @property
+    def failed(self) -> list[Failed]:
+        """The others, and why."""
+        if self.seen is not None:
+            return list(self.seen.failed)
+        return [Failed(prompt, RunError(prompt.error)) for prompt in self.inputs if prompt.error]
+
+    def sequence(self, place: int) -> TokenSequence:
+        """The problem at a place among `inputs` as the ids that its answers go on from."""
+        prompt = self.inputs[place]
         if self.run is None:
-            yield from encoded(self.lm, self.inputs, self.request)
-            return
-        for prompt in self.inputs:
-            if prompt.error:
-                yield Failed(prompt, RunError(prompt.error))
-                continue
-            sequence = recorded_sequence(self.run, self.lm, prompt.prompt_id, 0, "sentence")
-            sequence.restart()
-            yield sequence
+            return encode(self.lm, prompt, self.request)
+        sequence = recorded_sequence(self.run, self.lm, prompt.prompt_id, 0, "sentence")
+        sequence.restart()
+        return sequence
+
+    def is_drawn(self, run: Running, place: int) -> bool:
+        """Whether the run has all answers to the problem at a place."""
+        return is_drawn(run, self.inputs[place].prompt_id, ARM, self.request.samples)
 
     @cached_property
     def sampling(self) -> Sampling:
@@ -129,9 +148,9 @@ def _is_file(source: Any) -> bool:
     return isinstance(source, Path) and not source.is_dir()
 
 
-def _rows(run: stores.Run) -> list[dict[str, Any]]:
-    rows = run.scan("prompts", columns=["prompt_id", "text", "error"]).to_pylist()
-    return [{**row, "error": row["error"] or ""} for row in rows]
+def _prompts(run: stores.Run) -> Packed:
+    pieces = (piece.select(["prompt_id", "text", "error"]).to_pylist() for piece in run.batches("prompts"))
+    return Packed(Prompt(row["prompt_id"], row["text"], row["error"] or "") for rows in pieces for row in rows)
 
 
 def _chosen(inputs: Sequence[Prompt], request: Sample) -> Sequence[Prompt]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,8 @@ def run_sample(lm: LanguageModel, request: Sample) -> stores.Run:
         "sampling": plain(source.sampling),
         "engine": engine.identity, **labellers(request),
     }  # fmt: skip
-    with running(request, lm, word=f"n{request.samples}", resolved=came_to) as run:
+    seen = None if source.seen is None else source.seen._replace(failed=[])
+    with running(request, lm, word=f"n{request.samples}", resolved=came_to, found=seen) as run:
         run.warn(*differences(lm, source.sampling), *remarks(engine, source.sampling))
         source.extend(run)
         failed = _draw_all(run, source, engine)
@@ -78,16 +79,15 @@ def plan_sample(lm: LanguageModel, request: Sample) -> dict[str, Any]:
     differ as much as they can. Both are the widest that is to be expected.
     """
     source = ProblemSource.of(lm, request)
-    found = list(source)
-    sequences = [one for one in found if isinstance(one, TokenSequence)]
+    sequences, failed = [source.sequence(place) for place in source.fit], source.failed
     if not sequences:
-        raise next(one.error for one in found if isinstance(one, Failed))
+        raise failed[0].error
     wanted = [source.wanted(one) for one in sequences]
     sources = [DrawingSource(one.arms[0].prefix, source.max_new, one.rollout.sampling.seed) for one in wanted]
     pace = pace_of(engine_of(lm, request.engine), sources, source.sampling)
     low, high = stats.wilson(request.samples / 2, request.samples)[1:]
     return {
-        "model": lm.name, "problems": len(sequences), "failed": len(found) - len(sequences),
+        "model": lm.name, "problems": len(sequences), "failed": len(failed),
         **cost_of(sources, request.samples, pace).plan(),
         "half_width": round((high - low) / 2, 3), "half_width_mean": round(0.98 / len(sequences) ** 0.5, 3),
     }  # fmt: skip
@@ -95,25 +95,23 @@ def plan_sample(lm: LanguageModel, request: Sample) -> dict[str, Any]:
 
 def _draw_all(run: Running, source: ProblemSource, engine: Engine) -> int:
     """Draw the answers to all problems, some of them at once, and write their rows; how many problems failed."""
-    failed: list[Failed] = []
+    failed = source.failed
 
-    def sequences() -> Iterator[tuple[int, TokenSequence]]:
-        for one in source:
-            if isinstance(one, Failed):
-                failed.append(one)
-            else:
-                yield source.request.samples, one
-
-    def lose(some: list[TokenSequence], error: ProbeError) -> None:
-        failed.extend(Failed(one.prompt, error) for one in some)
+    def lose(places: list[int], error: ProbeError) -> None:
+        failed.extend(Failed(source.inputs[place], error) for place in places)
 
     some_ran = False
-    for some in run.share("problems", blocks(sequences()), total=len(source), size=len, lost=lose):
+    sized = ((source.request.samples, place) for place in source.fit)
+    for places in run.share("problems", blocks(sized), total=len(source), size=len, lost=lose):
+        unit = f"prompts-{source.inputs[places[0]].prompt_id}"
+        if run.writer.done(unit) and all(source.is_drawn(run, place) for place in places):
+            some_ran = True
+            continue
+        some = [source.sequence(place) for place in places]
         broken = _draw_block(run, source, engine, some)
         failed += broken
         ran = [one for one in some if one.prompt.prompt_id not in {f.prompt.prompt_id for f in broken}]
         some_ran = some_ran or bool(ran)
-        unit = f"prompts-{some[0].prompt.prompt_id}"
         if not run.writer.done(unit):
             with run.writer.unit(unit):
                 source.write(run, ran, [])

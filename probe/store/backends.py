@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from probe import durable, tables
 from probe.errors import StorageFull
-from probe.store import layout, parquet, sorting
+from probe.store import layout, parquet, reading, sorting
 from probe.store.journal import Journal
 
 JOINED = 64  # tables of units that become one
@@ -133,6 +133,7 @@ class Disk:
         self._mark: dict[str, tuple[int, int]] = {}
         self._flushed = time.monotonic()
         self._failed: StorageFull | None = None
+        self._ranges = reading.PromptRanges(lambda part: self.folder / part["path"])
         self.changes: dict[str, Change] = {}
 
     def keeps(self, name: str, rows: int) -> bool:
@@ -200,14 +201,15 @@ class Disk:
         for table in self._small.batches(name, needed):
             yield _changed(self, name, table).select(list(columns))
 
-    def _paths(self, name: str) -> list[Path]:
+    def _paths(self, name: str, prompt_id: int | None = None) -> list[Path]:
+        """The parts of a small table; for a prompt those that can hold rows of it."""
         assert not tables.TABLES[name].large, f"'{name}' is read when the run is finished"
-        return [self.folder / part["path"] for part in self.journal.parts if part["table"] == name]
+        return self._ranges.holding(self.journal.parts_of(name), prompt_id)
 
     def read(self, name: str, prompt_id: int | None = None) -> pa.Table:
         """All rows of a small table so far, or those of one prompt: those on the disk and those that wait."""
         where = None if prompt_id is None else pc.field("prompt_id") == prompt_id
-        found = [pq.read_table(path, page_checksum_verification=True, filters=where) for path in self._paths(name)]
+        found = [pq.read_table(path, page_checksum_verification=True, filters=where) for path in self._paths(name, prompt_id)]
         found += [_of_prompt(rows, prompt_id) for rows in self._small.rows.get(name, [])]
         if not found:
             return self.schema(name).empty_table()
@@ -219,7 +221,7 @@ class Disk:
 
     def has_rows(self, name: str) -> bool:
         """Whether a small table has any row."""
-        return bool(self._paths(name)) or name in self._small.rows
+        return bool(self.journal.parts_of(name)) or name in self._small.rows
 
     def _forget(self) -> None:
         self._small, self._small_bytes, self._units, self.warnings = Memory(self.extra), 0, [], []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ class Journal:
     def __init__(self, folder: Path, state: dict[str, Any], upload: Upload | None = None) -> None:
         self.folder, self.state, self.upload = folder, state, upload
         self.records: list[dict[str, Any]] = []
+        self._parts: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)  # of each table
         self._began = time.monotonic()
         self._before = 0.0
 
@@ -43,7 +45,8 @@ class Journal:
         _no_links(folder)
         journal = cls(folder, manifest.intact(folder / STATE, manifest.State), upload)
         (folder / JOURNAL).mkdir(exist_ok=True)
-        journal.records = manifest.read_records(folder)
+        for record in manifest.read_records(folder):
+            journal._take(record)
         for part in journal.parts:
             if not only_uploaded(upload, folder, part) and (what := layout.wrong(folder, part)):
                 raise layout.altered(folder, f"{part['path']}: {what}")
@@ -81,12 +84,21 @@ class Journal:
         record = {"units": list(units), "parts": list(parts), "warnings": list(warnings), "seconds": self.seconds}
         name = layout.record_name(len(self.records))
         durable.write_json(self.folder / JOURNAL / name, manifest.sealed(record))
-        self.records.append(record)
+        self._take(record)
         if self.upload is not None:
             self.upload.put_record(self.folder, name, parts)
 
+    def _take(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+        for part in record["parts"]:
+            self._parts[part["table"]].append(part)
+
+    def parts_of(self, table: str) -> Sequence[dict[str, Any]]:
+        """Those of one table, oldest first."""
+        return self._parts[table]
+
     def next_part(self, table: str) -> int:
-        return sum(part["table"] == table for part in self.parts)
+        return len(self._parts[table])
 
 
 def only_uploaded(upload: Upload | None, folder: Path, part: Mapping[str, Any]) -> bool:

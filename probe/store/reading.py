@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +15,6 @@ import pyarrow.parquet as pq
 from probe import tables
 from probe.errors import RunError
 from probe.store import layout
-
-if TYPE_CHECKING:
-    pass
 
 
 class TableFiles:
@@ -122,6 +119,25 @@ class _Stated:
             raise RunError(f"'{self._path}' is damaged", hint=f"probe runs check {self._folder}") from error
 
 
+class PromptRanges:
+    """Which prompts the parts of a run that is being made can hold, as their footers say. Each footer is read once."""
+
+    def __init__(self, find: Callable[[Mapping[str, Any]], Path]) -> None:
+        """find: where a part is, of its entry in the journal."""
+        self._find = find
+        self._ranges: dict[str, tuple[int, int] | None] = {}  # of a part's path; None: it does not say
+
+    def holding(self, parts: Iterable[Mapping[str, Any]], prompt_id: int | None) -> list[Path]:
+        """Where those parts are that can hold rows of a prompt; of all for None."""
+        return [self._find(part) for part in parts if prompt_id is None or self._may_hold(part, prompt_id)]
+
+    def _may_hold(self, part: Mapping[str, Any], prompt_id: int) -> bool:
+        if part["path"] not in self._ranges:
+            self._ranges[part["path"]] = _range(pq.read_metadata(self._find(part)), "prompt_id")
+        found = self._ranges[part["path"]]
+        return found is None or found[0] <= prompt_id <= found[1]
+
+
 def filtered(table: pa.Table, where: Mapping[str, Any]) -> pa.Table:
     """The rows where every key has its value (or one of its values)."""
     for key, value in where.items():
@@ -160,6 +176,17 @@ def _may_hold(footer: pq.FileMetaData, group: int, where: Mapping[str, Any]) -> 
         if all(one < statistics.min or one > statistics.max for one in _values(value)):
             return False
     return True
+
+
+def _range(footer: pq.FileMetaData, key: str) -> tuple[int, int] | None:
+    """The least and the greatest value of a column in all row groups; None where one of them does not say."""
+    column = _position(footer, key)
+    if column is None:
+        return None
+    found = [footer.row_group(group).column(column).statistics for group in range(footer.num_row_groups)]
+    if not all(one is not None and one.has_min_max for one in found):
+        return None
+    return min((one.min for one in found), default=0), max((one.max for one in found), default=-1)
 
 
 def _position(footer: pq.FileMetaData, key: str) -> int | None:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from probe import durable, tables
 from probe.addresses import is_url
 from probe.errors import RunError
-from probe.store import layout, manifest, parquet, sorting
+from probe.store import layout, manifest, parquet, reading, sorting
 from probe.store.backends import Disk, Limits, Memory
 from probe.store.beginning import same_run
 from probe.store.journal import Journal
@@ -57,6 +57,7 @@ class ShardWriter(Writer):
         records = manifest.read_records(folder)
         self._before = {unit for record in records for unit in record["units"]}
         self._parts = [part for record in records for part in record["parts"]]
+        self._ranges = reading.PromptRanges(self._here)
         self._shard: tuple[int, int] | None = None
 
     def done(self, key: str) -> bool:
@@ -66,10 +67,10 @@ class ShardWriter(Writer):
     def read(self, table: str, *, prompt_id: int | None = None) -> pa.Table:
         """The rows of this shard so far, after those that the run had when this worker began."""
         where = None if prompt_id is None else pc.field("prompt_id") == prompt_id
+        earlier = (part for part in self._parts if part["table"] == table)
         before = [
-            pq.read_table(self._here(part), filters=where, page_checksum_verification=True)
-            for part in self._parts
-            if part["table"] == table
+            pq.read_table(path, filters=where, page_checksum_verification=True)
+            for path in self._ranges.holding(earlier, prompt_id)
         ]
         own = super().read(table, prompt_id=prompt_id)
         return sorting.sort(parquet.together([*before, own]), tables.TABLES[table].keys) if before else own

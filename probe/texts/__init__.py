@@ -1,7 +1,19 @@
 """Texts on their way through a model: prompts, their ids, sequences, and the columns that a run keeps of them."""
 
 from probe.texts.columns import prompt_columns, scored_columns, scored_step_columns, step_columns, token_columns
-from probe.texts.encoding import Failed, Survey, batches, encode, encode_all, encode_each, encode_whole, encoded, padded, survey
+from probe.texts.encoding import (
+    UNFIT,
+    Failed,
+    Survey,
+    batches,
+    encode,
+    encode_all,
+    encode_each,
+    encode_whole,
+    encoded,
+    padded,
+    survey,
+)
 from probe.texts.problems import choices_of, copy_prompts, expected_of
 from probe.texts.prompts import Packed, as_prompts, columns_of, first_given, hash_of, read_prompts
 from probe.texts.rows import FOR_TEMPLATES, GivenCompletion, Prompt, parsed
@@ -20,6 +32,7 @@ from probe.texts.trajectories import (
 
 __all__ = [
     "FOR_TEMPLATES",
+    "UNFIT",
     "Failed",
     "GivenCompletion",
     "Packed",

@@ -127,10 +127,14 @@ class Survey(NamedTuple):
         """Tokens of the longest."""
         return max(0, max(self.lengths, default=0))
 
+    @property
+    def fit(self) -> Iterator[int]:
+        """Which of the prompts can be run."""
+        return (number for number, length in enumerate(self.lengths) if length != UNFIT)
+
     def batches(self, *, generate: int, tokens: int) -> Iterator[list[int]]:
         """Which of the prompts are run together: see `batches`."""
-        fit = ((length, number) for number, length in enumerate(self.lengths) if length != UNFIT)
-        return _together(fit, generate=generate, tokens=tokens)
+        return _together(((self.lengths[number], number) for number in self.fit), generate=generate, tokens=tokens)
 
 
 def survey(lm: LanguageModel, prompts: Iterable[Prompt], options: ChatOptions, *, split: str) -> Survey:

@@ -136,12 +136,14 @@ def chosen_prompt(run: Run, wanted: int | None) -> int:
     """The prompt that is wanted for, or the only one. Raises `RunError`."""
     if "tokens" not in run.tables:
         raise RunError("this run has no tokens", hint="probe runs show RUN lists what it has")
-    there = sorted(set(run.scan("tokens", columns=["prompt_id"])["prompt_id"].to_pylist()))
+    if wanted is not None and len(run.scan("tokens", columns=["prompt_id"], prompt_id=wanted)):
+        return wanted
+    there = sorted(run.scan("tokens", columns=["prompt_id"])["prompt_id"].unique().to_pylist())
     if wanted is None and len(there) > 1:
         raise RunError(f"the run has {len(there)} prompts", hint=f"choose one with --prompt ({there[0]}..{there[-1]})")
-    if wanted is not None and wanted not in there:
+    if wanted is not None:
         raise RunError(f"the run has no prompt {wanted}", hint=f"it has {there[0]}..{there[-1]}")
-    return there[0] if wanted is None else wanted
+    return int(there[0])
 
 
 def sequence_ids(run: Run, prompt_id: int, branch: int) -> tuple[list[int], int]:

@@ -34,11 +34,11 @@ def _plain(corpus: Corpus) -> Case:
 
     def run() -> None:
         with torch.no_grad():
-            for _, part in corpus.parts():
-                for batch in corpus.batches(part):
+            for part in corpus.parts():
+                for batch in corpus.batches(corpus.read(part)):
                     corpus.lm.model(padded_windows(batch)[0].to(corpus.lm.device), use_cache=False)
 
-    return Case(f"plain model(ids), {corpus.tokens:,} tokens", run)
+    return Case(f"plain model(ids), {corpus.seen.tokens:,} tokens", run)
 
 
 def top(lm: probe.LanguageModel, *, tokens: int) -> None:
@@ -60,4 +60,4 @@ def means(lm: probe.LanguageModel, *, tokens: int) -> None:
 def _compared(lm: probe.LanguageModel, texts: list[str], cases: list[Case]) -> None:
     """Beside plain forwards. A tenth of the tokens comes first: to warm up, and for its peak of memory, the same later."""
     corpus = surveyed(lm, texts, CorpusMeans(texts, at=["embed"]))
-    show(f"{corpus.tokens:,} tokens of {len(texts):,} texts (baseline: plain forwards)", once(_plain(corpus), cases))
+    show(f"{corpus.seen.tokens:,} tokens of {len(texts):,} texts (baseline: plain forwards)", once(_plain(corpus), cases))
