@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from probe.capturing import MemorySink, observe
-from probe.corpora.windows import MOST, Corpus, Part, Window, padded_windows
+from probe.corpora.windows import MOST, Corpus, CorpusPart, Window, padded_windows
 from probe.errors import NonFinite, ProbeError
 from probe.fitting import halving
 from probe.running import Running
@@ -91,7 +91,7 @@ def read_corpus(run: Running, corpus: Corpus, cells: Sequence[Cell], empty: Call
     done, most = 0, max(8, min(MOST, HELD // max(size, 1)))
     before: dict[str, dict[str, np.ndarray]] | None = None
 
-    def lose(part: Part, error: ProbeError) -> None:
+    def lose(part: CorpusPart, error: ProbeError) -> None:
         """Of a part nothing came: all of its windows are left out."""
         own = [(corpus.prompts[text].prompt_id, number) for text, number in part.places]
         broken.extend(own)

@@ -123,7 +123,7 @@ class CorpusSurvey(NamedTuple):
     longest: int = 0
 
 
-class Part(NamedTuple):
+class CorpusPart(NamedTuple):
     """Windows that are read and kept together: the place of each one's text among all, and its number there.
 
     counted: tokens.
@@ -177,7 +177,7 @@ class Corpus:
             "peak_memory_bytes": PROCESS_BYTES + held_bytes(self.lm.model) + held + 2 * state,
         }  # fmt: skip
 
-    def parts(self, most: int = MOST) -> Iterator[Part]:
+    def parts(self, most: int = MOST) -> Iterator[CorpusPart]:
         """Windows that are read and kept together: at most so many parts, whatever the file. Encodes nothing."""
         least = max(LEAST, -(-self.seen.tokens // most))
         places: list[tuple[int, int]] = []
@@ -186,10 +186,10 @@ class Corpus:
             places.append((text, one.number))
             tokens, counted = tokens + one.end - one.start, counted + one.counted
             if tokens >= least:
-                yield Part(f"part-{number:05d}", places, counted)
+                yield CorpusPart(f"part-{number:05d}", places, counted)
                 places, number, tokens, counted = [], number + 1, 0, 0
         if places:
-            yield Part(f"part-{number:05d}", places, counted)
+            yield CorpusPart(f"part-{number:05d}", places, counted)
 
     def _extents(self) -> Iterator[tuple[int, Extent]]:
         """The windows in which a token counts, each with the place of its text among all."""
@@ -199,7 +199,7 @@ class Corpus:
                     if one.counted:
                         yield text, one
 
-    def read(self, part: Part) -> list[Window]:
+    def read(self, part: CorpusPart) -> list[Window]:
         """The windows of a part, encoded."""
         found = []
         for text, places in groupby(part.places, key=lambda place: place[0]):
