@@ -23,8 +23,8 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def uploaded(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Numbers as a tensor on a device, which this process does not wait for."""
-    here = torch.tensor(values, dtype=dtype)
+    """Numbers, or a tensor of the CPU, as a tensor on a device, which this process does not wait for."""
+    here = torch.as_tensor(values, dtype=dtype)
     if device.type == "cuda":
         here = here.pin_memory()
     return here.to(device, non_blocking=True)
@@ -94,6 +94,11 @@ def sent(tensors: Sequence[Tensor]) -> Callable[[], Sequence[Tensor]]:
         return [copy.clone() for copy in copies]  # memory that can't be swapped is not for keeping
 
     return arrived
+
+
+def fetched(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Tensors of one device as the CPU has them: waited for once, all together."""
+    return sent(tensors)()
 
 
 _streams: dict[torch.device, torch.cuda.Stream] = {}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from probe import kernels
+from probe.devices import fetched, uploaded
 from probe.errors import NonFinite
 from probe.workers import in_order
 
@@ -50,20 +51,35 @@ def score_hidden(
     The memory that `readout` returns may be the same at each call.
     """
     found: list[Scores] = []
-    space = torch.empty(0)
     for start in range(0, hidden.shape[0], block_rows):
         logits = readout(hidden[start : start + block_rows])
-        own = targets[start : start + block_rows].to(logits.device)
+        own = targets[start : start + block_rows].to(logits.device, non_blocking=True)
         if kernels.worth(len(hidden), logits.device):
-            score = partial(_score_compiled, logits, own, top, start)
-            in_order(score, _cached(logits), found.append, logits.device)
-            continue
-        for piece in _cached(logits):
-            rows = logits[piece].float()
-            space = _room(space, 2, rows)
-            buffers = space[: 2 * rows.numel()].view(2, *rows.shape)
-            found.append(_score(rows, own[piece, None], top, start + piece.start, buffers))
-    return Scores(*(torch.cat(parts).cpu() for parts in zip(*found, strict=True)))
+            in_order(partial(_score_compiled, logits, own, top), _cached(logits), found.append, logits.device)
+        else:
+            found.append(score_there(logits, own, top=top))
+    scores = Scores(*fetched([torch.cat(parts) for parts in zip(*found, strict=True)]))
+    check_rows(scores.entropy)
+    return scores
+
+
+def score_there(logits: Tensor, targets: Tensor, *, top: int) -> Scores:
+    """Scores of one block of logits (T, d_vocab) against targets (T,), where the logits are, which are not waited for: whether
+    they are finite numbers is for `check_rows` to say of the entropy."""
+    found, space = list[Scores](), torch.empty(0)
+    for piece in _cached(logits):
+        rows = logits[piece].float()
+        space = _room(space, 2, rows)
+        found.append(_score(rows, targets[piece, None], top, space[: 2 * rows.numel()].view(2, *rows.shape)))
+    return Scores(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+def check_rows(entropy: Tensor) -> None:
+    """Raises `NonFinite` for the first row (T,) whose distribution is none: its logits hold NaN or +inf, or nothing else than
+    -inf."""
+    if not bool(entropy.isfinite().all()):
+        where = int((~entropy.isfinite()).nonzero()[0])
+        raise NonFinite(f"the logits at position {where} are not finite numbers", hint="try --dtype float32")
 
 
 class Distribution(NamedTuple):
@@ -104,7 +120,7 @@ def set_logprobs(logits: Tensor, ids: Sequence[int]) -> Tensor:
     found = []
     for piece in _cached(logits):
         rows = logits[piece].double()
-        found.append(rows[:, list(ids)].logsumexp(-1) - rows.logsumexp(-1))
+        found.append(rows[:, uploaded(list(ids), rows.device)].logsumexp(-1) - rows.logsumexp(-1))
     return torch.cat(found)
 
 
@@ -160,18 +176,18 @@ def _best(values: Tensor, k: int) -> Tensor:
     return torch.from_numpy(values.numpy().argsort(axis=-1)[:, : -k - 1 : -1].copy())
 
 
-def _score(logits: Tensor, targets: Tensor, top: int, start: int, space: Tensor) -> Scores:
+def _score(logits: Tensor, targets: Tensor, top: int, space: Tensor) -> Scores:
     """One block (rows, d_vocab), in two buffers of its size: new memory for every pass would cost more than the arithmetic.
 
     With s = logit - peak in bits and Z = sum 2^s: entropy = log Z - E[s], varentropy = E[s^2] - E[s]^2.
     """
     values, ids = _in_order(*largest(logits, max(1, top)))
     peak, target = values[:, :1], logits.gather(1, targets)
-    _check(peak[:, 0], start)
     shifted, work = space
     rank = torch.gt(logits, target, out=work).sum(-1).to(torch.int32)
-    tied = torch.eq(logits, target, out=work).sum(-1) > 1
-    if bool(tied.any()):
+    if logits.device.type != "cpu":  # to ask whether any are tied would be to wait
+        rank += _lower_ties(logits, target, targets)
+    elif bool((tied := torch.eq(logits, target, out=work).sum(-1) > 1).any()):
         rank[tied] += _lower_ties(logits[tied], target[tied], targets[tied])
     torch.sub(logits, peak, out=shifted).clamp_(min=-1e4).mul_(BITS)  # 0 * -inf is not 0
     p = torch.exp2(shifted, out=work)
@@ -185,7 +201,7 @@ def _score(logits: Tensor, targets: Tensor, top: int, start: int, space: Tensor)
     )  # fmt: skip
 
 
-def _score_compiled(logits: Tensor, targets: Tensor, top: int, start: int, piece: slice) -> Scores:
+def _score_compiled(logits: Tensor, targets: Tensor, top: int, piece: slice) -> Scores:
     """The same for a piece of a block, by one compiled loop a row."""
     from probe.kernels import loops
 
@@ -195,15 +211,7 @@ def _score_compiled(logits: Tensor, targets: Tensor, top: int, start: int, piece
     logprob, entropy, varentropy = torch.empty(3, n)
     found = Scores(logprob, entropy, varentropy, torch.empty(n, dtype=torch.int32), top_ids, top_logprobs)
     loops.score(rows.numpy(), targets[piece].numpy(), *(values.numpy() for values in found))
-    _check(entropy, start + piece.start)
     return found._replace(top_ids=top_ids[:, :top], top_logprobs=top_logprobs[:, :top])
-
-
-def _check(of_rows: Tensor, start: int) -> None:
-    """Raises `NonFinite` for the first row whose number is none."""
-    if not bool(of_rows.isfinite().all()):
-        where = int((~of_rows.isfinite()).nonzero()[0]) + start
-        raise NonFinite(f"the logits at position {where} are not finite numbers", hint="try --dtype float32")
 
 
 def _in_order(values: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -114,8 +114,10 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         mixed = [one for one in tensors if one.dim() and not isinstance(one, ElsewhereTensor)]
         if mixed:
             raise RuntimeError(f"expected all tensors to be on the same device: {func}")
-    if _counts and there | goes and _waits(name, args, kwargs, device):
-        _count(name)
+    if there and name in INDEXING and not isinstance(args[0], ElsewhereTensor):
+        raise RuntimeError(f"a tensor that lies here has no places of another device: {func}")
+    if there | goes and _waits(name, args, kwargs, device):
+        count(name)
     own, given = tree_map(_inner, args), tree_map(_inner, kwargs)
     if goes:
         given["device"] = torch.device("cpu")
@@ -146,8 +148,10 @@ def _waits(name: str, args: Any, kwargs: dict[str, Any], device: torch.device | 
     return name in ASKING or (name == "repeat_interleave" and kwargs.get("output_size") is None)
 
 
-def _count(name: str) -> None:
-    """Keep where it is asked for; what transformers asks for by itself is not ours."""
+def count(name: str) -> None:
+    """Keep where a wait is asked for; what transformers asks for by itself is not ours."""
+    if not _counts:
+        return
     lines = [f for f in traceback.extract_stack() if "/probe/" in f.filename or "/transformers/" in f.filename]
     if lines and "/probe/" in lines[-1].filename.rpartition("/transformers/")[2]:
         _counts[-1].append(f"{name} at {lines[-1].filename.rpartition('/probe/')[2]}:{lines[-1].lineno}")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import probe
-from probe.capturing import MemorySink, read
+from probe.capturing import MemorySink, logits, read
 from probe.errors import SiteAbsent
 
 # final norm, head, and the cap on its logits as the config says it
@@ -95,6 +95,19 @@ def test_the_last_layer_is_the_model(family: str) -> None:
     assert np.array_equal(last["top_ids"][0, :, 0], reading.scores[0].top_ids[:, 0])
     before = sink.guesses[0]
     assert before["kl_to_final"].max() > 1e-3, "the first layer does not already know"
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_rows_are_read_in_pieces(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of positions where not all fit with all their layers, and of layers where one position's are too many."""
+    lm, ids = loaded("llama"), drawn(5)
+    whole = probe.lens(lm, lm.pieces(ids.tolist()).text, answer="a", against="b").lens
+    monkeypatch.setattr(logits, "ELEMENTS", rows * lm.anatomy.d_vocab)
+    pieces = probe.lens(lm, lm.pieces(ids.tolist()).text, answer="a", against="b").lens
+    assert pieces["top_ids"].map(list).tolist() == whole["top_ids"].map(list).tolist()
+    for name in ("target_logprob", "entropy", "kl_to_final", "answer_logprob", "against_logprob"):
+        np.testing.assert_allclose(pieces[name], whole[name], rtol=1e-5, atol=1e-6)
+    assert (pieces[pieces["layer"] == lm.anatomy.n_layers - 1]["kl_to_final"] == 0).all()
 
 
 def test_a_layer_is_the_model_whose_later_writes_are_silent() -> None:

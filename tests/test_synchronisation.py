@@ -29,7 +29,7 @@ def seen() -> dict[str, list]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", ["greedy", "top-p", "penalty", "rollouts"])
+@pytest.mark.parametrize("name", ["greedy", "top-p", "penalty", "edited", "rollouts"])
 def test_no_token_is_waited_for(seen: dict[str, list], name: str) -> None:
     """Two stretches of tokens more are two looks more, and the tokens are those of the CPU."""
     short, long, same = seen[name]
@@ -38,9 +38,9 @@ def test_no_token_is_waited_for(seen: dict[str, list], name: str) -> None:
     assert same
 
 
-@pytest.mark.parametrize("name", ["activations", "trace"])
+@pytest.mark.parametrize("name", ["activations", "trace", "edits", "lens"])
 def test_no_layer_is_waited_for(seen: dict[str, list], name: str) -> None:
-    """A model of twice as many layers is read with as many waits."""
+    """A model of twice as many layers is read, and edited, with as many waits."""
     few, many, same = seen[name]
     assert len(many) == len(few), sorted(set(many) - set(few))
     assert same
@@ -65,7 +65,11 @@ def main(device) -> None:
         copies = [one.to("cpu", non_blocking=True) for one in tensors]
         return lambda: copies
 
-    devices.sent, draws.AHEAD = sent, LOOKS
+    def fetched(tensors):
+        device.count("fetched")
+        return sent(tensors)()
+
+    devices.sent, devices.fetched, draws.AHEAD = sent, fetched, LOOKS
     small = probe.load("tiny:llama", device="cpu")
 
     def there(lm: probe.LanguageModel) -> probe.LanguageModel:
@@ -85,6 +89,15 @@ def main(device) -> None:
             for one in decode(lm, [lm.encode(text).ids for text in TEXTS], max_new=n, sampling=Sampling(**sampling))
         ]
 
+    def written(n: int):
+        """A decode loop under edits."""
+
+        def run(lm):
+            own = {"edit": ["attn_out@1=scale:0.5", "pattern@2:4..=cut:1"], "attention": "none", "temperature": 0.0}
+            return probe.trace(lm, TEXTS[0], generate=n, **own).tokens["token_id"].tolist()
+
+        return run
+
     def rollouts(n: int):
         def run(lm):
             found = {}
@@ -103,13 +116,25 @@ def main(device) -> None:
         run = probe.trace(lm, TEXTS[0], capture=["resid_post@all", "z@all:last"], attention="topk:2")
         return [float(run.activations["norm"].mean()), float(run.attention_rows["entropy"].mean())]
 
+    def edited(lm):
+        """Every layer, of vectors, of heads, of edges; with noise; at some positions and at all."""
+        edits = ["attn_out@all:2..=scale:0.5", "z@all=scale:0.9", "resid_post@all=noise:0.1:1", "pattern@all:4..=cut:1"]
+        run = probe.trace(lm, TEXTS[0], edit=edits, attention="none", lens=True)
+        return [*run.tokens["entropy"], *run.lens["entropy"]]
+
+    def lensed(lm):
+        run = probe.lens(lm, TEXTS[0], answer="a", against="b")
+        return [*run.lens["kl_to_final"], *run.lens["target_logprob"], *run.lens["target_rank"]]
+
     def both(run, lm) -> tuple[list[str], bool]:
         other, wanted = others[lm.name], run(lm)
         with device.Counting():
             run(other)  # what is found out about a model is found once
         with device.Counting() as counting:
             found = run(other)
-        close = found == wanted or (isinstance(found, list) and np.allclose(found, wanted, rtol=1e-4, equal_nan=True))
+        close = found == wanted or (
+            isinstance(found, list) and np.allclose(found, wanted, rtol=1e-4, atol=1e-5, equal_nan=True)
+        )
         return counting.waits, bool(close)
 
     deep, result = deeper(), {}
@@ -121,9 +146,10 @@ def main(device) -> None:
     for name, sampling in ways.items():
         short, long = both(drawn(LOOKS, **sampling), small), both(drawn(3 * LOOKS, **sampling), small)
         result[name] = short[0], long[0], short[1] and long[1]
-    short, long = both(rollouts(LOOKS + 1), small), both(rollouts(3 * LOOKS + 1), small)
-    result["rollouts"] = short[0], long[0], short[1] and long[1]
-    readers = {"activations": recorded, "trace": traced}
+    for name, made in {"edited": written, "rollouts": rollouts}.items():
+        short, long = both(made(LOOKS + (name == "rollouts")), small), both(made(3 * LOOKS + (name == "rollouts")), small)
+        result[name] = short[0], long[0], short[1] and long[1]
+    readers = {"activations": recorded, "trace": traced, "edits": edited, "lens": lensed}
     for name, run in readers.items():
         few, many = both(run, small), both(run, deep)
         result[name] = few[0], many[0], few[1] and many[1]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from probe.anatomy.checking import rule_out
 from probe.capturing.sinks import Columns, Sink
+from probe.devices import fetched
 from probe.errors import SiteAbsent
 from probe.instrument import Tap, tapping
 
@@ -121,7 +122,7 @@ def scored(
     return out
 
 
-ELEMENTS = 2**23  # logits held at a time of one layer; of the last one twice as many
+ELEMENTS = 2**23  # logits held at a time on a CPU, of positions of all layers; of the last one twice as many
 
 
 def guesses(
@@ -156,26 +157,45 @@ def row_guesses(
     tokens of which any will do.
     Raises `SiteAbsent` where the replay of norm and head was not verified.
     """
-    from probe.scoring import distribution, divergence, score_rows, set_logprobs
+    from probe.scoring import check_rows
 
     if unembed is None or anatomy.final_norm is None:
         raise SiteAbsent("no layer's guess can be read", hint="the model's final norm and head could not be verified")
-    norm = model.get_submodule(anatomy.final_norm.path)
-    step = max(1, ELEMENTS // anatomy.d_vocab)
-    tables: list[list[Columns]] = [[] for _ in resid]
-    for start in range(0, len(targets), step):
-        where = slice(start, start + step)
-        asked = targets[where]
-        final = distribution(unembed(norm(resid[-1][where])))
-        for layer, stream in enumerate(resid):
-            logits = unembed(norm(stream[where]))
-            scores = score_rows(logits, asked.clamp(min=0), top=top)
-            tables[layer].append({
-                "top_ids": scores.top_ids, "top_logprobs": scores.top_logprobs, "target_id": asked,
-                "target_rank": scores.rank, "target_logprob": scores.logprob, "entropy": scores.entropy,
-                "kl_to_final": divergence(final, logits), **{name: set_logprobs(logits, own) for name, own in sets.items()},
-            })  # fmt: skip
-    return [{name: torch.cat([torch.as_tensor(p[name]).cpu() for p in pieces]) for name in pieces[0]} for pieces in tables]
+    norm, device = model.get_submodule(anatomy.final_norm.path), resid[-1].device
+    rows = max(1, (ELEMENTS if device.type == "cpu" else HELD) // anatomy.d_vocab)
+    width = max(1, rows // len(resid))  # positions at a time, each of all layers if these are not too many
+    found: list[Columns] = []
+    for start in range(0, len(targets), width):
+        streams = [stream[start : start + width].to(device) for stream in resid]
+        asked = targets[start : start + width].to(device)
+        found.append(_guesses(lambda hidden: unembed(norm(hidden)), streams, asked, top=top, sets=sets, depth=rows))
+    all_rows = [torch.cat([one[name] for one in found], dim=1) for name in found[0]]
+    columns = dict(zip(found[0], fetched(all_rows), strict=True))
+    check_rows(columns["entropy"].sum(0))
+    return [{name: values[layer] for name, values in columns.items()} for layer in range(len(resid))]
+
+
+def _guesses(
+    readout: Unembed, resid: Sequence[Tensor], targets: Tensor, *, top: int, sets: Mapping[str, Sequence[int]], depth: int
+) -> Columns:
+    """Columns (layer, row, …) of some rows, where the streams are: the layers' rows lie in one matrix, so that the head's is
+    read once for all. depth: of so many layers at most; the last come first, for they hold the truth."""
+    from probe.scoring import Distribution, distribution, divergence, score_there, set_logprobs
+
+    n, final, found = len(targets), list[Distribution](), list[Columns]()
+    for end in range(len(resid), 0, -depth):
+        some = resid[max(0, end - depth) : end]
+        logits = readout(torch.cat(list(some)))  # (layer * row, d_vocab)
+        final = final or [distribution(logits[-n:])]
+        scores = score_there(logits, targets.clamp(min=0).repeat(len(some)), top=top)
+        flat = {
+            "top_ids": scores.top_ids, "top_logprobs": scores.top_logprobs, "target_id": targets.repeat(len(some)),
+            "target_rank": scores.rank, "target_logprob": scores.logprob, "entropy": scores.entropy,
+            "kl_to_final": torch.cat([divergence(final[0], own) for own in logits.split(n)]),
+            **{name: set_logprobs(logits, own) for name, own in sets.items()},
+        }  # fmt: skip
+        found.append({name: values.unflatten(0, (len(some), n)) for name, values in flat.items()})
+    return {name: torch.cat([one[name] for one in reversed(found)]) for name in found[0]}
 
 
 def _stacked(pieces: list[Tensor], lengths: Sequence[int], width: int) -> np.ndarray:

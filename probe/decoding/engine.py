@@ -36,15 +36,21 @@ def decode(
     `samples` is the noise address of each (default 0, 1, …): a continuation is the same alone, beside others and in another
     order (in fp32). Prefixes of different lengths run side by side, padded on the left, where every layer is attention that
     takes a mask and positions; else those of one length run together, because a recurrent state would swallow the padding.
-    edits: what `applying` gave, if edits are for single rows (named by the number of their prefix).
+    edits: what `applying` gave, if edits are at work: it is told where each forward begins, so that no device need be asked;
+    those for single rows are named by the number of their prefix.
     Raises `NonFinite`, and `BadModel` for a model that cannot generate.
     """
     check(lm)
     numbers = list(range(len(prefixes))) if samples is None else list(samples)
     rows = [OpenBranch(tuple(p), s, i, max_new, sampling.seed) for i, (p, s) in enumerate(zip(prefixes, numbers, strict=True))]
     padded = len({len(row.prefix) for row in rows}) > 1 and takes_padding(lm)
-    for some in [rows] if padded else by_length(lm, rows):
-        Batch(lm, some, sampling, edits=edits).run(max_new, progress=progress)
+    before = None if edits is None else (edits.rows, edits.start)
+    try:
+        for some in [rows] if padded else by_length(lm, rows):
+            Batch(lm, some, sampling, edits=edits).run(max_new, progress=progress)
+    finally:
+        if edits is not None and before is not None:
+            edits.rows, edits.start = before
     return [row.found for row in rows]
 
 
@@ -164,8 +170,8 @@ class Batch:
         slot = self._slot()
         if self.edits is not None:
             self.edits.rows = [row.name for row in self.rows]
-            behind = 1 if slot else self.longest
-            self.edits.start = [len(row.prefix) + step - behind for row in self.rows]
+            ahead = step - 1 if slot else -self.longest  # without a cache the whole text is read again
+            self.edits.start = [len(row.prefix) + ahead for row in self.rows]
         logits, self.kwargs = forward(self.lm, self.ids, self.kwargs, new=1 if slot else None)
         if not slot and self._slot():
             make_room(self.kwargs[self._slot()])

@@ -81,7 +81,7 @@ class Applied(ActiveEdits):
 
     def untouched(self) -> tuple[Edit, ...]:
         """Edits that so far met no position (of a cut: no visible edge): they changed nothing."""
-        return tuple(edit for edit, met in zip(self.edits, self.met, strict=True) if not met)
+        return tuple(edit for edit, met in zip(self.edits, self.met, strict=True) if not int(met))
 
     def taps(self) -> dict[Tap, Reader]:
         """What to tap for the edits outside of attention calls."""
@@ -116,7 +116,7 @@ class Applied(ActiveEdits):
         positions = self._forwards.part(*(value.shape[:2] if value.ndim > 2 else (1, value.shape[0]))).positions
         if location.site.after_blocks and value.ndim > 2:
             positions = positions[:, positions.shape[1] - value.shape[1] :]
-        hits = self.hits(i, positions.to(value.device))
+        hits = self.hits(i, positions, value.device)
         if hits is None:
             return given
         own = of_text(value, positions.shape[0], positions.shape[1], location.site.name)

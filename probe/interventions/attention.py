@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from probe.anatomy.parts import of_call
+from probe.devices import uploaded
 from probe.errors import BadEdit
 from probe.instrument import AttentionCall
 from probe.interventions.edits import Cut
@@ -67,23 +68,19 @@ class CallEditor:
         name = SITES[edit.cell.site].field
         tensor = of_call(call, edit.cell.site).transpose(1, 2)
         positions = forward.positions if name == "query" else forward.keys(tensor.shape[1])
-        hits = self._active.hits(i, positions.to(tensor.device))
+        hits = self._active.hits(i, positions, tensor.device)
         new: dict[str, Any] = {} if hits is None else {name: changed(edit, tensor, hits).transpose(1, 2)}
         return replace(call, **new)
 
     def _cut(self, i: int, edit: Cut, where: tuple[str, int], call: AttentionCall, forward: Forward) -> AttentionCall:
         assert edit.absolute is not None and edit.absolute_keys is not None, "edits have positions"
-        device = call.query.device
-        queries = self._active.meant(i, edit.absolute, forward.positions.to(device))
-        keys = self._active.meant(i, edit.absolute_keys, forward.keys(call.key.shape[2]).to(device))
-        if not bool(queries.any()) or not bool(keys.any()):
-            return call
+        queries = self._active.meant(i, edit.absolute, forward.positions)
+        keys = self._active.meant(i, edit.absolute_keys, forward.keys(call.key.shape[2]))
+        if not _meet(call, queries, keys):
+            return call  # a mask where there was none could choose another kernel, which rounds otherwise
         hidden = hide(call, queries, keys, edit.cell.heads)
-        if not hidden.edges:
-            return call  # another mask could choose another kernel, which rounds otherwise
-        self._active.met[i] += hidden.edges
-        if bool(hidden.empty.any()):
-            self._empty[where].append(hidden.empty)
+        self._active.met[i] = self._active.met[i] + hidden.edges
+        self._empty[where].append(hidden.empty)
         return hidden.call
 
 
@@ -91,43 +88,56 @@ MASKED = ("eager", "sdpa", None)  # implementations that take a mask (batch, hea
 
 
 class Hidden(NamedTuple):
-    """The call with its edges out; `empty` (batch, query, head or 1): queries that see nothing; how many edges went."""
+    """The call with its edges out; `empty` (batch, query, head or 1): queries that see nothing; how many edges went, ()."""
 
     call: AttentionCall
     empty: Tensor
-    edges: int
+    edges: Tensor
 
 
 def hide(call: AttentionCall, queries: Tensor, keys: Tensor, heads: Sequence[int] | None) -> Hidden:
-    """Take the edges between queries (batch, query) and keys (batch, key), bool, out of the given heads (all).
+    """Take the edges between queries (batch, query) and keys (batch, key), bool and on the CPU, out of the given heads (all).
 
     A row with no key left keeps its mask, because a softmax of nothing is not a number: its output is to be zeroed.
     """
-    implementation = getattr(getattr(call.module, "config", None), "_attn_implementation", None)
+    implementation, device = _implementation(call), call.query.device
     if implementation not in MASKED or not (call.mask is None or (isinstance(call.mask, Tensor) and call.mask.ndim == 4)):
         hint = "load it with the attention 'sdpa' or 'eager'"
         raise BadEdit(f"the attention '{implementation}' takes no mask from which edges could be cut", hint=hint)
     n_heads, (n, m) = call.query.shape[1], (call.query.shape[2], call.key.shape[2])
-    visible = _visible(call, n, m, implementation)
-    cut = queries[:, None, :, None] & keys[:, None, None, :]
+    visible = _visible(call, n, m)
+    cut = uploaded(queries, device)[:, None, :, None] & uploaded(keys, device)[:, None, None, :]
     if heads is not None and len(heads) < n_heads:
-        chosen = torch.zeros(n_heads, dtype=torch.bool, device=cut.device)
-        chosen[list(heads)] = True
-        cut = cut & chosen[:, None, None]
+        cut = cut & uploaded([head in heads for head in range(n_heads)], device)[:, None, None]
     cut = cut & visible
     left = visible ^ cut
     empty = visible.any(-1) & ~left.any(-1)
-    if bool(empty.any()):
-        left = torch.where(empty[..., None], visible, left)
-    return Hidden(replace(call, mask=_mask(call, left, implementation)), empty.transpose(1, 2), int(cut.sum()))
+    torch.where(empty[..., None], visible, left, out=left)
+    return Hidden(replace(call, mask=_mask(call, left, implementation)), empty.transpose(1, 2), cut.sum())
 
 
-def _visible(call: AttentionCall, n: int, m: int, implementation: str | None) -> Tensor:
+def _implementation(call: AttentionCall) -> str | None:
+    return getattr(getattr(call.module, "config", None), "_attn_implementation", None)
+
+
+def _meet(call: AttentionCall, queries: Tensor, keys: Tensor) -> bool:
+    """Whether any of the queries (batch, query) may see any of the keys (batch, key), bool, in the same row: by causality,
+    where there is no mask; where there is one, that is for the device to know."""
+    seen = keys.cumsum(-1)[:, : queries.shape[1]] > 0 if _is_causal(call) else keys.any(-1, keepdim=True)
+    return bool((queries & seen).any())
+
+
+def _is_causal(call: AttentionCall) -> bool:
+    """Whether the function itself hides later keys, for want of a mask."""
+    return call.mask is None and bool(call.is_causal) and call.query.shape[2] > 1 and _implementation(call) != "eager"
+
+
+def _visible(call: AttentionCall, n: int, m: int) -> Tensor:
     """(batch or 1, head or 1, query, key): the edges that there are."""
     mask = call.mask
     if mask is None:
         every = torch.ones(1, 1, n, m, dtype=torch.bool, device=call.query.device)
-        return every.tril() if call.is_causal and n > 1 and implementation != "eager" else every
+        return every.tril() if _is_causal(call) else every
     mask = mask[..., :m]
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 

@@ -11,6 +11,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from probe.devices import uploaded
 from probe.errors import BadEdit
 from probe.sites import SITES, Cell, Positions
 from probe.sites.positions import listed
@@ -25,10 +26,10 @@ class AbsolutePositions(NamedTuple):
     onward: int | None = None
 
     def order(self, positions: Tensor) -> Tensor:
-        """The number of each position (…) among them, -1 where it is none of them."""
+        """The number of each position (…), on the CPU, among them, -1 where it is none of them."""
         found = torch.full_like(positions, -1)
         if self.listed:
-            known = torch.tensor(self.listed, device=positions.device)
+            known = torch.tensor(self.listed)
             near = torch.searchsorted(known, positions.contiguous()).clamp(max=len(known) - 1)
             found = torch.where(known[near] == positions, near, found)
         if self.onward is not None:
@@ -49,8 +50,8 @@ class AbsolutePositions(NamedTuple):
 
 
 class At(NamedTuple):
-    """Where n vectors come from: their rows of the batch, their absolute positions, their number among the edit's,
-    and which row of per-row values is theirs. Each (n,)."""
+    """Where n vectors come from: their rows of the batch, their absolute positions (on the CPU), their number among the
+    edit's, and which row of per-row values is theirs. Each (n,)."""
 
     row: Tensor
     position: Tensor
@@ -198,7 +199,7 @@ class Resample(Edit):
 
     def change(self, value: Tensor, at: At) -> Tensor:
         drawn = _by_block(at.position, lambda block: _drawn(self.seed, block, len(self.pool)))
-        return self.pool.to(value)[drawn.to(value.device)]
+        return self.pool.to(value)[uploaded(drawn, value.device)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,11 +251,11 @@ class Noise(Edit):
         if units is not None:
             letter = SITES[self.cell.site].unit[0]
             columns = [_by_block(at.position, functools.partial(self._block, f"{letter}{unit}", 1)) for unit in units]
-            return value + self.sigma * torch.cat(columns, dim=-1).to(value)
+            return value + self.sigma * uploaded(torch.cat(columns, dim=-1), value.device).to(value)
         heads = [None] if value.ndim == 2 else list(self.cell.heads or range(value.shape[1]))
         drawn = [_by_block(at.position, functools.partial(self._block, head, d)) for head in heads]
         noise = drawn[0] if value.ndim == 2 else torch.stack(drawn, dim=1)
-        return value + self.sigma * noise.to(value)
+        return value + self.sigma * uploaded(noise, value.device).to(value)
 
     def _block(self, member: int | str | None, d: int, block: int) -> Tensor:
         return _normal(f"{self.seed} {self.cell.site} {self.cell.layer} {member}", block, d)

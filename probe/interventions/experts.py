@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from probe.anatomy.mixing import values_at
 from probe.anatomy.tape import probe_tokens
+from probe.devices import uploaded
 from probe.errors import BadEdit, SiteAbsent
 from probe.instrument import ChangedChoice, Tap, choosing, tapping
 from probe.interventions.edits import Edit
@@ -117,8 +118,8 @@ class ExpertEditor:
                 assert isinstance(edit, ExpertEdit), "only those are members"
                 if isinstance(edit, ForceExperts) and logits:
                     continue
-                there = torch.zeros_like(value, dtype=torch.bool)
-                there[..., edit.experts(value.shape[-1])] = tokens[..., None]
+                own, n = set(edit.experts(value.shape[-1])), value.shape[-1]
+                there = uploaded(tokens, value.device)[..., None] & uploaded([e in own for e in range(n)], value.device)
                 new = new.masked_fill(there, torch.inf if isinstance(edit, ForceExperts) else -torch.inf)
                 self._active.met[i] += int(tokens.sum())
             return new
@@ -133,20 +134,20 @@ class ExpertEditor:
             for i in members:
                 edit = self._active.edits[i]
                 assert isinstance(edit, WeighExperts), "only those are members"
-                mine = torch.isin(experts, torch.tensor(edit.experts(found.n_experts), device=experts.device))
-                there = mine & self._tokens(i, weights)[..., None]
+                mine = torch.isin(experts, uploaded(edit.experts(found.n_experts), experts.device))
+                there = mine & uploaded(self._tokens(i, weights), weights.device)[..., None]
                 new = torch.where(there, new * edit.factor, new)
-                self._active.met[i] += int(there.sum())
+                self._active.met[i] = self._active.met[i] + there.sum()
             return new
 
         return {found.chosen: chosen.append, found.weights: weigh}
 
     def _tokens(self, i: int, value: Tensor) -> Tensor:
-        """Bool, of the leading shape of a tensor (token, …) or (batch, pos, …): which tokens edit i is for."""
+        """Bool, on the CPU, of the leading shape of a tensor (token, …) or (batch, pos, …): which tokens edit i is for."""
         absolute = self._active.edits[i].absolute
         assert absolute is not None, "edits have positions"
         shape = value.shape[:-1]
-        positions = self._forwards.part(*(shape if len(shape) == 2 else (1, shape[0]))).positions.to(value.device)
+        positions = self._forwards.part(*(shape if len(shape) == 2 else (1, shape[0]))).positions
         meant = self._active.meant(i, absolute, positions)
         if meant.numel() != shape.numel():
             raise BadEdit(

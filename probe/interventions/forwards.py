@@ -1,5 +1,5 @@
 """At which absolute positions a forward's tokens and keys stand, and which of them each edit changes. Knows no modules and no
-calls."""
+calls. All of it is reckoned on the CPU, where nothing has to wait for the device that the model is on."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers.generation.utils import ALL_CACHE_NAMES
 
 from probe.anatomy.units import Unit, in_units, out_of_units
+from probe.devices import uploaded
 from probe.errors import BadEdit
-from probe.instrument import device_of
 from probe.interventions.edits import AbsolutePositions, At, Edit
 
 Start = int | Sequence[int] | Tensor
@@ -32,8 +32,8 @@ class Forward(NamedTuple):
 
     def keys(self, n: int) -> Tensor:
         """Positions (batch, n) of the n keys of an attention call; what lies beyond the tokens (an empty cache) is negative."""
-        new, device = self.positions.shape[1], self.positions.device
-        columns = torch.arange(n, device=device) + max(0, self.seen + new - n)  # a sliding cache has lost the first ones
+        new = self.positions.shape[1]
+        columns = torch.arange(n) + max(0, self.seen + new - n)  # a sliding cache has lost the first ones
         found = self.origin[:, None] + columns
         own = (columns - self.seen).clamp(0, new - 1)
         found = torch.where(columns >= self.seen, self.positions[:, own], found)
@@ -47,7 +47,6 @@ class ForwardPositions:
         self.start = start
         self.current: Forward | None = None
         self._signature = inspect.signature(model.forward)
-        self._device = device_of(model)
         self._end: int | None = None  # of the last forward
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Forward:
@@ -75,19 +74,19 @@ class ForwardPositions:
         return self._forward(batch, n, {})
 
     def _forward(self, batch: int, n: int, given: Mapping[str, Any]) -> Forward:
-        steps = torch.arange(n, device=self._device)
+        steps = torch.arange(n)
         if self.start is not None:
-            first = torch.as_tensor(self.start, device=self._device).expand(batch)
+            first = torch.as_tensor(self.start, device="cpu").expand(batch)
             seen = self._seen(given, n) if given else int(first.max())
             return Forward(first[:, None] + steps, seen, first - seen)
         seen, mask, told = self._seen(given, n), given.get("attention_mask"), given.get("position_ids")
-        pads = torch.zeros(batch, dtype=torch.long, device=self._device)
+        pads = torch.zeros(batch, dtype=torch.long)
         if isinstance(mask, Tensor) and mask.ndim == 2:
-            pads = (mask.to(self._device).cumsum(-1) == 0).sum(-1).expand(batch)
+            pads = (mask.cpu().cumsum(-1) == 0).sum(-1).expand(batch)
         plain = seen + steps - pads[:, None]
         if not (isinstance(told, Tensor) and told.ndim == 2 and told.shape[1] == n):
             return Forward(plain, seen, -pads)
-        positions = told.to(self._device).expand(batch, n)
+        positions = told.cpu().expand(batch, n)
         return Forward(torch.where(plain < 0, plain, positions), seen, -pads)
 
     def _seen(self, given: Mapping[str, Any], n: int) -> int:
@@ -112,11 +111,14 @@ def _length(cache: Any) -> int | None:
 
 
 class Hits(NamedTuple):
-    """Vectors that an edit meets: their row and column in a forward (n,), and what stands there."""
+    """Vectors that an edit meets: their row and column in a forward (n,), where they are, and what stands there."""
 
     row: Tensor
     column: Tensor
     at: At
+
+    def __len__(self) -> int:
+        return len(self.at.position)
 
 
 class ActiveEdits:
@@ -124,10 +126,12 @@ class ActiveEdits:
 
     def __init__(self, edits: Sequence[Edit]) -> None:
         self.edits = tuple(edits)
-        self.met = [0] * len(self.edits)
+        self.met: list[int | Tensor] = [0] * len(self.edits)  # a tensor where only the device knows
         self.rows: Sequence[int] | None = None
         self._batch = 0  # rows of the last forward that began a text
         self._by_row = any(edit.by_row for edit in self.edits)
+        self._hits: dict[tuple[AbsolutePositions, tuple[int, ...] | None, torch.device], Hits] = {}
+        self._hits_of: Tensor | None = None  # the positions that they are of
 
     def check_batch(self, forward: Forward) -> None:
         """Raises `BadEdit` where rows have left the batch and nobody said which: edits would go to the wrong ones."""
@@ -137,24 +141,31 @@ class ActiveEdits:
         elif self._by_row and self.rows is None and batch < self._batch:
             raise BadEdit(f"{self._batch - batch} rows left the batch, and edits are for single rows", hint="set .rows")
 
-    def hits(self, i: int, positions: Tensor) -> Hits | None:
-        """Where edit i changes a tensor whose columns stand at positions (batch, pos); None where it does not."""
-        absolute = self.edits[i].absolute
+    def hits(self, i: int, positions: Tensor, device: torch.device) -> Hits | None:
+        """Where edit i changes a tensor on a device, whose columns stand at positions (batch, pos); None where it does not."""
+        absolute, rows = self.edits[i].absolute, self.edits[i].rows
         assert absolute is not None, "edits have positions"
+        if self._hits_of is not positions:
+            self._hits, self._hits_of = {}, positions
+        if (absolute, rows, device) not in self._hits:  # edits of many layers at the same positions meet the same
+            self._hits[absolute, rows, device] = self._found(i, absolute, positions, device)
+        found = self._hits[absolute, rows, device]
+        self.met[i] += len(found)
+        return found if len(found) else None
+
+    def _found(self, i: int, absolute: AbsolutePositions, positions: Tensor, device: torch.device) -> Hits:
         order = absolute.order(positions)
-        mine, names, own = self._rows(i, len(positions), positions.device)
+        mine, names, own = self._rows(i, len(positions))
         row, column = (mine[:, None] & (order >= 0) & (positions >= 0)).nonzero(as_tuple=True)
-        if not len(row):
-            return None
-        self.met[i] += len(row)
-        return Hits(row, column, At(names[row], positions[row, column], order[row, column], own[row]))
+        there = uploaded(torch.stack([row, column, names[row], order[row, column], own[row]]), device)
+        return Hits(there[0], there[1], At(there[2], positions[row, column], there[3], there[4]))
 
     def meant(self, i: int, absolute: AbsolutePositions, positions: Tensor) -> Tensor:
         """(batch, pos) bool: columns of edit i's rows that stand at those positions."""
-        mine, _, _ = self._rows(i, len(positions), positions.device)
+        mine, _, _ = self._rows(i, len(positions))
         return mine[:, None] & (absolute.order(positions) >= 0) & (positions >= 0)
 
-    def _rows(self, i: int, batch: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    def _rows(self, i: int, batch: int) -> tuple[Tensor, Tensor, Tensor]:
         """Of each row of a forward: whether the edit is for it, its name, its number among the edit's rows."""
         names = list(range(batch)) if self.rows is None else list(self.rows)
         if len(names) != batch:
@@ -162,7 +173,7 @@ class ActiveEdits:
         rows = self.edits[i].rows
         mine = [rows is None or name in rows for name in names]
         own = [name if rows is None else rows.index(name) if name in rows else 0 for name in names]
-        return (torch.tensor(mine, device=device), torch.tensor(names, device=device), torch.tensor(own, device=device))
+        return torch.tensor(mine), torch.tensor(names), torch.tensor(own)
 
 
 def changed(edit: Edit, value: Tensor, hits: Hits, *, unit: Unit = 1.0, owned: bool = False) -> Tensor:
@@ -174,7 +185,7 @@ def changed(edit: Edit, value: Tensor, hits: Hits, *, unit: Unit = 1.0, owned: b
     """
     old = value[hits.row, hits.column]
     members = edit.cell.units if value.ndim == 3 else edit.cell.heads
-    chosen = ... if members is None else (slice(None), list(members))
+    chosen = ... if members is None else (slice(None), uploaded(list(members), value.device))
     part = old[chosen]
     seen = _wide(in_units(part, unit))
     new = edit.change(seen, hits.at)

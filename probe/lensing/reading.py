@@ -12,6 +12,7 @@ from torch import Tensor
 from probe.capturing import MemorySink, observe, read
 from probe.capturing.logits import NO_SETS, row_guesses, unembedding
 from probe.decoding.teacher_forced import check_beginnings
+from probe.devices import uploaded
 from probe.errors import BadEdit
 from probe.interventions import Edit, applying, edits_up_to, locate_edits, parse_all
 from probe.requests import Lens
@@ -100,7 +101,7 @@ class _Streams(MemorySink):
         self.stream: dict[int, Tensor] = {}
 
     def activation(self, site: str, layer: int, head: int | None, values: Tensor) -> None:
-        self.stream[layer] = values[0].index_select(0, self._positions.to(values.device))
+        self.stream[layer] = values[0].index_select(0, uploaded(self._positions, values.device))
 
 
 def guessed(asked: Lensing) -> tuple[Scores, list[Columns], Tensor]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from probe.devices import uploaded
 from probe.errors import BadOption, OutOfRange
 from probe.interventions import Patch
 from probe.interventions.checking import cells
@@ -193,7 +194,7 @@ class BatchPatch(Patch):
         return {"values": self.values}
 
     def change(self, value: Tensor, at: At) -> Tensor:
-        values, chosen = self.values[at.order].to(value), self.chosen[at.own, at.order].to(value.device)
+        values, chosen = self.values[at.order].to(value), uploaded(self.chosen, value.device)[at.own, at.order]
         return torch.where(chosen if self.cell.units is not None else chosen[..., None], values, value)
 
     @property

@@ -11,7 +11,7 @@ from probe import store as stores
 from probe.decoding import decode, differences
 from probe.errors import BadOption, NonFinite, OutOfMemory, ProbeError
 from probe.fitting import HALVED, fitting, halves
-from probe.interventions import applying
+from probe.interventions import Applied, applying
 from probe.requests import Trace, public
 from probe.running import found_once, running
 from probe.texts import (
@@ -125,8 +125,8 @@ def _record_unit(
     longest = max(len(one.ids) for one in batch) + tracing.request.generate
     try:
         with fitting(f"a text of {longest:,} tokens", hint=HINT), writer.unit(_unit_of(batch)):
-            with _edited(lm, batch, tracing):
-                _decode(lm, batch, tracing)
+            with _edited(lm, batch, tracing) as edits:
+                _decode(lm, batch, tracing, edits)
                 for note in changed_frequencies(lm, batch):
                     writer.warn(note)
                 read_sequences(lm, batch, tracing, writer, scorer.sets)
@@ -157,7 +157,7 @@ def _in_parts(batch: list[Prompt], writer: stores.Writer) -> bool:
     return len(batch) > 1 and writer.done(_failed_unit(part[0].prompt_id))
 
 
-def _edited(lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing) -> AbstractContextManager[Any]:
+def _edited(lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing) -> AbstractContextManager[Applied | None]:
     """The model with the edits that were asked for at work, if any were."""
     if not tracing.edits:
         return nullcontext()
@@ -166,13 +166,13 @@ def _edited(lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing) -> 
     return applying(lm, tracing.edits, ids=sequence.ids, n_prompt=sequence.n_prompt, longest=longest)
 
 
-def _decode(lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing) -> None:
+def _decode(lm: LanguageModel, batch: list[TokenSequence], tracing: Tracing, edits: Applied | None) -> None:
     """Continue every sequence of the batch, then find its pieces and steps."""
     continuations: list[Any] = [None] * len(batch)
     if tracing.request.generate:
         continuations = decode(
             lm, [s.ids for s in batch], max_new=tracing.request.generate, sampling=tracing.sampling,
-            samples=[s.prompt.prompt_id for s in batch],
+            samples=[s.prompt.prompt_id for s in batch], edits=edits,
         )  # fmt: skip
     for sequence, continuation in zip(batch, continuations, strict=True):
         sequence.finish(lm, continuation, tracing.request.split)
