@@ -88,9 +88,7 @@ class Shell(TyperGroup):
             typer.echo("interrupted: what was finished is kept", err=True)
             raise typer.Exit(130) from error
         except BrokenPipeError as error:
-            # the reader has gone (`probe … | head`): not even the interpreter's last flush can say more on stdout
-            with contextlib.suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            printing.abandon(sys.stdout)  # the reader has gone: `probe … | head`
             raise typer.Exit(1) from error
         except Exception as error:
             _wrong_usage(error, as_json=bool(ctx.obj))

@@ -9,7 +9,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
@@ -95,13 +95,27 @@ class Stream(io.TextIOBase):
 
     def write(self, text: str) -> int:
         out = printable(text) if self.escape else text
-        with _stated():
+        if not out:  # so click finds out what a stream takes: no words are lost
+            return 0
+        with self._stated():
             self.under.write(out.encode(self.encoding, "backslashreplace").decode(self.encoding))
         return len(text)
 
     def flush(self) -> None:
-        with _stated():
+        with self._stated():
             self.under.flush()
+
+    @contextmanager
+    def _stated(self) -> Iterator[None]:
+        """Raises `StorageFull` where words cannot be written, but for a reader who has gone."""
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            abandon(self.under)
+            why = error.strerror or str(error)
+            raise StorageFull(f"cannot write to standard output: {why}", hint="what was finished is kept") from error
 
     def isatty(self) -> bool:
         return self.under.isatty()
@@ -113,16 +127,10 @@ class Stream(io.TextIOBase):
         return True
 
 
-@contextmanager
-def _stated() -> Iterator[None]:
-    """Raises `StorageFull` where words cannot be written, but for a reader who has gone."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise StorageFull(f"cannot write to standard output: {why}", hint="what was finished is kept") from error
+def abandon(stream: TextIO) -> None:
+    """What is still to be written there goes nowhere: not even the interpreter's last flush could be heard."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager

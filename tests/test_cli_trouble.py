@@ -164,17 +164,18 @@ def test_tokens_that_are_parts_of_a_character_and_tags(shell, tmp_path: Path) ->
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_where_words_cannot_go_is_one_line(tmp_path: Path) -> None:
-    """A full disk takes no words; a closed standard output wants none."""
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_where_words_cannot_go_is_one_line(unbuffered: str, tmp_path: Path) -> None:
+    """A full disk takes no words, nor what Python still holds when it ends; a closed standard output wants none."""
 
     def run(redirected: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}
         line = f"{sys.executable} -m probe tables {redirected}"
         return subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True)
 
-    full, closed = run("> /dev/full"), run(">&-")
+    full, document, closed = run("> /dev/full"), run("--json > /dev/full"), run(">&-")
     wanted = "error: cannot write to standard output: No space left on device\nhint: what was finished is kept\n"
-    assert (full.returncode, full.stderr) == (1, wanted)
+    assert (full.returncode, full.stderr) == (1, wanted) == (document.returncode, document.stderr)
     assert (closed.returncode, closed.stderr) == (0, "")
 
 
