@@ -67,18 +67,26 @@ def show_document(document: Any) -> None:
 
 
 def end_with_failed(run: Run, words: str, *, of: str = "prompts") -> None:
-    """Say how many rows failed, if any did, and end: 1 if none of them could be done; else as `end_with_verdicts` ends, or
-    with 3 where that would be a success. A run about one problem, which is an error itself, has no count of errors. of: what in
-    the summary says how many there are."""
+    """Say how many rows failed, if any did, and why the first, and end: 1 if none of them could be done; else as
+    `end_with_verdicts` ends, or with 3 where that would be a success. A run about one problem, which is an error itself, has no
+    count of errors. of: what in the summary says how many there are."""
     failed = run.summary.get("errors", 0)
     if failed:
         rows = run.summary[of]
-        printing.complain(f"{failed} of {rows} {words}", "the column 'error' of the table 'prompts' says why")
+        why = f"the column 'error' of the table 'prompts' says why{'' if failed == rows else '; the others are in the run'}"
+        printing.complain(f"{failed:,} of {rows:,} {words}{_first_error(run)}", why)
         if failed == rows:
             raise typer.Exit(1)
     end_with_verdicts(run)
     if failed:
         raise typer.Exit(SOME_FAILED)
+
+
+def _first_error(run: Run) -> str:
+    """The first row that failed, and its reason."""
+    rows = run.scan("prompts", columns=["prompt_id", "error"]).to_pydict()
+    found = next(((i, why) for i, why in zip(rows["prompt_id"], rows["error"], strict=True) if why), None)
+    return "" if found is None else f"; prompt {found[0]}: {found[1]}"
 
 
 def end_with_verdicts(run: Run) -> None:

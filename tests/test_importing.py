@@ -349,6 +349,7 @@ def test_the_command_line(shell: Any, tmp_path: Path) -> None:
     failed(shell("import", "-m", "tiny:llama"), 2)
     (source / "2.safetensors").write_bytes(b"x")
     done = shell("import", "s", "--layers", "1,3", "-m", "tiny:llama", "--json")
-    assert done.returncode == 3 and "1 of 3 files could not be imported" in done.stderr
+    said = "error: 1 of 3 files could not be imported; prompt 2: cannot read '2.safetensors': "
+    assert done.returncode == 3 and said in done.stderr and "the others are in the run" in done.stderr
     said = json.loads(done.stdout)
     assert said["command"] == "import" and [one["id"] for one in said["summary"]["imported"]["layers"]] == [1, 3]
