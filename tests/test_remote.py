@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from probe.requests import workers
 from probe.sharding import dispatching
 from probe.sharding.pools import InProcess
 from probe.sharding.working import Worker
-from probe.store import claiming
+from probe.store import claiming, servers
 from probe.store.remote import RemoteFolder
 from tests.test_store_crash import UNITS, everything, work
 
@@ -323,6 +324,8 @@ def test_completion_asks_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
         ("s3://user:secret@bucket/run", "holds a password"),
         ("s3://bucket/a run", "a space in it"),
         ("s3://bucket/run?nothing=1", "cannot read the URL"),
+        ("abfs://container/run", "cannot read the URL"),
+        ("fsspec+memory://bucket/run", "is only in the memory of this process"),
     ],
 )
 def test_what_is_no_place_for_a_run_is_said_in_a_line(out: str, what: str) -> None:
@@ -332,3 +335,37 @@ def test_what_is_no_place_for_a_run_is_said_in_a_line(out: str, what: str) -> No
     with pytest.raises(BadOption, match=what):
         store.open_run(out)
     assert issubclass(BadOption, ProbeError)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "said", "what", "hint"),
+    [
+        ("s3", "AWS Error ACCESS_DENIED during HeadObject operation: No response body.", "access is denied", "AWS_PROFILE"),
+        ("s3", "AWS Error NO_SUCH_BUCKET during CreateMultipartUpload operation", "there is no bucket 'place'", "make it"),
+        ("s3", "AWS Error NETWORK_CONNECTION during HeadObject operation", "the server does not answer", "AWS_ENDPOINT_URL"),
+        ("gs", "Status(UNAVAILABLE: Could not create a OAuth2 access token to", "access is denied", "GOOGLE_APPLICATION_CR"),
+        ("gs", "Status(UNAVAILABLE: CURL error [6]=Could not resolve hostname", "the server does not answer", "is it up"),
+        ("abfs", "N5Azure4Core11Credentials23AuthenticationExceptionE: Failed to", "access is denied", "AZURE_TENANT_ID"),
+        ("abfs", "Azure Error: [AuthorizationFailure] 403 Server failed to", "access is denied", "az login"),
+        ("abfs", "Azure Error: [ContainerNotFound] 404 The specified", "there is no bucket 'place'", "make it"),
+        ("abfs", "Azure Error: [] Fail to get a new connection for: https", "the server does not answer", "is it up"),
+        ("hdfs", "Unable to load libjvm\ndlopen(/usr/lib", "Unable to load libjvm", "JAVA_HOME"),
+        ("fsspec+sftp", "it is broken\nin two lines", "it is broken", "is the URL right"),
+    ],
+)
+def test_what_a_server_does_is_a_sentence_with_what_to_do_there(scheme: str, said: str, what: str, hint: str) -> None:
+    """The errors are as pyarrow 26 has them of S3, of Google's and Azure's stand-ins, and of those that are not there."""
+    error = servers.of_server(f"{scheme}://place/run", OSError(said), writes=False)
+    assert error.message == f"cannot read '{scheme}://place/run': {what}" and hint in error.hint
+    error = servers.of_server(f"{scheme}://place/run", OSError(said), writes=True)
+    assert isinstance(error, StorageFull) and error.hint.endswith("--resume goes on")
+
+
+def test_a_server_that_takes_long_is_waited_for_with_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "WAIT", 0.0)
+    with (
+        pytest.warns(UserWarning, match=r"'s3://place/run': .* it is waited for") as said,
+        servers.told_of_waiting("s3://place/run"),
+    ):
+        while not said:
+            time.sleep(0.001)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import signal
 import socket
@@ -17,7 +18,7 @@ import pytest
 
 import probe
 from probe import store
-from probe.errors import StorageFull
+from probe.errors import RunError, StorageFull
 from probe.requests.workers import installed
 from probe.store.remote import RemoteFolder
 from tests.test_remote import ASKED, TEXTS, another_machine, has_no_half, is_as, sorted_rows
@@ -84,6 +85,21 @@ def test_a_bucket_that_is_not_there_is_said() -> None:
     with pytest.raises(StorageFull, match="there is no bucket 'nothing-here'") as caught:
         work("s3://nothing-here/r", resume=False)  # type: ignore[arg-type]
     assert "make it" in caught.value.hint
+
+
+def test_who_may_not_write_is_told_so(bucket: str) -> None:
+    def ask_who_it_is(after: str) -> None:
+        address, told = f"{os.environ['AWS_ENDPOINT_URL']}/moto-api/reset-auth", {"Content-Type": "text/plain"}
+        urlopen(Request(address, data=after.encode(), headers=told)).close()
+
+    ask_who_it_is("0")
+    try:
+        for asked in (lambda: work(f"{bucket}/r", resume=False), lambda: store.open_run(f"{bucket}/r")):  # type: ignore[arg-type]
+            with pytest.raises(RunError, match="access is denied") as caught:
+                asked()
+            assert "AWS_ACCESS_KEY_ID" in caught.value.hint
+    finally:
+        ask_who_it_is("1000000")
 
 
 @pytest.mark.slow

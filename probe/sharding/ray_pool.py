@@ -36,8 +36,12 @@ class RayPool:
                     address="local" if here else os.environ[ADDRESS], log_to_driver=False, logging_level=logging.ERROR, **more
                 )
             except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-                where = "here" if here else f"at {os.environ[ADDRESS]}"
-                raise EngineError(f"Ray does not start {where}: {_first_line(error)}", hint="--engine local") from error
+                if here:
+                    raise EngineError(f"Ray does not start here: {_first_line(error)}", hint="--engine local") from error
+                hint = "is it up, and is its token here (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN)? --engine local needs neither"
+                raise EngineError(
+                    f"no Ray cluster answers at {os.environ[ADDRESS]}: {_first_line(error)}", hint=hint
+                ) from error
         needs = {"num_cpus": job.threads, "num_gpus": 1 if job.accelerator else 0}
         self.room = self._room(needs)
         self._actor = ray.remote(**needs, max_restarts=0, max_task_retries=0)(Worker)

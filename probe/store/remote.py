@@ -7,9 +7,8 @@ records, manifest) goes through `write`, which never shows a part.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,18 +17,12 @@ import xxhash
 
 from probe import durable
 from probe.addresses import FSSPEC, SCHEMES, authority, inside
-from probe.errors import BadOption, RunError, StorageFull
+from probe.errors import BadOption, RunError
+from probe.store.servers import credentials_of, first_line, form_of, of_server, told_of_waiting
 
 ATOMIC = ("s3", "gcs", "abfs")  # where a file is there when it was closed, and not before
-GO_ON = "What is finished is kept, and the same command with --resume goes on"
 _PIECE = 1 << 22  # bytes that are held at once
-_CODE = re.compile(r"AWS Error ([A-Z_]+)")
-_NO_BUCKET = ("NO_SUCH_BUCKET", "NoSuchBucket", "404")
-_NO_SERVER = ("NETWORK_CONNECTION", "REQUEST_TIMEOUT", "SERVICE_UNAVAILABLE", "INTERNAL_FAILURE")
-_NO_KEYS = (
-    "ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_SIGNATURE", "MISSING_AUTHENTICATION_TOKEN",
-    "UNRECOGNIZED_CLIENT", "INVALID_CLIENT_TOKEN_ID", "EXPIRED_TOKEN", "NOT_INITIALIZED",
-)  # fmt: skip
+_SECONDS = 30  # for which pyarrow asks Google's servers again; by itself it does so for 15 minutes
 
 
 class StoredFile(NamedTuple):
@@ -51,12 +44,15 @@ class RemoteFolder:
         _check(url)
         with self._stated():
             try:
-                self._system, root = fs.FileSystem.from_uri(url)
+                self._system, root = fs.FileSystem.from_uri(_patient(url))
             except (ArrowInvalid, ImportError, ValueError) as error:
                 raise _unreadable(url, error) from error
         self._root = root.rstrip("/")
         if not self._root.strip("/"):
-            raise BadOption(f"'{url}' names no folder", hint="as s3://BUCKET/RUN")
+            raise BadOption(f"'{url}' names no folder", hint=form_of(url))
+        if self._system.type_name == "abfs":
+            with self._stated():  # without credentials this is an error; opening a file would end the process
+                self._system.get_file_info([self._root])
         self._fs = fs
 
     def inside(self, name: str) -> RemoteFolder:
@@ -97,27 +93,30 @@ class RemoteFolder:
     def write(self, name: str, data: bytes) -> None:
         """A file with this in it, in place of what was there: at every moment it is one of the two, also where files are seen
         while they are written."""
+        if self._system.type_name in ATOMIC:
+            self._write(name, [data])
+            return
+        self._write(name + durable.TEMPORARY, [data])
         with self._stated(writes=True):
-            if self._system.type_name in ATOMIC:
-                self._write(name, [data])
-                return
-            self._write(name + durable.TEMPORARY, [data])
             self._system.move(self._at(name + durable.TEMPORARY), self._at(name))
 
     def put(self, name: str, path: Path) -> None:
         """A file of this machine, in place of what was there. Until it returns the name may lead to a part of it."""
-        with durable.stated(path), path.open("rb") as file, self._stated(writes=True):
+        with durable.stated(path), path.open("rb") as file:
             self._write(name, iter(lambda: file.read(_PIECE), b""))
 
     def _write(self, name: str, pieces: Iterable[bytes]) -> None:
-        try:
-            out = self._system.open_output_stream(self._at(name))
-        except FileNotFoundError:  # of a file system with folders
-            self._system.create_dir(self._at(name).rpartition("/")[0], recursive=True)
-            out = self._system.open_output_stream(self._at(name))
+        with self._stated(writes=True):
+            try:
+                out = self._system.open_output_stream(self._at(name))
+            except FileNotFoundError:  # of a file system with folders
+                self._system.create_dir(self._at(name).rpartition("/")[0], recursive=True)
+                out = self._system.open_output_stream(self._at(name))
         for piece in pieces:  # not as a context: that would close, and so make, a file of which half is written
-            out.write(piece)
-        out.close()
+            with self._stated(writes=True):
+                out.write(piece)
+        with self._stated(writes=True):
+            out.close()
 
     def get(self, name: str, path: Path, entry: Mapping[str, Any]) -> None:
         """Bring a file here. RunError where it is missing, or is not of the size and the hash that its entry in a manifest or a
@@ -152,11 +151,16 @@ class RemoteFolder:
     def _pieces(self, name: str) -> Iterator[bytes]:
         with self._stated():
             try:
-                with self._system.open_input_stream(self._at(name)) as file:
-                    while piece := file.read(_PIECE):
-                        yield piece
+                file = self._system.open_input_stream(self._at(name))
             except FileNotFoundError as error:
                 raise RunError(f"'{self.url}' has no {name}", hint=f"probe runs check {self.url}") from error
+        with file:
+            while True:
+                with self._stated():
+                    piece = file.read(_PIECE)
+                if not piece:
+                    return
+                yield piece
 
     def copy(self, name: str, to: str) -> None:
         """A file under another name too, without a way over this machine where the server can do that."""
@@ -170,23 +174,22 @@ class RemoteFolder:
     def clear(self, names: Iterable[str]) -> None:
         """Delete these files where they are there, and then the folders of theirs that hold nothing, up to the URL itself."""
         folders: set[str] = set()
-        with self._stated(writes=True):
-            for name in names:
-                try:
-                    self._system.delete_file(self._at(name))
-                except FileNotFoundError:
-                    continue
+        for name in names:
+            with self._stated(writes=True), suppress(FileNotFoundError):
+                self._system.delete_file(self._at(name))
                 folders |= {str(one) for one in Path(name).parents if one.name}
-            for folder in (*sorted(folders, reverse=True), ""):  # those inside others first
+        for folder in (*sorted(folders, reverse=True), ""):  # those inside others first
+            with self._stated(writes=True):
                 self._drop_empty(f"{self._root}/{folder}".rstrip("/"))
 
     def _drop_empty(self, folder: str) -> None:
-        """An object store keeps a name for a folder that became empty."""
-        try:
-            if not self._system.get_file_info(self._fs.FileSelector(folder)):
+        """An object store keeps a name for a folder that became empty; or has none, which for Google's is an error like any."""
+        if self._system.get_file_info(self._fs.FileSelector(folder, allow_not_found=True)):
+            return
+        (found,) = self._system.get_file_info([folder])
+        if found.type == self._fs.FileType.Directory:
+            with suppress(FileNotFoundError):  # another process was first
                 self._system.delete_dir(folder)
-        except FileNotFoundError:
-            pass
 
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -196,51 +199,42 @@ class RemoteFolder:
 
     @contextmanager
     def _stated(self, *, writes: bool = False) -> Iterator[None]:
-        """What a server can do to us, as one clear error."""
+        """What a server can do to us, as one clear error, and one line while it does nothing."""
         try:
-            yield
+            with told_of_waiting(self.url):
+                yield
         except (RunError, BadOption):
             raise
         except Exception as error:  # a file system of fsspec raises whatever the library below it does
-            what, hint = _in_words(self.url, error)
-            if writes:
-                raise StorageFull(f"cannot write '{self.url}': {what}", hint=f"{hint} {GO_ON}") from error
-            raise RunError(f"cannot read '{self.url}': {what}", hint=hint) from error
+            raise of_server(self.url, error, writes=writes) from error
+
+
+def _patient(url: str) -> str:
+    """The URL with how long a server is asked again, where pyarrow has an option for that and the user did not give it."""
+    if not url.startswith(("gs:", "gcs:")) or "retry_limit_seconds=" in url:
+        return url
+    return f"{url}{'&' if '?' in url else '?'}retry_limit_seconds={_SECONDS}"
 
 
 def _check(url: str) -> None:
     if any(character.isspace() for character in url):
-        raise BadOption(f"'{url}' is no URL: it has a space in it", hint="as s3://BUCKET/RUN; a space is %20")
+        raise BadOption(f"'{url}' is no URL: it has a space in it", hint=f"{form_of(url)}; a space is %20")
+    if url.startswith(f"{FSSPEC}memory:"):
+        raise BadOption(f"'{url}' is only in the memory of this process", hint="give a folder, or a URL that others can read")
     who, at, _ = authority(url).rpartition("@")
     if at and ":" in who:
-        hint = "keep it in the environment, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or in the provider's own file"
+        hint = f"keep it where no run shows it: {credentials_of(url)}"
         raise BadOption("the URL holds a password, and it would stand in the manifest", hint=hint)
 
 
 def _unreadable(url: str, error: Exception) -> BadOption:
     if isinstance(error, ImportError):
-        return BadOption(f"there is no file system for '{url}' here: {_first_line(error)}", hint="install what it names")
+        return BadOption(f"there is no file system for '{url}' here: {first_line(error)}", hint="install what it names")
     scheme = url.partition(":")[0]
     if "Unrecognized filesystem" in str(error) or "not known" in str(error):
         known = ", ".join(f"{one}://" for one in SCHEMES)
         return BadOption(f"'{scheme}://' is no file system that pyarrow knows", hint=f"{known}, or {FSSPEC}{scheme}://")
-    return BadOption(f"cannot read the URL '{url}': {_first_line(error)}", hint="as s3://BUCKET/RUN")
-
-
-def _in_words(url: str, error: Exception) -> tuple[str, str]:
-    """What went wrong at a server, and what to do."""
-    code = found[1] if (found := _CODE.search(str(error))) else ""
-    if code in _NO_BUCKET:
-        return f"there is no bucket '{authority(url)}'", "make it, or is it another's name?"
-    if code in _NO_KEYS or isinstance(error, PermissionError):
-        return "access is denied", "are AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or a profile set, and may they do this?"
-    if code in _NO_SERVER or isinstance(error, ConnectionError):
-        return "the server does not answer", "is it up, and AWS_ENDPOINT_URL right?"
-    return _first_line(error), "is the URL right, and the server up?"
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+    return BadOption(f"cannot read the URL '{url}': {first_line(error)}", hint=form_of(url))
 
 
 def _differs(written: durable.Written, entry: Mapping[str, Any]) -> str:
