@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from probe.devices import uploaded
 from probe.errors import BadOption
 from probe.language_model.following import answer_ids
 from probe.patterns import Pattern
@@ -57,7 +58,7 @@ class AnswerTarget:
         found = [
             own[..., 0] if len(ids) == 1 else own.logsumexp(-1)
             for i, ids in enumerate(self.steps)
-            for own in [scores[..., i, list(ids)].double()]
+            for own in [scores[..., i, uploaded(list(ids), scores.device)].double()]
         ]
         return found[0] if len(found) == 1 else torch.stack(found).sum(0)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from probe.anatomy import Tap
 from probe.anatomy.parts import LOGITS
 from probe.anatomy.sums import shortest_sum
+from probe.devices import Readback, uploaded
 from probe.errors import NonFinite, SiteAbsent
 from probe.instrument import recording, tapping
 
@@ -46,12 +47,12 @@ def record(lm: LanguageModel, ids: Sequence[int], positions: Sequence[int], *, h
         raise SiteAbsent(f"no logit can be taken apart: {why}", hint="see probe models check MODEL")
     seen, index, n = Recording(), torch.tensor(list(positions)), len(ids)
     outer = _Outer(lm.model, anatomy, n)
-    whole: list[Tensor] = []
+    whole, readback = list[Tensor](), Readback()
 
     def reader(tap: Tap) -> Callable[[Tensor], None]:
         def read(value: Tensor) -> None:
             rows = value.reshape(n, -1)
-            seen.values[tap] = rows[index.to(rows.device)].double().cpu()
+            readback.put([rows[uploaded(index, rows.device)]], lambda own: seen.values.update({tap: own.double()}))
             if tap == anatomy.embed:
                 whole.append(rows.clone())
 
@@ -60,6 +61,7 @@ def record(lm: LanguageModel, ids: Sequence[int], positions: Sequence[int], *, h
     taps = {tap: reader(tap) for tap in _taps(anatomy, (*READ, "mlp_post") if hidden else READ)}
     with torch.inference_mode(False), torch.no_grad(), tapping(lm.model, taps), recording(lm.model, outer.record):
         lm.model(torch.tensor([list(ids)], device=lm.device), use_cache=False)
+    readback.finish()
     if bool((seen.logits.isnan() | seen.logits.isposinf()).any()):
         raise NonFinite("the logits are not finite numbers", hint="try --dtype float32")
     seen.embeddings = outer.parts(whole[-1], index)

@@ -23,7 +23,7 @@ from probe.capturing.masks import Masks
 from probe.capturing.patterns import CalledPattern, GivenPattern, ScoreSource, Tile, tiles
 from probe.capturing.sinks import AttentionSpec, Sink
 from probe.capturing.statistics import NAT, CompiledRowStatistics, Matches, RowStatistics, SummarySums, row_columns
-from probe.devices import Readback
+from probe.devices import Readback, uploaded
 from probe.errors import SiteAbsent
 from probe.instrument import AttentionCall
 from probe.sites import SITES, sites_of
@@ -100,7 +100,7 @@ class AttentionReader:
                 return
         tolerance = max(1e-4, 8 * torch.finfo(output.dtype).eps)
         self.readback.put([torch.stack(errors)], partial(self._judge, layer, tolerance))
-        if self.calls is not None or self._whole(layer) or layer in self.scores:  # who takes rows as they are made must know
+        if self.calls is not None:  # who takes rows as they are made must know
             self.readback.finish()
         if self.reasons.get(layer):
             return
@@ -180,10 +180,6 @@ class AttentionReader:
             own = [self.sums.pop((layer, one)).columns() for one in range(prompt + 1)]
             self.sink.heads(layer, {name: np.stack([s[name] for s in own]) for name in own[0]})
 
-    def _whole(self, layer: int) -> bool:
-        """Whether whole rows of this layer are kept."""
-        return self.spec.mode == "full" or layer in self.patterns
-
     def _read_prompt(self, layer: int, prompt: int, pattern: ScoreSource) -> dict[str, Tensor]:
         """All tiles of one prompt in one layer; statistics (head, query) of its queries from `first` on."""
         mode, matches = self.spec.mode, self._matches[prompt]
@@ -200,32 +196,41 @@ class AttentionReader:
 
         def read(work: _Work) -> _Work:
             """Puts what a tile amounts to where it belongs."""
-            tile, kept, kept_scores = work
+            tile, kept, kept_scores, _ = work
             if mode == "none" and kept is None and kept_scores is None:
                 return work
             with self._room(tile, pattern) as (scores, room):
                 scores = pattern.scores(tile, scores)
                 if kept_scores is not None:
-                    lists.whole_scores(tile, _of(scores, kept_scores, tile), kept_scores)
+                    filled(work, lists.whole_scores(tile, _of(scores, kept_scores, tile), kept_scores))
                 mass, total = statistics.add(tile, scores, room)
                 if tops is not None:
                     tops.add(tile, mass, total)
                 if kept is not None:
                     mine = _of(mass, kept, tile), _of(total, kept, tile)
-                    lists.whole_weights(tile, *mine, kept, by_loops=pattern.compiled)
+                    filled(work, lists.whole_weights(tile, *mine, kept, by_loops=pattern.compiled))
             return work
 
+        def filled(work: _Work, filling: lists.Filling) -> None:
+            """On a CPU here and now, by whichever thread this is; from a device when they are there."""
+            if pattern.device.type == "cpu":
+                filling.fill(*filling.tensors)
+            else:
+                work.fillings.append(filling)
+
         def hand_over(work: _Work) -> None:
-            pieces.add(work.weights)
-            score_pieces.add(work.scores)
+            for tensors, fill in work.fillings:
+                self._hand(layer, tensors, fill)
+            self._hand(layer, (), partial(pieces.add, work.weights))
+            self._hand(layer, (), partial(score_pieces.add, work.scores))
 
         if whole or scores_of:
-            works = (_Work(tile, pieces.room(tile), score_pieces.room(tile)) for tile in tiles(pattern, single=True))
+            works = (_Work(tile, pieces.room(tile), score_pieces.room(tile), []) for tile in tiles(pattern, single=True))
             in_order(read, works, hand_over, pattern.device)
-            pieces.flush()
-            score_pieces.flush()
+            self._hand(layer, (), pieces.flush)
+            self._hand(layer, (), score_pieces.flush)
         else:
-            each(read, [_Work(tile, None, None) for tile in tiles(pattern)], pattern.device)
+            each(read, [_Work(tile, None, None, []) for tile in tiles(pattern)], pattern.device)
         if tops is not None:
             heads, *found = tops.kept(without=whole)
             columns = partial(lists.top_columns, heads, first=self.first)
@@ -265,17 +270,18 @@ class AttentionReader:
 
 
 class _Work(NamedTuple):
-    """A tile, and where those of its rows go that are kept whole."""
+    """A tile, where those of its rows go that are kept whole, and what is yet to come of them from a device."""
 
     tile: Tile
     weights: lists.Rows | None
     scores: lists.Rows | None
+    fillings: list[lists.Filling]
 
 
 def _of(values: Tensor, rows: lists.Rows, tile: Tile) -> Tensor:
     """Of a tile's values (head, ...) those of the heads of `rows`."""
     heads = rows.columns["head"][:: tile.end - tile.start].tolist()
-    return values if len(heads) == tile.n_heads else values[[head - tile.head for head in heads]]
+    return values if len(heads) == tile.n_heads else values[uploaded([head - tile.head for head in heads], values.device)]
 
 
 def _unreadable(call: AttentionCall, first: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -74,22 +75,36 @@ class Rows(NamedTuple):
     values: np.ndarray
 
 
-def whole_weights(tile: Tile, mass: Tensor, total: Tensor, rows: Rows, *, by_loops: bool) -> None:
-    """Fill in the weights mass (head, query, key) / total (head, query) of a tile's heads. Uses up the mass."""
+class Filling(NamedTuple):
+    """Tensors that nobody writes into any more, and what fills rows in once the CPU has them."""
+
+    tensors: tuple[Tensor, ...]
+    fill: Callable[..., None]
+
+
+def whole_weights(tile: Tile, mass: Tensor, total: Tensor, rows: Rows, *, by_loops: bool) -> Filling:
+    """How the weights mass (head, query, key) / total (head, query) of a tile's heads are filled in. On a CPU it uses
+    up the mass."""
+
+    def fill(weights: Tensor, kept: Tensor) -> None:
+        rows.columns["kept_mass"] = _float32(kept)
+        _cut(tile, rows, 0.0, weights)
+
     if by_loops:
         rows.columns["kept_mass"] = statistics.compiled_cut(mass, total, tile.low, rows.lengths, rows.values)
-        return
-    weights = mass.div_(total.unsqueeze(-1))
-    rows.columns["kept_mass"] = _float32(weights.sum(-1).flatten())
-    _cut(tile, weights, rows, empty=0.0)
+        return Filling((), lambda: None)
+    # on a device the next tile takes the mass's memory before these weights have come from there
+    weights = mass.div_(total.unsqueeze(-1)) if mass.device.type == "cpu" else mass / total.unsqueeze(-1)
+    return Filling((weights, weights.sum(-1).flatten()), fill)
 
 
-def whole_scores(tile: Tile, scores: Tensor, rows: Rows) -> None:
-    """Fill in scores, given in bits (head, query, key), in nats; -inf where a mask hides the key."""
-    _cut(tile, (scores * NAT).masked_fill_(scores <= MASKED / 2, -torch.inf), rows, empty=-np.inf)
+def whole_scores(tile: Tile, scores: Tensor, rows: Rows) -> Filling:
+    """How scores, given in bits (head, query, key), are filled in, in nats; -inf where a mask hides the key."""
+    nats = (scores * NAT).masked_fill_(scores <= MASKED / 2, -torch.inf)
+    return Filling((nats,), partial(_cut, tile, rows, -np.inf))
 
 
-def _cut(tile: Tile, values: Tensor, rows: Rows, *, empty: float) -> None:
+def _cut(tile: Tile, rows: Rows, empty: float, values: Tensor) -> None:
     """Fill in values (head, query, key); `empty` for keys that no query of the tile sees."""
     found, ends = _float32(values), rows.lengths[: tile.end - tile.start].tolist()
     missing = max(0, max(ends) - tile.high)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from probe.capturing import MemorySink
+from probe.devices import Readback, uploaded
 from probe.sites import Cell, parse_places
 
 if TYPE_CHECKING:
@@ -51,11 +53,13 @@ class Sampled(MemorySink):
 
     def __init__(self, positions: Sequence[int]) -> None:
         super().__init__()
-        self._positions = list(positions)
+        self._positions = torch.tensor(list(positions), dtype=torch.long)
         self.found: dict[tuple[str, int], Tensor] = {}
+        self.readback = Readback()
 
     def activation(self, site: str, layer: int, head: int | None, values: Tensor) -> None:
-        self.found[site, layer] = values[0, self._positions].to(torch.float32).cpu()
+        own = values[0, uploaded(self._positions, values.device)].float()
+        self.readback.put([own], partial(self.found.__setitem__, (site, layer)))
 
 
 def similarity_columns(a: Sequence[Sampled], b: Sequence[Sampled]) -> dict[str, Any]:

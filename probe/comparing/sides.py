@@ -120,6 +120,7 @@ def by_tokens(pair: ComparedModels, ids: Sequence[int], positions: Sequence[int]
     )
     for sink, kept in zip(sinks, pair.samples, strict=True):
         if isinstance(sink, Sampled):
+            sink.readback.finish()
             kept.append(sink)
     apart = _distances(pair, a, b, len(ids) - 1)
     cut = pair.a.lm.pieces(ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -14,6 +15,7 @@ from probe.corpora.measures import Key, read_cells
 from probe.corpora.moments import Moments
 from probe.corpora.reading import BatchSink, read_corpus
 from probe.corpora.windows import Window, surveyed
+from probe.devices import uploaded
 from probe.requests import CorpusMeans, public
 from probe.running import running
 from probe.texts import columns_of, hash_of, prompt_columns
@@ -84,12 +86,16 @@ class MomentSink(BatchSink):
 
     def activation(self, site: str, layer: int, head: int | None, values: Tensor) -> None:
         """Take the moments of what counts, values (batch, pos, d)."""
-        norms = torch.linalg.vector_norm(values, dim=-1, dtype=torch.float64).cpu()
+        norms = torch.linalg.vector_norm(values, dim=-1, dtype=torch.float64)
+        row, pos = uploaded(self.counted.nonzero().T, values.device)
+        self.readback.put([norms, values[row, pos]], partial(self._take, (site, layer, head)))
+
+    def _take(self, key: Key, norms: Tensor, own: Tensor) -> None:
+        """norms (batch, pos), and what counts (n, d)."""
         self.check(norms)  # finite where all that it is of are
         if not self.bad.any():
-            own = values[self.counted.to(values.device)].double().cpu()  # (n, d)
-            self.moments[site, layer, head] = Moments.of(own.numpy())
-            self.norms[site, layer, head] = float(norms[self.counted].sum())
+            self.moments[key] = Moments.of(own.double().numpy())
+            self.norms[key] = float(norms[self.counted].sum())
 
 
 class Sums:

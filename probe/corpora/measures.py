@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from probe.devices import uploaded
 from probe.errors import BadOption, BadPlace
 from probe.interventions import cells
 from probe.interventions.directions import load_direction
@@ -50,7 +51,7 @@ class ScalarPlace:
         if self.column is not None:
             return values[..., self.column].double()
         if self.vector is not None:
-            return values.double() @ self.vector.to(values.device)
+            return values.double() @ uploaded(self.vector, values.device)
         return torch.linalg.vector_norm(values, dim=-1, dtype=torch.float64)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
@@ -96,9 +97,11 @@ class NumberSink(BatchSink):
     def activation(self, site: str, layer: int, head: int | None, values: Tensor) -> None:
         """Take the numbers of the places that are there."""
         for number, one in self._of[site, layer, head]:
-            found = one.numbers(values)
-            self.check(found)
-            self.numbers[number] = found.cpu().numpy()
+            self.readback.put([one.numbers(values)], partial(self._take, number))
+
+    def _take(self, number: int, found: Tensor) -> None:
+        self.check(found)
+        self.numbers[number] = found.numpy()
 
 
 class Ranking:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from probe.capturing import MemorySink, observe
 from probe.corpora.windows import MOST, Corpus, CorpusPart, Window, padded_windows
+from probe.devices import Readback
 from probe.errors import NonFinite, ProbeError
 from probe.fitting import halving
 from probe.running import Running
@@ -27,17 +28,18 @@ TABLE = "unfinished"
 class BatchSink(MemorySink):
     """What a batch of windows comes to, while the model runs. `counted` (batch, pos): which positions count.
 
-    bad: the windows in which something that counts is not a finite number.
+    bad: the windows in which something that counts is not a finite number, once the `readback` is finished.
     """
 
     def __init__(self, batch: Sequence[Window], counted: Tensor) -> None:
         super().__init__()
         self.batch, self.counted = batch, counted
         self.bad = np.zeros(len(batch), bool)
+        self.readback = Readback()
 
     def check(self, values: Tensor) -> None:
-        """Look for what is not finite in values (batch, pos)."""
-        self.bad |= (~values.isfinite().cpu() & self.counted).any(-1).numpy()
+        """Look for what is not finite in values (batch, pos), on the CPU."""
+        self.bad |= (~values.isfinite() & self.counted).any(-1).numpy()
 
 
 class PartState(Protocol):
@@ -138,6 +140,7 @@ def _read(corpus: Corpus, batch: list[Window], cells: Sequence[Cell], state: Par
         ids, lengths, counted = padded_windows(some)
         sink = state.sink(some, counted)
         observe(corpus.lm, ids, lengths, sink=sink, cells=cells)
+        sink.readback.finish()
         return sink
 
     broken: list[tuple[int, int]] = []

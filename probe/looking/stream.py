@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from probe.capturing import AttentionSpec, MemorySink, read
 from probe.capturing.sinks import Columns
+from probe.devices import Readback
 from probe.interventions import cells
 from probe.looking.findings import Finding
 from probe.looking.subject import Subject
@@ -33,12 +35,14 @@ class StreamSink(MemorySink):
     def __init__(self) -> None:
         super().__init__()
         self.largest: dict[int, Largest] = {}
+        self.readback = Readback()
 
     def activation(self, site: str, layer: int, head: int | None, values: Tensor) -> None:
         size = values[0].float().abs()
-        at = int(size.argmax())
-        pos, dimension = divmod(at, size.shape[1])
-        self.largest[layer] = Largest(float(size.flatten()[at]), pos, dimension, float(size.median()))
+        self.readback.put([size.amax(), size.argmax(), size.median()], partial(self._keep, layer, size.shape[1]))
+
+    def _keep(self, layer: int, width: int, most: Tensor, at: Tensor, median: Tensor) -> None:
+        self.largest[layer] = Largest(float(most), *divmod(int(at), width), float(median))
 
 
 class StreamReading(NamedTuple):
@@ -56,6 +60,7 @@ def read_stream(subject: Subject) -> StreamReading:
         subject.lm, torch.tensor([ids]), [len(ids)], sink=sink, cells=cells(subject.lm, "resid_post@all"),
         attention=AttentionSpec("heads"), top=1,
     )  # fmt: skip
+    sink.readback.finish()
     return StreamReading(sink.summaries, sink.largest, found.warnings)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from probe.devices import fetched
 from probe.requests.patch import METRICS
 from probe.scoring import kl
 from probe.targets import Contrast
@@ -38,7 +39,7 @@ def logprobs_of(logits: Tensor) -> Tensor:
 def read_out(logits: Tensor, target: Contrast, clean: Tensor) -> Metrics:
     """Metrics of logits (n, read, d_vocab), as `Contrast.by_continuation` takes them; `clean` (d_vocab,) are the log-probs
     after the clean text, for KL(clean || row) there."""
-    return Metrics(*(values.cpu().numpy() for values in _columns(logits, target, clean)))
+    return Metrics(*(values.numpy() for values in fetched(_columns(logits, target, clean))))
 
 
 def measure_of(metric: str, target: Contrast, clean: Tensor) -> Callable[[Tensor], Tensor]:
