@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from probe import durable
+from probe import durable, tables
 from probe import store as stores
 from probe.addresses import is_url, last_name
 from probe.errors import BadOption, ProbeError
@@ -20,6 +20,7 @@ from probe.language_model.spreading import is_first, is_shared
 from probe.requests import Request
 from probe.requests.workers import RAY, shared
 from probe.sharding import Walk, Workers, at_work
+from probe.store import parquet, sorting
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -156,9 +157,14 @@ class Running:
         told = self._kept.get(unit)
         return None if told is None else json.loads(told)
 
-    def frame(self, table: str) -> pd.DataFrame:
-        """The rows of a small table so far."""
-        return self.writer.read(table).to_pandas()
+    def frame(self, table: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """The rows of a small table so far, by key; of a table with many texts only the columns that are needed, its keys among
+        them."""
+        pieces = [] if columns is None else list(self.writer.batches(table, columns))
+        if not pieces:
+            rows = self.writer.read(table)
+            return (rows if columns is None else rows.select(list(columns))).to_pandas()
+        return sorting.sort(parquet.together(pieces), tables.TABLES[table].keys).to_pandas()
 
     def warn(self, *messages: str) -> None:
         """Keep what a reader of the run must know."""

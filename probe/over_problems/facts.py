@@ -14,6 +14,12 @@ ORIGINAL = "original"
 KEYS = ["prompt_id", "step"]
 GROUPS = ("all", "kind", "quarter", "tenth")
 Place = tuple[int, int]  # prompt, position of the first drawn token
+COLUMNS = {
+    "branches": ("prompt_id", "branch", "arm", "edit", "step", "sample", "draw_pos", "max_new", "outcome"),
+    "steps": ("prompt_id", "branch", "step", "kind", "start", "end"),
+    "prompts": ("prompt_id",),
+}
+"""Of these tables the columns that are needed: no texts."""
 
 
 class Draws(NamedTuple):

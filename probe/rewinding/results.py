@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from probe import answers, stats
-from probe.over_problems import effect_tables
+from probe.over_problems import COLUMNS, effect_tables
 from probe.requests.options import plain
 from probe.rewinding.effects import labels
 from probe.rewinding.rollouts import ORIGINAL
@@ -85,7 +85,7 @@ def write_effects(writer: Writer, prompt: int, step: int | None, rows: Sequence[
 
 def write_over_problems(run: Running, *, seed: int) -> dict[str, Any]:
     """The tables over problems, of the effects that the run holds; what a summary says of them."""
-    over = effect_tables(*(run.frame(name) for name in ("effects", "branches", "steps", "prompts")), seed=seed)
+    over = effect_tables(run.frame("effects"), *(run.frame(name, columns) for name, columns in COLUMNS.items()), seed=seed)
     run.write_all(over.tables, unit="over-problems")
     return over.summary
 

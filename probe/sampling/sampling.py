@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,5 +198,6 @@ def expected_of_all(
 
 def _prompts(run: stores.Run | Writer) -> Mapping[int, dict[str, Any]]:
     names = ["prompt_id", "expect", "error"]
-    table = run.scan("prompts", columns=names) if isinstance(run, stores.Run) else run.read("prompts").select(names)
-    return {row["prompt_id"]: row for row in table.sort_by("prompt_id").to_pylist()}
+    pieces = run.batches("prompts") if isinstance(run, stores.Run) else run.batches("prompts", names)
+    rows = [row for piece in pieces for row in piece.select(names).to_pylist()]
+    return {row["prompt_id"]: row for row in sorted(rows, key=itemgetter("prompt_id"))}

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from probe.decoding.teacher_forced import Prefix
-from probe.over_problems import importance_tables
+from probe.over_problems import COLUMNS, importance_tables
 from probe.requests import Importance
 from probe.rewinding.drawing import Samples
 from probe.stats import q_values
@@ -112,11 +112,11 @@ def add_q_values(run: Running) -> None:
     def keys(rows: pa.Table) -> Iterator[tuple[int, str, int]]:
         return zip(*(rows[name].to_pylist() for name in ("prompt_id", "method", "step")), strict=True)
 
-    rows = run.writer.read("importance")
-    methods, p, q = np.asarray(rows["method"].cast(pa.string())), rows["p_value"].to_numpy(), np.full(len(rows), np.nan)
+    rows = run.frame("importance", ("prompt_id", "method", "step", "p_value"))
+    methods, p, q = rows["method"].to_numpy(str), rows["p_value"].to_numpy(np.float64), np.full(len(rows), np.nan)
     for method in np.unique(methods):
         q[methods == method] = q_values(p[methods == method])
-    of = dict(zip(keys(rows), q, strict=True))
+    of = dict(zip(zip(rows["prompt_id"], methods, rows["step"], strict=True), q, strict=True))
 
     def filled(some: pa.Table) -> pa.Table:
         at = some.schema.get_field_index("q_value")
@@ -131,7 +131,7 @@ def write_over_steps(run: Running, references: Mapping[int, str], *, seed: int) 
     """The tables over problems, of the importance that the run holds; what a summary says of them. references: the class of
     answers that is counted, by prompt."""
     over = importance_tables(
-        *(run.frame(name) for name in ("importance", "branches", "steps", "prompts")),
+        run.frame("importance"), *(run.frame(name, columns) for name, columns in COLUMNS.items()),
         early_answers=run.frame("early_answers"), references=references, seed=seed,
     )  # fmt: skip
     run.write_all(over.tables, unit="over-problems")

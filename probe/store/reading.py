@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +17,19 @@ from probe.errors import RunError
 from probe.store import layout
 
 
+class HeldGroup(NamedTuple):
+    """The last row group of which rows were asked for, by its file and number there: of its columns those that were read."""
+
+    path: Path
+    number: int
+    columns: dict[str, pa.ChunkedArray]
+
+
 class TableFiles:
-    """The files of one table, opened once: their footers say which row groups can hold a key."""
+    """The files of one table, opened once: their footers say which row groups can hold a key.
+
+    Of a small table the row group that was read last is held: who goes through a run prompt by prompt finds the next one there.
+    """
 
     def __init__(
         self, folder: Path, files: Sequence[Mapping[str, Any]], table: tables.Table, *, version: int,
@@ -30,6 +41,7 @@ class TableFiles:
         self._promised = {column.name for column in (tables.RUN, *table.columns) if column.since <= version} | set(extra or ())
         self._warned = False
         self._footers: list[tuple[Path, pq.FileMetaData, bool]] | None = None
+        self._large, self._held = table.large, HeldGroup(Path(), 0, {})
 
     def read(self, columns: Sequence[str] | None, where: Mapping[str, Any]) -> pa.Table:
         """Rows where every key has its value, in the order they were written; `columns` of them."""
@@ -39,7 +51,9 @@ class TableFiles:
         for path, footer, intact in self._open():
             with self._stated(path):
                 groups = [g for g in range(footer.num_row_groups) if not intact or _may_hold(footer, g, where)]
-                if groups:
+                if len(groups) == 1 and where and not self._large:
+                    found.append(self._one_group(path, footer, groups[0], needed))
+                elif groups:
                     found.append(self._groups(path, footer, groups, needed))
         return filtered(pa.concat_tables(found), where).select(wanted)
 
@@ -49,6 +63,16 @@ class TableFiles:
             with self._stated(path), pq.ParquetFile(path, metadata=footer, page_checksum_verification=True) as file:
                 for batch in file.iter_batches(rows, columns=self.schema.names):
                     yield self._fitted(pa.Table.from_batches([batch]), self.schema.names)
+
+    def _one_group(self, path: Path, footer: pq.FileMetaData, number: int, columns: list[str]) -> pa.Table:
+        held = self._held  # another thread may hold another one meanwhile
+        if (held.path, held.number) != (path, number):
+            self._held = held = HeldGroup(path, number, {})
+        if missing := [name for name in columns if name not in held.columns]:
+            table = self._groups(path, footer, [number], missing)
+            held.columns.update(zip(missing, table.columns, strict=True))
+        schema = self.schema.empty_table().select(columns).schema
+        return pa.Table.from_arrays([held.columns[name] for name in columns], schema=schema)
 
     def _groups(self, path: Path, footer: pq.FileMetaData, groups: list[int], columns: list[str]) -> pa.Table:
         with pq.ParquetFile(path, metadata=footer, page_checksum_verification=True) as file:
