@@ -305,6 +305,16 @@ def test_the_kept_problems_are_a_file_that_can_be_read(lm: Any, run: Run, tmp_pa
         assert rows(again, "sampled", new) == rows(run, "sampled", old)
 
 
+def test_some_problems_of_a_file_keep_its_columns(lm: Any, tmp_path: Path) -> None:
+    file = tmp_path / "problems.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"{i} is", "level": i}) + "\n" for i in range(4)))
+    found = rows(probe.sample(lm, file, samples=1, max_new=1, temperature=1.0, prompt_id="1,3"), "prompts")
+    assert [(row["prompt_id"], row["level"]) for row in found] == [(1, 1), (3, 3)]
+    with pytest.raises(BadOption, match="no problem 9") as refused:
+        probe.sample(lm, file, samples=1, max_new=1, temperature=1.0, prompt_id="9")
+    assert refused.value.hint == "there are 0..3"
+
+
 def test_a_plan_says_what_it_takes(lm: Any) -> None:
     plan = plan_sample(lm, Sample(TEXTS, **DRAWN))
     assert (plan["problems"], plan["continuations"], plan["tokens"]) == (3, 36, 180)

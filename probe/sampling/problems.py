@@ -157,10 +157,11 @@ def _chosen(inputs: Sequence[Prompt], request: Sample) -> Sequence[Prompt]:
     wanted = parse_prompts(request.prompt_id)
     if wanted is None:
         return inputs
-    found = [one for one in inputs if any(one.prompt_id in some for some in wanted)]
+    found = Packed(one for one in inputs if any(one.prompt_id in some for some in wanted))
     if not found:
-        there = [one.prompt_id for one in inputs]
-        raise BadOption(f"there is no problem {request.prompt_id}", hint=f"there are {min(there)}..{max(there)}")
+        raise BadOption(
+            f"there is no problem {request.prompt_id}", hint=f"there are {inputs[0].prompt_id}..{inputs[-1].prompt_id}"
+        )
     return found
 
 
