@@ -65,6 +65,9 @@ class ElsewhereTensor(Tensor):
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
+    def __deepcopy__(self, memo: Any) -> ElsewhereTensor:
+        return ElsewhereTensor(self.inner.clone())
+
     def data_ptr(self) -> int:
         return self.inner.data_ptr()
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ from probe.decoding.rollouts import LocalEngine, Rollout
 from probe.decoding.teacher_forced import suffix_logprobs
 from probe.errors import OutOfMemory
 from probe.fitting import HALVED, fitting, halving
+from probe.interventions import save_direction
+from tests.test_rewind import written
 
 TEXTS = ["One two three", "Four five six seven eight", "Nine", "Ten eleven twelve", "A dog and a fox", "And so on", "The end"]
 
@@ -27,7 +29,7 @@ def lm() -> probe.LanguageModel:
     return probe.load("tiny:llama", device="cpu")
 
 
-@contextmanager
+@contextlib.contextmanager
 def holding(lm: probe.LanguageModel, tokens: int, *, rows: int = 10**9) -> Iterator[list[tuple[int, int]]]:
     """A device with room for so many tokens (rows times positions) or rows of one forward; the forwards that did not fit."""
     refused: list[tuple[int, int]] = []
@@ -82,6 +84,60 @@ def test_by_halves_the_tables_are_the_same(lm: probe.LanguageModel, verb: str, t
         parts = VERBS[verb](lm, out=tmp_path / "parts")
     assert refused
     alike(whole, parts)
+
+
+def failing_once(lm: probe.LanguageModel, run: Callable[[], probe.Run]) -> tuple[probe.Run, probe.Run]:
+    """What it gives, and what it gives where memory runs out once, in the middle of its forwards of several rows."""
+    forwards, fails = [0], list[int]()
+
+    def check(_: object, args: tuple, kwargs: dict) -> None:
+        forwards[0] += len(kwargs.get("input_ids", args[0] if args else None)) > 1
+        if fails and forwards[0] == fails[0]:
+            fails.clear()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="a batch did not fit")
+        hook = lm.model.register_forward_pre_hook(check, with_kwargs=True)
+        try:
+            run()  # what is found out about a model is found once
+            forwards[0] = 0
+            whole = run()
+            assert forwards[0]
+            fails.append((forwards[0] + 1) // 2)
+            forwards[0] = 0
+            parts = run()
+            assert not fails
+        finally:
+            hook.remove()
+    return whole, parts
+
+
+PAIR = {"clean": "A dog is red", "corrupt": "A cat is red", "answer": "Q", "against": "z"}
+SOLVED = [{"id": str(i), "prompt": text, "answer": "4"} for i, text in enumerate(TEXTS[:3])]
+ONCE: dict[str, Callable[..., probe.Run]] = {
+    "heads of random tokens": lambda lm: probe.heads(lm, sequences=2, length=6),
+    "sample": lambda lm: probe.sample(lm, SOLVED, samples=3, max_new=4),
+    "rewind": lambda lm: probe.rewind(written(lm, REASONING), lm=lm, to="step1", delete=True, samples=3, max_new=4),
+    "importance": lambda lm: probe.importance(written(lm, REASONING), lm=lm, method="all", samples=2, max_new=3),
+    "patch a path": lambda lm: probe.patch(lm, **PAIR, path="z@0->q@2"),
+    "patch whole answers": lambda lm: probe.patch(lm, **PAIR, path="z@0->logits", whole_answer=True),
+    "patch neurons": lambda lm: probe.patch(lm, **PAIR, sites=["mlp_post@1"], by="neuron", top=3),
+    "patch by attribution": lambda lm: probe.patch(lm, **PAIR, sites=["resid_pre@all"], method="attribution", sample=4),
+    "steer": lambda lm: probe.steer(lm, "d.safetensors", TEXTS[1], answer="a", at="resid_post@1:all", **FEW),
+    "steer what is written": lambda lm: probe.steer(lm, "d.safetensors", TEXTS[1], answer="a", generate=3, **FEW),
+    "look": lambda lm: probe.look(lm, "One two three, and two three again", controls=8),
+}  # fmt: skip
+REASONING = "A fox and a dog. So it is two. The answer is 2."
+FEW = {"controls": 1, "strengths": [0.0, 1.0]}
+
+
+@pytest.mark.parametrize("verb", ONCE)
+def test_memory_that_runs_out_once_loses_nothing(lm: probe.LanguageModel, verb: str, tmp_path: Path) -> None:
+    """Of what runs several rows of a model at once, beside the verbs above: the others run one text by itself."""
+    save_direction(tmp_path / "d.safetensors", lm, torch.ones(lm.width("resid_post", 1)), site="resid_post", layer=1)
+    with contextlib.chdir(tmp_path):
+        alike(*failing_once(lm, lambda: ONCE[verb](lm)))
 
 
 def test_a_resume_with_more_memory_writes_nothing_twice(lm: probe.LanguageModel, tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def test_a_sweep_is_that_of_the_cpu(exact: probe.LanguageModel) -> None:
     np.testing.assert_allclose(there["change"], here["change"], rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:a batch did not fit")
 def test_memory_that_ends_is_a_smaller_batch(lm: probe.LanguageModel) -> None:
     """Most of the memory is taken: what does not fit at once comes by halves, with the tokens that it would have had."""
     some = [Rollout(tuple(ids.tolist()), i, 24, 3) for i, ids in enumerate(texts(lm, 48, 200))]

@@ -132,13 +132,13 @@ def _record(
         with fitting(f"a text of {longest:,} tokens", hint="shorter ones, or --dtype bfloat16"), run.writer.unit(key):
             _read(run, batch, which, views, keys)
     except (NonFinite, OutOfMemory) as error:
-        if alone:
-            raise
         if len(batch) == 1:
+            if alone:
+                raise
             _record_failed(run, [Failed(batch[0].prompt._replace(error=error.message), error)])
             return
         for sequence in batch:
-            _record(run, [sequence], which, views, keys, alone=False)
+            _record(run, [sequence], which, views, keys, alone=alone)
 
 
 def _unit(which: str, batch: list[TokenSequence]) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from probe.capturing.patterns import ScoreSource, Tile
 from probe.capturing.sinks import Columns
+from probe.devices import uploaded
 from probe.scoring import largest
 
 NAMES = ("entropy", "perplexity", "ess", "sink", "prev", "duplicate", "induction", "distance")
@@ -36,7 +37,8 @@ class _Places(NamedTuple):
 
     def to(self, device: torch.device) -> _Places:
         """The same, on a device."""
-        return _Places(self.flat.to(device), self.counts.to(device), [(i, mask.to(device)) for i, mask in self.masks])
+        masks = [(i, uploaded(mask, device)) for i, mask in self.masks]
+        return _Places(uploaded(self.flat, device), uploaded(self.counts, device), masks)
 
     @property
     def size(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from probe.capturing import MemorySink, read
 from probe.decoding.teacher_forced import Prefix
 from probe.errors import BadModel
+from probe.fitting import halving
 from probe.interventions import Edit, Mean, applying, cells, parse_edits
 from probe.language_model.stepping import uncached_kwargs
 from probe.looking.findings import Finding
@@ -22,6 +24,7 @@ from probe.looking.subject import Subject
 if TYPE_CHECKING:
     from probe.sites import Cell
 
+TEXT, HINT = "a text that is changed", "a shorter text, or --dtype bfloat16"  # where memory does not suffice
 SPANS = 64  # of a text that are taken out one by one; longer texts go by spans of several tokens
 BATCH_TOKENS = 2048
 LEAST = 0.1  # nats: what changes less is not told
@@ -163,10 +166,14 @@ def changes(subject: Subject, edits: Sequence[Sequence[Edit]]) -> np.ndarray:
     width = max(1, BATCH_TOKENS // len(subject.ids))
     found = []
     for start in range(0, len(edits), width):
-        groups = edits[start : start + width]
-        own = [replace(edit, rows=(row,)) for row, group in enumerate(groups) for edit in group]
-        found.append(_logprob(subject, len(groups), own))
+        groups = list(edits[start : start + width])
+        found += [own for _, own in halving(groups, partial(_changed, subject), what=TEXT, hint=HINT)]
     return np.concatenate(found) - plain
+
+
+def _changed(subject: Subject, groups: Sequence[Sequence[Edit]]) -> np.ndarray:
+    own = [replace(edit, rows=(row,)) for row, group in enumerate(groups) for edit in group]
+    return _logprob(subject, len(groups), own)
 
 
 def _logprob(subject: Subject, n: int, edits: Sequence[Edit]) -> np.ndarray:

@@ -6,8 +6,9 @@ later parts by the residual stream alone. What the receiver makes of that is put
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from probe.anatomy.parts import of_call
 from probe.anatomy.units import in_units
+from probe.fitting import halving
 from probe.instrument import AttentionCall, Reader, Tap, attending, tapping
 from probe.interventions import Patch, applying
 from probe.interventions.edits import AbsolutePositions
@@ -23,7 +25,7 @@ from probe.patching.cells import CellPositions, LayerCells, batch_patch
 from probe.patching.exact import CellMetrics, Report, prepare_pair
 from probe.patching.metrics import Metrics
 from probe.patching.pairs import Pair
-from probe.patching.partial_forward import RecordedText
+from probe.patching.partial_forward import CELL, HINT, RecordedText
 from probe.patching.paths import Endpoint, PathGroup, reaches
 from probe.patching.planning import Patching, rows_at_once
 from probe.patching.reading import SiteLayer, ended
@@ -34,31 +36,20 @@ if TYPE_CHECKING:
 
 
 class Paths:
-    """The paths of one text, whose `raw` tensors are every write to the stream. `rows_at_once`: of a whole forward.
+    """The paths of one text, whose `raw` tensors are every write to the stream.
 
     A direct path stays at its position: what is given after the text gets nothing but by what receivers make of it.
     """
 
-    def __init__(self, text: RecordedText, *, rows_at_once: int) -> None:
-        self.text, self.lm, self.rows_at_once = text, text.lm, rows_at_once
+    def __init__(self, text: RecordedText) -> None:
+        self.text, self.lm = text, text.lm
 
-    def send(
-        self, pairs: Sequence[tuple[Endpoint, Endpoint]], source: Callable[[str, int], Tensor]
-    ) -> Iterator[tuple[list[int], Tensor]]:
-        """(numbers of some pairs, logits (pair, read, d_vocab)), until all have been sent.
-
-        source(site, layer) -> (pos, [head,] d): what senders take.
-        """
-        grouped: dict[SiteLayer, dict[Endpoint, list[int]]] = {}
-        for i, (sender, _) in enumerate(pairs):
-            grouped.setdefault((sender.site, sender.layer), {}).setdefault(sender, []).append(i)
-        for where, members in grouped.items():
-            senders = list(members)
-            for first in range(0, len(senders), self.rows_at_once):
-                some = senders[first : first + self.rows_at_once]
-                receivers = {pairs[i][1] for sender in some for i in members[sender]}
-                arrived = self._first(some, source(*where), {(r.site, r.layer) for r in receivers})
-                yield from self._second(pairs, [(row, i) for row, s in enumerate(some) for i in members[s]], arrived)
+    def send(self, pairs: Sequence[tuple[Endpoint, Endpoint]], new: Tensor) -> Iterator[tuple[list[int], Tensor]]:
+        """(numbers of some pairs, logits (pair, read, d_vocab)), until all have been sent; their senders, all of one site and
+        layer, are the rows of one forward. new (pos, [head,] d): what senders take."""
+        senders = list(dict.fromkeys(sender for sender, _ in pairs))
+        arrived = self._first(senders, new, {(receiver.site, receiver.layer) for _, receiver in pairs})
+        yield from self._second(pairs, [(senders.index(sender), i) for i, (sender, _) in enumerate(pairs)], arrived)
 
     def _second(
         self, pairs: Sequence[tuple[Endpoint, Endpoint]], wanted: Sequence[tuple[int, int]], arrived: dict[SiteLayer, Tensor]
@@ -153,8 +144,8 @@ class PathPatching:
         towards = patching.request.towards
         self.prepared = prepare_pair(lm, pair, towards, patching.edits, wheres=wheres, raw=written(lm))
         self.baselines, n, reads = self.prepared.baselines, self.prepared.longest, sum(pair.target.reads)
-        rows = rows_at_once(lm, new=n, n=n, budget=patching.budget, reads=reads)
-        self._paths = [Paths(base, rows_at_once=rows) for base in self.prepared.bases]
+        self._rows = rows_at_once(lm, new=n, n=n, budget=patching.budget, reads=reads)
+        self._paths = [Paths(base) for base in self.prepared.bases]
 
     def values(self, where: SiteLayer) -> tuple[Tensor, Tensor]:
         """(pos, [head,] d) of the text that is patched, and of the one that patches come from."""
@@ -173,22 +164,37 @@ class PathPatching:
         columns = [np.repeat(column, len(part)) for column in self.baselines.start]
         done = len(part) - len(run)
         report(done)
-        sent = [paths.send([part.paths[i] for i in run], lambda site, layer: new) for paths in self._paths]
-        for each in zip(*sent, strict=True):  # the same paths in each continuation
-            cells = [run[i] for i in each[0][0]]
-            logits = torch.cat([own for _, own in each], dim=1)
-            for column, values in zip(columns, self.prepared.metrics(logits), strict=True):
-                column[cells] = values
-            done += len(cells)
-            report(done)
+        sent: dict[Endpoint, list[int]] = {}
+        for i in run:
+            sent.setdefault(part.paths[i][0], []).append(i)
+        senders = list(sent.items())
+        for first in range(0, len(senders), self._rows):
+            together = senders[first : first + self._rows]
+            for _, measured in halving(together, partial(self._sent, part, new), what=CELL, hint=HINT):
+                for cells, metrics in measured:
+                    for column, values in zip(columns, metrics, strict=True):
+                        column[cells] = values
+                    done += len(cells)
+                report(done)
         by_receiver: dict[Endpoint, list[int]] = {}
         for i, (_, receiver) in enumerate(part.paths):
             by_receiver.setdefault(receiver, []).append(i)
         found = []
         for receiver, some in by_receiver.items():
-            measured = CellMetrics(Metrics(*(column[some] for column in columns)), np.isin(some, run))
-            found.append((self._named(receiver), _senders(part, some), measured))
+            own = CellMetrics(Metrics(*(column[some] for column in columns)), np.isin(some, run))
+            found.append((self._named(receiver), _senders(part, some), own))
         return found
+
+    def _sent(
+        self, part: PathGroup, new: Tensor, senders: Sequence[tuple[Endpoint, Sequence[int]]]
+    ) -> list[tuple[list[int], Metrics]]:
+        """(numbers of some paths, their metrics), until all paths of these senders (with their numbers) have been sent."""
+        numbers = [i for _, own in senders for i in own]
+        each = [paths.send([part.paths[i] for i in numbers], new) for paths in self._paths]
+        return [
+            ([numbers[i] for i in one[0][0]], self.prepared.metrics(torch.cat([logits for _, logits in one], dim=1)))
+            for one in zip(*each, strict=True)  # the same paths in each continuation
+        ]
 
     def _named(self, receiver: Endpoint) -> str:
         """As it would be written; positions only where they are not all."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from probe.decoding import Sampling, branch
 from probe.decoding.teacher_forced import check_beginnings
 from probe.errors import BadOption, BadPrompt, NonFinite
+from probe.fitting import halving
 from probe.interventions import Add, Edit, applying, edits_up_to, locate_edits
 from probe.patterns import Pattern
 from probe.requests.steer import MATCHING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from probe.language_model import LanguageModel
 
 HELD = 2**25  # logits at once
+STEERED, HINT = "one steered text", "a shorter one, or --dtype bfloat16"  # where memory does not suffice
 Row = dict[str, Any]
 
 
@@ -83,20 +85,25 @@ def steered_text(lm: LanguageModel, sequence: TokenSequence, measured: int, edit
 def read_steered(text: SteeredText, target: Contrast) -> list[Row]:
     """The answer's log-prob after the text, KL(plain || steered) there, and what a token of the text costs more, in nats."""
     found: dict[int, Row] = {}
-    plain: tuple[Tensor, float] | None = None
+    plain: list[tuple[Tensor, float]] = []
     tails, (own, other), n = target.tails, target.rows, len(text.ids)
     if any(tails):
         check_beginnings(text.lm)
-    for rows in text.chunks(max(map(len, tails))):
+
+    def measure(rows: list[int]) -> None:
         logits = [text.logits([tail] * len(rows), rows) for tail in tails]
         scores = [one[:, n - 1 :].double().log_softmax(-1).cpu() for one in logits]
         before = torch.tensor([text.ids] * len(rows), device=text.lm.device)[:, 1:, None]
         costs = logits[0][:, : n - 1].logsumexp(-1) - logits[0][:, : n - 1].gather(-1, before)[..., 0]
         lost = costs.double().mean(-1).tolist() if n > 1 else [0.0] * len(rows)
-        plain = plain or (scores[0][0, 0], lost[0])
+        plain.append((scores[0][0, 0], lost[0]))  # the first row of all is the plain one
         values = target.answer.of(scores[own]) - (0.0 if target.against is None else target.against.of(scores[other]))
-        for i, value, far, loss in zip(rows, values.tolist(), kl(plain[0], scores[0][:, 0]).tolist(), lost, strict=True):
-            found[i] = {"value": value, "kl": far, "lost": loss - plain[1], "text": ""}
+        for i, value, far, loss in zip(rows, values.tolist(), kl(plain[0][0], scores[0][:, 0]).tolist(), lost, strict=True):
+            found[i] = {"value": value, "kl": far, "lost": loss - plain[0][1], "text": ""}
+
+    for rows in text.chunks(max(map(len, tails))):
+        for _ in halving(rows, measure, what=STEERED, hint=HINT):
+            pass
     return [found[i] for i in range(len(text.edits))]
 
 
@@ -119,12 +126,17 @@ def write_steered(text: SteeredText, generate: int, target: Contrast | None, mat
     if not all(written):
         raise BadPrompt("the prompt leaves no room for what is to be written", hint="a shorter prompt")
     tokens: dict[int, dict[str, list[Any]]] = {}
-    for rows in text.chunks(max(map(len, written))):
+
+    def measure(rows: list[int]) -> None:
         tails = [written[i] for i in rows]
         steered, plain = text.logits(tails, rows), text.logits(tails, None)
         for row, i in enumerate(rows):
             where = slice(text.measured, text.measured + len(written[i]))
             tokens[i] = _tokens(text, written[i], steered[row, where], plain[row, where], target)
+
+    for rows in text.chunks(max(map(len, written))):
+        for _ in halving(rows, measure, what=STEERED, hint=HINT):
+            pass
     own = [tokens[i] for i in range(len(text.edits))]
     plainly = _mean(own[text.plain]["plain_logprob"])
     texts, pattern = [lm.pieces(ids).text for ids in written], Pattern(matching or "", hint=MATCHING)

@@ -114,7 +114,7 @@ def forwards(lm: probe.LanguageModel, lengths: tuple[int, ...], repeat: int) -> 
     """`read` (scores of every token; with head summaries too) beside the plain forward, at several lengths and batches."""
     found = []
     for n in lengths:
-        for rows in (1, max(1, 4 * lengths[0] // n)):
+        for rows in sorted({1, max(1, 4 * lengths[0] // n)}):
             ids = texts(lm, rows, n)
             for name, spec in (("scores", "none"), ("head summaries", "heads")):
 
@@ -131,7 +131,8 @@ def forwards(lm: probe.LanguageModel, lengths: tuple[int, ...], repeat: int) -> 
 
 def captures(lm: probe.LanguageModel, n: int, repeat: int) -> list[Ratio]:
     """Residual sites of all layers kept by `read`, and read back into a run by `trace`, beside hooks that keep them there."""
-    ids = texts(lm, 1, n)
+    text = lm.tokenizer.decode(texts(lm, 1, n)[0])
+    ids = torch.tensor([lm.encode(text).ids], device=lm.device)  # what random bytes are read as is longer
     asked = [place for text in RESIDUAL for place in parse_places(text)]
     taps = [lm.anatomy.tap(place.site, layer) for place in asked for layer in range(lm.anatomy.n_layers)]
     cells = lm.anatomy.cells(asked)
@@ -142,12 +143,12 @@ def captures(lm: probe.LanguageModel, n: int, repeat: int) -> list[Ratio]:
             lm.model(ids, use_cache=False)
 
     def kept_there() -> None:
-        read(lm, ids, [n], sink=MemorySink(), cells=cells)
+        read(lm, ids, [ids.shape[1]], sink=MemorySink(), cells=cells)
 
     def traced() -> None:
-        probe.trace(lm, lm.tokenizer.decode(ids[0]), capture=list(RESIDUAL), attention="none", store="bf16")
+        probe.trace(lm, text, capture=list(RESIDUAL), attention="none", store="bf16")
 
-    name = f"{len(taps)} sites of {n} tokens"
+    name = f"{len(taps)} sites of {ids.shape[1]} tokens"
     return [
         compared(f"read, {name} / hooks", hooks, kept_there, repeat),
         compared(f"trace, {name}, in memory / hooks", hooks, traced, repeat),
