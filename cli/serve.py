@@ -59,7 +59,9 @@ class There:
 
 @with_options
 def command(context: typer.Context, staying: Staying, placement: PlacementOptions, there: There, output: Output) -> None:
-    """Keep models loaded, so that no command waits for imports and weights: each finds the server by itself."""
+    """Keep models loaded, so that no command waits for imports and weights: each finds the server by itself.
+
+    Another model than those (or another --dtype, an --adapter) is loaded by each command that asks for it."""
     check_system("serve")
     if there.status or there.stop:
         _ask("stop" if there.stop else "status", as_json=output.as_json)

@@ -15,6 +15,7 @@ from .serve import StayingModels, check_system, in_words, warmed_up
 def command(context: typer.Context, staying: StayingModels, placement: PlacementOptions) -> None:
     """Type one command after the other: models are loaded once, and TAB completes sites, steps, runs and what else there is."""
     from probe.language_model.home import home
+    from probe.language_model.names import default_name
 
     from .staying.prompt import CommandPrompt
 
@@ -22,5 +23,7 @@ def command(context: typer.Context, staying: StayingModels, placement: Placement
     models = warmed_up(context, staying, placement)
     if sys.stdin.isatty():
         typer.echo(f"{in_words(models)}: type a command without probe; help tells of them, Ctrl-D leaves", err=True)
+        if staying.model and (usual := default_name()) not in staying.model:
+            typer.echo(f"a command without --model takes {usual}, and loads it", err=True)
     code = CommandPrompt(context.find_root().command, history=home() / "shell_history").talk()
     raise typer.Exit(code)

@@ -72,7 +72,7 @@ def terminal(place: Place, tmp_path: Path) -> Iterator[Terminal]:
 
 @pytest.mark.slow
 def test_keys(terminal: Terminal, tmp_path: Path) -> None:
-    """A command; one that is completed; Ctrl-C in a command, and at the prompt; Ctrl-D."""
+    """A command; one that is completed; Ctrl-C in a command, and at the prompt; a shell in the shell; Ctrl-D."""
     terminal.type('trace "Hello there. How are you?" -m tiny:llama --generate 12 --out first\n')
     assert "most surprising" in terminal.until("run: first\r\n[^>]*probe> ")
     terminal.type("steps fir\t")
@@ -89,6 +89,13 @@ def test_keys(terminal: Terminal, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
     time.sleep(1)  # a signal between the prompt and the wait for a key is seen with the next key only: Python has it so
     terminal.type("nonsense\x03")
+    terminal.until("\nprobe> ")
+    terminal.type("shell --model tiny:llama\n")
+    terminal.until("Ctrl-D leaves[^>]*probe> ")
+    for _ in range(2):  # what a command of the inner shell comes to is nothing that the outer one is told
+        terminal.type("steps first\n")
+        assert "step0" in terminal.until("\nprobe> ")
+    terminal.type("exit\n")
     terminal.until("\nprobe> ")
     terminal.type("models sites ./nothing\n")
     terminal.until("hint: [^>]*probe> ")
@@ -130,6 +137,7 @@ def test_what_a_line_can_go_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found("rewind second --to a") == found("rewind nowhere --to ") == ["all "]
     assert found("trace x --capture resid_po") == ["resid_post", "resid_post@all"]
     assert found("trace x --dt") == ["--dtype "]
+    assert found('trace "') == [] and found("rewind second --numbers ") == ["first run/", "second/"]
     assert found("trace x --file sec") == ["second/"]
     assert found("trace x --file second/man") == ["second/manifest.json "]
     assert "PROBE_COMPLETE" not in "".join(os.environ)

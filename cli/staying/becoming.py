@@ -64,7 +64,11 @@ def _stream(number: int, *, encoding: str, errors: str, line_buffering: bool, wr
 def finish(run: Callable[[], object], connection: socket.socket) -> None:
     """Run the command, tell the client how it ended, and leave its streams. What Python does at the end of a process, it does
     after that: taking torch down takes as long as a short command."""
-    end = _flushed(_end(run))
+    own = os.getpid()
+    end = _end(run)
+    if os.getpid() != own:  # a fork of the command's own, if that was a shell or a server: it has told how it ended
+        return
+    end = _flushed(end)
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
         os.dup2(nothing, number)

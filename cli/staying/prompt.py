@@ -143,7 +143,7 @@ def completions(run: Callable[..., object], line: str, begun: str) -> list[str]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-    found = [value for value in said.getvalue().splitlines() if value.startswith(begun)]
+    found = [value for value in said.getvalue().splitlines() if value and value.startswith(begun)]
     if not found and not begun.startswith("-"):
         found = _paths(begun)
     whole = len(found) == 1 and not found[0].endswith(_GOES_ON)
