@@ -339,6 +339,19 @@ def test_few_parts_are_made_of_a_large_file(lm: LanguageModel) -> None:
         assert len(parts) <= most and sum(len(one.ids) for part in parts for one in corpus.read(part)) == corpus.seen.tokens
 
 
+@pytest.mark.usefixtures("small_parts")
+def test_a_text_that_is_in_many_parts_is_encoded_once(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = windows.surveyed(lm, ["abc " * 200, "short"], CorpusMeans(["x"], at=["z@1"], window=32))
+    encode, encoded = type(lm).encode, list[str]()
+    monkeypatch.setattr(type(lm), "encode", lambda lm, text: encoded.append(text) or encode(lm, text))
+    parts = list(corpus.parts())
+    assert len(parts) > 5 and not encoded, "where parts begin and end is known by lengths"
+    read = [one for part in parts for one in corpus.read(part)]
+    assert encoded == ["abc " * 200, "short"]
+    assert read == [one for prompt in corpus.prompts for one in corpus.windows_of(prompt)[1]]
+    assert sum(one.counted for one in read) == sum(part.counted for part in parts) == corpus.seen.counted
+
+
 def test_what_is_not_finite_is_an_error_row_and_left_out(lm: LanguageModel) -> None:
     broken = LanguageModel(copy.deepcopy(lm.model), lm.tokenizer, name="broken")
     with torch.no_grad():
