@@ -38,7 +38,7 @@ def test_no_token_is_waited_for(seen: dict[str, list], name: str) -> None:
     assert same
 
 
-@pytest.mark.parametrize("name", ["activations", "trace", "edits", "lens"])
+@pytest.mark.parametrize("name", ["activations", "trace", "edits", "lens", "rows", "means"])
 def test_no_layer_is_waited_for(seen: dict[str, list], name: str) -> None:
     """A model of twice as many layers is read, and edited, with as many waits."""
     few, many, same = seen[name]
@@ -126,6 +126,16 @@ def main(device) -> None:
         run = probe.lens(lm, TEXTS[0], answer="a", against="b")
         return [*run.lens["kl_to_final"], *run.lens["target_logprob"], *run.lens["target_rank"]]
 
+    def rows(lm):
+        """Whole rows of patterns and scores."""
+        run = probe.trace(lm, TEXTS[0], capture=["scores@all.1"], attention="full")
+        weights, scores = run.table("attention")["weights"], run.table("scores")["scores"]
+        return [*(float(one[0]) for one in weights), *(float(one[-1]) for one in scores)]
+
+    def means(lm):
+        run = probe.means(lm, TEXTS, at=["resid_post@all"])
+        return [*run.table("means")["mean_norm"], *run.table("means")["norm_of_mean"]]
+
     def both(run, lm) -> tuple[list[str], bool]:
         other, wanted = others[lm.name], run(lm)
         with device.Counting():
@@ -149,7 +159,7 @@ def main(device) -> None:
     for name, made in {"edited": written, "rollouts": rollouts}.items():
         short, long = both(made(LOOKS + (name == "rollouts")), small), both(made(3 * LOOKS + (name == "rollouts")), small)
         result[name] = short[0], long[0], short[1] and long[1]
-    readers = {"activations": recorded, "trace": traced, "edits": edited, "lens": lensed}
+    readers = {"activations": recorded, "trace": traced, "edits": edited, "lens": lensed, "rows": rows, "means": means}
     for name, run in readers.items():
         few, many = both(run, small), both(run, deep)
         result[name] = few[0], many[0], few[1] and many[1]

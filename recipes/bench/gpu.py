@@ -60,22 +60,24 @@ def main(model: str, *, repeat: int, quick: bool, only: str | None = None) -> No
         "sweep": lambda: sweep(lm, 12 if size == "tiny" else 128),
     }
     rows: list[Ratio] = []
-    for part, run in parts.items():
-        if only not in (None, part):
-            continue
-        if time.perf_counter() - began > SECONDS:
-            print(f"{part}: not begun, the time is over")
-            continue
-        try:
-            with fitting(part, hint="a smaller size"):
-                found = run()
-        except OutOfMemory as error:
-            print(error.message)
-            continue
-        rows += found
-        for row in found:
-            print(f"{row.name:<52}{row.seconds:>10.4f} s{row.baseline:>10.4f} s{row.ratio:>8.2f}", flush=True)
-    print(f"{time.perf_counter() - began:.0f} s in all\n\n{table(rows, name, size, rehearsal=device is None)}")
+    try:
+        for part, run in parts.items():
+            if only not in (None, part):
+                continue
+            if time.perf_counter() - began > SECONDS:
+                print(f"{part}: not begun, the time is over")
+                continue
+            try:
+                with fitting(part, hint="a smaller size"):
+                    found = run()
+            except OutOfMemory as error:
+                print(error.message)
+                continue
+            rows += found
+            for row in found:
+                print(f"{row.name:<52}{row.seconds:>10.4f} s{row.baseline:>10.4f} s{row.ratio:>8.2f}", flush=True)
+    finally:  # an error of one part does not take away what the others came to
+        print(f"{time.perf_counter() - began:.0f} s in all\n\n{table(rows, name, size, rehearsal=device is None)}")
 
 
 def made(size: str, device: torch.device) -> probe.LanguageModel:
