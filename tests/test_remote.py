@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -15,6 +16,7 @@ from typing import Any
 import fsspec
 import pytest
 from fsspec.implementations.local import LocalFileSystem
+from pyarrow.fs import FileSystem
 from typer.testing import CliRunner
 
 import probe
@@ -24,10 +26,10 @@ from probe import store
 from probe.errors import BadOption, ProbeError, RunError, StorageFull
 from probe.requests import workers
 from probe.sharding import dispatching
-from probe.sharding.pools import InProcess
 from probe.sharding.working import Worker
-from probe.store import claiming, servers
+from probe.store import claiming, remote, servers
 from probe.store.remote import RemoteFolder
+from tests.in_process import InProcess
 from tests.test_store_crash import UNITS, everything, work
 
 ASKED: dict[str, Any] = {"generate": 2, "capture": "resid_post@1", "batch_tokens": 30, "temperature": 1.0}
@@ -308,6 +310,28 @@ def test_commands_take_a_url(url: str, undisturbed: Path, tmp_path: Path) -> Non
     assert store.check(url)[0].startswith("tokens.parquet: torn")
     assert "mine.txt" in said("runs", "rm", url, "--yes")
     assert files(url) == {"mine.txt": b"kept"} and not list((tmp_path / "home" / "runs").iterdir())
+
+
+@pytest.mark.parametrize("name", ["state.json", "manifest.json"])
+@pytest.mark.parametrize(("held", "what"), [(b"{}", "Field required"), (b"torn", "it is not JSON")])
+def test_a_damaged_document_is_named_by_its_url(url: str, name: str, held: bytes, what: str) -> None:
+    RemoteFolder(url).write(name, held)
+    said = rf"^'{re.escape(url)}/{name}' is damaged: .*{what}"
+    with pytest.raises(RunError, match=said) as caught:
+        work(url, resume=True)  # type: ignore[arg-type]
+    assert caught.value.hint == f"probe runs check {url}"
+    (found,) = store.check(url)
+    assert re.search(said, found)
+
+
+def test_a_store_without_folders_keeps_what_lies_beside_what_is_deleted(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pyarrow lists no folders within folders of Google's stores: one that held other folders was taken for an empty one."""
+    monkeypatch.setattr(remote, "FLAT", FileSystem.from_uri(url)[0].type_name)
+    place = RemoteFolder(url)
+    for name in ("shards/a/tokens.parquet", "shards/b/tokens.parquet"):
+        place.write(name, b"rows")
+    place.inside("shards/a").clear(["tokens.parquet"])
+    assert files(url) == {"shards/b/tokens.parquet": b"rows"} and place.folders() == ["shards"]
 
 
 def test_completion_asks_no_server(monkeypatch: pytest.MonkeyPatch) -> None:

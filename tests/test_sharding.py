@@ -26,10 +26,11 @@ from probe.errors import BadOption, EngineError, OutOfRange, StorageFull
 from probe.requests import Trace, workers
 from probe.sharding import dispatching
 from probe.sharding.jobs import Job, ShardResult, failure, job_of
-from probe.sharding.pools import Heard, InProcess
+from probe.sharding.pools import Heard
 from probe.sharding.shards import LEAST, LONG, TRIES, Shards
 from probe.store.manifest import read_records
 from probe.tracing import recording
+from tests.in_process import InProcess
 
 Fault = Callable[[int, int, int], BaseException | None]
 """(worker, shard, how often it was tried before) -> what goes wrong; a SystemExit is a death."""

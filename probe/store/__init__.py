@@ -2,7 +2,8 @@
 
 from probe.store.backends import Limits
 from probe.store.beginning import create, fresh_path
-from probe.store.catalog import check, is_run, names_run, place_for, remove, run_of
+from probe.store.catalog import is_run, names_run, place_for, remove, run_of
+from probe.store.checking import check
 from probe.store.exporting import export
 from probe.store.listing import Listed, describe, list_runs
 from probe.store.run import Run, open_run

@@ -1,4 +1,4 @@
-"""The runs in a folder: list, check by hash, remove, and which text or option names one. Reads no rows."""
+"""Runs in folders and at URLs: what is one, its end, and which text or option names one. Reads no rows."""
 
 from __future__ import annotations
 
@@ -32,47 +32,6 @@ def is_run(path: Path | str) -> bool:
     except (OSError, ValueError):  # a name that is too long, or no name at all
         return False
     return False
-
-
-def check(path: Path | str) -> list[str]:
-    """What is wrong with a run, file by file: missing, torn, altered, extra. Nothing: []. Reads every byte.
-
-    RunError only where there is no run at all.
-    """
-    if is_url(path):
-        return remote_runs.check(path)
-    path = Path(path)
-    problems: list[str] = []
-    partial = path.suffix == PARTIAL and is_run(path)
-    try:
-        found = _unfinished(path, problems) if partial else _finished(path, problems)
-    except RunError as error:
-        if not is_run(path):
-            raise
-        return [error.message]
-    problems += [f"{file['path']}: {what}" for file in found if (what := layout.wrong(path, file))]
-    named = {file["path"] for file in found}
-    ours = {*layout.DOCUMENTS, *(p.relative_to(path).as_posix() for p in layout.records(path) if partial)}
-    extra = sorted(set(layout.files(path)) - named - ours - set(layout.in_shards(path) if partial else ()))
-    return problems + [f"{name}: extra, not of this run" for name in extra]
-
-
-def _unfinished(path: Path, problems: list[str]) -> list[dict[str, Any]]:
-    """The files that a partial run's journal names."""
-    manifest.intact(path / STATE, manifest.State)
-    records = manifest.read_records(path)
-    units = sum(len(record["units"]) for record in records)
-    problems.append(f"unfinished: {units} units are done; the same command with --resume completes it")
-    return [part for record in records for part in record["parts"]]
-
-
-def _finished(path: Path, problems: list[str]) -> list[dict[str, Any]]:
-    """The files that a whole run's manifest names, its README among them."""
-    about = read_manifest(path)
-    if manifest.altered(about):
-        problems.append(f"{MANIFEST}: altered: its {manifest.SEAL} is another")
-    files = [file for table in about["tables"].values() for file in table["files"]]
-    return files + ([{"path": layout.README, **about["readme"]}] if about.get("readme") else [])
 
 
 def remove(path: Path | str) -> list[str]:

@@ -66,16 +66,24 @@ class RemoteShards:
 
     def prepare(self) -> None:
         """What a worker of an earlier time did not finish is removed."""
-        self._found = self._upload.shards()
+        self._ask()
         for attempt in self._found.keys() - set(self._finished()):
-            self._upload.remote.clear(f"{SHARDS}/{attempt}/{name}" for name in self._found[attempt])
+            self._clear(attempt)
+
+    def _ask(self) -> None:
+        """Which files there are of each attempt at a shard, by its folder under `SHARDS`."""
+        self._found = {}
+        for name, stored in self._upload.remote.files(SHARDS).items():
+            if layout.writes(name):
+                _, attempt, inside = name.split("/", 2)
+                self._found.setdefault(attempt, {})[inside] = stored
 
     def _finished(self) -> list[str]:
         return sorted(one for one, files in self._found.items() if any(map(layout.is_record, files)))
 
     def names(self) -> list[str]:
         """The finished shards, in order, as the server has them now."""
-        self._found = self._upload.shards()
+        self._ask()
         found = {layout.shard_of(attempt) for attempt in self._finished()}
         return sorted(found, key=lambda name: [int(number) for number in name.split("-")])
 
@@ -101,7 +109,12 @@ class RemoteShards:
     def drop(self, name: str) -> None:
         """Remove all attempts at a shard."""
         for attempt in [one for one in self._found if layout.shard_of(one) == name]:
-            self._upload.remote.clear(f"{SHARDS}/{attempt}/{file}" for file in self._found.pop(attempt))
+            self._clear(attempt)
+            del self._found[attempt]
+
+    def _clear(self, attempt: str) -> None:
+        """Remove an attempt and its own folders: others are written beside it."""
+        self._upload.remote.inside(f"{SHARDS}/{attempt}").clear(self._found[attempt])
 
 
 def join(backend: Disk, shards: LocalShards | RemoteShards, name: str) -> bool:

@@ -43,6 +43,16 @@ def bring_journal(remote: RemoteFolder, folder: Path, files: Iterable[str] | Non
 
 
 @contextmanager
+def said_of(url: str, folder: Path) -> Iterator[None]:
+    """What is wrong with documents that were brought to a folder is wrong at the URL that they are from."""
+    try:
+        yield
+    except RunError as error:
+        message, hint = (text.replace(str(folder), url) for text in (error.message, error.hint))
+        raise RunError(message, hint=hint) from error
+
+
+@contextmanager
 def begun(remote: RemoteFolder, files: Iterable[str] | None = None) -> Iterator[Path]:
     """A folder with the state and the journal of a run or a shard that is not whole, named as it would be here."""
     with ExitStack() as stack:

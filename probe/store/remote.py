@@ -21,6 +21,7 @@ from probe.errors import BadOption, RunError
 from probe.store.servers import credentials_of, first_line, form_of, of_server, told_of_waiting
 
 ATOMIC = ("s3", "gcs", "abfs")  # where a file is there when it was closed, and not before
+FLAT = "gcs"  # where pyarrow shows no folder but by the files in it
 _PIECE = 1 << 22  # bytes that are held at once
 _SECONDS = 30  # for which pyarrow asks Google's servers again; by itself it does so for 15 minutes
 
@@ -33,14 +34,15 @@ class StoredFile(NamedTuple):
 
 
 class RemoteFolder:
-    """The files under a URL, by their names there. Every method raises `RunError` where the server does not do what is asked,
-    those that write `StorageFull`."""
+    """The files under a URL, by their names there. Every method raises `RunError` where the server does not do what is asked;
+    where a run is being written there, `StorageFull`."""
 
-    def __init__(self, url: str) -> None:
-        """Raises `BadOption` for a URL that no file system is known for, or that no run can be at."""
+    def __init__(self, url: str, *, writes: bool = False) -> None:
+        """writes: a run is being written there. Raises `BadOption` for a URL that no file system is known for, or that no run
+        can be at."""
         from pyarrow import ArrowInvalid, fs
 
-        self.url = url
+        self.url, self._writes = url, writes
         _check(url)
         with self._stated():
             try:
@@ -71,6 +73,8 @@ class RemoteFolder:
 
     def folders(self) -> list[str]:
         """The names of the folders right under the URL."""
+        if self._system.type_name == FLAT:
+            return sorted({name.partition("/")[0] for name in self.files() if "/" in name})
         with self._stated():
             found = self._system.get_file_info(self._fs.FileSelector(self._root, allow_not_found=True))
         return sorted(self._name(one.path) for one in found if one.type == self._fs.FileType.Directory)
@@ -97,7 +101,7 @@ class RemoteFolder:
             self._write(name, [data])
             return
         self._write(name + durable.TEMPORARY, [data])
-        with self._stated(writes=True):
+        with self._stated():
             self._system.move(self._at(name + durable.TEMPORARY), self._at(name))
 
     def put(self, name: str, path: Path) -> None:
@@ -106,16 +110,16 @@ class RemoteFolder:
             self._write(name, iter(lambda: file.read(_PIECE), b""))
 
     def _write(self, name: str, pieces: Iterable[bytes]) -> None:
-        with self._stated(writes=True):
+        with self._stated():
             try:
                 out = self._system.open_output_stream(self._at(name))
             except FileNotFoundError:  # of a file system with folders
                 self._system.create_dir(self._at(name).rpartition("/")[0], recursive=True)
                 out = self._system.open_output_stream(self._at(name))
         for piece in pieces:  # not as a context: that would close, and so make, a file of which half is written
-            with self._stated(writes=True):
+            with self._stated():
                 out.write(piece)
-        with self._stated(writes=True):
+        with self._stated():
             out.close()
 
     def get(self, name: str, path: Path, entry: Mapping[str, Any]) -> None:
@@ -164,7 +168,7 @@ class RemoteFolder:
 
     def copy(self, name: str, to: str) -> None:
         """A file under another name too, without a way over this machine where the server can do that."""
-        with self._stated(writes=True):
+        with self._stated():
             try:
                 self._system.copy_file(self._at(name), self._at(to))
             except FileNotFoundError:
@@ -172,19 +176,21 @@ class RemoteFolder:
                 self._system.copy_file(self._at(name), self._at(to))
 
     def clear(self, names: Iterable[str]) -> None:
-        """Delete these files where they are there, and then the folders of theirs that hold nothing, up to the URL itself."""
+        """Delete these files where they are there, and then the folders of theirs that hold nothing, up to the URL itself.
+        Nobody else may write into those meanwhile."""
         folders: set[str] = set()
         for name in names:
-            with self._stated(writes=True), suppress(FileNotFoundError):
+            with self._stated(), suppress(FileNotFoundError):
                 self._system.delete_file(self._at(name))
                 folders |= {str(one) for one in Path(name).parents if one.name}
         for folder in (*sorted(folders, reverse=True), ""):  # those inside others first
-            with self._stated(writes=True):
+            with self._stated():
                 self._drop_empty(f"{self._root}/{folder}".rstrip("/"))
 
     def _drop_empty(self, folder: str) -> None:
-        """An object store keeps a name for a folder that became empty; or has none, which for Google's is an error like any."""
-        if self._system.get_file_info(self._fs.FileSelector(folder, allow_not_found=True)):
+        """An object store keeps a name for a folder that became empty. A flat one does not, and what is in its folders' folders
+        would not be seen."""
+        if self._system.type_name == FLAT or self._system.get_file_info(self._fs.FileSelector(folder, allow_not_found=True)):
             return
         (found,) = self._system.get_file_info([folder])
         if found.type == self._fs.FileType.Directory:
@@ -198,7 +204,7 @@ class RemoteFolder:
         return path.removeprefix(self._root).strip("/")
 
     @contextmanager
-    def _stated(self, *, writes: bool = False) -> Iterator[None]:
+    def _stated(self) -> Iterator[None]:
         """What a server can do to us, as one clear error, and one line while it does nothing."""
         try:
             with told_of_waiting(self.url):
@@ -206,7 +212,7 @@ class RemoteFolder:
         except (RunError, BadOption):
             raise
         except Exception as error:  # a file system of fsspec raises whatever the library below it does
-            raise of_server(self.url, error, writes=writes) from error
+            raise of_server(self.url, error, writes=self._writes) from error
 
 
 def _patient(url: str) -> str:

@@ -1,4 +1,4 @@
-"""The runs at URLs, as `catalog` has those in folders: which there are, checked by hash, removed. Reads no rows."""
+"""The runs at URLs, as `catalog` has those in folders: which there are, and removed. Reads no rows."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 from probe.addresses import inside
 from probe.errors import RunError
-from probe.store import layout, manifest, mirroring
+from probe.store import layout, mirroring
 from probe.store.claiming import Claim
-from probe.store.layout import MANIFEST, README, REMOVING, STATE
+from probe.store.layout import MANIFEST, REMOVING, STATE
 from probe.store.remote import RemoteFolder
 from probe.store.run import read_manifest
 
@@ -24,38 +24,13 @@ def is_run(url: str) -> bool:
     return any(remote.there(name) for name in MARKS)
 
 
-def check(url: str) -> list[str]:
-    """As `catalog.check`: what is wrong with the run at a URL. Every byte goes over the network, and none is kept."""
-    remote = RemoteFolder(url)
-    found = remote.files()
-    if MANIFEST in found:
-        copy = mirroring.Copy(url)
-        about = read_manifest(copy.path)
-        entries = [file for table in about["tables"].values() for file in table["files"]]
-        entries += [{"path": README, **about["readme"]}] if about.get("readme") else []
-        problems = [f"{MANIFEST}: altered: its {manifest.SEAL} is another"] if manifest.altered(about) else []
-        ours = {MANIFEST}
-    elif STATE in found:
-        with mirroring.begun(remote, found) as folder:
-            records = manifest.read_records(folder)
-        entries = [part for record in records for part in record["parts"]]
-        units = sum(len(record["units"]) for record in records)
-        problems = [f"unfinished: {units} units are done; the same command with --resume completes it"]
-        ours = {name for name in found if layout.writes(name) and layout.table_of(name) is None}
-    else:
-        raise RunError(f"there is no run '{url}'", hint="is the URL right? probe runs ls shows those in a folder")
-    problems += [f"{file['path']}: {what}" for file in entries if (what := remote.wrong(file["path"], file))]
-    extra = found.keys() - {file["path"] for file in entries} - ours - {name for name in found if layout.is_claim(name)}
-    return problems + [f"{name}: extra, not of this run" for name in sorted(extra)]
-
-
 def remove(url: str) -> list[str]:
     """As `catalog.remove`: delete the run at a URL, and what is kept of it here; what others put there stays, and is named.
 
     What says that there is a run goes first, and last a mark that its removal was begun: a kill leaves what the same call
     completes.
     """
-    remote = RemoteFolder(url)
+    remote = RemoteFolder(url, writes=True)
     if not is_run(url):
         raise RunError(f"'{url}' is not a run; nothing was removed", hint="probe runs ls shows those there are")
     claim = Claim(remote)

@@ -6,6 +6,7 @@ import difflib
 import html
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,7 +20,7 @@ from probe.errors import RunError
 from probe.store import activations, layout, manifest, reading
 from probe.store.backends import extra_of
 from probe.store.layout import MANIFEST, PARTIAL, partial
-from probe.store.mirroring import Copy
+from probe.store.mirroring import Copy, said_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,7 +96,8 @@ def open_run(path: Run | Path | str) -> Run:
         return path
     copy = Copy(path) if is_url(path) else None
     where, path = path, copy.path if copy else Path(path)
-    found = read_manifest(path)
+    with said_of(copy.url, copy.path) if copy else nullcontext():
+        found = read_manifest(path)
     unknown = [name for name in found["tables"] if name not in tables.TABLES]
     if unknown or found["schema_version"] > tables.SCHEMA_VERSION:
         what = f": its {', '.join(unknown)}" if unknown else ""

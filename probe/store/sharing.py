@@ -32,7 +32,7 @@ def shard_writer(path: Path | str, command: str, arguments: Mapping[str, Any], r
 
     Raises `RunError` where that run cannot be seen from here, or was begun with something else: the files here are others.
     """
-    remote = RemoteFolder(path) if is_url(path) else None
+    remote = RemoteFolder(path, writes=True) if is_url(path) else None
     folder = fetched(remote) if remote else partial(Path(path))
     if not (folder / STATE).is_file():
         hint = "put --out on a file system that all machines share, or give a URL"

@@ -26,7 +26,7 @@ from probe.errors import ProbeError, RunError
 from probe.store import layout, manifest, mirroring
 from probe.store.claiming import Claim, alive
 from probe.store.layout import JOURNAL, MANIFEST, README, STATE, partial
-from probe.store.remote import RemoteFolder, StoredFile
+from probe.store.remote import RemoteFolder
 
 WORKERS = "workers"  # of this machine, each with a folder until it is dead
 
@@ -36,7 +36,7 @@ class Upload:
 
     def __init__(self, url: str) -> None:
         """Raises `RunError` where another process writes it, or the server does not answer."""
-        self.url, self.remote = url, RemoteFolder(url)
+        self.url, self.remote = url, RemoteFolder(url, writes=True)
         folder, self._fetched = mirroring.kept(url) / "made", mirroring.kept(url) / "fetched"
         self.path = folder / last_name(url)
         self._sent: dict[str, str] = {}  # what is there for certain: name -> hash
@@ -57,7 +57,8 @@ class Upload:
         shutil.rmtree(self._fetched, ignore_errors=True)
         mirroring.bring_journal(self.remote, self._fetched)
         state = self._fetched / STATE
-        return manifest.intact(state, manifest.State) if state.is_file() else None
+        with mirroring.said_of(self.url, self._fetched):
+            return manifest.intact(state, manifest.State) if state.is_file() else None
 
     def fetch(self, before: Mapping[str, Any] | None, *, resume: bool) -> None:
         """Have the run here as far as it is there, or further, if that was made here. Without `resume`: have nothing. before:
@@ -65,7 +66,9 @@ class Upload:
         if not resume or (before is not None and self._own_id() != before["run_id"]):
             self._forget()
         if before is not None:
-            self._follow(manifest.read_records(self._fetched))
+            with mirroring.said_of(self.url, self._fetched):
+                records = manifest.read_records(self._fetched)
+            self._follow(records)
             shutil.rmtree(self._fetched, ignore_errors=True)
         elif partial(self.path).exists():  # of a run that is gone there
             self._send(0)
@@ -157,6 +160,7 @@ class Upload:
         self.remote.clear(
             name for name in self.remote.files() if layout.writes(name) and name not in {*named, MANIFEST, README}
         )
+        self.remote.inside(layout.SHARDS).clear([])  # the folder of what workers wrote
 
     def discard(self) -> None:
         """Of a run in which nothing was done nothing stays."""
@@ -169,15 +173,6 @@ class Upload:
         """Let others write."""
         self._claim.release()
         self._lock.release()
-
-    def shards(self) -> dict[str, dict[str, StoredFile]]:
-        """What workers wrote: the names of the files of each attempt at a shard, by its folder under `shards`."""
-        found: dict[str, dict[str, StoredFile]] = {}
-        for name, stored in self.remote.files(layout.SHARDS).items():
-            _, attempt, inside = name.split("/", 2) if name.count("/") > 1 else ("", "", "")
-            if inside and layout.writes(name):
-                found.setdefault(attempt, {})[inside] = stored
-        return found
 
 
 def fetched(remote: RemoteFolder) -> Path:
