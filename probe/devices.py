@@ -23,11 +23,11 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def uploaded(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Numbers, or a tensor of the CPU, as a tensor on a device, which this process does not wait for."""
+    """Numbers, or a tensor, as a tensor on a device, which this process does not wait for where they lie on the CPU."""
     here = torch.as_tensor(values, dtype=dtype)
-    if device.type == "cuda":
+    if device.type == "cuda" and here.device.type == "cpu":
         here = here.pin_memory()
-    return here.to(device, non_blocking=True)
+    return here.to(device, non_blocking=device.type != "cpu")
 
 
 class Pending(NamedTuple):

@@ -53,7 +53,7 @@ def score_hidden(
     found: list[Scores] = []
     for start in range(0, hidden.shape[0], block_rows):
         logits = readout(hidden[start : start + block_rows])
-        own = targets[start : start + block_rows].to(logits.device, non_blocking=True)
+        own = targets[start : start + block_rows].to(logits.device)
         if kernels.worth(len(hidden), logits.device):
             in_order(partial(_score_compiled, logits, own, top), _cached(logits), found.append, logits.device)
         else:
