@@ -313,6 +313,18 @@ def test_another_process_than_it_would_be_is_refused(served: Place, tmp_path: Pa
         assert complained.decode() == f"warning: this runs without the server: it was started with another {name}\n"
 
 
+def test_nothing_of_a_command_stays_in_the_server(served: Place, tmp_path: Path) -> None:
+    """`python -m recipes.bench serve --only growth` does this 200 times, with all kinds of them."""
+    assert served.server is not None
+    files = Path(f"/proc/{served.server.pid}/fd")
+    until(lambda: not served.commands())
+    before = sorted(one.name for one in files.iterdir())
+    for words, code in ((("trace", "Hello", *TINY), 0), (("trace", "--nonsense"), 2)):
+        assert served.run(*words, cwd=tmp_path)[0] == code
+    until(lambda: not served.commands())
+    assert sorted(one.name for one in files.iterdir()) == before
+
+
 def test_two_at_once(served: Place, tmp_path: Path) -> None:
     one = served.start("trace", "-", *TINY, "--out", "one", cwd=tmp_path, stdin=subprocess.PIPE)
     assert served.run("trace", "two", *TINY, "--out", "two", cwd=tmp_path)[0] == 0  # the first waits for its words

@@ -106,9 +106,9 @@ class Peak:
         self.megabytes = max(0, (peak_memory() or 0) - self._start) / 1e6
 
 
-def resident() -> int:
-    """Resident memory of this process in bytes."""
-    return int((PROCESS / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def resident(process: Path = PROCESS) -> int:
+    """Resident memory of a process, of this one if no other is named, in bytes."""
+    return int((process / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def show(title: str, rows: list[Measurement]) -> None:
