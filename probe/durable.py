@@ -184,10 +184,10 @@ def stated(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            hint = "free some space and run the same command with --resume: what is finished is kept"
+            hint = "free some space and run it again; of a run what is finished is kept, and --resume goes on with it"
             raise StorageFull(f"the disk is full: could not write '{path}'", hint=hint) from error
         if error.errno == errno.EIO:
-            hint = "when the disk works again, run the same command with --resume"
+            hint = "when the disk works again, run it again; --resume goes on with a run"
             raise StorageFull(f"the disk failed while writing '{path}'", hint=hint) from error
         if error.errno is None:
             raise
